@@ -1,0 +1,1 @@
+"""limelight: training-free grounding of Hugging Face multimodal LLMs."""

@@ -1,0 +1,129 @@
+"""The interface of a decoding method: a Strategy opens a Session on a prompt, a Session gives logits token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from limelight.errors import SettingError
+from limelight.models.adapter import Adapter
+from limelight.types import Relevance
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a session knows about one row's next token, beyond its logits. Becomes a :class:`Step`."""
+
+    relevance: Relevance | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    intervened: bool = False
+    plain: int | None = None
+    losses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    candidates: tuple[tuple[int, float, float], ...] = ()
+    flagged: bool = False
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Logits ``[B, V]`` (float32 or better) of the next token, before processors, and a Detail a row (or none)."""
+
+    logits: Tensor
+    details: tuple[Detail, ...] = ()
+
+
+class Chooser:
+    """From logits to tokens, as transformers does it: processors, then argmax or multinomial sampling.
+
+    Args:
+        processors: transformers' LogitsProcessorList.
+        sample: draw instead of argmax.
+        seeds: one seed a row, so that a row's draws do not depend on its neighbours; None uses torch's global state,
+            as transformers does.
+    """
+
+    def __init__(self, processors: Any, *, sample: bool, seeds: Sequence[int] | None = None) -> None:
+        self.processors = processors
+        self.sample = sample
+        self.seeds = seeds
+        self._generators: list[torch.Generator] = []
+
+    def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Processed logits ``[B, V]``; the input is left as it is (processors may work in place)."""
+        out: Tensor = self.processors(ids, logits.clone()) if self.processors else logits
+        return out
+
+    def pick(self, scores: Tensor) -> Tensor:
+        """Token ids ``[B]``."""
+        if not self.sample:
+            return scores.argmax(dim=-1)
+        p = torch.softmax(scores, dim=-1)
+        if self.seeds is None:
+            return torch.multinomial(p, 1)[:, 0]
+        if not self._generators:
+            if len(self.seeds) != p.shape[0]:
+                raise SettingError(
+                    f"expected one seed a row, got {len(self.seeds)} for {p.shape[0]} rows", hint="pass one integer"
+                )
+            self._generators = [torch.Generator(device=p.device).manual_seed(s) for s in self.seeds]
+        return torch.cat([torch.multinomial(row, 1, generator=g) for row, g in zip(p, self._generators, strict=True)])
+
+
+@dataclass
+class Run:
+    """One call of generate, prepared by transformers.
+
+    Attributes:
+        ids: prompt token ids ``[B, T]``; ``kwargs`` the model's further inputs, cache included.
+        modality_ids: int64 ``[B, T]``, index into MODALITIES.
+        mask: True at real prompt positions ``[B, T]``.
+        chooser: how a token is chosen from logits (some methods need the choice inside the step).
+        details: whether relevance of the emitted tokens is wanted.
+        processor: the model's processor, for methods that build a second prompt.
+        media: raw pictures and sounds where known.
+    """
+
+    adapter: Adapter
+    ids: Tensor
+    kwargs: dict[str, Any]
+    modality_ids: Tensor
+    mask: Tensor
+    chooser: Chooser
+    config: Any = None
+    details: bool = False
+    stopping: Any = None
+    media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Keyword arguments for an uncached forward of the prompt."""
+        dropped = ("past_key_values", "use_cache", "logits_to_keep", "position_ids")
+        out = {k: v for k, v in self.kwargs.items() if k not in dropped and v is not None}
+        return {"input_ids": self.ids, **out}
+
+
+class Session(Protocol):
+    """A strategy at work on one prompt batch."""
+
+    def next(self, tokens: Tensor | None) -> Outlook:
+        """Append ``tokens`` [B] (None at the start) and say what may come next."""
+        ...
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A decoding method with its settings. ``name`` is what the CLI and the registry call it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def session(self, run: Run) -> Session:
+        """Open a session. Raises SettingError or UnsupportedError when the method cannot work on this prompt."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values that reproduce the strategy."""
+        ...

@@ -1,0 +1,45 @@
+"""Offsets on keys and values: zero at every new token, float32 whatever the model's dtype, one Adam of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from limelight.models.attention import AttentionHook
+
+
+class Deltas(AttentionHook):
+    """``dK_l, dV_l`` of ``[B, H, T, d]``, one per query head, seen by every query (sequence scope; LIME, eq. 4).
+
+    Added as ``q dK^T`` to the scores and ``A dV`` to the output instead of to K and V: the same sums, but an offset of
+    1e-3 does not vanish beside a large bfloat16 key.
+    """
+
+    def __init__(
+        self, layers: Sequence[int], shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        wide = torch.promote_types(dtype, torch.float32)
+        self.keys = {n: torch.zeros(shape, device=device, dtype=wide, requires_grad=True) for n in layers}
+        self.values = {n: torch.zeros(shape, device=device, dtype=wide, requires_grad=True) for n in layers}
+
+    def parameters(self) -> list[Tensor]:
+        """All key offsets, then all value offsets, in layer order."""
+        return [*self.keys.values(), *self.values.values()]
+
+    def raw_scores(self, layer: int, scores: Tensor, q: Tensor) -> Tensor:
+        delta = self.keys.get(layer)
+        if delta is None:
+            return scores
+        return scores + torch.matmul(q.to(delta.dtype), delta.transpose(2, 3))
+
+    def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
+        delta = self.values.get(layer)
+        if delta is None:
+            return out
+        return (out + torch.matmul(weights.to(delta.dtype), delta)).to(out.dtype)
+
+    def set_gradients(self, gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+            parameter.grad = gradient.detach()

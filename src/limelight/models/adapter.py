@@ -1,0 +1,272 @@
+"""A Hugging Face multimodal model becomes an Adapter: one object that knows where everything is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import HookError, ModelError, NotFiniteError, PromptError
+from limelight.models import detect
+from limelight.models.attention import switched
+from limelight.models.capture import DecoderCall, capture
+from limelight.models.families import Family, family_of
+from limelight.models.spans import layout
+from limelight.types import MODALITIES, Prompt, Span
+
+PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio"}
+
+
+class Adapter:
+    """A model and its processor, with everything the library needs to find in them.
+
+    Attributes:
+        model, processor: as given (the processor may be None for tensor-only work).
+        decoder: the module that owns the text stack's layers.
+        traits: layers, heads, kv heads, head dim, hidden size, vocabulary.
+        family: what is known beyond the config.
+
+    Raises:
+        HookError: no decoder, or the model has no output embedding.
+        NotMultimodalError: neither config nor processor names a perceptual token.
+    """
+
+    def __init__(self, model: Any, processor: Any = None) -> None:
+        self.model = model
+        self.processor = processor
+        self.decoder: Any = detect.find_decoder(model)
+        self.traits = detect.decoder_traits(model, self.decoder)
+        self.family: Family = family_of(model.config)
+        self.placeholders = detect.placeholder_ids(model, processor)
+        self.head_scalars = detect.head_scalars(self.decoder)
+        head = model.get_output_embeddings()
+        if head is None:
+            inner = [m for m in model.modules() if m is not model and getattr(m, "lm_head", None) is not None]
+            head = inner[0].lm_head if inner else None
+        if not isinstance(head, nn.Module):
+            raise HookError(
+                f"{type(model).__name__} has no output embedding", hint="pass a generation model with an lm_head"
+            )
+        self.head: nn.Module = head
+
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @cached_property
+    def attention_layers(self) -> dict[int, nn.Module]:
+        """layer_idx -> attention module."""
+        return detect.attention_modules(self.decoder)
+
+    @contextmanager
+    def routed(self) -> Iterator[None]:
+        """The text stack's attention goes through limelight's function inside the block."""
+        with switched(self.decoder):
+            yield
+
+    def complete(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs plus what the family needs and the caller may have left out; checked.
+
+        Raises:
+            PromptError: no input ids, or an empty prompt.
+        """
+        out = dict(inputs)
+        ids = out.get("input_ids")
+        if isinstance(ids, Tensor) and (ids.ndim != 2 or ids.shape[1] == 0):
+            raise PromptError(
+                f"expected input_ids [batch, tokens] with at least one token, got {tuple(ids.shape)}",
+                hint="tokenise a non-empty prompt with the processor",
+            )
+        if self.family.extra_inputs is not None:
+            out.update(self.family.extra_inputs(self.model, out))
+        return out
+
+    def modality_ids(self, inputs: Mapping[str, Any]) -> Tensor:
+        """int64 ``[B, T]``: index into ``MODALITIES`` of each position.
+
+        Raises:
+            PromptError: a row has no perceptual position.
+        """
+        ids = detect.modality_ids(self.model, inputs, self.processor)
+        empty = (ids == 0).all(dim=1)
+        if bool(empty.any()):
+            raise PromptError(
+                f"row {int(empty.nonzero()[0, 0])} has no image, audio or video position "
+                f"(placeholders: {self.placeholder_names()})",
+                hint="put the picture or sound into the messages, or the model's placeholder token into the text",
+            )
+        return ids
+
+    def placeholder_names(self) -> str:
+        return ", ".join(f"{m} = {i}" for i, m in sorted(self.placeholders.items()))
+
+    def spans(self, inputs: Mapping[str, Any], row: int = 0, *, length: int | None = None) -> tuple[Span, ...]:
+        """Spans of one row, a partition of its positions; ``length`` extends the last with generated text."""
+        ids = detect.modality_ids(self.model, inputs, self.processor)[row]
+        if length is not None and length > ids.shape[0]:
+            ids = torch.cat([ids, ids.new_zeros(length - ids.shape[0])])
+        spans = layout(ids, self.model.config, inputs, self._seconds(inputs))
+        if self.family.relayout is not None:
+            spans = self.family.relayout(spans, self.model.config, inputs, row)
+        return spans
+
+    def _seconds(self, inputs: Mapping[str, Any]) -> list[float]:
+        """Seconds of each sound, from the feature mask and the extractor's hop length."""
+        extractor = getattr(self.processor, "feature_extractor", None)
+        rate, hop = getattr(extractor, "sampling_rate", 16000), getattr(extractor, "hop_length", 160)
+        for name in ("feature_attention_mask", "input_features_mask"):
+            mask = inputs.get(name)
+            if isinstance(mask, Tensor) and mask.ndim == 2:
+                return [float(n) * hop / rate for n in mask.sum(dim=-1).tolist()]
+        features = inputs.get("input_features")
+        if isinstance(features, Tensor) and features.ndim == 3:
+            return [features.shape[-1] * hop / rate] * int(features.shape[0])
+        return []
+
+    def capture(self, inputs: Mapping[str, Any]) -> DecoderCall:
+        """Towers once; returns what the decoder is about to receive.
+
+        Raises:
+            NotFiniteError: a merged embedding is NaN or infinite.
+        """
+        inputs = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
+        with self.routed():
+            call = capture(self.model, self.decoder, inputs, detect.mask_windows(self.decoder))
+        if not bool(torch.isfinite(call.embeds).all()):
+            raise NotFiniteError(
+                "the merged embeddings hold NaN or infinity",
+                hint="check the checkpoint's weights and the media; in float16 try bfloat16 or float32",
+            )
+        return call
+
+    def hidden(self, call: DecoderCall, embeds: Tensor | None = None) -> Tensor:
+        """Last hidden states ``[B, T, D]`` (after the final norm) of an uncached decoder run."""
+        with self.routed():
+            out = self.decoder(inputs_embeds=call.embeds if embeds is None else embeds, use_cache=False, **call.kwargs)
+        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        if not isinstance(hidden, Tensor):
+            raise HookError(f"the decoder returned {type(hidden).__name__}, expected hidden states", hint="report this")
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, with the family's scale and soft-cap."""
+        return self.head_scalars(self.head(hidden))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them."""
+        out: Tensor = self.model.get_input_embeddings()(ids)
+        return out
+
+    def tokens(self, ids: Tensor | Sequence[int]) -> tuple[str, ...]:
+        """Spelling of each id of one row (the id itself in brackets without a tokenizer)."""
+        values = [int(i) for i in ids]
+        if self.tokenizer is None:
+            return tuple(f"<{i}>" for i in values)
+        return tuple(str(self.tokenizer.decode([i])) for i in values)
+
+    def prepare(self, messages: Sequence[Mapping[str, Any]] | str, media: Mapping[str, Any] | None = None) -> Prompt:
+        """Messages (the Hugging Face chat format, pictures and sounds as objects or files) to one row of tensors."""
+        from limelight.models.prompts import prepare
+
+        return prepare(self, messages, media)
+
+    def words(self, inputs: Mapping[str, Any], row: int = 0) -> tuple[str, ...]:
+        """Spelling of one row's prompt, placeholders by their modality."""
+        ids = inputs["input_ids"][row]
+        kinds = detect.modality_ids(self.model, inputs, self.processor)[row]
+        words = self.tokens(ids)
+        return tuple(w if int(k) == 0 else f"<{MODALITIES[int(k)]}>" for w, k in zip(words, kinds, strict=True))
+
+    def __repr__(self) -> str:
+        t = self.traits
+        return (
+            f"Adapter({type(self.model).__name__}, family={self.family.name!r}, layers={t.layers}, heads={t.heads}, "
+            f"kv_heads={t.kv_heads}, head_dim={t.head_dim}, placeholders={{{self.placeholder_names()}}})"
+        )
+
+
+def wrap(model: Any, processor: Any = None) -> Adapter:
+    """An Adapter of a model that is already loaded (an Adapter is returned as it is)."""
+    return model if isinstance(model, Adapter) else Adapter(model, processor)
+
+
+def packaged(name: str) -> Path:
+    """Folder of a model that ships with the library.
+
+    Raises:
+        ModelError: there is none of that name.
+    """
+    root = Path(__file__).resolve().parents[1]
+    folder = root / PACKAGED.get(name, "")
+    if name not in PACKAGED or not (folder / "config.json").is_file():
+        have = [n for n, p in PACKAGED.items() if (root / p / "config.json").is_file()]
+        raise ModelError(f"no shipped model {name!r}", hint=f"shipped models: {', '.join(have) or 'none'}")
+    return folder
+
+
+def load(
+    name: str | Path, *, dtype: torch.dtype | str = "auto", device: str | None = None, trust_remote_code: bool = False
+) -> Adapter:
+    """Load a shipped miniature (``demo-vision``), a local checkpoint folder, or a name of the Hub.
+
+    Raises:
+        ModelError: the folder holds no model, or no multimodal generation class fits its config.
+        NotFiniteError: a floating-point weight is NaN or infinite.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    source = packaged(str(name)) if str(name) in PACKAGED else name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot load a model from {str(name)!r}: {str(error).splitlines()[0]}",
+            hint=f"give a folder with config.json, a Hub name, or one of {', '.join(PACKAGED)}",
+        ) from error
+    cls = _model_class(config)
+    model = cls.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    try:
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{str(name)!r} has a model but no usable processor: {str(error).splitlines()[0]}",
+            hint="a multimodal model needs preprocessor_config.json and tokenizer files beside its weights",
+        ) from error
+    model.eval()
+    if device is not None:
+        model.to(device)
+    check_finite(model)
+    return Adapter(model, processor)
+
+
+def _model_class(config: Any) -> Any:
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    for table in ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"):
+        name = getattr(auto, table, {}).get(config.model_type)
+        if name:
+            return getattr(transformers, name[0] if isinstance(name, (tuple, list)) else name)
+    for name in getattr(config, "architectures", None) or ():
+        cls = getattr(transformers, name, None)
+        if cls is not None and hasattr(cls, "generate"):
+            return cls
+    raise ModelError(
+        f"no multimodal generation class in transformers for model type {config.model_type!r}",
+        hint="load the model yourself and pass it to limelight.wrap(model, processor)",
+    )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise NotFiniteError, naming the parameter, when a weight is NaN or infinite."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise NotFiniteError(
+                f"the weight {name} holds NaN or infinity",
+                hint="the checkpoint is damaged or was cast to a type that is too small; load it again with another dtype",
+            )

@@ -1,0 +1,154 @@
+"""Prefill capture: run the towers once, keep what the decoder was about to receive, and go on from there alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import HookError, PromptError, UnsupportedError
+
+# Arguments of a decoder call that belong to one particular call and must not be replayed.
+_DROPPED = frozenset(
+    {
+        "past_key_values", "use_cache", "cache_position", "input_ids", "inputs_embeds", "return_dict",
+        "output_attentions", "output_hidden_states", "logits_to_keep", "labels", "return_shared_kv_states",
+    }
+)  # fmt: skip
+
+
+class _Captured(Exception):  # noqa: N818 - control flow across transformers' frames, never seen by a caller
+    pass
+
+
+@dataclass(frozen=True)
+class DecoderCall:
+    """Everything needed to run the decoder alone on the whole sequence, uncached.
+
+    Attributes:
+        embeds: merged input embeddings ``[B, T, D]``, detached.
+        mask: True at real positions, ``[B, T]``.
+        kwargs: the decoder's further arguments (attention mask or masks, position ids, family extras).
+        windows: mask key -> sliding window, for masks that arrive ready-made.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    windows: Mapping[str, int | None] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return int(self.embeds.shape[1])
+
+    def appended(self, embeds: Tensor) -> DecoderCall:
+        """The call for one more token a row; ``embeds`` is ``[B, 1, D]``."""
+        kwargs = {name: self._grown(name, value) for name, value in self.kwargs.items()}
+        return replace(
+            self,
+            embeds=torch.cat([self.embeds, embeds.detach()], dim=1),
+            mask=torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], 1)], dim=1),
+            kwargs=kwargs,
+        )
+
+    def row(self, index: int) -> DecoderCall:
+        """One row of the batch, padding included."""
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {k: cut(v) for k, v in value.items()}
+            if not isinstance(value, Tensor):
+                return value
+            batch = self.embeds.shape[0]
+            if value.ndim and value.shape[0] == batch and value.shape[0] > 1:
+                return value[index : index + 1]
+            if value.ndim == 3 and value.shape[1] == batch and batch > 1:  # M-RoPE positions [axes, B, T]
+                return value[:, index : index + 1]
+            return value
+
+        return replace(
+            self,
+            embeds=self.embeds[index : index + 1],
+            mask=self.mask[index : index + 1],
+            kwargs={name: cut(value) for name, value in self.kwargs.items()},
+        )
+
+    def _grown(self, name: str, value: Any) -> Any:
+        length = self.length
+        if isinstance(value, Mapping):
+            return {k: _grown_mask(v, self.windows.get(k)) if isinstance(v, Tensor) else v for k, v in value.items()}
+        if not isinstance(value, Tensor):
+            return value
+        if name == "attention_mask":
+            if value.ndim == 2:
+                return torch.cat([value, value.new_ones(value.shape[0], 1)], dim=1)
+            if value.ndim == 4:
+                return _grown_mask(value, self.windows.get(""))
+        if "position" in name and value.shape[-1] == length:
+            return torch.cat([value, value[..., -1:] + 1], dim=-1)
+        if value.ndim >= 2 and value.shape[1] == length and value.dtype == torch.bool:
+            return torch.cat([value, value.new_zeros(value.shape[0], 1, *value.shape[2:])], dim=1)
+        if value.ndim >= 1 and length in value.shape[:3]:
+            raise UnsupportedError(
+                f"do not know how to extend the decoder argument {name!r} {tuple(value.shape)} by one token",
+                hint="add a family file in limelight/models/families that says how",
+            )
+        return value
+
+
+def _grown_mask(mask: Tensor, window: int | None) -> Tensor:
+    """A ready-made additive mask ``[B, 1, T, T]`` with one more causal row and column."""
+    low = torch.finfo(mask.dtype).min
+    column = mask.new_full((*mask.shape[:-1], 1), low)
+    row = torch.cat([mask[..., -1:, :], mask.new_zeros((*mask.shape[:-2], 1, 1))], dim=-1)
+    if window is not None and row.shape[-1] > window:
+        row[..., : row.shape[-1] - window] = low
+    return torch.cat([torch.cat([mask, column], dim=-1), row], dim=-2)
+
+
+def capture(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], windows: Mapping[str, int | None]) -> DecoderCall:
+    """Run ``model(**inputs)`` up to the door of ``decoder`` and keep what it was given. Towers run once, without grad.
+
+    Raises:
+        HookError: the decoder was never called.
+    """
+    names = list(inspect.signature(decoder.forward).parameters)
+    got: dict[str, Any] = {}
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        got.update(zip(names, args, strict=False))
+        got.update(kwargs)
+        raise _Captured
+
+    handle = decoder.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model(**{k: v for k, v in inputs.items() if k != "past_key_values"}, use_cache=False)
+    except _Captured:
+        pass
+    finally:
+        handle.remove()
+    if not got:
+        raise HookError(
+            f"{type(model).__name__} ran without calling its decoder {type(decoder).__name__}",
+            hint="run `limelight models --check` on this checkpoint; its family may need a file in models/families",
+        )
+    embeds = got.get("inputs_embeds")
+    if embeds is None:
+        ids = got.get("input_ids")
+        if ids is None:
+            raise HookError("the decoder was called with neither inputs_embeds nor input_ids", hint="report this family")
+        embeds = decoder.get_input_embeddings()(ids)  # type: ignore[operator]
+    embeds = embeds.detach().clone()
+    if embeds.shape[1] == 0:
+        raise PromptError("the prompt is empty: zero positions", hint="pass at least one token")
+    kwargs = {k: v for k, v in got.items() if k not in _DROPPED and v is not None}
+    given = inputs.get("attention_mask")
+    mask = given.bool() if isinstance(given, Tensor) and given.ndim == 2 else None
+    if mask is None or mask.shape != embeds.shape[:2]:
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    return DecoderCall(embeds, mask.to(embeds.device), kwargs, windows)

@@ -1,0 +1,65 @@
+"""What a config cannot say, one small file a family. Found by listing this folder: adding a file is all it takes.
+
+A family file ends in ``FAMILY = Family(...)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from limelight.types import Span
+
+
+@dataclass(frozen=True)
+class PaperSettings:
+    """A row of the paper's settings table (arXiv 2605.01766): Adam learning rate, KL weight, temperature, steps.
+
+    ``markers``: the authors' span includes the start and end markers around the media.
+    """
+
+    lr: float = 3e-4
+    kl_weight: float = 0.1
+    tau: float = 0.1
+    steps: int = 7
+    markers: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family beyond its config.
+
+    Attributes:
+        model_types: values of ``config.model_type`` it serves.
+        paper: its row of the paper's table (the paper's defaults where it has none).
+        relayout: refines the spans of one row: ``(spans, config, inputs, row) -> spans``.
+        extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    paper: PaperSettings = field(default_factory=PaperSettings)
+    relayout: Callable[[tuple[Span, ...], Any, Mapping[str, Any], int], tuple[Span, ...]] | None = None
+    extra_inputs: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+GENERIC = Family("generic", ())
+
+
+@cache
+def families() -> dict[str, Family]:
+    """model_type -> Family, from every file of this folder."""
+    found: dict[str, Family] = {}
+    for module in pkgutil.iter_modules(__path__):
+        family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
+        found.update({model_type: family for model_type in family.model_types})
+    return found
+
+
+def family_of(config: Any) -> Family:
+    """The family of a config; one without a file of its own is served by detection alone (``GENERIC``)."""
+    return families().get(str(getattr(config, "model_type", "")), GENERIC)

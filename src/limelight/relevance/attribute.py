@@ -1,0 +1,137 @@
+"""Attribution: which pixels, seconds of sound and words does each token come from. One backward pass a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.errors import NotFiniteError, SettingError
+from limelight.models.adapter import Adapter, wrap
+from limelight.models.capture import DecoderCall
+from limelight.relevance.composites import ATTN_LRP, Composite, attached
+from limelight.types import Relevance
+
+
+def input_relevance(f: Tensor, embeds: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tensor:
+    """``R_i = sum_d x_id * df/dx_id`` for a scalar ``f`` (or a sum over rows): ``[B, T]`` in float32 or better.
+
+    Under a composite's rules the gradient is the LRP-modified one (method of AttnLRP, eq. 5-6: input x gradient).
+    """
+    (grad,) = torch.autograd.grad(f, embeds, create_graph=create_graph, retain_graph=retain_graph)
+    wide = torch.promote_types(embeds.dtype, torch.float32)
+    return (grad.to(wide) * embeds.to(wide)).sum(-1)
+
+
+def attribute(
+    model: Any,
+    inputs: Mapping[str, Any],
+    target: int | None = None,
+    *,
+    position: int = -1,
+    row: int = 0,
+    composite: Composite = ATTN_LRP,
+    sinks: Sequence[int] = (),
+) -> Relevance:
+    """Relevance of every input position for one logit.
+
+    Args:
+        model: a transformers model or an :class:`Adapter`.
+        inputs: keyword arguments of ``model.forward`` (a processor's output).
+        target: the token id to explain; the most likely one when None.
+        position: the position whose prediction is explained (-1: the next token after the prompt).
+        row: which row of a left-padded batch.
+        sinks: positions to leave out of shares and plots (attention sinks, often ``(0,)``).
+
+    Returns:
+        Relevance with scores ``[T]`` (padding included, as zeros).
+
+    Raises:
+        SettingError: target or position out of range.
+        NotFiniteError: the logits are NaN or infinite.
+        PromptError, HookError, UnknownKindError: see :class:`Adapter` and :func:`attached`.
+    """
+    adapter = wrap(model)
+    call = adapter.capture(inputs).row(row)
+    at = position if position >= 0 else call.length + position
+    targets = [(at, target)]
+    return relevance_of(adapter, call, inputs, targets, row=row, composite=composite, sinks=sinks)[0]
+
+
+def attribute_generated(
+    model: Any,
+    inputs: Mapping[str, Any],
+    generated: Tensor | Sequence[int],
+    *,
+    row: int = 0,
+    composite: Composite = ATTN_LRP,
+    sinks: Sequence[int] = (),
+) -> list[Relevance]:
+    """Relevance of every generated token: one forward of prompt + answer, one backward a token.
+
+    Args:
+        inputs: the prompt's tensors (not the answer's).
+        generated: ``n`` token ids that followed the prompt.
+
+    Returns:
+        ``n`` relevances; the ``j``-th covers the positions before token ``j`` (later ones are zero).
+    """
+    adapter = wrap(model)
+    call = adapter.capture(inputs).row(row)
+    ids = torch.as_tensor(generated, dtype=torch.long, device=call.embeds.device).reshape(1, -1)
+    if ids.shape[1] == 0:
+        raise SettingError("no generated tokens to attribute", hint="pass at least one token id")
+    start = call.length
+    for j in range(ids.shape[1] - 1):
+        with torch.no_grad():
+            call = call.appended(adapter.embed(ids[:, j : j + 1]))
+    targets = [(start - 1 + j, int(token)) for j, token in enumerate(ids[0])]
+    return relevance_of(adapter, call, inputs, targets, row=row, composite=composite, sinks=sinks, generated=ids[0, :-1])
+
+
+def relevance_of(
+    adapter: Adapter,
+    call: DecoderCall,
+    inputs: Mapping[str, Any],
+    targets: Sequence[tuple[int, int | None]],
+    *,
+    row: int = 0,
+    composite: Composite = ATTN_LRP,
+    sinks: Sequence[int] = (),
+    generated: Tensor | None = None,
+) -> list[Relevance]:
+    """Relevance for several (position, token) targets of one captured row: one forward, a backward each."""
+    for position, target in targets:
+        if not 0 <= position < call.length:
+            raise SettingError(f"position {position} is outside the {call.length} positions", hint="use -1 for the last")
+        if target is not None and not 0 <= target < adapter.traits.vocab:
+            raise SettingError(f"token id {target} is outside the vocabulary of {adapter.traits.vocab}", hint="check the id")
+    words = adapter.words(inputs, row) if inputs.get("input_ids") is not None else ()
+    if generated is not None:
+        words = (*words, *adapter.tokens(generated))
+    spans = adapter.spans(inputs, row, length=call.length)
+    out: list[Relevance] = []
+    with torch.inference_mode(False), torch.enable_grad(), attached(adapter, composite):
+        embeds = call.embeds.clone().requires_grad_(True)
+        hidden = adapter.hidden(call, embeds)
+        for j, (position, target) in enumerate(targets):
+            logits = adapter.logits(hidden[:, position : position + 1])[0, 0]
+            if not bool(torch.isfinite(logits).all()):
+                raise NotFiniteError("the logits hold NaN or infinity", hint="check weights and dtype; try float32")
+            token = int(logits.argmax()) if target is None else target
+            scores = input_relevance(logits[token], embeds, retain_graph=j + 1 < len(targets))[0]
+            out.append(
+                Relevance(
+                    scores=scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32)),
+                    tokens=words or adapter.tokens([-1] * call.length),
+                    spans=spans,
+                    target=token,
+                    target_token=adapter.tokens([token])[0],
+                    logit=float(logits[token]),
+                    position=position,
+                    sinks=tuple(sinks),
+                )
+            )
+    return out

@@ -1,0 +1,155 @@
+"""Composites: which rule each kind gets, and how the rules come onto a model and off again.
+
+    ATTN_LRP        AttnLRP: norms frozen, activations identity, gated products halved, attention q, k / 4 and v / 2
+    CP_LRP          no relevance through q and k (Ali et al., 2022); relevance sums are the logit, biases and eps aside
+    GRADIENT_INPUT  no rules: plain gradient x input
+
+``RELEASED_AUDIO`` is what the authors' released code really runs on Qwen2-Audio (norms and MLP patched, attention not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from limelight.errors import HookError
+from limelight.models.adapter import Adapter
+from limelight.models.attention import AttentionHook, attention_hooks, check_bound
+from limelight.relevance import rules
+from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, survey
+
+Undo = Callable[[], None]
+Rule = Callable[[Site], Undo]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A table kind -> rule. ``attention`` is ``(q, k, v)`` divisors: 0 stops the relevance there, 1 leaves it alone."""
+
+    name: str
+    rules: Mapping[Kind, Rule] = field(default_factory=dict)
+    attention: tuple[int, int, int] = (1, 1, 1)
+
+    @property
+    def plain(self) -> bool:
+        return not self.rules and self.attention == (1, 1, 1)
+
+
+class AttentionRule(AttentionHook):
+    """Divides the gradient through q, k and v: after rotary, before head repetition and offsets."""
+
+    def __init__(self, divisors: tuple[int, int, int]) -> None:
+        self.divisors = divisors
+
+    def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b, c = (_divided(x, n) for x, n in zip((q, k, v), self.divisors, strict=True))
+        return a, b, c
+
+
+def _divided(x: Tensor, parts: int) -> Tensor:
+    if parts == 0:
+        return rules.stop(x)
+    return x if parts == 1 else rules.uniform(x, parts)
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Undo:
+    """Give one instance another forward; the undo puts back exactly what was there (accelerate puts its own)."""
+    before = module.__dict__.get("forward")
+
+    def undo() -> None:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+    module.__dict__["forward"] = forward
+    return undo
+
+
+def _norm_rule(site: Site) -> Undo:
+    spec, original = site.spec, site.module.forward
+    if not isinstance(spec, NormSpec):
+        raise HookError(f"{site.name} has no norm spec", hint="use sites from kinds.survey")
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        value = original(x, *args, **kwargs)
+        if not x.requires_grad:
+            return value  # type: ignore[no-any-return]
+        return rules.frozen_norm(x, value, gain=spec.gain, center=spec.center, eps=spec.eps)
+
+    return replace_forward(site.module, forward)
+
+
+def _activation_rule(site: Site) -> Undo:
+    original = site.module.forward
+
+    def forward(z: Tensor) -> Tensor:
+        value = original(z)
+        return rules.identity(z, value) if z.requires_grad else value
+
+    return replace_forward(site.module, forward)
+
+
+def _gated_rule(site: Site) -> Undo:
+    if not isinstance(site.spec, GatedSpec):
+        raise HookError(f"{site.name} has no gated spec", hint="use sites from kinds.survey")
+
+    def halve(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (rules.uniform(args[0], 2), *args[1:])
+
+    return site.spec.down.register_forward_pre_hook(halve).remove
+
+
+_ELEMENTWISE: dict[Kind, Rule] = {
+    Kind.NORM: _norm_rule,
+    Kind.ACTIVATION: _activation_rule,
+    Kind.GATED: _gated_rule,
+}
+
+ATTN_LRP = Composite("attnlrp", _ELEMENTWISE, (4, 4, 2))
+CP_LRP = Composite("cp-lrp", _ELEMENTWISE, (0, 0, 1))
+GRADIENT_INPUT = Composite("gradient-input")
+RELEASED_AUDIO = Composite("released-audio", _ELEMENTWISE)
+
+COMPOSITES = {c.name: c for c in (ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO)}
+
+_SURVEYS: WeakKeyDictionary[nn.Module, list[Site]] = WeakKeyDictionary()
+
+
+def sites_of(adapter: Adapter) -> list[Site]:
+    """The survey of a model, made once."""
+    found = _SURVEYS.get(adapter.decoder)
+    if found is None:
+        found = _SURVEYS[adapter.decoder] = survey(adapter.decoder)
+    return found
+
+
+@contextmanager
+def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: AttentionHook) -> Iterator[None]:
+    """The composite's rules on this model's decoder inside the block, and further attention ``hooks`` after them.
+
+    On exit, also after an exception, the instances are as they were (the model is bit-equal).
+
+    Raises:
+        UnknownKindError: a module has no known kind (not for GRADIENT_INPUT, which needs none).
+        HookError: attention did not go through the hooks.
+    """
+    with ExitStack() as stack:
+        if composite.rules:
+            for site in sites_of(adapter):
+                rule = composite.rules.get(site.kind)
+                if rule is not None:
+                    stack.callback(rule(site))
+        stack.enter_context(adapter.routed())
+        inner = (AttentionRule(composite.attention),) if composite.attention != (1, 1, 1) else ()
+        seen = stack.enter_context(attention_hooks(*inner, *hooks))
+        runs: list[int] = []
+        stack.callback(adapter.decoder.register_forward_hook(lambda *_: runs.append(1)).remove)
+        yield
+        if runs:
+            check_bound(seen, set(adapter.attention_layers))

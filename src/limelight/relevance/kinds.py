@@ -1,0 +1,282 @@
+"""Which module is what: told by structure and by probing its behaviour, never by its class name.
+
+    NORM        RMSNorm (w, 1 + w, none) or LayerNorm: a small probe must reproduce the module's output
+    ACTIVATION  an elementwise function without parameters
+    GATED       act(gate) * up, then down: found as an activation beside linears whose widths say so
+    ATTENTION   goes through transformers' attention interface
+    LINEAR      plain for relevance
+
+A module that owns parameters and fits none of these raises, so that no rule is ever silently missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import NotDifferentiableError, UnknownKindError
+from limelight.models.detect import is_attention
+
+
+class Kind(Enum):
+    NORM = "norm"
+    ACTIVATION = "activation"
+    GATED = "gated"
+    ATTENTION = "attention"
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """``out = (x - center * mean) / std * gain + bias``."""
+
+    center: bool
+    gain: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+@dataclass(frozen=True)
+class GatedSpec:
+    """The linear after the gated product, and where the gate is: two linears, or one with both halves."""
+
+    act: nn.Module
+    down: nn.Module
+    gate: nn.Module | None = None
+    up: nn.Module | None = None
+    fused: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module a rule can be attached to. ``module`` is the MLP for GATED."""
+
+    kind: Kind
+    name: str
+    module: nn.Module
+    spec: NormSpec | GatedSpec | None = None
+
+
+def survey(decoder: nn.Module) -> list[Site]:
+    """Every site of the decoder: its layers and its final norm.
+
+    Raises:
+        UnknownKindError: a module with parameters is of no known kind.
+        NotDifferentiableError: a linear layer of a kind that passes no gradient.
+    """
+    sites: list[Site] = []
+    covered: set[int] = set()
+    differentiable: set[type] = set()
+    for name, module in _parts(decoder):
+        if id(module) in covered:
+            continue
+        if is_attention(module):
+            sites.append(Site(Kind.ATTENTION, name, module))
+        elif is_linear(module):
+            if type(module) not in differentiable:
+                _check_differentiable(name, module)
+                differentiable.add(type(module))
+            covered.update(id(m) for m in module.modules())
+        elif _is_leaf(module):
+            site = _leaf_site(name, module)
+            if site is not None:
+                sites.append(site)
+        spec = gated_spec(module)
+        if spec is not None:
+            sites.append(Site(Kind.GATED, name, module, spec))
+        else:
+            _check_container(name, module)
+    kinds = {s.kind for s in sites}
+    missing = {Kind.NORM, Kind.ATTENTION} - kinds
+    if missing:
+        raise UnknownKindError(
+            f"expected norms and attention in {type(decoder).__name__}, found {sorted(k.value for k in kinds)}",
+            hint="run `limelight models --check` on this checkpoint",
+        )
+    return sites
+
+
+def _parts(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that take part in a decoder forward: its layers and its direct leaf norms; embeddings and rotary left out."""
+    for name, child in decoder.named_children():
+        if isinstance(child, nn.Embedding) or _is_rotary(child):
+            continue
+        if name == "layers" or _is_leaf(child):
+            for inner, module in child.named_modules(prefix=name):
+                if not _is_rotary(module):
+                    yield inner, module
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    return any("inv_freq" in n for n, _ in module.named_buffers(recurse=False))
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None and not isinstance(module, (nn.ModuleList, nn.Sequential))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, its quantised relatives and adapters around it (all state their in_features)."""
+    return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
+
+
+def _check_differentiable(name: str, module: nn.Module) -> None:
+    parameter = next(module.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    if device.type == "meta":
+        return
+    floating = parameter is not None and parameter.is_floating_point()
+    x = torch.zeros(1, 1, int(module.in_features), device=device, dtype=parameter.dtype if floating else torch.float32)  # type: ignore[arg-type, union-attr]
+    x.requires_grad_(True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            out = module(x)
+        passes = bool(out.requires_grad)
+    except RuntimeError as error:
+        raise NotDifferentiableError(
+            f"{name} ({type(module).__name__}) cannot be run with gradients: {error}",
+            hint="load the model without this quantisation, or use bitsandbytes/torchao linears, which pass gradients",
+        ) from error
+    if not passes:
+        raise NotDifferentiableError(
+            f"{name} ({type(module).__name__}) lets no gradient through to its input",
+            hint="load the model without this quantisation, or use a cached mode, which needs no gradient through weights",
+        )
+
+
+def _leaf_site(name: str, module: nn.Module) -> Site | None:
+    own = list(module.parameters(recurse=False))
+    if isinstance(module, (nn.Dropout, nn.Identity)):
+        return None
+    if not own:
+        verdict = _probe_elementwise(module)
+        if verdict == "identity":
+            return None
+        if verdict == "activation":
+            return Site(Kind.ACTIVATION, name, module)
+    spec = probe_norm(module)
+    if spec is not None:
+        return Site(Kind.NORM, name, module, spec)
+    shapes = [tuple(p.shape) for p in own]
+    raise UnknownKindError(
+        f"{name} ({type(module).__name__}, parameters {shapes}) is neither linear, norm nor elementwise activation",
+        hint="no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py",
+    )
+
+
+def _check_container(name: str, module: nn.Module) -> None:
+    """Parameters that sit directly on a container (stacked experts, scalars) have no rule."""
+    if _is_leaf(module) or is_attention(module) or is_linear(module):
+        return
+    loose = [(n, tuple(p.shape)) for n, p in module.named_parameters(recurse=False) if p.ndim > 1]
+    linears = [c for c in module.children() if is_linear(c)]
+    if loose or (len(linears) >= 2 and _activation_of(module) is None and not _has_act_function(module)):
+        raise UnknownKindError(
+            f"{name} ({type(module).__name__}) holds {loose or f'{len(linears)} linears without an activation module'}",
+            hint="no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py",
+        )
+
+
+def _has_act_function(module: nn.Module) -> bool:
+    return any(isinstance(c, nn.Module) and _is_leaf(c) and not list(c.parameters()) for c in module.children())
+
+
+def _sample(shape: tuple[int, ...], module: nn.Module) -> Tensor:
+    parameter = next(module.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+
+
+def _probe_elementwise(module: nn.Module) -> str:
+    x = _sample((1, 2, 8), module) * 2
+    try:
+        with torch.no_grad():
+            whole, alone = module(x), module(x[..., 3:4])
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return "other"
+    if not isinstance(whole, Tensor) or whole.shape != x.shape or not torch.equal(whole[..., 3:4], alone):
+        return "other"
+    return "identity" if torch.equal(whole, x) else "activation"
+
+
+def probe_norm(module: nn.Module) -> NormSpec | None:
+    """The spec that reproduces the module's output on a sample, or None when none does."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight = weight if isinstance(weight, Tensor) else None
+    bias = bias if isinstance(bias, Tensor) else None
+    if any(p.ndim != 1 for p in module.parameters(recurse=False)):
+        return None
+    width = int(weight.shape[0]) if weight is not None else int(getattr(module, "dim", 0) or 16)
+    if weight is not None and weight.device.type == "meta":
+        return None
+    eps = next((float(v) for n in ("variance_epsilon", "eps", "norm_eps") if isinstance(v := getattr(module, n, None), float)), 1e-6)
+    x = _sample((2, 3, width), module) * 3 + 0.5
+    try:
+        with torch.no_grad():
+            out = module(x)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return None
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        return None
+    gains = [weight, 1 + weight.detach().float()] if weight is not None else [None]
+    tolerance = 1e-4 if out.dtype in (torch.float32, torch.float64) else 3e-2
+    for center in (False, True):
+        base = x.float() - (x.float().mean(-1, keepdim=True) if center else 0)
+        unit = base * torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps)
+        for gain in gains:
+            want = unit if gain is None else unit * gain.float()
+            want = want if bias is None else want + bias.float()
+            if float((want - out.float()).abs().max()) <= tolerance * (1 + float(want.abs().max())):
+                return NormSpec(center, gain, bias, eps)
+    return None
+
+
+def _activation_of(module: nn.Module) -> nn.Module | None:
+    for child in module.children():
+        if _is_leaf(child) and not list(child.parameters()) and _probe_elementwise(child) == "activation":
+            return child
+    return None
+
+
+def gated_spec(module: nn.Module) -> GatedSpec | None:
+    """The gated product of an MLP, told by its widths: linears into 2 x what the last one reads."""
+    linears: list[Any] = [c for c in module.children() if is_linear(c)]
+    if len(linears) < 2 or is_attention(module):
+        return None
+    act = _activation_of(module)
+    if act is None:
+        return None
+    down = linears[-1]
+    into = [c for c in linears[:-1] if c.in_features == down.out_features]
+    width = int(down.in_features)
+    if len(into) == 1 and into[0].out_features == 2 * width:
+        return GatedSpec(act, down, fused=into[0])
+    if len(into) == 2 and all(c.out_features == width for c in into):
+        gate, up = _which_gate(module, act, down, into[0], into[1])
+        return GatedSpec(act, down, gate=gate, up=up)
+    return None
+
+
+def _which_gate(
+    module: nn.Module, act: nn.Module, down: nn.Module, first: nn.Module, second: nn.Module
+) -> tuple[nn.Module, nn.Module]:
+    """Probe which of two linears goes through the activation."""
+    x = _sample((1, 2, int(first.in_features)), first)  # type: ignore[arg-type]
+    with torch.no_grad():
+        out = module(x)
+        out = out[0] if isinstance(out, tuple) else out
+        a, b = first(x), second(x)
+        errors = [float((down(act(g) * u) - out).abs().max()) for g, u in ((a, b), (b, a))]
+    scale = 1 + float(out.abs().max())
+    if min(errors) > (1e-3 if out.dtype in (torch.float32, torch.float64) else 5e-2) * scale:
+        raise UnknownKindError(
+            f"{type(module).__name__} looks like a gated MLP but does not compute down(act(gate) * up)",
+            hint="no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py",
+        )
+    return (first, second) if errors[0] <= errors[1] else (second, first)

@@ -1,0 +1,225 @@
+"""The values that flow through the library. Frozen, and free of any model.
+
+    messages -> Prompt -> Relevance -> Step -> Generation          Sample -> Record -> numbers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from limelight.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Modality = Literal["text", "image", "audio", "video"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open run ``[start, stop)`` of positions of one modality.
+
+    ``grid`` is the layout of the positions where it is known: ``(rows, columns)`` of a picture, ``(frames, rows,
+    columns)`` of a video. ``seconds`` is the length of sound that one position stands for.
+    """
+
+    start: int
+    stop: int
+    modality: Modality
+    grid: tuple[int, ...] | None = None
+    seconds: float | None = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the processor made of the messages: one row, ready for the model.
+
+    ``tensors`` are keyword arguments of ``model.forward``; ``tokens`` the words as the tokenizer spells them, one a
+    position; ``spans`` partition ``[0, len(tokens))``.
+    """
+
+    tensors: Mapping[str, Any]
+    tokens: tuple[str, ...]
+    spans: tuple[Span, ...]
+    media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """How much each position contributed to one logit: ``R_i = sum_d x_id * df/dx_id`` under the composite's rules.
+
+    Attributes:
+        scores: float32 ``[T]``, signed, in units of the logit.
+        tokens: ``T`` words.
+        spans: a partition of ``[0, T)``.
+        target: the token id whose logit was explained; ``target_token`` its spelling; ``logit`` its value.
+        position: the position that predicted it (``T - 1`` when decoding).
+        sinks: positions to leave out of shares and plots (attention sinks).
+    """
+
+    scores: Tensor
+    tokens: tuple[str, ...]
+    spans: tuple[Span, ...]
+    target: int
+    target_token: str = ""
+    logit: float = float("nan")
+    position: int = -1
+    sinks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        covered = sum(len(s) for s in self.spans)
+        if self.scores.ndim != 1 or covered != self.scores.shape[0]:
+            raise SettingError(
+                f"relevance needs scores [T] and spans that cover T positions, got {tuple(self.scores.shape)} and {covered}",
+                hint="build a Relevance with attribute(), which keeps the two in step",
+            )
+
+    def total(self, modality: Modality | None = None) -> float:
+        """Signed sum over a modality (all positions when None), sinks left out: Phi_M, in units of the logit."""
+        return float(self._masked()[self._positions(modality)].sum())
+
+    def share(self, modality: Modality) -> float:
+        """``sum |R_i|`` over the modality divided by ``sum |R_i|`` over all positions; in [0, 1]; 0 when all are 0."""
+        scores = self._masked().abs()
+        whole = float(scores.sum())
+        return float(scores[self._positions(modality)].sum()) / whole if whole else 0.0
+
+    def shares(self) -> dict[str, float]:
+        """``share`` of every modality that has a span; sums to 1."""
+        return {m: self.share(m) for m in MODALITIES if any(s.modality == m for s in self.spans)}
+
+    def spans_of(self, modality: Modality) -> tuple[Span, ...]:
+        return tuple(s for s in self.spans if s.modality == modality)
+
+    def on_grid(self, index: int = 0, modality: Modality = "image") -> Tensor:
+        """Scores of the ``index``-th span of a picture ``[rows, columns]`` or video ``[frames, rows, columns]``."""
+        span = self._span(modality, index)
+        scores = self.scores[span.start : span.stop]
+        if span.grid is None:
+            raise SettingError(
+                f"the layout of {modality} span {index} ({len(span)} positions) is not known",
+                hint="use .scores[span.start:span.stop], or pass grid= when building the spans",
+            )
+        return scores.reshape(span.grid)
+
+    def on_seconds(self, index: int = 0) -> tuple[Tensor, float]:
+        """Scores of the ``index``-th audio span ``[n]`` and how many seconds each stands for."""
+        span = self._span("audio", index)
+        if span.seconds is None:
+            raise SettingError(
+                f"the frame rate of audio span {index} ({len(span)} positions) is not known",
+                hint="pass the duration of the sound so that seconds a token can be computed",
+            )
+        return self.scores[span.start : span.stop], span.seconds
+
+    def top(self, n: int = 5, modality: Modality | None = None) -> list[tuple[int, str, float]]:
+        """The ``n`` positions with the largest ``|R_i|``: (position, token, score)."""
+        import torch
+
+        where = torch.tensor(self._positions(modality), dtype=torch.long)
+        order = self._masked()[where].abs().argsort(descending=True)[:n]
+        return [(int(i), self.tokens[int(i)], float(self.scores[int(i)])) for i in where[order]]
+
+    def without_sinks(self, positions: Iterable[int] = (0,)) -> Relevance:
+        """The same relevance with some positions (attention sinks) left out of shares and plots."""
+        from dataclasses import replace
+
+        return replace(self, sinks=tuple(sorted(set(positions))))
+
+    def _masked(self) -> Tensor:
+        if not self.sinks:
+            return self.scores
+        scores = self.scores.clone()
+        scores[list(self.sinks)] = 0.0
+        return scores
+
+    def _span(self, modality: Modality, index: int) -> Span:
+        spans = self.spans_of(modality)
+        if not 0 <= index < len(spans):
+            raise SettingError(
+                f"no {modality} span number {index}: this prompt has {len(spans)}",
+                hint=f"its spans are {[(s.modality, s.start, s.stop) for s in self.spans]}",
+            )
+        return spans[index]
+
+    def _positions(self, modality: Modality | None) -> list[int]:
+        return [i for s in self.spans if modality in (None, s.modality) for i in range(s.start, s.stop)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token.
+
+    Attributes:
+        token, text: id and spelling.
+        logprob: natural log of its probability in the distribution it was chosen from (after processors).
+        relevance: where it came from, when asked for.
+        shares: modality -> share of its relevance, from the cheapest source that ran ({} when nothing did).
+        intervened: whether the strategy changed the distribution at this token.
+        plain: the token the unchanged model would have chosen greedily, when the strategy knows it.
+        losses: name -> values, one an optimisation step.
+        candidates: (token id, spelling, logit, Phi_M) of the top candidates, when a meter ran.
+        flagged: the chosen token is not supported by the percept while a rival is (the meter's flag).
+    """
+
+    token: int
+    text: str
+    logprob: float = float("nan")
+    relevance: Relevance | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    intervened: bool = False
+    plain: int | None = None
+    losses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    candidates: tuple[tuple[int, str, float, float], ...] = ()
+    flagged: bool = False
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What ``generate`` returns: the answer and how it came about."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    steps: tuple[Step, ...]
+    prompt: Prompt
+    strategy: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def shares(self) -> dict[str, float]:
+        """Mean modality shares over the generated tokens that have them."""
+        rows = [s.shares for s in self.steps if s.shares]
+        return {m: sum(r.get(m, 0.0) for r in rows) / len(rows) for m in MODALITIES if any(m in r for r in rows)}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question of a benchmark. ``media`` maps a modality to files or in-memory objects."""
+
+    id: str
+    prompt: str
+    media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    target: Any = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answered question: what a scorer reads."""
+
+    id: str
+    answer: str
+    target: Any = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+PathLike = str | Path

@@ -1,1 +1,75 @@
-"""limelight: training-free grounding of Hugging Face multimodal LLMs."""
+"""limelight: training-free grounding of Hugging Face multimodal LLMs.
+
+generate(model, processor, messages, strategy=lime())   an answer, and where each word came from
+custom_generate(lime(), ...)                             the same inside model.generate(...)
+attribute(model, inputs)                                 relevance of every position for one logit
+load("demo-vision"), wrap(model, processor)              a model becomes an Adapter
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Adapter": "models.adapter",
+    "Generation": "types",
+    "LimelightError": "errors",
+    "Relevance": "types",
+    "Step": "types",
+    "attribute": "relevance.attribute",
+    "attribute_generated": "relevance.attribute",
+    "attached": "relevance.composites",
+    "custom_generate": "decoding.loop",
+    "generate": "decoding.generate",
+    "greedy": "decoding.greedy",
+    "lime": "decoding.lime",
+    "load": "models.adapter",
+    "strategy": "decoding.registry",
+    "wrap": "models.adapter",
+}
+
+if TYPE_CHECKING:
+    from limelight.decoding.generate import generate
+    from limelight.decoding.greedy import greedy
+    from limelight.decoding.lime import lime
+    from limelight.decoding.loop import custom_generate
+    from limelight.decoding.registry import strategy
+    from limelight.errors import LimelightError
+    from limelight.models.adapter import Adapter, load, wrap
+    from limelight.relevance.attribute import attribute, attribute_generated
+    from limelight.relevance.composites import attached
+    from limelight.types import Generation, Relevance, Step
+
+__all__ = [
+    "Adapter",
+    "Generation",
+    "LimelightError",
+    "Relevance",
+    "Step",
+    "attached",
+    "attribute",
+    "attribute_generated",
+    "custom_generate",
+    "generate",
+    "greedy",
+    "lime",
+    "load",
+    "strategy",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when first used: ``import limelight`` stays light."""
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"limelight.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'limelight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

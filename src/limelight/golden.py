@@ -89,7 +89,9 @@ def compare(folder: Path, run: str, floors: Mapping[str, Mapping[str, Any]]) -> 
     adapter = _adapter(_existing(folder / "model"))
     inputs = adapter.complete(load_file(_existing(folder / "inputs.safetensors")))
     hyper = meta["hyper"]
-    settings = PaperSettings(lr=hyper["opt_lr"], kl_weight=hyper["lambda_kl"], tau=hyper["tau"], steps=hyper["opt_steps"])
+    settings = PaperSettings(
+        lr=hyper["opt_lr"], kl_weight=hyper["lambda_kl"], tau=hyper["tau"], steps=hyper["opt_steps"]
+    )
     result = Comparison(folder.name, run, floor_of(floors, folder.name, run), want_ids=list(meta["generated_ids"]))
     steps = {(s["tok"], s["opt"]): s for s in meta["steps"]}
     layers = sorted(adapter.attention_layers)
@@ -117,7 +119,13 @@ def compare(folder: Path, run: str, floors: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _measure(
-    result: Comparison, tensors: Mapping[str, Tensor], key: str, step: Mapping[str, Any], it: Iteration, layers: list[int], lr: float
+    result: Comparison,
+    tensors: Mapping[str, Tensor],
+    key: str,
+    step: Mapping[str, Any],
+    it: Iteration,
+    layers: list[int],
+    lr: float,
 ) -> None:
     result.targets_differ += int(it.target[0]) != step["next_id"]
     result.see("logits_raw", _gap(it.logits[0], tensors[f"{key}.logits_raw"]))
@@ -143,7 +151,9 @@ def _measure(
 
 def _gap(got: Tensor, want: Tensor) -> float:
     if got.shape != want.shape:
-        raise DataError(f"recorded shape {tuple(want.shape)}, computed {tuple(got.shape)}", hint="is this run of this model?")
+        raise DataError(
+            f"recorded shape {tuple(want.shape)}, computed {tuple(got.shape)}", hint="is this run of this model?"
+        )
     return float((got - want).abs().max())
 
 
@@ -165,7 +175,9 @@ def _adapter(path: Path) -> Adapter:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise DataError(f"{path} does not exist", hint="DIR/FAMILY/{model, inputs.safetensors, golden_RUN.json/.safetensors}")
+        raise DataError(
+            f"{path} does not exist", hint="DIR/FAMILY/{model, inputs.safetensors, golden_RUN.json/.safetensors}"
+        )
     return path
 
 
@@ -196,12 +208,16 @@ def render(result: Comparison) -> str:
     for quantity, worst in result.worst.items():
         multiple = result.multiple(quantity)
         mark = "" if multiple <= TOLERANCE else "  <-- beyond"
-        lines.append(f"  {quantity:<20} {worst:10.3e}  {multiple:7.2f} x floor  ({result.count[quantity]} values){mark}")
+        lines.append(
+            f"  {quantity:<20} {worst:10.3e}  {multiple:7.2f} x floor  ({result.count[quantity]} values){mark}"
+        )
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m limelight.golden", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m limelight.golden", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("dir", type=Path, help="folder laid out as FAMILY/golden_RUN.json")
     parser.add_argument("--family", help="only this family")
     parser.add_argument("--run", help="only this run")
@@ -216,7 +232,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     failed = [f"{r.family}/{r.run}" for r in results if not r.passed]
-    print(f"{len(results) - len(failed)} of {len(results)} recorded runs reproduced within {TOLERANCE:.0f} x the noise floor")
+    print(
+        f"{len(results) - len(failed)} of {len(results)} recorded runs reproduced within {TOLERANCE:.0f} x the noise floor"
+    )
     return 1 if failed else 0
 
 

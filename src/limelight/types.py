@@ -1,6 +1,6 @@
 """The values that flow through the library. Frozen, and free of any model.
 
-    messages -> Prompt -> Relevance -> Step -> Generation          Sample -> Record -> numbers
+messages -> Prompt -> Relevance -> Step -> Generation          Sample -> Record -> numbers
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from limelight.errors import SettingError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Modality = Literal["text", "image", "audio", "video"]
+Modality = Literal["text", "image", "video", "audio"]
+# The order of transformers' mm_token_type_ids: index 0 text, 1 image, 2 video, 3 audio.
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 

@@ -108,7 +108,9 @@ def optimise(
                     plain = logits.detach()
                     reference = torch.log_softmax(plain, dim=-1)
                     if not bool(torch.isfinite(plain).all()):
-                        raise NotFiniteError("the logits hold NaN or infinity", hint="check weights and dtype; try float32")
+                        raise NotFiniteError(
+                            "the logits hold NaN or infinity", hint="check weights and dtype; try float32"
+                        )
                 if last and trace is None:
                     break
                 if blind:
@@ -119,7 +121,9 @@ def optimise(
                 relevance_loss = goal.loss(relevance, modality, call.mask, settings.tau)
                 kl_loss = kl(reference, logits)
                 loss = relevance_loss + settings.kl_weight * kl_loss
-                gradients = torch.autograd.grad(loss.sum(), deltas.parameters(), materialize_grads=True, allow_unused=True)
+                gradients = torch.autograd.grad(
+                    loss.sum(), deltas.parameters(), materialize_grads=True, allow_unused=True
+                )
             for name, value in (("kl", kl_loss), ("relevance", relevance_loss), ("total", loss)):
                 losses[name].append(value.detach())
             deltas.set_gradients(gradients)
@@ -179,7 +183,9 @@ class Lime:
                 raise SettingError(f"{name} is {value!r}", hint=f"one of {', '.join(allowed)}")
         for name, number in (("lr", self.lr), ("tau", self.tau), ("steps", self.steps)):
             if number is not None and number <= 0:
-                raise SettingError(f"{name} must be positive, got {number}", hint="the paper: lr 3e-4, tau 0.1, steps 7")
+                raise SettingError(
+                    f"{name} must be positive, got {number}", hint="the paper: lr 3e-4, tau 0.1, steps 7"
+                )
         if self.kl_weight is not None and self.kl_weight < 0:
             raise SettingError(f"kl_weight must not be negative, got {self.kl_weight}", hint="the paper: 0.1")
 
@@ -229,14 +235,18 @@ class LimeSession:
         layers = strategy.layers
         unknown = sorted(set(layers or ()) - set(run.adapter.attention_layers))
         if unknown:
-            raise SettingError(f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}")
+            raise SettingError(
+                f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}"
+            )
         with torch.inference_mode(False), torch.no_grad():
             self.call = _cloned(run.adapter.capture(run.inputs))
-            self.modality = rewarded(run.modality_ids, self.call.mask, markers=self.settings.markers, reward=strategy.reward)
+            self.modality = rewarded(
+                run.modality_ids, self.call.mask, markers=self.settings.markers, reward=strategy.reward
+            )
         check_groups(self.modality, self.call.mask)
 
     def next(self, tokens: Tensor | None) -> Outlook:
-        run, adapter = self.run, self.run.adapter
+        adapter = self.run.adapter
         with torch.inference_mode(False):
             if tokens is not None:
                 tokens = tokens.clone()
@@ -266,6 +276,7 @@ class LimeSession:
             relevance = relevance_of(
                 self.run.adapter, self.call.row(row), self.run.inputs, [(self.call.length - 1, chosen)], row=row,
                 composite=self.composite, generated=self.ids[row, self.run.ids.shape[1] :],
+                prompt_spans=self.run.spans[row] if self.run.spans else None,
             )[0]  # fmt: skip
         return Detail(relevance, relevance.shares(), self.settings.steps > 1, plain, losses)
 
@@ -290,7 +301,9 @@ def _cloned(call: DecoderCall) -> DecoderCall:
             return {k: copy(v) for k, v in value.items()}
         return value
 
-    return DecoderCall(call.embeds.clone(), call.mask.clone(), {k: copy(v) for k, v in call.kwargs.items()}, call.windows)
+    return DecoderCall(
+        call.embeds.clone(), call.mask.clone(), {k: copy(v) for k, v in call.kwargs.items()}, call.windows
+    )
 
 
 def lime(**settings: Any) -> Lime:

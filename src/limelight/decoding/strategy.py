@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
-from limelight.types import Relevance
+from limelight.types import Relevance, Span
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Run:
         details: whether relevance of the emitted tokens is wanted.
         processor: the model's processor, for methods that build a second prompt.
         media: raw pictures and sounds where known.
+        spans: each row's spans where known (generate() consumes what grids are told from).
     """
 
     adapter: Adapter
@@ -96,13 +97,14 @@ class Run:
     details: bool = False
     stopping: Any = None
     media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    spans: Sequence[tuple[Span, ...]] | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Keyword arguments for an uncached forward of the prompt."""
-        dropped = ("past_key_values", "use_cache", "logits_to_keep", "position_ids")
+        dropped = ("past_key_values", "use_cache", "logits_to_keep")
         out = {k: v for k, v in self.kwargs.items() if k not in dropped and v is not None}
-        return {"input_ids": self.ids, **out}
+        return {"input_ids": self.ids, "modality_ids": self.modality_ids, **out}
 
 
 class Session(Protocol):

@@ -16,7 +16,7 @@ from limelight.models import detect
 from limelight.models.attention import switched
 from limelight.models.capture import DecoderCall, capture
 from limelight.models.families import Family, family_of
-from limelight.models.spans import layout
+from limelight.models.spans import grown, layout
 from limelight.types import MODALITIES, Prompt, Span
 
 PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio"}
@@ -108,12 +108,10 @@ class Adapter:
     def spans(self, inputs: Mapping[str, Any], row: int = 0, *, length: int | None = None) -> tuple[Span, ...]:
         """Spans of one row, a partition of its positions; ``length`` extends the last with generated text."""
         ids = detect.modality_ids(self.model, inputs, self.processor)[row]
-        if length is not None and length > ids.shape[0]:
-            ids = torch.cat([ids, ids.new_zeros(length - ids.shape[0])])
         spans = layout(ids, self.model.config, inputs, self._seconds(inputs))
         if self.family.relayout is not None:
             spans = self.family.relayout(spans, self.model.config, inputs, row)
-        return spans
+        return grown(spans, length or 0)
 
     def _seconds(self, inputs: Mapping[str, Any]) -> list[float]:
         """Seconds of each sound, from the feature mask and the extractor's hop length."""

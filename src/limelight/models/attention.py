@@ -36,6 +36,10 @@ class AttentionHook:
         """``q k^T``, before scaling, soft-cap and mask."""
         return scores
 
+    def softcap(self, layer: int, scores: Tensor, value: Tensor) -> Tensor:
+        """``value = cap * tanh(scores / cap)``, where a soft-cap exists."""
+        return value
+
     def scores(self, layer: int, scores: Tensor) -> Tensor:
         """Scaled, soft-capped and masked, before the softmax."""
         return scores
@@ -172,7 +176,10 @@ def attention(
         scores = hook.raw_scores(layer, scores, query)
     scores = scores * scaling
     if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+        capped = torch.tanh(scores / softcap) * softcap
+        for hook in hooks:
+            capped = hook.softcap(layer, scores, capped)
+        scores = capped
     mask = fit_mask(attention_mask, key.shape[-2])
     if mask is not None:
         scores = scores + mask

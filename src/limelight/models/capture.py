@@ -110,7 +110,9 @@ def _grown_mask(mask: Tensor, window: int | None) -> Tensor:
     return torch.cat([torch.cat([mask, column], dim=-1), row], dim=-2)
 
 
-def capture(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], windows: Mapping[str, int | None]) -> DecoderCall:
+def capture(
+    model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], windows: Mapping[str, int | None]
+) -> DecoderCall:
     """Run ``model(**inputs)`` up to the door of ``decoder`` and keep what it was given. Towers run once, without grad.
 
     Raises:
@@ -141,7 +143,9 @@ def capture(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], win
     if embeds is None:
         ids = got.get("input_ids")
         if ids is None:
-            raise HookError("the decoder was called with neither inputs_embeds nor input_ids", hint="report this family")
+            raise HookError(
+                "the decoder was called with neither inputs_embeds nor input_ids", hint="report this family"
+            )
         embeds = decoder.get_input_embeddings()(ids)  # type: ignore[operator]
     embeds = embeds.detach().clone()
     if embeds.shape[1] == 0:
@@ -151,4 +155,7 @@ def capture(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], win
     mask = given.bool() if isinstance(given, Tensor) and given.ndim == 2 else None
     if mask is None or mask.shape != embeds.shape[:2]:
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    return DecoderCall(embeds, mask.to(embeds.device), kwargs, windows)
+    mask = mask.to(embeds.device)
+    if "attention_mask" in names and "attention_mask" not in kwargs:
+        kwargs["attention_mask"] = mask.long()  # without a mask, positions may be mistaken for packed sequences
+    return DecoderCall(embeds, mask, kwargs, windows)

@@ -5,7 +5,7 @@ Nothing here looks at class names. What cannot be told this way goes into a file
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,6 @@ _ID_NAMES: dict[Modality, tuple[str, ...]] = {
     "audio": ("audio_token_id", "audio_token_index"),
     "video": ("video_token_id", "video_token_index"),
 }
-# Values of a processor's mm_token_type_ids.
-_TYPE_IDS: dict[int, Modality] = {0: "text", 1: "image", 2: "video", 3: "audio"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,9 @@ def is_attention(module: nn.Module) -> bool:
     if getattr(module, "layer_idx", None) is None:
         return False
     children = {name for name, _ in module.named_children()}
-    return any(name in children for name in ("q_proj", "qkv_proj", "k_proj", "q_b_proj", "query_key_value", "kv_b_proj"))
+    return any(
+        name in children for name in ("q_proj", "qkv_proj", "k_proj", "q_b_proj", "query_key_value", "kv_b_proj")
+    )
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
@@ -108,16 +108,21 @@ def decoder_traits(model: nn.Module, decoder: nn.Module) -> DecoderTraits:
 
 @dataclass(frozen=True)
 class HeadScalars:
-    """What happens to the logits after the output embedding: ``cap * tanh(scale * l / cap)``."""
+    """What happens to the logits after the output embedding: ``cap * tanh(scale * l / cap)``.
+
+    ``rule`` (of relevance) says how a gradient passes the cap: ``(z, value) -> value``.
+    """
 
     scale: float = 1.0
     cap: float | None = None
+    rule: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.cap is not None:
-            logits = torch.tanh(logits / self.cap) * self.cap
+            value = torch.tanh(logits / self.cap) * self.cap
+            logits = self.rule(logits, value) if self.rule is not None and logits.requires_grad else value
         return logits
 
 
@@ -178,7 +183,7 @@ def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = N
     """
     given = inputs.get("modality_ids")
     if isinstance(given, Tensor):
-        return _from_type_ids(given)
+        return given.long()
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor):
         raise PromptError(
@@ -187,15 +192,8 @@ def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = N
         )
     types = inputs.get("mm_token_type_ids")
     if isinstance(types, Tensor) and types.shape == ids.shape and bool((types > 0).any()):
-        return _from_type_ids(types)
+        return types.long()
     out = torch.zeros_like(ids)
     for token, modality in placeholder_ids(model, processor).items():
         out[ids == token] = MODALITIES.index(modality)
-    return out
-
-
-def _from_type_ids(types: Tensor) -> Tensor:
-    out = torch.zeros_like(types, dtype=torch.long)
-    for value, modality in _TYPE_IDS.items():
-        out[types == value] = MODALITIES.index(modality)
     return out

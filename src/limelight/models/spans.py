@@ -23,6 +23,17 @@ def runs(ids: Sequence[int]) -> list[Span]:
     return spans
 
 
+def grown(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
+    """The same spans with generated text up to ``length`` positions."""
+    stop = spans[-1].stop
+    if length <= stop:
+        return spans
+    last = spans[-1]
+    if last.modality == "text":
+        return (*spans[:-1], Span(last.start, length, "text"))
+    return (*spans, Span(stop, length, "text"))
+
+
 def layout(
     ids: Tensor, config: Any, inputs: Mapping[str, Any], seconds: Sequence[float] = (), row: int = 0
 ) -> tuple[Span, ...]:

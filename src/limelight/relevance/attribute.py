@@ -11,11 +11,14 @@ from torch import Tensor
 from limelight.errors import NotFiniteError, SettingError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.capture import DecoderCall
+from limelight.models.spans import grown
 from limelight.relevance.composites import ATTN_LRP, Composite, attached
-from limelight.types import Relevance
+from limelight.types import Relevance, Span
 
 
-def input_relevance(f: Tensor, embeds: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tensor:
+def input_relevance(
+    f: Tensor, embeds: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None
+) -> Tensor:
     """``R_i = sum_d x_id * df/dx_id`` for a scalar ``f`` (or a sum over rows): ``[B, T]`` in float32 or better.
 
     Under a composite's rules the gradient is the LRP-modified one (method of AttnLRP, eq. 5-6: input x gradient).
@@ -68,6 +71,7 @@ def attribute_generated(
     row: int = 0,
     composite: Composite = ATTN_LRP,
     sinks: Sequence[int] = (),
+    prompt_spans: tuple[Span, ...] | None = None,
 ) -> list[Relevance]:
     """Relevance of every generated token: one forward of prompt + answer, one backward a token.
 
@@ -88,7 +92,17 @@ def attribute_generated(
         with torch.no_grad():
             call = call.appended(adapter.embed(ids[:, j : j + 1]))
     targets = [(start - 1 + j, int(token)) for j, token in enumerate(ids[0])]
-    return relevance_of(adapter, call, inputs, targets, row=row, composite=composite, sinks=sinks, generated=ids[0, :-1])
+    return relevance_of(
+        adapter,
+        call,
+        inputs,
+        targets,
+        row=row,
+        composite=composite,
+        sinks=sinks,
+        generated=ids[0, :-1],
+        prompt_spans=prompt_spans,
+    )
 
 
 def relevance_of(
@@ -101,17 +115,22 @@ def relevance_of(
     composite: Composite = ATTN_LRP,
     sinks: Sequence[int] = (),
     generated: Tensor | None = None,
+    prompt_spans: tuple[Span, ...] | None = None,
 ) -> list[Relevance]:
     """Relevance for several (position, token) targets of one captured row: one forward, a backward each."""
     for position, target in targets:
         if not 0 <= position < call.length:
-            raise SettingError(f"position {position} is outside the {call.length} positions", hint="use -1 for the last")
+            raise SettingError(
+                f"position {position} is outside the {call.length} positions", hint="use -1 for the last"
+            )
         if target is not None and not 0 <= target < adapter.traits.vocab:
-            raise SettingError(f"token id {target} is outside the vocabulary of {adapter.traits.vocab}", hint="check the id")
+            raise SettingError(
+                f"token id {target} is outside the vocabulary of {adapter.traits.vocab}", hint="check the id"
+            )
     words = adapter.words(inputs, row) if inputs.get("input_ids") is not None else ()
     if generated is not None:
         words = (*words, *adapter.tokens(generated))
-    spans = adapter.spans(inputs, row, length=call.length)
+    spans = adapter.spans(inputs, row, length=call.length) if prompt_spans is None else grown(prompt_spans, call.length)
     out: list[Relevance] = []
     with torch.inference_mode(False), torch.enable_grad(), attached(adapter, composite):
         embeds = call.embeds.clone().requires_grad_(True)
@@ -129,7 +148,7 @@ def relevance_of(
                     spans=spans,
                     target=token,
                     target_token=adapter.tokens([token])[0],
-                    logit=float(logits[token]),
+                    logit=float(logits[token].detach()),
                     position=position,
                     sinks=tuple(sinks),
                 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,11 +47,15 @@ class AttentionRule(AttentionHook):
         self.divisors = divisors
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, b, c = (_divided(x, n) for x, n in zip((q, k, v), self.divisors, strict=True))
+        a, b, c = (divided(x, n) for x, n in zip((q, k, v), self.divisors, strict=True))
         return a, b, c
 
+    def softcap(self, layer: int, scores: Tensor, value: Tensor) -> Tensor:
+        return rules.identity(scores, value) if self.divisors[0] and scores.requires_grad else value
 
-def _divided(x: Tensor, parts: int) -> Tensor:
+
+def divided(x: Tensor, parts: int) -> Tensor:
+    """Gradient divided by ``parts``; 0 stops it, 1 leaves it alone."""
     if parts == 0:
         return rules.stop(x)
     return x if parts == 1 else rules.uniform(x, parts)
@@ -147,6 +151,10 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
                     stack.callback(rule(site))
         stack.enter_context(adapter.routed())
         inner = (AttentionRule(composite.attention),) if composite.attention != (1, 1, 1) else ()
+        if composite.rules and adapter.head_scalars.cap is not None:
+            plain = adapter.head_scalars
+            adapter.head_scalars = replace(plain, rule=rules.identity)
+            stack.callback(setattr, adapter, "head_scalars", plain)
         seen = stack.enter_context(attention_hooks(*inner, *hooks))
         runs: list[int] = []
         stack.callback(adapter.decoder.register_forward_hook(lambda *_: runs.append(1)).remove)

@@ -215,7 +215,10 @@ def probe_norm(module: nn.Module) -> NormSpec | None:
     width = int(weight.shape[0]) if weight is not None else int(getattr(module, "dim", 0) or 16)
     if weight is not None and weight.device.type == "meta":
         return None
-    eps = next((float(v) for n in ("variance_epsilon", "eps", "norm_eps") if isinstance(v := getattr(module, n, None), float)), 1e-6)
+    eps = next(
+        (float(v) for n in ("variance_epsilon", "eps", "norm_eps") if isinstance(v := getattr(module, n, None), float)),
+        1e-6,
+    )
     x = _sample((2, 3, width), module) * 3 + 0.5
     try:
         with torch.no_grad():
@@ -224,15 +227,15 @@ def probe_norm(module: nn.Module) -> NormSpec | None:
         return None
     if not isinstance(out, Tensor) or out.shape != x.shape:
         return None
-    gains = [weight, 1 + weight.detach().float()] if weight is not None else [None]
+    gains: list[Tensor | None] = [weight.detach(), 1 + weight.detach().float()] if weight is not None else [None]
     tolerance = 1e-4 if out.dtype in (torch.float32, torch.float64) else 3e-2
     for center in (False, True):
         base = x.float() - (x.float().mean(-1, keepdim=True) if center else 0)
         unit = base * torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps)
         for gain in gains:
             want = unit if gain is None else unit * gain.float()
-            want = want if bias is None else want + bias.float()
-            if float((want - out.float()).abs().max()) <= tolerance * (1 + float(want.abs().max())):
+            want = want if bias is None else want + bias.detach().float()
+            if float((want - out.float()).abs().max().detach()) <= tolerance * (1 + float(want.abs().max())):
                 return NormSpec(center, gain, bias, eps)
     return None
 

@@ -24,7 +24,7 @@ class _GradientOf(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -35,7 +35,7 @@ class _ScaledGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.factor, None
 
 
@@ -64,7 +64,9 @@ def slope(z: Tensor, value: Tensor) -> Tensor:
     wide = torch.promote_types(z.dtype, torch.float32)
     z, value = z.detach().to(wide), value.detach().to(wide)
     shifted = z + EPS
-    return torch.where(shifted == 0, torch.zeros_like(z), value / torch.where(shifted == 0, torch.ones_like(z), shifted))
+    return torch.where(
+        shifted == 0, torch.zeros_like(z), value / torch.where(shifted == 0, torch.ones_like(z), shifted)
+    )
 
 
 def identity(z: Tensor, value: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def families() -> dict[str, Family]:
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
         family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
-        found.update({model_type: family for model_type in family.model_types})
+        found.update(dict.fromkeys(family.model_types, family))
     return found
 
 

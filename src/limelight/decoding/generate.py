@@ -1,0 +1,81 @@
+"""``limelight.generate``: messages in, a Generation out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from limelight.decoding.greedy import Greedy
+from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate
+from limelight.decoding.registry import strategy as by_name
+from limelight.decoding.strategy import Strategy
+from limelight.errors import UnsupportedError
+from limelight.models.adapter import wrap
+from limelight.types import Generation, Prompt
+
+
+def generate(
+    model: Any,
+    processor: Any = None,
+    messages: Sequence[Mapping[str, Any]] | str | Prompt = "",
+    *,
+    media: Mapping[str, Any] | None = None,
+    strategy: Strategy | str | None = None,
+    relevance: bool = True,
+    streamer: Any = None,
+    stop_strings: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    on_step: OnStep | None = None,
+    **generation_kwargs: Any,
+) -> Generation:
+    """Answer ``messages`` with a decoding strategy.
+
+    Args:
+        model: a transformers multimodal model, or an :class:`Adapter` (then ``processor`` may be None).
+        messages: the Hugging Face chat format, one user's words (with ``media``), or a :class:`Prompt`.
+        media: ``{"image": file or picture or list of them, "audio": ..., "video": ...}``.
+        strategy: a Strategy, a name from ``limelight strategies``, or None: the model as it is.
+        relevance: compute every emitted token's relevance and modality shares, where the strategy can.
+        seed: for sampling (``do_sample=True``).
+        generation_kwargs: as for ``model.generate``: max_new_tokens, do_sample, temperature, repetition_penalty ...
+
+    Returns:
+        Generation with text, ids and a :class:`Step` a token.
+
+    Raises:
+        PromptError, MediaError, UnsupportedError, SettingError: see the tree in :mod:`limelight.errors`.
+
+    Example:
+        >>> import limelight
+        >>> adapter = limelight.load("demo-vision")
+        >>> answer = limelight.generate(adapter, messages="What is in the picture?", media={"image": "photo.png"},
+        ...                             strategy=limelight.lime(), max_new_tokens=20)  # doctest: +SKIP
+    """
+    adapter = wrap(model, processor)
+    chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
+    prompt = messages if isinstance(messages, Prompt) else adapter.prepare(messages, media)
+    if generation_kwargs.get("num_return_sequences", 1) != 1:
+        raise UnsupportedError(
+            "limelight.generate returns one answer", hint="call it once a seed, or use model.generate"
+        )
+    defaults: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "disable_compile": True}
+    if not generation_kwargs.get("do_sample"):  # a checkpoint's sampling defaults would only cause warnings
+        defaults |= {"temperature": None, "top_p": None, "top_k": None}
+    fn = custom_generate(
+        chosen,
+        processor=adapter.processor,
+        streamer=streamer,
+        stop_strings=stop_strings,
+        seed=seed,
+        media=prompt.media,
+        spans=[prompt.spans],
+        details=relevance,
+        on_step=on_step,
+    )
+    output: GroundedOutput = adapter.model.generate(
+        **prompt.tensors, custom_generate=fn, **{**defaults, **generation_kwargs, "return_dict_in_generate": True}
+    )
+    steps = (output.steps or ((),))[0]
+    ids = tuple(s.token for s in steps)
+    text = adapter.tokenizer.decode(list(ids), skip_special_tokens=True) if adapter.tokenizer is not None else ""
+    return Generation(str(text).strip(), ids, steps, prompt, chosen.name, chosen.settings())

@@ -1,0 +1,56 @@
+"""The model as it is: ordinary cached decoding, greedy or sampled. The baseline of every table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from limelight.decoding.strategy import Detail, Outlook, Run
+from limelight.models.stream import Stream
+from limelight.relevance.attribute import attribute_generated
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """No intervention. With ``do_sample=True`` in generate this is plain sampling."""
+
+    @property
+    def name(self) -> str:
+        return "greedy"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, run: Run) -> GreedySession:
+        return GreedySession(run)
+
+
+class GreedySession:
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.stream = Stream(run.adapter, run.ids, run.kwargs)
+
+    def next(self, tokens: Tensor | None) -> Outlook:
+        logits = self.stream.next(tokens)
+        if not self.run.details:
+            return Outlook(logits)
+        details = []
+        for row in range(logits.shape[0]):
+            chosen = logits[row].argmax()
+            spans = self.run.spans[row] if self.run.spans else None
+            generated = [*self.stream.ids[row, self.run.ids.shape[1] :].tolist(), int(chosen)]
+            relevance = attribute_generated(self.run.adapter, self.run.inputs, generated, row=row, prompt_spans=spans)[
+                -1
+            ]
+            details.append(Detail(relevance, relevance.shares(), plain=int(chosen)))
+        return Outlook(logits, tuple(details))
+
+
+def greedy() -> Greedy:
+    """The model as it is."""
+    return Greedy()
+
+
+STRATEGIES = {"greedy": Greedy}

@@ -1,0 +1,216 @@
+"""The only token loop, and its bridge to transformers' ``generate``.
+
+transformers prepares inputs, processors and stopping criteria, then calls :func:`decode` through
+``custom_generate=limelight.custom_generate(strategy, ...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from limelight.decoding.strategy import Chooser, Detail, Outlook, Run, Strategy
+from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
+from limelight.models.adapter import Adapter, wrap
+from limelight.types import Span, Step
+
+OnStep = Callable[[int, Step], None]
+
+
+@dataclass
+class GroundedOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
+    """transformers' output of generate, with ``steps``: a tuple of :class:`Step` a row."""
+
+    steps: tuple[tuple[Step, ...], ...] | None = None
+
+
+def custom_generate(
+    strategy: Strategy,
+    *,
+    processor: Any = None,
+    streamer: Any = None,
+    stop_strings: str | Sequence[str] | None = None,
+    seed: int | Sequence[int] | None = None,
+    modality_ids: Tensor | None = None,
+    media: Mapping[str, Sequence[Any]] | None = None,
+    spans: Sequence[tuple[Span, ...]] | None = None,
+    details: bool = False,
+    on_step: OnStep | None = None,
+) -> Callable[..., Any]:
+    """A callable for ``model.generate(**inputs, custom_generate=...)``.
+
+    Args:
+        strategy: the decoding method, e.g. ``lime()``.
+        processor: the model's processor: needed for ``stop_strings``, spelled tokens, and methods with a second prompt.
+        streamer: a transformers streamer. generate() drops the one it is given when decoding is custom, so bind it here
+            (passing it to generate() as well does no harm).
+        stop_strings: as in generate(), which refuses them beside a callable.
+        seed: sampling seed; row ``r`` draws from ``seed + r``, so a row does not depend on its neighbours. None: torch's
+            global state, as transformers.
+        modality_ids: ``[B, T]``: 0 text, 1 image, 2 video, 3 audio, where it cannot be detected.
+        media: raw pictures and sounds, for methods that disturb them.
+        spans: each row's spans from ``Adapter.spans(inputs)``; without them layouts (grids, seconds) may be unknown,
+            since generate() has consumed the tensors that tell.
+        details: compute the relevance of every emitted token where the strategy can.
+        on_step: called with (row, Step) as each token is chosen.
+    """
+
+    def decoding_method(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Any:
+        adapter = wrap(model, processor)
+        if stop_strings is not None:
+            stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, adapter)
+        rows = input_ids.shape[0]
+        seeds = None if seed is None else [seed + r for r in range(rows)] if isinstance(seed, int) else list(seed)
+        chooser = Chooser(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
+        run = _run(
+            adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details, stopping_criteria
+        )
+        run.media, run.spans = media or {}, spans
+        return decode(strategy, run, stopping_criteria, streamer, on_step)
+
+    return decoding_method
+
+
+def _run(
+    adapter: Adapter,
+    ids: Tensor,
+    kwargs: dict[str, Any],
+    chooser: Chooser,
+    config: Any,
+    modality: Tensor | None,
+    details: bool,
+    stopping: Any,
+) -> Run:
+    if config.num_beams > 1:
+        raise UnsupportedError(
+            f"beam search (num_beams={config.num_beams}) is not supported by limelight's decoding",
+            hint="use num_beams=1; opera() brings beams of its own",
+        )
+    if adapter.model.training:
+        raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
+    known = {"input_ids": ids, **{k: v for k, v in kwargs.items() if v is not None}}
+    if modality is not None:
+        if modality.shape[0] != ids.shape[0] and ids.shape[0] % modality.shape[0] == 0:
+            modality = modality.repeat_interleave(ids.shape[0] // modality.shape[0], dim=0)
+        known["modality_ids"] = modality
+    where = adapter.modality_ids(known).to(ids.device)
+    if where.shape != ids.shape:
+        raise PromptError(
+            f"modality_ids {tuple(where.shape)} do not fit the prompt {tuple(ids.shape)}",
+            hint="one entry a prompt position",
+        )
+    mask = kwargs.get("attention_mask")
+    mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones_like(ids, dtype=torch.bool)
+    kwargs = {**kwargs, **{k: v for k, v in adapter.complete({**kwargs, "input_ids": ids}).items() if k not in kwargs}}
+    kwargs.pop("input_ids", None)
+    return Run(adapter, ids, kwargs, where, mask, chooser, config, details, stopping)
+
+
+def _with_stop_strings(criteria: Any, stop_strings: str | Sequence[str], adapter: Adapter) -> Any:
+    from transformers import StoppingCriteriaList
+    from transformers.generation.stopping_criteria import StopStringCriteria
+
+    if adapter.tokenizer is None:
+        raise SettingError(
+            "stop_strings need the tokenizer", hint="custom_generate(strategy, processor=processor, ...)"
+        )
+    strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+    return StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer=adapter.tokenizer, stop_strings=strings)])
+
+
+@torch.no_grad()
+def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on_step: OnStep | None = None) -> Any:
+    """Token after token until every row has stopped. Returns ids ``[B, T + n]``, or a :class:`GroundedOutput`.
+
+    Raises:
+        NotFiniteError: a strategy returned NaN logits.
+        UnsupportedError: beams, or a model in training mode.
+    """
+    config, ids = run.config, run.ids
+    pad = getattr(config, "_pad_token_tensor", None)
+    has_eos = any(hasattr(c, "eos_token_id") for c in stopping)
+    keep = bool(config.return_dict_in_generate)
+    scores: list[Tensor] = []
+    raw: list[Tensor] = []
+    steps: list[list[Step]] = [[] for _ in range(ids.shape[0])]
+    unfinished = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
+    tokens: Tensor | None = None
+    with _streaming(streamer, ids):
+        session = strategy.session(run)
+        while bool(unfinished.any()):
+            outlook = session.next(tokens)
+            if bool(torch.isnan(outlook.logits).any()):
+                raise NotFiniteError(
+                    f"{strategy.name} produced NaN logits at token {len(steps[0])}",
+                    hint="try float32, or a smaller lr / alpha",
+                )
+            processed = run.chooser.scores(ids, outlook.logits)
+            tokens = run.chooser.pick(processed)
+            if has_eos and pad is not None:
+                tokens = torch.where(unfinished, tokens, pad.to(tokens.device))
+            if keep and config.output_scores:
+                scores.append(processed)
+            if keep and config.output_logits:
+                raw.append(outlook.logits)
+            for row in unfinished.nonzero()[:, 0].tolist():
+                step = _step(run.adapter, outlook, processed, tokens, row)
+                steps[row].append(step)
+                if on_step is not None:
+                    on_step(row, step)
+            ids = torch.cat([ids, tokens[:, None]], dim=-1)
+            if streamer is not None:
+                streamer.put(tokens.cpu())
+            unfinished = unfinished & ~stopping(ids, None)
+    if not keep:
+        return ids
+    return GroundedOutput(
+        sequences=ids,
+        scores=tuple(scores) if scores else None,
+        logits=tuple(raw) if raw else None,
+        steps=tuple(tuple(s) for s in steps),
+    )
+
+
+@contextmanager
+def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
+    """Give the streamer its prompt if generate() has not, and end it whatever happens, so that no consumer hangs."""
+    if streamer is None:
+        yield
+        return
+    if getattr(streamer, "next_tokens_are_prompt", False):
+        streamer.put(ids.cpu())
+    try:
+        yield
+    finally:
+        streamer.end()
+
+
+def _step(adapter: Adapter, outlook: Outlook, processed: Tensor, tokens: Tensor, row: int) -> Step:
+    detail = outlook.details[row] if outlook.details else Detail()
+    token = int(tokens[row])
+    spelled = tuple((t, adapter.tokens([t])[0], logit, phi) for t, logit, phi in detail.candidates)
+    return Step(
+        token=token,
+        text=adapter.tokens([token])[0],
+        logprob=float(torch.log_softmax(processed[row].double(), dim=-1)[token]),
+        relevance=detail.relevance,
+        shares=detail.shares,
+        intervened=detail.intervened,
+        plain=detail.plain,
+        losses=detail.losses,
+        candidates=spelled,
+        flagged=detail.flagged,
+    )

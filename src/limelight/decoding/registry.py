@@ -1,0 +1,40 @@
+"""Decoding methods by name, found by listing this folder: every module with a ``STRATEGIES`` table takes part."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from limelight.decoding.strategy import Strategy
+from limelight.errors import SettingError
+
+
+@cache
+def strategies() -> dict[str, Callable[..., Strategy]]:
+    """name -> factory with keyword settings."""
+    found: dict[str, Callable[..., Strategy]] = {}
+    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        module = importlib.import_module(f"limelight.decoding.{info.name}")
+        found.update(getattr(module, "STRATEGIES", {}))
+    return dict(sorted(found.items()))
+
+
+def strategy(name: str, **settings: Any) -> Strategy:
+    """A strategy by name with settings.
+
+    Raises:
+        SettingError: unknown name or setting.
+    """
+    known = strategies()
+    if name not in known:
+        raise SettingError(f"unknown strategy {name!r}", hint=f"one of {', '.join(known)}")
+    try:
+        return known[name](**settings)
+    except TypeError as error:
+        raise SettingError(
+            f"{name}: {error}", hint="see `limelight generate --help` or help(limelight.lime)"
+        ) from error

@@ -1,0 +1,167 @@
+"""From messages to one row of tensors, by the model's own chat template and processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from limelight.errors import LimelightError, MediaError, PromptError
+from limelight.models.adapter import Adapter
+from limelight.models.media import read_audio, read_image, read_video
+from limelight.types import MODALITIES, Prompt
+
+Message = Mapping[str, Any]
+_PERCEPTS = ("image", "audio", "video")
+
+
+def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[str, Any] | None = None) -> Prompt:
+    """Messages in the Hugging Face chat format, or one user's words with ``media = {"image": [...], "audio": [...]}``.
+
+    A content item is ``{"type": "image", "image": object or file}`` (likewise audio, video) or ``{"type": "text", ...}``.
+
+    Raises:
+        PromptError: nothing was asked, no media, or the processor's placeholders do not match them.
+        MediaError: see :mod:`limelight.models.media`.
+    """
+    if adapter.processor is None:
+        raise PromptError(
+            "this adapter has no processor, so it cannot read messages", hint="limelight.wrap(model, processor)"
+        )
+    messages = as_messages(messages, media)
+    turns, found = split_media(messages)
+    words = [str(i["text"]) for t in turns for i in t["content"] if i["type"] == "text"]
+    if not any(w.strip() for w in words):
+        raise PromptError(
+            "the prompt is empty", hint="ask something: {'type': 'text', 'text': 'What is in the picture?'}"
+        )
+    if not any(found.values()):
+        raise PromptError(
+            "the messages hold no picture, sound or video",
+            hint="add {'type': 'image', 'image': 'photo.jpg'} to a user message's content, or pass --image",
+        )
+    unfit = [m for m in _PERCEPTS if found[m] and m not in _accepted(adapter)]
+    if unfit:
+        raise MediaError(
+            f"{type(adapter.model).__name__} takes {', '.join(_accepted(adapter))}, the messages hold {', '.join(unfit)}",
+            hint="pass media of a kind the model was made for",
+        )
+    tensors = _tensors(adapter, turns, found)
+    ids = adapter.modality_ids(adapter.complete(tensors))
+    for modality in _PERCEPTS:
+        if found[modality] and not bool((ids == MODALITIES.index(modality)).any()) and not bool((ids > 0).any()):
+            raise PromptError(f"the prompt has no {modality} position", hint="check the chat template's placeholders")
+    tensors = adapter.complete(tensors)
+    return Prompt(tensors, adapter.words(tensors), adapter.spans(tensors), {m: v for m, v in found.items() if v})
+
+
+def as_messages(messages: Sequence[Message] | str, media: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The chat format, with loose media put in front of the last user turn's words."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]
+    out: list[dict[str, Any]] = []
+    for message in messages:
+        if not isinstance(message, Mapping) or "content" not in message:
+            raise PromptError(f"not a message: {str(message)[:60]!r}", hint="{'role': 'user', 'content': [...]}")
+        content = message["content"]
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(i) for i in content]
+        out.append({"role": message.get("role", "user"), "content": items})
+    loose = [
+        {"type": kind, kind: item}
+        for kind in _PERCEPTS
+        for item in _listed((media or {}).get(kind))
+    ]  # fmt: skip
+    users = [m for m in out if m["role"] == "user"]
+    if not users:
+        raise PromptError("the messages hold no user turn", hint="add {'role': 'user', 'content': [...]}")
+    users[-1]["content"] = [*loose, *users[-1]["content"]]
+    return out
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
+    """Turns with bare placeholders, and the media in order."""
+    found: dict[str, list[Any]] = {m: [] for m in _PERCEPTS}
+    turns = []
+    for message in messages:
+        items = []
+        for item in message["content"]:
+            kind = str(item.get("type", "text"))
+            if kind == "text":
+                items.append({"type": "text", "text": str(item.get("text", ""))})
+                continue
+            kind = kind.removesuffix("_url")
+            if kind not in _PERCEPTS:
+                raise PromptError(f"unknown content type {kind!r}", hint="text, image, audio or video")
+            source = next((item[k] for k in (kind, "path", "url", f"{kind}_url") if item.get(k) is not None), None)
+            if source is None:
+                raise PromptError(
+                    f"a content item of type {kind} names no {kind}", hint=f"{{'type': {kind!r}, {kind!r}: file}}"
+                )
+            found[kind].append(source)
+            items.append({"type": kind, kind: ""} if kind == "audio" else {"type": kind})
+        turns.append({"role": message["role"], "content": items})
+    return turns, found
+
+
+def _accepted(adapter: Adapter) -> tuple[str, ...]:
+    processor = adapter.processor
+    parts = {
+        "image": ("image_processor",),
+        "audio": ("feature_extractor", "audio_processor"),
+        "video": ("video_processor", "image_processor"),
+    }
+    kinds = set(adapter.placeholders.values())
+    return tuple(
+        m for m, names in parts.items() if m in kinds and any(getattr(processor, n, None) is not None for n in names)
+    )
+
+
+def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, list[Any]]) -> dict[str, Any]:
+    processor = adapter.processor
+    text = _text(adapter, turns)
+    arguments: dict[str, Any] = {}
+    if found["image"]:
+        arguments["images"] = [read_image(i) for i in found["image"]]
+    if found["audio"]:
+        extractor = getattr(processor, "feature_extractor", None) or processor.audio_processor
+        rate = int(getattr(extractor, "sampling_rate", 16000))
+        sounds = [read_audio(a, rate) for a in found["audio"]]
+        arguments["audio"] = sounds
+        arguments["sampling_rate"] = rate
+    if found["video"]:
+        arguments["videos"] = [np.stack([np.asarray(f) for f in read_video(v)]) for v in found["video"]]
+    bos = getattr(adapter.tokenizer, "bos_token", None)
+    if bos and text.startswith(bos):
+        arguments["add_special_tokens"] = False
+    try:
+        out = processor(text=[text], return_tensors="pt", **arguments)
+    except LimelightError:
+        raise
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+        raise PromptError(
+            f"the model's processor refused the prompt: {error}",
+            hint="check number and kind of media against the placeholders",
+        ) from error
+    device = adapter.head.weight.device if hasattr(adapter.head, "weight") else "cpu"
+    dtype = next(adapter.model.parameters()).dtype
+    moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in dict(out).items()}  # type: ignore[arg-type]
+    return {
+        k: v.to(dtype) if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in moved.items()
+    }
+
+
+def _text(adapter: Adapter, turns: list[dict[str, Any]]) -> str:
+    processor = adapter.processor
+    for owner in (processor, adapter.tokenizer):
+        if getattr(owner, "chat_template", None):
+            return str(owner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    marks = {m: getattr(processor, f"{m}_token", None) for m in _PERCEPTS}
+    parts = [i["text"] if i["type"] == "text" else str(marks[i["type"]] or "") for t in turns for i in t["content"]]
+    return "\n".join(p for p in parts if p)

@@ -1,0 +1,72 @@
+"""A KV cache of values and tangents, in buffers that are written in place and never copied to be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class DualCache:
+    """Keys and values of ``rows = (1 + C) * B`` batch rows: ``[rows, Hkv, capacity, d]`` a layer.
+
+    Row block 0 holds the model's own cache, block ``c`` the tangents of channel ``c``. It answers the questions
+    transformers' decoders ask a cache; :meth:`update` hands the new keys back unchanged, since the dual attention reads
+    the prefix in place and :meth:`write` stores a position once, when its token is final.
+    """
+
+    is_compileable = False
+    is_sliding: list[bool] = []  # noqa: RUF012 - read by transformers: no layer forgets
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = max(capacity, 1)
+        self.length = 0
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self, layer_idx: int = 0) -> int:
+        return -1
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key, value
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Store ``[rows, Hkv, N, d]`` behind the present length (which :meth:`advance` moves)."""
+        stop = self.length + key.shape[2]
+        for store, new in ((self.keys, key), (self.values, value)):
+            buffer = store.get(layer)
+            if buffer is None or stop > buffer.shape[2]:
+                self.capacity = max(self.capacity, stop, 2 * (buffer.shape[2] if buffer is not None else 0))
+                grown = new.new_empty((*new.shape[:2], self.capacity, new.shape[3]))
+                if buffer is not None:
+                    grown[:, :, : self.length] = buffer[:, :, : self.length]
+                store[layer] = buffer = grown
+            buffer[:, :, self.length : stop] = new.detach()
+
+    def advance(self, count: int) -> None:
+        self.length += count
+
+    def rewind(self, count: int = 1) -> None:
+        """Forget the last positions (their buffers are overwritten later)."""
+        self.length -= count
+
+    def read(self, layer: int, extra: int = 0) -> tuple[Tensor, Tensor] | None:
+        """Views ``[rows, Hkv, length + extra, d]`` of one layer, or None when nothing is stored."""
+        stop = self.length + extra
+        if stop == 0 or layer not in self.keys:
+            return None
+        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.keys.values(), *self.values.values()))
+
+

@@ -1,0 +1,241 @@
+"""Forward-mode relevance: Phi_c(v) for every token v at once, without a backward pass.
+
+The LRP-modified gradient is a linear map, so ``sum_i c_i R_i = <c * x, df/dx>`` is the directional derivative of ``f``
+along the tangent ``c_i x_i`` (method of this library; AttnLRP's rules in forward mode). Tangents ride along as further
+rows of the batch; a KV cache of those rows is a dual cache, computed at prefill and appended token by token.
+
+Properties (tested): ``Phi_c = sum_i c_i R_i`` of the backward route; token by token = one prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.errors import NotFiniteError, SettingError, UnsupportedError
+from limelight.models.adapter import Adapter
+from limelight.models.capture import DecoderCall
+from limelight.relevance.composites import ATTN_LRP, Composite
+from limelight.relevance.dual_cache import DualCache
+from limelight.relevance.dual_rules import FALLBACK, DualRules, Mode, Offsets
+
+_PLAIN = frozenset({"attention_mask", "position_ids"})
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One tangent direction: weights ``[B, T]`` of the prompt's positions, one weight for every generated one."""
+
+    name: str
+    prompt: Tensor
+    generated: float
+
+
+def modality_channel(modality: Tensor, mask: Tensor) -> Channel:
+    """c = 1 on the percept: Phi_M."""
+    return Channel("modality", (modality & mask).float(), 0.0)
+
+
+def text_channel(modality: Tensor, mask: Tensor) -> Channel:
+    """c = 1 on the text, generated words included: Phi_T."""
+    return Channel("text", (mask & ~modality).float(), 1.0)
+
+
+def contrast_channel(modality: Tensor, mask: Tensor) -> Channel:
+    """c = +1 on the percept, -1 on the text: Phi_M - Phi_T in one channel."""
+    return Channel("contrast", (modality & mask).float() - (mask & ~modality).float(), -1.0)
+
+
+@dataclass(frozen=True)
+class DualOutput:
+    """``hidden`` of the last position, ``[1 + C, B, D]``: the model's state and its tangents."""
+
+    hidden: Tensor
+
+
+class DualStream:
+    """Cached decoding of one prompt batch with C tangent channels.
+
+    Args:
+        call: the captured prompt.
+        channels: tangent directions (may be empty: then this is plain cached decoding).
+        composite: ATTN_LRP or CP_LRP.
+        reserve: positions to reserve in the cache for generated tokens.
+
+    Raises:
+        UnknownKindError, UnsupportedError: a module or a decoder argument without a forward twin.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        call: DecoderCall,
+        channels: Sequence[Channel],
+        composite: Composite = ATTN_LRP,
+        reserve: int = 64,
+    ) -> None:
+        extras = [k for k, v in call.kwargs.items() if k not in _PLAIN and isinstance(v, (Tensor, list, tuple, dict))]
+        if extras:
+            raise UnsupportedError(f"decoder arguments {extras} have no forward twin yet", hint=FALLBACK)
+        self.adapter, self.call, self.channels = adapter, call, tuple(channels)
+        self.batch = int(call.embeds.shape[0])
+        for channel in channels:
+            if channel.prompt.shape != call.mask.shape:
+                raise SettingError(
+                    f"channel {channel.name!r} has weights {tuple(channel.prompt.shape)}, the prompt {tuple(call.mask.shape)}",
+                    hint="one weight a prompt position",
+                )
+        self.mode = Mode(batch=self.batch)
+        self.cache = DualCache(call.length + reserve)
+        self.rules = DualRules(adapter, self.mode, self.cache, composite)
+        self.mask = call.mask
+        self.embeds = call.embeds[:, -1:]
+        positions = call.kwargs.get("position_ids")
+        self.positions: Tensor | None = positions[..., -1:] if isinstance(positions, Tensor) else None
+        config: Any = adapter.decoder.config
+        types = set(getattr(config, "layer_types", None) or ())
+        windowed = bool(types - {"full_attention"}) or bool(
+            getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        )
+        self.simple_mask = not windowed and bool(call.mask.all())
+        self.mask_growth = call if isinstance(call.kwargs.get("attention_mask"), Mapping) else None
+
+    @property
+    def rows(self) -> int:
+        return (1 + len(self.channels)) * self.batch
+
+    def _with_tangents(self, embeds: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """``[B, N, D]`` and C weights ``[B, N]`` -> ``[(1 + C) * B, N, D]``."""
+        return torch.cat([embeds, *(embeds * w[..., None].to(embeds.dtype) for w in weights)])
+
+    def _repeat(self, value: Any, rows: int) -> Any:
+        """Decoder arguments for that many rows (block 0's, repeated)."""
+        if isinstance(value, Mapping):
+            return {k: self._repeat(v, rows) for k, v in value.items()}
+        if not isinstance(value, Tensor) or rows == self.batch:
+            return value
+        times = rows // self.batch
+        if value.ndim == 3 and value.shape[1] == self.batch and value.shape[0] in (3, 4):  # M-RoPE [axes, B, T]
+            return value.repeat(1, times, 1)
+        if value.ndim and value.shape[0] == self.batch and self.batch > 1:
+            return value.repeat(times, *([1] * (value.ndim - 1)))
+        return value.expand(rows, *value.shape[1:]) if value.ndim == 2 else value
+
+    def prefill(self) -> DualOutput:
+        """The whole prompt at once; fills the cache."""
+        embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
+        kwargs = {k: self._repeat(v, self.rows) for k, v in self.call.kwargs.items()}
+        with torch.no_grad(), self._set(graph="none", write=True), self.rules.attached():
+            out = self.adapter.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs)
+        self.cache.advance(self.call.length)
+        return self._output(out)
+
+    def append(self, tokens: Tensor) -> None:
+        """Make ``tokens`` [B] the current position (not yet in the cache)."""
+        self.embeds = self.adapter.embed(tokens[:, None]).detach()
+        self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
+        if self.positions is not None:
+            self.positions = self.positions + 1
+        if self.mask_growth is not None:
+            self.mask_growth = self.mask_growth.appended(self.embeds)
+
+    def rewind(self) -> None:
+        """Make the last prompt position the current one again: its query can then be run with offsets."""
+        self.cache.rewind(1)
+
+    def current(
+        self,
+        *,
+        graph: str = "none",
+        write: bool = True,
+        offsets: Offsets | None = None,
+        tangents: bool = True,
+        tap: Any = None,
+    ) -> DualOutput:
+        """Run the current position against the cache.
+
+        Args:
+            graph: ``none``, ``surrogate`` or ``true`` (see :class:`Mode`); with a graph nothing is written.
+            write: store its keys and values (call once a token).
+            offsets: what the current query sees added to K and V.
+            tangents: False runs block 0 alone.
+        """
+        first = self.cache.length + 1 == self.call.length
+        weights = [
+            c.prompt[:, -1:] if first else torch.full((self.batch, 1), c.generated, device=self.embeds.device)
+            for c in self.channels
+        ]
+        embeds = self._with_tangents(self.embeds, weights) if tangents else self.embeds
+        rows = int(embeds.shape[0])
+        kwargs: dict[str, Any] = {"attention_mask": self._current_mask(rows)}
+        if self.positions is not None:
+            kwargs["position_ids"] = self._repeat(self.positions, rows)
+        extra = {k: v for k, v in self.call.kwargs.items() if k not in _PLAIN}
+        differentiable = graph != "none"
+        with (
+            torch.set_grad_enabled(differentiable),
+            self._set(graph=graph, write=write and not differentiable, offsets=offsets, tap=tap),
+            self.rules.attached(),
+        ):
+            if differentiable:
+                embeds = embeds.detach().requires_grad_(True)
+            out = self.adapter.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra)
+        if write and not differentiable:
+            self.cache.advance(1)
+        return self._output(out)
+
+    def _current_mask(self, rows: int) -> Any:
+        if self.mask_growth is not None:
+            masks = self.mask_growth.kwargs["attention_mask"]
+            return {k: v[..., -1:, :] if isinstance(v, Tensor) else v for k, v in masks.items()}
+        if self.simple_mask:
+            return self.embeds.new_zeros((1, 1, 1, self.cache.length + 1))
+        return self.mask.long().repeat(rows // self.batch, 1)
+
+    def _output(self, out: Any) -> DualOutput:
+        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        return DualOutput(hidden[:, -1].reshape(-1, self.batch, hidden.shape[-1]))
+
+    @contextmanager
+    def _set(self, *, graph: str, write: bool, offsets: Offsets | None = None, tap: Any = None) -> Iterator[None]:
+        mode = self.mode
+        mode.graph, mode.write, mode.offsets, mode.tap = graph, write, offsets, tap
+        try:
+            yield
+        finally:
+            mode.graph, mode.write, mode.offsets, mode.tap = "none", True, None, None
+
+    def heads(self, output: DualOutput) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, V]`` and Phi ``[C, B, V]``, float32 or better.
+
+        Raises:
+            NotFiniteError: NaN or infinity in either.
+        """
+        hidden = output.hidden
+        head: Any = self.adapter.head
+        raw = head(hidden)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        bias = head._parameters.get("bias") if hasattr(head, "_parameters") else None
+        logits, phi = raw[0], raw[1:]
+        if isinstance(bias, Tensor):
+            phi = phi - bias.to(raw.dtype)
+        logits, phi = self._scaled(logits, phi)
+        if not bool(torch.isfinite(logits).all()):
+            raise NotFiniteError("the logits hold NaN or infinity", hint="check weights and dtype; try float32")
+        return logits, phi
+
+    def _scaled(self, logits: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """The family's scale and soft-cap; tangents pass the cap by the identity rule."""
+        scalars = self.adapter.head_scalars
+        if scalars.scale != 1.0:
+            logits, phi = logits * scalars.scale, phi * scalars.scale
+        if scalars.cap is not None:
+            capped = torch.tanh(logits / scalars.cap) * scalars.cap
+            slope = capped / torch.where(logits == 0, torch.ones_like(logits), logits)
+            logits, phi = capped, phi * slope
+        return logits, phi

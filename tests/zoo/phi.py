@@ -1,0 +1,44 @@
+"""Phi-4-multimodal: the text stack holds its own towers and takes token ids; qkv and gate_up are one matrix each."""
+
+import torch
+
+from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
+
+from .base import Tensors, Tiny, family, seeded
+from .parts import AUDIO, IMAGE, LEAD, TAIL, text
+
+
+def phi4_multimodal() -> Phi4MultimodalForCausalLM:
+    vision = dict(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4,
+        crop_size=16, image_token_id=IMAGE,
+    )  # fmt: skip
+    audio = dict(
+        hidden_size=16, intermediate_size=24, num_blocks=2, num_attention_heads=2, ext_pw_out_channel=16,
+        depthwise_separable_out_channel=16, input_size=16, nemo_conv_channels=8, time_reduction=4,
+        bias_max_distance=20, audio_token_id=AUDIO,
+    )  # fmt: skip
+    words = text("phi4_multimodal", num_key_value_heads=2)
+    del words["model_type"]
+    return Phi4MultimodalForCausalLM(Phi4MultimodalConfig(vision_config=vision, audio_config=audio, **words))
+
+
+def media(seed: int) -> Tensors:
+    return {
+        "image_pixel_values": seeded(seed, 1, 2, 3, 16, 16),
+        "image_sizes": torch.tensor([[16, 16]]),
+        "image_attention_mask": torch.ones(1, 2, 4, 4, dtype=torch.long),
+        "audio_input_features": seeded(seed + 10, 1, 32, 16),
+        "audio_embed_sizes": torch.tensor([8]),
+    }
+
+
+ROWS: list[Tiny] = [
+    family(
+        "phi4_multimodal", phi4_multimodal, (*LEAD, ("image", 13), 33, ("audio", 8), *TAIL),
+        {"image": IMAGE, "audio": AUDIO}, media, traits="rmsnorm gated gqa fused_gate_up fused_qkv", decoder="model",
+        constant=[3 + i for i in (2, 5, 6, 9, 12)],
+        notes="The decoder embeds token ids and places the percepts itself. Newline and separator embeddings in the "
+        "image run.",
+    ),
+]  # fmt: skip

@@ -5,6 +5,7 @@ messages -> Prompt -> Relevance -> Step -> Generation          Sample -> Record 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,11 @@ class Span:
     """A half-open run ``[start, stop)`` of positions of one modality.
 
     ``grid`` is the layout of the positions where it is known: ``(rows, columns)`` of a picture, ``(frames, rows,
-    columns)`` of a video. ``seconds`` is the length of sound that one position stands for.
+    columns)`` of a video. ``margin`` is how many of its last columns hold no percept (newline embeddings, row breaks).
+    ``seconds`` is the length of sound that one position stands for.
+
+    Raises:
+        SettingError: no positions, or a grid that does not have as many cells as there are positions.
     """
 
     start: int
@@ -33,6 +38,21 @@ class Span:
     modality: Modality
     grid: tuple[int, ...] | None = None
     seconds: float | None = None
+    margin: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise SettingError(
+                f"a span needs 0 <= start < stop, got [{self.start}, {self.stop}) of {self.modality}",
+                hint="leave out what has no positions, or check the placeholders of the prompt",
+            )
+        if self.modality not in MODALITIES:
+            raise SettingError(f"unknown modality {self.modality!r}", hint=f"one of {', '.join(MODALITIES)}")
+        if self.grid is not None and (math.prod(self.grid) != len(self) or not 0 <= self.margin < self.grid[-1]):
+            raise SettingError(
+                f"a grid {self.grid} with margin {self.margin} does not lay out {len(self)} positions",
+                hint="the grid's product is the span's length, and its margin is less than its columns",
+            )
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -75,10 +95,12 @@ class Relevance:
     sinks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        covered = sum(len(s) for s in self.spans)
-        if self.scores.ndim != 1 or covered != self.scores.shape[0]:
+        edges = [0, *(s.stop for s in self.spans)]
+        whole = self.scores.ndim == 1 and edges[-1] == self.scores.shape[0] == len(self.tokens)
+        if not whole or any(s.start != edge for s, edge in zip(self.spans, edges, strict=False)):
             raise SettingError(
-                f"relevance needs scores [T] and spans that cover T positions, got {tuple(self.scores.shape)} and {covered}",
+                f"relevance needs scores [T], T tokens and spans that partition [0, T), got scores "
+                f"{tuple(self.scores.shape)}, {len(self.tokens)} tokens and {[(s.start, s.stop) for s in self.spans]}",
                 hint="build a Relevance with attribute(), which keeps the two in step",
             )
 
@@ -100,7 +122,10 @@ class Relevance:
         return tuple(s for s in self.spans if s.modality == modality)
 
     def on_grid(self, index: int = 0, modality: Modality = "image") -> Tensor:
-        """Scores of the ``index``-th span of a picture ``[rows, columns]`` or video ``[frames, rows, columns]``."""
+        """Scores of the ``index``-th span of a picture ``[rows, columns]`` or video ``[frames, rows, columns]``.
+
+        Without the span's margin.
+        """
         span = self._span(modality, index)
         scores = self.scores[span.start : span.stop]
         if span.grid is None:
@@ -108,7 +133,7 @@ class Relevance:
                 f"the layout of {modality} span {index} ({len(span)} positions) is not known",
                 hint="use .scores[span.start:span.stop], or pass grid= when building the spans",
             )
-        return scores.reshape(span.grid)
+        return scores.reshape(span.grid)[..., : span.grid[-1] - span.margin]
 
     def on_seconds(self, index: int = 0) -> tuple[Tensor, float]:
         """Scores of the ``index``-th audio span ``[n]`` and how many seconds each stands for."""

@@ -4,14 +4,62 @@ Every row builds on the CPU from a config alone: no network, no checkpoint, no p
 """
 
 from . import (
-    blip, codes, cohere, cross, experts, further, gemma, gemma3n, gemma4, glm, llava, more, newest, ocr, omni, phi, qwen, qwen3, recent, sound, speech, timm, tower, video
+    blip,
+    codes,
+    cohere,
+    cross,
+    experts,
+    further,
+    gemma,
+    gemma3n,
+    gemma4,
+    glm,
+    llava,
+    more,
+    newest,
+    ocr,
+    omni,
+    phi,
+    qwen,
+    qwen3,
+    recent,
+    sound,
+    speech,
+    stand_in,
+    tower,
+    video,
 )  # fmt: skip
 from .base import Tiny
+from .unbuildable import UNBUILDABLE
 
 ZOO: dict[str, Tiny] = {
     row.name: row
-    for rows in (llava.ROWS, qwen.ROWS, tower.ROWS, gemma.ROWS, sound.ROWS, qwen3.ROWS, glm.ROWS, omni.ROWS, video.ROWS, cohere.ROWS, experts.ROWS, phi.ROWS, blip.ROWS, cross.ROWS, codes.ROWS, speech.ROWS,
-        gemma4.ROWS, ocr.ROWS, more.ROWS, recent.ROWS, newest.ROWS, gemma3n.ROWS, timm.ROWS, further.ROWS)
+    for rows in (
+        llava.ROWS,
+        qwen.ROWS,
+        tower.ROWS,
+        gemma.ROWS,
+        sound.ROWS,
+        qwen3.ROWS,
+        glm.ROWS,
+        omni.ROWS,
+        video.ROWS,
+        cohere.ROWS,
+        experts.ROWS,
+        phi.ROWS,
+        blip.ROWS,
+        cross.ROWS,
+        codes.ROWS,
+        speech.ROWS,
+        gemma4.ROWS,
+        ocr.ROWS,
+        more.ROWS,
+        recent.ROWS,
+        newest.ROWS,
+        gemma3n.ROWS,
+        stand_in.ROWS,
+        further.ROWS,
+    )
     for row in rows
 }
 
@@ -19,7 +67,5 @@ FOUNDATION: tuple[str, ...] = (
     "llava", "llava_gqa", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "internvl", "idefics3",
     "smolvlm", "paligemma", "paligemma2", "gemma3", "mistral3", "qwen2_audio", "voxtral", "audioflamingo3",
 )  # fmt: skip
-
-UNBUILDABLE: dict[str, str] = {}
 
 __all__ = ["FOUNDATION", "UNBUILDABLE", "ZOO", "Tiny"]

@@ -1,18 +1,10 @@
 """Q-Former families: query tokens read the image, the text model reads the queries."""
 
 import torch
+import transformers as hf
 from torch import Tensor
 
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    InstructBlipConfig,
-    InstructBlipForConditionalGeneration,
-    InstructBlipVideoConfig,
-    InstructBlipVideoForConditionalGeneration,
-)
-
-from .base import VOCAB, Tensors, Tiny, family, seeded
+from .base import VOCAB, Model, Tensors, Tiny, family, seeded
 from .parts import IMAGE, LEAD, TAIL, VIDEO, pixels, text
 
 VISION = dict(
@@ -25,27 +17,27 @@ QFORMER = dict(
 OPT = text("opt", ffn_dim=48, word_embed_proj_dim=32, tie_word_embeddings=False)
 
 
-def blip2() -> Blip2ForConditionalGeneration:
-    return Blip2ForConditionalGeneration(
-        Blip2Config(
+def blip2() -> Model:
+    return hf.Blip2ForConditionalGeneration(
+        hf.Blip2Config(
             vision_config=dict(VISION), qformer_config=dict(QFORMER), text_config=dict(OPT), num_query_tokens=8,
             image_token_index=IMAGE,
         )
     )  # fmt: skip
 
 
-def instructblip() -> InstructBlipForConditionalGeneration:
-    return InstructBlipForConditionalGeneration(
-        InstructBlipConfig(
+def instructblip() -> Model:
+    return hf.InstructBlipForConditionalGeneration(
+        hf.InstructBlipConfig(
             vision_config=dict(VISION), qformer_config=dict(QFORMER), text_config=text("llama"), num_query_tokens=8,
             image_token_index=IMAGE,
         )
     )  # fmt: skip
 
 
-def instructblipvideo() -> InstructBlipVideoForConditionalGeneration:
-    return InstructBlipVideoForConditionalGeneration(
-        InstructBlipVideoConfig(
+def instructblipvideo() -> Model:
+    return hf.InstructBlipVideoForConditionalGeneration(
+        hf.InstructBlipVideoConfig(
             vision_config=dict(VISION), qformer_config=dict(QFORMER), text_config=text("llama"), num_query_tokens=4,
             video_token_index=VIDEO,
         )
@@ -64,14 +56,17 @@ ROWS: list[Tiny] = [
     family(
         "blip2", blip2, FIRST, {"image": IMAGE}, pixels, short=FIRST[:-1],
         traits="layernorm fc12 bias qformer", decoder="language_model.model.decoder", notes=OWN_GENERATE,
+        marks="own_generate",
     ),
     family(
         "instructblip", instructblip, FIRST, {"image": IMAGE}, pixels, short=FIRST[:-1], extra=asked,
         traits="rmsnorm gated qformer", decoder="language_model.model", notes=OWN_GENERATE,
+        marks="own_generate",
     ),
     family(
         "instructblipvideo", instructblipvideo, (("video", 8), *LEAD, *TAIL), {"video": VIDEO},
         lambda seed: {"pixel_values": seeded(seed, 1, 2, 3, 16, 16)}, short=(("video", 8), *LEAD, *TAIL[1:]),
         extra=asked, traits="rmsnorm gated qformer", decoder="language_model.model", notes=OWN_GENERATE,
+        marks="own_generate",
     ),
 ]  # fmt: skip

@@ -1,26 +1,16 @@
 """Families that turn an image into discrete codes or into patches without a tower."""
 
 import torch
+import transformers as hf
 
-from transformers import (
-    ChameleonConfig,
-    ChameleonForConditionalGeneration,
-    Emu3Config,
-    Emu3ForConditionalGeneration,
-    FuyuConfig,
-    FuyuForCausalLM,
-    JanusConfig,
-    JanusForConditionalGeneration,
-)
-
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .parts import IMAGE, LEAD, TAIL, pixels, text
 
 TOKENS = {"image": IMAGE}
 CODES = range(100, 116)  # the vocabulary ids of 16 image codes
 
 
-def chameleon() -> ChameleonForConditionalGeneration:
+def chameleon() -> Model:
     vq = dict(
         embed_dim=8, num_embeddings=len(CODES), latent_channels=32, resolution=16, base_channels=32,
         channel_multiplier=[1, 1, 1], num_res_blocks=1,
@@ -29,32 +19,32 @@ def chameleon() -> ChameleonForConditionalGeneration:
     names = {f"IMGIMG{str(i).translate(letters)}Z": code for i, code in enumerate(CODES)}
     words = text("chameleon", num_key_value_heads=2)
     del words["model_type"]
-    return ChameleonForConditionalGeneration(
-        ChameleonConfig(vq_config=vq, vocabulary_map=names | {"<image>": IMAGE}, **words)
+    return hf.ChameleonForConditionalGeneration(
+        hf.ChameleonConfig(vq_config=vq, vocabulary_map=names | {"<image>": IMAGE}, **words)
     )
 
 
-def emu3() -> Emu3ForConditionalGeneration:
+def emu3() -> Model:
     vq = dict(
         codebook_size=len(CODES), embed_dim=4, latent_channels=4, temporal_downsample_factor=1, base_channels=32,
         channel_multiplier=[1, 1], num_res_blocks=1, attn_resolutions=[], hidden_size=32,
     )  # fmt: skip
     names = {f"<|visual token {i:06d}|>": code for i, code in enumerate(CODES)}
-    return Emu3ForConditionalGeneration(
-        Emu3Config(
+    return hf.Emu3ForConditionalGeneration(
+        hf.Emu3Config(
             vq_config=vq, text_config=text("emu3_text_model", num_key_value_heads=2, attention_dropout=0.0),
             vocabulary_map=names | {"<image>": IMAGE, "<|extra_200|>": 11},
         )
     )  # fmt: skip
 
 
-def fuyu() -> FuyuForCausalLM:
+def fuyu() -> Model:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     words = text("persimmon", hidden_act="relu2", qk_layernorm=True, rope_parameters=rope)
-    return FuyuForCausalLM(FuyuConfig(text_config=words, image_size=16, patch_size=4, image_token_id=IMAGE))
+    return hf.FuyuForCausalLM(hf.FuyuConfig(text_config=words, image_size=16, patch_size=4, image_token_id=IMAGE))
 
 
-def janus() -> JanusForConditionalGeneration:
+def janus() -> Model:
     vision = dict(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4, mlp_ratio=2.0,
         projection_dim=32, num_image_tokens=16,
@@ -63,8 +53,8 @@ def janus() -> JanusForConditionalGeneration:
         embed_dim=8, num_embeddings=16, latent_channels=32, base_channels=32, channel_multiplier=[1], num_res_blocks=1,
         num_patches=4, projection_dim=32, image_token_embed_dim=32,
     )  # fmt: skip
-    return JanusForConditionalGeneration(
-        JanusConfig(
+    return hf.JanusForConditionalGeneration(
+        hf.JanusConfig(
             vision_config=vision, vq_config=vq, text_config=text("llama"), image_token_id=IMAGE,
             tie_word_embeddings=False,
         )
@@ -79,18 +69,23 @@ PROMPT = (*LEAD, ("image", 16), *TAIL)
 ROWS: list[Tiny] = [
     family(
         "chameleon", chameleon, PROMPT, TOKENS, pixels, traits="rmsnorm gated gqa qk_norm", decoder="model",
-        marks="discrete", notes="Image codes are word embeddings: no gradient reaches the pixels. Logits of image "
+        marks="discrete ids_at_decoder logits_after_head",
+        notes="Image codes are word embeddings: no gradient reaches the pixels. Logits of image "
         "codes are set to the lowest number. q and k pass a LayerNorm each head has its own weights of.",
     ),
     family(
-        "emu3", emu3, (*LEAD, ("image", 20), *TAIL), TOKENS, sized, traits="rmsnorm gated gqa", decoder="model.text_model",
+        "emu3", emu3, (*LEAD, ("image", 20), *TAIL), TOKENS, sized, traits="rmsnorm gated gqa",
+        decoder="model.text_model",
         marks="discrete", constant=[3 + 5 * i + 4 for i in range(4)],
         notes="Image codes are word embeddings: no gradient reaches the pixels. A row of the image ends in a newline.",
     ),
     family(
         "fuyu", fuyu, PROMPT, TOKENS, lambda s: {"pixel_values": seeded(s, 1, 16, 48)},
         traits="layernorm fc12 bias qk_norm fused_qkv", decoder="model.language_model",
-        notes="No tower: patches are embedded by one matrix. Takes pixel_values; image_patches is accepted and ignored.",
+        notes="No tower: patches are embedded by one matrix. Takes pixel_values; image_patches is accepted and "
+        "ignored.",
     ),
-    family("janus", janus, PROMPT, TOKENS, pixels, traits="rmsnorm gated", decoder="model.language_model"),
+    family("janus", janus, PROMPT, TOKENS, pixels, traits="rmsnorm gated", decoder="model.language_model",
+        marks="own_generate",
+    ),
 ]  # fmt: skip

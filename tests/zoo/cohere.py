@@ -1,13 +1,8 @@
 """Cohere's line: parallel residual blocks, LayerNorm without bias, a scale on the logits."""
 
-from transformers import (
-    AyaVisionConfig,
-    AyaVisionForConditionalGeneration,
-    Cohere2VisionConfig,
-    Cohere2VisionForConditionalGeneration,
-)
+import transformers as hf
 
-from .base import Tiny, family
+from .base import Model, Tiny, family
 from .parts import IMAGE, LEAD, SIGLIP, TAIL, pixels, text
 
 COHERE2 = text(
@@ -16,26 +11,27 @@ COHERE2 = text(
 )  # fmt: skip
 
 
-def cohere2_vision() -> Cohere2VisionForConditionalGeneration:
-    return Cohere2VisionForConditionalGeneration(
-        Cohere2VisionConfig(
+def cohere2_vision() -> Model:
+    return hf.Cohere2VisionForConditionalGeneration(
+        hf.Cohere2VisionConfig(
             vision_config=dict(SIGLIP), text_config=dict(COHERE2), image_token_id=IMAGE, alignment_intermediate_size=24
         )
     )
 
 
-def aya_vision() -> AyaVisionForConditionalGeneration:
-    return AyaVisionForConditionalGeneration(
-        AyaVisionConfig(vision_config=dict(SIGLIP), text_config=dict(COHERE2), image_token_index=IMAGE)
+def aya_vision() -> Model:
+    return hf.AyaVisionForConditionalGeneration(
+        hf.AyaVisionConfig(vision_config=dict(SIGLIP), text_config=dict(COHERE2), image_token_index=IMAGE)
     )
 
 
-LOUD = {"embed_tokens": 1.4}  # against the logit scale
 ROWS: list[Tiny] = [
     family(
         name, make, (*LEAD, ("image", 4), *TAIL), {"image": IMAGE}, pixels,
-        traits="layernorm gated gqa sliding parallel multipliers", decoder="model.language_model", gains=LOUD,
-        notes="Rotary positions on the sliding layers only.",
+        traits="layernorm gated gqa sliding parallel multipliers", decoder="model.language_model",
+        notes="Rotary positions on the sliding layers only. The vision classes do not apply the logit_scale of the "
+        "text "
+        "config.",
     )
     for name, make in (("cohere2_vision", cohere2_vision), ("aya_vision", aya_vision))
 ]  # fmt: skip

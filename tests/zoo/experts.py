@@ -1,37 +1,27 @@
 """Mixtures of experts beyond Qwen and GLM: chunked attention, compressed K/V."""
 
 import torch
+import transformers as hf
 from torch import Tensor
 
-from transformers import (
-    AriaConfig,
-    AriaForConditionalGeneration,
-    Ernie4_5_VLMoeConfig,
-    Ernie4_5_VLMoeForConditionalGeneration,
-    Kimi_K25Config,
-    Kimi_K25ForConditionalGeneration,
-    Llama4Config,
-    Llama4ForConditionalGeneration,
-)
-
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .parts import IMAGE, LEAD, MROPE, TAIL, VIDEO, VISION_END, VISION_START, patches, pixels, text
 from .tower import IDEFICS3_VISION
 
 TOKENS = {"image": IMAGE}
 
 
-def aria() -> AriaForConditionalGeneration:
+def aria() -> Model:
     words = text("aria_text", num_key_value_heads=2, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
-    return AriaForConditionalGeneration(
-        AriaConfig(
+    return hf.AriaForConditionalGeneration(
+        hf.AriaConfig(
             vision_config=IDEFICS3_VISION | {"model_type": "idefics3_vision"}, text_config=words,
             projector_patch_to_query_dict={16: 4}, image_token_index=IMAGE,
         )
     )  # fmt: skip
 
 
-def llama4() -> Llama4ForConditionalGeneration:
+def llama4() -> Model:
     vision = dict(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=4,
         vision_output_dim=24, projector_input_dim=24, projector_output_dim=24,
@@ -41,12 +31,14 @@ def llama4() -> Llama4ForConditionalGeneration:
         num_experts_per_tok=1, interleave_moe_layer_step=2, no_rope_layers=[1, 0], attention_chunk_size=8,
         floor_scale=8, attn_scale=0.5,
     )  # fmt: skip
-    return Llama4ForConditionalGeneration(
-        Llama4Config(vision_config=vision, text_config=words, boi_token_index=3, eoi_token_index=4, image_token_index=5)
+    return hf.Llama4ForConditionalGeneration(
+        hf.Llama4Config(
+            vision_config=vision, text_config=words, boi_token_index=3, eoi_token_index=4, image_token_index=5
+        )
     )
 
 
-def kimi_k25() -> Kimi_K25ForConditionalGeneration:
+def kimi_k25() -> Model:
     vision = dict(
         patch_size=4, pos_emb_height=4, pos_emb_width=4, pos_emb_time=2, num_attention_heads=2, num_hidden_layers=2,
         hidden_size=16, intermediate_size=24,
@@ -56,8 +48,8 @@ def kimi_k25() -> Kimi_K25ForConditionalGeneration:
         n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, n_shared_experts=1,
         moe_intermediate_size=16, first_k_dense_replace=1,
     )  # fmt: skip
-    return Kimi_K25ForConditionalGeneration(
-        Kimi_K25Config(
+    return hf.Kimi_K25ForConditionalGeneration(
+        hf.Kimi_K25Config(
             vision_config=vision, text_config=words, projection_hidden_size=16, image_token_id=IMAGE,
             video_token_id=VIDEO, tie_word_embeddings=False,
         )
@@ -68,14 +60,15 @@ def kimi_image(seed: int) -> Tensors:
     return {"pixel_values": seeded(seed, 32, 3, 4, 4), "image_grid_thw": torch.tensor([[1, 4, 8]])}
 
 
-def ernie4_5_vl_moe() -> Ernie4_5_VLMoeForConditionalGeneration:
+def ernie4_5_vl_moe() -> Model:
     vision = dict(depth=2, hidden_size=16, num_heads=2, patch_size=4, intermediate_size=24)
     words = text(
         "ernie4_5_vl_moe_text", num_key_value_heads=2, moe_intermediate_size=[16, 12], moe_k=2, moe_num_experts=4,
-        moe_num_shared_experts=1, mlp_layer_types=["dense", "sparse"], rope_parameters=MROPE | {"mrope_section": [1, 1, 2]},
+        moe_num_shared_experts=1, mlp_layer_types=["dense", "sparse"],
+        rope_parameters=MROPE | {"mrope_section": [1, 1, 2]},
     )  # fmt: skip
-    return Ernie4_5_VLMoeForConditionalGeneration(
-        Ernie4_5_VLMoeConfig(
+    return hf.Ernie4_5_VLMoeForConditionalGeneration(
+        hf.Ernie4_5_VLMoeConfig(
             vision_config=vision, text_config=words, image_token_id=IMAGE, video_token_id=VIDEO,
             image_start_token_id=VISION_START, image_end_token_id=VISION_END, tie_word_embeddings=False,
         )
@@ -107,6 +100,8 @@ ROWS: list[Tiny] = [
         "ernie4_5_vl_moe", ernie4_5_vl_moe, (*LEAD, VISION_START, ("image", 8), VISION_END, *TAIL), TOKENS,
         lambda seed: patches(seed, 1, 4, 8, dim=48), extra=by_modality,
         traits="rmsnorm gated gqa moe mrope", decoder="model.language_model",
-        notes="The decoder needs moe_mm_token_type_ids besides inputs_embeds: text and image have experts of their own.",
+        notes="The decoder needs moe_mm_token_type_ids besides inputs_embeds: text and image have experts of their "
+        "own.",
+        marks="decoder_extras",
     ),
 ]  # fmt: skip

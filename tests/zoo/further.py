@@ -1,21 +1,9 @@
 """Families with unusual text stacks: relative positions by convolution, gated residuals, mixed attention."""
 
 import torch
+import transformers as hf
 
-from transformers import (
-    Dots3NoteConfig,
-    Dots3NoteForConditionalGeneration,
-    Inkling2Config,
-    Inkling2ForConditionalGeneration,
-    InklingConfig,
-    InklingForConditionalGeneration,
-    MuseSparkConfig,
-    MuseSparkForConditionalGeneration,
-    UnlimitedOcrConfig,
-    UnlimitedOcrForConditionalGeneration,
-)
-
-from .base import VOCAB, Tensors, Tiny, family, seeded
+from .base import VOCAB, Model, Tensors, Tiny, family, seeded
 from .gemma4 import GLOBAL, LOCAL
 from .parts import AUDIO, IMAGE, LEAD, TAIL, VIDEO, patches, text
 from .qwen import image
@@ -25,7 +13,7 @@ PROMPT = (*LEAD, ("image", 8), *TAIL)
 DECODER = "model.language_model"
 
 
-def unlimited_ocr() -> UnlimitedOcrForConditionalGeneration:
+def unlimited_ocr() -> Model:
     sam = dict(
         hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=4,
         window_size=4, global_attn_indexes=[1], mlp_dim=24, downsample_channels=[8, 16],
@@ -34,18 +22,18 @@ def unlimited_ocr() -> UnlimitedOcrForConditionalGeneration:
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
     )
     words = text(
-        "unlimited_ocr_text", num_key_value_heads=2, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2,
+        "unlimited_ocr_text", n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2,
         moe_intermediate_size=16, mlp_layer_types=["dense", "sparse"], sliding_window=8,
     )  # fmt: skip
-    return UnlimitedOcrForConditionalGeneration(
-        UnlimitedOcrConfig(
+    return hf.UnlimitedOcrForConditionalGeneration(
+        hf.UnlimitedOcrConfig(
             vision_config=dict(sam_config=sam, encoder_config=encoder), text_config=words, image_token_id=IMAGE,
             tie_word_embeddings=False,
         )
     )  # fmt: skip
 
 
-def muse_spark() -> MuseSparkForConditionalGeneration:
+def muse_spark() -> Model:
     vision = dict(
         patch_size=4, pos_emb_height=4, pos_emb_width=4, num_attention_heads=2, num_hidden_layers=2, hidden_size=16,
         intermediate_size=24,
@@ -56,15 +44,15 @@ def muse_spark() -> MuseSparkForConditionalGeneration:
         qk_scale_factor=1.5, output_multiplier=0.7, final_logit_softcapping=8.0, num_local_experts=4,
         num_experts_per_tok=2, moe_intermediate_size=16, moe_hidden_size=16, mlp_layer_types=["dense", "sparse"],
     )  # fmt: skip
-    return MuseSparkForConditionalGeneration(
-        MuseSparkConfig(
+    return hf.MuseSparkForConditionalGeneration(
+        hf.MuseSparkConfig(
             vision_config=vision, audio_config=audio, text_config=words, image_token_id=IMAGE, video_token_id=VIDEO,
             audio_token_id=AUDIO, out_hidden_size=64, projector_hidden_size=32,
         )
     )  # fmt: skip
 
 
-def dots3_note() -> Dots3NoteForConditionalGeneration:
+def dots3_note() -> Model:
     vision = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=4,
         moe_intermediate_size=16, mlp_layer_types=["dense", "dense"], num_local_experts=2, num_experts_per_tok=1,
@@ -80,8 +68,8 @@ def dots3_note() -> Dots3NoteForConditionalGeneration:
         shared_experts_intermediate_size=16, mlp_layer_types=["dense", "sparse"], index_topk=64, index_head_dim=8,
         index_n_heads=2,
     )  # fmt: skip
-    return Dots3NoteForConditionalGeneration(
-        Dots3NoteConfig(
+    return hf.Dots3NoteForConditionalGeneration(
+        hf.Dots3NoteConfig(
             vision_config=vision, audio_config=audio, text_config=words, image_token_id=IMAGE, video_token_id=VIDEO,
             audio_token_id=AUDIO,
         )
@@ -95,13 +83,13 @@ INKLING = dict(
 )  # fmt: skip
 
 
-def inkling() -> InklingForConditionalGeneration:
+def inkling() -> Model:
     words = text(
         "inkling_text", **INKLING, layer_types=["hybrid_sliding", "hybrid"], mlp_layer_types=["dense", "sparse"],
         n_shared_experts=1, logits_mup_width_multiplier=1.0,
     )  # fmt: skip
-    return InklingForConditionalGeneration(
-        InklingConfig(
+    return hf.InklingForConditionalGeneration(
+        hf.InklingConfig(
             text_config=words, audio_config=dict(n_mel_bins=8, mel_vocab_size=16, text_hidden_size=32),
             vision_config=dict(text_hidden_size=32, patch_size=8, hidden_size=16, num_hidden_layers=2),
             image_token_id=IMAGE, audio_token_id=AUDIO,
@@ -109,15 +97,38 @@ def inkling() -> InklingForConditionalGeneration:
     )  # fmt: skip
 
 
-def inkling2() -> Inkling2ForConditionalGeneration:
+def inkling2() -> Model:
     words = text("inkling2_text", **INKLING, layer_types=["hybrid_sliding", "hybrid"], log_scaling_n_floor=64)
     vision = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=4,
         posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=32,
     )  # fmt: skip
-    return Inkling2ForConditionalGeneration(
-        Inkling2Config(text_config=words, vision_config=vision, image_token_id=IMAGE)
+    return hf.Inkling2ForConditionalGeneration(
+        hf.Inkling2Config(text_config=words, vision_config=vision, image_token_id=IMAGE)
     )
+
+
+def nemotron_h_omni() -> Model:
+    vision = dict(
+        model_type="radio", hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2.0, patch_size=4,
+        image_size=16, max_img_size=16, num_cls_tokens=1, num_registers=1, video_temporal_patch_size=2,
+    )  # fmt: skip
+    words = text(
+        "nemotron_h", num_key_value_heads=2, head_dim=8, layers_block_type=["mamba", "attention", "moe"],
+        ssm_state_size=8, mamba_num_heads=4, mamba_head_dim=8, n_groups=2, chunk_size=8, n_routed_experts=4,
+        moe_intermediate_size=16, moe_shared_expert_intermediate_size=16, num_experts_per_tok=2,
+    )  # fmt: skip
+    words.pop("num_hidden_layers")
+    return hf.NemotronH_Omni_Reasoning_V3(
+        hf.NemotronH_Omni_Reasoning_V3_Config(
+            vision_config=vision, text_config=words, audio_config=None, projector_hidden_size=32,
+            vision_hidden_size=16, image_token_id=IMAGE, video_token_id=VIDEO, audio_token_id=AUDIO,
+        )
+    )  # fmt: skip
+
+
+def packed(seed: int) -> Tensors:
+    return {"pixel_values": seeded(seed, 32, 48), "image_grid_hw": torch.tensor([[4, 8]])}
 
 
 def merged_grid(seed: int) -> Tensors:
@@ -128,11 +139,13 @@ ROWS: list[Tiny] = [
     family(
         "unlimited_ocr", unlimited_ocr, (*LEAD, ("image", 7), *TAIL), TOKENS,
         lambda s: {"pixel_values": seeded(s, 1, 3, 32, 32)}, constant=[5, 8, 9],
-        traits="rmsnorm gated gqa moe sliding", decoder=DECODER,
+        traits="rmsnorm gated moe sliding", decoder=DECODER,
     ),
     family(
-        "muse_spark", muse_spark, PROMPT, TOKENS, image, traits="rmsnorm gated gqa qk_norm sliding sandwich moe",
-        decoder=DECODER,
+        "muse_spark", muse_spark, PROMPT, TOKENS, image,
+        traits="rmsnorm rmsnorm_1p norm_other gated gqa qk_norm sliding sandwich moe",
+        decoder=DECODER, notes="Three kinds of RMSNorm (one scales its input), gates on both residuals.",
+        marks="logits_after_head",
     ),
     family(
         "dots3_note", dots3_note, PROMPT, TOKENS, lambda s: patches(s, 1, 4, 8, dim=48),
@@ -141,9 +154,16 @@ ROWS: list[Tiny] = [
     family(
         "inkling", inkling, (*LEAD, ("image", 4), *TAIL), TOKENS, lambda s: {"pixel_values": seeded(s, 4, 2, 8, 8, 3)},
         traits="rmsnorm gated gqa qk_norm sliding moe", decoder=DECODER,
+        notes="Attention gets a position_bias to add to the scores.",
     ),
     family(
-        "inkling2", inkling2, PROMPT, TOKENS, merged_grid, traits="rmsnorm gated gqa qk_norm sliding moe",
-        decoder=DECODER,
+        "inkling2", inkling2, PROMPT, TOKENS, merged_grid, traits="rmsnorm gated gqa sliding sandwich moe",
+        decoder=DECODER, marks="no_float64 logits_after_head",
+        notes="Attention gets position_bias and sinks. The router computes in float32 and cannot take float64 weights.",
+    ),
+    family(
+        "nemotron_h_omni", nemotron_h_omni, PROMPT, TOKENS, packed, traits="rmsnorm gqa moe linear_attention",
+        decoder="language_model.model", marks="no_float64",
+        notes="A layer is one mixer: Mamba, attention or experts. Logits are cast to float32.",
     ),
 ]  # fmt: skip

@@ -1,16 +1,10 @@
 """Google's line: 1 + w norms, prefix or blockwise masks, soft-caps, sandwich norms, sliding windows."""
 
 import torch
+import transformers as hf
 from torch import Tensor
 
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-)
-
-from .base import Tensors, Tiny, family
+from .base import Model, Tensors, Tiny, family
 from .parts import IMAGE, LEAD, SIGLIP, TAIL, pixels, text
 
 TOKENS = {"image": IMAGE}
@@ -18,29 +12,29 @@ QUIET = {"embed_tokens": 0.7}  # the tied embedding is scaled by sqrt(hidden), s
 PREFIX = (("image", 16), *LEAD, *TAIL)
 
 
-def paligemma(**changes: object) -> PaliGemmaForConditionalGeneration:
-    return PaliGemmaForConditionalGeneration(
-        PaliGemmaConfig(
+def paligemma(**changes: object) -> Model:
+    return hf.PaliGemmaForConditionalGeneration(
+        hf.PaliGemmaConfig(
             vision_config=dict(SIGLIP), text_config=text(**changes), image_token_index=IMAGE, projection_dim=32,
             hidden_size=32,
         )
     )  # fmt: skip
 
 
-def gemma() -> PaliGemmaForConditionalGeneration:
+def gemma() -> Model:
     return paligemma(model_type="gemma", num_key_value_heads=1, head_dim=8)
 
 
-def gemma2() -> PaliGemmaForConditionalGeneration:
+def gemma2() -> Model:
     return paligemma(
         model_type="gemma2", num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=8,
         layer_types=["sliding_attention", "full_attention"], attn_logit_softcapping=4.0, final_logit_softcapping=6.0,
     )  # fmt: skip
 
 
-def gemma3() -> Gemma3ForConditionalGeneration:
-    return Gemma3ForConditionalGeneration(
-        Gemma3Config(
+def gemma3() -> Model:
+    return hf.Gemma3ForConditionalGeneration(
+        hf.Gemma3Config(
             vision_config=dict(SIGLIP),
             text_config=text(
                 "gemma3_text", num_key_value_heads=2, head_dim=12, query_pre_attn_scalar=12, sliding_window=8,
@@ -65,6 +59,7 @@ ROWS: list[Tiny] = [
         "paligemma2", gemma2, PREFIX, TOKENS, pixels, short=PREFIX[:-1], extra=prefix_types,
         traits="rmsnorm_1p gated gqa prefix_lm softcap sliding sandwich", decoder="model.language_model",
         gains=QUIET,
+        marks="logits_after_head",
     ),
     family(
         "gemma3", gemma3, (*LEAD, 3, ("image", 4), 4, *TAIL), TOKENS, pixels, types="token_type_ids",

@@ -1,17 +1,8 @@
 """GLM's line: M-RoPE, sandwich norms, gate and up fused into one matrix."""
 
-from transformers import (
-    Glm4vConfig,
-    Glm4vForConditionalGeneration,
-    Glm4vMoeConfig,
-    Glm4vMoeForConditionalGeneration,
-    Glm46VConfig,
-    Glm46VForConditionalGeneration,
-    GlmOcrConfig,
-    GlmOcrForConditionalGeneration,
-)
+import transformers as hf
 
-from .base import Tiny, family
+from .base import Model, Tiny, family
 from .parts import IMAGE, MROPE, VIDEO, text
 from .qwen import PROMPT, TOKENS, image
 
@@ -26,32 +17,36 @@ IDS = dict(
 HALF = dict(
     num_key_value_heads=2, head_dim=16, rope_parameters=MROPE | {"partial_rotary_factor": 0.5}
 )  # GLM turns half of each head
+WIDE = dict(
+    hidden_size=64, num_key_value_heads=2, rope_parameters=MROPE | {"partial_rotary_factor": 0.5}
+)  # GLM-4V has no head_dim: hidden / heads = 16
 
 
-def glm4v() -> Glm4vForConditionalGeneration:
-    return Glm4vForConditionalGeneration(
-        Glm4vConfig(vision_config=dict(VISION), text_config=text("glm4v_text", **HALF), **IDS)
+def glm4v() -> Model:
+    return hf.Glm4vForConditionalGeneration(
+        hf.Glm4vConfig(vision_config=VISION | {"out_hidden_size": 64}, text_config=text("glm4v_text", **WIDE), **IDS)
     )
 
 
-def glm46v() -> Glm46VForConditionalGeneration:
-    vision, words = VISION | {"model_type": "glm4v_vision"}, text("glm4v_text", **HALF)
-    return Glm46VForConditionalGeneration(Glm46VConfig(vision_config=vision, text_config=words, **IDS))
+def glm46v() -> Model:
+    vision = VISION | {"model_type": "glm4v_vision", "out_hidden_size": 64}
+    words = text("glm4v_text", **WIDE)
+    return hf.Glm46VForConditionalGeneration(hf.Glm46VConfig(vision_config=vision, text_config=words, **IDS))
 
 
-def glm4v_moe() -> Glm4vMoeForConditionalGeneration:
+def glm4v_moe() -> Model:
     experts = dict(
         n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1,
         first_k_dense_replace=1, routed_scaling_factor=1.5,
     )  # fmt: skip
-    return Glm4vMoeForConditionalGeneration(
-        Glm4vMoeConfig(vision_config=dict(VISION), text_config=text("glm4v_moe_text", **HALF, **experts), **IDS)
+    return hf.Glm4vMoeForConditionalGeneration(
+        hf.Glm4vMoeConfig(vision_config=dict(VISION), text_config=text("glm4v_moe_text", **HALF, **experts), **IDS)
     )
 
 
-def glm_ocr() -> GlmOcrForConditionalGeneration:
-    return GlmOcrForConditionalGeneration(
-        GlmOcrConfig(vision_config=dict(VISION), text_config=text("glm_ocr_text", **HALF), **IDS)
+def glm_ocr() -> Model:
+    return hf.GlmOcrForConditionalGeneration(
+        hf.GlmOcrConfig(vision_config=dict(VISION), text_config=text("glm_ocr_text", **HALF), **IDS)
     )
 
 

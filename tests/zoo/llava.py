@@ -1,19 +1,10 @@
 """LLaVA and its line: a CLIP or SigLIP tower, a two-layer projector, and a text model of any kind."""
 
 import torch
+import transformers as hf
 
-from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-)
-
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .parts import CLIP, IMAGE, LEAD, SIGLIP, TAIL, VIDEO, pixels, text
-
 
 
 def tiles(seed: int) -> Tensors:
@@ -25,15 +16,15 @@ PINPOINTS = [[8, 16], [16, 8], [16, 16]]
 SMALL = {"image_size": 8}
 
 
-def llava(**changes: object) -> LlavaForConditionalGeneration:
-    return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=dict(CLIP), text_config=text("llama", **changes), image_token_index=IMAGE)
+def llava(**changes: object) -> Model:
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(vision_config=dict(CLIP), text_config=text("llama", **changes), image_token_index=IMAGE)
     )
 
 
-def llava_next() -> LlavaNextForConditionalGeneration:
-    return LlavaNextForConditionalGeneration(
-        LlavaNextConfig(
+def llava_next() -> Model:
+    return hf.LlavaNextForConditionalGeneration(
+        hf.LlavaNextConfig(
             vision_config=CLIP | SMALL,
             text_config=text("mistral", num_key_value_heads=2),
             image_token_index=IMAGE,
@@ -42,9 +33,9 @@ def llava_next() -> LlavaNextForConditionalGeneration:
     )
 
 
-def llava_onevision() -> LlavaOnevisionForConditionalGeneration:
-    return LlavaOnevisionForConditionalGeneration(
-        LlavaOnevisionConfig(
+def llava_onevision() -> Model:
+    return hf.LlavaOnevisionForConditionalGeneration(
+        hf.LlavaOnevisionConfig(
             vision_config=SIGLIP | SMALL,
             text_config=text("qwen2", num_key_value_heads=2),
             image_token_index=IMAGE,

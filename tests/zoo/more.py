@@ -1,25 +1,9 @@
 """Further vision families of the LLaVA pattern, with towers and vocabularies of their own."""
 
 import torch
+import transformers as hf
 
-from transformers import (
-    DeepseekVLConfig,
-    DeepseekVLForConditionalGeneration,
-    DeepseekVLHybridConfig,
-    DeepseekVLHybridForConditionalGeneration,
-    Idefics2Config,
-    Idefics2ForConditionalGeneration,
-    Lfm2VlConfig,
-    Lfm2VlForConditionalGeneration,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Ovis2Config,
-    Ovis2ForConditionalGeneration,
-    VideoLlama3Config,
-    VideoLlama3ForConditionalGeneration,
-)
-
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .parts import IMAGE, LEAD, SIGLIP, TAIL, VIDEO, pixels, text
 from .tower import BREAK, END, IDEFICS3_VISION, PIXTRAL
 
@@ -30,31 +14,31 @@ VISION = dict(
 )
 
 
-def pixtral() -> LlavaForConditionalGeneration:
-    return LlavaForConditionalGeneration(
-        LlavaConfig(
+def pixtral() -> Model:
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
             vision_config=dict(PIXTRAL), text_config=text("mistral", num_key_value_heads=2), image_token_index=IMAGE,
             vision_feature_layer=-1, vision_feature_select_strategy="full",
         )
     )  # fmt: skip
 
 
-def idefics2() -> Idefics2ForConditionalGeneration:
+def idefics2() -> Model:
     perceiver = dict(
         hidden_size=32, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=4, resampler_head_dim=8,
         num_key_value_heads=2,
     )  # fmt: skip
-    return Idefics2ForConditionalGeneration(
-        Idefics2Config(
+    return hf.Idefics2ForConditionalGeneration(
+        hf.Idefics2Config(
             vision_config=dict(IDEFICS3_VISION), perceiver_config=perceiver,
             text_config=text("mistral", num_key_value_heads=2), image_token_id=IMAGE,
         )
     )  # fmt: skip
 
 
-def ovis2() -> Ovis2ForConditionalGeneration:
-    return Ovis2ForConditionalGeneration(
-        Ovis2Config(
+def ovis2() -> Model:
+    return hf.Ovis2ForConditionalGeneration(
+        hf.Ovis2Config(
             vision_config=VISION | {"vocab_size": 24, "hidden_stride": 2},
             text_config=text("qwen2", num_key_value_heads=2), image_token_id=IMAGE,
             visual_indicator_token_ids=[11, 12, 13, 14, 15], vocab_size=128, hidden_size=32, tie_word_embeddings=False,
@@ -62,28 +46,28 @@ def ovis2() -> Ovis2ForConditionalGeneration:
     )  # fmt: skip
 
 
-def deepseek_vl() -> DeepseekVLForConditionalGeneration:
-    return DeepseekVLForConditionalGeneration(
-        DeepseekVLConfig(
+def deepseek_vl() -> Model:
+    return hf.DeepseekVLForConditionalGeneration(
+        hf.DeepseekVLConfig(
             vision_config=dict(SIGLIP), text_config=text("llama"), image_token_id=IMAGE, tie_word_embeddings=False
         )
     )
 
 
-def deepseek_vl_hybrid() -> DeepseekVLHybridForConditionalGeneration:
+def deepseek_vl_hybrid() -> Model:
     sam = dict(
         hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=4,
         window_size=4, global_attn_indexes=[1], mlp_dim=24,
     )  # fmt: skip
-    return DeepseekVLHybridForConditionalGeneration(
-        DeepseekVLHybridConfig(
+    return hf.DeepseekVLHybridForConditionalGeneration(
+        hf.DeepseekVLHybridConfig(
             vision_config=dict(SIGLIP), high_res_vision_config=sam, text_config=text("llama"), image_token_id=IMAGE,
             tie_word_embeddings=False,
         )
     )  # fmt: skip
 
 
-def lfm2_vl() -> Lfm2VlForConditionalGeneration:
+def lfm2_vl() -> Model:
     vision = dict(
         model_type="siglip2_vision_model", hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, patch_size=4, num_patches=16, vision_use_head=False,
@@ -92,18 +76,18 @@ def lfm2_vl() -> Lfm2VlForConditionalGeneration:
         "lfm2", num_key_value_heads=2, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False,
         conv_L_cache=3,
     )  # fmt: skip
-    return Lfm2VlForConditionalGeneration(
-        Lfm2VlConfig(
+    return hf.Lfm2VlForConditionalGeneration(
+        hf.Lfm2VlConfig(
             vision_config=vision, text_config=words, image_token_id=IMAGE, projector_hidden_size=32,
             tie_word_embeddings=False,
         )
     )  # fmt: skip
 
 
-def video_llama_3() -> VideoLlama3ForConditionalGeneration:
+def video_llama_3() -> Model:
     vision = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=4)
-    return VideoLlama3ForConditionalGeneration(
-        VideoLlama3Config(
+    return hf.VideoLlama3ForConditionalGeneration(
+        hf.VideoLlama3Config(
             vision_config=vision, text_config=text("qwen2", num_key_value_heads=2), image_token_id=IMAGE,
             video_token_id=VIDEO,
         )

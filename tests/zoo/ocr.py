@@ -1,22 +1,10 @@
 """Readers of documents: SAM-like, Pixtral and native-resolution towers before small text models."""
 
 import torch
+import transformers as hf
 from torch import Tensor
 
-from transformers import (
-    GotOcr2Config,
-    GotOcr2ForConditionalGeneration,
-    Kosmos2_5Config,
-    Kosmos2_5ForConditionalGeneration,
-    Kosmos2Config,
-    Kosmos2ForConditionalGeneration,
-    LightOnOcrConfig,
-    LightOnOcrForConditionalGeneration,
-    PaddleOCRVLConfig,
-    PaddleOCRVLForConditionalGeneration,
-)
-
-from .base import VOCAB, Tensors, Tiny, family, seeded
+from .base import VOCAB, Model, Tensors, Tiny, family, seeded
 from .parts import IMAGE, LEAD, MROPE, TAIL, VIDEO, VISION_END, VISION_START, pixels, text
 from .tower import BREAK, END, PIXTRAL, wide
 
@@ -31,29 +19,29 @@ KOSMOS = dict(
 )  # fmt: skip
 
 
-def got_ocr2() -> GotOcr2ForConditionalGeneration:
-    return GotOcr2ForConditionalGeneration(
-        GotOcr2Config(
+def got_ocr2() -> Model:
+    return hf.GotOcr2ForConditionalGeneration(
+        hf.GotOcr2Config(
             vision_config=dict(SAM), text_config=text("qwen2"), image_token_index=IMAGE, tie_word_embeddings=False
         )
     )
 
 
-def lighton_ocr() -> LightOnOcrForConditionalGeneration:
-    return LightOnOcrForConditionalGeneration(
-        LightOnOcrConfig(
+def lighton_ocr() -> Model:
+    return hf.LightOnOcrForConditionalGeneration(
+        hf.LightOnOcrConfig(
             vision_config=dict(PIXTRAL), text_config=text("qwen3", num_key_value_heads=2, head_dim=8),
             image_token_id=IMAGE, tie_word_embeddings=False,
         )
     )  # fmt: skip
 
 
-def paddleocr_vl() -> PaddleOCRVLForConditionalGeneration:
+def paddleocr_vl() -> Model:
     vision = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
     )
-    return PaddleOCRVLForConditionalGeneration(
-        PaddleOCRVLConfig(
+    return hf.PaddleOCRVLForConditionalGeneration(
+        hf.PaddleOCRVLConfig(
             vision_config=vision,
             text_config=text("paddleocr_vl_text", num_key_value_heads=2, head_dim=8, rope_parameters=MROPE),
             image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START,
@@ -62,22 +50,22 @@ def paddleocr_vl() -> PaddleOCRVLForConditionalGeneration:
     )  # fmt: skip
 
 
-def kosmos2() -> Kosmos2ForConditionalGeneration:
+def kosmos2() -> Model:
     vision = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
     )
-    return Kosmos2ForConditionalGeneration(
-        Kosmos2Config(vision_config=vision, text_config=dict(KOSMOS), latent_query_num=4)
+    return hf.Kosmos2ForConditionalGeneration(
+        hf.Kosmos2Config(vision_config=vision, text_config=dict(KOSMOS), latent_query_num=4)
     )
 
 
-def kosmos2_5() -> Kosmos2_5ForConditionalGeneration:
+def kosmos2_5() -> Model:
     vision = dict(
         hidden_size=16, patch_embed_hidden_size=48, intermediate_size=24, head_dim=8, num_hidden_layers=2,
         num_attention_heads=2, max_num_patches=16,
     )  # fmt: skip
-    return Kosmos2_5ForConditionalGeneration(
-        Kosmos2_5Config(vision_config=vision, text_config=dict(KOSMOS), latent_query_num=4)
+    return hf.Kosmos2_5ForConditionalGeneration(
+        hf.Kosmos2_5Config(vision_config=vision, text_config=dict(KOSMOS), latent_query_num=4)
     )
 
 
@@ -98,7 +86,9 @@ def grid(seed: int) -> Tensors:
 
 
 PROMPT = (*LEAD, ("image", 4), *TAIL)
-OWN = "Overrides generate(): the text model generates. Adds its own float mask, whatever the attention implementation."
+OWN = (
+    "Adds its own float mask, whatever the attention implementation. The projection of the image shares its attention."
+)
 ROWS: list[Tiny] = [
     family(
         "got_ocr2", got_ocr2, PROMPT, TOKENS, lambda s: {"pixel_values": seeded(s, 1, 3, 32, 32)},
@@ -114,10 +104,12 @@ ROWS: list[Tiny] = [
     ),
     family(
         "kosmos2", kosmos2, PROMPT, TOKENS, pixels, extra=marked, traits="layernorm fc12 bias",
-        decoder="text_model.model", marks="no_float64", notes=OWN + " Its mask overflows in float64 unless that is torch's default.",
+        decoder="text_model.model", marks="no_float64 ids_at_decoder own_generate",
+        notes=OWN + " Its mask overflows in float64 unless that is torch's default.",
     ),
     family(
         "kosmos2_5", kosmos2_5, PROMPT, TOKENS, flattened, extra=marked, traits="layernorm fc12 bias",
         decoder="text_model.model", notes=OWN,
+        marks="ids_at_decoder",
     ),
 ]  # fmt: skip

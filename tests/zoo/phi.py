@@ -1,14 +1,13 @@
 """Phi-4-multimodal: the text stack holds its own towers and takes token ids; qkv and gate_up are one matrix each."""
 
 import torch
+import transformers as hf
 
-from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
-
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .parts import AUDIO, IMAGE, LEAD, TAIL, text
 
 
-def phi4_multimodal() -> Phi4MultimodalForCausalLM:
+def phi4_multimodal() -> Model:
     vision = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4,
         crop_size=16, image_token_id=IMAGE,
@@ -20,7 +19,7 @@ def phi4_multimodal() -> Phi4MultimodalForCausalLM:
     )  # fmt: skip
     words = text("phi4_multimodal", num_key_value_heads=2)
     del words["model_type"]
-    return Phi4MultimodalForCausalLM(Phi4MultimodalConfig(vision_config=vision, audio_config=audio, **words))
+    return hf.Phi4MultimodalForCausalLM(hf.Phi4MultimodalConfig(vision_config=vision, audio_config=audio, **words))
 
 
 def media(seed: int) -> Tensors:
@@ -39,6 +38,7 @@ ROWS: list[Tiny] = [
         {"image": IMAGE, "audio": AUDIO}, media, traits="rmsnorm gated gqa fused_gate_up fused_qkv", decoder="model",
         constant=[3 + i for i in (2, 5, 6, 9, 12)],
         notes="The decoder embeds token ids and places the percepts itself. Newline and separator embeddings in the "
-        "image run.",
+        "image run. Its towers are modules of the decoder: a switch of its attention reaches them.",
+        marks="ids_at_decoder",
     ),
 ]  # fmt: skip

@@ -1,17 +1,8 @@
 """Qwen 3 and after: deepstack, mixtures of experts, linear attention."""
 
-from transformers import (
-    Qwen3_5Config,
-    Qwen3_5ForConditionalGeneration,
-    Qwen3_5MoeConfig,
-    Qwen3_5MoeForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
-    Qwen3VLMoeForConditionalGeneration,
-)
+import transformers as hf
 
-from .base import Tiny, family
+from .base import Model, Tiny, family
 from .parts import MROPE, text
 from .qwen import IDS, PROMPT, TOKENS, image
 
@@ -29,32 +20,34 @@ HYBRID = dict(
 )  # fmt: skip
 
 
-def qwen3_vl() -> Qwen3VLForConditionalGeneration:
+def qwen3_vl() -> Model:
     layers = dict(num_hidden_layers=3, num_key_value_heads=2, head_dim=8, rope_parameters=INTERLEAVED)
-    return Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(vision_config=dict(DEEPSTACK), text_config=text("qwen3_vl_text", **layers), **IDS)
+    return hf.Qwen3VLForConditionalGeneration(
+        hf.Qwen3VLConfig(vision_config=dict(DEEPSTACK), text_config=text("qwen3_vl_text", **layers), **IDS)
     )
 
 
-def qwen3_vl_moe() -> Qwen3VLMoeForConditionalGeneration:
+def qwen3_vl_moe() -> Model:
     layers = dict(num_hidden_layers=3, num_key_value_heads=2, head_dim=8, rope_parameters=INTERLEAVED)
-    return Qwen3VLMoeForConditionalGeneration(
-        Qwen3VLMoeConfig(
+    return hf.Qwen3VLMoeForConditionalGeneration(
+        hf.Qwen3VLMoeConfig(
             vision_config=dict(DEEPSTACK), text_config=text("qwen3_vl_moe_text", **layers, **EXPERTS), **IDS
         )
     )
 
 
-def qwen3_5() -> Qwen3_5ForConditionalGeneration:
-    return Qwen3_5ForConditionalGeneration(
-        Qwen3_5Config(vision_config=dict(VISION), text_config=text("qwen3_5_text", **HYBRID), **IDS)
+def qwen3_5() -> Model:
+    return hf.Qwen3_5ForConditionalGeneration(
+        hf.Qwen3_5Config(vision_config=dict(VISION), text_config=text("qwen3_5_text", **HYBRID), **IDS)
     )
 
 
-def qwen3_5_moe() -> Qwen3_5MoeForConditionalGeneration:
+def qwen3_5_moe() -> Model:
     experts = EXPERTS | {"shared_expert_intermediate_size": 16}
-    return Qwen3_5MoeForConditionalGeneration(
-        Qwen3_5MoeConfig(vision_config=dict(VISION), text_config=text("qwen3_5_moe_text", **HYBRID, **experts), **IDS)
+    return hf.Qwen3_5MoeForConditionalGeneration(
+        hf.Qwen3_5MoeConfig(
+            vision_config=dict(VISION), text_config=text("qwen3_5_moe_text", **HYBRID, **experts), **IDS
+        )
     )
 
 
@@ -62,10 +55,12 @@ ROWS: list[Tiny] = [
     family(
         "qwen3_vl", qwen3_vl, PROMPT, TOKENS, image, types="mm_token_type_ids",
         traits="rmsnorm gated gqa qk_norm mrope deepstack", decoder="model.language_model",
+        marks="decoder_extras",
     ),
     family(
         "qwen3_vl_moe", qwen3_vl_moe, PROMPT, TOKENS, image, types="mm_token_type_ids",
         traits="rmsnorm gated gqa qk_norm mrope deepstack moe", decoder="model.language_model",
+        marks="decoder_extras",
     ),
     family(
         "qwen3_5", qwen3_5, PROMPT, TOKENS, image, types="mm_token_type_ids",

@@ -1,15 +1,8 @@
 """Audio families: a Whisper-like encoder over a log-mel spectrogram, a projector, a text model."""
 
-from transformers import (
-    AudioFlamingo3Config,
-    AudioFlamingo3ForConditionalGeneration,
-    Qwen2AudioConfig,
-    Qwen2AudioForConditionalGeneration,
-    VoxtralConfig,
-    VoxtralForConditionalGeneration,
-)
+import transformers as hf
 
-from .base import Tiny, family
+from .base import Model, Tiny, family
 from .parts import AUDIO, LEAD, TAIL, mel, text
 
 TOKENS = {"audio": AUDIO}
@@ -19,33 +12,35 @@ WHISPER = dict(
 )  # fmt: skip
 
 
-def qwen2_audio() -> Qwen2AudioForConditionalGeneration:
-    return Qwen2AudioForConditionalGeneration(
-        Qwen2AudioConfig(
+def qwen2_audio() -> Model:
+    return hf.Qwen2AudioForConditionalGeneration(
+        hf.Qwen2AudioConfig(
             audio_config=dict(WHISPER), text_config=text("qwen2", num_key_value_heads=2), audio_token_index=AUDIO
         )
     )
 
 
-def audioflamingo3() -> AudioFlamingo3ForConditionalGeneration:
+def audioflamingo3() -> Model:
     audio = dict(
         num_mel_bins=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16,
         max_source_positions=32,
     )  # fmt: skip
-    return AudioFlamingo3ForConditionalGeneration(
-        AudioFlamingo3Config(
+    return hf.AudioFlamingo3ForConditionalGeneration(
+        hf.AudioFlamingo3Config(
             audio_config=audio, text_config=text("qwen2", num_key_value_heads=2), audio_token_id=AUDIO
         )
     )
 
 
-def voxtral() -> VoxtralForConditionalGeneration:
+def voxtral() -> Model:
     audio = dict(
         num_mel_bins=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_size=16,
         max_source_positions=32,
     )  # fmt: skip
-    return VoxtralForConditionalGeneration(
-        VoxtralConfig(audio_config=audio, text_config=text("llama", num_key_value_heads=2, head_dim=12), audio_token_id=AUDIO)
+    return hf.VoxtralForConditionalGeneration(
+        hf.VoxtralConfig(
+            audio_config=audio, text_config=text("llama", num_key_value_heads=2, head_dim=12), audio_token_id=AUDIO
+        )
     )
 
 

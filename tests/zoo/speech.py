@@ -1,25 +1,9 @@
 """Speech and music families built on a text model: Granite, GLM, Qwen 3 and further ones."""
 
 import torch
+import transformers as hf
 
-from transformers import (
-    FunAsrNanoConfig,
-    FunAsrNanoForConditionalGeneration,
-    GlmAsrConfig,
-    GlmAsrForConditionalGeneration,
-    GraniteSpeechConfig,
-    GraniteSpeechForConditionalGeneration,
-    GraniteSpeechPlusConfig,
-    GraniteSpeechPlusForConditionalGeneration,
-    MossTranscribeDiarizeConfig,
-    MossTranscribeDiarizeForConditionalGeneration,
-    MusicFlamingoConfig,
-    MusicFlamingoForConditionalGeneration,
-    Qwen3ASRConfig,
-    Qwen3ASRForConditionalGeneration,
-)
-
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .parts import AUDIO, LEAD, TAIL, mel, text
 
 TOKENS = {"audio": AUDIO}
@@ -43,9 +27,9 @@ def projector(width: int) -> dict[str, object]:
     )  # fmt: skip
 
 
-def granite_speech() -> GraniteSpeechForConditionalGeneration:
-    return GraniteSpeechForConditionalGeneration(
-        GraniteSpeechConfig(
+def granite_speech() -> Model:
+    return hf.GraniteSpeechForConditionalGeneration(
+        hf.GraniteSpeechConfig(
             encoder_config=dict(ENCODER), projector_config=projector(16), text_config=dict(GRANITE),
             audio_token_index=AUDIO, downsample_rate=2, window_size=4, has_lora_adapter=False,
             tie_word_embeddings=False,
@@ -53,9 +37,9 @@ def granite_speech() -> GraniteSpeechForConditionalGeneration:
     )  # fmt: skip
 
 
-def granite_speech_plus() -> GraniteSpeechPlusForConditionalGeneration:
-    return GraniteSpeechPlusForConditionalGeneration(
-        GraniteSpeechPlusConfig(
+def granite_speech_plus() -> Model:
+    return hf.GraniteSpeechPlusForConditionalGeneration(
+        hf.GraniteSpeechPlusConfig(
             encoder_config=ENCODER | {"cat_hidden_layers": [1]}, projector_config=projector(32),
             text_config=dict(GRANITE), audio_token_index=AUDIO, downsample_rate=2, window_size=4,
             has_lora_adapter=False, tie_word_embeddings=False,
@@ -71,59 +55,60 @@ def windows(seed: int) -> Tensors:
     }
 
 
-def glmasr() -> GlmAsrForConditionalGeneration:
+def glmasr() -> Model:
     audio = dict(
         hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_mel_bins=16,
         max_position_embeddings=64,
     )  # fmt: skip
-    return GlmAsrForConditionalGeneration(
-        GlmAsrConfig(
+    return hf.GlmAsrForConditionalGeneration(
+        hf.GlmAsrConfig(
             audio_config=audio, text_config=text("llama", num_key_value_heads=2), audio_token_id=AUDIO,
             tie_word_embeddings=False,
         )
     )  # fmt: skip
 
 
-def qwen3_asr() -> Qwen3ASRForConditionalGeneration:
+def qwen3_asr() -> Model:
     audio = dict(
         num_mel_bins=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24, d_model=16, n_window=50,
         n_window_infer=100, output_dim=32, downsample_hidden_size=4,
     )  # fmt: skip
-    return Qwen3ASRForConditionalGeneration(
-        Qwen3ASRConfig(
+    return hf.Qwen3ASRForConditionalGeneration(
+        hf.Qwen3ASRConfig(
             audio_config=audio, text_config=text("qwen3", num_key_value_heads=2, head_dim=8), audio_token_id=AUDIO,
             pad_token_id=0, eos_token_id=2, tie_word_embeddings=False,
         )
     )  # fmt: skip
 
 
-def musicflamingo() -> MusicFlamingoForConditionalGeneration:
+def musicflamingo() -> Model:
     audio = dict(
-        model_type="audioflamingo3_encoder", num_mel_bins=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16,
+        model_type="audioflamingo3_encoder", num_mel_bins=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=24, hidden_size=16,
         max_source_positions=32,
     )  # fmt: skip
-    return MusicFlamingoForConditionalGeneration(
-        MusicFlamingoConfig(
+    return hf.MusicFlamingoForConditionalGeneration(
+        hf.MusicFlamingoConfig(
             audio_config=audio, text_config=text("qwen2", num_key_value_heads=2), audio_token_id=AUDIO,
             rope_parameters={"rope_type": "default", "rope_theta": 1200, "partial_rotary_factor": 0.5},
         )
     )  # fmt: skip
 
 
-def moss_transcribe_diarize() -> MossTranscribeDiarizeForConditionalGeneration:
+def moss_transcribe_diarize() -> Model:
     audio = dict(
         num_mel_bins=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_size=16,
         max_source_positions=32,
     )  # fmt: skip
-    return MossTranscribeDiarizeForConditionalGeneration(
-        MossTranscribeDiarizeConfig(
+    return hf.MossTranscribeDiarizeForConditionalGeneration(
+        hf.MossTranscribeDiarizeConfig(
             audio_config=audio, text_config=text("qwen3", num_key_value_heads=2, head_dim=8), audio_token_id=AUDIO,
             tie_word_embeddings=False,
         )
     )  # fmt: skip
 
 
-def fun_asr_nano() -> FunAsrNanoForConditionalGeneration:
+def fun_asr_nano() -> Model:
     audio = dict(
         num_mel_bins=8, num_stacked_frames=2, hidden_size=16, num_attention_heads=2, intermediate_size=24,
         num_hidden_layers=2, num_timestamp_prediction_layers=1, fsmn_kernel_size=3,
@@ -131,8 +116,8 @@ def fun_asr_nano() -> FunAsrNanoForConditionalGeneration:
     adaptor = dict(
         hidden_size=32, num_attention_heads=2, intermediate_size=8, num_hidden_layers=1, projector_hidden_size=32
     )
-    return FunAsrNanoForConditionalGeneration(
-        FunAsrNanoConfig(
+    return hf.FunAsrNanoForConditionalGeneration(
+        hf.FunAsrNanoConfig(
             audio_config=audio, adaptor_config=adaptor, text_config=text("qwen3", num_key_value_heads=2, head_dim=8),
             audio_token_id=AUDIO, tie_word_embeddings=False,
         )
@@ -153,6 +138,7 @@ ROWS: list[Tiny] = [
     family(
         "granite_speech", granite_speech, prompt(8), TOKENS, windows, short=prompt(6),
         traits="rmsnorm gated gqa multipliers qformer", decoder="model.language_model",
+        marks="own_generate",
     ),
     family(
         "glmasr", glmasr, prompt(8), TOKENS,
@@ -167,6 +153,7 @@ ROWS: list[Tiny] = [
     family(
         "granite_speech_plus", granite_speech_plus, prompt(8), TOKENS, windows, short=prompt(6),
         traits="rmsnorm gated gqa multipliers qformer", decoder="model.language_model",
+        marks="own_generate",
     ),
     family(
         "musicflamingo", musicflamingo, prompt(16), TOKENS,

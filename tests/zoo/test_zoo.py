@@ -1,15 +1,17 @@
-"""Every row of the zoo is what it says: its prompt, its traits, and a network lively enough to tell right from wrong."""
+"""Every row of the zoo is what it says: its prompt, its traits, and a network lively enough to tell right from "
+"wrong."""
 
 from collections.abc import Iterator
 from functools import lru_cache
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from . import FOUNDATION, UNBUILDABLE, ZOO, Tiny
 from .base import Model, Tensors
-from .traits import observed, sees_ahead, stream
+from .traits import FACTS, facts, observed, sees_ahead, stream
 
 ROWS = [pytest.param(row, id=name) for name, row in ZOO.items()]
 every_row = pytest.mark.parametrize("row", ROWS)
@@ -41,6 +43,23 @@ def test_every_name_is_known() -> None:
     assert set(FOUNDATION) <= set(ZOO)
     assert not set(UNBUILDABLE) & set(ZOO)
     assert all(row.name == name for name, row in ZOO.items())
+
+
+@pytest.mark.skipif(not transformers.__version__.startswith("5.23."), reason="the tables are those of 5.23")
+def test_every_family_of_the_tables_has_a_row_or_a_reason() -> None:
+    from transformers.models.auto import modeling_auto as auto
+
+    tables = (
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    )
+    classes = {type(built(name)).__name__ for name in ZOO}
+    families = {family: name for table in tables for family, name in table.items()}
+    missing = {family for family, name in families.items() if name not in classes}
+    told = {family for family in missing if family in UNBUILDABLE}
+    assert missing == told
+    assert set(UNBUILDABLE) - missing == {"glmga", "shieldgemma2", "pp_chart2table"}
 
 
 @every_row
@@ -110,7 +129,8 @@ def test_batch_equals_its_rows_alone(row: Tiny) -> None:
     batch = row.batch(model)
     alone = [row.inputs(model, row=i) for i in (0, 1)]
     lengths = [len(x["input_ids"][0]) for x in alone]
-    assert batch["attention_mask"].sum(1).tolist() == lengths and lengths[0] != lengths[1]
+    assert batch["attention_mask"].sum(1).tolist() == lengths
+    assert lengths[0] != lengths[1]
     logits = model(**batch).logits
     for i, (single, length) in enumerate(zip(alone, lengths, strict=True)):
         assert torch.equal(batch["input_ids"][i, -length:], single["input_ids"][0])
@@ -141,3 +161,8 @@ def test_traits_are_what_the_modules_show(row: Tiny) -> None:
 @every_row
 def test_mask_is_causal_unless_prefix_lm(row: Tiny) -> None:
     assert sees_ahead(row, built(row.name)) == ("prefix_lm" in row.traits)
+
+
+@every_row
+def test_text_stack_is_called_as_the_marks_say(row: Tiny) -> None:
+    assert row.marks & FACTS == facts(row, built(row.name))

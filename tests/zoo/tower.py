@@ -1,19 +1,9 @@
 """Vision families of the LLaVA pattern with a tower, a merger or a mask of their own."""
 
 import torch
+import transformers as hf
 
-from transformers import (
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    Mistral3Config,
-    Mistral3ForConditionalGeneration,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-)
-
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .parts import IMAGE, LEAD, TAIL, text
 
 FAKE, BREAK, END = 8, 9, 10  # Idefics' token around an image; Pixtral's tokens at the end of a row and of an image
@@ -27,31 +17,31 @@ PIXTRAL = dict(
 )  # fmt: skip
 
 
-def internvl() -> InternVLForConditionalGeneration:
+def internvl() -> Model:
     vision = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=[24, 24],
         patch_size=[4, 4],
     )  # fmt: skip
-    return InternVLForConditionalGeneration(
-        InternVLConfig(
+    return hf.InternVLForConditionalGeneration(
+        hf.InternVLConfig(
             vision_config=vision, text_config=text("qwen2", num_key_value_heads=2), image_token_id=IMAGE,
             tie_word_embeddings=False,
         )
     )  # fmt: skip
 
 
-def idefics3() -> Idefics3ForConditionalGeneration:
-    return Idefics3ForConditionalGeneration(
-        Idefics3Config(
+def idefics3() -> Model:
+    return hf.Idefics3ForConditionalGeneration(
+        hf.Idefics3Config(
             vision_config=dict(IDEFICS3_VISION), text_config=text("llama", num_key_value_heads=2),
             image_token_id=IMAGE, scale_factor=2,
         )
     )  # fmt: skip
 
 
-def smolvlm() -> SmolVLMForConditionalGeneration:
-    return SmolVLMForConditionalGeneration(
-        SmolVLMConfig(
+def smolvlm() -> Model:
+    return hf.SmolVLMForConditionalGeneration(
+        hf.SmolVLMConfig(
             vision_config=dict(IDEFICS3_VISION),
             text_config=text("llama", hidden_size=48, num_attention_heads=6, num_key_value_heads=2),
             image_token_id=IMAGE, scale_factor=2,
@@ -59,9 +49,9 @@ def smolvlm() -> SmolVLMForConditionalGeneration:
     )  # fmt: skip
 
 
-def mistral3() -> Mistral3ForConditionalGeneration:
-    return Mistral3ForConditionalGeneration(
-        Mistral3Config(
+def mistral3() -> Model:
+    return hf.Mistral3ForConditionalGeneration(
+        hf.Mistral3Config(
             vision_config=dict(PIXTRAL), text_config=text("mistral", num_key_value_heads=2, head_dim=12),
             image_token_index=IMAGE, spatial_merge_size=2, tie_word_embeddings=False,
         )

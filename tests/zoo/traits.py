@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Model, Tensors, Tiny
+from .base import Model, Tensors, Tiny, head_of
 
 
 def norm_kind(norm: nn.Module) -> str:
@@ -51,12 +51,12 @@ def observed(row: Tiny, model: Model) -> frozenset[str]:
         "fused_qkv": bool(leaves & {"qkv_proj", "query_key_value", "qkv"}),
         "moe": "experts" in leaves,
         "mrope": any("mrope_section" in part for part in (rope, *rope.values()) if isinstance(part, dict)),
-        "sliding": bool(kinds & {"sliding_attention"}),
+        "sliding": any("sliding" in kind for kind in kinds),
         "chunked": bool(kinds & {"chunked_attention"}),
         "linear_attention": bool(kinds & {"linear_attention", "conv", "mamba"}),
         "softcap": getattr(config, "attn_logit_softcapping", None) is not None,
         "sandwich": len(block_norms) > 2,
-        "parallel": len(block_norms) == 1,
+        "parallel": len(block_norms) == 1 and any("mlp" in n for n, _ in decoder.layers[-1].named_children()),
         "mla": getattr(config, "kv_lora_rank", None) is not None,
         "sparse": any("indexer" in name for name in modules),
         "streams": any(hasattr(config, name) for name in ("hc_mult", "hc_count", "altup_num_inputs")),
@@ -115,3 +115,41 @@ def sees_ahead(row: Tiny, model: Model) -> bool:
     inputs = row.inputs(model)
     before, after = (stream(row, model, inputs, change=(stop - 1, by))[1] for by in (0.0, 1.0))
     return not torch.equal(before[..., start, :], after[..., start, :])
+
+
+FACTS = frozenset({"ids_at_decoder", "decoder_extras", "logits_after_head", "own_generate"})
+
+
+def facts(row: Tiny, model: Model) -> frozenset[str]:
+    """How the text stack is called, found by calling it again.
+
+    ids_at_decoder: it gets token ids and places the media itself. decoder_extras: inputs_embeds, attention_mask and
+    position_ids do not reproduce its output, it needs its other keyword arguments too. logits_after_head: the logits
+    are not the output embeddings' (soft-cap, scale, barred ids). own_generate: the class overrides generate().
+    """
+    decoder = model.get_submodule(row.decoder)
+    seen: dict[str, Any] = {}
+
+    def look(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        seen.update(kwargs, hidden=output[0])
+
+    hook = decoder.register_forward_hook(look, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            logits = model(**row.inputs(model)).logits
+            hook.remove()
+            found = {"own_generate"} if "generate" in vars(type(model)) else set()
+            if not torch.allclose(head_of(model)(seen["hidden"]), logits, atol=1e-5):
+                found.add("logits_after_head")
+            if seen.get("inputs_embeds") is None:
+                return frozenset(found | {"ids_at_decoder"})
+            basis = {key: seen.get(key) for key in ("inputs_embeds", "attention_mask", "position_ids")}
+            try:
+                again = decoder(**basis)[0]
+            except RuntimeError:
+                again = None
+    finally:
+        hook.remove()
+    if again is None or not torch.allclose(again, seen["hidden"], atol=1e-5):
+        found.add("decoder_extras")
+    return frozenset(found)

@@ -1,43 +1,35 @@
 """Video, and LLaVA's cousins that take several layers of a tower or several kinds of picture."""
 
 import torch
-
-from transformers import (
-    LlavaNextVideoConfig,
-    LlavaNextVideoForConditionalGeneration,
-    VideoLlavaConfig,
-    VideoLlavaForConditionalGeneration,
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
-)
+import transformers as hf
 
 from . import qwen
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .llava import PINPOINTS, SMALL, llava_onevision
 from .parts import CLIP, IMAGE, LEAD, TAIL, VIDEO, VISION_END, VISION_START, pixels, text
 
 BOTH = {"image": IMAGE, "video": VIDEO}
 
 
-def vipllava() -> VipLlavaForConditionalGeneration:
-    return VipLlavaForConditionalGeneration(
-        VipLlavaConfig(
+def vipllava() -> Model:
+    return hf.VipLlavaForConditionalGeneration(
+        hf.VipLlavaConfig(
             vision_config=dict(CLIP), text_config=text("llama"), image_token_index=IMAGE, vision_feature_layer=[-1, -2]
         )
     )
 
 
-def video_llava() -> VideoLlavaForConditionalGeneration:
-    return VideoLlavaForConditionalGeneration(
-        VideoLlavaConfig(
+def video_llava() -> Model:
+    return hf.VideoLlavaForConditionalGeneration(
+        hf.VideoLlavaConfig(
             vision_config=CLIP | SMALL, text_config=text("llama"), image_token_index=IMAGE, video_token_index=VIDEO
         )
     )
 
 
-def llava_next_video() -> LlavaNextVideoForConditionalGeneration:
-    return LlavaNextVideoForConditionalGeneration(
-        LlavaNextVideoConfig(
+def llava_next_video() -> Model:
+    return hf.LlavaNextVideoForConditionalGeneration(
+        hf.LlavaNextVideoConfig(
             vision_config=dict(CLIP), text_config=text("llama"), image_token_index=IMAGE, video_token_index=VIDEO,
             image_grid_pinpoints=PINPOINTS,
         )

@@ -34,18 +34,18 @@ class GreedySession:
 
     def next(self, tokens: Tensor | None) -> Outlook:
         logits = self.stream.next(tokens)
+        return Outlook(logits, explain=lambda row, token: self._explain(logits, row, token))
+
+    def _explain(self, logits: Tensor, row: int, token: int) -> Detail:
+        plain = int(logits[row].argmax())
         if not self.run.details:
-            return Outlook(logits)
-        details = []
-        for row in range(logits.shape[0]):
-            chosen = logits[row].argmax()
-            spans = self.run.spans[row] if self.run.spans else None
-            generated = [*self.stream.ids[row, self.run.ids.shape[1] :].tolist(), int(chosen)]
-            relevance = attribute_generated(self.run.adapter, self.run.inputs, generated, row=row, prompt_spans=spans)[
-                -1
-            ]
-            details.append(Detail(relevance, relevance.shares(), plain=int(chosen)))
-        return Outlook(logits, tuple(details))
+            return Detail(plain=plain)
+        generated = [*self.stream.ids[row, self.run.ids.shape[1] :].tolist(), token]
+        spans = self.run.spans[row] if self.run.spans else None
+        relevance = attribute_generated(
+            self.run.adapter, self.run.inputs, generated, row=row, prompt_spans=spans, last_only=True
+        )[-1]
+        return Detail(relevance, relevance.shares(), plain=plain)
 
 
 def greedy() -> Greedy:

@@ -239,7 +239,7 @@ class LimeSession:
                 f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}"
             )
         with torch.inference_mode(False), torch.no_grad():
-            self.call = _cloned(run.adapter.capture(run.inputs))
+            self.call = run.adapter.capture(run.inputs).cloned()
             self.modality = rewarded(
                 run.modality_ids, self.call.mask, markers=self.settings.markers, reward=strategy.reward
             )
@@ -260,19 +260,17 @@ class LimeSession:
                 goal=self.goal, composite=self.composite, layers=self.strategy.layers,
                 direction=self.strategy.direction, generator=self.generator,
             )  # fmt: skip
-            details = tuple(self._detail(row, result) for row in range(len(self.ids)))
-        return Outlook(result.logits, details)
+        return Outlook(result.logits, explain=lambda row, token: self._detail(row, token, result))
 
     def _choose(self, logits: Tensor) -> Tensor:
         return self.run.chooser.scores(self.ids, logits).argmax(dim=-1)
 
-    def _detail(self, row: int, result: Optimised) -> Detail:
+    def _detail(self, row: int, chosen: int, result: Optimised) -> Detail:
         losses = {name: tuple(float(v[row]) for v in values) for name, values in result.losses.items() if values}
         plain = int(result.plain[row].argmax())
-        chosen = int(result.logits[row].argmax())
         if not self.run.details:
             return Detail(intervened=self.settings.steps > 1, plain=plain, losses=losses)
-        with attention_offsets(result.deltas, row):
+        with torch.inference_mode(False), attention_offsets(result.deltas, row):
             relevance = relevance_of(
                 self.run.adapter, self.call.row(row), self.run.inputs, [(self.call.length - 1, chosen)], row=row,
                 composite=self.composite, generated=self.ids[row, self.run.ids.shape[1] :],
@@ -289,21 +287,6 @@ def attention_offsets(deltas: Deltas, row: int) -> Any:
     single.keys = {n: d.detach()[row : row + 1] for n, d in deltas.keys.items()}
     single.values = {n: d.detach()[row : row + 1] for n, d in deltas.values.items()}
     return attention_hooks(single)
-
-
-def _cloned(call: DecoderCall) -> DecoderCall:
-    """Plain copies of every tensor, so that nothing made under inference_mode enters a graph."""
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.clone()
-        if isinstance(value, dict):
-            return {k: copy(v) for k, v in value.items()}
-        return value
-
-    return DecoderCall(
-        call.embeds.clone(), call.mask.clone(), {k: copy(v) for k, v in call.kwargs.items()}, call.windows
-    )
 
 
 def lime(**settings: Any) -> Lime:

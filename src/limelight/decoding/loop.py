@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from limelight.decoding.strategy import Chooser, Detail, Outlook, Run, Strategy
+from limelight.decoding.strategy import Chooser, Outlook, Run, Strategy
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.types import Span, Step
@@ -199,8 +199,8 @@ def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
 
 
 def _step(adapter: Adapter, outlook: Outlook, processed: Tensor, tokens: Tensor, row: int) -> Step:
-    detail = outlook.details[row] if outlook.details else Detail()
     token = int(tokens[row])
+    detail = outlook.detail(row, token)
     spelled = tuple((t, adapter.tokens([t])[0], logit, phi) for t, logit, phi in detail.candidates)
     return Step(
         token=token,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,10 +29,20 @@ class Detail:
 
 @dataclass(frozen=True)
 class Outlook:
-    """Logits ``[B, V]`` (float32 or better) of the next token, before processors, and a Detail a row (or none)."""
+    """Logits ``[B, V]`` (float32 or better) of the next token, before processors.
+
+    ``details`` has a Detail a row where it does not depend on the token; ``explain(row, token)`` is asked after the
+    choice where it does (it may be costly, and is asked only for rows still running).
+    """
 
     logits: Tensor
     details: tuple[Detail, ...] = ()
+    explain: Callable[[int, int], Detail] | None = None
+
+    def detail(self, row: int, token: int) -> Detail:
+        if self.explain is not None:
+            return self.explain(row, token)
+        return self.details[row] if self.details else Detail()
 
 
 class Chooser:

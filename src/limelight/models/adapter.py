@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limelight.errors import HookError, ModelError, NotFiniteError, PromptError
+from limelight.errors import HookError, ModelError, NotFiniteError, PromptError, UnsupportedError
 from limelight.models import detect
 from limelight.models.attention import switched
 from limelight.models.capture import DecoderCall, capture
 from limelight.models.families import Family, family_of
-from limelight.models.spans import grown, layout
+from limelight.models.spans import grown, layouts
 from limelight.types import MODALITIES, Prompt, Span
 
 PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio"}
@@ -43,7 +43,6 @@ class Adapter:
         self.traits = detect.decoder_traits(model, self.decoder)
         self.family: Family = family_of(model.config)
         self.placeholders = detect.placeholder_ids(model, processor)
-        self.head_scalars = detect.head_scalars(self.decoder)
         head = model.get_output_embeddings()
         if head is None:
             inner = [m for m in model.modules() if m is not model and getattr(m, "lm_head", None) is not None]
@@ -53,6 +52,7 @@ class Adapter:
                 f"{type(model).__name__} has no output embedding", hint="pass a generation model with an lm_head"
             )
         self.head: nn.Module = head
+        self.head_scalars = detect.head_scalars(model, self.decoder, head, self.placeholders)
 
     @property
     def tokenizer(self) -> Any:
@@ -92,7 +92,7 @@ class Adapter:
         Raises:
             PromptError: a row has no perceptual position.
         """
-        ids = detect.modality_ids(self.model, inputs, self.processor)
+        ids = self._modalities(inputs)
         empty = (ids == 0).all(dim=1)
         if bool(empty.any()):
             raise PromptError(
@@ -105,36 +105,59 @@ class Adapter:
     def placeholder_names(self) -> str:
         return ", ".join(f"{m} = {i}" for i, m in sorted(self.placeholders.items()))
 
+    def _modalities(self, inputs: Mapping[str, Any]) -> Tensor:
+        ids = detect.modality_ids(self.model, inputs, self.processor)
+        tokens = inputs.get("input_ids")
+        if self.family.members is None or inputs.get("modality_ids") is not None or tokens is None:
+            return ids
+        return self.family.members(tokens, ids)
+
     def spans(self, inputs: Mapping[str, Any], row: int = 0, *, length: int | None = None) -> tuple[Span, ...]:
-        """Spans of one row, a partition of its positions; ``length`` extends the last with generated text."""
-        ids = detect.modality_ids(self.model, inputs, self.processor)[row]
-        spans = layout(ids, self.model.config, inputs, self._seconds(inputs))
-        if self.family.relayout is not None:
-            spans = self.family.relayout(spans, self.model.config, inputs, row)
-        return grown(spans, length or 0)
+        """Spans of one row, a partition of its positions; ``length`` extends the last with generated text.
+
+        Raises:
+            PromptError: no position of the row is perceptual.
+        """
+        ids = self._modalities(inputs)
+        if bool((ids[row] == 0).all()):
+            raise PromptError(
+                f"no image, audio or video position among the {ids.shape[1]} of this prompt",
+                hint="put the picture or sound into the messages, or the model's placeholder into the text",
+            )
+        rows = layouts(ids, self.model.config, inputs, self._seconds(inputs), self.family.pictures)
+        return grown(rows[row], length or 0)
 
     def _seconds(self, inputs: Mapping[str, Any]) -> list[float]:
-        """Seconds of each sound, from the feature mask and the extractor's hop length."""
+        """Seconds of each sound (or window of one), from log-mel features ``[n, bins, frames]`` and their mask."""
+        features = inputs.get("input_features")
+        audio = getattr(self.model.config, "audio_config", None)
+        bins = getattr(audio, "num_mel_bins", None)
+        if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[1] != bins:
+            return []
         extractor = getattr(self.processor, "feature_extractor", None)
         rate, hop = getattr(extractor, "sampling_rate", 16000), getattr(extractor, "hop_length", 160)
         for name in ("feature_attention_mask", "input_features_mask"):
             mask = inputs.get(name)
-            if isinstance(mask, Tensor) and mask.ndim == 2:
+            if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == features.shape[2]:
                 return [float(n) * hop / rate for n in mask.sum(dim=-1).tolist()]
-        features = inputs.get("input_features")
-        if isinstance(features, Tensor) and features.ndim == 3:
-            return [features.shape[-1] * hop / rate] * int(features.shape[0])
-        return []
+        return [features.shape[2] * hop / rate] * int(features.shape[0])
 
     def capture(self, inputs: Mapping[str, Any]) -> DecoderCall:
         """Towers once; returns what the decoder is about to receive.
 
         Raises:
             NotFiniteError: a merged embedding is NaN or infinite.
+            UnsupportedError: perceptual features reach the decoder by another door than the embeddings.
         """
         inputs = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
         with self.routed():
             call = capture(self.model, self.decoder, inputs, detect.mask_windows(self.decoder))
+        if call.doors:
+            raise UnsupportedError(
+                f"{type(self.model).__name__} hands its decoder features by {', '.join(call.doors)} beside the input "
+                "embeddings, and relevance at the embeddings alone would miss them",
+                hint="only plain decoding (greedy) works on this family so far",
+            )
         if not bool(torch.isfinite(call.embeds).all()):
             raise NotFiniteError(
                 "the merged embeddings hold NaN or infinity",
@@ -176,7 +199,7 @@ class Adapter:
     def words(self, inputs: Mapping[str, Any], row: int = 0) -> tuple[str, ...]:
         """Spelling of one row's prompt, placeholders by their modality."""
         ids = inputs["input_ids"][row]
-        kinds = detect.modality_ids(self.model, inputs, self.processor)[row]
+        kinds = self._modalities(inputs)[row]
         words = self.tokens(ids)
         return tuple(w if int(k) == 0 else f"<{MODALITIES[int(k)]}>" for w, k in zip(words, kinds, strict=True))
 

@@ -55,27 +55,66 @@ class DecoderCall:
             kwargs=kwargs,
         )
 
+    def without_last(self) -> DecoderCall:
+        """The call without its last position (for causal masks and 2-D masks)."""
+
+        def cut(name: str, value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {k: cut(name, v) for k, v in value.items()}
+            if not isinstance(value, Tensor) or self.length not in value.shape:
+                return value
+            return value[..., :-1, :-1] if value.ndim == 4 else value[..., :-1]
+
+        return replace(
+            self,
+            embeds=self.embeds[:, :-1],
+            mask=self.mask[:, :-1],
+            kwargs={name: cut(name, value) for name, value in self.kwargs.items()},
+        )
+
+    def cloned(self) -> DecoderCall:
+        """Plain copies of every tensor: what was made under inference_mode cannot enter a graph."""
+
+        def copy(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {k: copy(v) for k, v in value.items()}
+            return value.clone() if isinstance(value, Tensor) else value
+
+        return replace(self, embeds=copy(self.embeds), mask=copy(self.mask), kwargs=copy(self.kwargs))
+
     def row(self, index: int) -> DecoderCall:
         """One row of the batch, padding included."""
+        batch = self.embeds.shape[0]
 
-        def cut(value: Any) -> Any:
+        def cut(name: str, value: Any) -> Any:
             if isinstance(value, Mapping):
-                return {k: cut(v) for k, v in value.items()}
-            if not isinstance(value, Tensor):
+                return {k: cut(name, v) for k, v in value.items()}
+            if not isinstance(value, Tensor) or batch == 1:
                 return value
-            batch = self.embeds.shape[0]
-            if value.ndim and value.shape[0] == batch and value.shape[0] > 1:
-                return value[index : index + 1]
-            if value.ndim == 3 and value.shape[1] == batch and batch > 1:  # M-RoPE positions [axes, B, T]
-                return value[:, index : index + 1]
-            return value
+            axis = 1 if "position" in name and value.ndim == 3 else 0  # M-RoPE positions are [axes, B, T]
+            if value.ndim <= axis or value.shape[axis] != batch:
+                return value
+            return value.narrow(axis, index, 1)
 
         return replace(
             self,
             embeds=self.embeds[index : index + 1],
             mask=self.mask[index : index + 1],
-            kwargs={name: cut(value) for name, value in self.kwargs.items()},
+            kwargs={name: cut(name, value) for name, value in self.kwargs.items()},
         )
+
+    @property
+    def doors(self) -> tuple[str, ...]:
+        """Decoder arguments through which features enter beside ``embeds`` (deepstack, cross-attention, towers inside)."""
+
+        def floats(value: Any) -> bool:
+            if isinstance(value, Mapping):
+                return any(floats(v) for v in value.values())
+            if isinstance(value, (list, tuple)):
+                return any(floats(v) for v in value)
+            return isinstance(value, Tensor) and value.is_floating_point()
+
+        return tuple(n for n, v in self.kwargs.items() if "mask" not in n and "position" not in n and floats(v))
 
     def _grown(self, name: str, value: Any) -> Any:
         length = self.length

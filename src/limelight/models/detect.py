@@ -5,14 +5,16 @@ Nothing here looks at class names. What cannot be told this way goes into a file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from limelight.errors import HookError, NotMultimodalError, PromptError
+from limelight.errors import HookError, NotMultimodalError, PromptError, UnsupportedError
 from limelight.types import MODALITIES, Modality
 
 _ID_NAMES: dict[Modality, tuple[str, ...]] = {
@@ -91,19 +93,34 @@ def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
 
 
 def decoder_traits(model: nn.Module, decoder: nn.Module) -> DecoderTraits:
+    """Sizes read off the attention modules (configs keep values their models do not use).
+
+    Raises:
+        UnsupportedError: layers of different head sizes.
+    """
     config: Any = getattr(decoder, "config", None) or model.config
     config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    heads = int(config.num_attention_heads)
-    kv_heads = getattr(config, "num_key_value_heads", None)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return DecoderTraits(
-        layers=len(attention_modules(decoder)),
-        heads=heads,
-        kv_heads=int(kv_heads or heads),
-        head_dim=int(head_dim),
-        hidden=int(config.hidden_size),
-        vocab=int(config.vocab_size),
-    )
+    modules = attention_modules(decoder)
+    sizes = {_head_sizes(module, config) for module in modules.values()}
+    if len(sizes) != 1:
+        raise UnsupportedError(
+            f"the layers of {type(decoder).__name__} differ in (heads, kv heads, head size): {sorted(sizes)}",
+            hint="relevance and offsets need one shape for all layers; this family is not supported yet",
+        )
+    heads, kv_heads, head_dim = sizes.pop()
+    return DecoderTraits(len(modules), heads, kv_heads, head_dim, int(config.hidden_size), int(config.vocab_size))
+
+
+def _head_sizes(module: Any, config: Any) -> tuple[int, int, int]:
+    """(query heads, key/value heads, size of a value head) of one attention module."""
+    width = next((int(c.in_features) for n, c in module.named_children() if n in ("o_proj", "out_proj", "dense")), 0)
+    dim = getattr(module, "head_dim", None) or getattr(module, "v_head_dim", None)
+    heads = width // int(dim) if dim and width else int(config.num_attention_heads)
+    groups = getattr(module, "num_key_value_groups", None)
+    keys = getattr(module, "k_proj", None)
+    if not groups and dim and keys is not None:
+        groups = heads * int(dim) // int(keys.out_features)
+    return heads, heads // int(groups or 1), int(dim or config.hidden_size // heads)
 
 
 @dataclass(frozen=True)
@@ -126,15 +143,52 @@ class HeadScalars:
         return logits
 
 
-def head_scalars(decoder: nn.Module) -> HeadScalars:
+_SCALARS: WeakKeyDictionary[nn.Module, HeadScalars] = WeakKeyDictionary()
+
+
+def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: Iterable[int] = ()) -> HeadScalars:
+    """What the model does to the head's output: what its config names, kept only if the model really does it.
+
+    A config may carry a scale that a wrapper class never applies, so one text token (not in ``avoid``) is run through
+    the model and compared, once a model, where the config names anything.
+
+    Raises:
+        HookError: the model does something else with its logits.
+    """
     config: Any = decoder.config
-    scale = 1.0
-    if getattr(config, "logit_scale", None) is not None:
-        scale = float(config.logit_scale)
-    elif getattr(config, "logits_scaling", None) is not None:
-        scale = 1.0 / float(config.logits_scaling)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return HeadScalars(scale, None if cap is None else float(cap))
+    scale, by, cap = (_named(config, n) for n in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+    if scale is None and by is None and cap is None:
+        return HeadScalars()
+    if model in _SCALARS:
+        return _SCALARS[model]
+    scales = dict.fromkeys((1.0, *((scale,) if scale else ()), *((1.0 / by, by) if by else ())))
+    kept: list[Tensor] = []
+    handle = head.register_forward_hook(lambda *a: kept.append(a[-1]))
+    token = next(i for i in itertools.count(1) if i not in set(avoid))
+    try:
+        with torch.no_grad():
+            ids = torch.tensor([[token]], device=next(head.parameters()).device)
+            want = model(input_ids=ids, use_cache=False).logits[:, -1]
+    finally:
+        handle.remove()
+    if not bool(torch.isfinite(want).all()):
+        return HeadScalars(cap=cap)  # whoever uses the logits says so
+    slack = 1e-5 if want.dtype in (torch.float32, torch.float64) else 2e-2
+    for candidate in (HeadScalars(s, c) for c in dict.fromkeys((cap, None)) for s in scales):
+        got = candidate(kept[-1][:, -1]) if kept else want + 1
+        if torch.allclose(got.float(), want.float(), rtol=slack, atol=slack):
+            _SCALARS[model] = candidate
+            return candidate
+    raise HookError(
+        f"{type(model).__name__} does something to its logits that its config's "
+        f"logit_scale={scale}, logits_scaling={by}, final_logit_softcapping={cap} do not explain",
+        hint="report this family; its head needs a line in limelight/models/detect.py",
+    )
+
+
+def _named(config: Any, name: str) -> float | None:
+    value = getattr(config, name, None)
+    return None if value is None else float(value)
 
 
 def mask_windows(decoder: nn.Module) -> dict[str, int | None]:
@@ -167,7 +221,7 @@ def placeholder_ids(model: nn.Module, processor: Any = None) -> dict[int, Modali
             sub = getattr(config, key, None)
             value = getattr(sub, f"{modality}_token_id", None)
             if isinstance(value, int) and value >= 0:
-                found.setdefault(value, modality)  # type: ignore[arg-type]
+                found.setdefault(value, modality)
     if not found:
         raise NotMultimodalError(
             f"{type(model).__name__} names no image, audio or video token in its config or processor",

@@ -151,7 +151,7 @@ def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, lis
         ) from error
     device = adapter.head.weight.device if hasattr(adapter.head, "weight") else "cpu"
     dtype = next(adapter.model.parameters()).dtype
-    moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in dict(out).items()}  # type: ignore[arg-type]
+    moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in dict(out).items()}
     return {
         k: v.to(dtype) if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in moved.items()
     }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from limelight.errors import PromptError
 from limelight.types import MODALITIES, Modality, Span
+
+Size = tuple[int, int]
+# Lays out one run of image or video positions: (run, config, sizes (height, width) of the pictures to come) -> spans.
+Pictures = Callable[[Span, Any, Iterator[Size]], list[Span]]
 
 
 def runs(ids: Sequence[int]) -> list[Span]:
@@ -34,86 +38,134 @@ def grown(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
     return (*spans, Span(stop, length, "text"))
 
 
-def layout(
-    ids: Tensor, config: Any, inputs: Mapping[str, Any], seconds: Sequence[float] = (), row: int = 0
-) -> tuple[Span, ...]:
-    """Spans of one row ``ids [T]`` with grids and seconds where config and inputs tell them.
+def layouts(
+    ids: Tensor,
+    config: Any,
+    inputs: Mapping[str, Any],
+    seconds: Sequence[float] = (),
+    pictures: Pictures | None = None,
+) -> list[tuple[Span, ...]]:
+    """Spans of every row of ``ids [B, T]`` (indices into MODALITIES), with grids and seconds where they can be told.
 
-    Qwen-like models hand over ``image_grid_thw`` / ``video_grid_thw``; others have a fixed number of positions a
-    picture (``image_seq_length`` or the tower's grid), so a longer run is cut into that many pictures or tiles.
+    Pictures of a batch are stacked in order, so the rows are laid out together. Qwen-like models hand over
+    ``image_grid_thw`` and ``video_grid_thw``; others have a fixed number of positions a picture, so a longer run is cut
+    into that many pictures or tiles; ``pictures`` is a family's own way.
 
-    Raises:
-        PromptError: no position is perceptual.
+    Args:
+        seconds: length of every sound (or of every window of sound) of the batch.
     """
-    spans = runs([int(i) for i in ids])
-    if all(s.modality == "text" for s in spans):
-        raise PromptError(
-            f"no image, audio or video position among the {len(ids)} of this prompt",
-            hint="put the picture or sound into the messages, or the model's placeholder into the text",
-        )
+    rows = [runs(row) for row in ids.tolist()]
+    sounds = [s for row in rows for s in row if s.modality == "audio"]
+    each = dict(zip(map(id, sounds), _seconds_each(sounds, seconds), strict=True))
     grids = {
-        "image": _thw_grids(inputs.get("image_grid_thw"), config, video=False),
-        "video": _thw_grids(inputs.get("video_grid_thw"), config, video=True),
+        "image": deque(_thw_grids(inputs.get("image_grid_thw"), config)),
+        "video": deque(_thw_grids(inputs.get("video_grid_thw"), config)),
     }
-    lengths = iter(seconds)
-    out: list[Span] = []
-    for span in spans:
+    given = inputs.get("image_sizes")
+    listed = given.tolist() if isinstance(given, Tensor) else given or []
+    sizes = iter([(int(h), int(w)) for h, w in listed])
+
+    def laid(span: Span) -> list[Span]:
         if span.modality == "text":
-            out.append(span)
-        elif span.modality == "audio":
-            duration = next(lengths, None)
-            out.append(Span(span.start, span.stop, "audio", None, duration / len(span) if duration else None))
-        else:
-            out.extend(_pictures(span, grids[span.modality], config))
-    return tuple(out)
+            return [span]
+        if span.modality == "audio":
+            return [Span(span.start, span.stop, "audio", None, each[id(span)])]
+        if pictures is not None:
+            return pictures(span, config, sizes)
+        return _pictures(span, grids[span.modality], config)
+
+    return [tuple(piece for span in row for piece in laid(span)) for row in rows]
 
 
-def _thw_grids(thw: Any, config: Any, *, video: bool) -> Iterator[tuple[int, ...]]:
-    if not isinstance(thw, Tensor):
-        return
-    vision = getattr(config, "vision_config", config)
-    merge = int(getattr(vision, "spatial_merge_size", 1) or 1)
-    for t, h, w in thw.tolist():
-        yield (t, h // merge, w // merge) if video or t > 1 else (h // merge, w // merge)
+def _seconds_each(sounds: Sequence[Span], seconds: Sequence[float]) -> list[float | None]:
+    """Seconds a position of each run: its own sound's, or the batch's mean where windows and runs do not pair up."""
+    total = sum(len(s) for s in sounds)
+    if not total or not sum(seconds):
+        return [None] * len(sounds)
+    if len(sounds) == len(seconds):
+        return [length / len(span) for span, length in zip(sounds, seconds, strict=True)]
+    return [sum(seconds) / total] * len(sounds)
 
 
-def _pictures(span: Span, grids: Iterator[tuple[int, ...]], config: Any) -> list[Span]:
+def _thw_grids(thw: Any, config: Any) -> Iterator[tuple[int, int, int]]:
+    if isinstance(thw, Tensor):
+        vision = getattr(config, "vision_config", config)
+        merge = int(getattr(vision, "spatial_merge_size", 1) or 1)
+        for t, h, w in thw.tolist():
+            yield int(t), h // merge, w // merge
+
+
+def _pictures(span: Span, grids: deque[tuple[int, int, int]], config: Any) -> list[Span]:
     """Cut a run into pictures: by the processor's grids when it gave some, else by the fixed size of a picture."""
     out: list[Span] = []
     start = span.start
-    while start < span.stop:
-        grid = next(grids, None)
-        if grid is None or math.prod(grid) > span.stop - start:
+    while start < span.stop and grids:
+        t, h, w = grids[0]
+        frames = min(t, (span.stop - start) // (h * w))  # a video may come as one run a frame
+        if frames == 0:
             break
-        out.append(Span(start, start + math.prod(grid), span.modality, grid))
-        start += math.prod(grid)
-    rest = span.stop - start
-    if not rest:
-        return out
-    side = _square(config, rest, span.modality)
-    if side is None:
-        return [*out, Span(start, span.stop, span.modality)]
-    pieces = range(start, span.stop, side * side)
-    return [*out, *(Span(at, at + side * side, span.modality, (side, side)) for at in pieces)]
+        grids.popleft()
+        if frames < t:
+            grids.appendleft((t - frames, h, w))
+        grid = (h, w) if span.modality == "image" and t == 1 else (frames, h, w)
+        out.append(Span(start, start + frames * h * w, span.modality, grid))
+        start += frames * h * w
+    if start < span.stop:
+        out += squares(Span(start, span.stop, span.modality), config)
+    return out
 
 
-def _square(config: Any, length: int, modality: Modality) -> int | None:
-    """Side of the square grid of one picture or tile, when ``length`` is a whole number of them."""
-    candidates: list[int] = []
-    for name in ("image_seq_length", "mm_tokens_per_image", "image_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            candidates.append(value)
+def squares(span: Span, config: Any) -> list[Span]:
+    """A run as square pictures (of one video: frames) of the size the config tells; as it is where nothing fits."""
+    length = len(span)
+    for side in _sides(config, length):
+        count = side * side
+        if side > 1 and length % count == 0:
+            if span.modality == "video":
+                return [Span(span.start, span.stop, "video", (length // count, side, side))]
+            return [Span(at, at + count, span.modality, (side, side)) for at in range(span.start, span.stop, count)]
+        if length % (count + 1) == 0 and getattr(config, "vision_feature_select_strategy", None) == "full":
+            starts = range(span.start, span.stop, count + 1)  # each picture starts with its class token
+            return [
+                piece
+                for at in starts
+                for piece in (
+                    Span(at, at + 1, span.modality),
+                    Span(at + 1, at + count + 1, span.modality, (side, side)),
+                )
+            ]
+    return [Span(span.start, span.stop, span.modality, (1, 1) if length == 1 and span.modality == "image" else None)]
+
+
+def tower_side(config: Any) -> int | None:
+    """Patches along one side of the vision tower's square picture."""
     vision = getattr(config, "vision_config", None)
-    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    size = size[0] if isinstance(size, (list, tuple)) else size
-    patch = patch[0] if isinstance(patch, (list, tuple)) else patch
-    if isinstance(size, int) and isinstance(patch, int) and patch and size >= patch:
-        side = size // patch
-        candidates += [side * side, (side // 2) ** 2]
-    candidates.append(length)
-    for count in candidates:
-        side = math.isqrt(count) if count > 0 else 0
-        if side and side * side == count and length % count == 0:
-            return side
-    return None
+    size, patch = (_first(getattr(vision, name, None)) for name in ("image_size", "patch_size"))
+    return size // patch if size and patch and size >= patch else None
+
+
+def _first(value: Any) -> int | None:
+    value = value[0] if isinstance(value, (list, tuple)) and value else value
+    return value if isinstance(value, int) else None
+
+
+def _sides(config: Any, length: int) -> Iterator[int]:
+    """Sides a picture may have, the most certain first; at last the run as one square."""
+    counts = [getattr(config, name, None) for name in ("image_seq_length", "mm_tokens_per_image", "image_seq_len")]
+    side = tower_side(config)
+    if side is not None:
+        ratio, factor = getattr(config, "downsample_ratio", None), getattr(config, "scale_factor", None)
+        if isinstance(ratio, float):
+            counts.append(round(side * ratio) ** 2)
+        elif isinstance(factor, int) and factor > 0:
+            counts.append((side // factor) ** 2)
+        else:
+            counts += [side * side, (side // 2) ** 2]
+    for count in [*counts, length]:
+        if isinstance(count, int) and count > 0 and math.isqrt(count) ** 2 == count:
+            yield math.isqrt(count)
+
+
+def newline_grid(start: int, rows: int, columns: int, modality: Modality = "image") -> Span:
+    """Rows that each end in one more position that holds no percept: a newline embedding or a row-break token."""
+    return Span(start, start + rows * (columns + 1), modality, (rows, columns + 1), margin=1)

@@ -72,12 +72,14 @@ def attribute_generated(
     composite: Composite = ATTN_LRP,
     sinks: Sequence[int] = (),
     prompt_spans: tuple[Span, ...] | None = None,
+    last_only: bool = False,
 ) -> list[Relevance]:
     """Relevance of every generated token: one forward of prompt + answer, one backward a token.
 
     Args:
         inputs: the prompt's tensors (not the answer's).
         generated: ``n`` token ids that followed the prompt.
+        last_only: only the last of them.
 
     Returns:
         ``n`` relevances; the ``j``-th covers the positions before token ``j`` (later ones are zero).
@@ -92,6 +94,7 @@ def attribute_generated(
         with torch.no_grad():
             call = call.appended(adapter.embed(ids[:, j : j + 1]))
     targets = [(start - 1 + j, int(token)) for j, token in enumerate(ids[0])]
+    targets = targets[-1:] if last_only else targets
     return relevance_of(
         adapter,
         call,

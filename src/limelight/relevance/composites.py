@@ -21,7 +21,7 @@ from limelight.errors import HookError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import AttentionHook, attention_hooks, check_bound
 from limelight.relevance import rules
-from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, survey
+from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, check_differentiable, survey
 
 Undo = Callable[[], None]
 Rule = Callable[[Site], Undo]
@@ -122,15 +122,31 @@ RELEASED_AUDIO = Composite("released-audio", _ELEMENTWISE)
 
 COMPOSITES = {c.name: c for c in (ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO)}
 
-_SURVEYS: WeakKeyDictionary[nn.Module, list[Site]] = WeakKeyDictionary()
+_Structure = tuple[int, ...]
+_SURVEYS: WeakKeyDictionary[nn.Module, tuple[_Structure, list[Site]]] = WeakKeyDictionary()
+_DIFFERENTIABLE: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
+
+
+def _structure(adapter: Adapter) -> _Structure:
+    """Which module instances there are: adapters and quantisers exchange them."""
+    return (*map(id, adapter.decoder.modules()), id(adapter.head))
 
 
 def sites_of(adapter: Adapter) -> list[Site]:
-    """The survey of a model, made once."""
-    found = _SURVEYS.get(adapter.decoder)
-    if found is None:
-        found = _SURVEYS[adapter.decoder] = survey(adapter.decoder)
-    return found
+    """The survey of a model, made once and again when its modules have been exchanged."""
+    now = _structure(adapter)
+    known = _SURVEYS.get(adapter.decoder)
+    if known is None or known[0] != now:
+        known = _SURVEYS[adapter.decoder] = (now, survey(adapter.decoder))
+    return known[1]
+
+
+def _require_gradients(adapter: Adapter) -> None:
+    """Raise NotDifferentiableError when a linear layer or the head lets no gradient through."""
+    now = _structure(adapter)
+    if _DIFFERENTIABLE.get(adapter.decoder) != now:
+        check_differentiable([*adapter.decoder.layers.named_modules(prefix="layers"), ("the head", adapter.head)])
+        _DIFFERENTIABLE[adapter.decoder] = now
 
 
 @contextmanager
@@ -141,8 +157,10 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
 
     Raises:
         UnknownKindError: a module has no known kind (not for GRADIENT_INPUT, which needs none).
+        NotDifferentiableError: a linear layer lets no gradient through (some quantised kinds).
         HookError: attention did not go through the hooks.
     """
+    _require_gradients(adapter)
     with ExitStack() as stack:
         if composite.rules:
             for site in sites_of(adapter):

@@ -77,6 +77,18 @@ def _blocks(x: Tensor, batch: int) -> Tensor:
     return x.reshape(-1, batch, *x.shape[1:])
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _weighted(weights: Tensor, values: list[Tensor]) -> Tensor:
+    """``weights @ values`` over segments of positions."""
+    if len(values) == 1:
+        return torch.matmul(weights, values[0])
+    split = values[0].shape[-2]
+    return torch.matmul(weights[..., :split], values[0]) + torch.matmul(weights[..., split:], values[1])
+
+
 class DualAttention(AttentionHook):
     """Attention over values and tangents, reading the prefix of a :class:`DualCache` in place."""
 
@@ -96,47 +108,44 @@ class DualAttention(AttentionHook):
             q, k, v = (torch.cat([divided(x[:b], n), x[b:]]) for x, n in zip((q, k, v), self.divisors, strict=True))
         if mode.write:
             self.cache.write(call.layer, k, v)
+        if mode.write and mode.graph == "none":
             joined = self.cache.read(call.layer, extra=length)
-            keys, values = joined if joined is not None else (k, v)
-        else:
+            segments = [joined if joined is not None else (k, v)]
+        else:  # the prefix is read in place; only the new position carries a graph
             prefix = self.cache.read(call.layer)
-            if prefix is None:
-                keys, values = k, v
-            else:
-                keys = torch.cat([prefix[0][:rows], k], dim=2)
-                values = torch.cat([prefix[1][:rows], v], dim=2)
-        keys, values = _blocks(keys[:rows], b), _blocks(values[:rows], b)  # [1 + C, B, Hkv, T, d]
+            segments = [(k, v)] if prefix is None else [prefix, (k, v)]
+        pairs = [(_blocks(x[:rows], b), _blocks(y[:rows], b)) for x, y in segments]  # [1 + C, B, Hkv, T, d]
         queries = q.reshape(channels, b, kv, group, length, dim).permute(1, 2, 0, 3, 4, 5)  # [B, Hkv, 1 + C, G, Q, d]
         mask = call.mask
         if mask is not None:
-            mask = (mask[:b] if mask.shape[0] == rows else mask)[..., : keys.shape[3]]
-        total = keys.shape[3]
+            mask = mask[:b] if mask.shape[0] == rows else mask
+        total = sum(x.shape[3] for x, _ in pairs)
         parts = []
         for start in range(0, length, mode.block):
             stop = min(start + mode.block, length)
             piece = mask[:, :, start:stop] if mask is not None else None
             seen = total - length + stop
-            if piece is not None and seen < total and bool((piece[..., seen:] < 0).all()):
+            used = pairs
+            if piece is not None and seen < total and len(pairs) == 1 and bool((piece[..., seen:] < 0).all()):
                 piece = piece[..., :seen]
-            else:
-                seen = total
-            parts.append(self._block(call, queries[:, :, :, :, start:stop], keys[:, :, :, :seen], values[:, :, :, :seen], piece))
+                used = [(x[:, :, :, :seen], y[:, :, :, :seen]) for x, y in pairs]
+            parts.append(self._block(call, queries[:, :, :, :, start:stop], used, piece))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)  # [B, Hkv, 1 + C, G, Q, d]
         return out.permute(2, 0, 4, 1, 3, 5).reshape(rows, length, heads, dim), None
 
-    def _block(self, call: AttentionCall, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _block(self, call: AttentionCall, q: Tensor, pairs: list[tuple[Tensor, Tensor]], mask: Tensor | None) -> Tensor:
         mode, layer = self.mode, call.layer
         b, kv, channels, group, length, dim = q.shape
         size = group * length
         flat = q.reshape(b, kv, channels * size, dim)
-        k0, v0 = keys[0], values[0]  # [B, Hkv, T, d]
         needed = flat if self.through_scores else flat[:, :, :size]
-        raw = torch.matmul(needed, k0.transpose(-1, -2))
+        raw = _joined([torch.matmul(needed, x[0].transpose(-1, -2)) for x, _ in pairs])
         if mode.offsets is not None:
             extra = mode.offsets.scores(layer, needed)
             raw = raw if extra is None else raw + extra
         if channels > 1 and self.through_scores:
-            cross = torch.matmul(flat[:, :, :size], keys[1:].transpose(-1, -2))  # [C, B, Hkv, size, T]
+            first = flat[:, :, :size]
+            cross = _joined([torch.matmul(first, x[1:].transpose(-1, -2)) for x, _ in pairs])  # [C, B, Hkv, size, T]
             cross = cross.permute(1, 2, 0, 3, 4).reshape(b, kv, (channels - 1) * size, -1)
             raw = torch.cat([raw[:, :, :size], raw[:, :, size:] + cross], dim=2)
         scores = raw[:, :, :size] * call.scaling
@@ -164,12 +173,12 @@ class DualAttention(AttentionHook):
             ads = a * ds
             dw = ads - a * ads.sum(-1, keepdim=True)
             rows = torch.cat([weights, dw.reshape(b, kv, (channels - 1) * size, -1)], dim=2)
-        out = torch.matmul(rows, v0)
+        out = _weighted(rows, [y[0] for _, y in pairs])
         if mode.offsets is not None:
             extra = mode.offsets.out(layer, rows)
             out = out if extra is None else (out + extra).to(out.dtype)
         if channels > 1:
-            dv = torch.matmul(weights, values[1:])  # [C, B, Hkv, size, d]
+            dv = _weighted(weights, [y[1:] for _, y in pairs])  # [C, B, Hkv, size, d]
             dv = dv.permute(1, 2, 0, 3, 4).reshape(b, kv, (channels - 1) * size, dim)
             dv = dv / self.divisors[2]
             tangent = out[:, :, size:] + dv if self.through_scores else dv
@@ -243,7 +252,7 @@ def _activation_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
         if z.shape[0] == b and mode.graph != "surrogate":
             return original(z)  # type: ignore[no-any-return]
         y = _blocks(z, b)
-        value = original(y[0])
+        value: Tensor = original(y[0])
         slope = _slope(y[0], value, mode).to(z.dtype)
         first = rules.gradient_of(y[0] * slope, value) if mode.graph == "surrogate" else value
         return torch.cat([first[None], y[1:] * slope]).reshape(z.shape)

@@ -11,7 +11,7 @@ A module that owns parameters and fits none of these raises, so that no rule is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -32,12 +32,21 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class NormSpec:
-    """``out = (x - center * mean) / std * gain + bias``."""
+    """``out = (x - center * mean) / std * gain + bias``; the gain is ``weight``, or ``1 + weight`` (``plus_one``)."""
 
     center: bool
-    gain: Tensor | None
+    weight: Tensor | None
     bias: Tensor | None
     eps: float
+    plus_one: bool = False
+
+    @property
+    def gain(self) -> Tensor | None:
+        """What multiplies, read now: weights may have moved or changed dtype since the survey."""
+        if self.weight is None or not self.plus_one:
+            return None if self.weight is None else self.weight.detach()
+        weight = self.weight.detach()
+        return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -66,20 +75,16 @@ def survey(decoder: nn.Module) -> list[Site]:
 
     Raises:
         UnknownKindError: a module with parameters is of no known kind.
-        NotDifferentiableError: a linear layer of a kind that passes no gradient.
     """
     sites: list[Site] = []
     covered: set[int] = set()
-    differentiable: set[type] = set()
     for name, module in _parts(decoder):
         if id(module) in covered:
             continue
         if is_attention(module):
+            _check_attention(name, module)
             sites.append(Site(Kind.ATTENTION, name, module))
         elif is_linear(module):
-            if type(module) not in differentiable:
-                _check_differentiable(name, module)
-                differentiable.add(type(module))
             covered.update(id(m) for m in module.modules())
         elif _is_leaf(module):
             site = _leaf_site(name, module)
@@ -98,6 +103,28 @@ def survey(decoder: nn.Module) -> list[Site]:
             hint="run `limelight models --check` on this checkpoint",
         )
     return sites
+
+
+_PROJECTIONS = frozenset(
+    {
+        "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa",
+        "kv_b_proj", "query_key_value", "dense",
+    }
+)  # fmt: skip
+
+
+def _check_attention(name: str, module: Any) -> None:
+    """Anything linear in attention beside its projections (gates, indexers) would go without a rule."""
+    odd = [n for n, c in module.named_children() if is_linear(c) and n not in _PROJECTIONS]
+    query, dim = getattr(module, "q_proj", None), getattr(module, "head_dim", None)
+    out = getattr(module, "o_proj", None)
+    if query is not None and out is not None and dim and int(query.out_features) != int(out.in_features):
+        odd.append(f"q_proj of {query.out_features} for {out.in_features} channels")
+    if odd:
+        raise UnknownKindError(
+            f"{name} ({type(module).__name__}) is attention with {', '.join(odd)} beside q, k, v and the output",
+            hint="no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py",
+        )
 
 
 def _parts(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -124,22 +151,35 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
 
 
-def _check_differentiable(name: str, module: nn.Module) -> None:
+def check_differentiable(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Try one linear layer of each type.
+
+    Raises:
+        NotDifferentiableError: it lets no gradient through to its input.
+    """
+    seen: set[type] = set()
+    for name, module in modules:
+        if is_linear(module) and type(module) not in seen:
+            seen.add(type(module))
+            _check_linear(name, module)
+
+
+def _check_linear(name: str, module: Any) -> None:
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     if device.type == "meta":
         return
     floating = parameter is not None and parameter.is_floating_point()
-    x = torch.zeros(1, 1, int(module.in_features), device=device, dtype=parameter.dtype if floating else torch.float32)  # type: ignore[arg-type, union-attr]
-    x.requires_grad_(True)
+    dtype = parameter.dtype if floating and parameter is not None else torch.float32
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            out = module(x)
-        passes = bool(out.requires_grad)
+            x = torch.zeros(1, 1, int(module.in_features), device=device, dtype=dtype, requires_grad=True)
+            passes = bool(module(x).requires_grad)
     except RuntimeError as error:
         raise NotDifferentiableError(
-            f"{name} ({type(module).__name__}) cannot be run with gradients: {error}",
-            hint="load the model without this quantisation, or use bitsandbytes/torchao linears, which pass gradients",
+            f"{name} ({type(module).__name__}) cannot be run with gradients: {str(error).splitlines()[0]}",
+            hint="load the model outside inference_mode and without this quantisation, or use bitsandbytes or torchao "
+            "linears, which pass gradients",
         ) from error
     if not passes:
         raise NotDifferentiableError(
@@ -227,16 +267,16 @@ def probe_norm(module: nn.Module) -> NormSpec | None:
         return None
     if not isinstance(out, Tensor) or out.shape != x.shape:
         return None
-    gains: list[Tensor | None] = [weight.detach(), 1 + weight.detach().float()] if weight is not None else [None]
     tolerance = 1e-4 if out.dtype in (torch.float32, torch.float64) else 3e-2
     for center in (False, True):
         base = x.float() - (x.float().mean(-1, keepdim=True) if center else 0)
         unit = base * torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps)
-        for gain in gains:
-            want = unit if gain is None else unit * gain.float()
+        for plus_one in (False, True) if weight is not None else (False,):
+            spec = NormSpec(center, weight, bias, eps, plus_one)
+            want = unit if spec.gain is None else unit * spec.gain.float()
             want = want if bias is None else want + bias.detach().float()
             if float((want - out.float()).abs().max().detach()) <= tolerance * (1 + float(want.abs().max())):
-                return NormSpec(center, gain, bias, eps)
+                return spec
     return None
 
 

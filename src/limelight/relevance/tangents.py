@@ -20,6 +20,7 @@ from torch import Tensor
 from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.capture import DecoderCall
+from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_rules import FALLBACK, DualRules, Mode, Offsets
@@ -160,7 +161,7 @@ class DualStream:
         """Run the current position against the cache.
 
         Args:
-            graph: ``none``, ``surrogate`` or ``true`` (see :class:`Mode`); with a graph nothing is written.
+            graph: ``none``, ``surrogate`` or ``true`` (see :class:`Mode`).
             write: store its keys and values (call once a token).
             offsets: what the current query sees added to K and V.
             tangents: False runs block 0 alone.
@@ -179,13 +180,13 @@ class DualStream:
         differentiable = graph != "none"
         with (
             torch.set_grad_enabled(differentiable),
-            self._set(graph=graph, write=write and not differentiable, offsets=offsets, tap=tap),
+            self._set(graph=graph, write=write, offsets=offsets, tap=tap),
             self.rules.attached(),
         ):
             if differentiable:
                 embeds = embeds.detach().requires_grad_(True)
             out = self.adapter.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra)
-        if write and not differentiable:
+        if write:
             self.cache.advance(1)
         return self._output(out)
 
@@ -229,6 +230,17 @@ class DualStream:
             raise NotFiniteError("the logits hold NaN or infinity", hint="check weights and dtype; try float32")
         return logits, phi
 
+    def phi_of(self, output: DualOutput, tokens: Tensor) -> Tensor:
+        """Phi ``[C, B, k]`` of some tokens ``[B, k]`` only: rows of the output embedding instead of all of it."""
+        head: Any = self.adapter.head
+        if self.adapter.head_scalars.cap is not None or getattr(head, "weight", None) is None or head.weight.ndim != 2:
+            phi = self.heads(output)[1]
+            return phi.gather(-1, tokens.expand(phi.shape[0], -1, -1))
+        rows = torch.nn.functional.embedding(tokens, head.weight)  # [B, k, D]
+        wide = torch.promote_types(output.hidden.dtype, torch.float32)
+        out = torch.matmul(rows.to(wide), output.hidden[1:, :, :, None].to(wide))[..., 0]
+        return out * self.adapter.head_scalars.scale
+
     def _scaled(self, logits: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """The family's scale and soft-cap; tangents pass the cap by the identity rule."""
         scalars = self.adapter.head_scalars
@@ -236,6 +248,5 @@ class DualStream:
             logits, phi = logits * scalars.scale, phi * scalars.scale
         if scalars.cap is not None:
             capped = torch.tanh(logits / scalars.cap) * scalars.cap
-            slope = capped / torch.where(logits == 0, torch.ones_like(logits), logits)
-            logits, phi = capped, phi * slope
+            logits, phi = capped, phi * rules.slope(logits, capped)
         return logits, phi

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from limelight.types import Span
+from torch import Tensor
+
+from limelight.models.spans import Pictures
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,16 @@ class Family:
     Attributes:
         model_types: values of ``config.model_type`` it serves.
         paper: its row of the paper's table (the paper's defaults where it has none).
-        relayout: refines the spans of one row: ``(spans, config, inputs, row) -> spans``.
+        members: which positions are perceptual beside the placeholders: ``(input_ids, modality ids) -> modality ids``.
+        pictures: lays out one run of image or video positions (:data:`limelight.models.spans.Pictures`).
         extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
     """
 
     name: str
     model_types: tuple[str, ...]
     paper: PaperSettings = field(default_factory=PaperSettings)
-    relayout: Callable[[tuple[Span, ...], Any, Mapping[str, Any], int], tuple[Span, ...]] | None = None
+    members: Callable[[Tensor, Tensor], Tensor] | None = None
+    pictures: Pictures | None = None
     extra_inputs: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
 
 

@@ -2,23 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
-from transformers import (
-    FastVlmConfig,
-    FastVlmForConditionalGeneration,
-    PerceptionLMConfig,
-    PerceptionLMForConditionalGeneration,
-)
-from transformers.models.fast_vlm import modeling_fast_vlm
-from transformers.models.perception_lm import modeling_perception_lm
-
-from .base import Tensors, Tiny, family, seeded
+from .base import Model, Tensors, Tiny, family, seeded
 from .parts import IMAGE, LEAD, TAIL, VIDEO, pixels, text
 
 
@@ -38,8 +31,9 @@ class Patches(nn.Module):
 
 
 @contextmanager
-def without_timm(modeling: ModuleType, config: Any, flat: bool = False) -> Iterator[None]:
-    """Within, `modeling` builds a `Patches` where `config` asks for a tower of timm's."""
+def without_timm(family: str, config: Any, flat: bool = False) -> Iterator[None]:
+    """Within, the modeling file of `family` builds a `Patches` where `config` asks for a tower of timm's."""
+    modeling = import_module(f"transformers.models.{family}.modeling_{family}")
     build = modeling.AutoModel.from_config
 
     def part(section: object) -> nn.Module:
@@ -49,23 +43,23 @@ def without_timm(modeling: ModuleType, config: Any, flat: bool = False) -> Itera
         yield
 
 
-def perception_lm() -> PerceptionLMForConditionalGeneration:
-    config = PerceptionLMConfig(
+def perception_lm() -> Model:
+    config = hf.PerceptionLMConfig(
         vision_config=dict(model_type="timm_wrapper", architecture="vit", model_args={"embed_dim": 16}),
         text_config=text("llama", num_key_value_heads=2), vision_use_cls_token=False, image_token_id=IMAGE,
         video_token_id=VIDEO,
     )  # fmt: skip
-    with without_timm(modeling_perception_lm, config, flat=True):
-        return PerceptionLMForConditionalGeneration(config)
+    with without_timm("perception_lm", config, flat=True):
+        return hf.PerceptionLMForConditionalGeneration(config)
 
 
-def fast_vlm() -> FastVlmForConditionalGeneration:
-    config = FastVlmConfig(
+def fast_vlm() -> Model:
+    config = hf.FastVlmConfig(
         vision_config=dict(model_type="timm_wrapper", architecture="fastvit", hidden_size=16),
         text_config=text("qwen2", num_key_value_heads=2), image_token_index=IMAGE,
     )  # fmt: skip
-    with without_timm(modeling_fast_vlm, config):
-        return FastVlmForConditionalGeneration(config)
+    with without_timm("fast_vlm", config):
+        return hf.FastVlmForConditionalGeneration(config)
 
 
 def tile(seed: int) -> Tensors:

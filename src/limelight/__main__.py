@@ -1,0 +1,5 @@
+"""``python -m limelight``: the command line."""
+
+from limelight.cli.main import app
+
+app(prog_name="limelight")

@@ -1,0 +1,166 @@
+"""Second prompts: the same question with the percept taken out, disturbed, or introduced by other words.
+
+Every function answers with a :class:`Stream` of its own cache. Rows may be left-padded; positions are recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.strategy import Run
+from limelight.errors import PromptError, SettingError, UnsupportedError
+from limelight.models.stream import Stream
+
+_OWNED = frozenset({"past_key_values", "mm_encoder_outputs"})
+Change = Callable[[str, Tensor, Mapping[str, Any]], Tensor]
+
+
+def percept(run: Run) -> Tensor:
+    """bool ``[B, T]``: the prompt's real perceptual positions."""
+    return (run.modality_ids > 0) & run.mask
+
+
+def without(run: Run, dropped: Tensor) -> Stream:
+    """The prompt without the positions ``dropped`` (bool ``[B, T]``) and without any media.
+
+    What is left closes ranks: rows are padded anew on the left, text positions count from 0 (M-RoPE: on every axis).
+
+    Raises:
+        PromptError: nothing is left of a row.
+    """
+    keep = run.mask & ~dropped
+    length = int(keep.sum(-1).max())
+    if not bool(keep.any(-1).all()):
+        raise PromptError("nothing is left of a prompt without its percept", hint="put some words into the prompt")
+    mask = torch.stack([torch.arange(length, device=keep.device) >= length - n for n in keep.sum(-1).tolist()])
+
+    def closed(value: Tensor, fill: int) -> Tensor:
+        out = value.new_full(mask.shape, fill)
+        out[mask] = value[keep]
+        return out
+
+    pad = getattr(run.config, "_pad_token_tensor", None)
+    kwargs: dict[str, Any] = {}
+    for name, value in run.kwargs.items():
+        if value is None or isinstance(value, (bool, int, float, str)):
+            kwargs[name] = value
+        elif name == "position_ids":
+            kwargs[name] = (mask.long().cumsum(-1) - 1).clamp_min(0).expand(*value.shape[:-2], *mask.shape)
+        elif isinstance(value, Tensor) and value.shape == run.ids.shape:
+            kwargs[name] = closed(value * ~percept(run), 0)
+    kwargs["attention_mask"] = mask.long()
+    return Stream.fresh(run.adapter, closed(run.ids, 0 if pad is None else int(pad)), kwargs)
+
+
+def inserted(run: Run, words: Sequence[int], at: Sequence[int]) -> Stream:
+    """The prompt with the token ids ``words`` put in front of position ``at[row]`` of each row; media stay.
+
+    Raises:
+        UnsupportedError: a ready-made attention mask, which cannot be widened.
+    """
+    rows, length, n = *run.ids.shape, len(words)
+    new = torch.as_tensor(words, dtype=run.ids.dtype, device=run.ids.device)
+
+    def widened(value: Tensor, pieces: Sequence[Tensor]) -> Tensor:
+        """``value [B, T, ...]`` with ``pieces[row] [n, ...]`` in its gap."""
+        whole = [torch.cat([value[r, :k], pieces[r], value[r, k:]]) for r, k in enumerate(at)]
+        return torch.stack(whole)
+
+    def shifted(value: Tensor) -> Tensor:
+        steps = torch.arange(n, device=value.device)
+        whole = [
+            torch.cat([value[..., r, :k], value[..., r, k : k + 1] + steps, value[..., r, k:] + n], dim=-1)
+            for r, k in enumerate(at)
+        ]
+        return torch.stack(whole, dim=-2)
+
+    kwargs: dict[str, Any] = {}
+    for name, value in run.kwargs.items():
+        kwargs[name] = value
+        if not isinstance(value, Tensor):
+            continue
+        if name == "position_ids":
+            kwargs[name] = shifted(value)
+        elif value.shape == run.ids.shape:
+            fill = value.new_full((n,), int(name == "attention_mask"))
+            kwargs[name] = widened(value, [fill] * rows)
+        elif name == "attention_mask":
+            raise UnsupportedError(
+                f"words cannot be put into a prompt with a ready-made attention mask {tuple(value.shape)}",
+                hint="pass the two-dimensional mask of the tokenizer",
+            )
+        elif value.ndim > 2 and value.shape[:2] == (rows, length):
+            before = [value[r, max(k - 1, 0)].expand(n, *value.shape[2:]) for r, k in enumerate(at)]
+            kwargs[name] = widened(value, before)
+    return Stream.fresh(run.adapter, widened(run.ids, [new] * rows), kwargs)
+
+
+def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda name: True, method: str) -> Stream:
+    """The prompt with its media changed: ``change(name, features, inputs)`` for each tensor of pixels or sound.
+
+    transformers has run the image towers before a custom decoding method is called, so the processor's tensors must be
+    at hand (``Run.tensors``) unless the model takes its media at the prefill; the towers then run on the changed media.
+
+    Raises:
+        SettingError: the media's tensors are not at hand, or belong to another prompt.
+    """
+    kwargs = {k: v for k, v in run.kwargs.items() if k not in _OWNED}
+    encoded = run.kwargs.get("mm_encoder_outputs")
+    times = 1
+    if run.tensors:
+        times = _times(run)
+        skipped = ("input_ids", "attention_mask", "modality_ids")
+        kwargs |= {k: _placed(v, run) for k, v in run.tensors.items() if k not in kwargs and k not in skipped}
+    elif encoded:
+        raise SettingError(
+            f"{method} disturbs the {', '.join(encoded)} itself, but generate() has handed over its encoding only",
+            hint="pass the processor's tensors: custom_generate(strategy, tensors=inputs)",
+        )
+    found = [k for k, v in kwargs.items() if _is_media(v, run) and only(k)]
+    if not found:
+        raise SettingError(
+            f"{method} found no tensor of pixels or sound among {', '.join(sorted(kwargs)) or 'no inputs'}",
+            hint="pass the processor's tensors: custom_generate(strategy, tensors=inputs)",
+        )
+    kwargs |= {k: change(k, kwargs[k], kwargs) for k in found}
+    if times > 1 and encoded:
+        kwargs = _expanded(run, kwargs, times)
+    return Stream.fresh(run.adapter, run.ids, kwargs)
+
+
+def _is_media(value: Any, run: Run) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1 and value.shape != run.ids.shape
+
+
+def _placed(value: Any, run: Run) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(run.ids.device, run.adapter.model.dtype if value.is_floating_point() else value.dtype)
+
+
+def _times(run: Run) -> int:
+    """How often generate() repeated each prompt (num_return_sequences)."""
+    ids = run.tensors.get("input_ids")
+    if isinstance(ids, Tensor) and ids.ndim == 2 and run.ids.shape[0] % ids.shape[0] == 0:
+        times = run.ids.shape[0] // ids.shape[0]
+        if torch.equal(ids.to(run.ids.device).repeat_interleave(times, dim=0), run.ids):
+            return times
+    raise SettingError(
+        f"tensors= belong to another prompt: expected input_ids {tuple(run.ids.shape)} as given to generate()",
+        hint="pass the very inputs: model.generate(**inputs, custom_generate=custom_generate(strategy, tensors=inputs))",
+    )
+
+
+def _expanded(run: Run, kwargs: dict[str, Any], times: int) -> dict[str, Any]:
+    """Media encoded once and repeated, as generate() does: a picture's patches have no batch dimension to repeat."""
+    model, ids = run.adapter.model, run.tensors["input_ids"].to(run.ids.device)
+    own = {k: v for k, v in kwargs.items() if k in run.kwargs}
+    media = model._prepare_multimodal_encoder_kwargs_for_generation(
+        {k: v for k, v in kwargs.items() if k not in run.kwargs}
+    )
+    _, media = model._expand_inputs_for_generation(expand_size=times, input_ids=ids, **media)
+    return {**media, **own}

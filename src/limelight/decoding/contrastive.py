@@ -1,0 +1,86 @@
+"""What the contrastive methods share: the plausibility cut, the two-stream session, and checked settings.
+
+A contrastive method runs the prompt twice, each time with a KV cache of its own: once as it is, once with the percept
+taken out or disturbed, and pushes the logits away from the second run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.strategy import Detail, Outlook, Run
+from limelight.errors import SettingError
+from limelight.models.stream import Stream
+
+Combine = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def plausible(logits: Tensor, beta: float) -> Tensor:
+    """bool ``[B, V]``: tokens with ``p >= beta * max p`` (Li et al., 2023, eq. 4; also VCD, eq. 4); 0 keeps all."""
+    if beta == 0:
+        return torch.ones_like(logits, dtype=torch.bool)
+    return logits >= math.log(beta) + logits.amax(-1, keepdim=True)
+
+
+def cut(values: Tensor, logits: Tensor, beta: float) -> Tensor:
+    """``values`` with -inf where the unchanged model's ``logits`` make a token implausible."""
+    return values.masked_fill(~plausible(logits, beta), float("-inf"))
+
+
+def amplified(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tensor:
+    """``(1 + alpha) l - alpha l'`` with the cut: VCD, eq. 3; tokens that the model itself bars stay barred."""
+    out = (1 + alpha) * logits - alpha * other
+    return cut(torch.where(torch.isneginf(logits), logits, out), logits, beta)
+
+
+def guided(logits: Tensor, other: Tensor, weight: float, beta: float) -> Tensor:
+    """``l + weight * (s - s')`` with the cut, ``s`` the log-softmax.
+
+    Up to a constant a row this is ``s + weight * (s - s')``; written so, weight 0 gives back the model's logits.
+    """
+    gain = torch.log_softmax(logits, dim=-1) - torch.log_softmax(other, dim=-1)
+    out = torch.where(torch.isneginf(logits), logits, logits + weight * gain)
+    return cut(out, logits, beta)
+
+
+def details(plain: Tensor, out: Tensor) -> tuple[Detail, ...]:
+    """A Detail a row: whether the distribution changed, and what the unchanged model would have said."""
+    changed = (plain != out).any(dim=-1)
+    return tuple(Detail(intervened=bool(c), plain=int(p)) for c, p in zip(changed, plain.argmax(-1), strict=True))
+
+
+class ContrastSession:
+    """Two cached streams and one formula: ``combine(logits, contrast logits, t)`` with t = 1 at the first token."""
+
+    def __init__(self, run: Run, contrast: Stream, combine: Combine) -> None:
+        self.main = Stream(run.adapter, run.ids, run.kwargs)
+        self.contrast = contrast
+        self.combine = combine
+        self.count = 0
+
+    def next(self, tokens: Tensor | None) -> Outlook:
+        plain = self.main.next(tokens)
+        other = self.contrast.next(tokens)
+        self.count += 1
+        out = self.combine(plain, other, self.count)
+        return Outlook(out, details(plain, out))
+
+
+def check_range(
+    method: str, name: str, value: float, low: float, high: float = math.inf, *, above: bool = False, hint: str = ""
+) -> None:
+    """Raise SettingError unless ``low <= value <= high`` (``low < value`` when ``above``)."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not good or (above and value == low):
+        span = f"{'more than' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+        raise SettingError(f"{method}: expected {name} of {span}, got {value!r}", hint=hint or "see the class for defaults")
+
+
+def check_choice(method: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise SettingError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise SettingError(f"{method}: {name} is {value!r}", hint=f"one of {', '.join(allowed)}")

@@ -1,0 +1,221 @@
+"""Watching and altering a forward through hooks on module instances: attached inside a block, gone after it.
+
+The hooks act in the thread that attached them, so another thread's forward on the same model is left alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import HookError, SettingError, UnsupportedError
+from limelight.models.adapter import Adapter
+
+# Decoder arguments through which the percept enters beside the merged embeddings.
+_DOORS = ("deepstack", "cross_attention_states")
+
+
+@contextmanager
+def pre_hook(module: nn.Module, fn: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+    """``fn(args, kwargs)`` before ``module`` runs; what it returns, if anything, replaces them."""
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return fn(args, kwargs) if threading.get_ident() == owner else None
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def post_hook(module: nn.Module, fn: Callable[[tuple[Any, ...], dict[str, Any], Any], Any]) -> Iterator[None]:
+    """``fn(args, kwargs, output)`` after ``module`` has run; what it returns, if anything, replaces the output."""
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return fn(args, kwargs, output) if threading.get_ident() == owner else None
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def decoder_layers(adapter: Adapter) -> list[nn.Module]:
+    """The decoder's layers in order."""
+    return list(adapter.decoder.layers)
+
+
+def check_layers(adapter: Adapter, layers: Sequence[int], method: str, *, last: int | None = None) -> None:
+    """Raise SettingError unless ``layers`` is not empty and lies in ``[0, last]`` (default: the last layer's index)."""
+    last = len(decoder_layers(adapter)) - 1 if last is None else last
+    beyond = [i for i in layers if not 0 <= i <= last]
+    if beyond or not layers:
+        raise SettingError(
+            f"{method}: expected layers within 0..{last}, got {f'layers {beyond}' if beyond else 'none'}",
+            hint=f"this model has {len(decoder_layers(adapter))} layers; choose the layers for it",
+        )
+
+
+def refuse_cross_attention(adapter: Adapter, method: str) -> None:
+    """Raise UnsupportedError where the percept is read by cross-attention and holds no positions of the prompt."""
+    names = [n for n, _ in adapter.decoder.named_modules() if "cross_attn" in n or "encoder_attn" in n]
+    if names:
+        raise UnsupportedError(
+            f"{method} works on the attention to the percept's positions; {type(adapter.model).__name__} reads it by "
+            f"cross-attention ({names[0]})",
+            hint="use vcd(), icd() or m3id(), which need no attention maps",
+        )
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The hidden states in a layer's output ``[B, T, D]``.
+
+    Raises:
+        UnsupportedError: anything else (several residual streams).
+    """
+    hidden = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+        shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+        raise UnsupportedError(
+            f"expected hidden states [batch, positions, width] from each layer, got {shape}",
+            hint="this family keeps several residual streams; use a method that contrasts two prompts (vcd, m3id)",
+        )
+    return hidden
+
+
+@contextmanager
+def decoder_input(adapter: Adapter, fn: Callable[[Tensor, dict[str, Any]], Tensor | None]) -> Iterator[None]:
+    """``fn(merged embeddings [B, T, D], the decoder's arguments)`` at the decoder's door; a tensor replaces them.
+
+    Raises:
+        HookError: the block ran without calling the decoder.
+    """
+    decoder = adapter.decoder
+    names = list(inspect.signature(decoder.forward).parameters)
+    seen: list[int] = []
+
+    def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        embeds = given.get("inputs_embeds")
+        if embeds is None:
+            embeds = decoder.get_input_embeddings()(given["input_ids"])
+        seen.append(1)
+        changed = fn(embeds, given)
+        return None if changed is None else ((), {**given, "inputs_embeds": changed, "input_ids": None})
+
+    with pre_hook(decoder, enter):
+        yield
+    if not seen:
+        raise HookError(
+            f"{type(adapter.model).__name__} ran without calling its decoder", hint="run `limelight models --check`"
+        )
+
+
+@contextmanager
+def masked_percept(adapter: Adapter, keep: Tensor) -> Iterator[None]:
+    """Inside the block (one prefill), merged embeddings at positions where ``keep`` [B, T] is False are zero.
+
+    So are the features of those positions that enter again in deeper layers, and cross-attention states when nothing
+    of the percept is kept.
+
+    Raises:
+        UnsupportedError: the percept enters by a door that cannot be masked by position.
+    """
+
+    def mask(embeds: Tensor, given: dict[str, Any]) -> Tensor:
+        for name in [n for n, v in given.items() if v is not None and any(d in n for d in _DOORS)]:
+            given[name] = _masked_door(name, given[name], given.get("visual_pos_masks"), keep)
+        return embeds * keep[..., None].to(embeds.dtype)
+
+    with decoder_input(adapter, mask):
+        yield
+
+
+def _masked_door(name: str, value: Any, places: Tensor | None, keep: Tensor) -> Any:
+    pieces = list(value) if isinstance(value, (list, tuple)) else [value]
+    if "cross" in name:
+        return value * 0
+    if places is None or any(p.shape[0] != int(places.sum()) for p in pieces):
+        raise UnsupportedError(
+            f"the percept also enters by {name!r}, whose positions are not told", hint='use variant="drop"'
+        )
+    kept = keep[places[..., 0] if places.ndim == 3 else places][:, None]
+    out = [p * kept.to(p.dtype) for p in pieces]
+    return out if isinstance(value, (list, tuple)) else out[0]
+
+
+class Exits:
+    """Logits of intermediate layers at the last position: the final norm and the head on their hidden states.
+
+    Layer 0 is what enters the first layer, layer i what leaves the i-th of them; all are taken before the final norm
+    (transformers' ``hidden_states[-1]`` is taken after it).
+
+    Args:
+        layers: which, in ``[0, number of layers - 1]``.
+        normed: apply the final norm before the head.
+    """
+
+    def __init__(self, adapter: Adapter, layers: Sequence[int], *, normed: bool = True) -> None:
+        self.adapter, self.layers, self.normed = adapter, tuple(layers), normed
+        self.hidden: dict[int, Tensor] = {}
+        self.norm: nn.Module | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keeps the hidden states of the forward inside the block."""
+        stack = decoder_layers(self.adapter)
+        outputs: dict[nn.Module, Tensor] = {}
+        last: list[Tensor] = []
+
+        def keep(layer: int) -> Callable[..., None]:
+            def fn(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                self.hidden[layer] = tensor_of(output)[:, -1]
+
+            return fn
+
+        def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.hidden[0] = tensor_of(args[0] if args else kwargs["hidden_states"])[:, -1]
+
+        def candidate(module: nn.Module) -> Callable[..., None]:
+            def fn(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                if isinstance(output, Tensor) and output.ndim == 3:
+                    outputs[module] = output[:, -1]
+
+            return fn
+
+        def leaving(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            last.append(tensor_of(getattr(output, "last_hidden_state", output))[:, -1])
+
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.enter_context(pre_hook(stack[0], entering) if layer == 0 else post_hook(stack[layer - 1], keep(layer)))
+            if self.normed and self.norm is None:
+                hooks.enter_context(post_hook(self.adapter.decoder, leaving))
+                for child in self.adapter.decoder.children():
+                    if not isinstance(child, (nn.ModuleList, nn.Embedding)):
+                        hooks.enter_context(post_hook(child, candidate(child)))
+            yield
+        if self.normed and self.norm is None:
+            self.norm = next((m for m, out in outputs.items() if last and torch.equal(out, last[-1])), None)
+            if self.norm is None:
+                raise HookError(
+                    f"no final norm found among the children of {type(self.adapter.decoder).__name__}",
+                    hint="normed=False reads the layers without it",
+                )
+
+    def logits(self) -> Tensor:
+        """``[layers, B, V]`` in float32 or better."""
+        rows = torch.stack([self.hidden[layer] for layer in self.layers])
+        out = self.adapter.logits(rows if self.norm is None else self.norm(rows))
+        return out.to(torch.promote_types(out.dtype, torch.float32))

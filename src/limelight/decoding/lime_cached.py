@@ -1,0 +1,277 @@
+"""LIME at the price of decoding: offsets seen by the current query only, gradients from one-token dual graphs.
+
+Two changes to the paper's loop (arXiv 2605.01766, algorithm 1). Cache scope: the prefix's hidden states stay frozen, as
+in a KV cache, so a forward is one token against the cache. Forward-mode relevance: Phi is read off tangent rows, so an
+update needs one ordinary reverse pass over one token, not a double backward over the sequence.
+
+Differs from the paper: the scope; the step (``rule="normalised"`` keeps low-rank factors and never materialises
+``[H, T, d]``; ``"adam"`` is the paper's optimiser in this scope); the default objective rewards the percept's influence
+on the decision instead of its support for the token already chosen; one update instead of six.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.dual import captured, check_composite, explainer, open_stream
+from limelight.decoding.strategy import Outlook, Run
+from limelight.errors import SettingError
+from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap, gradients_of
+from limelight.grounding.gate import Gate
+from limelight.grounding.objectives import kl
+from limelight.models.capture import DecoderCall
+from limelight.relevance.attribute import input_relevance
+from limelight.relevance.composites import COMPOSITES, attached
+from limelight.relevance.tangents import Channel, DualStream, contrast_channel, modality_channel, text_channel
+
+OBJECTIVES = ("margin", "difference", "normalised", "paper")
+Offsets = LowRankOffsets | DenseOffsets
+
+
+@dataclass(frozen=True)
+class LimeCached:
+    """Cached LIME.
+
+    Args:
+        updates: optimisation steps a token.
+        lr: root mean square of one update's entries.
+        objective: ``margin``: maximise |Phi_M(top1 - top2)|; ``difference``: Phi_M - Phi_T of the top token;
+            ``normalised``: its log-softmax over the two groups' means; ``paper``: the paper's loss at zero offsets,
+            through weights from one full backward (``refresh``).
+        gradient: ``true``, or ``surrogate`` (the authors' second-order pass through the rules).
+        rule: ``normalised`` (low rank) or ``adam`` (materialised; its first step is a sign step).
+        heads: offsets per ``query`` head or per ``kv`` head.
+        kl_weight: pull toward the unchanged distribution (acts from the second update on).
+        tau: temperature of the paper's weights.
+        layers: layers that get offsets (all when None).
+        refresh: recompute the paper's weights every so many tokens (0: once, at the prompt).
+        gate, threshold: see :class:`Gate`.
+        reward: ``modality``, or ``text`` (a control: the same objective on the text positions).
+    """
+
+    updates: int = 1
+    lr: float = 1e-3
+    objective: str = "margin"
+    gradient: str = "true"
+    rule: str = "normalised"
+    heads: str = "query"
+    kl_weight: float = 0.1
+    tau: float = 0.1
+    composite: str = "attnlrp"
+    layers: tuple[int, ...] | None = None
+    refresh: int = 0
+    gate: str = "always"
+    threshold: float = 0.95
+    reward: str = "modality"
+
+    def __post_init__(self) -> None:
+        check_composite(self.composite)
+        Gate(self.gate, self.threshold)
+        for name, value, allowed in (
+            ("objective", self.objective, OBJECTIVES),
+            ("gradient", self.gradient, ("true", "surrogate")),
+            ("rule", self.rule, ("normalised", "adam")),
+            ("heads", self.heads, ("query", "kv")),
+            ("reward", self.reward, ("modality", "text")),
+        ):
+            if value not in allowed:
+                raise SettingError(f"{name} is {value!r}", hint=f"one of {', '.join(allowed)}")
+        if self.updates < 1 or self.lr <= 0 or self.tau <= 0 or self.kl_weight < 0 or self.refresh < 0:
+            raise SettingError(
+                f"updates {self.updates}, lr {self.lr}, tau {self.tau}, kl_weight {self.kl_weight}, refresh {self.refresh}",
+                hint="updates >= 1, lr > 0, tau > 0, kl_weight >= 0, refresh >= 0; relevance-contrastive needs no update",
+            )
+
+    @property
+    def name(self) -> str:
+        return "lime-cached"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> LimeCachedSession:
+        return LimeCachedSession(self, run)
+
+
+class LimeCachedSession:
+    def __init__(self, strategy: LimeCached, run: Run) -> None:
+        self.strategy, self.run = strategy, run
+        self.gate = Gate(strategy.gate, strategy.threshold)
+        self.ids = run.ids
+        self.count = 0
+        layers = strategy.layers
+        unknown = sorted(set(layers or ()) - set(run.adapter.attention_layers))
+        if unknown:
+            raise SettingError(f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}")
+        self.layers = set(run.adapter.attention_layers if layers is None else layers)
+        self.call, modality = captured(run)
+        self.percept = modality
+        self.modality = modality if strategy.reward == "modality" else self.call.mask & ~modality
+        self.dual = open_stream(run, self.call, self._channels(), strategy.composite)
+        self.full = self.call if strategy.objective == "paper" and strategy.refresh else None
+
+    def _channels(self) -> list[Channel]:
+        """The first channel is always Phi_M of the percept: gate and meter read it."""
+        mask = self.call.mask
+        meter = modality_channel(self.percept, mask)
+        objective = self.strategy.objective
+        text = self.strategy.reward == "text"
+        if objective == "difference":
+            return [meter, contrast_channel(self.modality, mask)]
+        if objective == "normalised":
+            return [meter, text_channel(self.percept, mask)]
+        if objective == "paper":
+            return [meter, self._paper_channel(self.call, self.modality)]
+        return [meter, text_channel(self.percept, mask)] if text else [meter]
+
+    def _paper_channel(self, call: DecoderCall, modality: Tensor) -> Channel:
+        """``w_i = (softmax(R / tau)_i - 1[i in M] / |M|) / tau``: <w, R> has the paper loss's gradient at zero offsets."""
+        adapter = self.run.adapter
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            attached(adapter, COMPOSITES[self.strategy.composite]),
+        ):
+            embeds = call.embeds.clone().requires_grad_(True)
+            logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[:, 0]
+            relevance = input_relevance(logits.amax(-1).sum(), embeds).detach()
+        tau = self.strategy.tau
+        weights = torch.softmax((relevance / tau).masked_fill(~call.mask, float("-inf")), dim=-1)
+        weights = (weights - modality.to(weights.dtype) / modality.sum(-1, keepdim=True)) / tau
+        return Channel("paper", weights, 0.0)
+
+    def next(self, tokens: Tensor | None) -> Outlook:
+        with torch.inference_mode(False), torch.no_grad():
+            if tokens is not None:
+                tokens = tokens.clone()
+                self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
+                self._refresh(tokens)
+            always = self.gate.kind == "always"
+            if tokens is None:
+                output = self.dual.prefill()
+                self.dual.rewind()
+                logits, phi = self.dual.heads(output)
+            else:
+                self.dual.append(tokens)
+                if always:
+                    return self._optimised(None, None, torch.ones(len(tokens), dtype=torch.bool), write=True)
+                logits, phi = self.dual.heads(self.dual.current(write=True))
+                self.dual.rewind()
+            opened = self.gate.opens(logits, phi[0])
+            if bool(opened.any()):
+                outlook = self._optimised(logits, phi[0], opened, write=False)
+            else:
+                outlook = Outlook(logits, explain=explainer(self.run, logits, phi[0], opened=opened))
+            self.dual.cache.advance(1)
+            return outlook
+
+    def _refresh(self, tokens: Tensor) -> None:
+        self.count += 1
+        if self.full is None:
+            return
+        self.full = self.full.appended(self.run.adapter.embed(tokens[:, None]))
+        if self.count % self.strategy.refresh:
+            return
+        grown = self.full.length - self.percept.shape[1]
+        pad = self.percept.new_zeros(self.percept.shape[0], grown)
+        self.percept = torch.cat([self.percept, pad], dim=1)
+        self.modality = torch.cat([self.modality, pad | (self.strategy.reward == "text")], dim=1)
+        # The stream is rebuilt up to the token before this one; append() then makes this one current.
+        earlier = self.full.without_last()
+        channels = [
+            modality_channel(self.percept[:, :-1], earlier.mask),
+            _cut(self._paper_channel(self.full, self.modality)),
+        ]
+        self.dual = open_stream(self.run, earlier, channels, self.strategy.composite)
+        self.dual.prefill()
+
+    def _optimised(self, logits: Tensor | None, phi: Tensor | None, opened: Tensor, *, write: bool) -> Outlook:
+        """``updates`` steps on the current position; ``write`` when its keys and values are not in the cache yet."""
+        s = self.strategy
+        group = self.run.adapter.traits.heads // self.run.adapter.traits.kv_heads
+        kind = LowRankOffsets if s.rule == "normalised" else DenseOffsets
+        offsets: Offsets = kind(lr=s.lr, group=group, per_kv_head=s.heads == "kv")
+        losses: dict[str, list[Tensor]] = {"kl": [], "relevance": []}
+        for step in range(s.updates):
+            taps: list[Tap] = []
+            output = self.dual.current(
+                graph=s.gradient,
+                write=write and step == 0,
+                offsets=offsets if step else None,
+                tap=lambda *seen, into=taps: into.append(Tap(*seen)) if seen[0] in self.layers else None,
+            )
+            if write and step == 0:
+                self.dual.rewind()
+            with torch.enable_grad():
+                loss, kl_loss, logits, phi = self._loss(output, logits, phi, step)
+                gradients = gradients_of(loss.sum(), taps)
+            losses["relevance"].append(loss.detach())
+            losses["kl"].append(kl_loss.detach())
+            offsets.update(gradients)
+        if write:
+            self.dual.cache.advance(1)
+            self.dual.rewind()
+        final = self.dual.current(write=False, offsets=offsets, tangents=False)
+        if write:
+            self.dual.cache.advance(1)
+        changed = self.dual.heads(final)[0]
+        if logits is None or phi is None:
+            raise SettingError("no forward was run", hint="updates >= 1")
+        out = torch.where(opened[:, None], changed, logits)
+        curves = {name: tuple(float(v[0]) for v in values) for name, values in losses.items()}
+        return Outlook(out, explain=explainer(self.run, logits, phi, opened=opened, losses=curves))
+
+    def _loss(
+        self, output: Any, logits: Tensor | None, phi: Tensor | None, step: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss ``[B]``, its KL part, and the unchanged model's logits and Phi_M."""
+        s, dual = self.strategy, self.dual
+        now: Tensor | None = None
+        if logits is None or phi is None or step > 0:
+            now, everything = dual.heads(output)
+            if logits is None or phi is None:
+                logits, phi = now.detach(), everything[0].detach()
+        current = logits if now is None else now.detach()
+        best = self.run.chooser.scores(self.ids, current).topk(2, dim=-1).indices
+        parts = dual.phi_of(output, best)  # [C, B, 2]
+        loss = self._objective(parts)
+        kl_loss = torch.zeros_like(loss)
+        if step > 0 and s.kl_weight and now is not None:
+            kl_loss = kl(torch.log_softmax(logits, dim=-1), now)
+            loss = loss + s.kl_weight * kl_loss
+        return loss, kl_loss, logits, phi
+
+    def _objective(self, parts: Tensor) -> Tensor:
+        s = self.strategy
+        rewarded = parts[1] if s.reward == "text" and s.objective == "margin" else parts[0]
+        if s.objective == "margin":
+            return -(rewarded[:, 0] - rewarded[:, 1]).abs()
+        if s.objective == "difference":
+            return -parts[1, :, 0]
+        if s.objective == "paper":
+            return parts[1, :, 0]
+        mask = self.dual.mask
+        count = self.percept.sum(-1)
+        text = mask.sum(-1) - count
+        mean_m, mean_t = parts[0, :, 0] / count, parts[1, :, 0] / text
+        if s.reward == "text":
+            mean_m, mean_t = mean_t, mean_m
+        scale = (mean_m.detach().abs() + mean_t.detach().abs()).clamp_min(1e-12)
+        return -torch.nn.functional.logsigmoid((mean_m - mean_t) / scale)
+
+
+def _cut(channel: Channel) -> Channel:
+    """The channel's prompt weights without the last position, whose weight becomes that of generated ones."""
+    return Channel(channel.name, channel.prompt[:, :-1], 0.0)
+
+
+def lime_cached(**settings: Any) -> LimeCached:
+    """LIME at the price of decoding; see :class:`LimeCached`."""
+    return LimeCached(**settings)
+
+
+STRATEGIES = {"lime-cached": LimeCached}

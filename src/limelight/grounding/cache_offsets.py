@@ -1,0 +1,171 @@
+"""Offsets that only the current query sees (cache scope), as low-rank factors or as tensors with an Adam of their own.
+
+The gradient with respect to the offsets of one token is a sum of outer products, one per row of the dual batch:
+
+    dL/d(dK) = sum_r  g_r  (x) q_r        g = dL/d(raw scores) [T],  q [d]
+    dL/d(dV) = sum_r  A_r  (x) h_r        A = weights [T],           h = dL/d(out) [d]
+
+so a step along it never has to be materialised; a sign step (what an early Adam step is) does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from limelight.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What one layer saw for the current token: shapes ``[B, Hkv, R, T | d]``, R = (1 + C) x heads a group."""
+
+    layer: int
+    raw: Tensor
+    weights: Tensor
+    queries: Tensor
+    out: Tensor
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Factors of the gradient of one layer's offsets."""
+
+    scores: Tensor
+    queries: Tensor
+    weights: Tensor
+    out: Tensor
+
+
+def same_head(rows: int, other: int, group: int, device: torch.device) -> Tensor:
+    """``[rows, other]``: 1 where two dual rows belong to the same query head (rows are ordered channel, head)."""
+    a = torch.arange(rows, device=device) % group
+    b = torch.arange(other, device=device) % group
+    return (a[:, None] == b[None, :]).float()
+
+
+@dataclass
+class LowRankOffsets:
+    """Steps of a given root-mean-square size along the gradient, kept as factors.
+
+    Args:
+        lr: root mean square of an update's entries, over all layers, keys and values (so that it can be compared with
+            a sign step of the same ``lr``).
+        per_kv_head: one offset a kv head instead of one a query head.
+    """
+
+    lr: float
+    group: int
+    per_kv_head: bool = False
+    factors: dict[int, list[tuple[Tensor, Gradient]]] = field(default_factory=dict)
+
+    def _mask(self, a: Tensor, b: Tensor) -> Tensor | float:
+        if self.per_kv_head or self.group == 1:
+            return 1.0
+        return same_head(a.shape[-2], b.shape[-2], self.group, a.device).to(a.dtype)
+
+    def scores(self, layer: int, q: Tensor) -> Tensor | None:
+        total: Tensor | None = None
+        for step, g in self.factors.get(layer, ()):
+            inner = torch.matmul(q.to(g.queries.dtype), g.queries.transpose(-1, -2)) * self._mask(q, g.queries)
+            term = torch.matmul(inner * step, g.scores)
+            total = term if total is None else total + term
+        return total
+
+    def out(self, layer: int, weights: Tensor) -> Tensor | None:
+        total: Tensor | None = None
+        for step, g in self.factors.get(layer, ()):
+            inner = torch.matmul(weights.to(g.weights.dtype), g.weights.transpose(-1, -2)) * self._mask(weights, g.weights)
+            term = torch.matmul(inner * step, g.out)
+            total = term if total is None else total + term
+        return total
+
+    def update(self, gradients: dict[int, Gradient], direction: float = -1.0) -> None:
+        """One step; each batch row is normalised by itself."""
+        square: Tensor | None = None
+        entries = 0
+        for g in gradients.values():
+            for left, right in ((g.scores, g.queries), (g.weights, g.out)):
+                gram = torch.matmul(left, left.transpose(-1, -2)) * torch.matmul(right, right.transpose(-1, -2))
+                part = (gram * self._mask(left, left)).sum((1, 2, 3))
+                square = part if square is None else square + part
+                heads = left.shape[1] * (1 if self.per_kv_head else self.group)
+                entries += heads * left.shape[-1] * right.shape[-1]
+        if square is None:
+            raise SettingError("no layer has offsets", hint="choose at least one layer")
+        step = direction * self.lr * (entries / square.clamp_min(1e-30)).sqrt()
+        for layer, g in gradients.items():
+            self.factors.setdefault(layer, []).append((step[:, None, None, None].to(g.scores.dtype), g))
+
+
+@dataclass
+class DenseOffsets:
+    """Offsets as tensors ``[B, heads, T, d]`` with Adam (betas 0.9, 0.999): the paper's optimiser, in cache scope."""
+
+    lr: float
+    group: int
+    per_kv_head: bool = False
+    eps: float = 1e-8
+    steps: int = 0
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    moments: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """``[B, Hkv, (C', G), n]`` -> ``[B, Hkv, G, C', n]`` (or G = 1 with all rows, per kv head)."""
+        b, kv, rows, n = x.shape
+        if self.per_kv_head:
+            return x[:, :, None]
+        return x.reshape(b, kv, rows // self.group, self.group, n).transpose(2, 3)
+
+    def _join(self, x: Tensor) -> Tensor:
+        b, kv, _, _, n = x.shape
+        return x.reshape(b, kv, -1, n) if self.per_kv_head else x.transpose(2, 3).reshape(b, kv, -1, n)
+
+    def scores(self, layer: int, q: Tensor) -> Tensor | None:
+        delta = self.keys.get(layer)
+        return None if delta is None else self._join(torch.matmul(self._split(q.to(delta.dtype)), delta.transpose(-1, -2)))
+
+    def out(self, layer: int, weights: Tensor) -> Tensor | None:
+        delta = self.values.get(layer)
+        return None if delta is None else self._join(torch.matmul(self._split(weights.to(delta.dtype)), delta))
+
+    def update(self, gradients: dict[int, Gradient], direction: float = -1.0) -> None:
+        self.steps += 1
+        for layer, g in gradients.items():
+            key = torch.matmul(self._split(g.scores).transpose(-1, -2), self._split(g.queries))  # [B, Hkv, G, T, d]
+            value = torch.matmul(self._split(g.weights).transpose(-1, -2), self._split(g.out))
+            for name, store, gradient in (("k", self.keys, key), ("v", self.values, value)):
+                move = direction * self.lr * self._adam((name, layer), gradient)
+                store[layer] = move if layer not in store else store[layer] + move
+
+    def _adam(self, key: tuple[str, int], gradient: Tensor) -> Tensor:
+        if key not in self.moments:
+            self.moments[key] = (torch.zeros_like(gradient), torch.zeros_like(gradient))
+        m, v = self.moments[key]
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient * gradient
+        self.moments[key] = (m, v)
+        return (m / (1 - 0.9**self.steps)) / ((v / (1 - 0.999**self.steps)).sqrt() + self.eps)
+
+
+def gradients_of(loss: Tensor, taps: list[Tap], *, retain: bool = False) -> dict[int, Gradient]:
+    """One reverse pass over the one-token graph: the factors of every tapped layer."""
+    leaves = [t.raw for t in taps] + [t.out for t in taps]
+    grads = torch.autograd.grad(loss, leaves, retain_graph=retain, allow_unused=True, materialize_grads=True)
+    half = len(taps)
+    out: dict[int, Gradient] = {}
+    for i, t in enumerate(taps):
+        wide = torch.promote_types(t.raw.dtype, torch.float32)
+        rows = t.raw.shape[2]
+        out[t.layer] = Gradient(
+            grads[i].detach().to(wide),
+            t.queries.detach().to(wide),
+            t.weights.detach().to(wide),
+            grads[half + i][:, :, : t.weights.shape[2]].detach().to(wide),
+        )
+        if rows != t.queries.shape[2]:
+            raise SettingError(f"{rows} score rows for {t.queries.shape[2]} queries", hint="report this")
+    return out

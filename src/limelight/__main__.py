@@ -1,5 +1,5 @@
-"""``python -m limelight``: the command line."""
+"""``python -m limelight`` is the command line."""
 
 from limelight.cli.main import app
 
-app(prog_name="limelight")
+app()

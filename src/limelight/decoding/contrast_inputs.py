@@ -50,7 +50,7 @@ def without(run: Run, dropped: Tensor) -> Stream:
             kwargs[name] = value
         elif name == "position_ids":
             kwargs[name] = (mask.long().cumsum(-1) - 1).clamp_min(0).expand(*value.shape[:-2], *mask.shape)
-        elif isinstance(value, Tensor) and value.shape == run.ids.shape:
+        elif _is_typed(name, value, run):
             kwargs[name] = closed(value * ~percept(run), 0)
     kwargs["attention_mask"] = mask.long()
     return Stream.fresh(run.adapter, closed(run.ids, 0 if pad is None else int(pad)), kwargs)
@@ -85,7 +85,7 @@ def inserted(run: Run, words: Sequence[int], at: Sequence[int]) -> Stream:
             continue
         if name == "position_ids":
             kwargs[name] = shifted(value)
-        elif value.shape == run.ids.shape:
+        elif _is_typed(name, value, run):
             fill = value.new_full((n,), int(name == "attention_mask"))
             kwargs[name] = widened(value, [fill] * rows)
         elif name == "attention_mask":
@@ -93,7 +93,7 @@ def inserted(run: Run, words: Sequence[int], at: Sequence[int]) -> Stream:
                 f"words cannot be put into a prompt with a ready-made attention mask {tuple(value.shape)}",
                 hint="pass the two-dimensional mask of the tokenizer",
             )
-        elif value.ndim > 2 and value.shape[:2] == (rows, length):
+        elif "attention_mask" in name and value.ndim > 2 and value.shape[:2] == (rows, length):
             before = [value[r, max(k - 1, 0)].expand(n, *value.shape[2:]) for r, k in enumerate(at)]
             kwargs[name] = widened(value, before)
     return Stream.fresh(run.adapter, widened(run.ids, [new] * rows), kwargs)
@@ -120,7 +120,7 @@ def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda 
             f"{method} disturbs the {', '.join(encoded)} itself, but generate() has handed over its encoding only",
             hint="pass the processor's tensors: custom_generate(strategy, tensors=inputs)",
         )
-    found = [k for k, v in kwargs.items() if _is_media(v, run) and only(k)]
+    found = [k for k, v in kwargs.items() if _is_media(k, v) and only(k)]
     if not found:
         raise SettingError(
             f"{method} found no tensor of pixels or sound among {', '.join(sorted(kwargs)) or 'no inputs'}",
@@ -132,8 +132,14 @@ def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda 
     return Stream.fresh(run.adapter, run.ids, kwargs)
 
 
-def _is_media(value: Any, run: Run) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1 and value.shape != run.ids.shape
+def _is_typed(name: str, value: Any, run: Run) -> bool:
+    """One entry a prompt position: told by name too, since a spectrogram's mask may have the same shape by chance."""
+    named = name == "attention_mask" or "token_type" in name
+    return named and isinstance(value, Tensor) and value.shape == run.ids.shape
+
+
+def _is_media(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1 and "mask" not in name
 
 
 def _placed(value: Any, run: Run) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from limelight.errors import SettingError
 from limelight.models.stream import Stream
 
 Combine = Callable[[Tensor, Tensor, int], Tensor]
+Around = Callable[[], AbstractContextManager[None]]
 
 
 def plausible(logits: Tensor, beta: float) -> Tensor:
@@ -32,7 +34,12 @@ def cut(values: Tensor, logits: Tensor, beta: float) -> Tensor:
 
 
 def amplified(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tensor:
-    """``(1 + alpha) l - alpha l'`` with the cut: VCD, eq. 3; tokens that the model itself bars stay barred."""
+    """``(1 + alpha) l - alpha l'`` with the cut: VCD, eq. 3; tokens that the model itself bars stay barred.
+
+    ``alpha = 0`` gives back ``logits``, uncut.
+    """
+    if alpha == 0:
+        return logits
     out = (1 + alpha) * logits - alpha * other
     return cut(torch.where(torch.isneginf(logits), logits, out), logits, beta)
 
@@ -40,8 +47,10 @@ def amplified(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tenso
 def guided(logits: Tensor, other: Tensor, weight: float, beta: float) -> Tensor:
     """``l + weight * (s - s')`` with the cut, ``s`` the log-softmax.
 
-    Up to a constant a row this is ``s + weight * (s - s')``; written so, weight 0 gives back the model's logits.
+    Up to a constant a row this is ``s + weight * (s - s')``; ``weight = 0`` gives back ``logits``, uncut.
     """
+    if weight == 0:
+        return logits
     gain = torch.log_softmax(logits, dim=-1) - torch.log_softmax(other, dim=-1)
     out = torch.where(torch.isneginf(logits), logits, logits + weight * gain)
     return cut(out, logits, beta)
@@ -54,30 +63,38 @@ def details(plain: Tensor, out: Tensor) -> tuple[Detail, ...]:
 
 
 class ContrastSession:
-    """Two cached streams and one formula: ``combine(logits, contrast logits, t)`` with t = 1 at the first token."""
+    """Two cached streams and one formula: ``combine(logits, contrast logits, t)`` with t = 1 at the first token.
 
-    def __init__(self, run: Run, contrast: Stream, combine: Combine) -> None:
+    ``main_prefill`` and ``contrast_prefill`` open a context around the first forward of either stream, the main one
+    first.
+    """
+
+    def __init__(
+        self, run: Run, contrast: Stream, combine: Combine,
+        *, main_prefill: Around = nullcontext, contrast_prefill: Around = nullcontext,
+    ) -> None:  # fmt: skip
         self.main = Stream(run.adapter, run.ids, run.kwargs)
         self.contrast = contrast
         self.combine = combine
+        self.prefills = (main_prefill, contrast_prefill)
         self.count = 0
 
     def next(self, tokens: Tensor | None) -> Outlook:
-        plain = self.main.next(tokens)
-        other = self.contrast.next(tokens)
+        around = self.prefills if tokens is None else (nullcontext, nullcontext)
+        with around[0]():
+            plain = self.main.next(tokens)
+        with around[1]():
+            other = self.contrast.next(tokens)
         self.count += 1
         out = self.combine(plain, other, self.count)
         return Outlook(out, details(plain, out))
 
 
-def check_range(
-    method: str, name: str, value: float, low: float, high: float = math.inf, *, above: bool = False, hint: str = ""
-) -> None:
-    """Raise SettingError unless ``low <= value <= high`` (``low < value`` when ``above``)."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-    if not good or (above and value == low):
-        span = f"{'more than' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
-        raise SettingError(f"{method}: expected {name} of {span}, got {value!r}", hint=hint or "see the class for defaults")
+def check_range(method: str, name: str, value: object, low: float, high: float = math.inf, *, hint: str) -> None:
+    """Raise SettingError unless ``low <= value <= high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        most = f" and at most {high:g}" if high < math.inf else ""
+        raise SettingError(f"{method}: expected {name} of at least {low:g}{most}, got {value!r}", hint=hint)
 
 
 def check_choice(method: str, name: str, value: object, allowed: tuple[str, ...]) -> None:

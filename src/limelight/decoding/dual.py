@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from limelight.decoding.strategy import Detail, Run
 from limelight.errors import SettingError
-from limelight.grounding.gate import group_share
 from limelight.grounding.objectives import check_groups
 from limelight.models.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
-from limelight.relevance.tangents import Channel, DualStream
-from limelight.types import MODALITIES, Modality
+from limelight.relevance.tangents import Channel, DualStream, modality_channel
+from limelight.types import MODALITIES
 
 TOP = 5
 
@@ -38,35 +37,54 @@ def check_composite(name: str) -> None:
         raise SettingError(f"composite {name!r} has no forward twin", hint="attnlrp or cp-lrp")
 
 
-def percept(run: Run, row: int) -> Modality:
-    """The modality that the row's percept mostly is."""
-    ids = run.modality_ids[row]
-    counts = torch.bincount(ids[ids > 0], minlength=len(MODALITIES))
-    return MODALITIES[int(counts.argmax())]
+def kinds(run: Run, row: int) -> list[int]:
+    """Indices into MODALITIES of what the row's percept holds."""
+    return [int(k) for k in run.modality_ids[row].unique() if k > 0]
+
+
+def split_channels(run: Run, mask: Tensor) -> list[Channel]:
+    """One channel a modality where a row holds several (a film with its sound); else none: Phi_M says it all."""
+    if all(len(kinds(run, row)) < 2 for row in range(mask.shape[0])):
+        return []
+    grown = torch.zeros_like(mask, dtype=torch.long)
+    grown[:, : run.modality_ids.shape[1]] = run.modality_ids
+    present = [int(k) for k in run.modality_ids.unique() if k > 0]
+    return [Channel(MODALITIES[k], modality_channel(grown == k, mask).prompt, 0.0) for k in present]
 
 
 def explainer(
-    run: Run, plain: Tensor, phi: Tensor, *, opened: Tensor | None = None, losses: dict[str, tuple[float, ...]] | None = None
+    run: Run,
+    plain: Tensor,
+    phi: Tensor,
+    *,
+    split: Mapping[str, Tensor] | None = None,
+    opened: Tensor | None = None,
+    losses: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> Callable[[int, int], Detail]:
     """(row, token) -> Detail: shares, top candidates and the flag, from logits and Phi_M ``[B, V]``.
 
-    The share is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit. A token is flagged when the
-    percept speaks against it (its Phi_M is below the vocabulary's mean, which no choice depends on) while it speaks for
-    a rival among the top candidates.
+    The share is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit; with ``split`` (Phi of each
+    modality) every modality is a group. A token is flagged when the percept speaks against it (its Phi_M is below the
+    vocabulary's mean, which no choice depends on) while it speaks for a rival among the top candidates. ``losses`` are
+    curves of ``[B]``.
     """
 
     def explain(row: int, token: int) -> Detail:
         logits, support = plain[row], phi[row]
-        share = float(group_share(logits[token], support[token]))
-        best = logits.topk(TOP).indices
+        present = [MODALITIES[k] for k in kinds(run, row)]
+        groups = {k: split[k][row, token] for k in present} if split else {present[0]: support[token]}
+        rest = (logits[token] - support[token]).abs()
+        total = (sum((g.abs() for g in groups.values()), rest)).clamp_min(1e-12)
+        shares: dict[str, float] = {k: float(g.abs() / total) for k, g in groups.items()}
+        best = logits.topk(min(TOP, logits.shape[-1])).indices
         centred = support - support.mean()
         rivals = centred[best[best != token]]
-        kind = percept(run, row)
+        intervened = opened is not None and bool(opened[row])
         return Detail(
-            shares={kind: share, "text": 1 - share},
-            intervened=bool(opened[row]) if opened is not None else False,
+            shares={**shares, "text": 1 - sum(shares.values())},
+            intervened=intervened,
             plain=int(logits.argmax()),
-            losses=losses or {},
+            losses={n: tuple(float(v[row]) for v in c) for n, c in (losses or {}).items()} if intervened else {},
             candidates=tuple((int(t), float(logits[t]), float(support[t])) for t in best),
             flagged=bool(centred[token] < 0) and bool((rivals > 0).any()),
         )

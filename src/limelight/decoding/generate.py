@@ -68,6 +68,7 @@ def generate(
         stop_strings=stop_strings,
         seed=seed,
         media=prompt.media,
+        tensors=prompt.tensors,
         spans=[prompt.spans],
         details=relevance,
         on_step=on_step,

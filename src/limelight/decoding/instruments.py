@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.relevance.kinds import probe_norm
 
 # Decoder arguments through which the percept enters beside the merged embeddings.
 _DOORS = ("deepstack", "cross_attention_states")
@@ -155,6 +156,50 @@ def _masked_door(name: str, value: Any, places: Tensor | None, keep: Tensor) -> 
     return out if isinstance(value, (list, tuple)) else out[0]
 
 
+def in_proportion(layers: tuple[int, int], depth: int, of: int = 32) -> tuple[int, int]:
+    """Layer numbers published for a model of ``of`` layers, for one of ``depth``; at most ``depth - 1``."""
+    first, last = (min(round(i * depth / of), depth - 1) for i in layers)
+    return first, last
+
+
+def mlp_of(adapter: Adapter, layer: int) -> nn.Module:
+    """The feed-forward block of a layer.
+
+    Raises:
+        HookError: the layer has none that is a module of its own.
+    """
+    names = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+    module = decoder_layers(adapter)[layer]
+    found = next((child for name, child in module.named_children() if name in names), None)
+    if found is None:
+        raise HookError(
+            f"layer {layer} has no feed-forward module among {', '.join(n for n, _ in module.named_children())}",
+            hint="this family keeps its feed-forward inside the layer; MemVR cannot be attached",
+        )
+    return found
+
+
+def final_norm(adapter: Adapter) -> nn.Module:
+    """The norm between the last layer and the head.
+
+    Raises:
+        HookError: the decoder has none of a known kind.
+    """
+    found = [
+        child
+        for child in adapter.decoder.children()
+        if not isinstance(child, (nn.ModuleList, nn.Embedding)) and probe_norm(child) is not None
+    ]
+    width = adapter.traits.hidden
+    fitting: list[nn.Module] = [m for m in found if all(p.shape[0] == width for p in m.parameters())]
+    if len(fitting) != 1:
+        raise HookError(
+            f"expected one final norm among the children of {type(adapter.decoder).__name__}, found {len(fitting)}",
+            hint="run `limelight models --check` on this checkpoint",
+        )
+    return fitting[0]
+
+
 class Exits:
     """Logits of intermediate layers at the last position: the final norm and the head on their hidden states.
 
@@ -167,52 +212,28 @@ class Exits:
     """
 
     def __init__(self, adapter: Adapter, layers: Sequence[int], *, normed: bool = True) -> None:
-        self.adapter, self.layers, self.normed = adapter, tuple(layers), normed
+        self.adapter, self.layers = adapter, tuple(layers)
+        self.norm = final_norm(adapter) if normed else None
         self.hidden: dict[int, Tensor] = {}
-        self.norm: nn.Module | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Keeps the hidden states of the forward inside the block."""
         stack = decoder_layers(self.adapter)
-        outputs: dict[nn.Module, Tensor] = {}
-        last: list[Tensor] = []
 
         def keep(layer: int) -> Callable[..., None]:
             def fn(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                self.hidden[layer] = tensor_of(output)[:, -1]
+                self.hidden[layer] = tensor_of(output)[:, -1].clone()
 
             return fn
 
         def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.hidden[0] = tensor_of(args[0] if args else kwargs["hidden_states"])[:, -1]
-
-        def candidate(module: nn.Module) -> Callable[..., None]:
-            def fn(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                if isinstance(output, Tensor) and output.ndim == 3:
-                    outputs[module] = output[:, -1]
-
-            return fn
-
-        def leaving(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            last.append(tensor_of(getattr(output, "last_hidden_state", output))[:, -1])
+            self.hidden[0] = tensor_of(args[0] if args else kwargs["hidden_states"])[:, -1].clone()
 
         with ExitStack() as hooks:
-            for layer in self.layers:
-                hooks.enter_context(pre_hook(stack[0], entering) if layer == 0 else post_hook(stack[layer - 1], keep(layer)))
-            if self.normed and self.norm is None:
-                hooks.enter_context(post_hook(self.adapter.decoder, leaving))
-                for child in self.adapter.decoder.children():
-                    if not isinstance(child, (nn.ModuleList, nn.Embedding)):
-                        hooks.enter_context(post_hook(child, candidate(child)))
+            for i in self.layers:
+                hooks.enter_context(pre_hook(stack[0], entering) if i == 0 else post_hook(stack[i - 1], keep(i)))
             yield
-        if self.normed and self.norm is None:
-            self.norm = next((m for m, out in outputs.items() if last and torch.equal(out, last[-1])), None)
-            if self.norm is None:
-                raise HookError(
-                    f"no final norm found among the children of {type(self.adapter.decoder).__name__}",
-                    hint="normed=False reads the layers without it",
-                )
 
     def logits(self) -> Tensor:
         """``[layers, B, V]`` in float32 or better."""

@@ -100,7 +100,6 @@ def optimise(
             with torch.set_grad_enabled(not ((last and trace is None) or blind)):
                 embeds = call.embeds.clone().requires_grad_(torch.is_grad_enabled())
                 if blind and 0 < step < settings.steps - 1:
-                    _random_step(deltas, settings.lr, generator)
                     continue
                 logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[:, 0]
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -114,7 +113,7 @@ def optimise(
                 if last and trace is None:
                     break
                 if blind:
-                    _random_step(deltas, settings.lr, generator)
+                    _random_offsets(deltas, settings.lr * (settings.steps - 1), generator)
                     continue
                 target = choose(logits.detach())
                 relevance = input_relevance(goal.target(logits, target).sum(), embeds, create_graph=True)
@@ -138,12 +137,13 @@ def optimise(
     return Optimised(logits.detach(), plain, losses, deltas)
 
 
-def _random_step(deltas: Deltas, lr: float, generator: torch.Generator | None) -> None:
-    """The control's update: every entry moves by ``lr`` with a random sign (an early Adam step is a sign step)."""
+def _random_offsets(deltas: Deltas, size: float, generator: torch.Generator | None) -> None:
+    """The control: every entry moves by ``size`` with a random sign. Adam's first steps are sign steps that agree with
+    one another, so S - 1 of them have about the norm of one of (S - 1) * lr."""
     with torch.no_grad():
         for parameter in deltas.parameters():
             signs = torch.randint(0, 2, parameter.shape, generator=generator, device=parameter.device)
-            parameter.add_((signs * 2 - 1).to(parameter.dtype), alpha=lr)
+            parameter.add_((signs * 2 - 1).to(parameter.dtype), alpha=size)
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,15 @@ class Lime:
             if value not in allowed:
                 raise SettingError(f"{name} is {value!r}", hint=f"one of {', '.join(allowed)}")
         for name, number in (("lr", self.lr), ("tau", self.tau), ("steps", self.steps)):
-            if number is not None and number <= 0:
+            if number is not None and not 0 < number < float("inf"):
                 raise SettingError(
                     f"{name} must be positive, got {number}", hint="the paper: lr 3e-4, tau 0.1, steps 7"
                 )
-        if self.kl_weight is not None and self.kl_weight < 0:
+        if self.steps is not None and self.steps != int(self.steps):
+            raise SettingError(f"steps must be a whole number, got {self.steps}", hint="the paper: 7")
+        if self.layers is not None and not self.layers:
+            raise SettingError("layers is empty: no layer would get offsets", hint="None means all layers")
+        if self.kl_weight is not None and not 0 <= self.kl_weight < float("inf"):
             raise SettingError(f"kl_weight must not be negative, got {self.kl_weight}", hint="the paper: 0.1")
 
     @property

@@ -11,22 +11,22 @@ on the decision instead of its support for the token already chosen; one update 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limelight.decoding.dual import captured, check_composite, explainer, open_stream
+from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
+from limelight.decoding.lime import rewarded
 from limelight.decoding.strategy import Outlook, Run
 from limelight.errors import SettingError
 from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap, gradients_of
 from limelight.grounding.gate import Gate
-from limelight.grounding.objectives import kl
-from limelight.models.capture import DecoderCall
+from limelight.grounding.objectives import check_groups, kl
 from limelight.relevance.attribute import input_relevance
 from limelight.relevance.composites import COMPOSITES, attached
-from limelight.relevance.tangents import Channel, DualStream, contrast_channel, modality_channel, text_channel
+from limelight.relevance.tangents import Channel, contrast_channel, modality_channel, text_channel
 
 OBJECTIVES = ("margin", "difference", "normalised", "paper")
 Offsets = LowRankOffsets | DenseOffsets
@@ -48,9 +48,12 @@ class LimeCached:
         kl_weight: pull toward the unchanged distribution (acts from the second update on).
         tau: temperature of the paper's weights.
         layers: layers that get offsets (all when None).
-        refresh: recompute the paper's weights every so many tokens (0: once, at the prompt).
+        refresh: recompute the paper's weights every so many tokens (0: once, at the prompt; tokens generated since
+            weigh nothing).
         gate, threshold: see :class:`Gate`.
         reward: ``modality``, or ``text`` (a control: the same objective on the text positions).
+
+    The paper's objective counts the media's markers in where its family does, as exact mode; the others do not.
     """
 
     updates: int = 1
@@ -85,6 +88,13 @@ class LimeCached:
                 f"updates {self.updates}, lr {self.lr}, tau {self.tau}, kl_weight {self.kl_weight}, refresh {self.refresh}",
                 hint="updates >= 1, lr > 0, tau > 0, kl_weight >= 0, refresh >= 0; relevance-contrastive needs no update",
             )
+        if self.refresh and self.objective != "paper":
+            raise SettingError(
+                f"refresh is {self.refresh}, but objective {self.objective!r} has no weights to refresh",
+                hint="refresh goes with objective='paper'",
+            )
+        if self.layers is not None and not self.layers:
+            raise SettingError("no layer is to have offsets", hint="layers=None is all of them; greedy needs none")
 
     @property
     def name(self) -> str:
@@ -108,29 +118,33 @@ class LimeCachedSession:
         if unknown:
             raise SettingError(f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}")
         self.layers = set(run.adapter.attention_layers if layers is None else layers)
-        self.call, modality = captured(run)
-        self.percept = modality
-        self.modality = modality if strategy.reward == "modality" else self.call.mask & ~modality
+        self.call, self.percept = captured(run)
+        markers = strategy.objective == "paper" and run.adapter.family.paper.markers
+        self.modality = rewarded(
+            run.modality_ids.clone(), self.call.mask, markers=markers, reward=strategy.reward
+        )
+        check_groups(self.modality, self.call.mask)
         self.dual = open_stream(run, self.call, self._channels(), strategy.composite)
-        self.full = self.call if strategy.objective == "paper" and strategy.refresh else None
 
     def _channels(self) -> list[Channel]:
-        """The first channel is always Phi_M of the percept: gate and meter read it."""
+        """The first channel is always Phi_M of the percept: gate and meter read it; the second is the objective's."""
         mask = self.call.mask
         meter = modality_channel(self.percept, mask)
         objective = self.strategy.objective
         text = self.strategy.reward == "text"
+        self.split = split_channels(self.run, mask)
         if objective == "difference":
-            return [meter, contrast_channel(self.modality, mask)]
-        if objective == "normalised":
-            return [meter, text_channel(self.percept, mask)]
-        if objective == "paper":
-            return [meter, self._paper_channel(self.call, self.modality)]
-        return [meter, text_channel(self.percept, mask)] if text else [meter]
+            contrast = contrast_channel(self.modality, mask)
+            own = [replace(contrast, generated=1.0) if text else contrast]  # what is said is text
+        elif objective == "paper":
+            own = [self._paper_channel()]
+        else:
+            own = [text_channel(self.percept, mask)] if objective == "normalised" or text else []
+        return [meter, *own, *self.split]
 
-    def _paper_channel(self, call: DecoderCall, modality: Tensor) -> Channel:
+    def _paper_channel(self) -> Channel:
         """``w_i = (softmax(R / tau)_i - 1[i in M] / |M|) / tau``: <w, R> has the paper loss's gradient at zero offsets."""
-        adapter = self.run.adapter
+        adapter, call, modality = self.run.adapter, self.call, self.modality
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -138,7 +152,8 @@ class LimeCachedSession:
         ):
             embeds = call.embeds.clone().requires_grad_(True)
             logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[:, 0]
-            relevance = input_relevance(logits.amax(-1).sum(), embeds).detach()
+            target = self.run.chooser.scores(self.ids, logits.detach()).argmax(-1, keepdim=True)
+            relevance = input_relevance(logits.gather(-1, target).sum(), embeds).detach()
         tau = self.strategy.tau
         weights = torch.softmax((relevance / tau).masked_fill(~call.mask, float("-inf")), dim=-1)
         weights = (weights - modality.to(weights.dtype) / modality.sum(-1, keepdim=True)) / tau
@@ -146,55 +161,61 @@ class LimeCachedSession:
 
     def next(self, tokens: Tensor | None) -> Outlook:
         with torch.inference_mode(False), torch.no_grad():
+            fresh = tokens is None
             if tokens is not None:
                 tokens = tokens.clone()
                 self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
-                self._refresh(tokens)
-            always = self.gate.kind == "always"
-            if tokens is None:
+                fresh = self._refreshed(tokens)
+            if fresh:
                 output = self.dual.prefill()
                 self.dual.rewind()
                 logits, phi = self.dual.heads(output)
-            else:
+            elif tokens is not None:
                 self.dual.append(tokens)
-                if always:
-                    return self._optimised(None, None, torch.ones(len(tokens), dtype=torch.bool), write=True)
+                if self.gate.kind == "always":
+                    return self._optimised(None, None, torch.ones_like(tokens, dtype=torch.bool), write=True)
                 logits, phi = self.dual.heads(self.dual.current(write=True))
                 self.dual.rewind()
             opened = self.gate.opens(logits, phi[0])
             if bool(opened.any()):
-                outlook = self._optimised(logits, phi[0], opened, write=False)
+                outlook = self._optimised(logits, phi, opened, write=False)
             else:
-                outlook = Outlook(logits, explain=explainer(self.run, logits, phi[0], opened=opened))
+                outlook = self._outlook(logits, logits, phi, opened, {})
             self.dual.cache.advance(1)
             return outlook
 
-    def _refresh(self, tokens: Tensor) -> None:
+    def _refreshed(self, tokens: Tensor) -> bool:
+        """Whether prompt and answer so far have become the prompt of a new stream, with weights of their own."""
+        if not self.strategy.refresh:
+            return False
         self.count += 1
-        if self.full is None:
-            return
-        self.full = self.full.appended(self.run.adapter.embed(tokens[:, None]))
+        self.call = self.call.appended(self.run.adapter.embed(tokens[:, None]))
+        said = self.percept.new_zeros(len(tokens), 1)
+        self.percept = torch.cat([self.percept, said], dim=1)
+        self.modality = torch.cat([self.modality, said | (self.strategy.reward == "text")], dim=1)
         if self.count % self.strategy.refresh:
-            return
-        grown = self.full.length - self.percept.shape[1]
-        pad = self.percept.new_zeros(self.percept.shape[0], grown)
-        self.percept = torch.cat([self.percept, pad], dim=1)
-        self.modality = torch.cat([self.modality, pad | (self.strategy.reward == "text")], dim=1)
-        # The stream is rebuilt up to the token before this one; append() then makes this one current.
-        earlier = self.full.without_last()
-        channels = [
-            modality_channel(self.percept[:, :-1], earlier.mask),
-            _cut(self._paper_channel(self.full, self.modality)),
-        ]
-        self.dual = open_stream(self.run, earlier, channels, self.strategy.composite)
-        self.dual.prefill()
+            return False
+        self.dual = open_stream(self.run, self.call, self._channels(), self.strategy.composite)
+        return True
+
+    def _outlook(
+        self, out: Tensor, logits: Tensor, phi: Tensor, opened: Tensor, losses: dict[str, list[Tensor]]
+    ) -> Outlook:
+        """``out`` [B, V] with what the unchanged model's logits and Phi [C, B, V] tell."""
+        first = phi.shape[0] - len(self.split)
+        split = {c.name: p for c, p in zip(self.split, phi[first:], strict=True)}
+        return Outlook(out, explain=explainer(self.run, logits, phi[0], split=split, opened=opened, losses=losses))
 
     def _optimised(self, logits: Tensor | None, phi: Tensor | None, opened: Tensor, *, write: bool) -> Outlook:
         """``updates`` steps on the current position; ``write`` when its keys and values are not in the cache yet."""
         s = self.strategy
         group = self.run.adapter.traits.heads // self.run.adapter.traits.kv_heads
-        kind = LowRankOffsets if s.rule == "normalised" else DenseOffsets
-        offsets: Offsets = kind(lr=s.lr, group=group, per_kv_head=s.heads == "kv")
+        per_kv = s.heads == "kv"
+        offsets: Offsets = (
+            LowRankOffsets(s.lr, group, self.dual.mask.sum(-1), per_kv)
+            if s.rule == "normalised"
+            else DenseOffsets(s.lr, group, per_kv)
+        )
         losses: dict[str, list[Tensor]] = {"kl": [], "relevance": []}
         for step in range(s.updates):
             taps: list[Tap] = []
@@ -212,9 +233,6 @@ class LimeCachedSession:
             losses["relevance"].append(loss.detach())
             losses["kl"].append(kl_loss.detach())
             offsets.update(gradients)
-        if write:
-            self.dual.cache.advance(1)
-            self.dual.rewind()
         final = self.dual.current(write=False, offsets=offsets, tangents=False)
         if write:
             self.dual.cache.advance(1)
@@ -222,21 +240,20 @@ class LimeCachedSession:
         if logits is None or phi is None:
             raise SettingError("no forward was run", hint="updates >= 1")
         out = torch.where(opened[:, None], changed, logits)
-        curves = {name: tuple(float(v[0]) for v in values) for name, values in losses.items()}
-        return Outlook(out, explain=explainer(self.run, logits, phi, opened=opened, losses=curves))
+        return self._outlook(out, logits, phi, opened, losses)
 
     def _loss(
         self, output: Any, logits: Tensor | None, phi: Tensor | None, step: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss ``[B]``, its KL part, and the unchanged model's logits and Phi_M."""
+        """Loss ``[B]``, its KL part, and the unchanged model's logits and Phi."""
         s, dual = self.strategy, self.dual
         now: Tensor | None = None
         if logits is None or phi is None or step > 0:
             now, everything = dual.heads(output)
             if logits is None or phi is None:
-                logits, phi = now.detach(), everything[0].detach()
+                logits, phi = now.detach(), everything.detach()
         current = logits if now is None else now.detach()
-        best = self.run.chooser.scores(self.ids, current).topk(2, dim=-1).indices
+        best = self._two_best(current)
         parts = dual.phi_of(output, best)  # [C, B, 2]
         loss = self._objective(parts)
         kl_loss = torch.zeros_like(loss)
@@ -244,6 +261,14 @@ class LimeCachedSession:
             kl_loss = kl(torch.log_softmax(logits, dim=-1), now)
             loss = loss + s.kl_weight * kl_loss
         return loss, kl_loss, logits, phi
+
+    def _two_best(self, logits: Tensor) -> Tensor:
+        """The chosen candidate and its rival ``[B, 2]``; the model's own runner-up where processors leave one only."""
+        scores = self.run.chooser.scores(self.ids, logits)
+        first = scores.argmax(-1, keepdim=True)
+        rest, own = (x.scatter(-1, first, float("-inf")) for x in (scores, logits))
+        rest = torch.where(rest.amax(-1, keepdim=True).isneginf(), own, rest)
+        return torch.cat([first, rest.argmax(-1, keepdim=True)], dim=-1)
 
     def _objective(self, parts: Tensor) -> Tensor:
         s = self.strategy
@@ -256,17 +281,12 @@ class LimeCachedSession:
             return parts[1, :, 0]
         mask = self.dual.mask
         count = self.percept.sum(-1)
-        text = mask.sum(-1) - count
+        text = (mask.sum(-1) - count).clamp_min(1)
         mean_m, mean_t = parts[0, :, 0] / count, parts[1, :, 0] / text
         if s.reward == "text":
             mean_m, mean_t = mean_t, mean_m
         scale = (mean_m.detach().abs() + mean_t.detach().abs()).clamp_min(1e-12)
         return -torch.nn.functional.logsigmoid((mean_m - mean_t) / scale)
-
-
-def _cut(channel: Channel) -> Channel:
-    """The channel's prompt weights without the last position, whose weight becomes that of generated ones."""
-    return Channel(channel.name, channel.prompt[:, :-1], 0.0)
 
 
 def lime_cached(**settings: Any) -> LimeCached:

@@ -39,6 +39,7 @@ def custom_generate(
     seed: int | Sequence[int] | None = None,
     modality_ids: Tensor | None = None,
     media: Mapping[str, Sequence[Any]] | None = None,
+    tensors: Mapping[str, Any] | None = None,
     spans: Sequence[tuple[Span, ...]] | None = None,
     details: bool = False,
     on_step: OnStep | None = None,
@@ -55,6 +56,8 @@ def custom_generate(
             global state, as transformers.
         modality_ids: ``[B, T]``: 0 text, 1 image, 2 video, 3 audio, where it cannot be detected.
         media: raw pictures and sounds, for methods that disturb them.
+        tensors: the inputs given to generate(), for methods that disturb pixels or sound features: by the time a custom
+            method runs, generate() has replaced pixels by their encoding.
         spans: each row's spans from ``Adapter.spans(inputs)``; without them layouts (grids, seconds) may be unknown,
             since generate() has consumed the tensors that tell.
         details: compute the relevance of every emitted token where the strategy can.
@@ -78,7 +81,7 @@ def custom_generate(
         run = _run(
             adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details, stopping_criteria
         )
-        run.media, run.spans = media or {}, spans
+        run.media, run.tensors, run.spans = media or {}, tensors or {}, spans
         return decode(strategy, run, stopping_criteria, streamer, on_step)
 
     return decoding_method

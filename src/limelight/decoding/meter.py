@@ -6,15 +6,16 @@ is the model's own. Source: this library (AttnLRP in forward mode); the paper ha
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limelight.decoding.dual import captured, check_composite, explainer, open_stream
+from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
 from limelight.decoding.strategy import Detail, Outlook, Run, Session, Strategy
-from limelight.relevance.tangents import modality_channel
+from limelight.errors import SettingError
+from limelight.relevance.tangents import DualStream, modality_channel
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,22 @@ class Meter:
 class MeterSession:
     def __init__(self, strategy: Meter, run: Run) -> None:
         self.run = run
-        call, modality = captured(run)
-        self.dual = open_stream(run, call, [modality_channel(modality, call.mask)], strategy.composite)
+        self.dual = meter_stream(run, strategy.composite)
 
     def next(self, tokens: Tensor | None) -> Outlook:
-        logits, phi = measure(self.dual, tokens)
-        return Outlook(logits, explain=explainer(self.run, logits, phi))
+        logits, phi, split = measure(self.dual, tokens)
+        return Outlook(logits, explain=explainer(self.run, logits, phi, split=split))
 
 
-def measure(dual: Any, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits ``[B, V]`` and Phi of the first channel ``[B, V]`` after ``tokens`` (None: after the prompt)."""
+def meter_stream(run: Run, composite: str) -> DualStream:
+    """The prompt's dual stream: Phi_M, and a channel a modality where there are several."""
+    call, modality = captured(run)
+    channels = [modality_channel(modality, call.mask), *split_channels(run, call.mask)]
+    return open_stream(run, call, channels, composite)
+
+
+def measure(dual: DualStream, tokens: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Logits ``[B, V]`` after ``tokens`` (None: after the prompt), Phi_M ``[B, V]``, and Phi of each modality if several."""
     with torch.inference_mode(False), torch.no_grad():
         if tokens is None:
             output = dual.prefill()
@@ -61,7 +68,7 @@ def measure(dual: Any, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
             dual.append(tokens.clone())
             output = dual.current()
         logits, phi = dual.heads(output)
-    return logits, phi[0]
+    return logits, phi[0], {c.name: p for c, p in zip(dual.channels[1:], phi[1:], strict=True)}
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,9 @@ class Metered:
 
     inner: Strategy
     composite: str = "attnlrp"
+
+    def __post_init__(self) -> None:
+        check_composite(self.composite)
 
     @property
     def name(self) -> str:
@@ -91,8 +101,6 @@ class MeteredSession:
         outlook, metered = self.inner.next(tokens), self.meter.next(tokens)
 
         def explain(row: int, token: int) -> Detail:
-            from dataclasses import replace
-
             own, seen = outlook.detail(row, token), metered.detail(row, token)
             return replace(
                 own,
@@ -105,13 +113,26 @@ class MeteredSession:
         return Outlook(outlook.logits, explain=explain)
 
 
-def meter(strategy: Strategy | None = None, *, composite: str = "attnlrp") -> Strategy:
-    """Plain decoding with the grounding meter, or ``strategy`` with the meter beside it."""
-    if strategy is None or strategy.name in ("greedy", "meter"):
-        return Meter(composite)
-    if strategy.name in ("lime-cached", "relevance-contrastive"):
-        return strategy  # they carry the meter already
-    return Metered(strategy, composite)
+def meter(strategy: Strategy | None = None, *, composite: str | None = None) -> Strategy:
+    """Plain decoding with the grounding meter, or ``strategy`` with the meter beside it.
+
+    Args:
+        composite: ``attnlrp`` (default) or ``cp-lrp``.
+
+    Raises:
+        SettingError: ``strategy`` carries a meter of another composite already.
+    """
+    if strategy is None or strategy.name == "greedy":
+        return Meter(composite or "attnlrp")
+    if strategy.name in ("meter", "lime-cached", "relevance-contrastive"):  # they carry the meter already
+        own = strategy.settings()["composite"]
+        if composite not in (None, own):
+            raise SettingError(
+                f"{strategy.name} measures with {own!r}, a meter with {composite!r} was asked for",
+                hint=f"give the strategy itself composite={composite!r}",
+            )
+        return strategy
+    return Metered(strategy, composite or "attnlrp")
 
 
 STRATEGIES = {"meter": Meter}

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.decoding.dual import captured, check_composite, explainer, open_stream
-from limelight.decoding.meter import measure
+from limelight.decoding.dual import check_composite, explainer
+from limelight.decoding.meter import measure, meter_stream
 from limelight.decoding.strategy import Outlook, Run
 from limelight.errors import SettingError
 from limelight.grounding.gate import Gate
-from limelight.relevance.tangents import modality_channel
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,11 @@ class RelevanceContrastive:
     def __post_init__(self) -> None:
         check_composite(self.composite)
         Gate(self.gate, self.threshold)
+        if not math.isfinite(self.alpha):
+            raise SettingError(f"alpha must be finite, got {self.alpha}", hint="2 is a modest default, 0 the model itself")
         if not 0 <= self.beta <= 1:
             raise SettingError(f"beta lies in [0, 1], got {self.beta}", hint="0.1 is the usual cut")
-        if self.decay < 0:
+        if not 0 <= self.decay < math.inf:
             raise SettingError(f"decay must not be negative, got {self.decay}", hint="0 keeps alpha constant")
 
     @property
@@ -66,17 +67,16 @@ class RelevanceContrastiveSession:
         self.strategy, self.run = strategy, run
         self.gate = Gate(strategy.gate, strategy.threshold)
         self.count = 0
-        call, modality = captured(run)
-        self.dual = open_stream(run, call, [modality_channel(modality, call.mask)], strategy.composite)
+        self.dual = meter_stream(run, strategy.composite)
 
     def next(self, tokens: Tensor | None) -> Outlook:
-        logits, phi = measure(self.dual, tokens)
+        logits, phi, split = measure(self.dual, tokens)
         alpha = self.strategy.alpha * math.exp(-self.strategy.decay * self.count)
         self.count += 1
-        opened = self.gate.opens(logits, phi)
+        opened = self.gate.opens(logits, phi) & (alpha != 0)
         out = amplified(logits, phi, alpha, self.strategy.beta)
         out = torch.where(opened[:, None], out, logits)
-        return Outlook(out, explain=explainer(self.run, logits, phi, opened=opened))
+        return Outlook(out, explain=explainer(self.run, logits, phi, split=split, opened=opened))
 
 
 def amplified(logits: Tensor, phi: Tensor, alpha: float, beta: float) -> Tensor:

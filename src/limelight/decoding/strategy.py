@@ -94,6 +94,7 @@ class Run:
         details: whether relevance of the emitted tokens is wanted.
         processor: the model's processor, for methods that build a second prompt.
         media: raw pictures and sounds where known.
+        tensors: the processor's tensors (pixels among them), which generate() may have replaced by their encoding.
         spans: each row's spans where known (generate() consumes what grids are told from).
     """
 
@@ -107,6 +108,7 @@ class Run:
     details: bool = False
     stopping: Any = None
     media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    tensors: Mapping[str, Any] = field(default_factory=dict)
     spans: Sequence[tuple[Span, ...]] | None = None
 
     @property

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from limelight.errors import SettingError
+from limelight.errors import HookError, SettingError
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class LowRankOffsets:
     Args:
         lr: root mean square of an update's entries, over all layers, keys and values (so that it can be compared with
             a sign step of the same ``lr``).
+        positions: real positions of each row ``[B]``, whose entries count (padding must not lengthen a row's step).
         per_kv_head: one offset a kv head instead of one a query head.
     """
 
     lr: float
     group: int
+    positions: Tensor
     per_kv_head: bool = False
     factors: dict[int, list[tuple[Tensor, Gradient]]] = field(default_factory=dict)
 
@@ -85,17 +87,17 @@ class LowRankOffsets:
     def update(self, gradients: dict[int, Gradient], direction: float = -1.0) -> None:
         """One step; each batch row is normalised by itself."""
         square: Tensor | None = None
-        entries = 0
+        width = 0
         for g in gradients.values():
             for left, right in ((g.scores, g.queries), (g.weights, g.out)):
                 gram = torch.matmul(left, left.transpose(-1, -2)) * torch.matmul(right, right.transpose(-1, -2))
                 part = (gram * self._mask(left, left)).sum((1, 2, 3))
                 square = part if square is None else square + part
-                heads = left.shape[1] * (1 if self.per_kv_head else self.group)
-                entries += heads * left.shape[-1] * right.shape[-1]
+                width += left.shape[1] * (1 if self.per_kv_head else self.group) * right.shape[-1]
         if square is None:
             raise SettingError("no layer has offsets", hint="choose at least one layer")
-        step = direction * self.lr * (entries / square.clamp_min(1e-30)).sqrt()
+        entries = (self.positions * width).to(square)
+        step = direction * self.lr * (entries / square.clamp_min(torch.finfo(square.dtype).tiny)).sqrt()
         for layer, g in gradients.items():
             self.factors.setdefault(layer, []).append((step[:, None, None, None].to(g.scores.dtype), g))
 
@@ -154,7 +156,13 @@ class DenseOffsets:
 def gradients_of(loss: Tensor, taps: list[Tap], *, retain: bool = False) -> dict[int, Gradient]:
     """One reverse pass over the one-token graph: the factors of every tapped layer."""
     leaves = [t.raw for t in taps] + [t.out for t in taps]
-    grads = torch.autograd.grad(loss, leaves, retain_graph=retain, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(loss, leaves, retain_graph=retain, allow_unused=True)
+    if all(g is None for g in found):
+        raise HookError(
+            "the objective does not depend on any layer's scores or outputs: an update would do nothing",
+            hint="a no_grad block inside the model, or frozen outputs, cut the graph; report this family",
+        )
+    grads = [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
     half = len(taps)
     out: dict[int, Gradient] = {}
     for i, t in enumerate(taps):

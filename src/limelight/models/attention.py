@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from limelight.errors import HookError, UnsupportedError
 
 NAME = "limelight"
+# Arguments of some families' own attention that change its result and that this one does not compute.
+_CHANGING = frozenset({"position_bias", "sinks", "indices", "block_indices", "alibi"})
 
 
 class AttentionHook:
@@ -152,7 +154,17 @@ def attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Eager attention with hooks. Same arguments and results as transformers' attention functions."""
+    """Eager attention with hooks. Same arguments and results as transformers' attention functions.
+
+    Raises:
+        UnsupportedError: an argument that would change the result and is not computed here; dropout.
+    """
+    odd = [n for n, v in kwargs.items() if v is not None and (n in _CHANGING or _floats(v))]
+    if odd:
+        raise UnsupportedError(
+            f"{type(module).__name__} hands its attention {', '.join(odd)}, which limelight's attention does not compute",
+            hint="only methods that leave the attention alone (greedy, vcd, m3id) work on this family",
+        )
     active = _ACTIVE.get()
     hooks = active.hooks if active else ()
     layer = int(getattr(module, "layer_idx", -1))
@@ -190,6 +202,10 @@ def attention(
     for hook in hooks:
         out = hook.out(layer, out, weights)
     return out.transpose(1, 2).contiguous(), weights
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def register() -> None:

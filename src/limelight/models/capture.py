@@ -197,4 +197,7 @@ def capture(
     mask = mask.to(embeds.device)
     if "attention_mask" in names and "attention_mask" not in kwargs:
         kwargs["attention_mask"] = mask.long()  # without a mask, positions may be mistaken for packed sequences
+    if "position_ids" in names and "position_ids" not in kwargs and not bool(mask.all()):
+        # as generate() counts: offsets live in rotated coordinates, so a padded row must not be shifted
+        kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
     return DecoderCall(embeds, mask, kwargs, windows)

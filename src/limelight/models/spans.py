@@ -12,8 +12,9 @@ from torch import Tensor
 from limelight.types import MODALITIES, Modality, Span
 
 Size = tuple[int, int]
-# Lays out one run of image or video positions: (run, config, sizes (height, width) of the pictures to come) -> spans.
-Pictures = Callable[[Span, Any, Iterator[Size]], list[Span]]
+# Lays out one run of image or video positions: (run, config, sizes (height, width) of the pictures to come, from which
+# it takes those it has laid out) -> spans.
+Pictures = Callable[[Span, Any, deque[Size]], list[Span]]
 
 
 def runs(ids: Sequence[int]) -> list[Span]:
@@ -63,7 +64,7 @@ def layouts(
     }
     given = inputs.get("image_sizes")
     listed = given.tolist() if isinstance(given, Tensor) else given or []
-    sizes = iter([(int(h), int(w)) for h, w in listed])
+    sizes = deque((int(h), int(w)) for h, w in listed)
 
     def laid(span: Span) -> list[Span]:
         if span.modality == "text":

@@ -68,5 +68,3 @@ class DualCache:
 
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (*self.keys.values(), *self.values.values()))
-
-

@@ -174,14 +174,19 @@ def _check_linear(name: str, module: Any) -> None:
     try:
         with torch.inference_mode(False), torch.enable_grad():
             x = torch.zeros(1, 1, int(module.in_features), device=device, dtype=dtype, requires_grad=True)
-            passes = bool(module(x).requires_grad)
+            out = module(x)
     except RuntimeError as error:
         raise NotDifferentiableError(
             f"{name} ({type(module).__name__}) cannot be run with gradients: {str(error).splitlines()[0]}",
             hint="load the model outside inference_mode and without this quantisation, or use bitsandbytes or torchao "
             "linears, which pass gradients",
         ) from error
-    if not passes:
+    if not isinstance(out, Tensor):
+        raise UnknownKindError(
+            f"{name} ({type(module).__name__}) is linear by its features but returns {type(out).__name__}",
+            hint="no relevance rule is known for it (routers of expert models look like this)",
+        )
+    if not out.requires_grad:
         raise NotDifferentiableError(
             f"{name} ({type(module).__name__}) lets no gradient through to its input",
             hint="load the model without this quantisation, or use a cached mode, which needs no gradient through weights",

@@ -9,21 +9,24 @@ Properties (tested): ``Phi_c = sum_i c_i R_i`` of the backward route; token by t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from limelight.errors import NotFiniteError, SettingError, UnsupportedError
+from limelight.errors import NotFiniteError, SettingError, UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.capture import DecoderCall
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
+from limelight.relevance.dual_attention import Mode, Offsets
 from limelight.relevance.dual_cache import DualCache
-from limelight.relevance.dual_rules import FALLBACK, DualRules, Mode, Offsets
+from limelight.relevance.dual_rules import FALLBACK, DualRules
 
 _PLAIN = frozenset({"attention_mask", "position_ids"})
 
@@ -69,7 +72,7 @@ class DualStream:
         reserve: positions to reserve in the cache for generated tokens.
 
     Raises:
-        UnknownKindError, UnsupportedError: a module or a decoder argument without a forward twin.
+        UnknownKindError, UnsupportedError: a module, an operation or a decoder argument without a forward twin.
     """
 
     def __init__(
@@ -94,16 +97,19 @@ class DualStream:
         self.mode = Mode(batch=self.batch)
         self.cache = DualCache(call.length + reserve)
         self.rules = DualRules(adapter, self.mode, self.cache, composite)
+        _require_twins(adapter, call, composite)
         self.mask = call.mask
         self.embeds = call.embeds[:, -1:]
         positions = call.kwargs.get("position_ids")
         self.positions: Tensor | None = positions[..., -1:] if isinstance(positions, Tensor) else None
+        if self.positions is None and "position_ids" in inspect.signature(adapter.decoder.forward).parameters:
+            self.positions = call.mask.long().sum(-1, keepdim=True) - 1
         config: Any = adapter.decoder.config
         types = set(getattr(config, "layer_types", None) or ())
         windowed = bool(types - {"full_attention"}) or bool(
             getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         )
-        self.simple_mask = not windowed and bool(call.mask.all())
+        self.simple_mask = not windowed and self.positions is not None and bool(call.mask.all())
         self.mask_growth = call if isinstance(call.kwargs.get("attention_mask"), Mapping) else None
 
     @property
@@ -114,24 +120,11 @@ class DualStream:
         """``[B, N, D]`` and C weights ``[B, N]`` -> ``[(1 + C) * B, N, D]``."""
         return torch.cat([embeds, *(embeds * w[..., None].to(embeds.dtype) for w in weights)])
 
-    def _repeat(self, value: Any, rows: int) -> Any:
-        """Decoder arguments for that many rows (block 0's, repeated)."""
-        if isinstance(value, Mapping):
-            return {k: self._repeat(v, rows) for k, v in value.items()}
-        if not isinstance(value, Tensor) or rows == self.batch:
-            return value
-        times = rows // self.batch
-        if value.ndim == 3 and value.shape[1] == self.batch and value.shape[0] in (3, 4):  # M-RoPE [axes, B, T]
-            return value.repeat(1, times, 1)
-        if value.ndim and value.shape[0] == self.batch and self.batch > 1:
-            return value.repeat(times, *([1] * (value.ndim - 1)))
-        return value.expand(rows, *value.shape[1:]) if value.ndim == 2 else value
-
     def prefill(self) -> DualOutput:
         """The whole prompt at once; fills the cache."""
         embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
-        kwargs = {k: self._repeat(v, self.rows) for k, v in self.call.kwargs.items()}
-        with torch.no_grad(), self._set(graph="none", write=True), self.rules.attached():
+        kwargs = {k: _repeat(k, v, self.rows) for k, v in self.call.kwargs.items()}
+        with torch.no_grad(), self._set(rows=self.rows, write=True), self.rules.attached():
             out = self.adapter.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs)
         self.cache.advance(self.call.length)
         return self._output(out)
@@ -175,20 +168,23 @@ class DualStream:
         rows = int(embeds.shape[0])
         kwargs: dict[str, Any] = {"attention_mask": self._current_mask(rows)}
         if self.positions is not None:
-            kwargs["position_ids"] = self._repeat(self.positions, rows)
+            kwargs["position_ids"] = _repeat("position_ids", self.positions, rows)
         extra = {k: v for k, v in self.call.kwargs.items() if k not in _PLAIN}
         differentiable = graph != "none"
         with (
             torch.set_grad_enabled(differentiable),
-            self._set(graph=graph, write=write, offsets=offsets, tap=tap),
+            self._set(rows=rows, graph=graph, write=write, offsets=offsets, tap=tap),
             self.rules.attached(),
         ):
             if differentiable:
                 embeds = embeds.detach().requires_grad_(True)
-            out = self.adapter.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra)
+            out = self.adapter.decoder(
+                inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra
+            )
+            output = self._output(out)  # inside: a view taken under no_grad would lose its graph
         if write:
             self.cache.advance(1)
-        return self._output(out)
+        return output
 
     def _current_mask(self, rows: int) -> Any:
         if self.mask_growth is not None:
@@ -203,12 +199,16 @@ class DualStream:
         return DualOutput(hidden[:, -1].reshape(-1, self.batch, hidden.shape[-1]))
 
     @contextmanager
-    def _set(self, *, graph: str, write: bool, offsets: Offsets | None = None, tap: Any = None) -> Iterator[None]:
+    def _set(
+        self, *, rows: int, write: bool, graph: str = "none", offsets: Offsets | None = None, tap: Any = None
+    ) -> Iterator[None]:
         mode = self.mode
+        mode.channels = rows // self.batch
         mode.graph, mode.write, mode.offsets, mode.tap = graph, write, offsets, tap
         try:
             yield
         finally:
+            mode.channels = 1
             mode.graph, mode.write, mode.offsets, mode.tap = "none", True, None, None
 
     def heads(self, output: DualOutput) -> tuple[Tensor, Tensor]:
@@ -221,19 +221,19 @@ class DualStream:
         head: Any = self.adapter.head
         raw = head(hidden)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        bias = head._parameters.get("bias") if hasattr(head, "_parameters") else None
         logits, phi = raw[0], raw[1:]
-        if isinstance(bias, Tensor):
-            phi = phi - bias.to(raw.dtype)
+        if not (type(head) is nn.Linear and head.bias is None):  # an adapter may hide a bias: ask the module
+            phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw.dtype)
         logits, phi = self._scaled(logits, phi)
-        if not bool(torch.isfinite(logits).all()):
-            raise NotFiniteError("the logits hold NaN or infinity", hint="check weights and dtype; try float32")
+        if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(phi).all()):
+            raise NotFiniteError("the logits or their relevance hold NaN or infinity", hint="check weights and dtype; try float32")
         return logits, phi
 
     def phi_of(self, output: DualOutput, tokens: Tensor) -> Tensor:
         """Phi ``[C, B, k]`` of some tokens ``[B, k]`` only: rows of the output embedding instead of all of it."""
         head: Any = self.adapter.head
-        if self.adapter.head_scalars.cap is not None or getattr(head, "weight", None) is None or head.weight.ndim != 2:
+        plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter  # neither quantised nor adapted
+        if self.adapter.head_scalars.cap is not None or not plain:
             phi = self.heads(output)[1]
             return phi.gather(-1, tokens.expand(phi.shape[0], -1, -1))
         rows = torch.nn.functional.embedding(tokens, head.weight)  # [B, k, D]
@@ -250,3 +250,61 @@ class DualStream:
             capped = torch.tanh(logits / scalars.cap) * scalars.cap
             logits, phi = capped, phi * rules.slope(logits, capped)
         return logits, phi
+
+
+_CHECKED: WeakKeyDictionary[nn.Module, set[tuple[str | int, ...]]] = WeakKeyDictionary()
+
+
+def _require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
+    """Run tangents t, 2 t and 0 through the decoder, once a model: all that no twin covers must be linear on them.
+
+    Biases, learned positions, gates and activations written as functions are not, and would be silently wrong.
+
+    Raises:
+        UnknownKindError: it is not.
+    """
+    key = (composite.name, *map(id, adapter.decoder.modules()))
+    if key in _CHECKED.setdefault(adapter.decoder, set()):
+        return
+    count = min(2, call.length)
+    piece = call.row(0)
+    embeds = piece.embeds[:, -count:]
+    mode, cache = Mode(channels=4), DualCache(count)
+    twins = DualRules(adapter, mode, cache, composite)
+    kwargs = {k: _repeat(k, _tail(v, count), 4) for k, v in piece.kwargs.items()}
+    with torch.no_grad(), twins.attached():
+        rows = torch.cat([embeds, embeds / 2, embeds, torch.zeros_like(embeds)])
+        out = adapter.decoder(inputs_embeds=rows, past_key_values=cache, use_cache=True, **kwargs)
+    hidden = (out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0])[:, -1].detach().float()
+    error = max(float((hidden[2] - 2 * hidden[1]).abs().max()), float(hidden[3].abs().max()))
+    limit = 1e-3 if embeds.dtype in (torch.float32, torch.float64) else 5e-2
+    if not error <= limit * (1e-6 + float(hidden[2].abs().max())):
+        raise UnknownKindError(
+            f"{type(adapter.decoder).__name__} does something to its rows that no forward twin covers: tangents come out "
+            f"{error:.2g} away from linear",
+            hint=FALLBACK,
+        )
+    _CHECKED[adapter.decoder].add(key)
+
+
+def _tail(value: Any, count: int) -> Any:
+    """The last positions of a mask or of position ids."""
+    if isinstance(value, Mapping):
+        return {k: _tail(v, count) for k, v in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value[..., -count:, -count:] if value.ndim == 4 else value[..., -count:]
+
+
+def _repeat(name: str, value: Any, rows: int) -> Any:
+    """A decoder argument for that many rows: block 0's, repeated. Masks of one row broadcast by themselves."""
+    if isinstance(value, Mapping):
+        return {k: _repeat(name, v, rows) for k, v in value.items()}
+    if not isinstance(value, Tensor) or value.ndim < 2:
+        return value
+    axis = 1 if "position" in name and value.ndim == 3 else 0  # M-RoPE positions are [axes, B, T]
+    if value.shape[axis] == rows or (value.ndim == 4 and value.shape[axis] == 1):
+        return value
+    times = [1] * value.ndim
+    times[axis] = rows // value.shape[axis]
+    return value.repeat(times)

@@ -36,7 +36,8 @@ class Family:
     """What is known of a family beyond its config.
 
     Attributes:
-        model_types: values of ``config.model_type`` it serves.
+        model_types: values of ``config.model_type`` it serves; ``model_type/type of the vision tower`` where only
+            those with that tower are meant.
         paper: its row of the paper's table (the paper's defaults where it has none).
         members: which positions are perceptual beside the placeholders: ``(input_ids, modality ids) -> modality ids``.
         pictures: lays out one run of image or video positions (:data:`limelight.models.spans.Pictures`).
@@ -66,4 +67,7 @@ def families() -> dict[str, Family]:
 
 def family_of(config: Any) -> Family:
     """The family of a config; one without a file of its own is served by detection alone (``GENERIC``)."""
-    return families().get(str(getattr(config, "model_type", "")), GENERIC)
+    kind = str(getattr(config, "model_type", ""))
+    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
+    known = families()
+    return known.get(f"{kind}/{tower}") or known.get(kind) or GENERIC

@@ -1,0 +1,52 @@
+# make demo   set-up, then the main job on the shipped miniature model: greedy and LIME side by side, overlays, a page
+# make test   set-up, then all tests
+# make check  set-up, then lint, format and types
+# make bench  speed and quality tables (long); the parts: bench-speed, bench-quality
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+EXTRAS := audio,video,bench
+WORKERS ?= 2
+
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test check format bench bench-speed bench-quality train-vision clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade "pip>=25.1"
+	$(RUN) -m pip install --quiet torch -c constraints.txt
+	$(RUN) -m pip install --quiet -e ".[$(EXTRAS)]" --group dev -c constraints.txt
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(RUN) -m limelight demo --out out/demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)
+
+check: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(STAMP)
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: bench-speed bench-quality
+
+bench-speed: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m bench.speed
+
+bench-quality: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m bench.quality
+
+train-vision: $(STAMP)
+	$(RUN) -m recipes.demo_vision.train
+
+clean:
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache

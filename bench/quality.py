@@ -1,0 +1,369 @@
+"""Quality on the vision miniature: every decoder, its controls beside it, settings chosen on dev, reported on test.
+
+    python -m bench.quality                 everything (hours on two cores; finished cells are kept in .cache/quality)
+    python -m bench.quality --only greedy "exact LIME (paper)"
+    python -m bench.quality --table         print the table from the committed bench/results/quality.json
+
+A setting is chosen on dev by accuracy at a 70:30 mixture of right and wrong hints, clear and poor pictures alike: a rule
+that merely ignores the text pays for it there. Test chooses nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import quality_score as score
+from bench.quality_data import CACHE, CAPTION_SETS, CELLS, TEXT_CELLS
+from bench.quality_decoders import BY_NAME, DECODERS, Decoder
+
+RESULTS = Path(__file__).parent / "results" / "quality.json"
+DEV_CELLS = TEXT_CELLS
+DEV_QUESTIONS = 100
+QUESTIONS = 1000
+CAPTIONS = 200
+SHARE_QUESTIONS = 60
+MIXTURES = (0.9, 0.7, 0.5)
+
+
+def fingerprint() -> str:
+    """Of the shipped weights: results of another model are never mixed in."""
+    from limelight.models.adapter import packaged
+
+    return hashlib.sha256((packaged("demo-vision") / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def job(
+    kind: str, name: str, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+) -> dict[str, Any]:
+    """Run one decoder on one cell (in a worker), or read what an earlier run found."""
+    key = hashlib.sha256(json.dumps([kind, name, split, where, n, settings, seed, fingerprint()]).encode()).hexdigest()[
+        :20
+    ]
+    path = CACHE / f"{key}.json"
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept
+    import logging
+    import warnings
+
+    import torch
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    started = time.process_time()
+    out = {"questions": _answer, "captions": _describe, "share": _share}[kind](
+        BY_NAME[name], split, where, n, settings, seed
+    )
+    out["seconds"] = time.process_time() - started
+    CACHE.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(out))
+    path.with_suffix(".part").rename(path)
+    return out
+
+
+def _generate(
+    decoder: Decoder, settings: dict[str, Any], tensors: dict[str, Any], seed: int | None, tokens: int
+) -> Any:
+    import torch
+
+    import limelight
+    from bench.quality_data import adapter
+
+    own = adapter()
+    fn = limelight.custom_generate(decoder.build(settings), processor=own.processor, tensors=tensors, seed=seed)
+    sampled = (
+        {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if seed is not None else {"do_sample": False}
+    )
+    with torch.no_grad():
+        return own.model.generate(
+            **tensors, custom_generate=fn, max_new_tokens=tokens, return_dict_in_generate=True, output_logits=True,
+            disable_compile=True, **sampled,
+        )  # fmt: skip
+
+
+def _answer(
+    decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+) -> dict[str, Any]:
+    from bench.quality_data import batches, cell, yes_no_ids
+
+    yes, no = yes_no_ids()
+    asked = cell(split, where, n)
+    margin: dict[str, float] = {}
+    chosen: dict[str, int] = {}
+    size = 1 if decoder.method == "opera" else 40
+    for number, (part, tensors) in enumerate(batches(asked, size)):
+        out = _generate(decoder, settings, tensors, None if seed is None else seed * 100_000 + number * 1000, 1)
+        for a, logits, token in zip(part, out.logits[0], out.sequences[:, -1].tolist(), strict=True):
+            difference = float(logits[yes]) - float(logits[no])
+            margin[a.id] = max(-1e4, min(1e4, 0.0 if difference != difference else difference))
+            chosen[a.id] = token
+    return {
+        "margin": [round(margin[a.id], 5) for a in asked],
+        "yes": [chosen[a.id] == yes for a in asked],
+        "unparsed": sum(chosen[a.id] not in (yes, no) for a in asked),
+        "truth": [bool(a.truth) for a in asked],
+    }
+
+
+def _describe(
+    decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+) -> dict[str, Any]:
+    from bench.quality_data import adapter, batches, caption_set
+    from limelight.demo.language import mentioned
+
+    asked = caption_set(split, where, n)
+    said: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    size = 1 if decoder.method == "opera" else 25
+    for number, (part, tensors) in enumerate(batches(asked, size)):
+        out = _generate(decoder, settings, tensors, None if seed is None else seed * 100_000 + number * 1000, 24)
+        answers = adapter().tokenizer.batch_decode(
+            out.sequences[:, tensors["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        for a, text in zip(part, answers, strict=True):
+            texts[a.id] = text.strip()
+            said[a.id] = sorted(mentioned(text))
+    return {
+        "said": [said[a.id] for a in asked],
+        "truth": [sorted(a.truth) for a in asked],
+        "texts": [texts[a.id] for a in asked],
+    }
+
+
+def _share(
+    decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+) -> dict[str, Any]:
+    """Modality share of the answered token's relevance: under the decoder's own forward where it has one (LIME)."""
+    import limelight
+    from bench.quality_data import adapter, cell, inputs
+
+    own, shares = adapter(), []
+    for asked in cell(split, where, n):
+        tensors = inputs([asked])
+        if decoder.method == "lime":
+            fn = limelight.custom_generate(decoder.build(settings), processor=own.processor, details=True)
+            out = own.model.generate(
+                **tensors,
+                custom_generate=fn,
+                max_new_tokens=1,
+                do_sample=False,
+                return_dict_in_generate=True,
+                disable_compile=True,
+            )
+            shares.append(out.steps[0][0].shares["image"])
+        else:
+            token = int(_generate(decoder, settings, tensors, seed, 1).sequences[0, -1])
+            shares.append(limelight.attribute(own, tensors, token).share("image"))
+    return {"share": float(np.mean(shares))}
+
+
+def mixture(accuracy: dict[str, float], right: float) -> float:
+    """Accuracy when a share ``right`` of the hints is right, over both kinds of hint and both visibilities."""
+    parts = [
+        right * accuracy[f"{kind}-right/{seen}"] + (1 - right) * accuracy[f"{kind}-wrong/{seen}"]
+        for kind in ("E", "C")
+        for seen in ("clear", "poor")
+    ]
+    return float(np.mean(parts))
+
+
+class Bench:
+    """Runs jobs on worker processes, with a line of progress for each."""
+
+    def __init__(self, workers: int, questions: int, captions: int) -> None:
+        self.workers, self.questions, self.captions = workers, questions, captions
+
+    def run(self, jobs: list[tuple[Any, ...]], title: str) -> list[dict[str, Any]]:
+        results: dict[int, dict[str, Any]] = {}
+        started = time.time()
+        if self.workers == 1:
+            return [job(*j) for j in jobs]
+        with ProcessPoolExecutor(self.workers) as pool:
+            futures = {pool.submit(job, *j): i for i, j in enumerate(jobs)}
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                left = (time.time() - started) / len(results) * (len(jobs) - len(results))
+                print(f"  {title}: {len(results)}/{len(jobs)}, about {left:.0f} s left", file=sys.stderr, flush=True)
+        return [results[i] for i in range(len(jobs))]
+
+    def choose(
+        self, decoder: Decoder, chosen: dict[str, dict[str, Any]]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The best settings on dev, and what every trial scored."""
+        if decoder.like:
+            return chosen[decoder.like], []
+        if len(decoder.grid) == 1:
+            return dict(decoder.grid[0]), []
+        jobs = [
+            ("questions", decoder.name, "dev", where, DEV_QUESTIONS, settings, None)
+            for settings in decoder.grid
+            for where in DEV_CELLS
+        ]
+        done = self.run(jobs, f"{decoder.name}, choosing on dev")
+        trials = []
+        for i, settings in enumerate(decoder.grid):
+            part = done[i * len(DEV_CELLS) : (i + 1) * len(DEV_CELLS)]
+            accuracy = {
+                where: float((np.array(r["yes"]) == np.array(r["truth"])).mean())
+                for where, r in zip(DEV_CELLS, part, strict=True)
+            }
+            trials.append({"settings": settings, "dev_70_30": mixture(accuracy, 0.7)})
+        best = max(trials, key=lambda t: t["dev_70_30"])
+        return best["settings"], trials
+
+    def evaluate(self, decoder: Decoder, settings: dict[str, Any]) -> dict[str, Any]:
+        """Every cell and caption set on test."""
+        seeds: tuple[int | None, ...] = decoder.sample_seeds or (None,)
+        jobs: list[tuple[Any, ...]] = [
+            ("questions", decoder.name, "test", where, self.questions, settings, seed)
+            for seed in seeds
+            for where in CELLS
+        ]
+        jobs += [
+            ("captions", decoder.name, "test", where, self.captions, settings, seed)
+            for seed in seeds
+            for where in CAPTION_SETS
+            if decoder.captions
+        ]
+        jobs += [("share", decoder.name, "test", "E-wrong/clear", SHARE_QUESTIONS, settings, seeds[0])]
+        done = self.run(jobs, f"{decoder.name}, test")
+        cells = {where: [done[i * len(CELLS) + k] for i in range(len(seeds))] for k, where in enumerate(CELLS)}
+        rest = done[len(seeds) * len(CELLS) :]
+        spoken = {
+            where: [rest[i * len(CAPTION_SETS) + k] for i in range(len(seeds))]
+            for k, where in enumerate(CAPTION_SETS)
+            if decoder.captions
+        }
+        return {
+            "cells": cells,
+            "captions": spoken,
+            "share": done[-1]["share"],
+            "seconds": sum(r["seconds"] for r in done),
+        }
+
+
+def row_of(decoder: Decoder, raw: dict[str, Any], greedy: dict[str, Any] | None) -> dict[str, Any]:
+    """Numbers of one decoder, over its seeds; paired against greedy."""
+    cells: dict[str, Any] = {}
+    pairs: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+    for where, runs in raw["cells"].items():
+        per = []
+        right = []
+        for run in runs:
+            truth, yes = np.array(run["truth"]), np.array(run["yes"])
+            per.append(score.yes_no(np.array(run["margin"]), yes, truth))
+            right.append(yes == truth)
+        numbers = {k: float(np.mean([p[k] for p in per])) for k in per[0]}
+        numbers["unparsed"] = float(np.mean([run["unparsed"] for run in runs]))
+        if greedy is not None:
+            base = greedy["cells"][where][0]
+            truth, margin = np.array(base["truth"]), np.array(base["margin"])
+            mine, theirs = np.mean(right, axis=0), np.array(base["yes"]) == truth
+            numbers["vs_greedy"] = score.paired(mine, theirs)
+            moved = score.matched(margin, numbers["yes_ratio"])
+            numbers["greedy_at_same_yes_ratio"] = float((moved == truth).mean())
+            numbers["fixed"] = int(((right[0]) & ~theirs).sum())
+            numbers["broken"] = int((~right[0] & theirs).sum())
+            if where in TEXT_CELLS:
+                pairs.append((mine, theirs))
+        cells[where] = numbers
+    accuracy = {w: c["accuracy"] for w, c in cells.items()}
+    out: dict[str, Any] = {
+        "cells": cells,
+        "mixtures": {str(m): mixture(accuracy, m) for m in MIXTURES},
+        "auc_fixed_hint": float(np.mean([cells[w]["auc"] for w in TEXT_CELLS if not w.startswith("none")])),
+        "image_share": raw["share"],
+        "seconds": raw["seconds"],
+        "captions": {
+            where: {
+                k: float(np.mean([score.chair(_sets(r))[k] for r in runs]))
+                for k in ("chair_s", "chair_i", "recall", "mentions")
+            }
+            for where, runs in raw["captions"].items()
+        },
+    }
+    if pairs:
+        out["text_cells_vs_greedy"] = score.paired(
+            np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs])
+        )
+    return out
+
+
+def _sets(run: dict[str, Any]) -> list[tuple[set[str], frozenset[str]]]:
+    return [(set(s), frozenset(t)) for s, t in zip(run["said"], run["truth"], strict=True)]
+
+
+def ceilings(n: int) -> dict[str, dict[str, float]]:
+    """The probe of the image tokens in every cell: what the picture tells, hint or no hint."""
+    from bench.quality_data import cell, probe_margins
+    from limelight.demo.questions import questions
+
+    out = {}
+    for where in CELLS:
+        asked = cell("test", where, n)
+        margin = probe_margins(asked, [q.object for q in questions("test", where, n)])
+        out[where] = score.yes_no(margin, margin > 0, np.array([a.truth for a in asked]))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"decoders: {', '.join(BY_NAME)}")
+    parser.add_argument("--table", action="store_true", help="print the committed table, run nothing")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="a cell")
+    parser.add_argument("--captions", type=int, default=CAPTIONS, help="a set")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    from bench.quality_table import pareto, render
+
+    if args.table:
+        print(render(json.loads(args.out.read_text())))
+        return
+    known = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if known.get("model") != fingerprint() or known.get("questions") != args.questions:
+        known = {}
+    results: dict[str, Any] = known or {
+        "model": fingerprint(), "questions": args.questions, "captions": args.captions, "rows": {}
+    }  # fmt: skip
+    bench = Bench(args.workers, args.questions, args.captions)
+    chosen = {name: row["settings"] for name, row in results["rows"].items()}
+    greedy = bench.evaluate(BY_NAME["greedy"], {})
+    if "probe" not in results:
+        results["probe"] = ceilings(args.questions)
+    for decoder in DECODERS:
+        if args.only and decoder.name not in args.only:
+            continue
+        try:
+            settings, trials = bench.choose(decoder, chosen)
+        except KeyError:
+            print(f"{decoder.name} takes the settings of {decoder.like}, which has not run", file=sys.stderr)
+            continue
+        chosen[decoder.name] = settings
+        raw = bench.evaluate(decoder, settings)
+        row = row_of(decoder, raw, None if decoder.name == "greedy" else greedy)
+        results["rows"][decoder.name] = {
+            "settings": settings,
+            "change": decoder.change,
+            "control": decoder.control,
+            "trials": trials,
+            **row,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(render(results))
+    pareto(results, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

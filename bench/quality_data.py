@@ -1,0 +1,97 @@
+"""The questions and captions of the quality table, rendered once, in batches the model can eat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import limelight
+from limelight.demo import language
+from limelight.demo.questions import captions, questions
+
+CACHE = Path(".cache/quality")
+TEXT_CELLS = tuple(f"{s}/{v}" for v in ("clear", "poor") for s in ("none", "E-right", "E-wrong", "C-right", "C-wrong"))
+IMAGE_CELLS = ("random/clear", "popular/clear", "adversarial/clear")
+CELLS = TEXT_CELLS + IMAGE_CELLS
+CAPTION_SETS = ("none", "E-wrong", "C-wrong")
+
+
+@cache
+def adapter() -> limelight.Adapter:
+    loaded = limelight.load("demo-vision")
+    loaded.processor.tokenizer.padding_side = "left"
+    return loaded
+
+
+@cache
+def yes_no_ids() -> tuple[int, int]:
+    """The tokens that answer: where "ASSISTANT: yes" and "ASSISTANT: no" first differ."""
+    encode = adapter().tokenizer.encode
+    yes, no = encode(f"ASSISTANT: {language.YES}"), encode(f"ASSISTANT: {language.NO}")
+    return next((a, b) for a, b in zip(yes, no, strict=False) if a != b)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: its words, its picture, and what is true."""
+
+    id: str
+    text: str
+    image: Any
+    truth: Any
+
+
+def cell(split: str, name: str, n: int) -> list[Asked]:
+    """Questions of a cell; ``truth`` is (label is yes)."""
+    return [Asked(q.id, q.text, q.scene.image(), q.label == language.YES) for q in questions(split, name, n)]
+
+
+def caption_set(split: str, name: str, n: int) -> list[Asked]:
+    """Caption requests; ``truth`` is the set of objects in the picture."""
+    return [Asked(c.id, c.text, c.scene.image(), c.objects) for c in captions(split, name, n)]
+
+
+def inputs(batch: list[Asked]) -> dict[str, Any]:
+    """Left-padded tensors of a batch."""
+    own = adapter()
+    template = own.processor.apply_chat_template
+    turns = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": a.text}]}] for a in batch]
+    texts = [template(t, add_generation_prompt=True, tokenize=False) for t in turns]
+    bos = own.tokenizer.bos_token
+    special = not (bos and texts[0].startswith(bos))
+    out = own.processor(
+        text=texts, images=[a.image for a in batch], padding=True, return_tensors="pt", add_special_tokens=special
+    )
+    return dict(out)
+
+
+def batches(asked: list[Asked], size: int) -> Iterator[tuple[list[Asked], dict[str, Any]]]:
+    """Batches of similar length, so that padding costs little."""
+    order = sorted(asked, key=lambda a: (len(a.text.split()), a.id))
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        yield part, inputs(part)
+
+
+def probe_margins(asked: list[Asked], names: list[str]) -> np.ndarray[Any, Any]:
+    """The probe's margin for "is there a NAME": what the image tokens tell, whatever the language model makes of it."""
+    from limelight.demo.probe import Probe
+    from limelight.demo.scenes import OBJECTS
+
+    model, probe = adapter().model, Probe.load()
+    out: dict[str, float] = {}
+    wanted = dict(zip([a.id for a in asked], names, strict=True))
+    with torch.no_grad():
+        for part, tensors in batches(asked, 50):
+            features = model.get_image_features(pixel_values=tensors["pixel_values"])
+            tokens = features.pooler_output if hasattr(features, "pooler_output") else features
+            scores = probe(torch.stack(list(tokens)) if isinstance(tokens, (list, tuple)) else tokens)
+            for a, row in zip(part, scores, strict=True):
+                out[a.id] = float(row[OBJECTS.index(wanted[a.id])])
+    return np.array([out[a.id] for a in asked])

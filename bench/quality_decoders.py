@@ -1,0 +1,65 @@
+"""The decoders of the quality table and the settings each may try on dev: at most four trials a decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from limelight.decoding.registry import strategy
+from limelight.decoding.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A row of the table. ``grid``: settings to choose from on dev; ``like``: takes the chosen settings of another row."""
+
+    name: str
+    method: str
+    grid: tuple[dict[str, Any], ...] = ({},)
+    like: str = ""
+    change: dict[str, Any] = field(default_factory=dict)
+    sample_seeds: tuple[int, ...] = ()
+    control: bool = False
+    captions: bool = True
+
+    def build(self, settings: dict[str, Any]) -> Strategy:
+        return strategy(self.method, **{**settings, **self.change})
+
+
+def _grid(**values: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
+    rows: list[dict[str, Any]] = [{}]
+    for name, choices in values.items():
+        rows = [{**row, name: choice} for row in rows for choice in choices]
+    return tuple(rows)
+
+
+DECODERS: tuple[Decoder, ...] = (
+    Decoder("greedy", "greedy"),
+    Decoder("sampled", "greedy", sample_seeds=(0, 1, 2)),
+    Decoder("exact LIME (paper)", "lime", _grid(lr=(3e-4, 3e-3, 1e-2))),
+    Decoder("exact LIME, gradient x input", "lime", like="exact LIME (paper)", change={"composite": "gradient-input"}),
+    Decoder("exact LIME, text positions", "lime", like="exact LIME (paper)", change={"reward": "text"}, control=True),
+    Decoder("random direction, equal norm", "lime", like="exact LIME (paper)", change={"direction": "random"}, control=True),
+    Decoder("exact LIME, margin", "lime", _grid(objective=("margin",), lr=(3e-3, 1e-2))),
+    Decoder("cached LIME, paper weights", "lime-cached", _grid(objective=("paper",), rule=("adam",), lr=(6e-3, 6e-2))),
+    Decoder("cached LIME, difference", "lime-cached", _grid(objective=("difference",), lr=(1e-3, 3e-3, 1e-2, 3e-2))),
+    Decoder("cached LIME, margin", "lime-cached", _grid(objective=("margin",), lr=(1e-3, 3e-3, 1e-2, 3e-2))),
+    Decoder("cached LIME, margin, 3 updates", "lime-cached", _grid(objective=("margin",), updates=(3,), lr=(1e-3, 3e-3, 1e-2))),
+    Decoder(
+        "cached LIME, margin, gated", "lime-cached", like="cached LIME, margin",
+        change={"gate": "uncertain", "threshold": 0.95},
+    ),
+    Decoder("cached LIME, margin, text positions", "lime-cached", like="cached LIME, margin", change={"reward": "text"}, control=True),
+    Decoder("relevance-contrastive", "relevance-contrastive", _grid(alpha=(1.0, 2.0, 4.0, 8.0))),
+    Decoder("relevance-contrastive, CP-LRP", "relevance-contrastive", _grid(composite=("cp-lrp",), alpha=(1.0, 2.0, 4.0))),
+    Decoder("VCD", "vcd", _grid(alpha=(0.5, 1.0))),
+    Decoder("ICD", "icd", _grid(alpha=(0.5, 1.0))),
+    Decoder("M3ID", "m3id"),
+    Decoder("PAI", "pai", _grid(alpha=(0.2, 0.5))),
+    Decoder("AvisC", "avisc"),
+    Decoder("DoLa", "dola"),
+    Decoder("DeCo", "deco"),
+    Decoder("MemVR", "memvr"),
+    Decoder("OPERA", "opera"),
+)  # fmt: skip
+BY_NAME = {d.name: d for d in DECODERS}

@@ -1,0 +1,270 @@
+"""Speed and memory, as ratios to plain cached greedy decoding in the same run.
+
+    python -m bench.speed            the committed table (long)
+    python -m bench.speed --quick    a short version of it, in under three minutes
+    python -m bench.speed --gpu      a 7B-shaped LLaVA with random bfloat16 weights on the first GPU
+
+Each (setting, prompt length, batch) runs in a process of its own, in turn with the others and several times over:
+process time of one thread, median and spread over tokens and repeats; peak memory beyond the loaded model; FLOPs by
+counting matrix products. The model has random weights: LM 512 wide, 8 layers, 8 heads, vocabulary 32000, LLaVA-shaped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+LENGTHS = {150: 100, 600: 576, 2400: 2304}  # prompt tokens -> image tokens among them
+GPU_SETTINGS = ("greedy", "meter", "relevance-contrastive", "cached LIME, 1 update", "cached LIME, gated 20 %")
+
+
+def build(length: int, *, gpu: bool = False) -> Any:
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    side = round(LENGTHS[length] ** 0.5)
+    text = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if gpu:
+        text = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+        vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, image_size=side * 14, patch_size=14),
+        text_config=LlamaConfig(**text, vocab_size=32000, max_position_embeddings=8192),
+        image_token_index=31999,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if gpu else "cpu"):
+        torch.set_default_dtype(torch.bfloat16 if gpu else torch.float32)
+        model = LlavaForConditionalGeneration(config).eval()
+        torch.set_default_dtype(torch.float32)
+    return model
+
+
+def prompt(length: int, batch: int, device: str, dtype: Any) -> dict[str, Any]:
+    import torch
+
+    image = LENGTHS[length]
+    side = round(image**0.5)
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(5, 30000, (batch, length - image), generator=generator)
+    ids = torch.cat([words[:, :8], torch.full((batch, image), 31999), words[:, 8:]], dim=1)
+    pixels = torch.randn(batch, 3, side * 14, side * 14, generator=generator).to(device, dtype)
+    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device), "pixel_values": pixels}
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gpu: bool, flops: bool) -> dict[str, Any]:
+    """One cell, in this process. Seconds a token are those after the first; the first is the prefill."""
+    import logging
+    import warnings
+
+    import torch
+
+    import limelight
+    from bench.flops import FlopCounter
+    from bench.speed_settings import UNCACHED, settings
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    model = build(length, gpu=gpu)
+    device = "cuda" if gpu else "cpu"
+    inputs = prompt(length, batch, device, next(model.parameters()).dtype)
+    strategy = settings()[name]()
+    clock = (lambda: (torch.cuda.synchronize(), time.perf_counter())[1]) if gpu else time.process_time
+
+    def run(count: int, at: Any) -> None:
+        fn = limelight.custom_generate(strategy, tensors=inputs, on_step=lambda row, step: at() if row == 0 else None)
+        with torch.no_grad():
+            model.generate(
+                **inputs,
+                custom_generate=fn,
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                disable_compile=True,
+            )
+
+    loaded = torch.cuda.memory_allocated() if gpu else peak_bytes()
+    seconds: list[float] = []
+    firsts: list[float] = []
+    uncached = name in UNCACHED or "uncached" in name
+    for repeat in range(repeats + (not uncached)):
+        stamps = [clock()]
+        run(tokens, lambda stamps=stamps: stamps.append(clock()))
+        warm = not uncached and repeat == 0
+        if not warm:
+            firsts.append(stamps[1] - stamps[0])
+            later = [b - a for a, b in itertools.pairwise(stamps[1:])]
+            seconds += later or [firsts[-1]]
+    peak = (torch.cuda.max_memory_allocated() if gpu else peak_bytes()) - loaded
+    counted: float | None = None
+    if flops and not gpu:
+        model.set_attn_implementation("eager")
+        marks: list[int] = []
+        with FlopCounter() as counter:
+            run(1 if name in UNCACHED else 3, lambda: marks.append(counter.total))
+        counted = float(marks[0] if len(marks) == 1 else (marks[-1] - marks[0]) / (len(marks) - 1))
+    return {
+        "name": name,
+        "prompt_tokens": length,
+        "batch": batch,
+        "seconds_per_token": statistics.median(seconds) / batch,
+        "spread": [min(seconds) / batch, max(seconds) / batch],
+        "first_token_seconds": statistics.median(firsts) / batch,
+        "peak_bytes": peak,
+        "flops_per_token": None if counted is None else counted / batch,
+    }
+
+
+def cell(
+    name: str, length: int, batch: int, tokens: int, repeats: int, *, gpu: bool, flops: bool
+) -> dict[str, Any] | None:
+    """The same in a fresh process; None (with a line on stderr) when it fails."""
+    arguments = [
+        sys.executable,
+        "-m",
+        "bench.speed",
+        "--cell",
+        name,
+        str(length),
+        str(batch),
+        str(tokens),
+        str(repeats),
+    ]
+    arguments += ["--gpu"] * gpu + ["--flops"] * flops
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        print(f"{name} at {length} x {batch} did not run: {tail}", file=sys.stderr)
+        return None
+    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return row
+
+
+def plan(*, quick: bool, gpu: bool) -> list[tuple[str, int, int, int, int]]:
+    """(name, prompt length, batch, tokens, repeats). What nobody would wait for is left out, not guessed."""
+    from bench.speed_settings import UNCACHED, settings
+
+    out = []
+    for length in (600,) if quick or gpu else LENGTHS:
+        for batch in (1,) if quick else (1, 8):
+            for name in GPU_SETTINGS if gpu else settings():
+                uncached = name in UNCACHED
+                if uncached and (length > 600 or batch > 1):
+                    continue
+                if quick and name in ("LIME as published", "cached LIME, 6 Adam updates", "cached LIME, 6 updates"):
+                    continue
+                if name == "greedy, uncached" and (length > 600 or batch > 1):
+                    continue
+                tokens = 1 if uncached else 3 if "uncached" in name else 12 if length > 600 or batch > 1 else 20
+                out.append((name, length, batch, tokens, 1 if quick or uncached else 2))
+    return out
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| setting | prompt | batch | ms a token | x greedy | spread | prefill x greedy | peak MiB beyond the model | GFLOP a token |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        flops = "" if r["flops_per_token"] is None else f"{r['flops_per_token'] / 1e9:.2f}"
+        low, high = r["spread"]
+        lines.append(
+            f"| {r['name']} | {r['prompt_tokens']} | {r['batch']} | {1e3 * r['seconds_per_token']:.1f} "
+            f"| {r['ratio_to_greedy']:.2f} | {1e3 * low:.1f}-{1e3 * high:.1f} | {r['prefill_ratio']:.2f} "
+            f"| {r['peak_bytes'] / 2**20:.0f} | {flops} |"
+        )
+    return "\n".join(lines)
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    base = {(r["prompt_tokens"], r["batch"]): r for r in rows if r["name"] == "greedy"}
+    for r in rows:
+        greedy = base[r["prompt_tokens"], r["batch"]]
+        r["ratio_to_greedy"] = r["seconds_per_token"] / greedy["seconds_per_token"]
+        r["prefill_ratio"] = r["first_token_seconds"] / greedy["first_token_seconds"]
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Milliseconds a token over prompt length, batch 1."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(r["name"] for r in rows):
+        points = sorted(
+            (r["prompt_tokens"], 1e3 * r["seconds_per_token"]) for r in rows if r["name"] == name and r["batch"] == 1
+        )
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="prompt tokens",
+        ylabel="ms a token (one thread)",
+        title="Cost over prompt length",
+    )
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one prompt length, batch 1, one repeat")
+    parser.add_argument("--gpu", action="store_true", help="7B-shaped random model on the first GPU")
+    parser.add_argument("--flops", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--cell", nargs=5, metavar=("NAME", "LENGTH", "BATCH", "TOKENS", "REPEATS"), help=argparse.SUPPRESS
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where to write the rows (default bench/results/speed.json; not for --quick)"
+    )
+    args = parser.parse_args()
+    if args.cell:
+        name, length, batch, tokens, repeats = args.cell
+        row = measure(name, int(length), int(batch), int(tokens), int(repeats), gpu=args.gpu, flops=args.flops)
+        print(json.dumps(row))
+        return
+    cells = plan(quick=args.quick, gpu=args.gpu)
+    rows: list[dict[str, Any]] = []
+    for i, (name, length, batch, tokens, repeats) in enumerate(cells):
+        print(f"[{i + 1}/{len(cells)}] {name}, {length} prompt tokens, batch {batch}", file=sys.stderr, flush=True)
+        row = cell(name, length, batch, tokens, repeats, gpu=args.gpu, flops=not args.quick)
+        if row is not None:
+            rows.append(row)
+    rows = with_ratios(rows)
+    print(table(rows))
+    out = args.out or (None if args.quick else RESULTS / ("speed_gpu.json" if args.gpu else "speed.json"))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "threads": 1,
+        }
+        out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        if not args.gpu:
+            plot(rows, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

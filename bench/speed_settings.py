@@ -1,0 +1,156 @@
+"""The settings that bench/speed.py times: ours, the peers', and two reference loops that exist only here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.lime import Lime, rewarded
+from limelight.decoding.lime_cached import LimeCached, LimeCachedSession
+from limelight.decoding.registry import strategy
+from limelight.decoding.strategy import Outlook, Run
+from limelight.grounding.deltas import Deltas
+from limelight.grounding.objectives import kl, paper_loss
+from limelight.relevance.attribute import input_relevance
+from limelight.relevance.composites import ATTN_LRP, attached
+
+
+class Uncached:
+    """Greedy decoding that runs the whole model, towers included, on the whole sequence at every token."""
+
+    name = "greedy, uncached"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, run: Run) -> Any:
+        return _UncachedSession(run)
+
+
+class _UncachedSession:
+    def __init__(self, run: Run) -> None:
+        self.run, self.ids = run, run.ids
+
+    def inputs(self) -> dict[str, Any]:
+        dropped = (
+            "past_key_values",
+            "use_cache",
+            "position_ids",
+            "attention_mask",
+            "modality_ids",
+            "mm_encoder_outputs",
+        )
+        kept = {k: v for k, v in self.run.inputs.items() if k not in dropped}
+        return {**kept, "pixel_values": self.run.tensors["pixel_values"], "input_ids": self.ids}
+
+    def next(self, tokens: Tensor | None) -> Outlook:
+        if tokens is not None:
+            self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        return Outlook(self.run.adapter.model(**self.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1])
+
+
+class Naive:
+    """The paper's loop as published: a second copy of the LM for the reference distribution, the towers and the full
+    logits at every forward, a backward after the last forward that nothing uses."""
+
+    name = "LIME as published"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, run: Run) -> Any:
+        return _NaiveSession(run)
+
+
+class _NaiveSession(_UncachedSession):
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.twin = deepcopy(run.adapter.model)
+        self.modality = rewarded(run.modality_ids, run.mask, markers=False)
+        self.mask = run.mask
+
+    @torch.enable_grad()
+    def next(self, tokens: Tensor | None) -> Outlook:
+        adapter = self.run.adapter
+        if tokens is not None:
+            self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+            self.modality = torch.cat([self.modality, self.modality.new_zeros(len(tokens), 1)], dim=1)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        traits = adapter.traits
+        shape = (self.ids.shape[0], traits.heads, self.ids.shape[1], traits.head_dim)
+        deltas = Deltas(sorted(adapter.attention_layers), shape, self.ids.device, torch.float32)
+        adam = torch.optim.Adam(deltas.parameters(), lr=adapter.family.paper.lr)
+        with torch.no_grad():
+            reference = torch.log_softmax(self.twin(**self.inputs(), use_cache=False).logits[:, -1].float(), dim=-1)
+        kept: list[Tensor] = []
+
+        def leaf(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            embeds = kwargs["inputs_embeds"].detach().requires_grad_(True)
+            kept.append(embeds)
+            return args, {**kwargs, "inputs_embeds": embeds}
+
+        handle = adapter.decoder.register_forward_pre_hook(leaf, with_kwargs=True)
+        try:
+            with attached(adapter, ATTN_LRP, deltas):
+                for _ in range(adapter.family.paper.steps):
+                    kept.clear()
+                    logits = adapter.model(**self.inputs(), use_cache=False).logits[:, -1].float()
+                    target = logits.argmax(-1)
+                    f = logits.gather(-1, target[:, None]).sum()
+                    relevance = input_relevance(f, kept[0], create_graph=True)
+                    loss = paper_loss(relevance, self.modality, self.mask, 0.1) + 0.1 * kl(reference, logits)
+                    deltas.set_gradients(torch.autograd.grad(loss.sum(), deltas.parameters()))
+                    adam.step()
+        finally:
+            handle.remove()
+        return Outlook(logits.detach())
+
+
+class _EveryFifth(LimeCachedSession):
+    """A gate that opens at every fifth token: what 20 % of the tokens cost, whatever the model thinks."""
+
+    def __init__(self, settings: LimeCached, run: Run) -> None:
+        super().__init__(settings, run)
+        session = self
+
+        class Fifth:
+            kind = "every fifth token"
+            seen = 0
+
+            def opens(self, logits: Tensor, phi: Tensor) -> Tensor:
+                self.seen += 1
+                return torch.full((logits.shape[0],), self.seen % 5 == 0, device=logits.device)
+
+        session.gate = Fifth()  # type: ignore[assignment]
+
+
+class Gated(LimeCached):
+    def session(self, run: Run) -> Any:
+        return _EveryFifth(self, run)
+
+
+def settings() -> dict[str, Callable[[], Any]]:
+    """name -> strategy, in the order of the table; greedy first."""
+    return {
+        "greedy": lambda: strategy("greedy"),
+        "greedy, uncached": Uncached,
+        "meter": lambda: strategy("meter"),
+        "relevance-contrastive": lambda: strategy("relevance-contrastive"),
+        "cached LIME, gated 20 %": Gated,
+        "cached LIME, 1 update": lambda: LimeCached(updates=1),
+        "cached LIME, 2 updates": lambda: LimeCached(updates=2),
+        "cached LIME, 6 updates": lambda: LimeCached(updates=6),
+        "cached LIME, 1 Adam update": lambda: LimeCached(updates=1, rule="adam"),
+        "cached LIME, 6 Adam updates": lambda: LimeCached(updates=6, rule="adam"),
+        "VCD": lambda: strategy("vcd"),
+        "M3ID": lambda: strategy("m3id"),
+        "exact LIME": Lime,
+        "LIME as published": Naive,
+    }
+
+
+UNCACHED = ("exact LIME", "LIME as published")

@@ -1,0 +1,81 @@
+"""How long a benchmark should take on one GPU, from stated costs a token: ``python -m limelight.benchmarks.cost``.
+
+An estimate for a 7B model and a prompt of 606 positions (LLaVA-1.5: 576 image tokens and a question), bf16, batch 1:
+
+    seconds = rows * (prefill TFLOP / R + tokens * max(token TFLOP / R, weight reads * 14 GB / W))
+
+R is the rate that the paper's own speed implies: 242.6 TFLOP a token (its loop, counted) at 0.32 tokens/s, 77.6 TFLOP/s.
+W is the memory bandwidth of a 40 GB A100, 1.555 TB/s. FLOPs are counted on the modules (bench/flops); weight reads of the
+cached modes are their measured time on a CPU over a plain cached token's. Nothing here was measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+PAPER_TFLOP, PAPER_SPEED = 242.6, 0.32
+RATE = PAPER_TFLOP * PAPER_SPEED  # TFLOP/s
+WEIGHTS, BANDWIDTH = 14.0, 1555.0  # GB, GB/s
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A decoding method: TFLOP of the prompt and of a token, and how often a token reads the weights."""
+
+    name: str
+    prompt: float
+    token: float
+    reads: float
+
+    def hours(self, rows: int, tokens: float) -> float:
+        """Expected hours for ``rows`` answers of ``tokens`` tokens."""
+        each = max(self.token / RATE, self.reads * WEIGHTS / BANDWIDTH)
+        return rows * (self.prompt / RATE + tokens * each) / 3600
+
+
+METHODS = (
+    Cost("greedy, cached", 8.0, 0.0135, 1.0),
+    Cost("meter, relevance-contrastive", 16.2, 0.027, 1.4),
+    Cost("lime-cached, 1 update", 16.2, 0.069, 4.8),
+    Cost("lime-cached, 6 updates", 16.2, 0.351, 22.0),
+    Cost("lime (exact)", 0.0, 206.0, 1.0),
+    Cost("the paper's loop", 0.0, PAPER_TFLOP, 1.0),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of the paper: how many answers, and how long they are in tokens (the end of sequence counted)."""
+
+    name: str
+    rows: int
+    tokens: float
+
+
+JOBS = (
+    Job("POPE, one split", 3000, 2),
+    Job("POPE, three splits", 9000, 2),
+    Job("CHAIR, 500 captions", 500, 110),
+    Job("AIR-Bench foundation, 19k questions", 19000, 3),
+    Job("1000 yes/no questions about sounds", 1000, 10),
+)
+
+
+def table() -> str:
+    """Expected GPU hours, as a Markdown table."""
+    head = ["| run | answers x tokens |", *(f" {m.name} |" for m in METHODS)]
+    rule = "|" + " --- |" * (len(METHODS) + 2)
+    rows = [
+        f"| {j.name} | {j.rows} x {j.tokens:g} |" + "".join(f" {_hours(m.hours(j.rows, j.tokens))} |" for m in METHODS)
+        for j in JOBS
+    ]
+    return "\n".join(["".join(head), rule, *rows])
+
+
+def _hours(value: float) -> str:
+    return f"{60 * value:.0f} min" if value < 1 else f"{value:.1f} h"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")

@@ -1,0 +1,167 @@
+"""A finished or half-finished run, read back from its folder, and its numbers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from limelight.benchmarks import rowlog
+from limelight.benchmarks.manifest import compare, manifests, part_name, read_manifest
+from limelight.benchmarks.scorers.measure import Block, Metric, evaluate
+from limelight.benchmarks.task import Scoring, Task, task
+from limelight.errors import DataError
+from limelight.types import PathLike, Record
+
+ASSETS = "assets"
+JUDGEMENTS = "judgements.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The rows of a run.
+
+    Attributes:
+        path: its folder; ``name`` is the folder's.
+        manifest: identity (task, settings, hashes), sessions with versions.
+        rows: the last row of every sample, answered or failed.
+        total: how many samples the whole run has, over all shards.
+        own_task: a task that is not one of the library's.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    rows: Mapping[str, rowlog.Row]
+    total: int
+    own_task: Task | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def task(self) -> Task:
+        return self.own_task or task(self.manifest["identity"]["task"])
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.manifest["identity"]["settings"]
+        return found
+
+    @cached_property
+    def errors(self) -> dict[str, Mapping[str, str]]:
+        """id -> error, of the samples whose last attempt failed."""
+        return {i: row["error"] for i, row in self.rows.items() if row.get("error")}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample has an answer."""
+        return len(self.rows) - len(self.errors) >= self.total
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """The answered samples; a reply's meta and the prompt join the sample's meta, judgements too."""
+        judged = {}
+        if (self.path / JUDGEMENTS).exists():
+            judged = {i: r["judgement"] for i, r in rowlog.latest(rowlog.read(self.path / JUDGEMENTS)).items()}
+        return tuple(
+            Record(
+                i,
+                row["answer"],
+                row["target"],
+                {**row["meta"], **row.get("reply", {}), "prompt": row["prompt"]}
+                | ({"judgement": judged[i]} if i in judged else {}),
+            )
+            for i, row in self.rows.items()
+            if not row.get("error")
+        )
+
+    def scoring(self, parser: str = "", **options: Any) -> Scoring:
+        chosen = self.task.parser(parser or self.manifest.get("parser", ""))
+        return Scoring(chosen, self.path / ASSETS if (self.path / ASSETS).is_dir() else None, options)
+
+    def blocks(self, parser: str = "", **options: Any) -> list[Block]:
+        """The scorer's columns; see ``scorers.measure``."""
+        return self.task.score(self.records, self.scoring(parser, **options))
+
+    def score(
+        self, parser: str = "", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **options: Any
+    ) -> Results:
+        """The numbers, with bootstrap intervals."""
+        scoring = self.scoring(parser, **options)
+        metrics = evaluate(self.task.score(self.records, scoring), resamples=resamples, level=level, seed=seed)
+        seconds = sum(float(row["seconds"]) for row in self.rows.values())
+        return Results(self, metrics, scoring.parser, seconds)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Metrics of a run, by name."""
+
+    run: Run
+    metrics: Mapping[str, Metric]
+    parser: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``results.json`` holds: the numbers, what they were computed from, and all that is needed to repeat it."""
+        run, identity = self.run, self.run.manifest["identity"]
+        sessions = run.manifest["sessions"]
+        return {
+            "task": identity["task"],
+            "task_version": identity["version"],
+            "paper": run.task.paper,
+            "parser": self.parser,
+            "metrics": {k: m.to_json() for k, m in self.metrics.items()},
+            "rows": len(run.records),
+            "total": run.total,
+            "complete": run.complete,
+            "errors": {"count": len(run.errors), "types": dict(Counter(e["type"] for e in run.errors.values()))},
+            "answer_seconds": round(self.seconds, 3),
+            "identity": identity,
+            "sessions": sessions,
+            "mixed_versions": any(
+                (s["versions"], s["git"]) != (sessions[0]["versions"], sessions[0]["git"]) for s in sessions
+            ),
+        }
+
+
+def open_results(folder: PathLike, own_task: Task | None = None) -> Run:
+    """The run in ``folder``, all its shards together. ``own_task`` is needed for a task that is not the library's.
+
+    Raises:
+        DataError: there is no run in it.
+    """
+    path = Path(folder)
+    found = manifests(path) if path.is_dir() else []
+    if not found:
+        raise DataError(f"{path} holds no run", hint="point at a folder that limelight bench wrote with --out")
+    parts = [read_manifest(p) for p in found]
+    for p, part in zip(found[1:], parts[1:], strict=True):
+        compare(p, part["identity"], parts[0]["identity"])
+    rows: dict[str, rowlog.Row] = {}
+    for part in parts:
+        log = path / part_name("rows", (part["shard"][0], part["shard"][1]), ".jsonl")
+        rows |= rowlog.latest(rowlog.read(log)) if log.exists() else {}
+    ordered = dict(sorted(rows.items(), key=lambda item: tuple(item[1]["place"])))
+    total = max(int(part["total"]) for part in parts)
+    sessions = [s for part in parts for s in part["sessions"]]
+    return Run(path, {**parts[0], "sessions": sessions}, ordered, total, own_task)
+
+
+def find_runs(paths: Sequence[PathLike]) -> list[Run]:
+    """Every run in the folders, and in folders inside them."""
+    found = {p.parent for root in map(Path, paths) for p in (*root.rglob("run.json"), *root.rglob("run.*of*.json"))}
+    if not found:
+        raise DataError(f"no runs in {', '.join(map(str, paths))}", hint="point at folders that limelight bench wrote")
+    return [open_results(p) for p in sorted(found)]
+
+
+def read_results(folder: PathLike) -> dict[str, Any]:
+    """``results.json`` of a finished run."""
+    found: dict[str, Any] = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+    return found

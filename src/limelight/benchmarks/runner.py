@@ -1,0 +1,190 @@
+"""The runner: asks a task's samples, keeps every answer, resumes after any interruption, and scores.
+
+    DIR/run.json        what the run is: task, version, settings, file hashes, seed; versions and git hash a session
+    DIR/rows.jsonl      a line an answer (or error), appended and fsynced
+    DIR/assets/         files that scoring needs again
+    DIR/results.json    the numbers
+
+With shards, ``run.1of4.json`` and ``rows.1of4.jsonl`` lie side by side in one folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from limelight.benchmarks import manifest, rowlog
+from limelight.benchmarks.engine import Engine, Local, Outcome, describe
+from limelight.benchmarks.loading import Loaded, load
+from limelight.benchmarks.progress import Progress
+from limelight.benchmarks.results import ASSETS, JUDGEMENTS, Results, Run, open_results
+from limelight.benchmarks.scorers.judge import Judge
+from limelight.benchmarks.task import Answer, AnswerMany, Task
+from limelight.benchmarks.task import task as task_named
+from limelight.errors import DataError, SettingError
+from limelight.types import PathLike, Sample
+
+
+def run(
+    task: Task | str,
+    answer: Answer | None = None,
+    out: PathLike = "runs/run",
+    *,
+    data: PathLike | None = None,
+    splits: Sequence[str] = (),
+    limit: int | None = None,
+    suffix: str = "",
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    settings: Mapping[str, Any] | None = None,
+    answer_many: AnswerMany | None = None,
+    batch_size: int = 1,
+    engine: Engine | None = None,
+    parser: str = "",
+    judge: Judge | None = None,
+    check: bool = True,
+    progress: bool = True,
+    max_errors_in_a_row: int = 25,
+) -> Results:
+    """Run a benchmark, or resume it: samples that have an answer in ``out`` are not asked again, failed ones are.
+
+    Args:
+        answer, answer_many, batch_size: what answers, one by one or in batches; ``sample.meta["seed"]`` is the seed of
+            the sample, the same in every order, batch and shard.
+        engine: answers instead, elsewhere (``ray_engine.RayEngine``).
+        data, splits, limit, suffix, check: see :func:`limelight.benchmarks.loading.load`.
+        shard: (i, n): every n-th sample from the i-th on; all shards share ``out``.
+        settings: JSON values that the answers depend on (model, strategy, generation settings). A run is not resumed
+            with other settings.
+        parser: how answers are read, by name; does not change the answers.
+        judge: rates answers after they are given (MMHal-Bench).
+        max_errors_in_a_row: stop when so many answers in a row raise: something is wrong for good.
+
+    Raises:
+        SettingError: ``out`` holds a run with other settings, or is being written by another process.
+        DataError: files are missing or malformed, or too many errors in a row.
+    """
+    chosen = task_named(task) if isinstance(task, str) else task
+    parser = chosen.parser(parser)
+    i, n = shard
+    if not 0 <= i < n:
+        raise SettingError(f"shard {i}/{n} does not exist", hint=f"i must be in 0..{n - 1}")
+    loaded = load(chosen, data, splits=splits, limit=limit, suffix=suffix, seed=seed, check=check)
+    folder = Path(out)
+    identity = _identity(chosen, loaded, suffix, seed, settings or {})
+    start = manifest.Start(identity, shard, len(loaded.samples), limit, parser)
+    start.check(folder)
+    with rowlog.RowLog(folder / manifest.part_name("rows", shard, ".jsonl")) as log:
+        start.write(folder)
+        for name, text in loaded.assets.items():
+            (folder / ASSETS).mkdir(exist_ok=True)
+            (folder / ASSETS / name).write_text(text, encoding="utf-8")
+        # by place, not by position in the list: a shard stays the same when the limit grows
+        mine = [(place, s) for place, s in zip(loaded.places, loaded.samples, strict=True) if sum(place) % n == i]
+        done = {key for key, row in rowlog.latest(log.rows).items() if not row.get("error")}
+        todo = {s.id: (place, s) for place, s in mine if s.id not in done}
+        with _bar(progress, chosen.name, len(mine), len(mine) - len(todo)) as bar:
+            _answer(log, engine or Local(answer, answer_many, batch_size), todo, bar, max_errors_in_a_row)
+    finished = open_results(folder, chosen)
+    if judge is not None and (n == 1 or finished.complete):
+        finished = rate(finished, judge, progress=progress)
+    results = finished.score(parser)
+    rowlog.write_json(folder / "results.json", results.to_json())
+    return results
+
+
+def shard_from_environment(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """The shard of this process under torchrun or accelerate launch, which set RANK and WORLD_SIZE; (0, 1) elsewhere."""
+    env = os.environ if environment is None else environment
+    if "RANK" not in env and "WORLD_SIZE" not in env:
+        return 0, 1
+    try:
+        return int(env["RANK"]), int(env["WORLD_SIZE"])
+    except (KeyError, ValueError) as error:
+        raise SettingError(
+            f"RANK={env.get('RANK')!r} and WORLD_SIZE={env.get('WORLD_SIZE')!r} do not name a shard",
+            hint="start with torchrun or accelerate launch, or pass --shard i/n",
+        ) from error
+
+
+def rate(run: Run, judge: Judge, *, progress: bool = True) -> Run:
+    """Let a judge rate the answers that have no judgement yet; judgements are kept row by row like answers."""
+    made_by: dict[str, Any] = getattr(judge, "settings", dict)()
+    with rowlog.RowLog(run.path / JUDGEMENTS) as log:
+        old = rowlog.latest(log.rows)
+        for row in old.values():
+            manifest.compare(run.path / JUDGEMENTS, row["judge"], made_by)
+        todo = [r for r in run.records if old.get(r.id, {}).get("answer") != r.answer]
+        failed: dict[str, str] | None = None
+        with _bar(progress, f"{run.task.name}: judge", len(run.records), len(run.records) - len(todo)) as bar:
+            for record in todo:
+                try:
+                    said = judge(record)
+                except Exception as error:  # noqa: BLE001 - the other answers can still be rated; raised below
+                    failed = describe(error)
+                    bar.step(failed["message"])
+                    continue
+                log.append({"id": record.id, "answer": record.answer, "judgement": said, "judge": made_by})
+                bar.step()
+    if failed is not None:
+        raise DataError(
+            f"the judge failed on some answers, last with {failed['type']}: {failed['message']}",
+            hint="the judgements that were given are kept; run the same command again",
+        )
+    return open_results(run.path, run.own_task)
+
+
+def _identity(task: Task, loaded: Loaded, suffix: str, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "version": task.version,
+        "splits": list(loaded.splits),
+        "suffix": suffix,
+        "seed": seed,
+        "settings": dict(settings),
+        "data": {name: dict(fact) for name, fact in sorted(loaded.facts.items())},
+    }
+
+
+def _answer(
+    log: rowlog.RowLog,
+    engine: Engine,
+    todo: dict[str, tuple[tuple[int, int], Sample]],
+    bar: Progress,
+    max_errors_in_a_row: int,
+) -> None:
+    errors = 0
+    for outcome in engine([s for _, s in todo.values()]):
+        if outcome.id not in todo:
+            continue  # an engine that retries may answer twice
+        log.append(_row(*todo.pop(outcome.id), outcome))
+        bar.step(outcome.error["message"] if outcome.error else None)
+        errors = errors + 1 if outcome.error else 0
+        if outcome.error and errors >= max_errors_in_a_row:
+            raise DataError(
+                f"{errors} answers in a row raised, last {outcome.error['type']}: {outcome.error['message']}",
+                hint=f"repair the cause and run the same command again; traces are in {log.path}",
+            )
+    if todo:
+        raise DataError(
+            f"{len(todo)} samples were never answered, first {next(iter(todo))}", hint="run the same command again"
+        )
+
+
+def _row(place: tuple[int, int], sample: Sample, outcome: Outcome) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": sample.id, "place": list(place), "seconds": round(outcome.seconds, 4)}
+    if outcome.reply is None:
+        return row | {"error": outcome.error}
+    media = {
+        m: [Path(x).name if isinstance(x, str | Path) else "in memory" for x in xs] for m, xs in sample.media.items()
+    }
+    row |= {"answer": outcome.reply.text, "target": sample.target, "prompt": sample.prompt, "media": media}
+    row["meta"] = dict(sample.meta)
+    return row | ({"reply": dict(outcome.reply.meta)} if outcome.reply.meta else {})
+
+
+def _bar(show: bool, title: str, total: int, done: int) -> AbstractContextManager[Progress]:
+    return Progress(title, total, done) if show else nullcontext(Progress(title, total, done, quiet=True))

@@ -1,0 +1,1 @@
+"""From records to numbers: pure functions, apart from loaders and runner."""

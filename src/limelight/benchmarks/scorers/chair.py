@@ -1,0 +1,134 @@
+"""CHAIR: objects a caption mentions that are not in the picture.
+
+    CHAIR_s = captions with a hallucinated object / captions
+    CHAIR_i = hallucinated mentions / object mentions          (mentions, not unique objects)
+    recall  = unique true objects mentioned / true objects
+
+Source: Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018, and its script; recall from the script
+that later papers on multimodal LLMs use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from limelight.benchmarks.scorers import words
+from limelight.benchmarks.scorers.measure import Block, block, share
+from limelight.errors import DataError
+from limelight.types import Record
+
+Rules = Literal["lvlm", "official"]
+
+_DOUBLE = (
+    "motor bike,motor cycle,air plane,traffic light,street light,traffic signal,stop light,fire hydrant,stop sign,"
+    "parking meter,suit case,sports ball,baseball bat,baseball glove,tennis racket,wine glass,hot dog,cell phone,"
+    "mobile phone,teddy bear,hair drier,potted plant,bow tie,laptop computer,stove top oven,home plate"
+)
+_ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The 80 COCO objects and their synonyms, and how words of a caption are matched with them.
+
+    Two rules are in use:
+    ``official`` singularises every word by pattern.en's rules, as the script of 2018 does: it never sees "bus" ("bu"),
+    nor "ties" ("ty").
+    ``lvlm`` follows the script that the LLaVA-era papers run (it also reports recall), which lemmatises instead: known
+    words stay, their plurals become singular, and "train track" is no train. That script lemmatises by part of speech,
+    so that it counts "seated" as a chair and "tied" as a tie; this one does not.
+    """
+
+    nodes: Mapping[str, str]
+    double: Mapping[str, str]
+    known: words.Known
+    rules: Rules
+
+    @classmethod
+    def parse(cls, synonyms: str, rules: Rules = "lvlm") -> Lexicon:
+        """From the text of synonyms.txt: a line an object, its words separated by ", ", the first one its name.
+
+        Words are not stripped, as in the official scripts: an entry after two spaces (" motor bike") never matches.
+        """
+        groups = [line.strip().split(", ") for line in synonyms.splitlines() if line.strip()]
+        if len(groups) < 2 or any(not g[0] for g in groups):
+            raise DataError(
+                "synonyms.txt should hold a line an object, words separated by ', '", hint="see limelight bench chair"
+            )
+        nodes = {word: g[0] for g in groups for word in g}
+        double = {d: d for d in _DOUBLE.split(",")}
+        double |= {f"{age} {animal}": animal for animal in _ANIMALS for age in ("baby", "adult")}
+        double |= {f"passenger {v}": v for v in ("jet", "train")}
+        double |= {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
+        if rules == "official":
+            return cls(nodes, double, words.Known(frozenset(), {}), rules)
+        double["train track"] = "train track"
+        known = [w for w in nodes if " " not in w] + [w for d in double for w in d.split()]
+        return cls(nodes, double, words.Known.of(known), rules)
+
+    def tokens(self, caption: str) -> list[str]:
+        """Words of the caption in the singular, double words merged."""
+        text = words.tokens(caption.lower())
+        if self.rules == "official":
+            text = [words.singular(w) for w in text]
+        else:
+            text = [self.known.base(w) for w in text]
+        merged, i = [], 0
+        while i < len(text):
+            pair = " ".join(text[i : i + 2])
+            merged.append(self.double.get(pair, text[i]))
+            i += 2 if pair in self.double else 1
+        return [w for w in merged if w != "seat"] if "toilet" in merged and "seat" in merged else merged
+
+    def mentions(self, caption: str) -> list[str]:
+        """The object of every mention, in order: "two dogs and a puppy" gives dog, dog."""
+        return [self.nodes[w] for w in self.tokens(caption) if w in self.nodes]
+
+    def truth(self, names: Sequence[str], captions: Sequence[str]) -> frozenset[str]:
+        """Objects of a picture: its annotated categories and what its reference captions mention."""
+        unknown = [n for n in names if n not in self.nodes]
+        if unknown:
+            raise DataError(
+                f"categories {unknown} are not in synonyms.txt", hint="use the file that goes with COCO's 80 objects"
+            )
+        return frozenset(self.nodes[n] for n in names) | {m for c in captions for m in self.mentions(c)}
+
+
+_COLUMNS = ("captions", "with_hallucination", "mentions", "hallucinated", "recalled", "true", "words")
+
+
+def caption_columns(mentions: Sequence[str], truth: frozenset[str], length: int) -> dict[str, float]:
+    """One caption's columns."""
+    wrong = [m for m in mentions if m not in truth]
+    return {
+        "captions": 1.0,
+        "with_hallucination": float(bool(wrong)),
+        "mentions": float(len(mentions)),
+        "hallucinated": float(len(wrong)),
+        "recalled": float(len(truth.intersection(mentions))),
+        "true": float(len(truth)),
+        "words": float(length),
+        "correct": float(not wrong),
+    }
+
+
+def caption_block(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], clusters: Sequence[str] = ()) -> Block:
+    """CHAIR_s, CHAIR_i, recall and the mean length in words: shorter captions hallucinate less, so look at all four."""
+    measures = [
+        share("CHAIR_s", "with_hallucination", "captions", higher_is_better=False),
+        share("CHAIR_i", "hallucinated", "mentions", higher_is_better=False),
+        share("recall", "recalled", "true"),
+        share("length", "words", "captions", unit="", higher_is_better=None),
+    ]
+    return block(name, rows, measures, clusters, (*_COLUMNS, "correct"))
+
+
+def chair(records: Sequence[Record], lexicon: Lexicon, name: str = "") -> Block:
+    """CHAIR of captions. ``record.target`` holds ``objects`` (category names) and ``captions`` (references)."""
+    rows = []
+    for r in records:
+        truth = lexicon.truth(r.target["objects"], r.target["captions"])
+        rows.append((r.id, caption_columns(lexicon.mentions(r.answer), truth, len(lexicon.tokens(r.answer)))))
+    return caption_block(name, rows)

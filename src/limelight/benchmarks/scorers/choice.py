@@ -1,0 +1,60 @@
+"""Multiple choice: which letter an answer names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from limelight.benchmarks.scorers.measure import Block, block, count, share
+from limelight.errors import DataError
+from limelight.types import Record
+
+LETTERS = "ABCD"
+
+
+def official(answer: str) -> str | None:
+    """AIR-Bench's score_foundation.py: the first character if it is A-D, else the last but one ("It is A.")."""
+    text = answer.strip().replace("\n", "")
+    if not text or text == "None":
+        return None
+    if text[0] in LETTERS:
+        return text[0]
+    return text[-2] if len(text) > 1 and text[-2] in LETTERS else None
+
+
+def strict(answer: str) -> str | None:
+    """The only capital letter A-D that stands alone as a word; "A" of "A dog" counts only at the very end or before
+    punctuation."""
+    found = set(re.findall(r"(?<![A-Za-z])([A-D])(?=[.):,]|\s*$)", answer))
+    return found.pop() if len(found) == 1 else None
+
+
+PARSERS: Mapping[str, Callable[[str], str | None]] = {"official": official, "strict": strict}
+
+
+def gold_letter(record: Record) -> str:
+    """The letter of the right choice. ``record.target`` is the text of the answer, ``meta["choices"]`` the choices."""
+    choices = list(record.meta["choices"])
+    if record.target not in choices:
+        raise DataError(
+            f"question {record.id}: the answer {record.target!r} is none of {choices}", hint="check the meta file"
+        )
+    return LETTERS[choices.index(record.target)]
+
+
+def choice(name: str, records: Sequence[Record], parser_name: str) -> Block:
+    """Accuracy over the answers that name a letter, as the official script computes it, and over all; failures."""
+    rows = []
+    for r in records:
+        said = PARSERS[parser_name](r.answer)
+        right = float(said == gold_letter(r))
+        rows.append(
+            (r.id, {"n": 1.0, "parsed": float(said is not None), "unparsed": float(said is None), "correct": right})
+        )
+    measures = [
+        share("accuracy", "correct", "parsed"),
+        share("accuracy over all", "correct", "n"),
+        count("unparsed", "unparsed"),
+    ]
+    clusters = [str(r.meta.get("cluster", r.id)) for r in records]
+    return block(name, rows, measures, clusters, ("n", "parsed", "unparsed", "correct"))

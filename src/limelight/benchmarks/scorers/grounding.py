@@ -1,0 +1,188 @@
+"""Is the relevance where it should be? Spatial and temporal grounding, modality reliance, perturbation curves.
+
+    grounding = sum_i c_i a(R_i) / sum_i a(R_i),   c_i in [0, 1]: how much of cell i lies in the true region
+
+with a = |.| (``abs``), max(., 0) (``positive``) or the identity (``signed``; then it may leave [0, 1]). The paper gives
+spatial grounding and modality reliance without a definition; these are the natural ones, and the sign is an option
+because it changes the numbers. Uniform relevance scores the region's share of the whole: ``chance``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from limelight.benchmarks.scorers.measure import Array, Block, Measure, block, ratio, share
+from limelight.errors import DataError, SettingError
+from limelight.types import Modality, Record
+
+Sign = Literal["abs", "positive", "signed"]
+Box = tuple[float, float, float, float]
+
+
+def weigh(relevance: ArrayLike, sign: Sign = "abs") -> Array:
+    """Relevance with its sign treated."""
+    r = np.asarray(relevance, dtype=np.float64)
+    if not np.isfinite(r).all():
+        raise DataError(
+            "relevance holds NaN or infinity", hint="the attribution failed on this row; look at its answer"
+        )
+    if sign not in get_args(Sign):
+        raise SettingError(f"sign must be one of {get_args(Sign)}, got {sign!r}", hint="pass sign='abs'")
+    return np.abs(r) if sign == "abs" else np.maximum(r, 0.0) if sign == "positive" else r
+
+
+def box_coverage(grid: tuple[int, int], boxes: Sequence[Box]) -> Array:
+    """Share of each cell ``[rows, columns]`` inside the union of boxes (left, top, right, bottom), in fractions of the
+    picture. Exact: the plane is cut at all edges."""
+    for x0, y0, x1, y1 in boxes:
+        if not (0 <= x0 < x1 <= 1 + 1e-6 and 0 <= y0 < y1 <= 1 + 1e-6):
+            raise DataError(
+                f"box {(x0, y0, x1, y1)} is not left < right, top < bottom in [0, 1]",
+                hint="divide pixels by the picture's size",
+            )
+    rows, columns = grid
+    xs = np.unique(np.clip([*np.linspace(0, 1, columns + 1), *(x for b in boxes for x in (b[0], b[2]))], 0, 1))
+    ys = np.unique(np.clip([*np.linspace(0, 1, rows + 1), *(y for b in boxes for y in (b[1], b[3]))], 0, 1))
+    mx, my = (xs[1:] + xs[:-1]) / 2, (ys[1:] + ys[:-1]) / 2
+    inside = np.zeros((len(my), len(mx)), dtype=bool)
+    for x0, y0, x1, y1 in boxes:
+        inside |= ((my > y0) & (my < y1))[:, None] & ((mx > x0) & (mx < x1))[None, :]
+    area = inside * np.diff(ys)[:, None] * np.diff(xs)[None, :] * rows * columns
+    out = np.zeros(grid)
+    np.add.at(
+        out,
+        (np.minimum((my * rows).astype(int), rows - 1)[:, None], np.minimum((mx * columns).astype(int), columns - 1)),
+        area,
+    )
+    return np.clip(out, 0.0, 1.0)
+
+
+def mask_coverage(grid: tuple[int, int], mask: ArrayLike) -> Array:
+    """Share of each cell ``[rows, columns]`` inside a mask ``[height, width]``, exact where cells cut pixels."""
+    m = np.asarray(mask, dtype=np.float64)
+    if m.ndim != 2 or not m.size:
+        raise DataError(f"expected a mask [height, width], got shape {m.shape}", hint="pass one mask a picture")
+    for axis, cells in enumerate(grid):
+        total = np.insert(np.cumsum(m, axis=axis), 0, 0.0, axis=axis)
+        edges = np.linspace(0, m.shape[axis], cells + 1)
+        low = np.minimum(edges.astype(int), m.shape[axis] - 1)
+        part = (edges - low).reshape([-1 if a == axis else 1 for a in range(2)])
+        at = np.take(total, low, axis=axis) * (1 - part) + np.take(total, low + 1, axis=axis) * part
+        m = np.diff(at, axis=axis) * cells / m.shape[axis]
+    return np.clip(m, 0.0, 1.0)
+
+
+def event_coverage(n: int, seconds: float, events: Sequence[tuple[float, float]]) -> Array:
+    """Share of each of ``n`` frames of ``seconds`` inside the union of events (onset, offset), in seconds."""
+    if seconds <= 0 or any(off <= on for on, off in events):
+        raise DataError(f"expected frames longer than 0 s and onset < offset, got {seconds} s and {list(events)}")
+    edges = np.arange(n + 1) * seconds
+    inside, until = np.zeros(n), -math.inf
+    for on, off in sorted(events):
+        on = max(on, until)
+        inside += np.clip(np.minimum(off, edges[1:]) - np.maximum(on, edges[:-1]), 0.0, None)
+        until = max(until, off)
+    return np.clip(inside / seconds, 0.0, 1.0)
+
+
+def grounding(relevance: ArrayLike, coverage: ArrayLike, sign: Sign = "abs") -> float:
+    """Relevance inside the region over all relevance; NaN when there is none at all."""
+    r, c = weigh(relevance, sign), np.asarray(coverage, dtype=np.float64)
+    if r.shape != c.shape:
+        raise DataError(
+            f"relevance {r.shape} and region {c.shape} differ in shape",
+            hint="rasterise the region on the relevance's grid",
+        )
+    whole = float(r.sum())
+    return float((r * c).sum()) / whole if whole else math.nan
+
+
+def pointing(relevance: ArrayLike, coverage: ArrayLike, sign: Sign = "abs") -> float:
+    """The pointing game: whether the most relevant cell touches the region; the mean over cells that tie for it."""
+    r, c = weigh(relevance, sign), np.asarray(coverage, dtype=np.float64)
+    return float((c[r == r.max()] > 0).mean()) if r.size else math.nan
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The model's score as a growing fraction of the cells is kept (insertion) or removed (deletion)."""
+
+    fractions: tuple[float, ...]
+    values: tuple[float, ...]
+
+    @property
+    def area(self) -> float:
+        """Area under the curve (trapezoids), over fractions 0 to 1."""
+        return float(np.trapezoid(self.values, self.fractions))
+
+
+def perturbation(
+    relevance: ArrayLike,
+    score: Callable[[NDArray[np.bool_]], float],
+    mode: Literal["insertion", "deletion"],
+    *,
+    steps: int = 20,
+    sign: Sign = "signed",
+) -> Curve:
+    """Keep (or remove) cells in order of falling relevance and ask ``score(kept)`` each time.
+
+    ``kept`` has the shape of the relevance. Insertion should rise early (large area), deletion fall early (small
+    area). Source: Petsiuk et al., "RISE", 2018.
+    """
+    r = weigh(relevance, sign)
+    if steps < 1 or not r.size:
+        raise SettingError(f"expected at least one step and one cell, got {steps} and {r.size}", hint="pass steps=20")
+    order = np.argsort(-r.ravel(), kind="stable")
+    fractions, values = np.linspace(0, 1, min(steps, r.size) + 1), []
+    for f in fractions:
+        kept = np.full(r.size, mode == "deletion")
+        kept[order[: round(f * r.size)]] = mode == "insertion"
+        values.append(float(score(kept.reshape(r.shape))))
+    return Curve(tuple(fractions.tolist()), tuple(values))
+
+
+_COLUMNS = ("n", "with_relevance", "grounding", "chance", "pointing", "correct")
+
+
+def grounding_block(name: str, rows: Sequence[tuple[Record, Array, Array]], sign: Sign) -> Block:
+    """Mean grounding, its chance level, and the pointing game, from (record, relevance, coverage)."""
+    table = []
+    for record, relevance, coverage in rows:
+        g, hit = grounding(relevance, coverage, sign), pointing(relevance, coverage, sign)
+        row = {"n": 1.0, "chance": float(coverage.mean())}
+        if not math.isnan(g):
+            row |= {"with_relevance": 1.0, "grounding": g, "pointing": hit, "correct": float(hit >= 0.5)}
+        table.append((record.id, row))
+    measures = [
+        share("grounding", "grounding", "with_relevance"),
+        share("chance", "chance", "n", higher_is_better=None),
+        Measure("over chance", lambda s: ratio(s["grounding"], s["with_relevance"]) / ratio(s["chance"], s["n"]), ""),
+        share("pointing game", "pointing", "with_relevance"),
+    ]
+    return block(name, table, measures, [str(r.meta.get("cluster", r.id)) for r, _, _ in rows], _COLUMNS)
+
+
+def image_relevance(record: Record) -> Array | None:
+    """``[rows, columns]`` from the reply, or None when the answer came without it."""
+    grid = record.meta.get("image_relevance")
+    return None if grid is None else np.asarray(grid, dtype=np.float64)
+
+
+def audio_relevance(record: Record) -> tuple[Array, float] | None:
+    """Scores ``[n]`` and seconds a score from the reply, or None when the answer came without it."""
+    found: Mapping[str, Any] | None = record.meta.get("audio_relevance")
+    return None if found is None else (np.asarray(found["scores"], dtype=np.float64), float(found["seconds"]))
+
+
+def reliance(name: str, records: Sequence[Record], modality: Modality) -> list[Block]:
+    """Modality reliance: the mean share of relevance on the modality, over the answers that carry it in ``shares``.
+    No block when none does."""
+    shares = [(r.id, r.meta["shares"]) for r in records if modality in (r.meta.get("shares") or {})]
+    rows = [(i, {"share": float(s[modality]), "n": 1.0}) for i, s in shares]
+    return [block(name, rows, [share(f"{modality} reliance", "share", "n", higher_is_better=None)])] if rows else []

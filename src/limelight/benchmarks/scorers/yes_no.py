@@ -1,0 +1,157 @@
+"""Yes/no questions: the answer parsers in circulation, by name, and accuracy, precision, recall, F1, yes ratio.
+
+The parsers disagree on the same answers (docs/benchmarks.md has examples), so a number means nothing without the
+parser's name. A parser maps (answer, gold label) to "yes", "no" or None: unparsed, which counts as wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from limelight.benchmarks.scorers.measure import Block, Measure, Sums, block, count, ratio, share
+from limelight.errors import DataError
+from limelight.types import Record
+
+YesNo = Literal["yes", "no"]
+Parser = Callable[[str, YesNo], "YesNo | None"]
+
+
+def official(answer: str, gold: YesNo) -> YesNo | None:
+    """POPE's evaluate.py: the text before the first ".", without ",", split at spaces; "no" if a word is No, not or no,
+    else "yes". So the empty answer is a "yes", "NO" is a "yes", and so is "no!"."""
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def vcd(answer: str, gold: YesNo) -> YesNo | None:
+    """VCD's eval_pope.py: lower-case substring chosen by the gold label. Gold yes is right iff "yes" occurs; gold no is
+    right iff "no" occurs (also in "not", "know", "snow"), else it counts as a predicted yes."""
+    text = answer.lower()
+    if gold == "yes":
+        return "yes" if "yes" in text else "no"
+    return "no" if "no" in text else "yes"
+
+
+def lmms_eval(answer: str, gold: YesNo) -> YesNo | None:
+    """lmms-eval's pope task: the whole answer, stripped and lower-case, must be the label; "Yes." is unparsed."""
+    text = answer.lower().strip()
+    return "yes" if text == "yes" else "no" if text == "no" else None
+
+
+def strict(answer: str, gold: YesNo) -> YesNo | None:
+    """The word yes or the word no, whichever case, but not both and not neither."""
+    words = set(re.findall(r"[a-z]+", answer.lower()))
+    if ("yes" in words) == ("no" in words):
+        return None
+    return "yes" if "yes" in words else "no"
+
+
+def exact(answer: str, gold: YesNo) -> YesNo | None:
+    """AMBER's inference.py: exactly "Yes" or exactly "No"."""
+    return {"Yes": "yes", "No": "no"}.get(answer)  # type: ignore[return-value]
+
+
+def cascade(answer: str, gold: YesNo) -> YesNo | None:
+    """Audio-Hallucination-QA's evaluation.py: the first that occurs of Yes/yes, No, "there is no", "does not contain",
+    "doesn't contain", "contain", "not"/"unable"/"can't"; case matters (a lower-case "no" alone is unparsed)."""
+    for needles, label in _CASCADE:
+        if any(n in answer for n in needles):
+            return label
+    return None
+
+
+_CASCADE: tuple[tuple[tuple[str, ...], YesNo], ...] = (
+    (("Yes", "yes"), "yes"),
+    (("No",), "no"),
+    (("there is no",), "no"),
+    (("does not contain", "doesn't contain"), "no"),
+    (("contain",), "yes"),
+    (("not", "unable", "can't"), "no"),
+)
+
+
+def mme(answer: str, gold: YesNo) -> YesNo | None:
+    """MME's calculation.py: yes or no in the first four characters, lower-case."""
+    text = answer.lower().strip()[:4]
+    return "yes" if "yes" in text else "no" if "no" in text else None
+
+
+PARSERS: Mapping[str, Parser] = {
+    "official": official,
+    "vcd": vcd,
+    "lmms-eval": lmms_eval,
+    "strict": strict,
+    "exact": exact,
+    "cascade": cascade,
+    "mme": mme,
+}
+
+_COLUMNS = ("n", "correct", "tp", "fp", "tn", "fn", "lost_positive", "lost_negative", "yes", "unparsed", "empty")
+
+
+def gold_label(record: Record) -> YesNo:
+    """The record's target as "yes" or "no"; raises ``DataError`` when it is neither."""
+    text = str(record.target).strip().lower()
+    if text in ("yes", "1"):
+        return "yes"
+    if text in ("no", "0"):
+        return "no"
+    raise DataError(
+        f"question {record.id} has the label {record.target!r}, not yes or no", hint="check the question file"
+    )
+
+
+def columns_of(record: Record, parser: Parser, positive: YesNo) -> dict[str, float]:
+    """The record's columns: n, correct, tp, fp, tn, fn, lost_* (unparsed, by gold label), yes, unparsed, empty."""
+    gold = gold_label(record)
+    said = parser(record.answer, gold)
+    row = {
+        "n": 1.0,
+        "correct": float(said == gold),
+        "yes": float(said == "yes"),
+        "empty": float(not record.answer.strip()),
+    }
+    if said is None:
+        row |= {"unparsed": 1.0, "lost_positive" if gold == positive else "lost_negative": 1.0}
+    elif said == positive:
+        row["tp" if gold == positive else "fp"] = 1.0
+    else:
+        row["fn" if gold == positive else "tn"] = 1.0
+    return row
+
+
+def yes_no_measures(parser_name: str) -> list[Measure]:
+    """Accuracy, precision, recall, F1, yes ratio of the predictions, unparsed and empty counts.
+
+    Unparsed answers are wrong: they lower accuracy and recall. Two official scripts differ, and are followed under
+    their parser's name: ``lmms-eval`` leaves them out of recall, ``cascade`` counts them as predicted "no" when it
+    computes precision.
+    """
+
+    def said(s: Sums):  # type: ignore[no-untyped-def]
+        return s["tp"] + s["fp"] + (s["unparsed"] if parser_name == "cascade" else 0.0)
+
+    def true(s: Sums):  # type: ignore[no-untyped-def]
+        return s["tp"] + s["fn"] + (0.0 if parser_name == "lmms-eval" else s["lost_positive"])
+
+    return [
+        share("accuracy", "correct", "n"),
+        Measure("precision", lambda s: ratio(s["tp"], said(s))),
+        Measure("recall", lambda s: ratio(s["tp"], true(s))),
+        Measure("F1", lambda s: ratio(2 * s["tp"], said(s) + true(s))),
+        share("yes ratio", "yes", "n", higher_is_better=None),
+        count("unparsed", "unparsed"),
+        count("empty", "empty"),
+    ]
+
+
+def yes_no(
+    name: str, records: Sequence[Record], parser_name: str, *, positive: YesNo = "yes", cluster: str = "cluster"
+) -> Block:
+    """A block of yes/no questions; ``record.meta[cluster]`` (the picture, the sound) are drawn together."""
+    parser = PARSERS[parser_name]
+    rows = [(r.id, columns_of(r, parser, positive)) for r in records]
+    clusters = [str(r.meta.get(cluster, r.id)) for r in records]
+    return block(name, rows, yes_no_measures(parser_name), clusters, _COLUMNS)

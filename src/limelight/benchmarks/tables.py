@@ -1,0 +1,257 @@
+"""Tables of runs: for the terminal, Markdown, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from io import StringIO
+from typing import Literal, get_args
+
+from limelight.benchmarks.compare import Difference, Pair, compare, differing
+from limelight.benchmarks.manifest import differences
+from limelight.benchmarks.results import Results, Run
+from limelight.benchmarks.scorers.measure import Metric, Unit
+from limelight.errors import SettingError
+
+Format = Literal["terminal", "markdown", "latex", "html"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of plain text under a header, with a title above and notes below."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def render(tables: Iterable[Table], form: Format = "terminal", *, width: int | None = None) -> str:
+    """The tables as text in one of the four formats."""
+    writers = {"terminal": lambda t: _terminal(t, width), "markdown": _markdown, "latex": _latex, "html": _html}
+    if form not in writers:
+        raise SettingError(f"no table format {form!r}", hint=f"one of {', '.join(get_args(Format))}")
+    return "\n\n".join(writers[form](t) for t in tables) + "\n"
+
+
+def number(value: float, unit: Unit = "%", signed: bool = False) -> str:
+    """A number as tables show it: percent with one decimal, counts whole, anything else with three digits."""
+    if math.isnan(value):
+        return "-"
+    if unit == "count":
+        return f"{value:+.0f}" if signed else f"{value:.0f}"
+    shown = f"{100 * value:.1f}" if unit == "%" else f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+    return f"+{shown}" if signed and value > 0 else shown
+
+
+def cell(metric: Metric | None, intervals: bool = True) -> str:
+    """A metric with its interval: ``87.9 [86.7, 89.1]``."""
+    if metric is None:
+        return ""
+    text = number(metric.value, metric.unit)
+    if not intervals or math.isnan(metric.low) or metric.unit == "count":
+        return text
+    return f"{text} [{number(metric.low, metric.unit)}, {number(metric.high, metric.unit)}]"
+
+
+def side_by_side(
+    results: Sequence[Results],
+    *,
+    metrics: Sequence[str] = (),
+    everything: bool = False,
+    intervals: bool = True,
+    names: Sequence[str] = (),
+) -> Table:
+    """Runs of one task as columns, metrics as rows.
+
+    Args:
+        metrics: patterns (fnmatch) of the metrics to show; the task's headline when empty.
+        everything: show all of them.
+        names: what to call the runs.
+    """
+    task = results[0].run.task
+    patterns = tuple(metrics) or (("*",) if everything else task.headline)
+    shown = [m for m in dict.fromkeys(m for r in results for m in r.metrics) if _shown(m, patterns, results)]
+    header = ("", *(names or labels([r.run for r in results])))
+    rows = [(m, *(cell(r.metrics.get(m), intervals) for r in results)) for m in shown]
+    rows.append(("rows answered", *(f"{len(r.run.records)} of {r.run.total}" for r in results)))
+    if any(r.run.errors for r in results):
+        rows.append(("rows failed", *(str(len(r.run.errors)) for r in results)))
+    return Table(_title(results), header, tuple(rows), tuple(_notes(results)))
+
+
+def paired_table(
+    baseline: Run, other: Run, parser: str = "", *, metrics: Sequence[str] = (), resamples: int = 1000
+) -> Table:
+    """One run against a baseline, question by question."""
+    patterns = tuple(metrics) or baseline.task.headline
+    found = [d for d in compare(baseline, other, parser, resamples=resamples) if _matches(d.name, patterns)]
+    first, second = labels([baseline, other])
+    header = ("", first, second, "difference", "p", "only " + first, "only " + second, "McNemar p", "n")
+    notes = ("difference and p: paired bootstrap over clusters; only: units that one run alone got right",)
+    return Table(f"{other.task.name}: {second} minus {first}", header, tuple(_paired_row(d) for d in found), notes)
+
+
+def differing_table(baseline: Run, other: Run, parser: str = "", *, limit: int | None = 20) -> Table:
+    """The questions that two runs answered differently."""
+    pairs = differing(baseline, other, parser)
+    first, second = labels([baseline, other])
+    rows = [(p.verdict, p.id, _short(p.prompt), _short(str(p.target)), _short(p.a), _short(p.b)) for p in pairs[:limit]]
+    counts = {v: sum(p.verdict == v for p in pairs) for v in ("fixed", "broken", "same")}
+    notes = [f"{counts['fixed']} fixed, {counts['broken']} broken, {counts['same']} worded differently"]
+    notes += [f"{len(rows)} of {len(pairs)} shown"] if len(rows) < len(pairs) else []
+    return Table(
+        f"{other.task.name}: answers that differ, {first} and {second}",
+        ("", "id", "prompt", "target", first, second),
+        tuple(rows),
+        tuple(notes),
+    )
+
+
+def pair_rows(pairs: Iterable[Pair]) -> list[dict[str, object]]:
+    """Differing answers as JSON rows."""
+    return [
+        {"verdict": p.verdict, "id": p.id, "prompt": p.prompt, "target": p.target, "a": p.a, "b": p.b} for p in pairs
+    ]
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Short names of runs: their folders', with as many parents as it takes to tell them apart."""
+    parts = [r.path.resolve().parts for r in runs]
+    for depth in range(1, max((len(p) for p in parts), default=1) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _shown(name: str, patterns: Sequence[str], results: Sequence[Results]) -> bool:
+    # unparsed and empty answers are never hidden
+    lost = name.rpartition("/")[2] in ("unparsed", "empty", "answers without relevance")
+    return _matches(name, patterns) or (lost and any(name in r.metrics and r.metrics[name].value > 0 for r in results))
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, p) for p in patterns)
+
+
+def _title(results: Sequence[Results]) -> str:
+    parsers = dict.fromkeys(r.parser for r in results if r.parser)
+    return results[0].run.task.name + (f", parser {' / '.join(parsers)}" if parsers else "")
+
+
+def _notes(results: Sequence[Results]) -> list[str]:
+    notes = []
+    if any(m.low == m.low for r in results for m in r.metrics.values()):
+        notes.append("[low, high]: 95 % bootstrap interval over clusters; rates in percent")
+    first = results[0].run
+    for other in (r.run for r in results[1:]):
+        keys = {
+            k.partition(".")[0]
+            for k, _, _ in differences(first.manifest["identity"], other.manifest["identity"])
+            if not k.startswith(("settings", "shards"))
+        }
+        if keys:
+            notes.append(f"NOT COMPARABLE: {' and '.join(labels([first, other]))} differ in {', '.join(sorted(keys))}")
+    for r in results:
+        if not r.run.complete:
+            notes.append(f"{labels([x.run for x in results])[results.index(r)]} is not complete")
+    return notes
+
+
+def _paired_row(d: Difference) -> tuple[str, ...]:
+    gap = number(d.difference, d.unit, signed=True)
+    if not math.isnan(d.low):
+        gap += f" [{number(d.low, d.unit, signed=True)}, {number(d.high, d.unit, signed=True)}]"
+    return (
+        d.name,
+        number(d.a, d.unit),
+        number(d.b, d.unit),
+        gap,
+        _p(d.p),
+        "" if d.only_a is None else str(d.only_a),
+        "" if d.only_b is None else str(d.only_b),
+        _p(d.mcnemar),
+        str(d.n),
+    )
+
+
+def _p(p: float) -> str:
+    return "" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _short(text: str, n: int = 160) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= n else flat[: n - 3] + "..."
+
+
+def _terminal(table: Table, width: int | None) -> str:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    notes = Text("\n".join(table.notes)) if table.notes else None
+    drawn = RichTable(title=Text(table.title), caption=notes, title_justify="left", caption_justify="left")
+    for k, name in enumerate(table.header):
+        drawn.add_column(Text(name), justify="left" if k == 0 else "right", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))
+    out = StringIO()
+    Console(file=out, width=width or max(80, Console().width), color_system=None).print(drawn)
+    return out.getvalue().rstrip()
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+    rule = "|" + "|".join([" --- ", *[" ---: "] * (len(table.header) - 1)]) + "|"
+    body = [line(table.header), rule, *map(line, table.rows)]
+    return "\n".join(
+        [f"**{table.title}**", "", *body, *(["", *(f"{n}  " for n in table.notes)] if table.notes else [])]
+    )
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", **{c: f"\\{c}" for c in "&%$#_{}"}}  # fmt: skip
+
+
+def _latex(table: Table) -> str:
+    def text(cell: str) -> str:
+        return re.sub(r"[\\~^<>|&%$#_{}]", lambda m: _TEX[m.group()], cell)
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(text, cells)) + r" \\"
+
+    body = [
+        r"\begin{table}",
+        rf"\caption{{{text('. '.join([table.title, *table.notes]))}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+        r"\toprule",
+        line(table.header),
+        r"\midrule",
+        *map(line, table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(body)
+
+
+def _html(table: Table) -> str:
+    def line(cells: Sequence[str], head: bool = False) -> str:
+        tags = ['th scope="col"'] * len(cells) if head else ['th scope="row"', *["td"] * (len(cells) - 1)]
+        return (
+            f"<tr>{''.join(f'<{t}>{html.escape(c)}</{t.split()[0]}>' for t, c in zip(tags, cells, strict=True))}</tr>"
+        )
+
+    notes = "".join(f"<p>{html.escape(n)}</p>" for n in table.notes)
+    return (
+        f"<table>\n<caption>{html.escape(table.title)}</caption>\n<thead>{line(table.header, True)}</thead>\n<tbody>\n"
+        + "\n".join(map(line, table.rows))
+        + f"\n</tbody>\n</table>{notes}"
+    )

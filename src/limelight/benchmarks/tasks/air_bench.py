@@ -1,0 +1,93 @@
+"""AIR-Bench, foundation part: multiple choice about speech, sound and music."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.scorers.choice import choice
+from limelight.benchmarks.scorers.grounding import reliance
+from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.task import HubTable, Scoring, Task
+from limelight.types import Record, Sample
+
+SPLITS = ("speech", "sound", "music")
+ORIGIN = "https://huggingface.co/datasets/qyang1021/AIR-Bench-Dataset"
+META = Needed(("Foundation_meta.json", "Foundation/Foundation_meta.json"), f"{ORIGIN}, Foundation")
+SOUNDS = Needed(("Foundation/", "./"), ORIGIN)
+_ASK = (
+    "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, "
+    "you may only choose A or B or C or D."
+)
+
+
+def part(task_name: str) -> str:
+    """Which of speech, sound and music an AIR-Bench task belongs to."""
+    name = task_name.lower()
+    if name.startswith("music"):
+        return "music"
+    return "speech" if name.startswith(("speech", "speaker", "spoken", "synthesized")) else "sound"
+
+
+def _sample(row: Mapping[str, Any], split: str, media: Sequence[Any]) -> Sample:
+    where = META.names[0]
+    choices = [row.get(f"choice_{letter}") for letter in "abcd"]
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", choices, strict=True))
+    name = f"{column(where, row, 'task_name')}_{column(where, row, 'dataset_name')}"
+    return Sample(
+        f"{split}/{name}/{column(where, row, 'uniq_id')}",
+        f"{_ASK}\n{column(where, row, 'question')}\n{listed}",
+        {"audio": media},
+        column(where, row, "answer_gt"),
+        {"split": split, "task": name, "choices": [c for c in choices if c is not None]},
+    )
+
+
+def load(folder: Folder, split: str) -> Iterator[Sample]:
+    """The official prompt, which lists the missing choices of two-way questions as "C. None"."""
+    for row in folder.rows(META):
+        task_name = column(META.names[0], row, "task_name")
+        if part(task_name) != split:
+            continue
+        file = f"{task_name}_{column(META.names[0], row, 'dataset_name')}/{column(META.names[0], row, 'path')}"
+        if task_name == "Audio_Grounding":  # its meta rows say wav, its files are flac
+            file = f"{file[:-3]}flac"
+        yield _sample(row, split, [folder.media(SOUNDS, file)])
+
+
+def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
+    """Per part: accuracy over its questions, and the mean over its tasks."""
+    blocks = []
+    for split in SPLITS:
+        rows = [r for r in records if r.meta["split"] == split]
+        names = sorted({str(r.meta["task"]) for r in rows})
+        each = [choice(f"{split}/{n}", [r for r in rows if r.meta["task"] == n], scoring.parser) for n in names]
+        if rows:
+            blocks += [choice(split, rows, scoring.parser), mean_block(f"{split}/mean of tasks", each), *each]
+    return [*blocks, *reliance("", records, "audio")]
+
+
+def _hub(split: str) -> HubTable:
+    def convert(row: Mapping[str, Any], number: int) -> Sample:
+        return _sample(row, split, [row["audio"]])
+
+    return HubTable("lmms-lab/AIR_Bench", split, convert, "Foundation")
+
+
+TASK = Task(
+    name="air_bench",
+    version="1",
+    paper="Yang et al., AIR-Bench: Benchmarking Large Audio-Language Models, ACL 2024 (arXiv 2402.07729)",
+    about="multiple choice; answers without a letter leave the denominator, as officially, and are counted",
+    modality="audio",
+    splits=SPLITS,
+    files=lambda split: [META],
+    load=load,
+    score=score,
+    parsers=("official", "strict"),
+    media=f"{ORIGIN}, folder Foundation",
+    headline=("speech/accuracy", "sound/accuracy", "music/accuracy", "*/mean of tasks/accuracy", "audio reliance"),
+    max_new_tokens=32,
+    hub={split: _hub(split) for split in SPLITS},
+)

@@ -1,0 +1,85 @@
+"""AMBER: descriptions, and yes/no questions about existence, attributes and relations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from limelight.benchmarks.data import Folder, Needed
+from limelight.benchmarks.scorers.amber import Vocabulary, amber_score, generative
+from limelight.benchmarks.scorers.grounding import reliance
+from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.task import Scoring, Task
+from limelight.errors import DataError, SettingError
+from limelight.types import Record, Sample
+
+ORIGIN = "https://github.com/junyangwang0410/AMBER, data"
+QUERIES = Needed(("query_all.json", "query/query_all.json", "data/query/query_all.json"), f"{ORIGIN}/query")
+ANNOTATIONS = Needed(("annotations.json", "data/annotations.json"), ORIGIN)
+RELATION = Needed(("relation.json", "data/relation.json"), ORIGIN)
+SAFE = Needed(("safe_words.txt", "data/safe_words.txt"), ORIGIN)
+PICTURES = Needed(("image/", "images/", "AMBER/", "./"), ORIGIN)
+KINDS = {
+    "generative": "generative",
+    "discriminative-hallucination": "existence",
+    "discriminative-attribute-state": "attribute",
+    "discriminative-attribute-number": "attribute",
+    "discriminative-attribute-action": "attribute",
+    "discriminative-relation": "relation",
+    "relation": "relation",
+}
+SPLITS = ("generative", "existence", "attribute", "relation")
+
+
+def load(folder: Folder, split: str) -> Iterator[Sample]:
+    annotations = folder.rows(ANNOTATIONS)
+    for row in folder.rows(QUERIES):
+        truth = annotations[row["id"] - 1] if row["id"] <= len(annotations) else {}
+        if truth.get("id") != row["id"] or truth.get("type") not in KINDS:
+            raise DataError(f"query {row['id']} has no annotation of a known type", hint="use the files of one release")
+        if KINDS[truth["type"]] != split:
+            continue
+        target = {"truth": truth["truth"], "hallu": truth["hallu"]} if split == "generative" else truth["truth"]
+        meta = {"split": split, "type": truth["type"], "cluster": row["image"]}
+        yield Sample(
+            f"{split}/{row['id']}", row["query"], {"image": [folder.media(PICTURES, row["image"])]}, target, meta
+        )
+
+
+def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
+    descriptions = [r for r in records if r.meta["split"] == "generative"]
+    questions = [r for r in records if r.meta["split"] != "generative"]
+    blocks = []
+    if descriptions:
+        if scoring.assets is None:
+            raise SettingError("AMBER needs relation.json and safe_words.txt", hint="score the folder of a run")
+        related = json.loads((scoring.assets / "relation.json").read_text(encoding="utf-8"))
+        words = Vocabulary.build(related, (scoring.assets / "safe_words.txt").read_text(encoding="utf-8"))
+        blocks.append(generative(descriptions, words))
+    if questions:
+        blocks.append(yes_no("discriminative", questions, scoring.parser, positive="no"))
+        for split in SPLITS[1:]:
+            rows = [r for r in questions if r.meta["split"] == split]
+            blocks += [yes_no(split, rows, scoring.parser, positive="no")] if rows else []
+    if descriptions and questions:
+        blocks.append(amber_score(descriptions, questions, words, scoring.parser))
+    return [*blocks, *reliance("", records, "image")]
+
+
+TASK = Task(
+    name="amber",
+    version="1",
+    paper="Wang et al., An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation, arXiv 2311.07397",
+    about="descriptions and yes/no questions; NO is the positive class",
+    modality="image",
+    splits=SPLITS,
+    files=lambda split: [QUERIES, ANNOTATIONS, RELATION, SAFE],
+    load=load,
+    score=score,
+    parsers=("exact", "strict", "official"),
+    media=f"{ORIGIN} (README: the picture archive), folder image",
+    headline=("generative/*", "discriminative/*", "AMBER score", "image reliance"),
+    max_new_tokens=512,
+    assets=(RELATION, SAFE),
+)

@@ -1,0 +1,90 @@
+"""Speech recognition: word error rate, and words invented where nobody speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.scorers.grounding import reliance
+from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.wer import PARSERS, quiet, speech
+from limelight.benchmarks.task import HubTable, Scoring, Task
+from limelight.errors import DataError
+from limelight.types import Record, Sample
+
+SPLITS = ("test-clean", "test-other", "dev-clean", "dev-other", "manifest")
+LIBRISPEECH = "https://www.openslr.org/12 (LibriSpeech)"
+OWN = "you: a file with the columns audio, text (empty for silence and noise) and, if known, kind and seconds"
+PROMPT = "Transcribe the speech. Answer with the words that are spoken and nothing else."
+
+
+def _needed(split: str) -> Needed:
+    if split == "manifest":
+        return Needed(("manifest.tsv", "manifest.csv", "manifest.jsonl", "manifest.json"), OWN)
+    return Needed((f"{split}/", f"LibriSpeech/{split}/"), LIBRISPEECH)
+
+
+def load(folder: Folder, split: str) -> Iterator[Sample]:
+    """LibriSpeech's own layout, or a manifest: rows without text are silence or noise, of the kind that ``kind`` says."""
+    if split == "manifest":
+        where = _needed(split).names[0]
+        for number, row in enumerate(folder.rows(_needed(split))):
+            file, text = str(column(where, row, "audio", "path")), str(column(where, row, "text", "sentence") or "")
+            meta: dict[str, Any] = {
+                "split": split,
+                "kind": row.get("kind") or ("speech" if text.strip() else "silence"),
+            }
+            if row.get("seconds"):
+                meta["seconds"] = float(row["seconds"])
+            yield Sample(f"{split}/{number}/{file}", PROMPT, {"audio": [folder.root / file]}, text, meta)
+        return
+    base = folder.find(_needed(split))
+    transcripts = sorted(base.rglob("*.trans.txt"))
+    if not transcripts:
+        raise DataError(f"no *.trans.txt under {base}", hint=f"unpack {split}.tar.gz from {LIBRISPEECH}")
+    for path in transcripts:
+        name = path.relative_to(folder.root).as_posix()
+        for line in folder.text(Needed((name,), LIBRISPEECH)).splitlines():
+            utterance, _, text = line.partition(" ")
+            meta = {"split": split, "kind": "speech", "cluster": utterance.split("-")[0]}
+            yield Sample(f"{split}/{utterance}", PROMPT, {"audio": [path.parent / f"{utterance}.flac"]}, text, meta)
+
+
+def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
+    """Speech by split, what is not speech by kind. A reference that is empty once normalised counts as not speech."""
+    norm = PARSERS[scoring.parser]
+    spoken = [r for r in records if norm(str(r.target))]
+    silent = [r for r in records if not norm(str(r.target))]
+    blocks = [speech(s, rows, scoring.parser) for s in SPLITS if (rows := [r for r in spoken if r.meta["split"] == s])]
+    for kind in sorted({str(r.meta["kind"]) for r in silent}):
+        blocks.append(quiet(kind, [r for r in silent if r.meta["kind"] == kind], scoring.parser))
+    return [*blocks, *reliance("", records, "audio")]
+
+
+def _hub(split: str) -> HubTable:
+    config, part = split.split("-")[1], split.split("-")[0]
+
+    def convert(row: Mapping[str, Any], number: int) -> Sample | None:
+        meta = {"split": split, "kind": "speech", "cluster": str(row["id"]).split("-")[0]}
+        return Sample(f"{split}/{row['id']}", PROMPT, {"audio": [row["audio"]]}, row["text"], meta)
+
+    return HubTable("openslr/librispeech_asr", "validation" if part == "dev" else part, convert, config)
+
+
+TASK = Task(
+    name="asr",
+    version="1",
+    paper="Panayotov et al., Librispeech, ICASSP 2015; words invented on silence: Koenecke et al., FAccT 2024",
+    about="word error rate by jiwer, and words invented on silence and noise",
+    modality="audio",
+    splits=SPLITS,
+    files=lambda split: [_needed(split)],
+    load=load,
+    score=score,
+    parsers=("basic", "raw"),
+    media="the folder of the manifest, or LibriSpeech",
+    headline=("*/WER", "*/insertions", "*/invented words a clip", "*/clips with invented words", "audio reliance"),
+    max_new_tokens=256,
+    hub={split: _hub(split) for split in SPLITS[:4]},
+)

@@ -1,0 +1,81 @@
+"""CHAIR: describe a picture; which objects of the description are not there?"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from limelight.benchmarks.data import Folder, Needed
+from limelight.benchmarks.scorers.chair import Lexicon, chair
+from limelight.benchmarks.scorers.grounding import reliance
+from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.task import Scoring, Task
+from limelight.benchmarks.tasks.pope import COCO
+from limelight.errors import DataError, SettingError
+from limelight.types import Record, Sample
+
+_ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+INSTANCES = Needed(("annotations/instances_val2014.json", "instances_val2014.json"), _ANNOTATIONS)
+CAPTIONS = Needed(("annotations/captions_val2014.json", "captions_val2014.json"), _ANNOTATIONS)
+SYNONYMS = Needed(
+    ("synonyms.txt", "chair/synonyms.txt"), "https://github.com/LisaAnne/Hallucination, data/synonyms.txt"
+)
+IMAGES = Needed(
+    ("chair_images.jsonl", "chair/chair_images.jsonl"), 'you: lines {"image_id": ...}, such as a caption log', False
+)
+PROMPT = "Please describe this image in detail."
+COUNT = 500
+
+
+def load(folder: Folder, split: str) -> Iterator[Sample]:
+    """500 pictures of val2014: those of ``chair_images.jsonl`` where it exists, else drawn with a fixed seed.
+
+    The papers drew their own; the numbers of two draws differ by about two points.
+    """
+    instances = folder.json(INSTANCES)
+    names = {c["id"]: c["name"] for c in instances["categories"]}
+    files = {i["id"]: i["file_name"] for i in instances["images"]}
+    if folder.locate(IMAGES):
+        chosen = [int(row["image_id"]) for row in folder.rows(IMAGES)]
+        lost = [i for i in chosen if i not in files]
+        if lost:
+            raise DataError(f"pictures {lost[:5]} are not in val2014", hint=f"check {IMAGES.names[0]}")
+    else:
+        chosen = random.Random(0).sample(sorted(files), min(COUNT, len(files)))
+    objects: dict[int, set[str]] = defaultdict(set)
+    for a in instances["annotations"]:
+        objects[a["image_id"]].add(names[a["category_id"]])
+    references: dict[int, list[str]] = defaultdict(list)
+    for a in folder.json(CAPTIONS)["annotations"]:
+        references[a["image_id"]].append(a["caption"])
+    for i in dict.fromkeys(chosen):
+        target = {"objects": sorted(objects[i]), "captions": references[i]}
+        yield Sample(f"{split}/{i}", PROMPT, {"image": [folder.media(COCO, files[i])]}, target, {"split": split})
+
+
+def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
+    if scoring.assets is None:
+        raise SettingError("CHAIR needs synonyms.txt", hint="score the folder of a run, which keeps it")
+    lexicon = Lexicon.parse(
+        (scoring.assets / "synonyms.txt").read_text(encoding="utf-8"),
+        "official" if scoring.parser == "official" else "lvlm",
+    )
+    return [chair(records, lexicon), *reliance("", records, "image")]
+
+
+TASK = Task(
+    name="chair",
+    version="1",
+    paper="Rohrbach et al., Object Hallucination in Image Captioning, EMNLP 2018 (arXiv 1809.02156)",
+    about="objects that a detailed description invents; lower CHAIR is better, look at recall and length too",
+    modality="image",
+    splits=("val2014",),
+    files=lambda split: [INSTANCES, CAPTIONS, SYNONYMS],
+    load=load,
+    score=score,
+    parsers=("lvlm", "official"),
+    media="MSCOCO val2014 (https://cocodataset.org, folder val2014)",
+    max_new_tokens=512,
+    assets=(SYNONYMS,),
+)

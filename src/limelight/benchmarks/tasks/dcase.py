@@ -1,0 +1,83 @@
+"""DCASE 2019 task 4, public evaluation: is the relevance where the sound event is?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.scorers.grounding import Sign, audio_relevance, event_coverage, grounding_block, reliance
+from limelight.benchmarks.scorers.measure import Block, block, count
+from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.task import Scoring, Task
+from limelight.errors import DataError
+from limelight.types import Record, Sample
+
+ORIGIN = "https://github.com/turpaultn/dcase2019_task4"
+FILES = {
+    "validation": ("validation.tsv", "validation.csv", "metadata/validation/validation.csv"),
+    "eval": ("public.tsv", "eval/public.csv", "metadata/eval/public.csv"),
+}
+
+
+def _file(split: str) -> Needed:
+    return Needed(FILES[split], ORIGIN)
+
+
+def load(folder: Folder, split: str) -> Iterator[Sample]:
+    """One question a clip and kind of event in it; the target is the list of [onset, offset], in seconds."""
+    sounds = Needed((f"audio/{split}/", f"audio/{split}/public/", "audio/", "./"), ORIGIN)
+    events: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in folder.rows(_file(split)):
+        clip, label = column(FILES[split][0], row, "filename"), column(FILES[split][0], row, "event_label")
+        if not label or not row["onset"]:
+            continue  # clips without events
+        try:
+            span = float(row["onset"]), float(row["offset"])
+        except ValueError as error:
+            raise DataError(f"{clip}: {error}", hint="onset and offset are seconds") from error
+        if span[1] > span[0]:
+            events[clip, label].append(span)
+    for (clip, label), spans in events.items():
+        prompt = f"Is there a sound of {label.replace('_', ' ').lower()} in the audio?"
+        meta = {"split": split, "cluster": clip, "label": label, "gold": "yes"}
+        yield Sample(f"{split}/{clip}/{label}", prompt, {"audio": [folder.media(sounds, clip)]}, sorted(spans), meta)
+
+
+def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
+    """Temporal grounding over all answers and by kind of event, and how many of these sounds the model hears.
+
+    Answers without ``audio_relevance`` in their ``Reply.meta`` are counted, not scored.
+    """
+    sign: Sign = scoring.options.get("sign", "abs")
+    rows = []
+    for r in records:
+        if (found := audio_relevance(r)) is not None:
+            scores, seconds = found
+            rows.append((r, scores, event_coverage(len(scores), seconds, [(on, off) for on, off in r.target])))
+    labels = sorted({str(r.meta["label"]) for r, _, _ in rows})
+    each = [grounding_block(f"temporal/{n}", [x for x in rows if x[0].meta["label"] == n], sign) for n in labels]
+    heard = [Record(r.id, r.answer, r.meta["gold"], r.meta) for r in records]
+    lost = block("", [(r.id, {"lost": float(audio_relevance(r) is None)}) for r in records], [_LOST], (), ("lost",))
+    answers = [yes_no("heard", heard, scoring.parser)] if heard else []
+    return [grounding_block("temporal", rows, sign), *each, lost, *answers, *reliance("", records, "audio")]
+
+
+_LOST = count("answers without relevance", "lost")
+
+TASK = Task(
+    name="dcase",
+    version="1",
+    paper="Turpault et al., Sound event detection in domestic environments, DCASE 2019 (task 4)",
+    about="temporal grounding: relevance inside the true event over all relevance on the sound",
+    modality="audio",
+    splits=tuple(FILES),
+    files=lambda split: [_file(split)],
+    load=load,
+    score=score,
+    parsers=("strict", "cascade", "official"),
+    media=f"{ORIGIN}, folder audio/validation or audio/eval",
+    headline=("temporal/grounding", "temporal/chance", "temporal/pointing game", "heard/accuracy", "audio reliance"),
+    max_new_tokens=8,
+    wants=frozenset({"audio_relevance"}),
+)

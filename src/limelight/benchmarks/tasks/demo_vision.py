@@ -1,0 +1,91 @@
+"""The benchmark of the vision miniature: hints that are right or wrong, objects that usually come together, captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from limelight.benchmarks.data import Folder
+from limelight.benchmarks.scorers.chair import caption_block, caption_columns
+from limelight.benchmarks.scorers.grounding import box_coverage, grounding_block, image_relevance, reliance
+from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.task import Scoring, Task
+from limelight.types import Record, Sample
+
+T = TypeVar("T")
+PER_CELL = 1000
+PER_CAPTION_SET = 200
+SETS = ("none", "E-right", "E-wrong", "C-right", "C-wrong", "intact", "random", "popular", "adversarial")
+VISIBILITIES = ("clear", "medium", "poor")
+CELLS = tuple(f"{name}/{visibility}" for name in SETS for visibility in VISIBILITIES)
+SPLITS = (*CELLS, *(f"caption-{name}" for name in SETS[:5]))
+
+
+def load(folder: Folder, split: str) -> Iterator[Sample]:
+    """Questions and captions of the held-out test split; pictures are drawn when they are asked about."""
+    from limelight.demo import language, scenes
+    from limelight.demo.questions import captions, questions
+
+    if split.startswith("caption-"):
+        hint = split.removeprefix("caption-")
+        for c in _first(lambda n: captions("test", hint, n), PER_CAPTION_SET):
+            yield Sample(c.id, c.text, {"image": [c.scene.image]}, sorted(c.objects), {"split": split})
+        return
+    for q in _first(lambda n: questions("test", split, n), PER_CELL):
+        cluster = f"{q.scene.kind}/{q.visibility}/{q.scene.index}"
+        box = [x / scenes.SIZE for x in q.scene.boxes[q.object]] if q.label == language.YES else None
+        meta = {"split": split, "cluster": cluster, "object": q.object, "hint": q.hint_kind, "box": box}
+        yield Sample(q.id, q.text, {"image": [q.scene.image]}, q.label, meta)
+
+
+def _first(make: Callable[[int], list[T]], n: int) -> Iterator[T]:
+    """``make(n)`` bit by bit, so that a limited run does not lay out a thousand scenes."""
+    done = 0
+    while done < n:
+        upto = min(n, max(16, 4 * done))
+        yield from make(upto)[done:]
+        done = upto
+
+
+def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
+    by_split = {s: rows for s in SPLITS if (rows := [r for r in records if r.meta["split"] == s])}
+    cells = {s: yes_no(s, rows, scoring.parser) for s, rows in by_split.items() if s in CELLS}
+    for visibility in VISIBILITIES:
+        hinted = [b for s, b in cells.items() if s in {f"{n}/{visibility}" for n in SETS[1:5]}]
+        if len(hinted) == 4:
+            cells[f"hints/{visibility}"] = mean_block(f"hints/{visibility}", hinted)
+    described = [_captions(s, rows) for s, rows in by_split.items() if s not in CELLS]
+    boxed = []
+    for r in records:
+        if r.meta.get("box") and (grid := image_relevance(r)) is not None:
+            left, top, right, bottom = r.meta["box"]
+            boxed.append((r, grid, box_coverage((grid.shape[0], grid.shape[1]), [(left, top, right, bottom)])))
+    spatial = [grounding_block("spatial", boxed, scoring.options.get("sign", "abs"))] if boxed else []
+    return [*cells.values(), *described, *spatial, *reliance("", records, "image")]
+
+
+def _captions(split: str, records: Sequence[Record]) -> Block:
+    from limelight.demo.scenes import OBJECTS
+
+    rows = []
+    for r in records:
+        words = "".join(c if c.isalpha() else " " for c in r.answer.lower()).split()
+        rows.append((r.id, caption_columns([w for w in words if w in OBJECTS], frozenset(r.target), len(words))))
+    return caption_block(split, rows)
+
+
+TASK = Task(
+    name="demo_vision",
+    version="1",
+    paper="this library (docs/miniature.md)",
+    about="the shipped vision miniature's held-out questions and captions; needs no data",
+    modality="image",
+    splits=SPLITS,
+    files=lambda split: [],
+    load=load,
+    score=score,
+    parsers=("strict", "official"),
+    headline=("*/accuracy", "*/CHAIR_i", "caption-*/recall", "spatial/grounding", "image reliance"),
+    max_new_tokens=24,
+)

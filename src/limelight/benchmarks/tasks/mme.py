@@ -1,0 +1,85 @@
+"""MME's hallucination subset: existence, count, position, color; two questions a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.scorers.grounding import reliance
+from limelight.benchmarks.scorers.groups import pairs
+from limelight.benchmarks.scorers.measure import Block, total_block
+from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.task import HubTable, Scoring, Task
+from limelight.errors import DataError
+from limelight.types import Record, Sample
+
+SPLITS = ("existence", "count", "position", "color")
+ORIGIN = "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation"
+
+
+def _folder(split: str) -> Needed:
+    return Needed((f"{split}/", f"MME_Benchmark_release_version/{split}/", f"MME_Benchmark/{split}/"), ORIGIN)
+
+
+def load(folder: Folder, split: str) -> Iterator[Sample]:
+    """A text file a picture, lines "question TAB Yes|No"; beside the pictures, or in questions_answers_YN and images."""
+    base = folder.find(_folder(split))
+    inside = base / "questions_answers_YN"
+    texts = sorted((inside if inside.is_dir() else base).glob("*.txt"))
+    pictures = base / "images" if inside.is_dir() else base
+    if not texts:
+        raise DataError(f"no question files (*.txt) in {base}", hint=f"they come with the pictures, from {ORIGIN}")
+    for text in texts:
+        name = text.relative_to(folder.root).as_posix()
+        found = [p for p in pictures.glob(f"{text.stem}.*") if p.suffix.lower() in (".jpg", ".png", ".jpeg")]
+        image = found[0] if found else pictures / f"{text.stem}.jpg"
+        lines = folder.text(Needed((name,), ORIGIN)).splitlines()
+        for number, line in enumerate(x for x in lines if x.strip()):
+            question, tab, label = line.rpartition("\t")
+            if not tab:
+                raise DataError(f"{name}: {line!r} is not 'question TAB answer'", hint=f"fetch it again from {ORIGIN}")
+            meta = {"split": split, "cluster": f"{split}/{text.stem}"}
+            yield Sample(f"{split}/{text.stem}/{number}", question, {"image": [image]}, label.strip().lower(), meta)
+
+
+def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
+    blocks, halves = [], []
+    for split in SPLITS:
+        rows = [r for r in records if r.meta["split"] == split]
+        if rows:
+            pair = pairs(split, rows, scoring.parser, lambda r: str(r.meta["cluster"]))
+            blocks += [yes_no(split, rows, scoring.parser), pair]
+            halves.append(pair)
+    if len(halves) > 1:
+        blocks.append(total_block("total", halves, ("score",)))
+    return [*blocks, *reliance("", records, "image")]
+
+
+def _hub(split: str) -> HubTable:
+    def convert(row: Mapping[str, Any], number: int) -> Sample | None:
+        if column("MME", row, "category") != split:
+            return None
+        meta = {"split": split, "cluster": f"{split}/{row['question_id']}"}
+        answer = row["answer"].strip().lower()
+        return Sample(f"{row['question_id']}/{number}", row["question"], {"image": [row["image"]]}, answer, meta)
+
+    return HubTable("lmms-lab/MME", "test", convert)
+
+
+TASK = Task(
+    name="mme",
+    version="1",
+    paper="Fu et al., MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models, arXiv 2306.13394",
+    about="existence, count, position and color; score = 100 * (accuracy + accuracy+), of 200 each",
+    modality="image",
+    splits=SPLITS,
+    files=lambda split: [_folder(split)],
+    load=load,
+    score=score,
+    parsers=("mme", "strict", "official"),
+    media=ORIGIN,
+    headline=("*/accuracy", "*/accuracy+", "*/score", "image reliance"),
+    max_new_tokens=16,
+    hub={split: _hub(split) for split in SPLITS},
+)

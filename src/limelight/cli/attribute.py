@@ -1,0 +1,173 @@
+"""``limelight attribute``: where the words of an answer come from, whoever gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limelight.cli import options
+from limelight.cli.options import INPUT
+from limelight.errors import SettingError
+
+if TYPE_CHECKING:
+    from limelight.models.adapter import Adapter
+    from limelight.types import Generation, Prompt
+
+
+def attribute(
+    model: options.ModelName,
+    prompt: options.PromptText,
+    image: options.Images = None,
+    audio: options.Audios = None,
+    video: options.Videos = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(help="The answer to explain; the model's own greedy answer by default.", rich_help_panel=INPUT),
+    ] = None,
+    max_new_tokens: options.MaxNewTokens = 32,
+    composite: Annotated[
+        str, typer.Option(help="Rules of relevance: attnlrp, cp-lrp or gradient-input.", rich_help_panel="Relevance")
+    ] = "attnlrp",
+    sinks: Annotated[
+        str,
+        typer.Option(help="Positions to leave out of shares and plots, separated by commas, such as 0.", rich_help_panel="Relevance"),
+    ] = "",
+    as_json: options.AsJson = False,
+    overlay: options.Overlay = None,
+    word: options.WordChoice = None,
+    html: options.Html = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Show where each word of an answer comes from: the model's own answer, or any text you give.
+
+    One forward pass for the whole answer and one backward pass a token. The decoding is not changed.
+
+    **Examples**
+
+        limelight attribute demo-vision --image photo.png --prompt "Is there a cup in the picture?"
+
+        limelight attribute demo-vision --image photo.png -p "Is there a cup in the picture?" --answer "no" --overlay no.png
+
+        limelight attribute demo-vision --image photo.png -p "Describe the picture." --word cup --overlay cup.png --html words.html
+
+        limelight attribute llava-hf/llava-1.5-7b-hf --image photo.jpg -p "What is this?" --composite cp-lrp --sinks 0 --json
+    """
+    options.check_outputs(overlay, html, word)
+    positions = _positions(sinks)
+    if answer is not None and not answer.strip():
+        raise SettingError("the answer is empty", hint="give --answer a word at least, or leave it out")
+    from limelight.cli import terminal
+
+    with terminal.quiet():
+        from limelight.cli import output
+        from limelight.relevance.composites import COMPOSITES
+
+        if composite not in COMPOSITES:
+            raise SettingError(f"no composite {composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
+        adapter = terminal.load(model, dtype, device, trust_remote_code)
+        asked = adapter.prepare(prompt, options.media_of(image, audio, video))
+        said = explained(adapter, asked, answer, max_new_tokens, composite, positions)
+        media = output.shown_media(adapter, asked) if overlay is not None or html is not None else None
+        drawn = output.draw_word(said, media, word, overlay) if overlay is not None and media is not None else None
+        if html is not None:
+            from limelight.report.page import Case, save_page
+
+            save_page(html, Case([said], media, question=prompt, spell=lambda token: adapter.tokens([token])[0]))
+    if as_json:
+        files = {name: str(path) for name, path in (("overlay", overlay), ("html", html)) if path is not None}
+        if drawn is not None:
+            files["word"] = drawn.text
+        output.print_json({"model": model, "prompt": prompt, **output.document(said, scores=True), "files": files})
+        return
+    terminal.out.print(_table(said))
+    terminal.err.print(terminal.bar(said.shares()))
+    if drawn is not None:
+        terminal.err.print(f"{overlay}: where {drawn.text!r} comes from (--word draws another)", markup=False)
+    if html is not None:
+        terminal.err.print(f"{html}: open it in a browser", markup=False)
+
+
+def explained(
+    adapter: Adapter, prompt: Prompt, answer: str | None, max_new_tokens: int, composite: str, sinks: Sequence[int]
+) -> Generation:
+    """A given or generated answer with the relevance of each of its tokens.
+
+    Raises:
+        SettingError: the answer has no tokens, or a sink lies outside the prompt.
+    """
+    from limelight.cli import terminal
+    from limelight.decoding.generate import generate
+    from limelight.relevance.attribute import attribute_generated
+    from limelight.relevance.composites import COMPOSITES
+    from limelight.types import Generation, Step
+
+    outside = [p for p in sinks if not 0 <= p < len(prompt.tokens)]
+    if outside:
+        raise SettingError(f"position {outside[0]} is outside the prompt's {len(prompt.tokens)}", hint="0 is the first")
+    if answer is None:
+        with terminal.token_progress(max_new_tokens, "greedy") as moved:
+            said = generate(
+                adapter, None, prompt, strategy="greedy", relevance=False, max_new_tokens=max_new_tokens, on_step=moved
+            )
+        ends = set(getattr(adapter.tokenizer, "all_special_ids", ()))
+        steps = said.steps[:-1] if len(said.steps) > 1 and said.steps[-1].token in ends else said.steps
+        text = said.text
+    else:
+        ids: list[int] = list(adapter.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise SettingError(f"the answer {answer!r} has no tokens", hint="give --answer a word at least")
+        steps = tuple(Step(i, s) for i, s in zip(ids, adapter.tokens(ids), strict=True))
+        text = answer.strip()
+    tokens = [s.token for s in steps]
+    with terminal.err.status(f"relevance: {len(tokens)} backward passes …"):
+        found = attribute_generated(
+            adapter, prompt.tensors, tokens, composite=COMPOSITES[composite], sinks=sinks, prompt_spans=prompt.spans
+        )
+    rows = tuple(replace(s, relevance=r, shares=r.shares()) for s, r in zip(steps, found, strict=True))
+    settings: dict[str, Any] = {"composite": composite, "sinks": tuple(sinks) or None}
+    name = "given answer" if answer is not None else "greedy"
+    return Generation(text, tuple(tokens), rows, prompt, name, settings)
+
+
+def _positions(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(p) for p in text.split(",") if p.strip())
+    except ValueError as error:
+        raise SettingError(
+            f"cannot read --sinks {text!r}", hint="positions separated by commas, such as 0,1"
+        ) from error
+
+
+def _table(said: Generation) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from limelight.cli.output import place
+    from limelight.report.figure import shown
+    from limelight.report.words import word_relevance, word_shares, words
+
+    table = Table(box=box.SIMPLE_HEAD, title=Text(said.text), title_justify="left")
+    for name, side in (
+        ("#", "right"),
+        ("word", "left"),
+        ("logit", "right"),
+        ("shares", "left"),
+        ("strongest support", "left"),
+        ("text that mattered most", "left"),
+    ):
+        table.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
+    for i, word in enumerate(words(said), start=1):
+        relevance = word_relevance(said, word)
+        if relevance is None:
+            continue
+        shares = ", ".join(f"{v:.0%} {m}" for m, v in word_shares(said, word).items() if m != "text")
+        tops = ", ".join(f"{shown(token)} {score:+.2g}" for _, token, score in relevance.top(3, "text"))
+        table.add_row(str(i), Text(word.text), f"{relevance.logit:.2f}", shares, place(relevance), Text(tops))
+    return table

@@ -1,0 +1,307 @@
+"""``limelight bench``: run a benchmark with one or more decoding strategies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from limelight.benchmarks.engine import Engine, Local
+from limelight.benchmarks.ray_engine import RayEngine
+from limelight.benchmarks.results import Results
+from limelight.benchmarks.runner import run, shard_from_environment
+from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template
+from limelight.benchmarks.tables import render, side_by_side
+from limelight.benchmarks.task import Reply, Task, tasks
+from limelight.benchmarks.task import task as task_named
+from limelight.errors import SettingError
+from limelight.types import Generation, Modality, Relevance, Sample
+
+EXAMPLES = """
+Examples:
+
+    limelight bench pope --model llava-hf/llava-1.5-7b-hf --data ~/data/pope --out runs/pope \\
+        --strategies greedy,sampled,lime --split coco/random --suffix " Please answer this question with one word."
+
+    limelight bench demo_vision --model demo-vision --split E-wrong/clear --limit 100 --out runs/demo
+
+    torchrun --nproc-per-node 8 --no-python limelight bench chair --model MODEL --data ~/data/coco --out runs/chair --shard auto
+
+    limelight bench mmhal --model MODEL --data ~/data/mmhal --out runs/mmhal --judge-url http://localhost:8000/v1 \\
+        --judge-model NAME
+
+A run that was interrupted is resumed by the same command. `limelight bench --list` names the tasks.
+"""
+
+SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """Answers a sample with a model and a strategy. Loads the model when first asked, so that it can be sent to workers.
+
+    ``relevance`` asks for shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
+    scores divided by the sum of their absolute values.
+    """
+
+    model: str
+    strategy: str = "greedy"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    relevance: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on, for the run's manifest."""
+        import limelight
+
+        chosen = limelight.strategy(self.strategy, **self.settings)
+        own = {"strategy": chosen.name, "strategy_settings": chosen.settings(), "generation": dict(self.generation)}
+        return {"model": self.model, "dtype": self.dtype, "relevance": self.relevance, **own}
+
+    def __call__(self, sample: Sample) -> Reply:
+        import limelight
+
+        adapter = loaded(self.model, self.dtype, self.device, self.trust_remote_code)
+        items = [{"type": m, m: _item(x)} for m, xs in sample.media.items() for x in xs]
+        if not items:
+            return self._text_only(adapter, sample)
+        answer = limelight.generate(
+            adapter,
+            messages=[{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}],
+            strategy=limelight.strategy(self.strategy, **self.settings),
+            relevance=self.relevance,
+            seed=int(sample.meta["seed"]),
+            **self.generation,
+        )
+        special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
+        return Reply(answer.text, {"tokens": len(answer.token_ids), **grounding_meta(answer, special)})
+
+    def _text_only(self, adapter: Any, sample: Sample) -> Reply:
+        """A question without a picture or sound: there is nothing to ground in, so the model answers as it is."""
+        import torch
+
+        inputs = adapter.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "text", "text": sample.prompt}]}],
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        ).to(adapter.model.device)  # fmt: skip
+        with torch.random.fork_rng(enabled=bool(self.generation.get("do_sample"))):
+            torch.manual_seed(int(sample.meta["seed"]))
+            ids = adapter.model.generate(**inputs, **{"do_sample": False, **self.generation})
+        new = ids[0, inputs["input_ids"].shape[1] :].tolist()
+        return Reply(
+            adapter.tokenizer.decode(new, skip_special_tokens=True).strip(), {"tokens": len(new), "text_only": True}
+        )
+
+
+@lru_cache(maxsize=1)
+def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Any:
+    """The model's adapter; the last one is kept, so that several strategies share it."""
+    import limelight
+
+    return limelight.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def _item(media: Any) -> Any:
+    return str(media) if isinstance(media, Path) else media
+
+
+def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:
+    """``shares``, ``image_relevance`` and ``audio_relevance`` of an answer, as far as its steps carry them."""
+    found: dict[str, Any] = {}
+    steps = [s for s in answer.steps if s.token not in special] or list(answer.steps)
+    shares = [s.shares for s in steps if s.shares]
+    if shares:
+        found["shares"] = {m: sum(r.get(m, 0.0) for r in shares) / len(shares) for m in {k for r in shares for k in r}}
+    relevances = [s.relevance for s in steps if s.relevance is not None]
+    for modality in ("image", "audio"):
+        scores = [r for r in (_on(x, modality) for x in relevances) if r is not None]
+        if scores:
+            total = sum(s for s, _ in scores)
+            seconds = scores[0][1]
+            key = f"{modality}_relevance"
+            found[key] = total.tolist() if seconds is None else {"scores": total.tolist(), "seconds": seconds}
+    return found
+
+
+def _on(relevance: Relevance, modality: Modality) -> tuple[Any, float | None] | None:
+    spans = relevance.spans_of(modality)
+    whole = float(relevance.scores.abs().sum())
+    if not spans or not whole:
+        return None
+    if modality == "audio":
+        if spans[0].seconds is None:
+            return None
+        scores, seconds = relevance.on_seconds()
+        return scores.float() / whole, seconds
+    return (
+        (relevance.on_grid().float() / whole, None) if spans[0].grid is not None and len(spans[0].grid) == 2 else None
+    )
+
+
+def bench(
+    task: Annotated[str, typer.Argument(help="Name of the task; see --list.")] = "",
+    model: Annotated[str, typer.Option(help="Checkpoint folder, Hub name, or a shipped miniature.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; with several strategies, one folder in it each.")
+    ] = None,
+    strategies: Annotated[
+        str,
+        typer.Option(
+            "--strategies", "--strategy", help="Decoding strategies, separated by commas; 'sampled' is plain sampling."
+        ),
+    ] = "greedy",
+    data: Annotated[
+        str | None, typer.Option(help="Data folder, or 'hub' / 'hub:REPO' for the copy on the Hub.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split; repeat for several. All whose files are there by default.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows a split.")] = None,
+    suffix: Annotated[str, typer.Option(help="Appended to every prompt.")] = "",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Setting of the strategies, key=value; strategy.key=value for one of them."),
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length of answers; the task's by default.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample with every strategy.")] = False,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the run; every row's seed follows from it and the row's id.")] = 0,
+    parser: Annotated[str, typer.Option(help="How answers are read, by name; the task's first by default.")] = "",
+    relevance: Annotated[
+        bool, typer.Option("--relevance", help="Record modality shares and relevance maps of every answer.")
+    ] = False,
+    shard: Annotated[
+        str, typer.Option(help="i/n: every n-th row from the i-th on; 'auto' reads RANK and WORLD_SIZE.")
+    ] = "0/1",
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    workers: Annotated[int, typer.Option(help="Ray workers, one model each.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs a Ray worker.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that rates answers.")] = None,
+    judge_model: Annotated[str, typer.Option(help="Model at that endpoint.")] = "",
+    judge_key: Annotated[
+        str | None, typer.Option(help="Its key.", envvar="LIMELIGHT_JUDGE_KEY", show_envvar=True)
+    ] = None,
+    judge_template: Annotated[
+        Path | None, typer.Option(help="File with {contents} {question} {reference} {answer}.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cuda:1.")] = None,
+    dtype: Annotated[str, typer.Option(help="Such as bfloat16.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.")
+    ] = False,
+    skip_media_check: Annotated[
+        bool, typer.Option("--skip-media-check", help="Start although files are missing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the tasks.")] = False,
+) -> None:
+    """Run a benchmark: every answer is kept on disk, and an interrupted run goes on where it stopped."""
+    if show:
+        for t in tasks().values():
+            typer.echo(
+                f"{t.name:20} {t.about}\n{'':20} splits: {', '.join(_few(t.splits))}; parsers: {', '.join(t.parsers) or '-'}"
+            )
+        return
+    if not task or not model or out is None:
+        raise SettingError("a task, --model and --out are needed", hint="see limelight bench --help and --list")
+    chosen = task_named(task)
+    names = [s.strip() for s in strategies.split(",") if s.strip()]
+    where = shard_from_environment() if shard == "auto" else parse_shard(shard)
+    judge = judge_from(judge_url, judge_model, judge_key, judge_template)
+    generation: dict[str, Any] = {"max_new_tokens": max_new_tokens or chosen.max_new_tokens}
+    finished: list[Results] = []
+    for name in names:
+        sampling = {**SAMPLED, "temperature": temperature} if sample or name == "sampled" else {"do_sample": False}
+        answer = ModelAnswer(
+            model=model,
+            strategy="greedy" if name == "sampled" else name,
+            settings=settings_of(setting or [], name, names),
+            generation={**generation, **sampling},
+            relevance=relevance or bool(chosen.wants),
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        finished.append(
+            run(
+                chosen,
+                out=out / name if len(names) > 1 else out,
+                engine=_engine(engine, answer, workers, gpus, address),
+                data=data,
+                splits=split or (),
+                limit=limit,
+                suffix=suffix,
+                seed=seed,
+                shard=where,
+                settings=answer.identity(),
+                parser=parser,
+                judge=judge,
+                check=not skip_media_check,
+                progress=not quiet,
+            )
+        )
+    typer.echo(render([side_by_side(finished, names=names)]))
+    if any(r.run.errors for r in finished):
+        raise typer.Exit(1)
+
+
+bench.__doc__ = f"{bench.__doc__}\n{EXAMPLES}"
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``"1/4"`` as (1, 4)."""
+    try:
+        i, n = (int(x) for x in text.split("/"))
+    except ValueError as error:
+        raise SettingError(f"--shard {text!r} is not i/n", hint="such as 0/4, or auto under torchrun") from error
+    return i, n
+
+
+def settings_of(settings: list[str], name: str, names: list[str]) -> dict[str, Any]:
+    """The settings meant for strategy ``name``: ``key=value`` for all, ``name.key=value`` for one; values are JSON or text."""
+    found: dict[str, Any] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        owner, dot, own = key.partition(".")
+        if not equals or (dot and owner not in names):
+            raise SettingError(f"--set {text!r} is not key=value or strategy.key=value", hint=f"strategies: {names}")
+        if not dot or owner == name:
+            try:
+                found[own if dot else key] = json.loads(value)
+            except ValueError:
+                found[own if dot else key] = value
+    return found
+
+
+def judge_from(url: str | None, model: str, key: str | None, template: Path | None) -> ChatJudge | None:
+    """The judge that the options describe, or None."""
+    if url is None:
+        return None
+    if not model:
+        raise SettingError("--judge-url needs --judge-model", hint="the name the endpoint knows the judge by")
+    text = check_template(template.read_text(encoding="utf-8")) if template else RUBRIC
+    return ChatJudge(url, model, key, text)
+
+
+def _engine(name: str, answer: ModelAnswer, workers: int, gpus: float, address: str | None) -> Engine:
+    if name == "local":
+        return Local(answer)
+    if name != "ray":
+        raise SettingError(f"no engine {name!r}", hint="local or ray")
+    return RayEngine(partial(Local, answer), workers=workers, gpus=gpus, address=address)
+
+
+def _few(names: tuple[str, ...]) -> list[str]:
+    return [*names[:6], f"... ({len(names)})"] if len(names) > 6 else list(names)
+
+
+__all__ = ["ModelAnswer", "Task", "bench", "grounding_meta", "judge_from", "parse_shard", "settings_of"]

@@ -1,0 +1,242 @@
+"""The self-test of a checkpoint: what was detected, and whether everything the library does works on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from limelight.errors import LimelightError
+from limelight.models.adapter import Adapter
+from limelight.types import Prompt
+
+QUESTION = "What is this?"
+# What may go wrong inside a model that is new to the library: told as the check's result instead of a traceback.
+_FAILURES = (LimelightError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One result; ``ok`` is None where there was nothing to check, or a strategy refuses by design."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def detected(adapter: Adapter) -> dict[str, Any]:
+    """What config, processor and modules told."""
+    traits, config, family = adapter.traits, adapter.model.config, adapter.family
+    parameters = list(adapter.model.parameters())
+    path = next((n for n, m in adapter.model.named_modules() if m is adapter.decoder), "")
+    paper = family.paper
+    return {
+        "model": type(adapter.model).__name__,
+        "model type": str(getattr(config, "model_type", "")),
+        "family": family.name,
+        "processor": type(adapter.processor).__name__,
+        "takes": ", ".join(sorted(set(adapter.placeholders.values()))),
+        "placeholder tokens": ", ".join(f"{m} {i}" for i, m in sorted(adapter.placeholders.items())),
+        "decoder": f"{path} ({type(adapter.decoder).__name__})",
+        "layers, heads, kv heads, head size": f"{traits.layers}, {traits.heads}, {traits.kv_heads}, {traits.head_dim}",
+        "hidden size, vocabulary": f"{traits.hidden}, {traits.vocab}",
+        "parameters": f"{sum(p.numel() for p in parameters) / 1e6:.1f} M, {_dtypes(parameters)}",
+        "head scale, soft-cap": f"{adapter.head_scalars.scale:g}, {adapter.head_scalars.cap or 'none'}",
+        "lime settings": f"lr {paper.lr:g}, kl_weight {paper.kl_weight:g}, tau {paper.tau:g}, steps {paper.steps}",
+    }
+
+
+def _dtypes(parameters: list[Any]) -> str:
+    return ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
+
+
+def probe_media(modality: str) -> Any:
+    """A picture of a disc, a second of a tone, or four frames of a moving disc."""
+    if modality == "audio":
+        return (np.sin(2 * np.pi * 440 * np.arange(16000) / 16000).astype(np.float32) * 0.3, 16000)
+    frames = []
+    for shift in range(4 if modality == "video" else 1):
+        image = Image.new("RGB", (224, 224), (90, 120, 160))
+        ImageDraw.Draw(image).ellipse((40 + 20 * shift, 60, 120 + 20 * shift, 140), fill=(220, 160, 40))
+        frames.append(image)
+    return frames if modality == "video" else frames[0]
+
+
+def self_test(adapter: Adapter, *, strategies: bool = True) -> Iterator[Check]:
+    """Run the checks one by one; each yields as it ends. The model is left as it was, which is the last check."""
+    prompts: dict[str, Prompt] = {}
+    for modality in sorted(set(adapter.placeholders.values())):
+        media = [probe_media(modality)]
+        check, prompt = _attempt(f"prompt with {modality}", partial(_prompt, adapter, modality, media))
+        yield check
+        if prompt is not None:
+            prompts[modality] = prompt
+    if not prompts:
+        return
+    prompt = next(iter(prompts.values()))
+    inputs = adapter.complete(prompt.tensors)
+    check, own = _attempt("the model runs", partial(_own, adapter, prompt, inputs))
+    yield check
+    if own is None:
+        return
+    before = snapshot(adapter)  # after the model's first run, in which transformers may set up hooks of its own
+    yield _attempt("hooks bind", partial(_hooks, adapter, inputs))[0]
+    yield _attempt("logits are the model's own", partial(_logits, adapter, inputs, own[0]))[0]
+    yield _attempt("relevance", partial(_relevance, adapter, prompt))[0]
+    yield _attempt("greedy decoding is the model's own", partial(_greedy, adapter, prompt, own[1]))[0]
+    if strategies:
+        yield from _strategies(adapter, prompt)
+    yield _attempt("model untouched", partial(_untouched, adapter, before, inputs, own[0]))[0]
+
+
+def _attempt(name: str, run: Callable[[], Any]) -> tuple[Check, Any]:
+    """A check from a function that returns (ok, detail) or (ok, detail, value)."""
+    try:
+        ok, detail, *value = run()
+    except _FAILURES as error:
+        return Check(name, False, _brief(error)), None
+    return Check(name, ok, detail), value[0] if value else None
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).strip() or "no message"
+    return text if isinstance(error, LimelightError) else f"{type(error).__name__}: {text.splitlines()[0]}"
+
+
+def _prompt(adapter: Adapter, modality: str, media: list[Any]) -> tuple[bool, str, Prompt]:
+    prompt = adapter.prepare(QUESTION, {modality: media})
+    at = 0
+    for span in prompt.spans:
+        if span.start != at or span.stop <= at:
+            return False, f"the spans do not partition the prompt: {span} after position {at}", prompt
+        at = span.stop
+    if at != len(prompt.tokens):
+        return False, f"the spans end at {at}, the prompt at {len(prompt.tokens)}", prompt
+    percepts = [s for s in prompt.spans if s.modality != "text"]
+    told = "; ".join(f"{s.modality} {s.start}–{s.stop} {_layout(s.grid, s.seconds)}" for s in percepts[:6])
+    more = f"; {len(percepts) - 6} more" if len(percepts) > 6 else ""
+    return True, f"{at} positions, {told}{more}", prompt
+
+
+def _layout(grid: tuple[int, ...] | None, seconds: float | None) -> str:
+    if grid is not None:
+        return "(" + " x ".join(map(str, grid)) + ")"
+    return f"({seconds * 1000:.0f} ms each)" if seconds else "(layout not known)"
+
+
+def _hooks(adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[bool, str]:
+    from limelight.relevance.composites import ATTN_LRP, attached, sites_of
+
+    call = adapter.capture(inputs)
+    with torch.no_grad(), attached(adapter, ATTN_LRP):
+        adapter.hidden(call)
+    kinds: dict[str, int] = {}
+    for site in sites_of(adapter):
+        name = str(getattr(site.kind, "value", site.kind))
+        kinds[name] = kinds.get(name, 0) + 1
+    rules = ", ".join(f"{n} {k}" for k, n in sorted(kinds.items()))
+    return True, f"{len(adapter.attention_layers)} attention layers; {rules}"
+
+
+def _own(
+    adapter: Adapter, prompt: Prompt, inputs: Mapping[str, Any], tokens: int = 4
+) -> tuple[bool, str, tuple[Tensor, list[int]]]:
+    """The model by itself: logits, and a few greedy tokens."""
+    logits = model_logits(adapter, inputs)
+    settings = {"max_new_tokens": tokens, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    ids = adapter.model.generate(**prompt.tensors, **settings)[0].tolist()[-tokens:]
+    finite = bool(torch.isfinite(logits).all())
+    return finite, "finite logits" if finite else "logits hold NaN or infinity", (logits, ids)
+
+
+def _logits(adapter: Adapter, inputs: Mapping[str, Any], own: Tensor) -> tuple[bool, str]:
+    with torch.no_grad():
+        ours = adapter.logits(adapter.hidden(adapter.capture(inputs))[:, -1:])[:, 0].float()
+    gap, size = float((ours - own).abs().max()), float(own.abs().max())
+    if gap == 0.0:
+        return True, "bit-equal"
+    wide = own.dtype == torch.float64 or next(adapter.model.parameters()).dtype in (torch.float32, torch.float64)
+    allowed = (1e-4 if wide else 3e-2) * max(size, 1.0)
+    same = int(ours.argmax()) == int(own.argmax())
+    return (
+        gap <= allowed and same,
+        f"largest difference {gap:.2g} of {size:.3g} (another order of sums; up to {allowed:.2g} is fine)",
+    )
+
+
+def model_logits(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
+    """The model's own logits ``[B, V]`` of the last position, float32."""
+    with torch.no_grad():
+        out = adapter.model(**{k: v for k, v in inputs.items() if k != "modality_ids"}, use_cache=False)
+    logits: Tensor = out.logits[:, -1].float()
+    return logits
+
+
+def _relevance(adapter: Adapter, prompt: Prompt) -> tuple[bool, str]:
+    from limelight.relevance.attribute import attribute
+
+    found = attribute(adapter, prompt.tensors)
+    finite = bool(torch.isfinite(found.scores).all())
+    percept = 1.0 - found.share("text")
+    told = ", ".join(f"{v:.0%} {m}" for m, v in found.shares().items())
+    return (
+        finite and percept > 0,
+        f"of {found.target_token!r} (logit {found.logit:.3g}): sum {found.total():.3g}; {told}",
+    )
+
+
+def _greedy(adapter: Adapter, prompt: Prompt, own: list[int]) -> tuple[bool, str]:
+    from limelight.decoding.generate import generate
+
+    ours = list(generate(adapter, None, prompt, relevance=False, max_new_tokens=len(own)).token_ids)
+    return own[-len(ours) :] == ours, f"{len(ours)} tokens: {adapter.tokenizer.decode(ours)!r}"
+
+
+def _strategies(adapter: Adapter, prompt: Prompt, tokens: int = 2) -> Iterator[Check]:
+    """Every registered strategy with its defaults, for two tokens."""
+    from limelight.decoding.generate import generate
+    from limelight.decoding.registry import strategies
+    from limelight.errors import SettingError, UnsupportedError
+
+    for name in strategies():
+        began = time.perf_counter()
+        try:
+            said = generate(adapter, None, prompt, strategy=name, max_new_tokens=tokens)
+        except (UnsupportedError, SettingError) as error:
+            yield Check(f"strategy {name}", None, f"not for this model: {error.message}")
+            continue
+        except _FAILURES as error:
+            yield Check(f"strategy {name}", False, _brief(error))
+            continue
+        each = (time.perf_counter() - began) / max(len(said.token_ids), 1)
+        yield Check(f"strategy {name}", True, f"{each:.2f} s a token, relevance included")
+
+
+def snapshot(adapter: Adapter) -> dict[str, Any]:
+    """What must be as before: parameter versions, hooks, forwards set on instances, attention implementations."""
+    modules = dict(adapter.model.named_modules())
+    return {
+        "parameters": {n: (p.data_ptr(), p._version) for n, p in adapter.model.named_parameters()},
+        "hooks": {n: len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for n, m in modules.items()},
+        "forwards": {n: id(m.__dict__["forward"]) for n, m in modules.items() if "forward" in m.__dict__},
+        "attention": {n: getattr(m.config, "_attn_implementation", None) for n, m in modules.items() if hasattr(m, "config")},
+        "gradients": [n for n, p in adapter.model.named_parameters() if p.grad is not None],
+        "training": [n for n, m in modules.items() if m.training],
+    }  # fmt: skip
+
+
+def _untouched(adapter: Adapter, before: Mapping[str, Any], inputs: Mapping[str, Any], own: Tensor) -> tuple[bool, str]:
+    changed = [what for what, value in snapshot(adapter).items() if value != before[what]]
+    if not torch.equal(model_logits(adapter, inputs), own):
+        changed.append("logits")
+    return (
+        not changed,
+        f"changed: {', '.join(changed)}" if changed else "parameters, hooks, attention and logits as before",
+    )

@@ -1,0 +1,115 @@
+"""``limelight generate``: an answer, and where its words come from."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from limelight.cli import options
+from limelight.cli.options import DECODING, OUTPUT
+
+
+def generate(
+    model: options.ModelName,
+    prompt: options.PromptText,
+    image: options.Images = None,
+    audio: options.Audios = None,
+    video: options.Videos = None,
+    strategy: Annotated[
+        str, typer.Option("--strategy", "-s", help="Decoding strategy; see `limelight strategies`.", rich_help_panel=DECODING)
+    ] = "greedy",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the strategy, key=value; repeat for several.", rich_help_panel=DECODING),
+    ] = None,
+    max_new_tokens: options.MaxNewTokens = 64,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.", rich_help_panel=DECODING)
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
+    as_json: options.AsJson = False,
+    overlay: options.Overlay = None,
+    word: options.WordChoice = None,
+    html: options.Html = None,
+    relevance: Annotated[
+        bool,
+        typer.Option(
+            "--relevance/--no-relevance", help="Compute where each word comes from; without it plain decoding is faster.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = True,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Answer a question about pictures, sound or video, and show where the words come from.
+
+    Decoding is the model's own unless you choose a strategy. The answer goes to stdout, all else to stderr.
+
+    **Examples**
+
+        limelight generate demo-vision --image photo.png --prompt "Describe the picture." --overlay cup.png --word cup
+
+        limelight generate demo-vision --image photo.png -p "Is there a cup in the picture?" --strategy lime --set lr=1e-2
+
+        limelight generate llava-hf/llava-1.5-7b-hf --image photo.jpg -p "Describe the image." -s lime --html out.html
+
+        limelight generate Qwen/Qwen2-Audio-7B-Instruct --audio street.wav -p "Is there a siren?" --max-new-tokens 8 --json
+
+        limelight generate demo-vision --image photo.png -p "Describe the picture." --sample --temperature 0.7 --seed 1
+    """
+    options.check_outputs(overlay, html, word)
+    extra = options.sampling(sample, temperature, top_p, seed)
+    if not relevance and (overlay is not None or html is not None):
+        from limelight.errors import SettingError
+
+        raise SettingError("--no-relevance leaves nothing to draw", hint="leave it out, or --overlay and --html")
+    from limelight.cli import terminal
+
+    with terminal.quiet():
+        from limelight.cli import output
+        from limelight.decoding.generate import generate as answer
+
+        chosen = options.strategy_of(strategy, settings or [])
+        adapter = terminal.load(model, dtype, device, trust_remote_code)
+        asked = adapter.prepare(prompt, options.media_of(image, audio, video))
+        began = time.perf_counter()
+        with terminal.token_progress(max_new_tokens, strategy) as moved:
+            said = answer(
+                adapter, None, asked, strategy=chosen, relevance=relevance, max_new_tokens=max_new_tokens,
+                on_step=moved, **extra,
+            )  # fmt: skip
+        seconds = time.perf_counter() - began
+        drawn = None
+        if overlay is not None or html is not None:
+            media = output.shown_media(adapter, asked)
+            if overlay is not None:
+                drawn = output.draw_word(said, media, word, overlay)
+            if html is not None:
+                from limelight.report.page import Case, save_page
+
+                save_page(html, Case([said], media, question=prompt, spell=lambda token: adapter.tokens([token])[0]))
+    files = {name: str(path) for name, path in (("overlay", overlay), ("html", html)) if path is not None}
+    if as_json:
+        document = output.document(said)
+        if drawn is not None:
+            files["word"] = drawn.text
+        output.print_json({"model": model, "prompt": prompt, **document, "seconds": round(seconds, 3), "files": files})
+        return
+    terminal.out.print(terminal.coloured(said))
+    tokens = len(said.token_ids)
+    terminal.err.print(f"[dim]{said.strategy}: {tokens} tokens in {seconds:.1f} s[/]")
+    if said.shares():
+        terminal.err.print(terminal.bar(said.shares()))
+    changed = sum(s.plain is not None and s.plain != s.token for s in said.steps)
+    if changed:
+        terminal.err.print(f"{changed} of {tokens} tokens are not what greedy decoding would have said there")
+    if drawn is not None:
+        terminal.err.print(f"{overlay}: where {drawn.text!r} comes from (--word draws another)", markup=False)
+    if html is not None:
+        terminal.err.print(f"{html}: open it in a browser", markup=False)

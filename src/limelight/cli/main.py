@@ -1,0 +1,85 @@
+"""The command line. Every command is a function of its own module, found by name; heavy imports happen inside them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from limelight.cli.options import remember_debug
+from limelight.errors import LimelightError
+
+# Command -> its function in limelight.cli.<command>. One whose file is not there is left out.
+COMMANDS = ("generate", "attribute", "transcribe", "demo", "models", "strategies", "bench", "report", "serve", "app")
+USAGE_EXIT = 2
+
+
+class Commands(TyperGroup):
+    """Errors of the library are printed as message and hint, with exit code 2; ``--debug`` lets them through."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LimelightError as error:
+            if ctx.find_root().meta.get("limelight.debug"):
+                raise
+            from limelight.cli.terminal import complain
+
+            complain(error)
+            raise typer.Exit(USAGE_EXIT) from error
+
+
+app = typer.Typer(
+    name="limelight",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from limelight import __version__
+
+        typer.echo(f"limelight {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", callback=remember_debug, is_eager=True)
+    ] = False,
+) -> None:
+    """Training-free grounding of Hugging Face multimodal LLMs: see where each word comes from, and change it.
+
+    Models of transformers as they are: pictures, sound and video in, words out, each with its origin.
+
+    **Start here**
+
+        limelight demo
+
+        limelight generate demo-vision --image photo.png --prompt "Is there a cup in the picture?" --html out.html
+
+        limelight models --check llava-hf/llava-1.5-7b-hf
+    """
+
+
+def _register() -> None:
+    for name in COMMANDS:
+        if importlib.util.find_spec(f"limelight.cli.{name}") is not None:
+            app.command(name)(getattr(importlib.import_module(f"limelight.cli.{name}"), name))
+
+
+_register()
+
+if __name__ == "__main__":
+    app()

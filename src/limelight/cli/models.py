@@ -1,0 +1,121 @@
+"""``limelight models``: the families that are known, and the self-test of a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from limelight.cli import options
+
+
+def models(
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_PATH", help="Load this checkpoint, print what was detected, and run the self-test."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the decoding strategies.")] = False,
+    as_json: options.AsJson = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    debug: options.Debug = False,
+) -> None:
+    """List the model families, or check a checkpoint: does everything the library does work on it?
+
+    Most models need no family file: what is what is told from config, processor and modules. The self-test loads the
+    checkpoint, binds the hooks, compares logits and decoding with the model's own, computes relevance, runs every
+    strategy for two tokens, and makes sure that the model is left as it was. It exits with 1 when a check fails.
+
+    **Examples**
+
+        limelight models
+
+        limelight models --check demo-vision
+
+        limelight models --check llava-hf/llava-1.5-7b-hf --dtype bfloat16 --device cuda --quick
+    """
+    from limelight.cli import terminal
+
+    with terminal.quiet():
+        if check is None:
+            _families(as_json)
+            return
+        from limelight.cli import output
+        from limelight.cli.check import Check, detected, self_test
+
+        adapter = terminal.load(check, dtype, device, trust_remote_code)
+        found, results = detected(adapter), list[Check]()
+        if not as_json:
+            _print_detected(found)
+        with terminal.err.status("self-test …") as status:
+            for one in self_test(adapter, strategies=not quick):
+                results.append(one)
+                status.update(f"self-test: {one.name} …")
+                if not as_json:
+                    _print_check(one)
+    failed = [r for r in results if r.ok is False]
+    if as_json:
+        checks = [{"name": r.name, "ok": r.ok, "detail": r.detail} for r in results]
+        output.print_json({"checkpoint": check, "detected": found, "checks": checks, "ok": not failed})
+    else:
+        counts = {True: "passed", False: "failed", None: "not for this model"}
+        told = ", ".join(f"{sum(r.ok is k for r in results)} {v}" for k, v in counts.items() if any(r.ok is k for r in results))
+        terminal.out.print(told)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _families(as_json: bool) -> None:
+    from limelight.cli import output, terminal
+    from limelight.models.adapter import PACKAGED, packaged
+    from limelight.models.families import GENERIC, families
+
+    rows: dict[str, dict[str, Any]] = {}
+    for family in [*families().values(), GENERIC]:
+        paper = family.paper
+        rows[family.name] = {
+            "model_types": list(family.model_types),
+            "lime": {"lr": paper.lr, "kl_weight": paper.kl_weight, "tau": paper.tau, "steps": paper.steps},
+        }
+    shipped = [n for n in PACKAGED if _is_there(packaged, n)]
+    if as_json:
+        output.print_json({"families": rows, "shipped": shipped})
+        return
+    terminal.out.print("[bold]families with a file of their own[/], and the settings of lime on them")
+    for name, row in rows.items():
+        types = ", ".join(row["model_types"]) or "every other model: all is detected"
+        lime = ", ".join(f"{k} {v:g}" for k, v in row["lime"].items())
+        terminal.out.print(f"  {name:14} {types}\n  {'':14} {lime}", markup=False)
+    terminal.out.print(f"[bold]shipped[/]  {', '.join(shipped) or 'none'}")
+    terminal.out.print("`limelight models --check NAME_OR_PATH` tells whether a checkpoint works", markup=False)
+
+
+def _is_there(packaged: Any, name: str) -> bool:
+    from limelight.errors import ModelError
+
+    try:
+        packaged(name)
+    except ModelError:
+        return False
+    return True
+
+
+def _print_detected(found: dict[str, Any]) -> None:
+    from limelight.cli import terminal
+
+    width = max(map(len, found))
+    for name, value in found.items():
+        terminal.out.print(f"{name:>{width}}  {value}", markup=False)
+    terminal.out.print()
+
+
+def _print_check(one: Any) -> None:
+    from limelight.cli import terminal
+
+    mark = {True: "[green]ok[/]  ", False: "[red]FAIL[/]", None: "[yellow]--[/]  "}[one.ok]
+    from rich.markup import escape
+
+    terminal.out.print(f"{mark} {escape(one.name)}: {escape(one.detail)}")

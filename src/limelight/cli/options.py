@@ -1,0 +1,184 @@
+"""What several commands share: their options, reading of ``--set``, and checks before any long work."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limelight.errors import SettingError
+
+if TYPE_CHECKING:
+    from limelight.decoding.strategy import Strategy
+
+INPUT, OUTPUT, DECODING, LOADING = "Input", "Output", "Decoding", "Loading"
+
+
+def remember_debug(context: typer.Context, value: bool) -> bool:
+    """``--debug`` counts wherever it stands on the command line."""
+    if value:
+        context.find_root().meta["limelight.debug"] = True
+    return value
+
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A shipped miniature (demo-vision), a checkpoint folder, or a Hub name.")
+]
+Images = Annotated[
+    list[Path] | None, typer.Option("--image", help="Picture file; repeat for several.", rich_help_panel=INPUT)
+]
+Audios = Annotated[
+    list[Path] | None, typer.Option("--audio", help="Sound file; repeat for several.", rich_help_panel=INPUT)
+]
+Videos = Annotated[
+    list[Path] | None, typer.Option("--video", help="Video file; repeat for several.", rich_help_panel=INPUT)
+]
+PromptText = Annotated[str, typer.Option("--prompt", "-p", help="What to ask.", rich_help_panel=INPUT)]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of the answer.", rich_help_panel=DECODING)]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.", rich_help_panel=OUTPUT)
+]
+Overlay = Annotated[
+    Path | None,
+    typer.Option(
+        help="Draw one word's relevance over the picture (or waveform, or frames) into this file: png, pdf, svg, jpg, webp.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+WordChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--word",
+        help="The word to draw: its spelling, or its number (1 is the first, -1 the last). "
+        "By default the one that owes most to the picture or sound.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", help="Write one self-contained page with every word's heat map.", rich_help_panel=OUTPUT),
+]
+Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1.", rich_help_panel=LOADING)]
+Dtype = Annotated[
+    str, typer.Option(help="Such as float32 or bfloat16; the checkpoint's own by default.", rich_help_panel=LOADING)
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.", rich_help_panel=LOADING)
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=remember_debug, is_eager=True)
+]
+
+
+def media_of(
+    image: Sequence[Path] | None, audio: Sequence[Path] | None, video: Sequence[Path] | None
+) -> dict[str, Any]:
+    """Files by modality, as ``Adapter.prepare`` takes them."""
+    given = {"image": image, "audio": audio, "video": video}
+    return {kind: [str(p) for p in files] for kind, files in given.items() if files}
+
+
+def assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["lr=1e-2", "layers=[0,1]"]`` to values: Python literals, ``none``, ``true``, ``false``, else the text itself.
+
+    Raises:
+        SettingError: no equals sign, or a key twice.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise SettingError(f"cannot read the setting {pair!r}", hint="write --set key=value, such as --set lr=1e-2")
+        if key in out:
+            raise SettingError(f"the setting {key!r} is given twice", hint="keep one of them")
+        out[key] = literal(text.strip())
+    return out
+
+
+def literal(text: str) -> Any:
+    named = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def settings_of(factory: Any) -> dict[str, Any]:
+    """Settings of a strategy's factory with their defaults (``inspect.Parameter.empty`` where it has none)."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def strategy_of(name: str, pairs: Sequence[str]) -> Strategy:
+    """A strategy from ``--strategy`` and ``--set``.
+
+    Raises:
+        SettingError: unknown name or setting (with the nearest known one), or a value out of range.
+    """
+    from limelight.decoding.registry import strategies, strategy
+
+    known = strategies()
+    if name not in known:
+        raise SettingError(f"unknown strategy {name!r}", hint=_nearest(name, known) + "see `limelight strategies`")
+    given, allowed = assignments(pairs), settings_of(known[name])
+    for key in given:
+        if key not in allowed:
+            listed = ", ".join(allowed) or "no settings"
+            raise SettingError(f"{name} has no setting {key!r}", hint=_nearest(key, allowed) + f"{name} has {listed}")
+    return strategy(name, **given)
+
+
+def _nearest(wrong: str, known: Mapping[str, Any]) -> str:
+    near = get_close_matches(wrong, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def sampling(
+    sample: bool, temperature: float | None, top_p: float | None, seed: int | None, flag: str = "--sample"
+) -> dict[str, Any]:
+    """Generation arguments of sampling.
+
+    Raises:
+        SettingError: a setting of sampling without ``--sample``, or out of range.
+    """
+    given = {"--temperature": temperature, "--top-p": top_p, "--seed": seed}
+    idle = [name for name, value in given.items() if value is not None]
+    if not sample:
+        if idle:
+            raise SettingError(f"{', '.join(idle)} would have no effect", hint=f"add {flag}, or leave it out")
+        return {}
+    if temperature is not None and temperature <= 0:
+        raise SettingError(f"--temperature must be above 0, got {temperature}", hint=f"leave {flag} out for greedy")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise SettingError(f"--top-p must lie in (0, 1], got {top_p}", hint="1 keeps every token")
+    return {
+        "do_sample": True,
+        "temperature": 1.0 if temperature is None else temperature,
+        "top_p": 1.0 if top_p is None else top_p,
+        "top_k": 0,
+        "seed": seed,
+    }
+
+
+def check_outputs(overlay: Path | None, html: Path | None, word: str | None) -> None:
+    """Raise before the model is loaded when an output cannot be written, or an option would do nothing."""
+    from limelight.report.figure import checked
+
+    if overlay is not None:
+        checked(overlay)
+    if html is not None:
+        checked(html, frozenset({".html", ".htm"}))
+    if word is not None and overlay is None:
+        raise SettingError("--word chooses what --overlay draws", hint="add --overlay out.png")

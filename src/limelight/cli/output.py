@@ -1,0 +1,139 @@
+"""An answer as a JSON document, as a picture and as a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from limelight.cli.terminal import out, plain_value
+from limelight.errors import SettingError
+from limelight.models.adapter import Adapter
+from limelight.models.media import read_audio, read_image, read_video
+from limelight.report.media import Media, seen_box
+from limelight.report.words import Word, choose, perceptual, word_relevance, word_shares, words
+from limelight.types import MODALITIES, Generation, Prompt, Relevance
+
+
+def shown_media(adapter: Adapter, prompt: Prompt) -> Media:
+    """The prompt's media, decoded, with the part of each picture that the model saw."""
+    processor = adapter.processor
+    pictures = [read_image(i) for i in prompt.media.get("image", ())]
+    extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
+    rate = int(getattr(extractor, "sampling_rate", 16000))
+    return Media(
+        pictures,
+        [seen_box(getattr(processor, "image_processor", None), p.size) for p in pictures],
+        [(read_audio(a, rate), rate) for a in prompt.media.get("audio", ())],
+        [read_video(v) for v in prompt.media.get("video", ())],
+    )
+
+
+def draw_word(generation: Generation, media: Media, which: str | None, path: Path) -> Word:
+    """Write one word's relevance over the picture, the frames or the waveform; returns the word.
+
+    Raises:
+        SettingError: no such word, or no relevance was computed.
+    """
+    from limelight.report.frames import contact_sheet
+    from limelight.report.overlay import overlay
+    from limelight.report.waveform import waveform
+
+    word = choose(generation, which)
+    relevance = word_relevance(generation, word)
+    if relevance is None:
+        raise SettingError(
+            f"{generation.strategy} gave no relevance for {word.text!r}, so there is nothing to draw",
+            hint="leave --no-relevance out, or use `limelight attribute`",
+        )
+    kinds = {s.modality for s in relevance.spans}
+    named: dict[str, Any] = {"word": word.text, "strategy": generation.strategy, "path": path}
+    if media.videos and ("video" in kinds or not media.pictures):
+        contact_sheet(relevance, media.videos[0], **named)
+    elif "image" in kinds:
+        overlay(relevance, media, **named)
+    else:
+        samples, rate = media.sounds[0] if media.sounds else (None, 16000)
+        waveform(relevance, samples, rate, **named)
+    return word
+
+
+def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
+    """A generation as plain values: text, shares, words and steps; with ``scores`` every position's relevance."""
+    rows = [(w, word_relevance(generation, w), word_shares(generation, w)) for w in words(generation)]
+    out: dict[str, Any] = {
+        "text": generation.text,
+        "strategy": generation.strategy,
+        "settings": {k: plain_value(v) for k, v in generation.settings.items()},
+        "shares": rounded(generation.shares()),
+        "words": [
+            {
+                "text": w.text,
+                "tokens": [w.start, w.stop],
+                "perceptual_share": number(perceptual(shares)),
+                "shares": rounded(shares),
+                **(summary(r, scores=scores) if r is not None else {}),
+            }
+            for w, r, shares in rows
+        ],
+        "steps": [
+            {
+                "token": s.token,
+                "text": s.text,
+                "logprob": number(s.logprob),
+                "intervened": s.intervened,
+                "plain": s.plain,
+                "flagged": s.flagged,
+                "losses": {k: [number(x) for x in v] for k, v in s.losses.items()},
+                "candidates": [[i, t, number(logit), number(phi)] for i, t, logit, phi in s.candidates],
+            }
+            for s in generation.steps
+        ],
+    }
+    if scores:
+        out["tokens"] = list(generation.prompt.tokens)
+        out["spans"] = [
+            {"start": s.start, "stop": s.stop, "modality": s.modality, "grid": s.grid, "seconds": s.seconds}
+            for s in generation.prompt.spans
+        ]
+    return out
+
+
+def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict[str, Any]:
+    """Totals a modality and the positions that matter most; with ``scores`` all of them."""
+    present = [m for m in MODALITIES if relevance.spans_of(m)]
+    out: dict[str, Any] = {
+        "logit": number(relevance.logit),
+        "relevance": {m: number(relevance.total(m)) for m in present},
+        "top": [[i, token, number(score)] for i, token, score in relevance.top(top)],
+    }
+    if scores:
+        out["scores"] = [number(v) for v in relevance.scores.tolist()]
+    return out
+
+
+def number(value: float | None) -> float | None:
+    """Six significant digits; None for what JSON cannot say."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def rounded(shares: Any) -> dict[str, float | None]:
+    return {k: number(v) for k, v in dict(shares).items()}
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    out.file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+    out.file.flush()
+
+
+def place(relevance: Relevance) -> str:
+    """Where on the first picture the strongest support lies, such as "row 2 of 7, column 3 of 7"; "" without a grid."""
+    spans: Sequence[Any] = relevance.spans_of("image")
+    if not spans or spans[0].grid is None or len(spans[0].grid) != 2:
+        return ""
+    best = int(relevance.on_grid().argmax())
+    rows, columns = spans[0].grid
+    return f"row {best // columns + 1} of {rows}, column {best % columns + 1} of {columns}"

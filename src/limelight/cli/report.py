@@ -1,0 +1,80 @@
+"""``limelight report``: tables of finished and running benchmarks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from limelight.benchmarks.results import Run, find_runs
+from limelight.benchmarks.tables import Format, Table, differing_table, labels, paired_table, render, side_by_side
+from limelight.errors import SettingError
+
+EXAMPLES = """
+Examples:
+
+    limelight report runs/
+
+    limelight report runs/pope --format latex --metric "coco/mean/*" --output pope.tex
+
+    limelight report runs/pope/greedy runs/pope/lime --against greedy --differ 20
+
+    limelight report runs/pope --parser strict      the same answers, read by another parser
+"""
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that limelight bench wrote, or folders that hold them.")],
+    form: Annotated[str, typer.Option("--format", help="terminal, markdown, latex or html.")] = "terminal",
+    metric: Annotated[list[str] | None, typer.Option(help="Metric to show, * allowed; repeat for several.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show every metric.")] = False,
+    intervals: Annotated[bool, typer.Option(help="Show bootstrap intervals.")] = True,
+    parser: Annotated[str, typer.Option(help="Read the answers by another parser.")] = "",
+    against: Annotated[str, typer.Option(help="Compare the other runs with this one, question by question.")] = "",
+    differ: Annotated[
+        int, typer.Option(help="List so many of the questions that are answered differently; 0 for none.")
+    ] = 0,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples.")] = 1000,
+    output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+) -> None:
+    """Tables of benchmark runs, side by side, with intervals; runs that cannot be compared are marked."""
+    chosen: Format | None = next((f for f in get_args(Format) if f == form), None)
+    if chosen is None:
+        raise SettingError(f"no format {form!r}", hint=f"one of {', '.join(get_args(Format))}")
+    found = find_runs(runs)
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in found:
+        groups[run.task.name].append(run)
+    tables: list[Table] = []
+    for group in groups.values():
+        scored = [r.score(parser, resamples=resamples if intervals else 0) for r in group]
+        tables.append(side_by_side(scored, metrics=metric or (), everything=everything, intervals=intervals))
+        if against or differ:
+            base = baseline(group, against)
+            for other in (r for r in group if r is not base):
+                if against:
+                    tables.append(paired_table(base, other, parser, metrics=metric or (), resamples=resamples))
+                if differ:
+                    tables.append(differing_table(base, other, parser, limit=differ))
+    text = render(tables, chosen)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+report.__doc__ = f"{report.__doc__}\n{EXAMPLES}"
+
+
+def baseline(runs: list[Run], name: str) -> Run:
+    """The run called ``name`` (its folder, or the end of its path); without a name the one called greedy, else the first."""
+    named = dict(zip(labels(runs), runs, strict=True))
+    wanted = name or "greedy"
+    for label, run in named.items():
+        if wanted in (label, run.name, str(run.path)) or label.endswith(f"/{wanted}"):
+            return run
+    if name:
+        raise SettingError(f"no run called {name!r} among {list(named)}", hint="give the name of its folder")
+    return runs[0]

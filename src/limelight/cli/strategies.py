@@ -1,0 +1,52 @@
+"""``limelight strategies``: the decoding methods by name, with their settings."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from limelight.cli import options
+
+
+def strategies(as_json: options.AsJson = False, debug: options.Debug = False) -> None:
+    """List the decoding strategies, each with its settings and their defaults.
+
+    A setting whose default is none takes the model family's value from the paper's table (see `limelight models`).
+
+    **Examples**
+
+        limelight strategies
+
+        limelight generate demo-vision --image photo.png -p "Is there a cup?" --strategy lime --set lr=1e-2 --set steps=4
+    """
+    from limelight.cli import output, terminal
+    from limelight.decoding.registry import strategies as known
+
+    rows = {name: (_about(factory), options.settings_of(factory)) for name, factory in known().items()}
+    if as_json:
+        output.print_json(
+            {n: {"about": a, "settings": {k: _default(v) for k, v in s.items()}} for n, (a, s) in rows.items()}
+        )
+        return
+    for name, (about, settings) in rows.items():
+        terminal.out.print(f"[bold]{name}[/]  {about}")
+        listed = "  ".join(f"{k}={_spelled(v)}" for k, v in settings.items())
+        if listed:
+            terminal.out.print(f"    {listed}", markup=False)
+
+
+def _about(factory: Any) -> str:
+    """The first paragraph of a factory's documentation."""
+    return " ".join((inspect.getdoc(factory) or "").split("\n\n")[0].split()).replace("``", "")
+
+
+def _default(value: Any) -> Any:
+    from limelight.cli.terminal import plain_value
+
+    return None if value is inspect.Parameter.empty else plain_value(value)
+
+
+def _spelled(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "(needed)"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

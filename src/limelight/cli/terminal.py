@@ -1,0 +1,124 @@
+"""Talking to the person at the terminal: answers on stdout, everything else on stderr; loading without chatter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.style import Style
+from rich.text import Text
+
+from limelight.errors import LimelightError, ModelError
+
+if TYPE_CHECKING:
+    from limelight.models.adapter import Adapter
+    from limelight.types import Generation, Step
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False)
+
+
+def complain(error: LimelightError) -> None:
+    """Message and hint, as plain text."""
+    err.print(Text.assemble(("error: ", "bold red"), error.message))
+    if error.hint:
+        err.print(Text.assemble(("hint: ", "bold"), error.hint))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' progress bars, log lines and warnings are held back inside; afterwards everything is as before."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Adapter:
+    """``limelight.load`` with a word about it; a Hub name may download, which shows its own progress.
+
+    Raises:
+        ModelError: also when MODEL reads like a path and there is no such folder (it is not looked up on the Hub).
+    """
+    if model.startswith(("/", ".", "~")):
+        model = str(Path(model).expanduser())
+        if not Path(model).is_dir():
+            raise ModelError(f"there is no folder {model!r}", hint="give a folder with config.json and weights")
+    if trust_remote_code:
+        err.print("[yellow]code that comes with the checkpoint will be run (--trust-remote-code)[/]")
+    with err.status(f"loading {Path(model).name or model} …"):
+        from limelight.models.adapter import load as load_adapter
+
+        return load_adapter(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def token_progress(total: int, label: str = "") -> Iterator[Callable[[int, Step], None]]:
+    """A bar on stderr that moves with every token and shows the end of the answer; gone when done."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+               MofNCompleteColumn(), TextColumn("tokens"), TimeElapsedColumn())  # fmt: skip
+    said: list[str] = []
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(label or "prefill", total=total)
+
+        def moved(_: int, step: Step) -> None:
+            said.append(step.text)
+            tail = "".join(said).replace("\n", " ").strip()[-32:]
+            bar.update(task, advance=1, description=f"{label} {tail}".strip())
+
+        yield moved
+
+
+def coloured(generation: Generation) -> Text:
+    """The answer; on a terminal with each word's background as strong as its perceptual share."""
+    from limelight.report.words import perceptual, word_shares, words
+
+    text = Text()
+    for word in words(generation):
+        if word.space and text.plain:
+            text.append(" ")
+        share = perceptual(word_shares(generation, word))
+        flagged = any(s.flagged for s in generation.steps[word.start : word.stop])
+        text.append(word.text, _style(share, flagged))
+    return text if text.plain else Text(generation.text)
+
+
+def _style(share: float | None, flagged: bool) -> Style:
+    if share is None:
+        return Style(underline=flagged)
+    shade = tuple(round(a + (b - a) * share) for a, b in zip((38, 42, 48), (10, 150, 138), strict=True))
+    return Style(color="white", bgcolor=f"rgb({shade[0]},{shade[1]},{shade[2]})", underline=flagged)
+
+
+def bar(shares: dict[str, float], width: int = 40) -> Text:
+    """Modality shares as a bar with numbers."""
+    colours = {"text": "grey50", "image": "cyan", "video": "magenta", "audio": "yellow"}
+    text = Text()
+    for modality, share in shares.items():
+        text.append("█" * round(width * share), colours.get(modality, "white"))
+    return text.append("  " + ", ".join(f"{share:.0%} {modality}" for modality, share in shares.items()))
+
+
+def plain_value(value: Any) -> Any:
+    """A setting as JSON takes it."""
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain_value(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): plain_value(v) for k, v in value.items()}
+    return str(value)

@@ -1,0 +1,46 @@
+"""Several continuations of one prompt on one cache: copied, chosen among, extended."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.errors import UnsupportedError
+from limelight.models.stream import Stream
+
+
+def fork(stream: Stream, rows: Sequence[int]) -> Stream:
+    """A stream with a cache of its own whose row ``i`` continues row ``rows[i]`` of ``stream`` (which is prefilled).
+
+    Raises:
+        UnsupportedError: the cache cannot be reordered.
+    """
+    kwargs = dict(stream.kwargs)
+    kwargs["past_key_values"] = copy.deepcopy(kwargs["past_key_values"])
+    out = Stream(stream.adapter, stream.ids, kwargs, **stream.forward)
+    choose(out, rows)
+    return out
+
+
+def choose(stream: Stream, rows: Sequence[int]) -> None:
+    """Keep ``rows`` of the stream, in this order and with repetitions, in place."""
+    before = stream.ids.shape[0]
+    index = torch.as_tensor(list(rows), dtype=torch.long, device=stream.ids.device)
+    cache: Any = stream.kwargs["past_key_values"]
+    if not hasattr(cache, "reorder_cache"):
+        raise UnsupportedError(
+            f"a cache of type {type(cache).__name__} cannot be reordered for beams", hint="use the default cache"
+        )
+    cache.reorder_cache(index)
+    stream.ids = stream.ids[index]
+    for name, value in stream.kwargs.items():
+        if not isinstance(value, Tensor):
+            continue
+        if name == "position_ids":
+            stream.kwargs[name] = value.index_select(-2, index) if value.shape[-2] == before else value
+        elif value.ndim and value.shape[0] == before:
+            stream.kwargs[name] = value[index]

@@ -1,0 +1,112 @@
+"""ICD: push the logits away from those of the same question under an instruction that confuses.
+
+Source: Wang et al., "Mitigating Hallucinations in Large Vision-Language Models with Instruction Contrastive Decoding",
+Findings of ACL 2024 (arXiv 2403.18715), eq. 5-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from limelight.decoding.contrast_inputs import inserted, percept
+from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
+from limelight.decoding.strategy import Run
+from limelight.errors import PromptError, SettingError
+
+IMAGE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
+AUDIO = "You are a confused sounds detector to provide a fuzzy overview or impression of the audio."
+VIDEO = "You are a confused objects detector to provide a fuzzy overview or impression of the video."
+_BY_MODALITY = {1: IMAGE, 2: VIDEO, 3: AUDIO}
+
+
+@dataclass(frozen=True)
+class Icd:
+    """``(1 + alpha) l - alpha l'``, ``l'`` from the prompt with a disturbing instruction in it; implausible tokens dropped.
+
+    Args:
+        alpha: strength of the contrast; 0 is the model itself.
+        beta: plausibility cut, in [0, 1]; 0 drops none.
+        instruction: words (they need a tokenizer) or token ids; None: the authors' confused detector, with sound or
+            video in place of the image where that is the percept (ours).
+        where: ``user``: directly in front of the first picture, video or sound and its start marker, which is inside
+            the user's turn in every chat template; ``front``: after the BOS token.
+
+    Differs from the released code (LLaVA-1.5, InstructBLIP, MiniGPT-4): there the instruction replaces LLaVA's system
+    prompt, or goes to InstructBLIP's Q-Former too; here it is inserted as tokens, since a custom decoding method
+    receives a prompt, not messages. Batches, greedy, any modality.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    instruction: str | tuple[int, ...] | None = None
+    where: str = "user"
+
+    def __post_init__(self) -> None:
+        check_range("icd", "alpha", self.alpha, 0.0, hint="the paper: 1")
+        check_range("icd", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
+        check_choice("icd", "where", self.where, ("user", "front"))
+        if self.instruction is not None and not self.instruction:
+            raise SettingError("icd: the instruction is empty", hint="None takes the authors' instruction")
+
+    @property
+    def name(self) -> str:
+        return "icd"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> ContrastSession:
+        """Raises SettingError without a tokenizer, unless ``instruction`` is given as token ids."""
+        words = self._words(run)
+        at = [place(run, row, self.where) for row in range(run.ids.shape[0])]
+        contrast = inserted(run, words, at)
+        return ContrastSession(run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
+
+    def _words(self, run: Run) -> Sequence[int]:
+        if isinstance(self.instruction, tuple):
+            return self.instruction
+        tokenizer = run.adapter.tokenizer
+        if tokenizer is None:
+            raise SettingError(
+                "icd needs the tokenizer to write its instruction",
+                hint="custom_generate(icd(), processor=processor), or instruction=(token ids)",
+            )
+        text = self.instruction or _BY_MODALITY[int(run.modality_ids[percept(run)].mode().values)]
+        ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise SettingError(f"icd: the tokenizer makes nothing of {text!r}", hint="choose another instruction")
+        return ids
+
+
+def place(run: Run, row: int, where: str) -> int:
+    """The position of ``row`` in front of which the instruction goes.
+
+    Start markers are the special tokens that stand directly in front of the media; BOS is never passed.
+    """
+    ids = run.ids[row].tolist()
+    start = int(run.mask[row].long().argmax())
+    tokenizer = run.adapter.tokenizer
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None:
+        bos = getattr(run.config, "bos_token_id", None)
+    after_bos = start + int(ids[start] == bos)
+    if where == "front":
+        return after_bos
+    found = percept(run)[row].nonzero()
+    if not len(found):
+        raise PromptError(f"row {row} holds no percept", hint="put the picture or sound into the messages")
+    at = int(found[0, 0])
+    special = set(getattr(tokenizer, "all_special_ids", None) or ())
+    while at > after_bos and ids[at - 1] in special:
+        at -= 1
+    return at
+
+
+def icd(**settings: Any) -> Icd:
+    """Instruction contrastive decoding; see :class:`Icd` for the settings."""
+    return Icd(**settings)
+
+
+STRATEGIES = {"icd": Icd}

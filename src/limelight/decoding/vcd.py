@@ -1,0 +1,114 @@
+"""VCD: push the logits away from those of the same picture under diffusion noise.
+
+Source: Leng et al., "Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive
+Decoding", CVPR 2024 (arXiv 2311.16922), eq. 2 (noise), 3 (contrast), 4 (plausibility cut).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.contrast_inputs import disturbed
+from limelight.decoding.contrastive import ContrastSession, amplified, check_range
+from limelight.decoding.strategy import Run
+from limelight.errors import SettingError
+
+STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Vcd:
+    """``(1 + alpha) l - alpha l'``, ``l'`` from the noised media; tokens with ``p < beta * max p`` dropped.
+
+    Args:
+        alpha: strength of the contrast; 0 is the model itself.
+        beta: plausibility cut, in [0, 1]; 0 drops none.
+        noise_step: diffusion step of 1000 at which the media stand, 0 (clean but for a trace) to 999 (noise).
+        seed: of the noise. Every picture, spectrogram or waveform gets noise that starts from it, so a row of a batch
+            meets the noise it would meet alone.
+
+    Differs from the released code (LLaVA-1.5, InstructBLIP, Qwen-VL, batch 1, sampling only): any family, batches,
+    greedy too; seeded noise instead of the global state. Video frames and sound features are noised likewise: ours.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    noise_step: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("vcd", "alpha", self.alpha, 0.0, hint="the paper: 1")
+        check_range("vcd", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
+        if not isinstance(self.noise_step, int) or not 0 <= self.noise_step < STEPS:
+            raise SettingError(
+                f"vcd: expected a noise_step in 0..{STEPS - 1}, got {self.noise_step!r}", hint="the paper: 500"
+            )
+
+    @property
+    def name(self) -> str:
+        return "vcd"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> ContrastSession:
+        """Raises SettingError when the processor's tensors are not at hand."""
+
+        def noised(name: str, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+            return diffused(features, noise_like(features, inputs, self.seed), self.noise_step)
+
+        contrast = disturbed(run, noised, method="vcd")
+        return ContrastSession(run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
+
+
+def diffused(x: Tensor, noise: Tensor, step: int) -> Tensor:
+    """``sqrt(a) x + sqrt(1 - a) noise``, ``a`` the product of ``1 - beta`` up to ``step`` (VCD, eq. 2).
+
+    ``beta = sigmoid(linspace(-6, 6, 1000)) (0.5e-2 - 1e-5) + 1e-5``.
+    """
+    betas = torch.sigmoid(torch.linspace(-6, 6, STEPS, dtype=torch.float64)) * (0.5e-2 - 1e-5) + 1e-5
+    kept = float(torch.cumprod(1 - betas, dim=0)[step])
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (math.sqrt(kept) * x.to(wide) + math.sqrt(1 - kept) * noise.to(x.device, wide)).to(x.dtype)
+
+
+def noise_like(x: Tensor, inputs: Mapping[str, Any], seed: int) -> Tensor:
+    """Normal noise of ``x``'s shape that starts anew from ``seed`` at each medium of the batch.
+
+    A medium is an entry of the first dimension; where the processor hands over flattened patches ``[N, ...]`` with a
+    grid ``[media, axes]``, it is as many rows as its grid has cells. Tiles and frames of one medium differ in noise.
+    """
+    sizes = _patch_counts(x, inputs)
+    if sizes is not None:
+        return torch.cat([_drawn((n, *x.shape[1:]), seed) for n in sizes])
+    return _drawn(tuple(x.shape[1:]), seed).expand(x.shape)
+
+
+def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if len(shape) < 4:
+        return torch.randn(shape, generator=generator)
+    return torch.stack([torch.randn(shape[1:], generator=generator) for _ in range(shape[0])])
+
+
+def _patch_counts(x: Tensor, inputs: Mapping[str, Any]) -> list[int] | None:
+    for value in inputs.values():
+        if isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == 2 and value.shape[1] in (2, 3):
+            counts = value.prod(dim=-1)
+            if int(counts.sum()) == x.shape[0] and x.ndim < 4:
+                return [int(c) for c in counts]
+    return None
+
+
+def vcd(**settings: Any) -> Vcd:
+    """Visual contrastive decoding; see :class:`Vcd` for the settings."""
+    return Vcd(**settings)
+
+
+STRATEGIES = {"vcd": Vcd}

@@ -1,0 +1,44 @@
+"""The ceiling: a small probe that reads the objects off the image tokens the language model is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from limelight.demo.scenes import OBJECTS
+
+PROBE_FILE = Path(__file__).parent / "vision" / "probe.safetensors"
+
+
+class Probe(nn.Module):
+    """Projected image tokens [n, 49, d] -> one logit for each object of `OBJECTS` [n, objects]; above 0 means yes.
+
+    A per-token MLP scores every object against "no object"; the scores are pooled by log-sum-exp. Trained on training
+    pictures with present and absent objects weighted equally, so that 0 is the threshold for balanced questions.
+    """
+
+    def __init__(self, wide: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, hidden), nn.GELU(), nn.Linear(hidden, len(OBJECTS) + 1))
+        self.scale = nn.Parameter(torch.ones(len(OBJECTS)))
+        self.shift = nn.Parameter(torch.zeros(len(OBJECTS)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores = self.net(tokens)  # [n, 49, objects + 1]
+        pooled = torch.logsumexp(scores[..., :-1] - scores[..., -1:], dim=1)  # [n, objects]
+        return pooled * self.scale + self.shift
+
+    @classmethod
+    def load(cls, path: Path = PROBE_FILE) -> Probe:
+        """The shipped probe, in evaluation mode."""
+        weights = load_file(path)
+        probe = cls(weights["net.0.weight"].shape[0], weights["net.1.weight"].shape[0])
+        probe.load_state_dict(weights)
+        return probe.eval()
+
+    def save(self, path: Path = PROBE_FILE) -> None:
+        """Writes the weights as safetensors."""
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path)

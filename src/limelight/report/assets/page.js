@@ -1,0 +1,295 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const { supports, against, opacity } = data.colours;
+  const view = { strength: 1, positive: false };
+  const percent = (x) => Math.round(x * 100) + " %";
+  const number = (x) => (x === null || x === undefined ? "–" : Number(x).toPrecision(3).replace(/\.?0+$/, ""));
+  const el = (tag, attributes = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key === "style") node.style.cssText = value;
+      else if (key === "className") node.className = value;
+      else node.setAttribute(key, value);
+    }
+    node.append(...children);
+    return node;
+  };
+  const bytes = (text) => Int8Array.from(atob(text), (c) => (c.charCodeAt(0) << 24) >> 24);
+  const heatOf = (word) => (word.heat ??= word.h === undefined ? null : bytes(word.h));
+  const visible = (token) => token.replace(/\n/g, "⏎").trim() || "␣";
+
+  function colours(values, rows, columns) { // int8 scores -> a canvas of one pixel a position
+    const canvas = new OffscreenCanvas(columns, rows), context = canvas.getContext("2d");
+    const image = context.createImageData(columns, rows);
+    for (let i = 0; i < rows * columns; i++) {
+      const v = view.positive ? Math.max(0, values[i]) : values[i];
+      const [r, g, b] = v >= 0 ? supports : against;
+      image.data.set([r, g, b, (Math.abs(v) / 127) * 255 * opacity * view.strength], 4 * i);
+    }
+    context.putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  function paintGrid(canvas, values, rows, columns, box, smooth) {
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    if (!values) return;
+    const [l, t, r, b] = box, w = canvas.width, h = canvas.height;
+    context.fillStyle = "rgba(20,20,20,.55)"; // what the model did not see
+    context.fillRect(0, 0, w, h);
+    context.clearRect(l * w, t * h, (r - l) * w, (b - t) * h);
+    context.imageSmoothingEnabled = smooth;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(colours(values, rows, columns), l * w, t * h, (r - l) * w, (b - t) * h);
+  }
+
+  function paintSound(canvas, values, sound) {
+    const context = canvas.getContext("2d"), w = canvas.width, h = canvas.height, wave = sound ? h * 0.66 : 0;
+    context.clearRect(0, 0, w, h);
+    const ink = getComputedStyle(canvas).color;
+    if (values) {
+      if (sound) {
+        context.imageSmoothingEnabled = true;
+        context.drawImage(colours(values, 1, values.length), 0, 0, w, wave);
+      }
+      const each = w / values.length, middle = (wave + h) / 2, reach = (h - wave) / 2 - 3;
+      values.forEach((v, i) => {
+        if (view.positive && v < 0) return;
+        context.fillStyle = `rgb(${v >= 0 ? supports : against})`;
+        context.fillRect(i * each, v >= 0 ? middle - (v / 127) * reach : middle, Math.max(each - 0.5, 0.5), (Math.abs(v) / 127) * reach);
+      });
+    }
+    context.fillStyle = ink;
+    if (!sound) return;
+    sound.wave ??= bytes(sound.peaks);
+    const bins = sound.wave.length / 2;
+    for (let i = 0; i < bins; i++) {
+      const low = sound.wave[2 * i] / 127, high = sound.wave[2 * i + 1] / 127;
+      context.fillRect((i * w) / bins, (wave / 2) * (1 - high * 0.95), Math.max(w / bins, 1), Math.max((wave / 2) * 0.95 * (high - low), 1));
+    }
+  }
+
+  function buildViews(media, views, holder) { // one painter a picture, frame, tile or sound: (word, sum of heat) => void
+    const painters = [];
+    const stage = (label, source, small, shape) => {
+      const canvas = el("canvas", { role: "img", "aria-label": label });
+      const box = el("div", { className: "stage" });
+      if (source) {
+        box.append(el("img", { src: source.src, alt: label }), canvas);
+      } else box.append(canvas);
+      canvas.width = [640, 320, 240][small];
+      canvas.height = Math.max(16, Math.round(canvas.width * shape));
+      if (!source) canvas.classList.add("flow");
+      const caption = el("figcaption", {}, el("span", {}, label), el("span"));
+      holder.append(el("figure", { className: ["view", "view half", "view small"][small] }, box, caption));
+      return [canvas, caption.lastChild];
+    };
+    for (const v of views) {
+      const cut = (word) => heatOf(word)?.subarray(v.at, v.at + v.n);
+      if (v.kind === "audio") {
+        const sound = v.source === null ? null : media.sounds[v.source];
+        const [canvas] = stage(v.label, null, 0, sound ? 0.26 : 0.12);
+        if (sound) {
+          const told = `spectrogram, 0 to ${sound.top_khz} kHz`;
+          holder.lastChild.querySelector(".stage").append(el("div", { className: "spectrogram", role: "img", "aria-label": told, title: told, style: `mask-image:url(${sound.spectrogram})` }));
+        }
+        const seconds = sound ? sound.seconds : (v.seconds ?? 0) * v.n;
+        holder.lastChild.querySelector("figcaption").replaceChildren(...(seconds ? [0, 0.25, 0.5, 0.75, 1].map((f) => el("span", {}, (f * seconds).toFixed(1) + " s")) : [v.label]));
+        painters.push((word) => paintSound(canvas, cut(word), sound));
+      } else if (v.frames) {
+        const [rows, columns] = v.grid.slice(-2), size = rows * columns;
+        v.frames.forEach(([frame, label], t) => {
+          const [canvas, told] = stage(label, { src: media.videos[v.source][frame], w: 320 }, v.frames.length > 4 ? 2 : 1, 0.75);
+          painters.push((word, total) => {
+            const part = cut(word)?.subarray(t * size, (t + 1) * size);
+            paintGrid(canvas, part, rows, columns, [0, 0, 1, 1], true);
+            told.textContent = part && total ? percent(part.reduce((a, x) => a + Math.abs(x), 0) / total) : "";
+          });
+        });
+      } else {
+        const flat = v.grid.length === 2 ? v.grid : [1, v.n], source = v.source === null ? null : media.pictures[v.source];
+        const small = views.length > 4 ? 2 : views.length > 1 ? 1 : 0, shape = source ? source.h / source.w : Math.max(flat[0] / flat[1], 0.06);
+        const label = v.known ? v.label : `${v.label}: ${v.n} positions in order (layout not known)`;
+        const [canvas] = stage(label, source, small, shape);
+        painters.push((word) => paintGrid(canvas, cut(word), ...flat, source ? v.box : [0, 0, 1, 1], Boolean(source)));
+      }
+    }
+    const scale = el("div", { className: "scale" }, el("span"), el("i", { "aria-hidden": "true" }), el("span"));
+    if (views.length) holder.append(scale);
+    painters.push((word) => {
+      scale.firstChild.textContent = word.m === undefined ? "" : (word.cl ? "≤ " : "") + "−" + number(word.m) + " against";
+      scale.lastChild.textContent = word.m === undefined ? "" : "supports " + (word.cl ? "≥ " : "+") + number(word.m) + " logit";
+    });
+    return painters;
+  }
+
+  function buildPrompt(shown, column) { // the prompt and the answer so far; tints the positions that matter
+    const texts = shown.prompt.filter(Array.isArray), cells = new Map(), LONG = 1200;
+    const apart = texts.length > 3 && !texts.some(([, t]) => /^\s\S/.test(t));
+    const box = el("div", { className: "prompt" + (apart ? " apart" : ""), tabindex: "0", role: "group", "aria-label": "the prompt and the answer so far" });
+    const cell = (key, text, extra = "") => {
+      const node = el("span", extra ? { className: extra } : {}, text);
+      cells.set(key, node);
+      box.append(node);
+    };
+    let seen = 0;
+    for (const item of shown.prompt) {
+      if (!Array.isArray(item)) {
+        box.append(el("span", { className: "percept", style: `background:var(--${item.kind})` }, `${item.label} · ${item.n}`));
+        continue;
+      }
+      seen++;
+      if (seen <= LONG / 2 || seen > texts.length - LONG / 2) cell(item[0], item[1]);
+      else if (seen === LONG / 2 + 1) box.append(el("span", { className: "percept", style: "background:var(--text)" }, `… ${texts.length - LONG} more`));
+    }
+    column.generated.forEach((text, i) => cell(-1 - i, text, "said"));
+    let tinted = [];
+    return [box, (word) => {
+      tinted.forEach((node) => node.removeAttribute("style"));
+      tinted = [];
+      const rows = (word.x ?? []).filter(([, v]) => !view.positive || v > 0);
+      const top = Math.max(...rows.map(([, v]) => Math.abs(v)), 1e-9);
+      for (const [key, value] of rows) {
+        const node = cells.get(key);
+        if (!node) continue;
+        node.style.background = `rgba(${value >= 0 ? supports : against},${(Math.abs(value) / top) * 0.6 * view.strength})`;
+        tinted.push(node);
+      }
+      column.generated.forEach((_, i) => (cells.get(-1 - i).hidden = word.k ? i >= word.k[0] : false));
+    }];
+  }
+
+  function place(word, v) { // where the strongest support lies, in words
+    const heat = heatOf(word)?.subarray(v.at, v.at + v.n);
+    if (!heat || !v.known) return "";
+    let best = 0;
+    heat.forEach((x, i) => { if (x > heat[best]) best = i; });
+    const [rows, columns] = v.grid.slice(-2), size = rows * columns, row = Math.floor((best % size) / columns), column = best % columns;
+    const third = (i, n, names) => names[Math.min(2, Math.floor((3 * (i + 0.5)) / n))];
+    const frame = v.grid.length === 3 ? `, ${v.frames?.[Math.floor(best / size)]?.[1] ?? ""}` : "";
+    return `strongest on ${v.label}${frame}: ${third(row, rows, ["upper", "middle", "lower"])} ${third(column, columns, ["left", "centre", "right"])} (row ${row + 1} of ${rows}, column ${column + 1} of ${columns})`;
+  }
+
+  function facts(holder, shown, column, word, prompt) {
+    const spelled = new Map(shown.prompt.filter(Array.isArray).map(([i, t]) => [i, t]));
+    const children = [el("p", { className: "word" }, el("b", {}, word.t), word.lp === undefined ? "" : ` probability ${number(word.lp)}`)];
+    if (word.sh) {
+      children.push(el("div", { className: "bar", role: "img", "aria-label": Object.entries(word.sh).map(([m, v]) => `${percent(v)} ${m}`).join(", ") },
+        ...Object.entries(word.sh).map(([m, v]) => el("span", { style: `width:${v * 100}%;background:var(--${m})`, title: `${m} ${percent(v)}` }, v > 0.12 ? `${m} ${percent(v)}` : ""))));
+      if (word.h === undefined) children.push(el("p", {}, "Only shares were computed for this word, no heat map."));
+    } else children.push(el("p", {}, "No relevance was computed for this word."));
+    if (word.g !== undefined) children.push(el("p", {}, "Greedy would have said ", el("b", {}, visible(word.g)), " here."));
+    else if (word.i && word.same) children.push(el("p", {}, "The decoder intervened; greedy would have said the same."));
+    if (word.f) children.push(el("p", {}, "⚑ Not supported by what is seen or heard, while a rival is."));
+    if (word.l) children.push(el("p", {}, "Loss, first to last update: " + Object.entries(word.l).map(([n, [a, b]]) => `${n} ${number(a)} → ${number(b)}`).join("; ")));
+    if (word.c) {
+      const cells = (...texts) => texts.map((text) => el("td", {}, text));
+      children.push(el("h4", {}, "Candidates"), el("table", {}, el("tr", {}, ...["token", "logit", "from the percept"].map((t) => el("th", { scope: "col" }, t))),
+        ...word.c.map(([text, logit, phi]) => el("tr", {}, ...cells(visible(text), number(logit), number(phi))))));
+    }
+    if (word.x?.length) {
+      const rows = word.x.filter(([, v]) => !view.positive || v > 0).slice(0, 6), top = Math.max(...rows.map(([, v]) => Math.abs(v)), 1e-9);
+      children.push(el("h4", {}, "Text that mattered most (logit)"), el("ul", { className: "tops" }, ...rows.map(([key, v]) => {
+        const text = visible(key >= 0 ? spelled.get(key) ?? "" : column.generated[-1 - key] ?? "");
+        return el("li", {}, el("span", { title: text }, text), el("span", {}, el("i", { style: `width:${(Math.abs(v) / top) * 100}%;background:var(--${v >= 0 ? "supports" : "against"})` })), el("span", {}, (v >= 0 ? "+" : "−") + number(Math.abs(v))));
+      })));
+    }
+    children.push(el("h4", {}, "Prompt"), prompt);
+    holder.replaceChildren(...children);
+  }
+
+  const cases = data.cases.map((shown, c) => {
+    const article = document.querySelector(`[data-case="${c}"]`);
+    const columns = shown.columns.map((column, k) => {
+      const root = article.querySelector(`[data-column="${k}"]`);
+      const [prompt, tint] = buildPrompt(shown, column);
+      return { column, root, tint, prompt, painters: buildViews(shown.media, shown.views, root.querySelector(".views")),
+        buttons: [...root.querySelectorAll(".w")], facts: root.querySelector(".facts"), status: root.querySelector("[role=status]"), at: -1 };
+    });
+    const state = { pinned: null };
+
+    function draw(k, i, how) {
+      const one = columns[k], word = one.column.words[i];
+      if (!word) return;
+      one.buttons[one.at]?.classList.remove("on", "other");
+      one.buttons[i].classList.add(how);
+      one.at = i;
+      const total = heatOf(word)?.reduce((a, x) => a + Math.abs(x), 0);
+      one.painters.forEach((paint) => paint(word, total));
+      one.tint(word);
+      facts(one.facts, shown, one.column, word, one.prompt);
+    }
+    function counterpart(k, i, other) { // by way of the first answer
+      const to = (n, x) => (n === 0 ? x : columns[n].column.pairs.find(([a]) => a === x)?.[1]);
+      const from = (n, x) => (n === 0 ? x : columns[n].column.pairs.find(([, b]) => b === x)?.[0]);
+      const first = from(k, i);
+      return first === undefined ? undefined : to(other, first);
+    }
+    function show(k, i, spoken) {
+      draw(k, i, "on");
+      columns.forEach((_, other) => {
+        const j = other === k ? undefined : counterpart(k, i, other);
+        if (j !== undefined) draw(other, j, "other");
+      });
+      if (!spoken) return;
+      const word = columns[k].column.words[i], places = shown.views.map((v) => (v.kind === "audio" ? "" : place(word, v))).filter(Boolean);
+      columns[k].status.textContent = places.slice(0, 2).join("; ");
+    }
+    function pin(k, i) {
+      if (state.pinned) columns[state.pinned[0]].buttons[state.pinned[1]].removeAttribute("aria-pressed");
+      state.pinned = k === null || (state.pinned && state.pinned[0] === k && state.pinned[1] === i) ? null : [k, i];
+      if (state.pinned) columns[k].buttons[i].setAttribute("aria-pressed", "true");
+    }
+    function focus(k, i) {
+      const button = columns[k].buttons[i];
+      if (!button) return;
+      columns[k].buttons.forEach((b) => (b.tabIndex = -1));
+      button.tabIndex = 0;
+      button.focus();
+    }
+    columns.forEach((one, k) => {
+      const answer = one.root.querySelector(".answer");
+      const index = (event) => { const b = event.target.closest?.(".w"); return b ? Number(b.dataset.word) : -1; };
+      answer.addEventListener("pointerover", (event) => { const i = index(event); if (i >= 0 && !state.pinned) show(k, i, false); });
+      answer.addEventListener("focusin", (event) => { const i = index(event); if (i >= 0) show(k, i, true); });
+      answer.addEventListener("click", (event) => { const i = index(event); if (i >= 0) { pin(k, i); show(k, i, true); } });
+      answer.addEventListener("keydown", (event) => {
+        const i = index(event), last = one.buttons.length - 1;
+        const side = { ArrowUp: k - 1, ArrowDown: k + 1 }[event.key];
+        const next = { ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: last }[event.key];
+        if (event.key === "Escape") pin(null);
+        else if (next !== undefined) focus(k, Math.max(0, Math.min(last, next)));
+        else if (side !== undefined && columns[side]) focus(side, counterpart(k, i, side) ?? Math.min(i, columns[side].buttons.length - 1));
+        else return;
+        event.preventDefault();
+      });
+    });
+    columns.forEach((one, k) => { // at first: the same place in every answer
+      const start = (k ? counterpart(0, columns[0].column.start, k) : undefined) ?? one.column.start;
+      draw(k, start, "other");
+      if (start >= 0) one.buttons.forEach((b, i) => (b.tabIndex = i === start ? 0 : -1));
+    });
+    return { redraw: () => columns.forEach((one, k) => one.at >= 0 && draw(k, one.at, one.buttons[one.at].classList.contains("on") ? "on" : "other")) };
+  });
+
+  const redraw = () => cases.forEach((one) => one.redraw());
+  const buttons = [...document.querySelectorAll(".w[data-share]")], shares = buttons.map((b) => Number(b.dataset.share));
+  const [least, most] = [Math.min(...shares), Math.max(...shares)], ends = document.querySelectorAll("#legend span");
+  document.getElementById("stretch").addEventListener("change", (event) => {
+    const wide = event.target.checked && most > least;
+    buttons.forEach((b, i) => b.style.setProperty("--s", wide ? (shares[i] - least) / (most - least) : shares[i]));
+    ends[0].textContent = percent(wide ? least : 0);
+    ends[1].textContent = percent(wide ? most : 1);
+  });
+  document.getElementById("positive").addEventListener("change", (event) => { view.positive = event.target.checked; redraw(); });
+  document.getElementById("opacity").addEventListener("input", (event) => { view.strength = event.target.value / 100; redraw(); });
+  const themes = [["", "as the system"], ["light", "light"], ["dark", "dark"]];
+  let theme = 0;
+  document.getElementById("theme").addEventListener("click", (event) => {
+    theme = (theme + 1) % themes.length;
+    document.documentElement.dataset.theme = themes[theme][0];
+    event.target.textContent = "colours: " + themes[theme][1];
+    redraw();
+  });
+})();

@@ -1,0 +1,98 @@
+"""The parts that the figures share: modality bars, top words, title, saving. matplotlib's objects, no pyplot state."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from limelight.errors import SettingError
+from limelight.report import heat
+from limelight.types import Relevance
+
+MODALITY_COLOURS = {"text": "#8a8f98", "image": "#0d9488", "video": "#7c3aed", "audio": "#d97706"}
+FORMATS = frozenset({".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp"})
+
+
+def new_figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write(text: Any) -> Any:
+    """Take a text literally: a word may hold dollar signs, which matplotlib would read as mathematics."""
+    text.set_parse_math(False)
+    return text
+
+
+def headline(relevance: Relevance, word: str | None, strategy: str = "") -> str:
+    told = (word if word is not None else relevance.target_token).strip() or f"token {relevance.target}"
+    by = f" ({strategy})" if strategy else ""
+    return f"Where “{told}” comes from{by}   logit {relevance.logit:.2f}"
+
+
+def share_bar(axes: Any, relevance: Relevance) -> None:
+    """Modality shares as one stacked bar: ``sum |R|`` of each, as parts of the whole."""
+    start = 0.0
+    for modality, share in relevance.shares().items():
+        axes.barh(0, share, left=start, height=1, color=MODALITY_COLOURS[modality])
+        label = f"{modality} {share:.0%}"
+        if share > 0.02 * len(label):
+            axes.text(start + share / 2, 0, label, ha="center", va="center", fontsize=8, color="white")
+        start += share
+    axes.set_xlim(0, max(start, 1e-9))
+    axes.set_axis_off()
+
+
+def top_words(axes: Any, relevance: Relevance, count: int, full: float) -> None:
+    """The text positions with the largest ``|R|`` as signed bars."""
+    rows = relevance.top(count, "text")[::-1]
+    values = [score for _, _, score in rows]
+    colours = ["#{:02x}{:02x}{:02x}".format(*(heat.SUPPORTS if v >= 0 else heat.AGAINST)) for v in values]
+    axes.barh(range(len(rows)), values, color=colours, alpha=heat.OPACITY, height=0.7)
+    axes.axvline(0, color="#444", linewidth=0.6)
+    axes.set_yticks(range(len(rows)), [shown(token) for _, token, _ in rows], fontsize=8)
+    for label in axes.get_yticklabels():
+        write(label)
+    axes.set_xlim(-max(full, *map(abs, values), 1e-9) * 1.05, max(full, *map(abs, values), 1e-9) * 1.05)
+    axes.tick_params(labelsize=7, length=2)
+    axes.set_xlabel("text tokens with the largest relevance (logit)", fontsize=8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def shown(token: str) -> str:
+    """A token's spelling with its white space made visible, cut to 24 characters."""
+    text = token.replace("\n", "⏎").strip() or repr(token)
+    return text if len(text) <= 24 else text[:23] + "…"
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure; the file's ending tells the format (png, pdf, svg, jpg, webp).
+
+    Raises:
+        SettingError: an ending that is no picture format, or the folder does not exist.
+    """
+    path = checked(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a word in a script the font lacks
+        figure.savefig(path)
+    return path
+
+
+def checked(path: str | Path, formats: frozenset[str] = FORMATS) -> Path:
+    """A path that can be written to, told before any long work.
+
+    Raises:
+        SettingError: see :func:`save`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in formats:
+        raise SettingError(f"cannot write {path.name!r}", hint=f"end the file's name in {', '.join(sorted(formats))}")
+    if not path.parent.is_dir():
+        raise SettingError(f"there is no folder {str(path.parent)!r}", hint="create it first")
+    return path

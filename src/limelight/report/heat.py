@@ -1,0 +1,76 @@
+"""How relevance becomes colour, the same in every picture: red supports the word, blue speaks against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from limelight.types import Relevance
+
+Floats = npt.NDArray[np.float32]
+SUPPORTS, AGAINST = (196, 30, 42), (25, 91, 184)  # red, blue: told apart with every common colour blindness
+OPACITY = 0.78  # of the largest score
+
+
+def array(values: Any) -> Floats:
+    """A tensor or array as float32 numpy."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float32)
+
+
+def scores(relevance: Relevance) -> Floats:
+    """Scores ``[T]`` with the sinks left out (zero)."""
+    out = array(relevance.scores).copy()
+    out[list(relevance.sinks)] = 0.0
+    return out
+
+
+def limit(values: Floats, quantile: float = 0.995) -> float:
+    """The score that gets the full colour: a high quantile of ``|R|``, so that one outlier does not hide the rest."""
+    if not values.size or not np.isfinite(values).any():
+        return 1.0
+    top = float(np.quantile(np.abs(values), quantile))
+    return top or float(np.abs(values).max()) or 1.0
+
+
+def smooth(grid: Floats, size: tuple[int, int]) -> Floats:
+    """A grid ``[rows, columns]`` brought to ``size`` (width, height) by bicubic interpolation, within its own range."""
+    up = np.asarray(Image.fromarray(grid.astype(np.float32)).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+    return np.clip(up, grid.min(), grid.max())
+
+
+def rgba(values: Floats, full: float) -> npt.NDArray[np.uint8]:
+    """Colours ``[..., 4]``: hue tells the sign, opacity the size; transparent at zero."""
+    strength = np.clip(np.abs(values) / full, 0, 1)[..., None]
+    colour = np.where(values[..., None] >= 0, np.array(SUPPORTS), np.array(AGAINST))
+    return np.concatenate([np.broadcast_to(colour, (*values.shape, 3)), 255 * OPACITY * strength], -1).astype(np.uint8)
+
+
+def blend(picture: Image.Image, grid: Floats, full: float, box: tuple[float, float, float, float]) -> Image.Image:
+    """A picture with a grid's heat over the part of it that the model saw; the rest is darkened."""
+    left, top, right, bottom = (round(f * n) for f, n in zip(box, (picture.width, picture.height) * 2, strict=True))
+    heat = Image.fromarray(rgba(smooth(grid, (max(1, right - left), max(1, bottom - top))), full))
+    base = Image.blend(picture.convert("RGB"), picture.convert("L").convert("RGB"), 0.8).convert("RGBA")
+    layer = Image.new("RGBA", base.size, (20, 20, 20, 150))
+    layer.paste(heat, (left, top))
+    return Image.alpha_composite(base, layer).convert("RGB")
+
+
+def colour_bar(axes: Any, full: float, values: Floats) -> None:
+    """A vertical colour bar in units of the logit, drawn into ``axes``; says so where ``values`` go well beyond it."""
+    clipped = float(np.abs(values).max(initial=0.0)) > 1.2 * full
+    ramp = np.linspace(-full, full, 128, dtype=np.float32)[:, None]
+    white = np.full((128, 1, 3), 255.0)
+    colours = rgba(ramp, full).astype(np.float32)
+    opacity = colours[..., 3:] / 255
+    axes.imshow(
+        (colours[..., :3] * opacity + white * (1 - opacity)).astype(np.uint8),
+        aspect="auto", origin="lower", extent=(0, 1, -full, full),
+    )  # fmt: skip
+    axes.set_xticks([])
+    axes.yaxis.tick_right()
+    axes.yaxis.set_label_position("right")
+    axes.tick_params(labelsize=7, length=2)
+    axes.set_ylabel("relevance (logit)" + (", clipped" if clipped else ""), fontsize=8)

@@ -1,0 +1,144 @@
+"""How a Relevance and a Generation show themselves in a notebook: plain HTML, no script, so that any viewer shows it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from limelight.errors import MediaError
+from limelight.report import heat
+from limelight.report.figure import MODALITY_COLOURS, shown
+from limelight.report.media import Media, views
+from limelight.report.words import perceptual, word_relevance, word_shares, words
+from limelight.types import Generation, Relevance
+
+_LONGEST = 320
+_TOKENS = 160
+
+
+def relevance_html(relevance: Relevance, pictures: Media | None = None) -> str:
+    """Shares, the text tokens tinted by their scores, and each grid as a small heat map (over ``pictures`` when given)."""
+    values = heat.scores(relevance)
+    text = [i for s in relevance.spans_of("text") for i in range(s.start, s.stop)]
+    full = heat.limit(values[text]) if text else 1.0
+    word = escape(shown(relevance.target_token) if relevance.target_token else f"token {relevance.target}")
+    parts = [f"<p><b>“{word}”</b> logit {relevance.logit:.3g}</p>", shares_html(relevance.shares())]
+    parts += _maps(relevance, values, pictures or Media())
+    cells = [_tinted(relevance.tokens[i], float(values[i]), full) for i in text[-_TOKENS:]]
+    left_out = f"… {len(text) - _TOKENS} more … " if len(text) > _TOKENS else ""
+    parts.append(f'<p style="line-height:1.8">{left_out}{" ".join(cells)}</p>')
+    return _framed(parts)
+
+
+def generation_html(generation: Generation, media: Media | None = None) -> str:
+    """The answer as words, each shaded by its perceptual share, with shares and top tokens as tooltips; and the heat map
+    of the most perceptual word. ``report.page.save_page`` writes the whole, interactive page."""
+    found = words(generation)
+    pieces: list[str] = []
+    for word in found:
+        shares = word_shares(generation, word)
+        share = perceptual(shares)
+        steps = generation.steps[word.start : word.stop]
+        told = [f"{v:.0%} {m}" for m, v in shares.items()]
+        told += ["intervened"] if any(s.intervened for s in steps) else []
+        told += ["not supported by what is seen or heard"] if any(s.flagged for s in steps) else []
+        relevance = word_relevance(generation, word)
+        if relevance is not None:
+            told.append("text: " + ", ".join(f"{shown(t)} {v:+.2g}" for _, t, v in relevance.top(3, "text")))
+        shade = f"background:rgba(13,148,136,{0.65 * share:.3f});" if share is not None else ""
+        space = " " if word.space and pieces else ""
+        title = escape("; ".join(told), quote=True)
+        pieces.append(
+            f'{space}<span title="{title}" style="{shade}border-radius:3px;padding:1px 2px">{escape(word.text)}</span>'
+        )
+    body = "".join(pieces) or escape(generation.text) or "<i>(no words)</i>"
+    name = f"<b>{escape(generation.strategy)}</b>: " if generation.strategy else ""
+    parts = [f'<p style="font-size:1.15em;line-height:1.9">{name}{body}</p>']
+    if generation.shares():
+        parts.append(shares_html(generation.shares()))
+    plain = [w for w in found if not w.punctuation and word_relevance(generation, w) is not None]
+    if plain:
+        best = max(plain, key=lambda w: perceptual(word_shares(generation, w)) or 0.0)
+        relevance = word_relevance(generation, best)
+        if relevance is not None:
+            maps = _maps(relevance, heat.scores(relevance), media or _media_of(generation))
+            parts += [f"<p>where “{escape(best.text)}” comes from:</p>", *maps] if maps else []
+    return _framed(parts)
+
+
+def shares_html(shares: dict[str, float]) -> str:
+    """Modality shares as a stacked bar."""
+    cells = "".join(
+        f'<span title="{m} {v:.0%}" style="display:inline-block;width:{100 * v:.2f}%;background:{MODALITY_COLOURS[m]};'
+        f'overflow:hidden;white-space:nowrap;text-align:center">{f"{m} {v:.0%}" if v > 0.12 else "&nbsp;"}</span>'
+        for m, v in shares.items()
+    )
+    return f'<div style="width:320px;font-size:12px;color:#fff;line-height:18px;font-size:12px;white-space:nowrap">{cells}</div>'
+
+
+def _media_of(generation: Generation) -> Media:
+    try:
+        return Media.of(generation.prompt)
+    except MediaError:  # the file is gone: the heat alone is shown
+        return Media()
+
+
+def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
+    shown_views = [v for v in views(relevance.spans, media) if v.span.grid is not None or v.kind == "audio"]
+    if not shown_views:
+        return []
+    full = heat.limit(np.concatenate([values[v.span.start : v.span.stop] for v in shown_views]))
+    pictures: list[str] = []
+    for view in shown_views[:12]:
+        part = values[view.span.start : view.span.stop]
+        grids = part.reshape(view.grid) if len(view.grid) == 3 else part.reshape(1, *view.grid)
+        for t, grid in enumerate(grids[:12]):
+            source = None
+            if view.source is not None and view.kind == "image":
+                source = media.pictures[view.source]
+            elif view.source is not None and view.kind == "video":
+                frames = media.videos[view.source]
+                source = frames[view.frame if view.frame is not None else t * len(frames) // len(grids)]
+            pictures.append(_image(heat_picture(grid, full, source, view.box), view.label))
+    return ["<div>" + " ".join(pictures) + "</div>"]
+
+
+def heat_picture(
+    grid: heat.Floats, full: float, source: Image.Image | None, box: tuple[float, float, float, float]
+) -> Image.Image:
+    """A grid over its picture; alone on white without one."""
+    if source is not None:
+        small = source.copy()
+        factor = _LONGEST / max(small.size)
+        small = small.resize((max(1, round(small.width * factor)), max(1, round(small.height * factor))))
+        return heat.blend(small, grid, full, box)
+    rows, columns = grid.shape
+    cell = max(1, min(24, _LONGEST // max(rows, columns)))
+    coloured = Image.fromarray(heat.rgba(grid, full)).resize(
+        (columns * cell, max(rows * cell, 12)), Image.Resampling.NEAREST
+    )
+    return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
+
+
+def _image(picture: Image.Image, label: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img alt="relevance, {escape(label, quote=True)}" src="data:image/png;base64,{data}" style="max-width:320px;margin:4px 0">'
+
+
+def _tinted(token: str, value: float, full: float) -> str:
+    colour = heat.SUPPORTS if value >= 0 else heat.AGAINST
+    strength = min(1.0, abs(value) / full) * 0.6
+    return (
+        f'<span title="{value:+.3g}" style="background:rgba({colour[0]},{colour[1]},{colour[2]},{strength:.3f});'
+        f'border-radius:3px;padding:0 2px">{escape(shown(token))}</span>'
+    )
+
+
+def _framed(parts: list[str]) -> str:
+    return '<div style="font-family:system-ui,sans-serif;max-width:760px">' + "".join(parts) + "</div>"

@@ -1,0 +1,129 @@
+"""The report page: one self-contained HTML file in which pointing at a word shows where it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from limelight.errors import SettingError
+from limelight.report.figure import MODALITY_COLOURS, checked
+from limelight.report.heat import AGAINST, OPACITY, SUPPORTS
+from limelight.report.payload import Case, case_payload
+from limelight.types import Generation
+
+
+def render_page(
+    cases: Case | Generation | Sequence[Case | Generation], *, title: str = "Where the words come from", note: str = ""
+) -> str:
+    """The page as text. It holds everything it needs: no script, style, font or picture is fetched from anywhere.
+
+    Args:
+        cases: answers to show; several answers to one prompt go into one :class:`Case`.
+        note: a sentence or two under the title.
+    """
+    rows = [
+        c if isinstance(c, Case) else Case([c]) for c in ([cases] if isinstance(cases, (Case, Generation)) else cases)
+    ]
+    if not rows:
+        raise SettingError("a page needs at least one case", hint="render_page(generation)")
+    payload = [case_payload(c) for c in rows]
+    return str(
+        _template("page.html.j2").render(
+            title=title,
+            note=note,
+            cases=[_head(c, p) for c, p in zip(rows, payload, strict=True)],
+            data=_json({"cases": payload, "colours": {"supports": SUPPORTS, "against": AGAINST, "opacity": OPACITY}}),
+            style=Markup(_source("page.css")),
+            script=Markup(_source("page.js")),
+            modalities=MODALITY_COLOURS,
+            marks={m for p in payload for c in p["columns"] for w in c["words"] for m in "dgf" if m in w},
+        )
+    )
+
+
+def save_page(
+    path: str | Path,
+    cases: Case | Generation | Sequence[Case | Generation],
+    *,
+    title: str = "Where the words come from",
+    note: str = "",
+) -> Path:
+    """Write :func:`render_page` to a file.
+
+    Raises:
+        SettingError: the file's name does not end in .html, or its folder does not exist.
+
+    Example:
+        >>> save_page("answer.html", generation)  # doctest: +SKIP
+        >>> save_page("both.html", Case([plain, lime], truth="no"))  # doctest: +SKIP
+    """
+    target = checked(path, frozenset({".html", ".htm"}))
+    target.write_text(render_page(cases, title=title, note=note), encoding="utf-8")
+    return target
+
+
+def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
+    """What of a case is written out in HTML, so that it can be read without any script."""
+    return {
+        "title": case.title,
+        "question": case.question,
+        "truth": case.truth,
+        "note": case.note,
+        "columns": [
+            {
+                "name": c["name"],
+                "settings": c["settings"],
+                "right": c.get("right"),
+                "shares": c["shares"],
+                "text": g.text,
+                "words": [_spoken(w) for w in c["words"]],
+            }
+            for g, c in zip(case.generations, payload["columns"], strict=True)
+        ],
+    }
+
+
+def _spoken(word: dict[str, Any]) -> dict[str, Any]:
+    """A word with what a screen reader says of it."""
+    parts = [word["t"], *(f"{v:.0%} {m}" for m, v in word.get("sh", {}).items() if m != "text")]
+    if word.get("d"):
+        parts.append("differs from the other answer")
+    if "g" in word:
+        parts.append(f"greedy would have said {word['g'].strip()}")
+    if word.get("f"):
+        parts.append("not supported by what is seen or heard")
+    return {**word, "spoken": ", ".join(parts)}
+
+
+def _json(value: Any) -> Markup:
+    """JSON that cannot end its script element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("limelight.report", "assets"),
+        autoescape=select_autoescape(default=True, default_for_string=True, enabled_extensions=("html", "j2")),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _template(name: str) -> Any:
+    return _environment().get_template(name)
+
+
+@cache
+def _source(name: str) -> str:
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
+
+
+__all__ = ["Case", "render_page", "save_page"]

@@ -1,0 +1,249 @@
+"""What the page is told: words, shares and heat, small enough for hundreds of words over thousands of positions."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from limelight.errors import SettingError
+from limelight.report import heat
+from limelight.report.frames import frame_of
+from limelight.report.media import Media, View, views
+from limelight.report.waveform import decibels, peaks
+from limelight.report.words import Word, aligned, perceptual, word_relevance, word_shares, words
+from limelight.types import Generation, Relevance, Span
+
+LONGEST_SIDE = {"image": 900, "video": 320}
+TOP_TEXT = 40
+_LEAST = 1e-9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt, and the answers to it that the page shows side by side.
+
+    Attributes:
+        generations: one or more; they share the prompt.
+        media: what was looked at; told from the prompt where left out (sound and video files need it).
+        title, question, truth, note: shown above the answers.
+        verdicts: right, wrong or unknown, one an answer.
+        spell: a token id's spelling, for tokens that greedy decoding would have chosen (``adapter.tokens``).
+    """
+
+    generations: Sequence[Generation]
+    media: Media | None = None
+    title: str = ""
+    question: str = ""
+    truth: str = ""
+    note: str = ""
+    verdicts: Sequence[bool | None] = ()
+    spell: Callable[[int], str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.generations:
+            raise SettingError("a case needs at least one answer", hint="Case([generation])")
+        if self.verdicts and len(self.verdicts) != len(self.generations):
+            raise SettingError(
+                f"{len(self.verdicts)} verdicts for {len(self.generations)} answers", hint="one an answer, or none"
+            )
+        lengths = {len(g.prompt.tokens) for g in self.generations}
+        if len(lengths) > 1:
+            raise SettingError(
+                f"the answers come from prompts of {sorted(lengths)} positions", hint="put them into cases of their own"
+            )
+
+
+def case_payload(case: Case) -> dict[str, Any]:
+    """Everything the page needs of one case, as plain values for JSON."""
+    first = case.generations[0]
+    media = case.media if case.media is not None else Media.of(first.prompt)
+    spans = first.prompt.spans
+    shown = views(spans, media)
+    spelled = [[w.text for w in words(g)] for g in case.generations]
+    columns = [_column(g, shown, case.spell) for g in case.generations]
+    for i, column in enumerate(columns):
+        if case.verdicts and case.verdicts[i] is not None:
+            column["right"] = bool(case.verdicts[i])
+        if i == 0:
+            continue
+        pairs, left, right = aligned(spelled[0], spelled[i])
+        column["pairs"] = [[a, b] for a, b in pairs.items()]
+        _mark(column, right)
+        if len(columns) == 2:
+            _mark(columns[0], left)
+    for column in columns:
+        column["start"] = _start(column)
+    return {
+        "media": media_payload(media),
+        "views": _views(shown, media),
+        "prompt": _prompt_items(first, spans, shown),
+        "columns": columns,
+    }
+
+
+def _mark(column: dict[str, Any], differing: set[int]) -> None:
+    for i in differing:
+        column["words"][i]["d"] = 1
+
+
+def _start(column: dict[str, Any]) -> int:
+    """The word to show first: the first that differs, else the most perceptual one."""
+    rows = column["words"]
+    differing = [i for i, w in enumerate(rows) if w.get("d") and "h" in w]
+    if differing or not rows:
+        return differing[0] if differing else -1
+    return max(range(len(rows)), key=lambda i: (rows[i].get("p") or 0.0) * (0.1 if rows[i].get("u") else 1.0))
+
+
+def _column(generation: Generation, shown: Sequence[View], spell: Callable[[int], str] | None) -> dict[str, Any]:
+    found = words(generation)
+    known = {s.token: s.text for s in generation.steps}
+    length = len(generation.prompt.tokens)
+
+    def spelling(token: int) -> str:
+        return spell(token) if spell is not None else known.get(token, f"#{token}")
+
+    shares = generation.shares()
+    return {
+        "name": generation.strategy or "answer",
+        "settings": " · ".join(f"{k} {v}" for k, v in generation.settings.items() if v is not None),
+        "shares": {m: round(v, 4) for m, v in shares.items()},
+        "generated": [s.text for s in generation.steps],
+        "words": [_word(generation, w, shown, spelling, length) for w in found],
+    }
+
+
+def _word(
+    generation: Generation, word: Word, shown: Sequence[View], spelling: Callable[[int], str], length: int
+) -> dict[str, Any]:
+    steps = generation.steps[word.start : word.stop]
+    shares = word_shares(generation, word)
+    out: dict[str, Any] = {"t": word.text, "k": [word.start, word.stop]}
+    if word.space:
+        out["s"] = 1
+    if word.punctuation:
+        out["u"] = 1
+    if shares:
+        out["sh"] = {m: round(v, 4) for m, v in shares.items()}
+        out["p"] = round(perceptual(shares) or 0.0, 4)
+    relevance = word_relevance(generation, word)
+    if relevance is not None:
+        out |= _heat(relevance, shown, length)
+    logprob = sum(s.logprob for s in steps)
+    if logprob == logprob and logprob > -1e30:
+        out["lp"] = round(float(np.exp(logprob)), 4)
+    if any(s.intervened for s in steps):
+        out["i"] = 1
+    if any(s.flagged for s in steps):
+        out["f"] = 1
+    changed = next((s for s in steps if s.plain is not None and s.plain != s.token), None)
+    if changed is not None and changed.plain is not None:
+        out["g"] = spelling(changed.plain)
+    elif any(s.plain is not None for s in steps):
+        out["same"] = 1
+    losses = next((s.losses for s in steps if s.losses), {})
+    if losses:
+        out["l"] = {n: [_short(v[0]), _short(v[-1])] for n, v in losses.items() if v}
+    candidates = next((s.candidates for s in steps if s.candidates), ())
+    if candidates:
+        out["c"] = [[text, _short(logit), _short(phi)] for _, text, logit, phi in candidates[:6]]
+    return out
+
+
+def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str, Any]:
+    """Percept scores as int8 of ``full`` (base64), and the largest text scores by number of the prompt item."""
+    values = heat.scores(relevance)
+    parts = [values[v.span.start : v.span.stop] for v in shown]
+    percept = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    full = heat.limit(percept) if percept.size else 1.0
+    packed = np.rint(np.clip(percept / full, -1, 1) * 127).astype(np.int8)
+    text = [i for s in relevance.spans_of("text") for i in range(s.start, s.stop)]
+    strength = np.abs(values[text])
+    order = [text[i] for i in np.argsort(-strength, kind="stable")[:TOP_TEXT] if strength[i] > _LEAST]
+    out = {
+        "h": base64.b64encode(packed.tobytes()).decode("ascii"),
+        "m": _short(full),
+        "x": [[i if i < length else -1 - (i - length), _short(float(values[i]))] for i in order],
+        "lo": _short(relevance.logit),
+    }
+    if percept.size and float(np.abs(percept).max()) > 1.2 * full:
+        out["cl"] = 1
+    return out
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.4g}") if np.isfinite(value) else None
+
+
+def _views(shown: Sequence[View], media: Media) -> list[dict[str, Any]]:
+    out, at = [], 0
+    for view in shown:
+        row: dict[str, Any] = {
+            "kind": view.kind, "label": view.label, "source": view.source, "grid": list(view.grid), "at": at,
+            "n": len(view.span), "known": view.span.grid is not None,
+        }  # fmt: skip
+        if view.kind == "image":
+            row["box"] = [round(f, 5) for f in view.box]
+        if view.kind == "video" and view.source is not None:
+            count = len(media.videos[view.source])
+            if view.frame is not None:
+                row["frames"] = [[view.frame, view.label.rsplit(", ", 1)[-1]]]
+            elif len(view.grid) == 3:
+                row["frames"] = [list(frame_of(t, view.grid[0], count)) for t in range(view.grid[0])]
+        if view.kind == "audio":
+            row["seconds"] = view.span.seconds
+        out.append(row)
+        at += len(view.span)
+    return out
+
+
+def _prompt_items(generation: Generation, spans: Sequence[Span], shown: Sequence[View]) -> list[Any]:
+    """The prompt in reading order: [position, spelling] of a text token, {label, n} of a percept."""
+    labels = {v.span.start: v.label for v in shown}
+    items: list[Any] = []
+    for span in spans:
+        if span.modality == "text":
+            items += [[i, generation.prompt.tokens[i]] for i in range(span.start, span.stop)]
+        else:
+            items.append({"label": labels.get(span.start, span.modality), "n": len(span), "kind": span.modality})
+    return items
+
+
+def media_payload(media: Media) -> dict[str, Any]:
+    """Pictures and frames as data URLs, sounds as peaks and a spectrogram."""
+    return {
+        "pictures": [{"src": data_url(p, LONGEST_SIDE["image"]), "w": p.width, "h": p.height} for p in media.pictures],
+        "videos": [[data_url(f, LONGEST_SIDE["video"]) for f in video] for video in media.videos],
+        "sounds": [_sound(samples, rate) for samples, rate in media.sounds],
+    }
+
+
+def data_url(picture: Image.Image, longest: int) -> str:
+    """A picture inside the page: PNG when small, else JPEG; no side longer than ``longest``."""
+    copy = picture.convert("RGB")
+    copy.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return _encoded(copy, "png" if copy.width * copy.height <= 160 * 160 else "jpeg")
+
+
+def _encoded(picture: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _sound(samples: heat.Floats, rate: int) -> dict[str, Any]:
+    level, top = decibels(samples, rate, columns=480)
+    loud = Image.fromarray(np.clip(255 + level / 70 * 255, 0, 255).astype(np.uint8)[::-1]).resize((480, 96))
+    packed = np.rint(peaks(samples, 600) * 127).astype(np.int8)
+    return {
+        "seconds": round(samples.size / rate, 4),
+        "peaks": base64.b64encode(packed.tobytes()).decode("ascii"),
+        "spectrogram": _encoded(Image.merge("LA", (Image.new("L", loud.size), loud)), "png"),
+        "top_khz": round(top / 1000, 2),
+    }

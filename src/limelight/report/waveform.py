@@ -1,0 +1,128 @@
+"""Relevance over the seconds of a sound, for one word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from limelight.errors import SettingError
+from limelight.report import heat
+from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
+from limelight.types import Relevance
+
+
+def waveform(
+    relevance: Relevance,
+    samples: npt.NDArray[np.float32] | None,
+    rate: int = 16000,
+    *,
+    index: int = 0,
+    word: str | None = None,
+    strategy: str = "",
+    spectrogram: bool = True,
+    top: int = 6,
+    path: str | Path | None = None,
+) -> Figure:
+    """The waveform with the heat of each moment behind it, the signed relevance a position, and the spectrogram.
+
+    Args:
+        samples: mono ``[n]`` at ``rate`` Hz; None draws the relevance alone.
+        index: which sound of the prompt.
+
+    Raises:
+        SettingError: there is no such sound, or the samples have the wrong shape.
+    """
+    spans = relevance.spans_of("audio")
+    if not 0 <= index < len(spans):
+        raise SettingError(f"no sound number {index}: this prompt has {len(spans)}", hint="count from 0")
+    if samples is not None and (samples.ndim != 1 or not samples.size or rate <= 0):
+        raise SettingError(f"samples {samples.shape} at {rate} Hz", hint="pass mono samples [n] and their rate")
+    span = spans[index]
+    values = heat.scores(relevance)[span.start : span.stop]
+    full = heat.limit(values)
+    length = samples.size / rate if samples is not None else None
+    each = span.seconds or (length / len(span) if length else 1.0)
+    spectrogram = spectrogram and samples is not None
+    listed = min(top, sum(len(s) for s in relevance.spans_of("text")))
+    heights = [1.5, *([1.3] if spectrogram else []), 1.0, 0.3, *([0.3 + 0.19 * listed] if listed else [])]
+    figure = new_figure(8.0, sum(heights) + 1.0)
+    write(figure.suptitle(headline(relevance, word, strategy), fontsize=10))
+    grid = figure.add_gridspec(len(heights), 2, width_ratios=[8, 0.16], height_ratios=heights)
+    first = figure.add_subplot(grid[0, 0])
+    end = max(length or 0.0, each * len(values))
+    _heat_behind(first, values, full, each)
+    if samples is not None:
+        _wave(first, samples, rate)
+    first.set_ylabel("waveform", fontsize=8)
+    first.set_yticks([])
+    heat.colour_bar(figure.add_subplot(grid[0, 1]), full, values)
+    axes = [first]
+    if spectrogram and samples is not None:
+        axes.append(figure.add_subplot(grid[1, 0], sharex=first))
+        level, top_hz = decibels(samples, rate)
+        axes[-1].imshow(
+            level, origin="lower", aspect="auto", cmap="gray_r", extent=(0, samples.size / rate, 0, top_hz / 1000)
+        )
+        axes[-1].set_ylabel("kHz", fontsize=8)
+    bars = figure.add_subplot(grid[len(axes), 0], sharex=first)
+    axes.append(bars)
+    bars.bar((np.arange(len(values)) + 0.5) * each, values, width=each, color=_colours(values))
+    bars.axhline(0, color="#444", linewidth=0.6)
+    bars.set_ylabel("relevance", fontsize=8)
+    bars.set_xlabel("seconds" if span.seconds or length else "positions (duration not known)", fontsize=8)
+    for one in axes:
+        one.set_xlim(0, end)
+        one.tick_params(labelsize=7, length=2)
+    for one in axes[:-1]:
+        one.tick_params(labelbottom=False)
+    share_bar(figure.add_subplot(grid[len(axes), 0]), relevance)
+    if listed:
+        top_words(figure.add_subplot(grid[len(axes) + 1, 0]), relevance, listed, full)
+    if path is not None:
+        save(figure, path)
+    return figure
+
+
+def decibels(
+    samples: npt.NDArray[np.float32], rate: int, *, columns: int = 600
+) -> tuple[npt.NDArray[np.float32], float]:
+    """A spectrogram ``[frequencies, columns]`` in decibels from 0 (loudest) down to -70, and its top frequency in Hz."""
+    size = max(16, 2 ** int(np.log2(max(rate * 0.032, 16))))
+    padded = np.pad(samples, (size // 2, size))
+    starts = np.linspace(0, max(samples.size - 1, 0), min(columns, max(1, samples.size // (size // 4) + 1))).astype(int)
+    frames = np.stack([padded[s : s + size] for s in starts]) * np.hanning(size)  # [columns, size]
+    power = np.abs(np.fft.rfft(frames, axis=1)).T ** 2
+    level = 10 * np.log10(power / max(float(power.max()), 1e-12) + 1e-7)
+    return level.astype(np.float32), rate / 2
+
+
+def peaks(samples: npt.NDArray[np.float32], bins: int = 800) -> npt.NDArray[np.float32]:
+    """Lowest and highest sample ``[bins, 2]`` of each stretch, scaled to -1..1 by the loudest."""
+    edges = np.linspace(0, samples.size, min(bins, samples.size) + 1).astype(int)
+    low, high = np.minimum.reduceat(samples, edges[:-1]), np.maximum.reduceat(samples, edges[:-1])
+    scale = np.float32(max(float(np.abs(samples).max()), 1e-9))
+    return np.stack([low, high], -1).astype(np.float32) / scale
+
+
+def _wave(axes: Any, samples: npt.NDArray[np.float32], rate: int) -> None:
+    pairs = peaks(samples)
+    seconds = np.linspace(0, samples.size / rate, len(pairs))
+    axes.fill_between(seconds, pairs[:, 0], pairs[:, 1], color="#222", linewidth=0.3)
+    axes.set_ylim(-1.05, 1.05)
+
+
+def _heat_behind(axes: Any, values: heat.Floats, full: float, each: float) -> None:
+    axes.imshow(
+        heat.rgba(values[None], full),
+        extent=(0, each * len(values), -1.05, 1.05),
+        aspect="auto",
+        interpolation="bilinear",
+    )
+
+
+def _colours(values: heat.Floats) -> list[tuple[float, float, float]]:
+    return [(c[0] / 255, c[1] / 255, c[2] / 255) for c in (heat.SUPPORTS if v >= 0 else heat.AGAINST for v in values)]

@@ -1,0 +1,160 @@
+"""From tokens to the words a person reads, and from the tokens' relevance to a word's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+
+from limelight.errors import SettingError
+from limelight.types import Generation, Relevance
+
+_PUNCTUATION = frozenset('.,;:!?…()[]{}"“”„«»')
+_FIRST_IDEOGRAPH = "\u2e80"  # from here on, scripts that put no space between words
+
+
+@dataclass(frozen=True)
+class Word:
+    """A run ``[start, stop)`` of generated tokens that reads as one word; ``space``: a space stands before it."""
+
+    text: str
+    start: int
+    stop: int
+    space: bool = True
+
+    @property
+    def punctuation(self) -> bool:
+        return all(c in _PUNCTUATION for c in self.text)
+
+
+def words(generation: Generation) -> tuple[Word, ...]:
+    """The answer's words in order; punctuation marks are words of their own, special tokens are none.
+
+    Tokens are laid along ``generation.text``, since a token's spelling alone does not tell whether a space precedes it.
+    """
+    text, at = generation.text, 0
+    found: list[Word] = []
+    waiting: int | None = (
+        None  # first of the tokens just before that could not be found: bytes of a character, or special
+    )
+    for i, step in enumerate(generation.steps):
+        core = step.text.strip()
+        if not core:
+            continue
+        begin = _skip_space(text, at)
+        reach = begin if text.startswith(core, begin) else -1
+        if reach < 0 and waiting is not None:
+            reach = text.find(core, begin, begin + 8 * (i - waiting) + len(core))
+        if reach < 0:
+            waiting = i if waiting is None else waiting
+            continue
+        if waiting is not None and reach > begin:
+            stop = len(text[:reach].rstrip())
+            _add(found, text, at, stop, waiting, i)
+            at = stop
+        _add(found, text, at, reach + len(core), i, i + 1)
+        at, waiting = reach + len(core), None
+    if waiting is not None and text[at:].strip():
+        parts = [i for i, s in enumerate(generation.steps) if i >= waiting and "\ufffd" in s.text]
+        _add(found, text, at, len(text), waiting, parts[-1] + 1 if parts else len(generation.steps))
+    return tuple(found)
+
+
+def _skip_space(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _add(found: list[Word], text: str, before: int, stop: int, first: int, last: int) -> None:
+    """Put ``text[before:stop]`` (leading space included) behind the last word, or begin a new one."""
+    begin = _skip_space(text, before)
+    piece, space = text[begin:stop], begin > before
+    previous = found[-1] if found else None
+    if previous is not None and not space and _joined(previous.text, piece):
+        found[-1] = replace(previous, text=previous.text + piece, stop=last)
+    else:
+        found.append(Word(piece, first, last, space))
+
+
+def _joined(left: str, right: str) -> bool:
+    if left[-1] >= _FIRST_IDEOGRAPH or right[0] >= _FIRST_IDEOGRAPH:
+        return False
+    return not (all(c in _PUNCTUATION for c in left) or all(c in _PUNCTUATION for c in right))
+
+
+def word_relevance(generation: Generation, word: Word) -> Relevance | None:
+    """Relevance of a word: the sum over its tokens, that is, the relevance of the sum of their logits.
+
+    Relevance is linear in what is explained, so the sum is exact. None when no token of the word has any.
+    """
+    parts = [s.relevance for s in generation.steps[word.start : word.stop] if s.relevance is not None]
+    if not parts:
+        return None
+    longest = max(parts, key=lambda r: len(r.tokens))
+    scores = longest.scores.new_zeros(longest.scores.shape)
+    for part in parts:
+        scores[: part.scores.shape[0]] += part.scores.to(scores.device)
+    return replace(
+        longest,
+        scores=scores,
+        target=parts[0].target,
+        target_token=word.text,
+        logit=sum(p.logit for p in parts),
+        position=parts[0].position,
+    )
+
+
+def word_shares(generation: Generation, word: Word) -> dict[str, float]:
+    """Modality shares of a word: of its relevance, else the mean of what its steps say; {} when nothing is known."""
+    relevance = word_relevance(generation, word)
+    if relevance is not None:
+        return relevance.shares()
+    rows = [s.shares for s in generation.steps[word.start : word.stop] if s.shares]
+    return {m: sum(r.get(m, 0.0) for r in rows) / len(rows) for m in rows[0]} if rows else {}
+
+
+def perceptual(shares: dict[str, float]) -> float | None:
+    """Share of everything that is not text; None when nothing is known."""
+    return 1.0 - shares.get("text", 0.0) if shares else None
+
+
+def choose(generation: Generation, which: str | int | None = None) -> Word:
+    """A word by number (1 is the first, -1 the last) or by spelling; by default the most perceptual one.
+
+    Raises:
+        SettingError: the answer has no such word, or no words.
+    """
+    found = words(generation)
+    if not found:
+        raise SettingError("the answer has no words", hint="raise --max-new-tokens, or ask something else")
+    listed = " ".join(f"{i}:{w.text}" for i, w in enumerate(found[:40], start=1))
+    if which is None:
+        plain = [w for w in found if not w.punctuation] or list(found)
+        return max(plain, key=lambda w: perceptual(word_shares(generation, w)) or 0.0)
+    number = int(which) if str(which).lstrip("-").isdigit() else None
+    if number is not None:
+        if not (1 <= number <= len(found) or -len(found) <= number <= -1):
+            raise SettingError(
+                f"there is no word number {number}, the answer has {len(found)}", hint=f"words: {listed}"
+            )
+        return found[number - 1 if number > 0 else number]
+    wanted = str(which).strip().casefold()
+    for word in found:
+        if word.text.casefold() == wanted:
+            return word
+    raise SettingError(f"the answer has no word {which!r}", hint=f"words: {listed}")
+
+
+def aligned(one: Sequence[str], two: Sequence[str]) -> tuple[dict[int, int], set[int], set[int]]:
+    """Two answers laid side by side: pairs of counterparts (index in one -> index in two), and which words differ."""
+    pairs: dict[int, int] = {}
+    left, right = set[int](), set[int]()
+    matcher = SequenceMatcher(a=[w.casefold() for w in one], b=[w.casefold() for w in two], autojunk=False)
+    for tag, a, b, c, d in matcher.get_opcodes():
+        if tag in ("equal", "replace"):
+            pairs.update(zip(range(a, b), range(c, d), strict=False))
+        if tag != "equal":
+            left.update(range(a, b))
+            right.update(range(c, d))
+    return pairs, left, right

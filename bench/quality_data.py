@@ -19,7 +19,7 @@ CACHE = Path(".cache/quality")
 TEXT_CELLS = tuple(f"{s}/{v}" for v in ("clear", "poor") for s in ("none", "E-right", "E-wrong", "C-right", "C-wrong"))
 IMAGE_CELLS = ("random/clear", "popular/clear", "adversarial/clear")
 CELLS = TEXT_CELLS + IMAGE_CELLS
-CAPTION_SETS = ("none", "E-wrong", "C-wrong")
+CAPTION_SETS = ("none", "E-wrong")
 
 
 @cache

@@ -146,3 +146,31 @@ def pareto(results: dict[str, Any], path: Path) -> None:
     axes.set_title("Quality against cost, text-borne prior (test)")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=130)
+
+
+def short(results: dict[str, Any]) -> str:
+    """The README's table: clear pictures, mixtures, image-borne cell, cost of captions."""
+    cells = (
+        "none/clear",
+        "E-right/clear",
+        "E-wrong/clear",
+        "C-wrong/clear",
+        "C-right/poor",
+        "C-wrong/poor",
+        "adversarial/clear",
+    )
+    names = ["no hint", "right E", "wrong E", "wrong C", "poor: right C", "poor: wrong C", "image-borne"]
+    out = [_head(["decoder", *names, "70:30", "AUC", "minus greedy, all text cells [95 %]"])]
+    probe = results["probe"]
+    out.append(
+        _row("probe of the image tokens (ceiling)", [f"{probe[c]['accuracy']:.2f}" for c in cells] + ["", "", ""])
+    )
+    for name, row in _in_order(results):
+        numbers = [f"{row['cells'][c]['accuracy']:.2f}" for c in cells]
+        rest = [
+            f"{row['mixtures']['0.7']:.3f}",
+            f"{row['auc_fixed_hint']:.3f}",
+            _interval(row.get("text_cells_vs_greedy")),
+        ]
+        out.append(_row(_mark(name, row), numbers + rest))
+    return "\n".join(out)

@@ -26,7 +26,10 @@ _WHERE = {
     "generate": "decoding.generate",
     "greedy": "decoding.greedy",
     "lime": "decoding.lime",
+    "lime_cached": "decoding.lime_cached",
     "load": "models.adapter",
+    "meter": "decoding.meter",
+    "relevance_contrastive": "decoding.relevance_contrastive",
     "strategy": "decoding.registry",
     "wrap": "models.adapter",
 }
@@ -35,8 +38,11 @@ if TYPE_CHECKING:
     from limelight.decoding.generate import generate
     from limelight.decoding.greedy import greedy
     from limelight.decoding.lime import lime
+    from limelight.decoding.lime_cached import lime_cached
     from limelight.decoding.loop import custom_generate
+    from limelight.decoding.meter import meter
     from limelight.decoding.registry import strategy
+    from limelight.decoding.relevance_contrastive import relevance_contrastive
     from limelight.errors import LimelightError
     from limelight.models.adapter import Adapter, load, wrap
     from limelight.relevance.attribute import attribute, attribute_generated
@@ -56,7 +62,10 @@ __all__ = [
     "generate",
     "greedy",
     "lime",
+    "lime_cached",
     "load",
+    "meter",
+    "relevance_contrastive",
     "strategy",
     "wrap",
 ]

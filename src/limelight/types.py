@@ -5,6 +5,7 @@ messages -> Prompt -> Relevance -> Step -> Generation          Sample -> Record 
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,6 +160,9 @@ class Relevance:
 
         return replace(self, sinks=tuple(sorted(set(positions))))
 
+    def _repr_html_(self) -> str:
+        return str(importlib.import_module("limelight.report.notebook").relevance_html(self))
+
     def _masked(self) -> Tensor:
         if not self.sinks:
             return self.scores
@@ -220,6 +224,9 @@ class Generation:
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        return str(importlib.import_module("limelight.report.notebook").generation_html(self))
 
     def shares(self) -> dict[str, float]:
         """Mean modality shares over the generated tokens that have them."""

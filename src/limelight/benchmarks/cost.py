@@ -5,7 +5,7 @@ An estimate for a 7B model and a prompt of 606 positions (LLaVA-1.5: 576 image t
     seconds = rows * (prefill TFLOP / R + tokens * max(token TFLOP / R, weight reads * 14 GB / W))
 
 R is the rate that the paper's own speed implies: 242.6 TFLOP a token (its loop, counted) at 0.32 tokens/s, 77.6 TFLOP/s.
-W is the memory bandwidth of a 40 GB A100, 1.555 TB/s. FLOPs are counted on the modules (bench/flops); weight reads of the
+W is the memory bandwidth of a 40 GB A100, 1.555 TB/s. FLOPs were counted; weight reads of the
 cached modes are their measured time on a CPU over a plain cached token's. Nothing here was measured on a GPU.
 """
 

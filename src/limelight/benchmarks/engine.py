@@ -32,7 +32,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """Answers in this process, ``batch_size`` at a time when there is a batched callable."""
+    """Answers in this process, ``batch_size`` at a time when there is a batched callable.
+
+    A callable with a method ``prepare()`` gets it called first: to load its model outside of any answer's time, and so
+    that a model that cannot be loaded stops the run instead of failing row by row.
+    """
 
     answer: Answer | None = None
     answer_many: AnswerMany | None = None
@@ -44,7 +48,14 @@ class Local:
         if self.batch_size < 1:
             raise SettingError(f"batch_size must be at least 1, got {self.batch_size}", hint="1 answers one by one")
 
+    def prepare(self) -> None:
+        """Let the callables make ready."""
+        for callable_ in (self.answer, self.answer_many):
+            getattr(callable_, "prepare", lambda: None)()
+
     def __call__(self, samples: Sequence[Sample]) -> Iterator[Outcome]:
+        if samples:
+            self.prepare()
         for start in range(0, len(samples), self.batch_size):
             yield from self.ask(list(samples[start : start + self.batch_size]))
 

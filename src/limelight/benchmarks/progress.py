@@ -24,7 +24,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, done: int, *, quiet: bool = False) -> None:
         self.title, self.total, self.done, self.errors = title, total, done, 0
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(stderr=True, quiet=quiet, markup=False, highlight=False)
         self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:

@@ -26,7 +26,8 @@ class Worker:
         self.engine = make()
 
     def ready(self) -> bool:
-        """True once the answerer is built; raises what building it raised."""
+        """True once the answerer is built and ready; raises what that raised."""
+        self.engine.prepare()
         return True
 
     def ask(self, batch: list[Sample]) -> list[Outcome]:

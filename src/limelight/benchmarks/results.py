@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,23 @@ class Run:
     def complete(self) -> bool:
         """Whether every sample has an answer."""
         return len(self.rows) - len(self.errors) >= self.total
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second over the answers that say how many tokens they have; NaN when none does."""
+        pairs = [
+            (row["reply"]["tokens"], row["seconds"]) for row in self.rows.values() if "tokens" in row.get("reply", {})
+        ]
+        seconds = sum(float(s) for _, s in pairs)
+        return sum(int(n) for n, _ in pairs) / seconds if seconds else math.nan
+
+    @property
+    def peak_gb(self) -> float:
+        """The most device memory that any answer reports, in 10^9 bytes; NaN when none does."""
+        return max(
+            (float(row["reply"]["peak_gb"]) for row in self.rows.values() if "peak_gb" in row.get("reply", {})),
+            default=math.nan,
+        )
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -122,6 +140,8 @@ class Results:
             "complete": run.complete,
             "errors": {"count": len(run.errors), "types": dict(Counter(e["type"] for e in run.errors.values()))},
             "answer_seconds": round(self.seconds, 3),
+            "tokens_per_second": None if math.isnan(run.speed) else round(run.speed, 3),
+            "peak_gb": None if math.isnan(run.peak_gb) else round(run.peak_gb, 3),
             "identity": identity,
             "sessions": sessions,
             "mixed_versions": any(

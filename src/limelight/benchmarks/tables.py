@@ -79,6 +79,9 @@ def side_by_side(
     header = ("", *(names or labels([r.run for r in results])))
     rows = [(m, *(cell(r.metrics.get(m), intervals) for r in results)) for m in shown]
     rows.append(("rows answered", *(f"{len(r.run.records)} of {r.run.total}" for r in results)))
+    for name, values in (("tokens/s", [r.run.speed for r in results]), ("peak GB", [r.run.peak_gb for r in results])):
+        if not all(map(math.isnan, values)):
+            rows.append((name, *(number(v, "") for v in values)))
     if any(r.run.errors for r in results):
         rows.append(("rows failed", *(str(len(r.run.errors)) for r in results)))
     return Table(_title(results), header, tuple(rows), tuple(_notes(results)))

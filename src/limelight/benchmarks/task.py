@@ -34,7 +34,7 @@ class Reply:
             ``image_relevance``: ``[rows][columns]`` relevance on the picture's grid (spatial grounding);
             ``audio_relevance``: ``{"scores": [...], "seconds": s}``, one score for every ``s`` seconds of sound
             (temporal grounding);
-            ``tokens``: how many tokens were generated.
+            ``tokens``: how many tokens were generated; ``peak_gb``: the most memory the device held so far.
     """
 
     text: str

@@ -25,7 +25,14 @@ def attribute(
     video: options.Videos = None,
     answer: Annotated[
         str | None,
-        typer.Option(help="The answer to explain; the model's own greedy answer by default.", rich_help_panel=INPUT),
+        typer.Option(help="The answer to explain; the model's own greedy answer by default. A leading space is added where likelier.", rich_help_panel=INPUT),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Explain the answer's first token rather than this one: what decides between the two. Needs --answer.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     max_new_tokens: options.MaxNewTokens = 32,
     composite: Annotated[
@@ -54,6 +61,8 @@ def attribute(
 
         limelight attribute demo-vision --image photo.png -p "Is there a cup in the picture?" --answer "no" --overlay no.png
 
+        limelight attribute demo-vision --image photo.png -p "Is there a cup in the picture?" --answer yes --against no --overlay yes.png
+
         limelight attribute demo-vision --image photo.png -p "Describe the picture." --word cup --overlay cup.png --html words.html
 
         limelight attribute llava-hf/llava-1.5-7b-hf --image photo.jpg -p "What is this?" --composite cp-lrp --sinks 0 --json
@@ -62,6 +71,8 @@ def attribute(
     positions = _positions(sinks)
     if answer is not None and not answer.strip():
         raise SettingError("the answer is empty", hint="give --answer a word at least, or leave it out")
+    if against is not None and answer is None:
+        raise SettingError("--against needs --answer", hint="such as --answer yes --against no")
     from limelight.cli import terminal
 
     with terminal.quiet():
@@ -72,7 +83,10 @@ def attribute(
             raise SettingError(f"no composite {composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
         adapter = terminal.load(model, dtype, device, trust_remote_code)
         asked = adapter.prepare(prompt, options.media_of(image, audio, video))
-        said = explained(adapter, asked, answer, max_new_tokens, composite, positions)
+        if answer is not None and against is not None:
+            said = decision(adapter, asked, answer, against, composite, positions)
+        else:
+            said = explained(adapter, asked, answer, max_new_tokens, composite, positions)
         media = output.shown_media(adapter, asked) if overlay is not None or html is not None else None
         drawn = output.draw_word(said, media, word, overlay) if overlay is not None and media is not None else None
         if html is not None:
@@ -107,9 +121,7 @@ def explained(
     from limelight.relevance.composites import COMPOSITES
     from limelight.types import Generation, Step
 
-    outside = [p for p in sinks if not 0 <= p < len(prompt.tokens)]
-    if outside:
-        raise SettingError(f"position {outside[0]} is outside the prompt's {len(prompt.tokens)}", hint="0 is the first")
+    _check_inside(sinks, prompt)
     if answer is None:
         with terminal.token_progress(max_new_tokens, "greedy") as moved:
             said = generate(
@@ -119,9 +131,7 @@ def explained(
         steps = said.steps[:-1] if len(said.steps) > 1 and said.steps[-1].token in ends else said.steps
         text = said.text
     else:
-        ids: list[int] = list(adapter.tokenizer(answer, add_special_tokens=False)["input_ids"])
-        if not ids:
-            raise SettingError(f"the answer {answer!r} has no tokens", hint="give --answer a word at least")
+        ids = token_ids(adapter, prompt, answer)
         steps = tuple(Step(i, s) for i, s in zip(ids, adapter.tokens(ids), strict=True))
         text = answer.strip()
     tokens = [s.token for s in steps]
@@ -133,6 +143,60 @@ def explained(
     settings: dict[str, Any] = {"composite": composite, "sinks": tuple(sinks) or None}
     name = "given answer" if answer is not None else "greedy"
     return Generation(text, tuple(tokens), rows, prompt, name, settings)
+
+
+def decision(
+    adapter: Adapter, prompt: Prompt, answer: str, against: str, composite: str, sinks: Sequence[int]
+) -> Generation:
+    """The first token of one answer rather than that of another, as an answer of one token.
+
+    Raises:
+        SettingError: the two begin with the same token, or a sink lies outside the prompt.
+    """
+    from limelight.relevance.attribute import attribute as relevance_of
+    from limelight.relevance.composites import COMPOSITES
+    from limelight.report.words import rather_than
+    from limelight.types import Generation, Step
+
+    _check_inside(sinks, prompt)
+    one, other = token_ids(adapter, prompt, answer)[0], token_ids(adapter, prompt, against)[0]
+    if one == other:
+        raise SettingError(
+            f"{answer!r} and {against!r} begin with the same token",
+            hint="give answers that differ in their first token",
+        )
+    found = rather_than(
+        *(relevance_of(adapter, prompt.tensors, t, composite=COMPOSITES[composite], sinks=sinks) for t in (one, other))
+    )
+    step = Step(one, adapter.tokens([one])[0], relevance=found, shares=found.shares())
+    name = f"rather than {adapter.tokens([other])[0].strip()}"
+    return Generation(step.text.strip(), (one,), (step,), prompt, name, {"composite": composite})
+
+
+def token_ids(adapter: Adapter, prompt: Prompt, text: str) -> list[int]:
+    """Tokens of an answer to a prompt, without special ones; begun with a space where the model finds that likelier.
+
+    Raises:
+        SettingError: it has none.
+    """
+    import torch
+
+    spelled = [text] if text[:1].isspace() else [text, f" {text}"]
+    found = [list(adapter.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in spelled]
+    found = [ids for ids in found if ids]
+    if not found:
+        raise SettingError(f"the answer {text!r} has no tokens", hint="give a word at least")
+    if len({ids[0] for ids in found}) == 1:
+        return found[0]
+    with torch.no_grad():
+        logits = adapter.logits(adapter.hidden(adapter.capture(prompt.tensors))[:, -1:])[0, 0]
+    return max(found, key=lambda ids: float(logits[ids[0]]))
+
+
+def _check_inside(sinks: Sequence[int], prompt: Prompt) -> None:
+    outside = [p for p in sinks if not 0 <= p < len(prompt.tokens)]
+    if outside:
+        raise SettingError(f"position {outside[0]} is outside the prompt's {len(prompt.tokens)}", hint="0 is the first")
 
 
 def _positions(text: str) -> tuple[int, ...]:

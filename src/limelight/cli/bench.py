@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +15,10 @@ from limelight.benchmarks.results import Results
 from limelight.benchmarks.runner import run, shard_from_environment
 from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template
 from limelight.benchmarks.tables import render, side_by_side
-from limelight.benchmarks.task import Reply, Task, tasks
 from limelight.benchmarks.task import task as task_named
+from limelight.benchmarks.task import tasks
+from limelight.cli.answering import ModelAnswer
 from limelight.errors import SettingError
-from limelight.types import Generation, Modality, Relevance, Sample
 
 EXAMPLES = """
 Examples:
@@ -39,111 +37,6 @@ A run that was interrupted is resumed by the same command. `limelight bench --li
 """
 
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-
-
-@dataclass(frozen=True)
-class ModelAnswer:
-    """Answers a sample with a model and a strategy. Loads the model when first asked, so that it can be sent to workers.
-
-    ``relevance`` asks for shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
-    scores divided by the sum of their absolute values.
-    """
-
-    model: str
-    strategy: str = "greedy"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    relevance: bool = False
-    dtype: str = "auto"
-    device: str | None = None
-    trust_remote_code: bool = False
-
-    def identity(self) -> dict[str, Any]:
-        """What the answers depend on, for the run's manifest."""
-        import limelight
-
-        chosen = limelight.strategy(self.strategy, **self.settings)
-        own = {"strategy": chosen.name, "strategy_settings": chosen.settings(), "generation": dict(self.generation)}
-        return {"model": self.model, "dtype": self.dtype, "relevance": self.relevance, **own}
-
-    def __call__(self, sample: Sample) -> Reply:
-        import limelight
-
-        adapter = loaded(self.model, self.dtype, self.device, self.trust_remote_code)
-        items = [{"type": m, m: _item(x)} for m, xs in sample.media.items() for x in xs]
-        if not items:
-            return self._text_only(adapter, sample)
-        answer = limelight.generate(
-            adapter,
-            messages=[{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}],
-            strategy=limelight.strategy(self.strategy, **self.settings),
-            relevance=self.relevance,
-            seed=int(sample.meta["seed"]),
-            **self.generation,
-        )
-        special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
-        return Reply(answer.text, {"tokens": len(answer.token_ids), **grounding_meta(answer, special)})
-
-    def _text_only(self, adapter: Any, sample: Sample) -> Reply:
-        """A question without a picture or sound: there is nothing to ground in, so the model answers as it is."""
-        import torch
-
-        inputs = adapter.processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "text", "text": sample.prompt}]}],
-            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-        ).to(adapter.model.device)  # fmt: skip
-        with torch.random.fork_rng(enabled=bool(self.generation.get("do_sample"))):
-            torch.manual_seed(int(sample.meta["seed"]))
-            ids = adapter.model.generate(**inputs, **{"do_sample": False, **self.generation})
-        new = ids[0, inputs["input_ids"].shape[1] :].tolist()
-        return Reply(
-            adapter.tokenizer.decode(new, skip_special_tokens=True).strip(), {"tokens": len(new), "text_only": True}
-        )
-
-
-@lru_cache(maxsize=1)
-def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Any:
-    """The model's adapter; the last one is kept, so that several strategies share it."""
-    import limelight
-
-    return limelight.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-
-
-def _item(media: Any) -> Any:
-    return str(media) if isinstance(media, Path) else media
-
-
-def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:
-    """``shares``, ``image_relevance`` and ``audio_relevance`` of an answer, as far as its steps carry them."""
-    found: dict[str, Any] = {}
-    steps = [s for s in answer.steps if s.token not in special] or list(answer.steps)
-    shares = [s.shares for s in steps if s.shares]
-    if shares:
-        found["shares"] = {m: sum(r.get(m, 0.0) for r in shares) / len(shares) for m in {k for r in shares for k in r}}
-    relevances = [s.relevance for s in steps if s.relevance is not None]
-    for modality in ("image", "audio"):
-        scores = [r for r in (_on(x, modality) for x in relevances) if r is not None]
-        if scores:
-            total = sum(s for s, _ in scores)
-            seconds = scores[0][1]
-            key = f"{modality}_relevance"
-            found[key] = total.tolist() if seconds is None else {"scores": total.tolist(), "seconds": seconds}
-    return found
-
-
-def _on(relevance: Relevance, modality: Modality) -> tuple[Any, float | None] | None:
-    spans = relevance.spans_of(modality)
-    whole = float(relevance.scores.abs().sum())
-    if not spans or not whole:
-        return None
-    if modality == "audio":
-        if spans[0].seconds is None:
-            return None
-        scores, seconds = relevance.on_seconds()
-        return scores.float() / whole, seconds
-    return (
-        (relevance.on_grid().float() / whole, None) if spans[0].grid is not None and len(spans[0].grid) == 2 else None
-    )
 
 
 def bench(
@@ -302,6 +195,3 @@ def _engine(name: str, answer: ModelAnswer, workers: int, gpus: float, address: 
 
 def _few(names: tuple[str, ...]) -> list[str]:
     return [*names[:6], f"... ({len(names)})"] if len(names) > 6 else list(names)
-
-
-__all__ = ["ModelAnswer", "Task", "bench", "grounding_meta", "judge_from", "parse_shard", "settings_of"]

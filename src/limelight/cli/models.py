@@ -62,7 +62,9 @@ def models(
         output.print_json({"checkpoint": check, "detected": found, "checks": checks, "ok": not failed})
     else:
         counts = {True: "passed", False: "failed", None: "not for this model"}
-        told = ", ".join(f"{sum(r.ok is k for r in results)} {v}" for k, v in counts.items() if any(r.ok is k for r in results))
+        told = ", ".join(
+            f"{sum(r.ok is k for r in results)} {v}" for k, v in counts.items() if any(r.ok is k for r in results)
+        )
         terminal.out.print(told)
     if failed:
         raise typer.Exit(1)

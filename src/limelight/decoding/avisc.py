@@ -1,7 +1,7 @@
 """AvisC: push the logits away from those of the image tokens that draw attention whatever is asked.
 
 Source: Woo et al., "Don't Miss the Forest for the Trees: Attentional Vision Calibration for Large Vision Language
-Models", Findings of ACL 2025 (arXiv 2405.17820), section 3, eq. 3-8.
+Models", 2024 (arXiv 2405.17820); formulas as in the released code.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import percept
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
-from limelight.decoding.instruments import masked_percept, refuse_cross_attention
-from limelight.decoding.pai import key_places
+from limelight.decoding.instruments import DecoderHook, key_places, masked_percept, refuse_cross_attention
 from limelight.decoding.strategy import Run
-from limelight.models.attention import AttentionHook, attention_hooks, check_bound
+from limelight.models.adapter import Adapter
+from limelight.models.attention import attention_hooks, check_bound
 from limelight.models.stream import Stream
 
 
 @dataclass(frozen=True)
 class Avisc:
-    """``(1 + alpha) l - alpha l'``, ``l'`` from the over-attended ("blind") image tokens alone; implausible tokens dropped.
+    """``(1 + alpha) l - alpha l'``, ``l'`` from the over-attended ("blind") positions alone; implausible tokens dropped.
 
     Blind are the percept's positions whose attention from the prompt's last query (mean over heads and over the layers
     that attend to the percept most) exceeds mean + ``lam`` standard deviations. The others' embeddings are zeroed.
@@ -63,7 +63,7 @@ class Avisc:
         """Raises UnsupportedError on a cross-attention model."""
         refuse_cross_attention(run.adapter, "avisc")
         places = percept(run)
-        record = Attended(places)
+        record = Attended(run.adapter, places)
 
         @contextmanager
         def listening() -> Iterator[None]:
@@ -83,14 +83,17 @@ class Avisc:
         )  # fmt: skip
 
 
-class Attended(AttentionHook):
+class Attended(DecoderHook):
     """Keeps what the last query attends to, mean over heads, layer by layer: ``[B, T]`` each."""
 
-    def __init__(self, places: Tensor) -> None:
+    def __init__(self, adapter: Adapter, places: Tensor) -> None:
+        super().__init__(adapter)
         self.places = places
         self.weights: dict[int, Tensor] = {}
 
     def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
+        if not self.inside:
+            return out
         length = self.places.shape[1]
         last = weights[..., -1, :].mean(dim=1).to(torch.promote_types(weights.dtype, torch.float32))
         whole = last.new_zeros(self.places.shape)

@@ -15,7 +15,6 @@ from limelight.decoding.strategy import Run
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.stream import Stream
 
-_OWNED = frozenset({"past_key_values", "mm_encoder_outputs"})
 Change = Callable[[str, Tensor, Mapping[str, Any]], Tensor]
 
 
@@ -44,7 +43,7 @@ def without(run: Run, dropped: Tensor) -> Stream:
         return out
 
     pad = getattr(run.config, "_pad_token_tensor", None)
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {"past_key_values": run.kwargs.get("past_key_values")}
     for name, value in run.kwargs.items():
         if value is None or isinstance(value, (bool, int, float, str)):
             kwargs[name] = value
@@ -108,7 +107,7 @@ def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda 
     Raises:
         SettingError: the media's tensors are not at hand, or belong to another prompt.
     """
-    kwargs = {k: v for k, v in run.kwargs.items() if k not in _OWNED}
+    kwargs = {k: v for k, v in run.kwargs.items() if k != "mm_encoder_outputs"}
     encoded = run.kwargs.get("mm_encoder_outputs")
     times = 1
     if run.tensors:
@@ -139,7 +138,8 @@ def _is_typed(name: str, value: Any, run: Run) -> bool:
 
 
 def _is_media(name: str, value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1 and "mask" not in name
+    named = not any(part in name for part in ("mask", "position"))  # some families' position ids are fractions
+    return named and isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
 
 
 def _placed(value: Any, run: Run) -> Any:
@@ -157,7 +157,7 @@ def _times(run: Run) -> int:
             return times
     raise SettingError(
         f"tensors= belong to another prompt: expected input_ids {tuple(run.ids.shape)} as given to generate()",
-        hint="pass the very inputs: model.generate(**inputs, custom_generate=custom_generate(strategy, tensors=inputs))",
+        hint="pass the very inputs: generate(**inputs, custom_generate=custom_generate(strategy, tensors=inputs))",
     )
 
 

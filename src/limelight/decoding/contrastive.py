@@ -22,7 +22,7 @@ Around = Callable[[], AbstractContextManager[None]]
 
 
 def plausible(logits: Tensor, beta: float) -> Tensor:
-    """bool ``[B, V]``: tokens with ``p >= beta * max p`` (Li et al., 2023, eq. 4; also VCD, eq. 4); 0 keeps all."""
+    """bool ``[B, V]``: tokens with ``p >= beta * max p`` (Li et al., 2023; Leng et al., 2024); 0 keeps all."""
     if beta == 0:
         return torch.ones_like(logits, dtype=torch.bool)
     return logits >= math.log(beta) + logits.amax(-1, keepdim=True)
@@ -34,7 +34,7 @@ def cut(values: Tensor, logits: Tensor, beta: float) -> Tensor:
 
 
 def amplified(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tensor:
-    """``(1 + alpha) l - alpha l'`` with the cut: VCD, eq. 3; tokens that the model itself bars stay barred.
+    """``(1 + alpha) l - alpha l'`` with the cut; tokens that the model itself bars stay barred.
 
     ``alpha = 0`` gives back ``logits``, uncut.
     """

@@ -1,7 +1,7 @@
 """DeCo: add the logits of the middle layer that believes most in one of the likely tokens.
 
 Source: Wang et al., "MLLM Can See? Dynamic Correction Decoding for Hallucination Mitigation", ICLR 2025 (arXiv
-2410.11779), section 4, eq. 4-7.
+2410.11779); formula as in the released code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class Deco:
         check_range("deco", "top_p", self.top_p, 0.0, 1.0, hint="the paper: 0.9")
         if not isinstance(self.top_k, int) or self.top_k < 1:
             raise SettingError(f"deco: expected top_k of at least 1, got {self.top_k!r}", hint="the paper: 20")
-        if self.layers is not None and (len(self.layers) != 2 or self.layers[1] < self.layers[0]):
+        if self.layers is None:
+            return
+        object.__setattr__(self, "layers", tuple(self.layers))  # lists come from configuration files
+        if len(self.layers) != 2 or self.layers[1] < self.layers[0]:
             raise SettingError(f"deco: expected layers (first, last), got {self.layers}", hint="the paper: (20, 28)")
 
     @property

@@ -1,7 +1,7 @@
 """DoLa: contrast the last layer with the early layer that differs from it most.
 
 Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language Models", ICLR 2024
-(arXiv 2309.03883), eq. 2-5.
+(arXiv 2309.03883), section 2.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Dola:
     """``s_N - s_m`` where ``p_N >= beta * max p_N``, m the early layer of the largest Jensen-Shannon divergence to N.
 
     Args:
-        layers: candidates for m: ``low`` or ``high``, the even layers of either half (0 is the embedding; left out where
-            it is tied to the head), or layer indices. The paper chooses the half on a validation set; ``low`` is what
+        layers: candidates for m: ``low`` or ``high``, the even layers of either half (0 is the embedding; left out
+            where it is tied to the head), or layer indices. The paper chooses the half on a validation set; ``low`` is what
             vision-language comparisons use (0, 2 ... 14 of 32).
         beta: plausibility cut, in [0, 1]; 0 drops none.
         normed: put the final norm before the head on early layers too. The released code does not.
@@ -40,7 +40,9 @@ class Dola:
 
     def __post_init__(self) -> None:
         check_range("dola", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
-        if isinstance(self.layers, str) and self.layers not in ("low", "high"):
+        if not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", tuple(self.layers))  # lists come from configuration files
+        elif self.layers not in ("low", "high"):
             raise SettingError(f"dola: layers is {self.layers!r}", hint="low, high, or a tuple of layer indices")
 
     @property

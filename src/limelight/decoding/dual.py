@@ -39,7 +39,7 @@ def check_composite(name: str) -> None:
 
 def kinds(run: Run, row: int) -> list[int]:
     """Indices into MODALITIES of what the row's percept holds."""
-    return [int(k) for k in run.modality_ids[row].unique() if k > 0]
+    return [k for k in sorted(set(run.modality_ids[row].tolist())) if k > 0]
 
 
 def split_channels(run: Run, mask: Tensor) -> list[Channel]:
@@ -48,7 +48,7 @@ def split_channels(run: Run, mask: Tensor) -> list[Channel]:
         return []
     grown = torch.zeros_like(mask, dtype=torch.long)
     grown[:, : run.modality_ids.shape[1]] = run.modality_ids
-    present = [int(k) for k in run.modality_ids.unique() if k > 0]
+    present = sorted({k for row in range(mask.shape[0]) for k in kinds(run, row)})
     return [Channel(MODALITIES[k], modality_channel(grown == k, mask).prompt, 0.0) for k in present]
 
 
@@ -90,5 +90,3 @@ def explainer(
         )
 
     return explain
-
-

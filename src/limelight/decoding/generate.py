@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limelight.decoding.greedy import Greedy
-from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate
+from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
+from limelight.decoding.meter import meter as metered
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
 from limelight.errors import UnsupportedError
@@ -22,6 +24,7 @@ def generate(
     media: Mapping[str, Any] | None = None,
     strategy: Strategy | str | None = None,
     relevance: bool = True,
+    meter: bool = False,
     streamer: Any = None,
     stop_strings: str | Sequence[str] | None = None,
     seed: int | None = None,
@@ -36,6 +39,8 @@ def generate(
         media: ``{"image": file or picture or list of them, "audio": ..., "video": ...}``.
         strategy: a Strategy, a name from ``limelight strategies``, or None: the model as it is.
         relevance: compute every emitted token's relevance and modality shares, where the strategy can.
+        meter: run the grounding meter beside the strategy: shares, candidates and flags of every step as it is generated
+            (``on_step``), at the price of one more cached row; see :mod:`limelight.decoding.meter`.
         seed: for sampling (``do_sample=True``).
         generation_kwargs: as for ``model.generate``: max_new_tokens, do_sample, temperature, repetition_penalty ...
 
@@ -51,32 +56,46 @@ def generate(
         >>> answer = limelight.generate(adapter, messages="What is in the picture?", media={"image": "photo.png"},
         ...                             strategy=limelight.lime(), max_new_tokens=20)  # doctest: +SKIP
     """
-    adapter = wrap(model, processor)
-    chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
-    prompt = messages if isinstance(messages, Prompt) else adapter.prepare(messages, media)
-    if generation_kwargs.get("num_return_sequences", 1) != 1:
-        raise UnsupportedError(
-            "limelight.generate returns one answer", hint="call it once a seed, or use model.generate"
+    with ending(streamer) as sink:
+        adapter = wrap(model, processor)
+        chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
+        if meter:
+            chosen = metered(chosen)
+        prompt = messages if isinstance(messages, Prompt) else adapter.prepare(messages, media)
+        fn = custom_generate(
+            chosen,
+            processor=adapter.processor,
+            streamer=sink,
+            stop_strings=stop_strings,
+            seed=seed,
+            media=prompt.media,
+            tensors=prompt.tensors,
+            spans=[prompt.spans],
+            details=relevance,
+            on_step=on_step,
         )
-    defaults: dict[str, Any] = {"max_new_tokens": 64, "do_sample": False, "disable_compile": True}
-    if not generation_kwargs.get("do_sample"):  # a checkpoint's sampling defaults would only cause warnings
-        defaults |= {"temperature": None, "top_p": None, "top_k": None}
-    fn = custom_generate(
-        chosen,
-        processor=adapter.processor,
-        streamer=streamer,
-        stop_strings=stop_strings,
-        seed=seed,
-        media=prompt.media,
-        tensors=prompt.tensors,
-        spans=[prompt.spans],
-        details=relevance,
-        on_step=on_step,
-    )
-    output: GroundedOutput = adapter.model.generate(
-        **prompt.tensors, custom_generate=fn, **{**defaults, **generation_kwargs, "return_dict_in_generate": True}
-    )
+        output: GroundedOutput = adapter.model.generate(
+            **prompt.tensors, custom_generate=fn, **_settings(generation_kwargs)
+        )
     steps = (output.steps or ((),))[0]
     ids = tuple(s.token for s in steps)
     text = adapter.tokenizer.decode(list(ids), skip_special_tokens=True) if adapter.tokenizer is not None else ""
     return Generation(str(text).strip(), ids, steps, prompt, chosen.name, chosen.settings())
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's settings over greedy defaults; a whole generation_config of the caller's stands as it is."""
+    config = copy.deepcopy(given.get("generation_config"))
+    if (given.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1) != 1:
+        raise UnsupportedError(
+            "limelight.generate returns one answer", hint="call it once a seed, or use model.generate"
+        )
+    if config is not None:
+        config.disable_compile = config.return_dict_in_generate = True
+        return {**given, "generation_config": config}
+    defaults: dict[str, Any] = {"do_sample": False, "disable_compile": True}
+    if given.get("max_length") is None:
+        defaults["max_new_tokens"] = 64
+    if not given.get("do_sample"):  # a checkpoint's sampling defaults would only cause warnings
+        defaults |= {"temperature": None, "top_p": None, "top_k": None}
+    return {**defaults, **given, "return_dict_in_generate": True}

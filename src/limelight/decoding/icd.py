@@ -1,7 +1,7 @@
 """ICD: push the logits away from those of the same question under an instruction that confuses.
 
 Source: Wang et al., "Mitigating Hallucinations in Large Vision-Language Models with Instruction Contrastive Decoding",
-Findings of ACL 2024 (arXiv 2403.18715), eq. 5-6.
+Findings of ACL 2024 (arXiv 2403.18715); formula and instruction as in the released code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BY_MODALITY = {1: IMAGE, 2: VIDEO, 3: AUDIO}
 
 @dataclass(frozen=True)
 class Icd:
-    """``(1 + alpha) l - alpha l'``, ``l'`` from the prompt with a disturbing instruction in it; implausible tokens dropped.
+    """``(1 + alpha) l - alpha l'``, ``l'`` from the prompt with a disturbing instruction; implausible tokens dropped.
 
     Args:
         alpha: strength of the contrast; 0 is the model itself.
@@ -49,6 +49,8 @@ class Icd:
         check_choice("icd", "where", self.where, ("user", "front"))
         if self.instruction is not None and not self.instruction:
             raise SettingError("icd: the instruction is empty", hint="None takes the authors' instruction")
+        if self.instruction is not None and not isinstance(self.instruction, str):  # lists come from files
+            object.__setattr__(self, "instruction", tuple(self.instruction))
 
     @property
     def name(self) -> str:

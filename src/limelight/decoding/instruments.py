@@ -5,7 +5,6 @@ The hooks act in the thread that attached them, so another thread's forward on t
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.attention import AttentionCall, AttentionHook
 from limelight.relevance.kinds import probe_norm
 
 # Decoder arguments through which the percept enters beside the merged embeddings.
@@ -96,30 +96,29 @@ def tensor_of(output: Any) -> Tensor:
 
 
 @contextmanager
-def decoder_input(adapter: Adapter, fn: Callable[[Tensor, dict[str, Any]], Tensor | None]) -> Iterator[None]:
-    """``fn(merged embeddings [B, T, D], the decoder's arguments)`` at the decoder's door; a tensor replaces them.
+def first_input(adapter: Adapter, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """``fn(merged embeddings [B, T, D])`` as they enter the first layer; a tensor replaces them.
 
     Raises:
-        HookError: the block ran without calling the decoder.
+        HookError: the block ran without calling the first layer.
+        UnsupportedError: the layers do not take ``[B, T, D]``.
     """
-    decoder = adapter.decoder
-    names = list(inspect.signature(decoder.forward).parameters)
     seen: list[int] = []
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        embeds = given.get("inputs_embeds")
-        if embeds is None:
-            embeds = decoder.get_input_embeddings()(given["input_ids"])
+        hidden = tensor_of(args[0] if args else kwargs["hidden_states"])
         seen.append(1)
-        changed = fn(embeds, given)
-        return None if changed is None else ((), {**given, "inputs_embeds": changed, "input_ids": None})
+        changed = fn(hidden)
+        if changed is None:
+            return None
+        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
 
-    with pre_hook(decoder, enter):
+    with pre_hook(decoder_layers(adapter)[0], enter):
         yield
     if not seen:
         raise HookError(
-            f"{type(adapter.model).__name__} ran without calling its decoder", hint="run `limelight models --check`"
+            f"{type(adapter.model).__name__} ran without calling its decoder's first layer",
+            hint="run `limelight models --check`",
         )
 
 
@@ -127,19 +126,21 @@ def decoder_input(adapter: Adapter, fn: Callable[[Tensor, dict[str, Any]], Tenso
 def masked_percept(adapter: Adapter, keep: Tensor) -> Iterator[None]:
     """Inside the block (one prefill), merged embeddings at positions where ``keep`` [B, T] is False are zero.
 
-    So are the features of those positions that enter again in deeper layers, and cross-attention states when nothing
-    of the percept is kept.
+    So are the features of those positions that enter again in deeper layers; cross-attention states are zero.
 
     Raises:
         UnsupportedError: the percept enters by a door that cannot be masked by position.
     """
 
-    def mask(embeds: Tensor, given: dict[str, Any]) -> Tensor:
-        for name in [n for n, v in given.items() if v is not None and any(d in n for d in _DOORS)]:
-            given[name] = _masked_door(name, given[name], given.get("visual_pos_masks"), keep)
-        return embeds * keep[..., None].to(embeds.dtype)
+    def doors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names = [n for n, v in kwargs.items() if v is not None and any(d in n for d in _DOORS)]
+        masked = {n: _masked_door(n, kwargs[n], kwargs.get("visual_pos_masks"), keep) for n in names}
+        return (args, {**kwargs, **masked}) if masked else None
 
-    with decoder_input(adapter, mask):
+    with (
+        pre_hook(adapter.decoder, doors),
+        first_input(adapter, lambda embeds: embeds * keep[..., None].to(embeds.dtype)),
+    ):
         yield
 
 
@@ -154,6 +155,31 @@ def _masked_door(name: str, value: Any, places: Tensor | None, keep: Tensor) -> 
     kept = keep[places[..., 0] if places.ndim == 3 else places][:, None]
     out = [p * kept.to(p.dtype) for p in pieces]
     return out if isinstance(value, (list, tuple)) else out[0]
+
+
+class DecoderHook(AttentionHook):
+    """An attention hook that knows whether a call comes from the text stack's own attention of that layer.
+
+    Some decoders contain their towers, whose layers are numbered from 0 too.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.modules = adapter.attention_layers
+        self.inside = False
+
+    def attend(self, call: AttentionCall) -> None:
+        self.inside = self.modules.get(call.layer) is call.module
+
+
+def key_places(places: Tensor, keys: int, length: int) -> Tensor:
+    """bool ``[B, keys]``: prompt positions ``places`` [B, T] among the keys of a sequence of ``length`` so far.
+
+    A sliding window keeps the last keys; a static cache has more than there are positions.
+    """
+    rows, prompt = places.shape
+    whole = places.new_zeros(rows, max(length, keys))
+    whole[:, :prompt] = places
+    return whole[:, length - keys : length] if keys < length else whole[:, :keys]
 
 
 def in_proportion(layers: tuple[int, int], depth: int, of: int = 32) -> tuple[int, int]:

@@ -11,6 +11,7 @@ on the decision instead of its support for the token already chosen; one update 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -83,7 +84,8 @@ class LimeCached:
         ):
             if value not in allowed:
                 raise SettingError(f"{name} is {value!r}", hint=f"one of {', '.join(allowed)}")
-        if self.updates < 1 or self.lr <= 0 or self.tau <= 0 or self.kl_weight < 0 or self.refresh < 0:
+        positive = all(0 < x < math.inf for x in (self.lr, self.tau))
+        if self.updates < 1 or not positive or not 0 <= self.kl_weight < math.inf or self.refresh < 0:
             raise SettingError(
                 f"updates {self.updates}, lr {self.lr}, tau {self.tau}, kl_weight {self.kl_weight}, refresh {self.refresh}",
                 hint="updates >= 1, lr > 0, tau > 0, kl_weight >= 0, refresh >= 0; relevance-contrastive needs no update",
@@ -116,13 +118,13 @@ class LimeCachedSession:
         layers = strategy.layers
         unknown = sorted(set(layers or ()) - set(run.adapter.attention_layers))
         if unknown:
-            raise SettingError(f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}")
+            raise SettingError(
+                f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}"
+            )
         self.layers = set(run.adapter.attention_layers if layers is None else layers)
         self.call, self.percept = captured(run)
         markers = strategy.objective == "paper" and run.adapter.family.paper.markers
-        self.modality = rewarded(
-            run.modality_ids.clone(), self.call.mask, markers=markers, reward=strategy.reward
-        )
+        self.modality = rewarded(run.modality_ids.clone(), self.call.mask, markers=markers, reward=strategy.reward)
         check_groups(self.modality, self.call.mask)
         self.dual = open_stream(run, self.call, self._channels(), strategy.composite)
 
@@ -216,7 +218,7 @@ class LimeCachedSession:
             if s.rule == "normalised"
             else DenseOffsets(s.lr, group, per_kv)
         )
-        losses: dict[str, list[Tensor]] = {"kl": [], "relevance": []}
+        losses: dict[str, list[Tensor]] = {"kl": [], "relevance": [], "total": []}
         for step in range(s.updates):
             taps: list[Tap] = []
             output = self.dual.current(
@@ -229,9 +231,10 @@ class LimeCachedSession:
                 self.dual.rewind()
             with torch.enable_grad():
                 loss, kl_loss, logits, phi = self._loss(output, logits, phi, step)
-                gradients = gradients_of(loss.sum(), taps)
-            losses["relevance"].append(loss.detach())
-            losses["kl"].append(kl_loss.detach())
+                total = loss + s.kl_weight * kl_loss
+                gradients = gradients_of(total.sum(), taps)
+            for name, value in (("kl", kl_loss), ("relevance", loss), ("total", total)):
+                losses[name].append(value.detach())
             offsets.update(gradients)
         final = self.dual.current(write=False, offsets=offsets, tangents=False)
         if write:
@@ -245,7 +248,7 @@ class LimeCachedSession:
     def _loss(
         self, output: Any, logits: Tensor | None, phi: Tensor | None, step: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss ``[B]``, its KL part, and the unchanged model's logits and Phi."""
+        """The objective's loss ``[B]``, the KL, and the unchanged model's logits and Phi."""
         s, dual = self.strategy, self.dual
         now: Tensor | None = None
         if logits is None or phi is None or step > 0:
@@ -259,7 +262,6 @@ class LimeCachedSession:
         kl_loss = torch.zeros_like(loss)
         if step > 0 and s.kl_weight and now is not None:
             kl_loss = kl(torch.log_softmax(logits, dim=-1), now)
-            loss = loss + s.kl_weight * kl_loss
         return loss, kl_loss, logits, phi
 
     def _two_best(self, logits: Tensor) -> Tensor:

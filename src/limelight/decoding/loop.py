@@ -72,19 +72,29 @@ def custom_generate(
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        adapter = wrap(model, processor)
-        if stop_strings is not None:
-            stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, adapter)
-        rows = input_ids.shape[0]
-        seeds = None if seed is None else [seed + r for r in range(rows)] if isinstance(seed, int) else list(seed)
-        chooser = Chooser(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
-        run = _run(
-            adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details, stopping_criteria
-        )
-        run.media, run.tensors, run.spans = media or {}, tensors or {}, spans
-        return decode(strategy, run, stopping_criteria, streamer, on_step)
+        with ending(streamer) as sink:
+            adapter = wrap(model, processor)
+            if stop_strings is not None:
+                stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, adapter)
+            rows = input_ids.shape[0]
+            seeds = None if seed is None else [seed + r for r in range(rows)] if isinstance(seed, int) else list(seed)
+            chooser = Chooser(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
+            run = _run(
+                adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details, stopping_criteria
+            )
+            run.media, run.tensors, run.spans = media or {}, tensors or {}, _expanded(spans, rows)
+            return decode(strategy, run, stopping_criteria, sink, on_step)
 
     return decoding_method
+
+
+def _expanded(spans: Sequence[tuple[Span, ...]] | None, rows: int) -> Sequence[tuple[Span, ...]] | None:
+    """One entry a row: num_return_sequences repeats each prompt."""
+    if spans is None or len(spans) == rows:
+        return spans
+    if not spans or rows % len(spans):
+        raise SettingError(f"got spans of {len(spans)} rows for a batch of {rows}", hint="one tuple of spans a row")
+    return [row for row in spans for _ in range(rows // len(spans))]
 
 
 def _run(
@@ -102,6 +112,12 @@ def _run(
             f"beam search (num_beams={config.num_beams}) is not supported by limelight's decoding",
             hint="use num_beams=1; opera() brings beams of its own",
         )
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(config, name, False) and config.return_dict_in_generate:
+            raise UnsupportedError(
+                f"{name}=True is not supported by limelight's decoding",
+                hint="run model(**inputs) on the finished sequence for attentions or hidden states",
+            )
     if adapter.model.training:
         raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
     known = {"input_ids": ids, **{k: v for k, v in kwargs.items() if v is not None}}
@@ -176,7 +192,7 @@ def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on
             ids = torch.cat([ids, tokens[:, None]], dim=-1)
             if streamer is not None:
                 streamer.put(tokens.cpu())
-            unfinished = unfinished & ~stopping(ids, None)
+            unfinished = unfinished & ~stopping(ids, tuple(scores) if scores else None)
     if not keep:
         return ids
     return GroundedOutput(
@@ -187,9 +203,40 @@ def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on
     )
 
 
+class _EndOnce:
+    """A streamer whose end may be called from more than one place."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer, self.ended = streamer, False
+
+    @property
+    def next_tokens_are_prompt(self) -> bool:
+        return bool(getattr(self.streamer, "next_tokens_are_prompt", False))
+
+    def put(self, value: Tensor) -> None:
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.streamer.end()
+
+
+@contextmanager
+def ending(streamer: Any) -> Iterator[Any]:
+    """End the streamer when the block fails, so that no consumer hangs; yields one that can be ended twice."""
+    sink = streamer if streamer is None or isinstance(streamer, _EndOnce) else _EndOnce(streamer)
+    try:
+        yield sink
+    except BaseException:
+        if sink is not None:
+            sink.end()
+        raise
+
+
 @contextmanager
 def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
-    """Give the streamer its prompt if generate() has not, and end it whatever happens, so that no consumer hangs."""
+    """Give the streamer its prompt if generate() has not, and end it whatever happens."""
     if streamer is None:
         yield
         return

@@ -1,7 +1,7 @@
 """MemVR: where a middle layer is uncertain, the next layer's MLP looks at the image again.
 
 Source: Zou et al., "Look Twice Before You Answer: Memory-Space Visual Retracing for Hallucination Mitigation in
-Multimodal Large Language Models", ICML 2025 (arXiv 2410.03577), section 4; formulas as in the released code.
+Multimodal Large Language Models", ICML 2025 (arXiv 2410.03577); formulas as in the released code.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from limelight.decoding.contrast_inputs import percept
 from limelight.decoding.contrastive import check_range
 from limelight.decoding.instruments import (
     check_layers,
-    decoder_input,
     decoder_layers,
     final_norm,
+    first_input,
     in_proportion,
     mlp_of,
     post_hook,
@@ -128,14 +128,14 @@ class Retrace:
         self.real = self.mask if prefill else None
         with ExitStack() as stack:
             if prefill:
-                stack.enter_context(decoder_input(self.adapter, self._remember))
+                stack.enter_context(first_input(self.adapter, self._remember))
             modules = decoder_layers(self.adapter)
             for i in self.layers if self.ratio > 0 else ():
                 stack.enter_context(post_hook(modules[i], partial(self._ask, i)))
                 stack.enter_context(post_hook(self.mlps[i + 1], partial(self._look, i + 1)))
             yield
 
-    def _remember(self, embeds: Tensor, given: dict[str, Any]) -> None:
+    def _remember(self, embeds: Tensor) -> None:
         self.memory = [embeds[row, self.places[row]] for row in range(embeds.shape[0])]
 
     def _ask(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -151,10 +151,12 @@ class Retrace:
         if due is None:
             return None
         x = args[0] if args else kwargs["hidden_states"]
-        mixed = tensor_of(output).clone()
+        out = output[0] if isinstance(output, tuple) else output
+        mixed = out.clone().view(x.shape)  # experts may hand back [B * T, D]
         for row in due.nonzero()[:, 0].tolist():
             real = slice(None) if self.real is None else self.real[row]
             mixed[row, real] = looked_again(x[row, real], mixed[row, real], self.memory[row], self.ratio)
+        mixed = mixed.view(out.shape)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
 
@@ -166,7 +168,10 @@ def entropy(logits: Tensor, top: int = 10) -> Tensor:
 
 
 def looked_again(x: Tensor, out: Tensor, memory: Tensor, ratio: float) -> Tensor:
-    """``(1 - r) FFN(x) + r c (x V^T) V`` for one row: x, out ``[n, D]``, V ``[m, D]``; c = mean |FFN| / mean |(x V^T) V|."""
+    """``(1 - r) FFN(x) + r c (x V^T) V`` for one row: x, out ``[n, D]``, V ``[m, D]``.
+
+    ``c = mean |FFN(x)| / mean |(x V^T) V|``.
+    """
     wide = torch.promote_types(out.dtype, torch.float32)
     v = memory.to(x.device, wide)
     seen = (x.to(wide) @ v.T) @ v

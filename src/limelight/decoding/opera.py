@@ -1,7 +1,7 @@
 """OPERA: beam search that distrusts tokens which follow a summary, and takes back what followed one too long.
 
 Source: Huang et al., "OPERA: Alleviating Hallucination in Multi-Modal Large Language Models via Over-Trust Penalty and
-Retrospection-Allocation", CVPR 2024 (arXiv 2311.17911), section 4, eq. 3-8; constants as in the released code.
+Retrospection-Allocation", CVPR 2024 (arXiv 2311.17911); formulas and constants as in the released code.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from limelight.models.stream import Stream
 class Opera:
     """Beam search on ``l - weight * phi`` of each beam's likeliest candidates, with roll-back.
 
-    ``a`` is the last layer's attention, the largest over heads, each query's row summing to 1. ``phi`` of a candidate is
-    ``1e-7 max_j prod_{r >= j} sigma a[r, j]`` over the answer's positions so far, itself included; while the answer is
+    ``a`` is the last layer's attention, the largest over heads, each query's row summing to 1. ``phi`` of a candidate
+    is ``1e-7 max_j prod_{r >= j} sigma a[r, j]`` over the answer's positions so far, itself included; while the answer is
     no longer than ``warmup``, it is minus its attention to the percept. When in every beam the same j was the largest
     more than ``threshold`` times, the answer returns to token j and goes on otherwise, at most ``candidates`` times a
     place.

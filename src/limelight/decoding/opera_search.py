@@ -11,9 +11,10 @@ from torch import Tensor
 
 from limelight.decoding.beams import choose, fork
 from limelight.decoding.contrast_inputs import percept
-from limelight.decoding.pai import key_places
+from limelight.decoding.instruments import DecoderHook, key_places
 from limelight.decoding.strategy import Run
-from limelight.models.attention import AttentionHook, attention_hooks, check_bound
+from limelight.models.adapter import Adapter
+from limelight.models.attention import attention_hooks, check_bound
 from limelight.models.stream import Stream
 
 SHRINK = math.log(1e-7)
@@ -34,7 +35,7 @@ class Weighing:
 
 @dataclass(frozen=True)
 class Beam:
-    """A continuation: its score, log ``prod_{r >= j} sigma a[r, j]`` [n], the largest j of each step, greedy's choices."""
+    """A continuation: its score, log ``prod_{r >= j} sigma a[r, j]`` [n], the largest j of each step, greedy's words."""
 
     tokens: tuple[int, ...]
     score: float
@@ -68,7 +69,7 @@ class Search:
 
     def __init__(self, weighing: Weighing, run: Run, base: Stream, logits: Tensor, row: int) -> None:
         self.weighing, self.run, self.base, self.row = weighing, run, base, row
-        self.watch = LastRow(max(run.adapter.attention_layers))
+        self.watch = LastRow(run.adapter)
         self.places = percept(run)[row : row + 1]
         self.stream = fork(base, [row])
         self.logits = logits[row : row + 1]
@@ -113,7 +114,7 @@ class Search:
         self._extend(options, sums)
 
     def _look_ahead(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidate logits and ids ``[k, C]``, and their attention rows ``[k, C, K]``; the stream then has k * C rows."""
+        """Candidate logits and ids ``[k, C]``, their attention rows ``[k, C, K]``; the stream then has k * C rows."""
         self.ids = self.stream.ids
         processed = self.run.chooser.scores(self.ids, self.logits)
         chances, tokens = processed.topk(min(self.weighing.candidates, processed.shape[-1]), dim=-1)
@@ -227,15 +228,16 @@ class Search:
         return float(n ** (1.0 if penalty is None else penalty))
 
 
-class LastRow(AttentionHook):
-    """The last query's attention in one layer: the largest over heads, summing to 1 ``[B, K]``."""
+class LastRow(DecoderHook):
+    """The last query's attention in the last layer: the largest over heads, summing to 1 ``[B, K]``."""
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__(adapter)
+        self.layer = max(self.modules)
         self.row = torch.zeros(0)
 
     def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
-        if layer == self.layer:
+        if layer == self.layer and self.inside:
             largest = weights[..., -1, :].amax(dim=1).float()
             self.row = largest / largest.sum(-1, keepdim=True)
         return out

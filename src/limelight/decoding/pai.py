@@ -1,7 +1,7 @@
 """PAI: more attention to the image from the query that decides, and guidance away from the prompt without it.
 
 Source: Liu et al., "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs",
-ECCV 2024 (arXiv 2407.21771), eq. 4 (attention), 6 (guidance).
+ECCV 2024 (arXiv 2407.21771); formulas as in the released code.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import percept, without
 from limelight.decoding.contrastive import check_range, details, guided
-from limelight.decoding.instruments import check_layers, decoder_layers, refuse_cross_attention
+from limelight.decoding.instruments import DecoderHook, check_layers, decoder_layers, key_places, refuse_cross_attention
 from limelight.decoding.strategy import Detail, Outlook, Run
 from limelight.errors import SettingError
-from limelight.models.attention import AttentionHook, attention_hooks, check_bound
+from limelight.models.adapter import Adapter
+from limelight.models.attention import attention_hooks, check_bound
 from limelight.models.stream import Stream
 
 
@@ -27,14 +28,14 @@ class Pai:
 
     Args:
         alpha: how much the percept's attention scores are raised; 0 leaves attention alone.
-        gamma: guidance, at least 1; ``s'`` is the log-softmax without the percept. 1 runs no second prompt, cuts nothing.
+        gamma: guidance, at least 1; ``s'`` is the log-softmax without the percept. 1: no second prompt and no cut.
         beta: plausibility cut of the guidance, in [0, 1]; 0 drops none.
         start, stop: layers ``start <= layer < stop``; None: to the last layer (the paper: 2 to 32 of LLaVA-7B's 32).
 
     Differs from the released code (LLaVA-1.5, MiniGPT-4, Shikra; LLaMA attention copied): any model whose attention
     goes through transformers' interface, batches, video and sound; the second prompt has positions of its own. The
-    logits keep the model's constant, so that alpha 0 and gamma 1 give them back. ``plain`` costs one more cached forward
-    a token and is known only where details are wanted.
+    logits keep the model's constant, so that alpha 0 and gamma 1 give them back. ``plain`` costs one more cached
+    forward a token and is known only where details are wanted.
     """
 
     alpha: float = 0.2
@@ -74,7 +75,7 @@ class PaiSession:
         check_layers(adapter, wanted, "pai")
         self.layers = set(wanted) & set(adapter.attention_layers)
         check_layers(adapter, sorted(self.layers), "pai")
-        self.boost = Boost(percept(run), self.layers, strategy.alpha)
+        self.boost = Boost(adapter, percept(run), self.layers, strategy.alpha)
         self.main = Stream(adapter, run.ids, run.kwargs)
         self.contrast = without(run, percept(run)) if strategy.gamma > 1 else None
         self.plain = Stream.fresh(adapter, run.ids, run.kwargs) if run.details else None
@@ -99,32 +100,22 @@ class PaiSession:
         return logits
 
 
-class Boost(AttentionHook):
+class Boost(DecoderHook):
     """``w += alpha |w|`` on the last query's scores of the percept, before the softmax."""
 
-    def __init__(self, places: Tensor, layers: set[int], alpha: float) -> None:
+    def __init__(self, adapter: Adapter, places: Tensor, layers: set[int], alpha: float) -> None:
+        super().__init__(adapter)
         self.places, self.layers, self.alpha = places, layers, alpha
         self.length = places.shape[1]
 
     def scores(self, layer: int, scores: Tensor) -> Tensor:
-        if layer not in self.layers:
+        if layer not in self.layers or not self.inside:
             return scores
         keys = key_places(self.places, scores.shape[-1], self.length)[:, None]
         last = scores[..., -1, :]
         allowed = keys & (last > torch.finfo(last.dtype).min / 2)
         raised = torch.where(allowed, last + self.alpha * last.abs(), last)
         return torch.cat([scores[..., :-1, :], raised[..., None, :]], dim=-2)
-
-
-def key_places(places: Tensor, keys: int, length: int) -> Tensor:
-    """bool ``[B, keys]``: prompt positions ``places`` [B, T] among the keys of a sequence of ``length`` so far.
-
-    A sliding window keeps the last keys; a static cache has more than there are positions.
-    """
-    rows, prompt = places.shape
-    whole = places.new_zeros(rows, max(length, keys))
-    whole[:, :prompt] = places
-    return whole[:, length - keys : length] if keys < length else whole[:, :keys]
 
 
 def pai(**settings: Any) -> Pai:

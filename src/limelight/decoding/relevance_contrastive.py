@@ -45,7 +45,9 @@ class RelevanceContrastive:
         check_composite(self.composite)
         Gate(self.gate, self.threshold)
         if not math.isfinite(self.alpha):
-            raise SettingError(f"alpha must be finite, got {self.alpha}", hint="2 is a modest default, 0 the model itself")
+            raise SettingError(
+                f"alpha must be finite, got {self.alpha}", hint="2 is a modest default, 0 the model itself"
+            )
         if not 0 <= self.beta <= 1:
             raise SettingError(f"beta lies in [0, 1], got {self.beta}", hint="0.1 is the usual cut")
         if not 0 <= self.decay < math.inf:

@@ -1,13 +1,13 @@
 """VCD: push the logits away from those of the same picture under diffusion noise.
 
 Source: Leng et al., "Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive
-Decoding", CVPR 2024 (arXiv 2311.16922), eq. 2 (noise), 3 (contrast), 4 (plausibility cut).
+Decoding", CVPR 2024 (arXiv 2311.16922), section 3; the noise schedule is the released code's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class Vcd:
 
 
 def diffused(x: Tensor, noise: Tensor, step: int) -> Tensor:
-    """``sqrt(a) x + sqrt(1 - a) noise``, ``a`` the product of ``1 - beta`` up to ``step`` (VCD, eq. 2).
+    """``sqrt(a) x + sqrt(1 - a) noise``, ``a`` the product of ``1 - beta`` up to ``step``.
 
     ``beta = sigmoid(linspace(-6, 6, 1000)) (0.5e-2 - 1e-5) + 1e-5``.
     """
@@ -81,12 +81,17 @@ def diffused(x: Tensor, noise: Tensor, step: int) -> Tensor:
 def noise_like(x: Tensor, inputs: Mapping[str, Any], seed: int) -> Tensor:
     """Normal noise of ``x``'s shape that starts anew from ``seed`` at each medium of the batch.
 
-    A medium is an entry of the first dimension; where the processor hands over flattened patches ``[N, ...]`` with a
-    grid ``[media, axes]``, it is as many rows as its grid has cells. Tiles and frames of one medium differ in noise.
+    A medium is an entry of the first dimension. Where the processor hands over patches of all media together, with a
+    grid ``[media, axes]`` that counts them, it is its share of the patches: of the first axis ``[N, D]``, or of the
+    last one ``[1, ..., N * width]``. Tiles and frames of one medium differ in noise.
     """
-    sizes = _patch_counts(x, inputs)
-    if sizes is not None:
-        return torch.cat([_drawn((n, *x.shape[1:]), seed) for n in sizes])
+    for counts in _counts(inputs):
+        total = sum(counts)
+        if x.ndim < 4 and total == x.shape[0]:
+            return torch.cat([_drawn((n, *x.shape[1:]), seed) for n in counts])
+        if x.shape[0] == 1 and x.ndim > 2 and total and x.shape[-1] % total == 0:
+            width = x.shape[-1] // total
+            return torch.cat([_drawn((*x.shape[1:-1], n * width), seed) for n in counts], dim=-1)[None]
     return _drawn(tuple(x.shape[1:]), seed).expand(x.shape)
 
 
@@ -97,13 +102,11 @@ def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.stack([torch.randn(shape[1:], generator=generator) for _ in range(shape[0])])
 
 
-def _patch_counts(x: Tensor, inputs: Mapping[str, Any]) -> list[int] | None:
+def _counts(inputs: Mapping[str, Any]) -> Iterator[list[int]]:
+    """Cells of each medium, from every tensor that may be a grid ``[media, 2 or 3]``."""
     for value in inputs.values():
         if isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == 2 and value.shape[1] in (2, 3):
-            counts = value.prod(dim=-1)
-            if int(counts.sum()) == x.shape[0] and x.ndim < 4:
-                return [int(c) for c in counts]
-    return None
+            yield [int(n) for n in value.prod(dim=-1)]
 
 
 def vcd(**settings: Any) -> Vcd:

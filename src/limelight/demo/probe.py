@@ -22,7 +22,9 @@ class Probe(nn.Module):
 
     def __init__(self, wide: int, hidden: int = 64) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, hidden), nn.GELU(), nn.Linear(hidden, len(OBJECTS) + 1))
+        self.net = nn.Sequential(
+            nn.LayerNorm(wide), nn.Linear(wide, hidden), nn.GELU(), nn.Linear(hidden, len(OBJECTS) + 1)
+        )
         self.scale = nn.Parameter(torch.ones(len(OBJECTS)))
         self.shift = nn.Parameter(torch.zeros(len(OBJECTS)))
 

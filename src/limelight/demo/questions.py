@@ -129,7 +129,9 @@ def _image_question(split: Split, name: str, visibility: Visibility, seed: int, 
     label = language.YES if number % 2 == 0 else language.NO
     absent = _absent(INDEPENDENT, picture)
     other_trio = next(trio for trio in TRIOS if not set(trio) & set(picture.names))
-    negative: Negative = "random" if name == "intact" else next(n for n in ("random", "popular", "adversarial") if n == name)
+    negative: Negative = (
+        "random" if name == "intact" else next(n for n in ("random", "popular", "adversarial") if n == name)
+    )
     if label == language.YES:
         asked = picture.names
     elif negative == "popular":  # the most frequent objects of the training pictures, less those of this trio

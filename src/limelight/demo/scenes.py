@@ -59,8 +59,8 @@ class _Look:
 
 _LOOKS: dict[str, _Look] = {
     "clear": _Look((42, 58), (1.0, 1.0), (0.0, 0.5), (2, 9), (0.0, 0.12), 0.08),
-    "medium": _Look((38, 54), (0.75, 0.95), (0.6, 1.3), (14, 26), (0.1, 0.3), 0.15),
-    "poor": _Look((34, 50), (0.4, 0.65), (1.4, 2.4), (28, 42), (0.2, 0.45), 0.2),
+    "medium": _Look((38, 54), (0.5, 0.8), (0.8, 1.7), (18, 32), (0.1, 0.35), 0.15),
+    "poor": _Look((34, 50), (0.2, 0.42), (1.6, 2.8), (34, 50), (0.25, 0.5), 0.2),
 }
 
 
@@ -142,7 +142,9 @@ def render(picture: Scene) -> tuple[npt.NDArray[np.uint8], dict[str, Floats]]:
     for item in picture.items:
         sprite = np.asarray(_turned(item.name, item.side, round(item.angle, 1)), dtype=np.float32)  # [h, w, 4]
         rows, columns = _window(item.top, sprite.shape[0]), _window(item.left, sprite.shape[1])
-        part = sprite[rows.start - item.top : rows.stop - item.top, columns.start - item.left : columns.stop - item.left]
+        part = sprite[
+            rows.start - item.top : rows.stop - item.top, columns.start - item.left : columns.stop - item.left
+        ]
         alpha = part[..., 3] / 255.0  # [h, w]
         blend = (alpha * rng.uniform(*look.opacity))[..., None]
         pixels[rows, columns] = pixels[rows, columns] * (1 - blend) + part[..., :3] * blend

@@ -79,7 +79,9 @@ class LowRankOffsets:
     def out(self, layer: int, weights: Tensor) -> Tensor | None:
         total: Tensor | None = None
         for step, g in self.factors.get(layer, ()):
-            inner = torch.matmul(weights.to(g.weights.dtype), g.weights.transpose(-1, -2)) * self._mask(weights, g.weights)
+            inner = torch.matmul(weights.to(g.weights.dtype), g.weights.transpose(-1, -2)) * self._mask(
+                weights, g.weights
+            )
             term = torch.matmul(inner * step, g.out)
             total = term if total is None else total + term
         return total
@@ -96,8 +98,8 @@ class LowRankOffsets:
                 width += left.shape[1] * (1 if self.per_kv_head else self.group) * right.shape[-1]
         if square is None:
             raise SettingError("no layer has offsets", hint="choose at least one layer")
-        entries = (self.positions * width).to(square)
-        step = direction * self.lr * (entries / square.clamp_min(torch.finfo(square.dtype).tiny)).sqrt()
+        size = (self.positions * width).to(square).sqrt() / square.sqrt()
+        step = direction * self.lr * torch.where(square > 0, size, torch.zeros_like(size))
         for layer, g in gradients.items():
             self.factors.setdefault(layer, []).append((step[:, None, None, None].to(g.scores.dtype), g))
 
@@ -128,7 +130,9 @@ class DenseOffsets:
 
     def scores(self, layer: int, q: Tensor) -> Tensor | None:
         delta = self.keys.get(layer)
-        return None if delta is None else self._join(torch.matmul(self._split(q.to(delta.dtype)), delta.transpose(-1, -2)))
+        return (
+            None if delta is None else self._join(torch.matmul(self._split(q.to(delta.dtype)), delta.transpose(-1, -2)))
+        )
 
     def out(self, layer: int, weights: Tensor) -> Tensor | None:
         delta = self.values.get(layer)

@@ -28,7 +28,9 @@ class Gate:
         if self.kind not in KINDS:
             raise SettingError(f"unknown gate {self.kind!r}", hint=f"one of {', '.join(KINDS)}")
         if not 0 <= self.threshold <= 1:
-            raise SettingError(f"a gate's threshold lies in [0, 1], got {self.threshold}", hint="0.95 skips confident tokens")
+            raise SettingError(
+                f"a gate's threshold lies in [0, 1], got {self.threshold}", hint="0.95 skips confident tokens"
+            )
 
     def opens(self, logits: Tensor, phi: Tensor) -> Tensor:
         """bool ``[B]`` from logits ``[B, V]`` and Phi_M ``[B, V]``."""

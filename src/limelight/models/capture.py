@@ -128,7 +128,10 @@ class DecoderCall:
             if value.ndim == 4:
                 return _grown_mask(value, self.windows.get(""))
         if "position" in name and value.shape[-1] == length:
-            return torch.cat([value, value[..., -1:] + 1], dim=-1)
+            last = value[..., -1:]
+            if value.ndim == 3:  # M-RoPE [.., t, h, w]: words go on behind the largest of the three
+                last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
+            return torch.cat([value, last + 1], dim=-1)
         if value.ndim >= 2 and value.shape[1] == length and value.dtype == torch.bool:
             return torch.cat([value, value.new_zeros(value.shape[0], 1, *value.shape[2:])], dim=1)
         if value.ndim >= 1 and length in value.shape[:3]:

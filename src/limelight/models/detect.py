@@ -105,7 +105,7 @@ def decoder_traits(model: nn.Module, decoder: nn.Module) -> DecoderTraits:
     if len(sizes) != 1:
         raise UnsupportedError(
             f"the layers of {type(decoder).__name__} differ in (heads, kv heads, head size): {sorted(sizes)}",
-            hint="relevance and offsets need one shape for all layers; this family is not supported yet",
+            hint="relevance and offsets need one shape for all layers; for now only the model's own generate() works here",
         )
     heads, kv_heads, head_dim = sizes.pop()
     return DecoderTraits(len(modules), heads, kv_heads, head_dim, int(config.hidden_size), int(config.vocab_size))
@@ -182,7 +182,7 @@ def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: I
     raise HookError(
         f"{type(model).__name__} does something to its logits that its config's "
         f"logit_scale={scale}, logits_scaling={by}, final_logit_softcapping={cap} do not explain",
-        hint="report this family; its head needs a line in limelight/models/detect.py",
+        hint="report this family (its head needs a line in limelight/models/detect.py); the model's own generate() works",
     )
 
 

@@ -57,6 +57,8 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 f"{path.name} is not a picture that can be read: {error}", hint="open and re-save it as PNG"
             ) from error
     if image.width * image.height > max_pixels:
+        if image is not source:
+            image.close()
         raise MediaError(
             f"the picture has {image.width} x {image.height} pixels, the limit is {max_pixels:,}",
             hint="make it smaller first",
@@ -65,9 +67,13 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise MediaError(f"the picture is {image.width} x {image.height} pixels", hint="it needs at least one pixel")
     try:
         image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MediaError(f"the picture is corrupt: {error}", hint="get the file again, or re-save it as PNG") from error
+    finally:
+        if image is not source:
+            image.close()
+    return upright
 
 
 def read_audio(source: Any, rate: int, *, max_seconds: float = MAX_SECONDS) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -47,12 +47,14 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
             f"{type(adapter.model).__name__} takes {', '.join(_accepted(adapter))}, the messages hold {', '.join(unfit)}",
             hint="pass media of a kind the model was made for",
         )
-    tensors = _tensors(adapter, turns, found)
-    ids = adapter.modality_ids(adapter.complete(tensors))
-    for modality in _PERCEPTS:
-        if found[modality] and not bool((ids == MODALITIES.index(modality)).any()) and not bool((ids > 0).any()):
-            raise PromptError(f"the prompt has no {modality} position", hint="check the chat template's placeholders")
-    tensors = adapter.complete(tensors)
+    tensors = adapter.complete(_tensors(adapter, turns, found))
+    present = {MODALITIES[i] for i in adapter.modality_ids(tensors).unique().tolist()}
+    for kind in _PERCEPTS:
+        if found[kind] and kind not in present and not (kind == "video" and "image" in present):
+            raise PromptError(
+                f"the prompt has no {kind} position although {len(found[kind])} {kind} was given",
+                hint="the chat template leaves it out; put the model's placeholder into the words",
+            )
     return Prompt(tensors, adapter.words(tensors), adapter.spans(tensors), {m: v for m, v in found.items() if v})
 
 
@@ -67,6 +69,9 @@ def as_messages(messages: Sequence[Message] | str, media: Mapping[str, Any] | No
         content = message["content"]
         items = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(i) for i in content]
         out.append({"role": message.get("role", "user"), "content": items})
+    unknown = sorted(set(media or {}) - set(_PERCEPTS))
+    if unknown:
+        raise PromptError(f"unknown kind of media {', '.join(map(repr, unknown))}", hint="image, audio or video")
     loose = [
         {"type": kind, kind: item}
         for kind in _PERCEPTS

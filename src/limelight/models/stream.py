@@ -28,7 +28,13 @@ class Stream:
     @classmethod
     def fresh(cls, adapter: Adapter, input_ids: Tensor, kwargs: Mapping[str, Any], **forward: Any) -> Stream:
         """A stream with a cache of its own (the prompt's prepared cache belongs to the main stream)."""
-        return cls(adapter, input_ids, {k: v for k, v in kwargs.items() if k != "past_key_values"}, **forward)
+        from transformers import DynamicCache
+
+        own = {k: v for k, v in kwargs.items() if k != "past_key_values"}
+        prepared: Any = kwargs.get("past_key_values")
+        if type(prepared) is DynamicCache:  # not every model makes its cache itself
+            own["past_key_values"] = DynamicCache(config=adapter.model.config.get_text_config(decoder=True))
+        return cls(adapter, input_ids, own, **forward)
 
     def next(self, tokens: Tensor | None) -> Tensor:
         model = self.adapter.model

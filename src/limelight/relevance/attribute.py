@@ -121,6 +121,13 @@ def relevance_of(
     prompt_spans: tuple[Span, ...] | None = None,
 ) -> list[Relevance]:
     """Relevance for several (position, token) targets of one captured row: one forward, a backward each."""
+    batch = next((int(v.shape[0]) for k in ("input_ids", "modality_ids") if isinstance(v := inputs.get(k), Tensor)), 1)
+    if not 0 <= row < batch:
+        raise SettingError(f"row {row} is outside the batch of {batch}", hint="rows are counted from 0")
+    if any(not 0 <= i < call.length for i in sinks):
+        raise SettingError(
+            f"sinks {tuple(sinks)} are not all positions of the {call.length}", hint="the usual sink is position 0"
+        )
     for position, target in targets:
         if not 0 <= position < call.length:
             raise SettingError(
@@ -130,13 +137,15 @@ def relevance_of(
             raise SettingError(
                 f"token id {target} is outside the vocabulary of {adapter.traits.vocab}", hint="check the id"
             )
-    words = adapter.words(inputs, row) if inputs.get("input_ids") is not None else ()
+    known = inputs.get("input_ids") is not None
+    words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - (0 if generated is None else len(generated)))
     if generated is not None:
         words = (*words, *adapter.tokens(generated))
     spans = adapter.spans(inputs, row, length=call.length) if prompt_spans is None else grown(prompt_spans, call.length)
     out: list[Relevance] = []
     with torch.inference_mode(False), torch.enable_grad(), attached(adapter, composite):
-        embeds = call.embeds.clone().requires_grad_(True)
+        call = call.cloned()
+        embeds = call.embeds.requires_grad_(True)
         hidden = adapter.hidden(call, embeds)
         for j, (position, target) in enumerate(targets):
             logits = adapter.logits(hidden[:, position : position + 1])[0, 0]
@@ -144,10 +153,12 @@ def relevance_of(
                 raise NotFiniteError("the logits hold NaN or infinity", hint="check weights and dtype; try float32")
             token = int(logits.argmax()) if target is None else target
             scores = input_relevance(logits[token], embeds, retain_graph=j + 1 < len(targets))[0]
+            if not bool(torch.isfinite(scores).all()):
+                raise NotFiniteError("the relevance holds NaN or infinity", hint="try float32 or bfloat16")
             out.append(
                 Relevance(
                     scores=scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32)),
-                    tokens=words or adapter.tokens([-1] * call.length),
+                    tokens=words,
                     spans=spans,
                     target=token,
                     target_token=adapter.tokens([token])[0],

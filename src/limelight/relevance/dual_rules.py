@@ -29,6 +29,7 @@ from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, bl
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, is_linear
 
+
 def _norm_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
     spec = site.spec
     original = site.module.forward
@@ -67,10 +68,10 @@ def _linear_twin(module: Any, mode: Mode) -> Callable[..., Tensor]:
             return original(x)  # type: ignore[no-any-return]
         b = block_rows(x, mode.channels)
         if exact:
-            out = functional.linear(x, module.weight)
+            out: Tensor = functional.linear(x, module.weight)
             flag = out.new_zeros(x.shape[0], *([1] * (x.ndim - 1)))
             flag[:b] = 1
-            return out + flag * bias
+            return out + flag * bias  # type: ignore[no-any-return]
         out = original(x)
         return torch.cat([out[:b], out[b:] - bias.to(out.dtype)])
 
@@ -159,7 +160,9 @@ def _split_of(site: Site, spec: GatedSpec) -> Callable[[Tensor], tuple[Tensor, T
         gate, up = spec.gate, spec.up
         return lambda x: (gate(x), up(x))
     fused: Any = spec.fused
-    x = torch.linspace(-1, 1, int(fused.in_features)).reshape(1, 1, -1).to(fused.weight)
+    floating = next((p for p in site.module.parameters() if p.is_floating_point()), torch.empty(0))
+    x = torch.linspace(-1, 1, int(fused.in_features)).reshape(1, 1, -1).to(floating)
+    slack = 1e-3 if floating.dtype in (torch.float32, torch.float64) else 5e-2
     with torch.no_grad():
         want = site.module(x)
         h = fused(x)
@@ -173,7 +176,7 @@ def _split_of(site: Site, spec: GatedSpec) -> Callable[[Tensor], tuple[Tensor, T
             n: float((spec.down(spec.act(h[..., g]) * h[..., u]) - want).abs().max()) for n, (g, u) in orders.items()
         }
     best = min(errors, key=lambda n: errors[n])
-    if errors[best] > 1e-3 * (1 + float(want.abs().max())):
+    if errors[best] > slack * (1 + float(want.abs().max())):
         raise UnknownKindError(f"{site.name}: cannot tell gate from up in its fused linear", hint=FALLBACK)
     g, u = orders[best]
 
@@ -209,7 +212,8 @@ class DualRules:
                 self.forwards.append((site.module, _gated_twin(site, mode)))
         within = {id(m) for m in adapter.decoder.layers.modules()}
         for module in adapter.decoder.modules():
-            if is_linear(module) and isinstance(module._parameters.get("bias"), Tensor):
+            own = {**module._parameters, **module._buffers}  # a wrapper's bias may be that of the linear inside
+            if is_linear(module) and isinstance(own.get("bias"), Tensor):
                 self.forwards.append((module, _linear_twin(module, mode)))
             elif isinstance(module, nn.Embedding) and id(module) not in within:
                 self.forwards.append((module, _table_twin(module, mode)))

@@ -60,13 +60,15 @@ def stop(x: Tensor) -> Tensor:
 
 
 def slope(z: Tensor, value: Tensor) -> Tensor:
-    """``act(z) / (z + eps)`` as a constant, in float32 or better (1e-10 underflows in float16), guarded at z = -eps."""
+    """``act(z) / (z + eps)`` as a constant, in float32 or better (1e-10 underflows in float16).
+
+    Zero where ``z + eps`` all but vanishes (z near -eps, where there is no relevance to pass).
+    """
     wide = torch.promote_types(z.dtype, torch.float32)
     z, value = z.detach().to(wide), value.detach().to(wide)
     shifted = z + EPS
-    return torch.where(
-        shifted == 0, torch.zeros_like(z), value / torch.where(shifted == 0, torch.ones_like(z), shifted)
-    )
+    gone = shifted.abs() < EPS / 2
+    return torch.where(gone, torch.zeros_like(z), value / torch.where(gone, torch.ones_like(z), shifted))
 
 
 def identity(z: Tensor, value: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from limelight.models.adapter import Adapter
 from limelight.models.capture import DecoderCall
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
-from limelight.relevance.dual_attention import Mode, Offsets
+from limelight.relevance.dual_attention import FALLBACK, Mode, Offsets
 from limelight.relevance.dual_cache import DualCache
-from limelight.relevance.dual_rules import FALLBACK, DualRules
+from limelight.relevance.dual_rules import DualRules
 
 _PLAIN = frozenset({"attention_mask", "position_ids"})
 
@@ -57,9 +57,10 @@ def contrast_channel(modality: Tensor, mask: Tensor) -> Channel:
 
 @dataclass(frozen=True)
 class DualOutput:
-    """``hidden`` of the last position, ``[1 + C, B, D]``: the model's state and its tangents."""
+    """``hidden`` of the last position, ``[1 + C, B, D]``: the model's state and its tangents; the graph it carries."""
 
     hidden: Tensor
+    graph: str = "none"
 
 
 class DualStream:
@@ -181,7 +182,7 @@ class DualStream:
             out = self.adapter.decoder(
                 inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra
             )
-            output = self._output(out)  # inside: a view taken under no_grad would lose its graph
+            output = self._output(out, graph)  # inside: a view taken under no_grad would lose its graph
         if write:
             self.cache.advance(1)
         return output
@@ -194,9 +195,9 @@ class DualStream:
             return self.embeds.new_zeros((1, 1, 1, self.cache.length + 1))
         return self.mask.long().repeat(rows // self.batch, 1)
 
-    def _output(self, out: Any) -> DualOutput:
+    def _output(self, out: Any, graph: str = "none") -> DualOutput:
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
-        return DualOutput(hidden[:, -1].reshape(-1, self.batch, hidden.shape[-1]))
+        return DualOutput(hidden[:, -1].reshape(-1, self.batch, hidden.shape[-1]), graph)
 
     @contextmanager
     def _set(
@@ -224,9 +225,11 @@ class DualStream:
         logits, phi = raw[0], raw[1:]
         if not (type(head) is nn.Linear and head.bias is None):  # an adapter may hide a bias: ask the module
             phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw.dtype)
-        logits, phi = self._scaled(logits, phi)
+        logits, phi = self._scaled(logits, phi, output.graph)
         if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(phi).all()):
-            raise NotFiniteError("the logits or their relevance hold NaN or infinity", hint="check weights and dtype; try float32")
+            raise NotFiniteError(
+                "the logits or their relevance hold NaN or infinity", hint="check weights and dtype; try float32"
+            )
         return logits, phi
 
     def phi_of(self, output: DualOutput, tokens: Tensor) -> Tensor:
@@ -241,18 +244,20 @@ class DualStream:
         out = torch.matmul(rows.to(wide), output.hidden[1:, :, :, None].to(wide))[..., 0]
         return out * self.adapter.head_scalars.scale
 
-    def _scaled(self, logits: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    def _scaled(self, logits: Tensor, phi: Tensor, graph: str) -> tuple[Tensor, Tensor]:
         """The family's scale and soft-cap; tangents pass the cap by the identity rule."""
         scalars = self.adapter.head_scalars
         if scalars.scale != 1.0:
             logits, phi = logits * scalars.scale, phi * scalars.scale
         if scalars.cap is not None:
             capped = torch.tanh(logits / scalars.cap) * scalars.cap
-            logits, phi = capped, phi * rules.slope(logits, capped)
+            slope = Mode(graph=graph).slope(logits, capped)
+            phi = phi * slope
+            logits = rules.gradient_of(logits * slope, capped) if graph == "surrogate" else capped
         return logits, phi
 
 
-_CHECKED: WeakKeyDictionary[nn.Module, set[tuple[str | int, ...]]] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[nn.Module, set[tuple[object, ...]]] = WeakKeyDictionary()
 
 
 def _require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:

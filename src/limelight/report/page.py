@@ -84,7 +84,7 @@ def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
                 "text": g.text,
                 "words": [_spoken(w) for w in c["words"]],
             }
-            for g, c in zip(case.generations, payload["columns"], strict=True)
+            for g, c in zip((*case.generations, *case.asides), payload["columns"], strict=True)
         ],
     }
 

@@ -33,6 +33,7 @@ class Case:
         media: what was looked at; told from the prompt where left out (sound and video files need it).
         title, question, truth, note: shown above the answers.
         verdicts: right, wrong or unknown, one an answer.
+        asides: further things to look at beside the answers (a decision, say); they are not compared with them.
         spell: a token id's spelling, for tokens that greedy decoding would have chosen (``adapter.tokens``).
     """
 
@@ -44,6 +45,7 @@ class Case:
     note: str = ""
     verdicts: Sequence[bool | None] = ()
     spell: Callable[[int], str] | None = None
+    asides: Sequence[Generation] = ()
 
     def __post_init__(self) -> None:
         if not self.generations:
@@ -52,7 +54,7 @@ class Case:
             raise SettingError(
                 f"{len(self.verdicts)} verdicts for {len(self.generations)} answers", hint="one an answer, or none"
             )
-        lengths = {len(g.prompt.tokens) for g in self.generations}
+        lengths = {len(g.prompt.tokens) for g in (*self.generations, *self.asides)}
         if len(lengths) > 1:
             raise SettingError(
                 f"the answers come from prompts of {sorted(lengths)} positions", hint="put them into cases of their own"
@@ -77,6 +79,7 @@ def case_payload(case: Case) -> dict[str, Any]:
         _mark(column, right)
         if len(columns) == 2:
             _mark(columns[0], left)
+    columns += [{**_column(g, shown, case.spell), "pairs": []} for g in case.asides]
     for column in columns:
         column["start"] = _start(column)
     return {

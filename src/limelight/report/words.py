@@ -105,6 +105,22 @@ def word_relevance(generation: Generation, word: Word) -> Relevance | None:
     )
 
 
+def rather_than(one: Relevance, other: Relevance) -> Relevance:
+    """Where one token rather than another comes from: relevance of the difference of their logits (exact, by linearity).
+
+    What supports both alike cancels out, so that what decides between them is left.
+
+    Raises:
+        SettingError: the two explain different positions.
+    """
+    if one.scores.shape != other.scores.shape or one.position != other.position:
+        raise SettingError(
+            f"relevances of positions {one.position} and {other.position} cannot be subtracted",
+            hint="attribute both tokens at the same position of the same prompt",
+        )
+    return replace(one, scores=one.scores - other.scores, logit=one.logit - other.logit)
+
+
 def word_shares(generation: Generation, word: Word) -> dict[str, float]:
     """Modality shares of a word: of its relevance, else the mean of what its steps say; {} when nothing is known."""
     relevance = word_relevance(generation, word)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from limelight.benchmarks.scorers import words
-from limelight.benchmarks.scorers.measure import Block, Measure, Sums, block, ratio, share
+from limelight.benchmarks.scorers.measure import Array, Block, Measure, Sums, block, ratio, share
 from limelight.benchmarks.scorers.yes_no import PARSERS, columns_of
 from limelight.errors import DataError
 from limelight.types import Record
@@ -104,7 +104,7 @@ def amber_score(
 ) -> Block:
     """The AMBER score, in [0, 100], of descriptions and yes/no questions together."""
 
-    def score(s: Sums):  # type: ignore[no-untyped-def]
+    def score(s: Sums) -> Array:
         chair = ratio(s["wrong"], s["nouns"])
         f1 = ratio(2 * s["tp"], 2 * s["tp"] + s["fp"] + s["fn"] + s["lost_positive"])
         return 50 * (1 - chair + f1)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from limelight.benchmarks.scorers.measure import Block, Measure, Sums, block, count, ratio, share
+from limelight.benchmarks.scorers.measure import Array, Block, Measure, Sums, block, count, ratio, share
 from limelight.errors import DataError
 from limelight.types import Record
 
@@ -130,10 +130,10 @@ def yes_no_measures(parser_name: str) -> list[Measure]:
     computes precision.
     """
 
-    def said(s: Sums):  # type: ignore[no-untyped-def]
+    def said(s: Sums) -> Array:
         return s["tp"] + s["fp"] + (s["unparsed"] if parser_name == "cascade" else 0.0)
 
-    def true(s: Sums):  # type: ignore[no-untyped-def]
+    def true(s: Sums) -> Array:
         return s["tp"] + s["fn"] + (0.0 if parser_name == "lmms-eval" else s["lost_positive"])
 
     return [

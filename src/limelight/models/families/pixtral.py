@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from limelight.models.families import Family
-from limelight.models.spans import Size, newline_grid
+from limelight.models.spans import Size, newline_grid, squares
 from limelight.types import Span
 
 
@@ -24,6 +24,8 @@ def members(ids: Tensor, modality: Tensor) -> Tensor:
 
 def pictures(span: Span, config: Any, sizes: deque[Size]) -> list[Span]:
     """A run as pictures of the sizes to come; as it is where they do not come out even."""
+    if span.modality != "image":
+        return squares(span, config)
     cell = int(config.vision_config.patch_size) * int(getattr(config, "spatial_merge_size", 1) or 1)
     laid: list[Span] = []
     start = span.start

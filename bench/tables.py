@@ -1,0 +1,77 @@
+"""Puts the committed results into README and docs, between markers; a test keeps them in step.
+
+python -m bench.tables          rewrite the blocks
+python -m bench.tables --check  exit 1 where a block differs from bench/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import quality_table, speed
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "quality.md")
+
+
+def _speed() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "speed.json").read_text())
+    return found
+
+
+def _quality() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "quality.json").read_text())
+    return found
+
+
+def speed_short() -> str:
+    """Batch 1, 600 prompt tokens."""
+    rows = [r for r in _speed()["rows"] if r["prompt_tokens"] == 600 and r["batch"] == 1]
+    lines = [
+        "| setting | ms a token | x plain cached greedy | prefill x | peak MiB beyond the model |",
+        "|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['name']} | {1e3 * r['seconds_per_token']:.1f} | {r['ratio_to_greedy']:.2f} | {r['prefill_ratio']:.2f} "
+            f"| {r['peak_bytes'] / 2**20:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "speed": lambda: speed.table(_speed()["rows"]),
+    "speed-short": speed_short,
+    "quality": lambda: quality_table.render(_quality()),
+    "quality-short": lambda: quality_table.short(_quality()),
+}
+_MARK = re.compile(r"(<!-- table:(?P<name>[a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """The page with every marked block replaced by its table."""
+    return _MARK.sub(lambda m: f"{m[1]}{BLOCKS[m['name']]()}\n{m[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    stale = [p for p in PAGES if p.exists() and filled(p.read_text()) != p.read_text()]
+    for page in stale:
+        if not args.check:
+            page.write_text(filled(page.read_text()))
+        print(f"{page.relative_to(ROOT)}: {'stale' if args.check else 'rewritten'}")
+    if args.check and stale:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

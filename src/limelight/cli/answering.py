@@ -1,0 +1,134 @@
+"""A model and a strategy as the answerer of a benchmark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from limelight.benchmarks.extras import need
+from limelight.benchmarks.task import Reply
+from limelight.types import Generation, Modality, Relevance, Sample
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """Answers a sample with a model and a strategy. Loads the model when first asked, so that it can be sent to workers.
+
+    ``relevance`` asks for shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
+    scores divided by the sum of their absolute values.
+    """
+
+    model: str
+    strategy: str = "greedy"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    relevance: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on, for the run's manifest."""
+        import limelight
+
+        chosen = limelight.strategy(self.strategy, **self.settings)
+        own = {"strategy": chosen.name, "strategy_settings": chosen.settings(), "generation": dict(self.generation)}
+        return {"model": self.model, "dtype": self.dtype, "relevance": self.relevance, **own}
+
+    def prepare(self) -> None:
+        """Load the model."""
+        loaded(self.model, self.dtype, self.device, self.trust_remote_code)
+
+    def __call__(self, sample: Sample) -> Reply:
+        import limelight
+
+        adapter = loaded(self.model, self.dtype, self.device, self.trust_remote_code)
+        items = [{"type": m, m: _item(x)} for m, xs in sample.media.items() for x in xs]
+        if not items:
+            return self._text_only(adapter, sample)
+        answer = limelight.generate(
+            adapter,
+            messages=[{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}],
+            strategy=limelight.strategy(self.strategy, **self.settings),
+            relevance=self.relevance,
+            seed=int(sample.meta["seed"]),
+            **self.generation,
+        )
+        special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
+        meta = {"tokens": len(answer.token_ids), **grounding_meta(answer, special)}
+        device = adapter.model.device
+        if device.type == "cuda":
+            import torch
+
+            meta["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        return Reply(answer.text, meta)
+
+    def _text_only(self, adapter: Any, sample: Sample) -> Reply:
+        """A question without a picture or sound: there is nothing to ground in, so the model answers as it is."""
+        import torch
+
+        inputs = adapter.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "text", "text": sample.prompt}]}],
+            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        ).to(adapter.model.device)  # fmt: skip
+        with torch.random.fork_rng(enabled=bool(self.generation.get("do_sample"))):
+            torch.manual_seed(int(sample.meta["seed"]))
+            ids = adapter.model.generate(**inputs, **{"do_sample": False, **self.generation})
+        new = ids[0, inputs["input_ids"].shape[1] :].tolist()
+        return Reply(
+            adapter.tokenizer.decode(new, skip_special_tokens=True).strip(), {"tokens": len(new), "text_only": True}
+        )
+
+
+@lru_cache(maxsize=1)
+def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Any:
+    """The model's adapter; the last one is kept, so that several strategies share it."""
+    import limelight
+
+    return limelight.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def _item(media: Any) -> Any:
+    """A file's name; a sound of the Hub as (samples, rate); anything else as it is."""
+    if isinstance(media, Path):
+        return str(media)
+    if isinstance(media, Mapping) and media.get("bytes") is not None:
+        return need("soundfile", "audio").read(io.BytesIO(media["bytes"]), dtype="float32")
+    return media["path"] if isinstance(media, Mapping) and "path" in media else media
+
+
+def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:
+    """``shares``, ``image_relevance`` and ``audio_relevance`` of an answer, as far as its steps carry them."""
+    found: dict[str, Any] = {}
+    steps = [s for s in answer.steps if s.token not in special] or list(answer.steps)
+    shares = [s.shares for s in steps if s.shares]
+    if shares:
+        found["shares"] = {m: sum(r.get(m, 0.0) for r in shares) / len(shares) for m in {k for r in shares for k in r}}
+    relevances = [s.relevance for s in steps if s.relevance is not None]
+    for modality in ("image", "audio"):
+        scores = [r for r in (_on(x, modality) for x in relevances) if r is not None]
+        if scores:
+            total = sum(s for s, _ in scores)
+            seconds = scores[0][1]
+            key = f"{modality}_relevance"
+            found[key] = total.tolist() if seconds is None else {"scores": total.tolist(), "seconds": seconds}
+    return found
+
+
+def _on(relevance: Relevance, modality: Modality) -> tuple[Any, float | None] | None:
+    spans = relevance.spans_of(modality)
+    whole = float(relevance.scores.abs().sum())
+    if not spans or not whole:
+        return None
+    if modality == "audio":
+        if spans[0].seconds is None:
+            return None
+        scores, seconds = relevance.on_seconds()
+        return scores.float() / whole, seconds
+    return (
+        (relevance.on_grid().float() / whole, None) if spans[0].grid is not None and len(spans[0].grid) == 2 else None
+    )

@@ -1,0 +1,189 @@
+"""What the demo runs on and what it finds: curated examples, answers, and where the decision comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from limelight.demo.language import NO, YES
+from limelight.errors import DataError
+from limelight.models.adapter import Adapter
+from limelight.models.media import read_image
+from limelight.relevance.attribute import attribute
+from limelight.report.media import Media, seen_box
+from limelight.report.overlay import overlay
+from limelight.report.words import Word, rather_than, word_relevance, word_shares, words
+from limelight.types import Generation, Prompt, Relevance, Step
+
+VISION = Path(__file__).parent / "vision"
+EXAMPLES = VISION / "examples"
+SETTINGS = VISION / "settings.json"
+FALLBACK: dict[str, dict[str, Any]] = {"lime": {"lr": 1e-2}}
+DECISION = f"{YES} rather than {NO}"
+Cells = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A curated question: its picture, the whole user turn and its parts, the true answer, boxes in pixels."""
+
+    id: str
+    image: Path
+    text: str
+    label: str
+    cell: str = ""
+    hint: str = ""
+    question: str = ""
+    object: str = ""
+    objects: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def area(self) -> float | None:
+        """The part of the picture that the object asked for covers; None where it is not there."""
+        if self.object not in self.objects:
+            return None
+        left, top, right, bottom = self.objects[self.object]
+        width, height = read_image(str(self.image)).size
+        return (right - left) * (bottom - top) / (width * height)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One strategy's answer to one example; ``decisive`` is its first word, the yes or the no."""
+
+    example: Example
+    generation: Generation
+    decisive: Word | None
+    right: bool
+    share: float
+    overlay: Path
+
+    @property
+    def relevance(self) -> Relevance | None:
+        return word_relevance(self.generation, self.decisive) if self.decisive is not None else None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where the unchanged model's yes-rather-than-no comes from: relevance of the difference of the two logits.
+
+    What supports both alike cancels out; what is left is what the model decides by. ``inside``: the part of the
+    picture's ``sum |R|`` that lies in the box of the object asked for, None where it is not there.
+    """
+
+    example: Example
+    relevance: Relevance
+    generation: Generation
+    inside: float | None
+    overlay: Path
+
+
+def curated(folder: Path = EXAMPLES) -> tuple[tuple[Example, ...], str]:
+    """The examples of a folder and the rule by which they were chosen.
+
+    Raises:
+        DataError: there are none.
+    """
+    listing = folder / "examples.json"
+    if not listing.is_file():
+        raise DataError(f"no examples at {listing.name}", hint="the recipe writes them: python -m recipes.demo_vision")
+    found = json.loads(listing.read_text(encoding="utf-8"))
+    names = Example.__dataclass_fields__
+    rows = [
+        Example(**{k: folder / v if k == "image" else v for k, v in r.items() if k in names}) for r in found["examples"]
+    ]
+    if not rows:
+        raise DataError(
+            f"{listing.name} lists no examples", hint="run the recipe to its end: python -m recipes.demo_vision"
+        )
+    return tuple(rows), str(found.get("rule", ""))
+
+
+def chosen_settings(path: Path = SETTINGS) -> tuple[dict[str, dict[str, Any]], str]:
+    """Settings of the strategies for the miniature, chosen on its dev split, and a note on where they come from."""
+    if not path.is_file():
+        return FALLBACK, "settings.json is not there: LIME runs with lr 1e-2, which was not chosen on dev"
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found, "settings of the strategies: chosen on the dev split (settings.json)"
+
+
+def spread(rows: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
+    """The first ``limit`` examples, taken from each kind in turn."""
+    if limit is None or limit >= len(rows):
+        return tuple(rows)
+    seen: dict[str, int] = {}
+    turn = []
+    for row in rows:
+        turn.append((seen.setdefault(row.cell, 0), row))
+        seen[row.cell] += 1
+    kept = {id(row) for _, row in sorted(turn, key=lambda pair: pair[0])[:limit]}
+    return tuple(row for row in rows if id(row) in kept)
+
+
+def inside_box(relevance: Relevance, box: Sequence[int], size: tuple[int, int]) -> float | None:
+    """Share of the picture's ``|R|`` inside a box (left, top, right, bottom; pixels), by covered area of each cell."""
+    spans = relevance.spans_of("image")
+    if len(spans) != 1 or spans[0].grid is None:
+        return None
+    heat = np.abs(np.asarray(relevance.on_grid(), dtype=np.float64))
+    inside, whole = float((heat * coverage(heat.shape, box, size)).sum()), float(heat.sum())
+    return inside / whole if whole else 0.0
+
+
+def coverage(grid: Sequence[int], box: Sequence[int], size: tuple[int, int]) -> Cells:
+    """The part of each cell ``[rows, columns]`` that lies in the box."""
+
+    def along(cells: int, length: int, start: float, stop: float) -> Cells:
+        edges = np.linspace(0, length, cells + 1)
+        covered: Cells = np.maximum(np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start), 0.0)
+        return covered * (cells / length)
+
+    down, across = along(grid[0], size[1], box[1], box[3]), along(grid[1], size[0], box[0], box[2])
+    return down[:, None] * across[None, :]
+
+
+def outcome_of(adapter: Adapter, example: Example, said: Generation, folder: Path) -> Outcome:
+    """Judge an answer by its first word, and draw that word's relevance into ``folder``."""
+    found = words(said)
+    first = found[0] if found else None
+    relevance = word_relevance(said, first) if first is not None else None
+    path = folder / f"{example.image.stem}-{said.strategy}.png"
+    if relevance is not None and first is not None:
+        overlay(relevance, media_of(adapter, example), word=first.text, strategy=said.strategy, path=path)
+    right = first is not None and first.text.casefold() == example.label.casefold()
+    share = word_shares(said, first).get("image", 0.0) if first is not None else 0.0
+    return Outcome(example, said, first, right, share, path)
+
+
+def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path) -> Decision:
+    """Attribute yes and no of the unchanged model, subtract, and draw the difference into ``folder``."""
+    yes, no = (_token(adapter, answer) for answer in (YES, NO))
+    found = rather_than(attribute(adapter, prompt.tensors, yes), attribute(adapter, prompt.tensors, no))
+    inside = None
+    if example.object in example.objects:
+        inside = inside_box(found, example.objects[example.object], read_image(str(example.image)).size)
+    path = folder / f"{example.image.stem}-decision.png"
+    overlay(found, media_of(adapter, example), word=DECISION, path=path)
+    step = Step(yes, YES, relevance=found, shares=found.shares())
+    return Decision(example, found, Generation(YES, (yes,), (step,), prompt, DECISION), inside, path)
+
+
+def _token(adapter: Adapter, answer: str) -> int:
+    """First token of an answer as it is spelled behind a space, where the tokenizer knows it so, else bare."""
+    for text in (f" {answer}", answer):
+        ids: list[int] = list(adapter.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(ids) == 1:
+            return ids[0]
+    return ids[0]
+
+
+def media_of(adapter: Adapter, example: Example) -> Media:
+    """The example's picture and the part of it that the model sees."""
+    image = read_image(str(example.image))
+    return Media([image], [seen_box(getattr(adapter.processor, "image_processor", None), image.size)])

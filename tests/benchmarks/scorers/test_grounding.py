@@ -1,0 +1,139 @@
+"""Grounding measures on grids where the answer can be counted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limelight.benchmarks.scorers.grounding import (
+    audio_relevance,
+    box_coverage,
+    event_coverage,
+    grounding,
+    grounding_block,
+    image_relevance,
+    mask_coverage,
+    perturbation,
+    pointing,
+    reliance,
+    weigh,
+)
+from limelight.benchmarks.scorers.measure import evaluate
+from limelight.errors import DataError, SettingError
+from limelight.types import Record
+
+R = np.array([[-3.0, 1.0], [1.0, 1.0]])
+LEFT = np.array([[1.0, 0.0], [1.0, 0.0]])
+
+
+def test_signs() -> None:
+    assert grounding(R, LEFT, "abs") == pytest.approx(4 / 6)
+    assert grounding(R, LEFT, "positive") == pytest.approx(1 / 3)
+    assert math.isnan(grounding(R, LEFT, "signed"))  # -3 + 1 + 1 + 1
+    assert grounding(R - [[0, 0], [0, 1]], LEFT, "signed") == pytest.approx(2.0)
+    assert grounding([1.0, 3.0], [1.0, 0.5]) == pytest.approx(2.5 / 4)
+    with pytest.raises(SettingError, match="squared"):
+        weigh(R, "squared")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="NaN"):
+        weigh([math.nan])
+    with pytest.raises(DataError, match="differ in shape"):
+        grounding(R, [1.0])
+
+
+def test_pointing_game() -> None:
+    assert pointing(R, LEFT) == 1.0
+    assert pointing(R, LEFT, "positive") == pytest.approx(1 / 3)
+    assert pointing([0.0, 5.0], [1.0, 0.0]) == 0.0
+
+
+def test_box_coverage_by_hand() -> None:
+    assert box_coverage((2, 2), [(0.0, 0.0, 0.5, 1.0)]).tolist() == [[1, 0], [1, 0]]
+    assert box_coverage((1, 4), [(0.125, 0.0, 0.625, 0.5)])[0].tolist() == pytest.approx([0.25, 0.5, 0.25, 0])
+    overlapping = [(0.0, 0.0, 0.75, 1.0), (0.25, 0.0, 1.0, 1.0)]
+    assert box_coverage((3, 3), overlapping) == pytest.approx(np.ones((3, 3)))
+    assert box_coverage((2, 2), []).tolist() == [[0, 0], [0, 0]]
+    with pytest.raises(DataError, match="divide pixels"):
+        box_coverage((2, 2), [(0, 0, 50, 50)])
+
+
+side = st.tuples(st.integers(0, 11), st.integers(1, 12)).map(lambda s: (s[0], min(12, s[0] + s[1])))
+boxes = st.lists(st.tuples(side, side).map(lambda s: (s[0][0], s[1][0], s[0][1], s[1][1])), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(boxes, st.integers(1, 6), st.integers(1, 6))
+def test_box_and_mask_coverage_agree(found: list[tuple[int, int, int, int]], rows: int, columns: int) -> None:
+    """Boxes with edges on a 12 x 12 raster are masks; a fine raster gives the same shares."""
+    mask = np.zeros((12, 12))
+    for x0, y0, x1, y1 in found:
+        mask[y0:y1, x0:x1] = 1
+    fractions = [(a / 12, b / 12, c / 12, d / 12) for a, b, c, d in found]
+    exact = box_coverage((rows, columns), fractions)
+    assert mask_coverage((rows, columns), mask) == pytest.approx(exact, abs=1e-9)
+    fine = np.kron(mask, np.ones((rows * 5, columns * 5)))
+    cells = fine.reshape(rows, 60, columns, 60).mean(axis=(1, 3))
+    assert cells == pytest.approx(exact, abs=1e-9)
+
+
+def test_event_coverage() -> None:
+    assert event_coverage(4, 1.0, [(0.5, 2.0)]).tolist() == pytest.approx([0.5, 1, 0, 0])
+    assert event_coverage(4, 0.5, [(0.0, 0.6), (0.4, 1.0), (1.9, 9.0)]).tolist() == pytest.approx([1, 1, 0, 0.2])
+    assert event_coverage(3, 0.04, []).tolist() == [0, 0, 0]
+    with pytest.raises(DataError, match="onset < offset"):
+        event_coverage(3, 1.0, [(2.0, 1.0)])
+
+
+def test_insertion_and_deletion() -> None:
+    relevance = np.array([0.0, 3.0, 1.0, 2.0])
+    weights = np.array([0.0, 0.6, 0.1, 0.3])
+
+    def score(kept: np.ndarray) -> float:
+        return float(weights[kept].sum())
+
+    inserted, deleted = (perturbation(relevance, score, m, steps=4) for m in ("insertion", "deletion"))
+    assert inserted.fractions == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert inserted.values == pytest.approx((0.0, 0.6, 0.9, 1.0, 1.0))
+    assert deleted.values == pytest.approx((1.0, 0.4, 0.1, 0.0, 0.0))
+    assert inserted.area == pytest.approx(0.25 * (0.3 + 0.75 + 0.95 + 1.0))
+    assert deleted.area < inserted.area
+    reverse = perturbation(-relevance, score, "insertion", steps=4)
+    assert reverse.area < inserted.area
+    shaped = perturbation(relevance.reshape(2, 2), lambda kept: float(kept.shape == (2, 2)), "insertion", steps=99)
+    assert set(shaped.values) == {1.0}
+    assert len(shaped.values) == 5
+    with pytest.raises(SettingError, match="steps"):
+        perturbation(relevance, score, "insertion", steps=0)
+
+
+def test_a_block_of_grounding() -> None:
+    rows = [(Record(str(i), ""), R, LEFT) for i in range(2)]
+    rows.append((Record("zero", ""), np.zeros((2, 2)), LEFT))
+    found = {k: m.value for k, m in evaluate([grounding_block("s", rows, "abs")], resamples=0).items()}
+    assert found["s/grounding"] == pytest.approx(4 / 6)
+    assert found["s/chance"] == 0.5
+    assert found["s/over chance"] == pytest.approx(4 / 3)
+    assert found["s/pointing game"] == 1.0
+    assert math.isnan(evaluate([grounding_block("s", [], "abs")])["s/grounding"].value)
+
+
+def test_relevance_from_replies() -> None:
+    empty = Record("1", "")
+    assert image_relevance(empty) is None
+    assert audio_relevance(empty) is None
+    scores, seconds = audio_relevance(
+        Record("1", "", meta={"audio_relevance": {"scores": [1, 2], "seconds": 0.04}})
+    ) or ([], 0)
+    assert list(scores) == [1.0, 2.0]
+    assert seconds == 0.04
+    shared = [
+        Record("1", "", meta={"shares": {"image": 0.2, "text": 0.8}}),
+        Record("2", "", meta={"shares": {"text": 1.0}}),
+    ]
+    (block,) = reliance("", [*shared, empty], "image")
+    assert evaluate([block])["image reliance"].value == 0.2
+    assert block.ids == ("1",)
+    assert reliance("", [empty], "image") == []

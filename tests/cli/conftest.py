@@ -1,0 +1,37 @@
+"""A checkpoint on disk, pictures, and the command line called in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from limelight.cli.main import app
+from tests.cli.tiny_llava import save_checkpoint
+from tests.report.examples import picture
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA with its processor; read only."""
+    return save_checkpoint(tmp_path_factory.mktemp("tiny-llava"))
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    picture(40, 30).save(path)
+    return path
+
+
+@pytest.fixture
+def run() -> Run:
+    def call(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    return call

@@ -1,0 +1,110 @@
+"""``limelight generate``: the answer, the document, the picture, the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import limelight
+from limelight.cli import terminal
+from tests.cli.conftest import Run
+from tests.cli.test_main import flat
+
+ASK = ("--prompt", "is there a cup ?", "--max-new-tokens", 4)
+
+
+def test_the_answer_alone_is_on_stdout(run: Run, checkpoint: Path, photo: Path) -> None:
+    result = run("generate", checkpoint, "--image", photo, *ASK)
+    assert result.exit_code == 0, result.output
+    adapter = limelight.load(checkpoint)
+    expected = limelight.generate(adapter, messages="is there a cup ?", media={"image": str(photo)}, max_new_tokens=4)
+    assert result.stdout == expected.text + "\n"
+    told = flat(result.stderr)
+    assert "greedy: 4 tokens" in told
+    assert f"{expected.shares()['image']:.0%} image" in told
+
+
+def test_json(run: Run, checkpoint: Path, photo: Path) -> None:
+    result = run(
+        "generate",
+        checkpoint,
+        "--image",
+        photo,
+        *ASK,
+        "--strategy",
+        "lime",
+        "--set",
+        "lr=1e-2",
+        "--set",
+        "steps=3",
+        "--json",
+    )
+    document = json.loads(result.stdout)
+    assert document["strategy"] == "lime"
+    assert document["settings"]["steps"] == 3
+    assert len(document["steps"]) == 4
+    assert all(s["intervened"] and len(s["losses"]["kl"]) == 2 for s in document["steps"])
+    assert sum(document["shares"].values()) == pytest.approx(1)
+    assert [w["tokens"][0] for w in document["words"]] == sorted(w["tokens"][0] for w in document["words"])
+    assert document["seconds"] > 0
+
+
+def test_overlay_and_page(run: Run, checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    picture, page = tmp_path / "o.png", tmp_path / "o.html"
+    result = run(
+        "generate", checkpoint, "--image", photo, *ASK, "--overlay", picture, "--word", -1, "--html", page, "--json"
+    )
+    document = json.loads(result.stdout)
+    assert document["files"] == {"overlay": str(picture), "html": str(page), "word": document["words"][-1]["text"]}
+    with Image.open(picture) as drawn:
+        assert drawn.size[0] > 300
+    html = page.read_text(encoding="utf-8")
+    assert "is there a cup ?" in html
+    assert '"box":[0.125,0.0,0.875,1.0]' in html  # the centre crop of a 40 x 30 picture
+    wrong = run("generate", checkpoint, "--image", photo, *ASK, "--overlay", picture, "--word", "zebra")
+    assert wrong.exit_code == 2
+    assert "no word 'zebra'" in flat(wrong.stderr)
+
+
+def test_sampling_is_seeded(run: Run, checkpoint: Path, photo: Path) -> None:
+    def said(seed: int) -> str:
+        asked = ("generate", checkpoint, "--image", photo, "-p", "is there ?", "--max-new-tokens", 8, "--no-relevance")
+        return run(*asked, "--sample", "--temperature", 2.0, "--seed", seed).stdout
+
+    answers = [said(seed) for seed in (1, 1, 2, 3)]
+    assert answers[0] == answers[1]
+    assert len(set(answers)) > 1
+
+
+def test_no_relevance_is_plain_decoding(run: Run, checkpoint: Path, photo: Path) -> None:
+    result = run("generate", checkpoint, "--image", photo, *ASK, "--no-relevance", "--json")
+    document = json.loads(result.stdout)
+    assert document["shares"] == {}
+    assert all("relevance" not in w for w in document["words"])
+    assert document["text"] == json.loads(run("generate", checkpoint, "--image", photo, *ASK, "--json").stdout)["text"]
+
+
+def test_loading_is_quiet_and_leaves_transformers_as_it_was() -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with terminal.quiet():
+        assert logging.get_verbosity() == logging.ERROR
+        assert not logging.is_progress_bar_enabled()
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_words_are_coloured_on_a_terminal(checkpoint: Path, photo: Path) -> None:
+    from rich.console import Console
+
+    adapter = limelight.load(checkpoint)
+    said = limelight.generate(adapter, messages="is there ?", media={"image": str(photo)}, max_new_tokens=3)
+    text = terminal.coloured(said)
+    assert text.plain == said.text
+    console = Console(force_terminal=True, color_system="truecolor", width=200)
+    with console.capture() as held:
+        console.print(text)
+    assert "\x1b[" in held.get()

@@ -1,0 +1,66 @@
+"""Reading settings, and telling options that would do nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limelight.cli import options
+from limelight.errors import SettingError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-2", 0.01), (".5", 0.5), ("7", 7), ("-3", -3), ("true", True), ("False", False), ("none", None), ("null", None),
+        ("[0, 1]", (0, 1)), ("(2,)", (2,)), ("paper", "paper"), ("'7'", "7"), ("cp-lrp", "cp-lrp"), ("", ""),
+        ("__import__('os')", "__import__('os')"),
+    ],
+)  # fmt: skip
+def test_values(text: str, value: Any) -> None:
+    assert options.literal(text) == value
+    assert type(options.literal(text)) is type(value)
+
+
+def test_assignments() -> None:
+    assert options.assignments(["lr=1e-2", "kl-weight = 0.1", "a=b=c"]) == {"lr": 0.01, "kl_weight": 0.1, "a": "b=c"}
+    with pytest.raises(SettingError, match="cannot read"):
+        options.assignments(["lr"])
+    with pytest.raises(SettingError, match="twice"):
+        options.assignments(["lr=1", "lr=2"])
+
+
+def test_strategy_of() -> None:
+    chosen = options.strategy_of("lime", ["lr=1e-2", "layers=[0,1]"])
+    assert chosen.settings()["lr"] == 0.01
+    assert chosen.settings()["layers"] == (0, 1)
+    with pytest.raises(SettingError) as caught:
+        options.strategy_of("lime", ["step=3"])
+    assert "did you mean steps?" in caught.value.hint
+    with pytest.raises(SettingError) as caught:
+        options.strategy_of("gredy", [])
+    assert "did you mean greedy?" in caught.value.hint
+    with pytest.raises(SettingError):
+        options.strategy_of("lime", ["lr=fast"])
+
+
+def test_sampling() -> None:
+    assert options.sampling(False, None, None, None) == {}
+    assert options.sampling(True, None, None, 3)["seed"] == 3
+    assert options.sampling(True, 0.5, 0.9, None)["temperature"] == 0.5
+    for wrong in ((False, 0.5, None, None), (False, None, None, 0), (True, 0.0, None, None), (True, None, 1.5, None)):
+        with pytest.raises(SettingError):
+            options.sampling(*wrong)
+
+
+def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
+    options.check_outputs(tmp_path / "o.png", tmp_path / "o.html", "cup")
+    for wrong in ((tmp_path / "o.xyz", None, None), (None, tmp_path / "o.png", None), (None, None, "cup")):
+        with pytest.raises(SettingError):
+            options.check_outputs(*wrong)
+
+
+def test_media_of() -> None:
+    assert options.media_of([Path("a.png")], None, []) == {"image": ["a.png"]}

@@ -1,0 +1,77 @@
+"""Documents, and which picture is drawn for which medium. No model is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from limelight.cli import output
+from limelight.errors import SettingError
+from limelight.types import Prompt
+from tests.report.examples import generation, picture, prompt, relevance, tone
+
+
+def adapter(**parts: Any) -> Any:
+    return SimpleNamespace(processor=SimpleNamespace(**parts))
+
+
+def test_media_are_read_as_the_model_gets_them(tmp_path: Path) -> None:
+    file = tmp_path / "p.png"
+    picture(40, 20).save(file)
+    samples, rate = tone(1.0, 8000)
+    of = Prompt({}, (), (), {"image": [str(file)], "audio": [(samples, rate)], "video": [[picture(), picture()]]})
+    crop = SimpleNamespace(do_center_crop=True, crop_size={"height": 10, "width": 10}, size={"shortest_edge": 10})
+    media = output.shown_media(adapter(image_processor=crop, feature_extractor=SimpleNamespace(sampling_rate=8000)), of)
+    assert media.boxes == [(0.25, 0.0, 0.75, 1.0)]
+    assert media.sounds[0][1] == 8000
+    assert len(media.sounds[0][0]) == 8000
+    assert len(media.videos[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("percept", "media"),
+    [
+        (("image", 16, (4, 4), None), {"image": [picture()]}),
+        (("audio", 50, None, 0.04), {"audio": [tone(2.0, 16000)]}),
+        (("video", 36, (4, 3, 3), None), {"video": [[picture() for _ in range(8)]]}),
+    ],
+)
+def test_every_medium_is_drawn(percept: Any, media: dict[str, Any], tmp_path: Path) -> None:
+    said = generation(prompt(percept, media=media), [" A", " dog"])
+    shown = output.shown_media(adapter(), said.prompt)
+    word = output.draw_word(said, shown, "dog", tmp_path / "o.png")
+    assert word.text == "dog"
+    with Image.open(tmp_path / "o.png") as drawn:
+        assert drawn.size[0] > 300
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    said = generation(prompt(("image", 4, (2, 2), None)), [" A"], details=False)
+    with pytest.raises(SettingError, match="no relevance"):
+        output.draw_word(said, output.shown_media(adapter(), said.prompt), None, tmp_path / "o.png")
+
+
+def test_a_document_is_plain_json() -> None:
+    from dataclasses import replace
+
+    said = generation(prompt(("image", 4, (2, 2), None)), [" A", " cup"], strategy="lime")
+    steps = (replace(said.steps[0], logprob=float("nan")), *said.steps[1:])
+    document = output.document(replace(said, steps=steps), scores=True)
+    text = json.dumps(document, allow_nan=False)
+    assert document["steps"][0]["logprob"] is None
+    assert len(document["words"][1]["scores"]) == len(said.prompt.tokens) + 1
+    assert json.loads(text)["spans"][1]["grid"] == [2, 2]
+    assert "scores" not in output.document(said)["words"][0]
+
+
+def test_place() -> None:
+    assert output.place(relevance(prompt(("image", 49, (7, 7), None)), 1, "x", peak=(0.72, 0.15))).startswith(
+        "row 6 of 7"
+    )
+    assert output.place(relevance(prompt(("audio", 5, None, None)), 1, "x")) == ""
+    assert output.place(relevance(prompt(("image", 5, None, None)), 1, "x")) == ""

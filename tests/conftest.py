@@ -1,0 +1,40 @@
+"""One thread, the same seed for every test, no network, and transformers' chatter about tiny models kept off."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("LIMELIGHT_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Recorded runs of the authors' code; they are not part of the repository."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"no recorded runs at {folder} (set LIMELIGHT_SHARED)")
+    return folder

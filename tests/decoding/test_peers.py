@@ -1,0 +1,169 @@
+"""What holds for every peer: batches, sampling, streaming, a neutral setting, an untouched model, the registry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from limelight.decoding import registry
+from limelight.decoding.aad import aad
+from limelight.decoding.avisc import avisc
+from limelight.decoding.deco import deco
+from limelight.decoding.dola import dola
+from limelight.decoding.greedy import greedy
+from limelight.decoding.icd import icd
+from limelight.decoding.loop import GroundedOutput
+from limelight.decoding.m3id import m3id
+from limelight.decoding.memvr import memvr
+from limelight.decoding.opera import opera
+from limelight.decoding.pai import pai
+from limelight.decoding.strategy import Strategy
+from limelight.decoding.vcd import vcd
+from limelight.models.adapter import Adapter
+from tests.decoding.peers import CLOSE, double, emitted, inputs_of, plain_tokens, run
+from tests.tiny import snapshot
+from tests.zoo import ZOO
+
+WORDS = (60, 61, 62)
+PEERS: dict[str, Strategy] = {
+    "vcd": vcd(),
+    "icd": icd(instruction=WORDS),
+    "m3id": m3id(decay=0.3),
+    "m3id zero": m3id(decay=0.3, variant="zero"),
+    "pai": pai(alpha=0.5, start=0),
+    "dola": dola(layers=(0, 1)),
+    "deco": deco(layers=(0, 1)),
+    "avisc": avisc(),
+    "memvr": memvr(ratio=0.5, threshold=0.5, start=-1, stop=1),
+}
+SOUND: dict[str, Strategy] = {
+    **PEERS, "aad": aad(silence=-1.5), "aad absent": aad(variant="absent"),
+    "opera": opera(beams=2, candidates=2, threshold=1, warmup=1),
+}  # fmt: skip
+NEUTRAL: dict[str, Strategy] = {
+    "vcd": vcd(alpha=0),
+    "icd": icd(alpha=0, instruction=WORDS),
+    "m3id": m3id(decay=0),
+    "aad": aad(alpha=0, silence=-1.5),
+    "pai": pai(alpha=0, gamma=1, start=0),
+    "deco": deco(alpha=0),
+    "avisc": avisc(alpha=0),
+    "memvr": memvr(ratio=0, start=-1, stop=1),
+}
+every_peer = pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in PEERS.items()])
+on_sound = pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in SOUND.items()])
+that_samples = pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in SOUND.items() if n != "opera"])
+
+
+class Listener:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.got: list[torch.Tensor] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.got.append(value)
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@every_peer
+@pytest.mark.parametrize("name", ["llava", "internvl", "qwen2_5_vl", "gemma3", "qwen2_audio", "qwen2_5_vl_video"])
+def test_a_row_alone_and_in_a_batch(name: str, strategy: Strategy) -> None:
+    """Left padding, and neighbours, change nothing: at the first token and, where the tokens agree, at the second."""
+    adapter = double(name)
+    batch = run(adapter, inputs_of(name, "batch"), strategy, n=2)
+    for row, kind in enumerate(("single", "other")):
+        alone = run(adapter, inputs_of(name, kind), strategy, n=2)
+        assert batch.logits is not None
+        assert alone.logits is not None
+        assert torch.equal(emitted(batch, inputs_of(name, "batch"))[row], emitted(alone, inputs_of(name, kind))[0])
+        for of_batch, own in zip(batch.logits, alone.logits, strict=True):
+            torch.testing.assert_close(of_batch[row], own[0], **CLOSE)
+
+
+@pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in NEUTRAL.items()])
+def test_the_neutral_setting_is_the_model_itself(strategy: Strategy) -> None:
+    adapter, inputs = double("qwen2_audio"), inputs_of("qwen2_audio", "batch")
+    out = run(adapter, inputs, strategy, n=4)
+    assert torch.equal(emitted(out, inputs), plain_tokens(adapter, inputs, 4))
+    assert out.logits is not None
+    for got, want in zip(out.logits, run(adapter, inputs, greedy(), n=4).logits or (), strict=True):
+        torch.testing.assert_close(got, want, **CLOSE)
+    assert out.steps is not None
+    assert not any(s.intervened for row in out.steps for s in row)
+
+
+@every_peer
+def test_it_does_something_and_says_so(strategy: Strategy) -> None:
+    adapter, inputs = double("qwen2_5_vl"), inputs_of("qwen2_5_vl")
+    out = run(adapter, inputs, strategy, n=3, bind={"details": True})
+    plain = run(adapter, inputs, greedy(), n=1).logits
+    assert out.logits is not None
+    assert plain is not None
+    assert not torch.allclose(out.logits[0].softmax(-1), plain[0].softmax(-1), atol=1e-4)
+    assert out.steps is not None
+    first = out.steps[0][0]
+    assert first.intervened
+    assert first.plain == int(plain[0].argmax())
+
+
+@that_samples
+def test_sampling_follows_its_seed_and_stays_in_the_distribution(strategy: Strategy) -> None:
+    adapter, inputs = double("qwen2_audio"), inputs_of("qwen2_audio", "batch")
+
+    def draw(seed: int) -> GroundedOutput:
+        return run(adapter, inputs, strategy, n=3, do_sample=True, bind={"seed": seed})
+
+    first, again = draw(5), draw(5)
+    assert torch.equal(first.sequences, again.sequences)
+    assert len({tuple(emitted(draw(seed), inputs).flatten().tolist()) for seed in (5, 6, 7, 8)}) > 1
+    assert first.logits is not None
+    for t, logits in enumerate(first.logits):
+        chosen = emitted(first, inputs)[:, t : t + 1]
+        assert bool(torch.isfinite(logits.gather(1, chosen)).all())
+
+
+@on_sound
+def test_a_streamer_hears_every_token(strategy: Strategy) -> None:
+    adapter, inputs = double("qwen2_audio"), inputs_of("qwen2_audio")
+    listener = Listener()
+    out = run(adapter, inputs, strategy, bind={"streamer": listener})
+    assert torch.stack(listener.got)[:, 0].tolist() == emitted(out, inputs)[0].tolist()
+    assert listener.ended == 1
+
+
+@on_sound
+def test_the_model_is_left_as_it_was(strategy: Strategy) -> None:
+    adapter = Adapter(ZOO["qwen2_audio"].build())
+    inputs = ZOO["qwen2_audio"].inputs(adapter.model)
+    run(adapter, inputs, greedy(), n=1)
+    before = snapshot(adapter.model)
+    run(adapter, inputs, strategy, n=2, bind={"details": True})
+    assert snapshot(adapter.model) == before
+
+
+@on_sound
+def test_half_precision(strategy: Strategy) -> None:
+    adapter = Adapter(ZOO["qwen2_audio"].build().to(torch.bfloat16))
+    inputs = ZOO["qwen2_audio"].inputs(adapter.model)
+    out = run(adapter, inputs, strategy, n=2)
+    assert out.logits is not None
+    assert out.logits[0].dtype == torch.float32
+    assert emitted(out, inputs).shape == (1, 2)
+
+
+def test_lists_from_a_configuration_file_become_tuples() -> None:
+    assert dola(layers=[0, 1]) == dola(layers=(0, 1))
+    assert deco(layers=[0, 1]) == deco(layers=(0, 1))
+    assert icd(instruction=[60, 61]) == icd(instruction=(60, 61))
+
+
+@on_sound
+def test_the_registry_finds_it_and_settings_make_it_again(strategy: Strategy) -> None:
+    made = registry.strategy(strategy.name, **strategy.settings())
+    assert made == strategy
+    assert isinstance(made, Strategy)
+    assert hash(made) == hash(strategy)

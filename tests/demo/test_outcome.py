@@ -1,0 +1,75 @@
+"""The curated examples, the settings, and where in the picture relevance lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.report.examples import prompt, relevance
+
+import limelight
+from limelight.demo import outcome
+from limelight.errors import DataError
+
+
+def test_settings_come_from_the_file(tmp_path: Path) -> None:
+    fallback, note = outcome.chosen_settings(tmp_path / "settings.json")
+    assert fallback == {"lime": {"lr": 0.01}}
+    assert "not chosen on dev" in note
+    (tmp_path / "settings.json").write_text('{"lime": {"lr": 0.003, "objective": "margin"}}')
+    found, note = outcome.chosen_settings(tmp_path / "settings.json")
+    assert found["lime"]["objective"] == "margin"
+    assert "dev" in note
+
+
+def test_spread_takes_every_kind() -> None:
+    rows = [outcome.Example(str(i), Path("x"), "?", "yes", cell=c) for i, c in enumerate("aaabbc")]
+    assert [r.id for r in outcome.spread(rows, 3)] == ["0", "3", "5"]
+    assert [r.id for r in outcome.spread(rows, 4)] == ["0", "1", "3", "5"]
+    assert len(outcome.spread(rows, None)) == 6
+
+
+def test_inside_box() -> None:
+    assert outcome.coverage((2, 2), (0, 0, 5, 10), (10, 10)) == pytest.approx(np.array([[1, 0], [1, 0]]))
+    assert outcome.coverage((2, 2), (2, 0, 10, 4), (10, 10)) == pytest.approx(np.array([[0.48, 0.8], [0, 0]]))
+    found = relevance(prompt(("image", 49, (7, 7), None)), 1, "x", peak=(0.25, 0.25))
+    near, far = (outcome.inside_box(found, box, (112, 112)) for box in ((0, 0, 56, 56), (56, 56, 112, 112)))
+    assert near is not None
+    assert far is not None
+    assert near > 0.7 > 0.2 > far
+    assert outcome.inside_box(relevance(prompt(("image", 5, None, None)), 1, "x"), (0, 0, 1, 1), (2, 2)) is None
+
+
+def test_no_examples(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no examples"):
+        outcome.curated(tmp_path)
+    (tmp_path / "examples.json").write_text('{"rule": "", "examples": []}')
+    with pytest.raises(DataError, match="lists no examples"):
+        outcome.curated(tmp_path)
+
+
+def test_the_shipped_examples_are_held_out_and_whole() -> None:
+    rows, rule = outcome.curated()
+    assert rule
+    assert len(rows) >= 5
+    for row in rows:
+        assert row.id.startswith("demo/")
+        assert row.image.is_file()
+        assert row.text.endswith(row.question)
+        assert row.label in ("yes", "no")
+        assert (row.object in row.objects) == (row.label == "yes")
+
+
+def test_the_decision_is_the_difference_of_the_logits(tmp_path: Path) -> None:
+    adapter = limelight.load("demo-vision")
+    example = outcome.curated()[0][0]
+    asked = adapter.prepare(example.text, {"image": [str(example.image)]})
+    found = outcome.decision_of(adapter, example, asked, tmp_path)
+    with torch.no_grad():
+        logits = adapter.model(**asked.tensors).logits[0, -1]
+    yes, no = (adapter.tokenizer(f" {a}", add_special_tokens=False)["input_ids"][0] for a in ("yes", "no"))
+    assert found.relevance.logit == pytest.approx(float(logits[yes] - logits[no]), abs=1e-3)
+    assert found.generation.text == "yes"
+    assert found.overlay.is_file()

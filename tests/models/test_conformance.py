@@ -1,0 +1,381 @@
+"""What must hold for every family: one tiny random model each, real transformers classes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import limelight
+from limelight.errors import HookError, LimelightError, UnknownKindError
+from limelight.models.adapter import Adapter
+from limelight.models.attention import NAME, AttentionHook, attention_hooks
+from limelight.relevance.attribute import attribute
+from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite, attached
+from tests.slow_twins.balance import sheet
+from tests.tiny import built, fresh, snapshot
+from tests.zoo import FOUNDATION, ZOO
+
+# Families beyond the foundation that relevance does not cover yet, and what they must say instead of being wrong.
+RAISES: dict[str, tuple[str, str]] = {
+    "qwen3_vl": ("UnsupportedError", "deepstack"),
+    "qwen3_vl_moe": ("UnsupportedError", "deepstack"),
+    "qwen3_omni_thinker": ("UnsupportedError", "deepstack"),
+    "granite4_vision": ("UnsupportedError", "deepstack"),
+    "granite_docling": ("UnsupportedError", "deepstack"),
+    "cohere_compass": ("UnsupportedError", "deepstack"),
+    "cosmos3_omni": ("UnsupportedError", "deepstack"),
+    "mllama": ("UnsupportedError", "cross_attention_states"),
+    "phi4_multimodal": ("UnsupportedError", "image_pixel_values"),
+    "chameleon": ("UnsupportedError", "pixel_values"),
+    "gemma3n": ("UnsupportedError", "per_layer_inputs"),
+    "gemma4": ("UnsupportedError", "differ in"),
+    "gemma4_moe": ("UnsupportedError", "differ in"),
+    "gemma4_unified": ("UnsupportedError", "differ in"),
+    "step3p7": ("UnsupportedError", "differ in"),
+    "qwen3_5": ("UnknownKindError", "linear_attn"),
+    "qwen3_5_moe": ("UnknownKindError", "linear_attn"),
+    "minicpmv4_6": ("UnknownKindError", "linear_attn"),
+    "minicpmv4_7": ("UnknownKindError", "linear_attn"),
+    "qwen4_exp": ("UnknownKindError", "linear_attn"),
+    "lfm2_vl": ("UnknownKindError", "conv"),
+    "lfm3_vl": ("UnknownKindError", "conv"),
+    "nemotron_h_omni": ("UnknownKindError", "conv1d"),
+    "glm5_next": ("UnknownKindError", "b_proj"),
+    "inkling": ("UnknownKindError", "r_proj"),
+    "inkling2": ("UnknownKindError", "r_proj"),
+    "glm4v_moe": ("UnknownKindError", "experts"),
+    "kimi_k25": ("UnknownKindError", "experts"),
+    "llama4": ("UnknownKindError", "router"),
+    "deepseek_ocr2": ("UnknownKindError", "experts"),
+    "unlimited_ocr": ("UnknownKindError", "experts"),
+    "aria": ("UnknownKindError", "router"),
+    "ernie4_5_vl_moe": ("UnknownKindError", "moe"),
+    "minimax_m3_vl": ("UnknownKindError", "mlp"),
+    "mistral_large4": ("UnknownKindError", "indexer"),
+    "dots3_note": ("UnknownKindError", "g_proj"),
+    "muse_glimmer": ("HookError", "logits"),
+    "muse_spark": ("HookError", "logits"),
+    "idefics": ("NotMultimodalError", "names no image"),
+    "kosmos2": ("NotMultimodalError", "names no image"),
+    "kosmos2_5": ("NotMultimodalError", "names no image"),
+}
+# generate() of these hands on to an inner language model, which knows no placeholder.
+RAISES_IN_GENERATE = ("blip2", "instructblip", "instructblipvideo")
+
+WORKING = (*FOUNDATION, *(n for n in ZOO if n not in FOUNDATION and n not in RAISES))
+families = pytest.mark.parametrize("name", WORKING)
+foundation = pytest.mark.parametrize("name", FOUNDATION)
+
+
+def given(name: str, adapter: Adapter, row: int = 0) -> dict[str, Tensor]:
+    return ZOO[name].inputs(adapter.model, row=row)
+
+
+class Recorder(AttentionHook):
+    """Says which method ran in which layer, and the shapes it saw."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[int]] = {}
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.calls.setdefault("qkv", []).append(layer)
+        self.shapes.add((q.shape[1], k.shape[1], v.shape[-1]))
+        return q, k, v
+
+    def raw_scores(self, layer: int, scores: Tensor, q: Tensor) -> Tensor:
+        self.calls.setdefault("raw_scores", []).append(layer)
+        return scores
+
+    def scores(self, layer: int, scores: Tensor) -> Tensor:
+        self.calls.setdefault("scores", []).append(layer)
+        return scores
+
+    def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
+        self.calls.setdefault("out", []).append(layer)
+        return out
+
+
+@families
+@torch.no_grad()
+def test_hooks_bind_on_every_layer(name: str) -> None:
+    adapter = built(name)
+    recorder = Recorder()
+    layers = list(range(len(adapter.decoder.layers)))
+    with attention_hooks(recorder) as seen:
+        adapter.hidden(adapter.capture(given(name, adapter)))
+    assert sorted(seen) == layers == sorted(adapter.attention_layers)
+    assert recorder.calls == {m: layers for m in ("qkv", "raw_scores", "scores", "out")}
+    traits = adapter.traits
+    assert recorder.shapes == {(traits.heads, traits.kv_heads, traits.head_dim)}
+    assert traits.layers == len(layers)
+    assert adapter.decoder is adapter.model.get_submodule(ZOO[name].decoder)
+
+
+@families
+@torch.no_grad()
+def test_logits_are_the_models_own_eager_ones_bit_for_bit(name: str) -> None:
+    adapter = built(name)
+    inputs = given(name, adapter)
+    want = adapter.model(**inputs).logits
+    got = adapter.logits(adapter.hidden(adapter.capture(inputs)))
+    assert torch.equal(got, want)
+
+
+@families
+@torch.no_grad()
+def test_growing_a_captured_prompt_equals_capturing_the_longer_one(name: str) -> None:
+    """Last position only: a prefix-LM lets the prompt, but not what is generated, see ahead."""
+    adapter = built(name)
+    inputs = given(name, adapter)
+    call = adapter.capture(inputs)
+    tokens = [51, 52]
+    for token in tokens:
+        call = call.appended(adapter.embed(torch.tensor([[token]])))
+    got = adapter.logits(adapter.hidden(call)[:, -1:])[:, 0]
+    kwargs: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "output_logits": True}
+    forced = {"prefix_allowed_tokens_fn": _forcing(inputs["input_ids"].shape[1], tokens)}
+    output = adapter.model.generate(**inputs, **kwargs, **forced, return_dict_in_generate=True)
+    torch.testing.assert_close(got, output.logits[2].float(), atol=2e-5, rtol=2e-5)
+
+
+def _forcing(length: int, tokens: list[int]) -> Any:
+    def allowed(_: int, ids: Tensor) -> list[int]:
+        step = len(ids) - length
+        return [tokens[step]] if step < len(tokens) else [3, 4, 9]
+
+    return allowed
+
+
+@pytest.mark.parametrize("name", [n for n in WORKING if n not in RAISES_IN_GENERATE])
+def test_greedy_and_one_step_lime_choose_the_tokens_of_generate(name: str) -> None:
+    adapter = built(name)
+    inputs = given(name, adapter)
+    want = adapter.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    for strategy in (limelight.greedy(), limelight.lime(steps=1)):
+        got = adapter.model.generate(
+            **inputs, custom_generate=limelight.custom_generate(strategy), max_new_tokens=4, do_sample=False
+        )
+        assert torch.equal(got, want)
+
+
+@families
+def test_spans_partition_the_prompt_and_hold_the_placeholders(name: str) -> None:
+    adapter = built(name)
+    inputs = given(name, adapter)
+    spans = adapter.spans(inputs)
+    assert spans[0].start == 0
+    assert [s.stop for s in spans[:-1]] == [s.start for s in spans[1:]]
+    assert spans[-1].stop == inputs["input_ids"].shape[1]
+    percept = {i: s.modality for s in spans if s.modality != "text" for i in range(s.start, s.stop)}
+    placed = {i: kind for a, b, kind in ZOO[name].spans for i in range(a, b)}
+    breaks = set(percept) - set(placed)  # Pixtral's break and end tokens
+    assert {i: percept[i] for i in placed} == placed
+    assert all(i - 1 in placed for i in breaks)
+    assert not breaks or adapter.family.name == "pixtral"
+    assert adapter.modality_ids(inputs)[0].nonzero()[:, 0].tolist() == sorted(percept)
+
+
+@families
+@pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
+def test_relevance_conserves(name: str, composite: Composite) -> None:
+    """The logit is the relevance of the embeddings plus what biases, the softmax (AttnLRP) and eps take.
+
+    In float64, up to what transformers' float32 norms and rotary angles lose inside a float64 model.
+    """
+    if "no_float64" in ZOO[name].marks:
+        pytest.skip(ZOO[name].notes)
+    adapter = built(name, torch.float64)
+    got = sheet(adapter, given(name, adapter), composite)
+    logit = got.pop("logit")
+    assert sum(got.values()) == pytest.approx(logit, abs=3e-6 * (1 + abs(logit)))
+    assert abs(got["eps"]) < 1e-7
+    if composite is CP_LRP:
+        assert got["softmax"] == 0.0
+    relevance = attribute(adapter, given(name, adapter), composite=composite)
+    assert float(relevance.scores.sum()) == pytest.approx(got["relevance"], abs=1e-9)
+    assert relevance.logit == pytest.approx(logit, abs=1e-12)
+
+
+@families
+def test_the_model_is_left_as_it_was(name: str) -> None:
+    adapter = built(name)
+    inputs = given(name, adapter)
+    with torch.no_grad():
+        want = adapter.model(**inputs).logits
+    before = snapshot(adapter.model)
+    for composite in (ATTN_LRP, CP_LRP, GRADIENT_INPUT):
+        attribute(adapter, inputs, composite=composite)
+        assert snapshot(adapter.model) == before
+    with pytest.raises(ZeroDivisionError), attached(adapter, ATTN_LRP, Recorder()):
+        adapter.hidden(adapter.capture(inputs))
+        raise ZeroDivisionError
+    assert snapshot(adapter.model) == before
+    if name not in RAISES_IN_GENERATE:
+        adapter.model.generate(
+            **inputs, custom_generate=limelight.custom_generate(limelight.lime(steps=2)), max_new_tokens=2
+        )
+    assert snapshot(adapter.model) == before
+    with torch.no_grad():
+        assert torch.equal(adapter.model(**inputs).logits, want)
+
+
+@foundation
+def test_only_the_text_stack_is_switched(name: str) -> None:
+    adapter = Adapter(ZOO[name].build())
+    before = snapshot(adapter.model)
+    inside = {id(m) for m in adapter.decoder.modules()}
+    with adapter.routed():
+        for module in adapter.model.modules():
+            config = getattr(module, "config", None)
+            own = any(getattr(m, "config", None) is config for m in adapter.decoder.modules())
+            if config is not None and module is not adapter.model:
+                assert (config._attn_implementation == NAME) == own or id(module) in inside
+        towers = [m for n, m in adapter.model.named_modules() if "tower" in n or n.endswith(("visual", "vision_model"))]
+        assert towers
+        assert all(m.config._attn_implementation != NAME for m in towers if hasattr(m, "config"))
+    assert snapshot(adapter.model) == before
+
+
+class Odd(nn.Module):
+    """Normalises by the largest entry: no norm that a rule is known for."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x / x.abs().amax(-1, keepdim=True)
+
+
+class OddMLP(nn.Module):
+    """Gate and up are added, not multiplied."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(width, 24), nn.Linear(width, 24)
+        self.down_proj, self.act_fn = nn.Linear(24, width), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
+
+
+@foundation
+@pytest.mark.parametrize("part", ["norm", "mlp", "attention"])
+def test_an_unknown_kind_raises(name: str, part: str) -> None:
+    adapter = fresh(name)
+    layer = adapter.decoder.layers[0]
+    attribute(adapter, given(name, adapter))  # the survey of the sound model must not be kept
+    if part == "norm":
+        layer.input_layernorm = Odd(layer.input_layernorm.weight)
+    elif part == "mlp":
+        layer.mlp = OddMLP(adapter.traits.hidden)
+    else:
+        own = layer.self_attn.o_proj
+
+        def elsewhere(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+            return own(hidden_states.mean(-1, keepdim=True).expand(*hidden_states.shape[:2], own.in_features)), None
+
+        layer.self_attn.forward = elsewhere
+    before = snapshot(adapter.model)
+    for call in (lambda: attribute(adapter, given(name, adapter)), lambda: _lime(adapter, given(name, adapter))):
+        with pytest.raises(HookError if part == "attention" else UnknownKindError) as caught:
+            call()
+        assert caught.value.hint
+        assert snapshot(adapter.model) == before
+
+
+def _lime(adapter: Adapter, inputs: dict[str, Tensor], **settings: Any) -> Any:
+    return adapter.model.generate(
+        **inputs,
+        custom_generate=limelight.custom_generate(limelight.lime(**{"steps": 2, "lr": 1e-3, **settings})),
+        max_new_tokens=2,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+
+
+@families
+def test_rows_of_a_left_padded_batch_equal_their_own_runs(name: str) -> None:
+    """Relevance and greedy tokens in float32 (tolerance 1e-4 of the largest value); LIME in float64, since Adam turns
+    float32 noise on a small gradient into a step of full size (1e-6; the norms still compute in float32)."""
+    row_of = ZOO[name]
+    if row_of.batch is None:
+        pytest.skip(row_of.no_batch)
+    adapter = built(name)
+    wide = built(name, torch.float64) if "no_float64" not in row_of.marks else adapter
+    slack = 1e-6 if wide is not adapter else 1e-2
+    batch = row_of.batch(adapter.model)
+    call = adapter.capture(batch)
+    together = _lime(wide, row_of.batch(wide.model), steps=3) if name not in RAISES_IN_GENERATE else None
+    for row in (0, 1):
+        alone = given(name, adapter, row)
+        pad = call.length - alone["input_ids"].shape[1]
+        single = attribute(adapter, alone)
+        inside = attribute(adapter, batch, single.target, row=row)
+        scale = float(single.scores.abs().max())
+        assert float(inside.scores[:pad].abs().sum()) == 0.0
+        torch.testing.assert_close(inside.scores[pad:], single.scores, atol=1e-4 * scale, rtol=0)
+        assert [(s.start + pad, s.stop + pad, s.modality, s.grid) for s in single.spans if s.modality != "text"] == [
+            (s.start, s.stop, s.modality, s.grid) for s in inside.spans if s.modality != "text"
+        ]
+        if together is None:
+            continue
+        own = _lime(wide, given(name, wide, row), steps=3)
+        assert together.sequences[row, call.length :].tolist() == own.sequences[0, call.length - pad :].tolist()
+        for left, right in zip(together.logits, own.logits, strict=True):
+            torch.testing.assert_close(left[row], right[0], atol=slack * float(right.abs().max()), rtol=0)
+        greedy = adapter.model.generate(
+            **batch, custom_generate=limelight.custom_generate(limelight.greedy()), max_new_tokens=3, do_sample=False
+        )
+        plain = adapter.model.generate(**alone, max_new_tokens=3, do_sample=False)
+        assert greedy[row, call.length :].tolist() == plain[0, call.length - pad :].tolist()
+
+
+@families
+def test_a_row_taken_out_of_a_captured_batch(name: str) -> None:
+    row_of = ZOO[name]
+    if row_of.batch is None:
+        pytest.skip(row_of.no_batch)
+    adapter = built(name)
+    call = adapter.capture(row_of.batch(adapter.model))
+    with torch.no_grad():
+        whole = adapter.hidden(call)
+        for row in (0, 1):
+            single = call.row(row)
+            assert single.embeds.shape[0] == single.mask.shape[0] == 1
+            torch.testing.assert_close(adapter.hidden(single)[0, -1], whole[row, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(RAISES))
+def test_what_is_not_covered_says_so(name: str) -> None:
+    kind, reason = RAISES[name]
+    model = ZOO[name].build()
+    with torch.no_grad():
+        model(**ZOO[name].inputs(model))  # transformers' own hooks (output recording) come at the first forward
+    before = snapshot(model)
+    with pytest.raises(LimelightError) as caught:
+        attribute(model, ZOO[name].inputs(model))
+    assert type(caught.value).__name__ == kind
+    assert reason in str(caught.value).lower()
+    assert caught.value.hint
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("name", RAISES_IN_GENERATE)
+def test_a_language_model_called_from_inside_says_so(name: str) -> None:
+    adapter = built(name)
+    with pytest.raises(LimelightError) as caught:
+        _lime(adapter, given(name, adapter))
+    assert caught.value.hint
+
+
+def test_every_row_of_the_zoo_is_accounted_for() -> None:
+    assert set(WORKING) | set(RAISES) == set(ZOO)
+    assert not set(FOUNDATION) & set(RAISES)
+    assert copy.copy(RAISES).keys() <= ZOO.keys()

@@ -1,0 +1,315 @@
+"""What a module is, told by probing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from limelight.errors import LimelightError, NotDifferentiableError, UnknownKindError
+from limelight.relevance.attribute import attribute
+from limelight.relevance.composites import ATTN_LRP, GRADIENT_INPUT, sites_of
+from limelight.relevance.kinds import (
+    GatedSpec,
+    Kind,
+    NormSpec,
+    check_differentiable,
+    gated_spec,
+    is_linear,
+    probe_norm,
+    survey,
+)
+from tests.tiny import built, fresh, llava
+from tests.zoo import FOUNDATION, ZOO
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for n, p in enumerate(module.parameters()):
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(n)) * 0.3)
+    return module
+
+
+class Plain(nn.Module):
+    """RMSNorm without a weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+NORMS: list[tuple[Any, tuple[bool, bool, bool, bool]]] = [
+    (lambda: LlamaRMSNorm(16), (False, True, False, False)),
+    (lambda: nn.RMSNorm(16, eps=1e-5), (False, True, False, False)),
+    (lambda: GemmaRMSNorm(16), (False, True, False, True)),
+    (lambda: nn.LayerNorm(16), (True, True, True, False)),
+    (lambda: nn.LayerNorm(16, bias=False), (True, True, False, False)),
+    (Plain, (False, False, False, False)),
+]
+
+
+@pytest.mark.parametrize(("make", "want"), NORMS, ids=range(len(NORMS)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_norm_is_told_by_what_it_does(make: Any, want: Any, dtype: torch.dtype) -> None:
+    spec = probe_norm(shaken(make()).to(dtype))
+    assert spec is not None
+    assert (spec.center, spec.weight is not None, spec.bias is not None, spec.plus_one) == want
+
+
+def test_a_gain_follows_its_weight() -> None:
+    module = shaken(GemmaRMSNorm(8))
+    spec = probe_norm(module)
+    assert spec is not None
+    before = spec.gain
+    module.double()
+    with torch.no_grad():
+        module.weight += 1
+    assert spec.gain is not None
+    assert before is not None
+    assert spec.gain.dtype == torch.float64
+    torch.testing.assert_close(spec.gain, before.double() + 1)
+    assert NormSpec(False, None, None, 1e-6).gain is None
+
+
+class LargestNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x / x.abs().amax(-1, keepdim=True)
+
+
+def test_another_norm_is_none() -> None:
+    assert probe_norm(LargestNorm()) is None
+    assert probe_norm(nn.Conv1d(16, 16, 1)) is None
+    assert probe_norm(shaken(nn.LayerNorm(16, eps=10.0))) is not None
+
+
+class MLP(nn.Module):
+    """down(act(gate) * up) with the linears under any names and in any order."""
+
+    def __init__(self, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"), swap: bool = False) -> None:
+        super().__init__()
+        self.names = names
+        first, second, last = names
+        order = (second, first) if swap else (first, second)
+        for name in order:
+            setattr(self, name, nn.Linear(8, 12, bias=False))
+        setattr(self, last, nn.Linear(12, 8, bias=False))
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up, down = (getattr(self, n) for n in self.names)
+        return down(self.act_fn(gate(x)) * up(x))
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj = nn.Linear(8, 24, bias=False), nn.Linear(12, 8, bias=False)
+        self.activation = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(self.activation(gate) * up)
+
+
+@pytest.mark.parametrize("names", [("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("a", "b", "c")])
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_gate_is_found_by_probing_not_by_its_name(names: tuple[str, str, str], swap: bool) -> None:
+    mlp = MLP(names, swap)
+    spec = gated_spec(mlp)
+    assert isinstance(spec, GatedSpec)
+    assert (spec.gate, spec.up, spec.down) == tuple(getattr(mlp, n) for n in names)
+    assert spec.act is mlp.act_fn
+
+
+def test_a_fused_gate_is_one() -> None:
+    mlp = Fused()
+    spec = gated_spec(mlp)
+    assert spec is not None
+    assert spec.fused is mlp.gate_up_proj
+    assert spec.gate is None
+
+
+def test_an_ungated_mlp_is_none_and_an_added_gate_raises() -> None:
+    plain = nn.Module()
+    plain.fc1, plain.fc2, plain.act = nn.Linear(8, 12), nn.Linear(12, 8), nn.GELU()
+    assert gated_spec(plain) is None
+
+    class Added(MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
+
+    with pytest.raises(UnknownKindError) as caught:
+        gated_spec(Added())
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", FOUNDATION)
+def test_the_survey_finds_every_part_of_every_layer(name: str) -> None:
+    adapter = built(name)
+    sites = survey(adapter.decoder)
+    layers = len(adapter.decoder.layers)
+    count = {k: sum(s.kind is k for s in sites) for k in Kind}
+    norms = sum(1 for n, m in adapter.decoder.named_modules() if "norm" in n.rsplit(".", 1)[-1])
+    assert count[Kind.ATTENTION] == layers
+    assert count[Kind.GATED] == count[Kind.ACTIVATION] == layers
+    assert count[Kind.NORM] == norms > 2 * layers
+    one = ZOO[name].traits & {"rmsnorm_1p"}
+    assert all(s.spec.plus_one == bool(one) for s in sites if isinstance(s.spec, NormSpec))
+    assert all(not s.spec.center for s in sites if isinstance(s.spec, NormSpec))
+
+
+def test_layernorms_and_shared_inputs_are_found() -> None:
+    adapter = built("cohere2_vision")
+    specs = [s.spec for s in survey(adapter.decoder) if isinstance(s.spec, NormSpec)]
+    assert specs
+    assert all(s.center for s in specs)
+
+
+def _with(change: Any) -> Any:
+    adapter = fresh("llava")
+    change(adapter.decoder)
+    return adapter
+
+
+class Loose(nn.Module):
+    """Stacked experts: matrices that belong to no linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(2, 32, 32))
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act_fn(x @ self.experts[0])
+
+
+class Twisted(nn.Module):
+    """A parameterless module that is not elementwise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+
+ODD: dict[str, Any] = {
+    "final norm": lambda d: setattr(d, "norm", LargestNorm32()),
+    "convolution": lambda d: setattr(d.layers[0], "mlp", nn.Sequential(nn.Conv1d(7, 7, 1))),
+    "experts": lambda d: setattr(d.layers[1], "mlp", Loose()),
+    "activation": lambda d: setattr(d.layers[0].mlp, "act_fn", Twisted()),
+    "gated attention": lambda d: setattr(d.layers[0].self_attn, "gate_proj", nn.Linear(32, 32)),
+    "query with a gate": lambda d: setattr(d.layers[0].self_attn, "q_proj", nn.Linear(32, 64)),
+    "bilinear": lambda d: setattr(d.layers[0], "mlp", nn.Bilinear(32, 32, 32)),
+}
+
+
+class LargestNorm32(LargestNorm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(32))
+
+
+@pytest.mark.parametrize("part", sorted(ODD))
+def test_what_is_of_no_known_kind_raises(part: str) -> None:
+    adapter = _with(ODD[part])
+    with pytest.raises(UnknownKindError) as caught:
+        survey(adapter.decoder)
+    assert caught.value.hint
+    with pytest.raises(LimelightError):
+        attribute(adapter, ZOO["llava"].inputs(adapter.model), composite=ATTN_LRP)
+
+
+def test_the_survey_is_made_again_when_modules_are_exchanged() -> None:
+    adapter = fresh("llava")
+    first = sites_of(adapter)
+    assert sites_of(adapter) is first
+    layer = adapter.decoder.layers[0]
+    layer.mlp = type(layer.mlp)(adapter.decoder.config)
+    second = sites_of(adapter)
+    assert second is not first
+    assert any(s.module is layer.mlp for s in second)
+    adapter.decoder.norm = LargestNorm32()
+    with pytest.raises(UnknownKindError):
+        sites_of(adapter)
+
+
+def quantised() -> Any:
+    """transformers' own class with PyTorch's dynamic int8 linears in its text stack."""
+    import warnings
+
+    model = llava(torch.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.ao.quantization is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
+        torch.ao.quantization.quantize_dynamic(model.get_decoder(), {nn.Linear}, dtype=torch.qint8, inplace=True)
+    return model
+
+
+@pytest.mark.parametrize("composite", [ATTN_LRP, GRADIENT_INPUT], ids=lambda c: c.name)
+def test_quantised_linears_that_pass_no_gradient_raise(composite: Any) -> None:
+    import limelight
+    from tests.tiny import llava_inputs
+
+    model = quantised()
+    inputs = llava_inputs(llava(torch.float32))
+    with pytest.raises(NotDifferentiableError) as caught:
+        attribute(model, inputs, composite=composite)
+    assert "layers.0" in str(caught.value)
+    assert caught.value.hint
+    with pytest.raises(NotDifferentiableError):
+        model.generate(
+            **inputs, custom_generate=limelight.custom_generate(limelight.lime(composite=composite.name)),
+            max_new_tokens=1,
+        )  # fmt: skip
+    plain = model.generate(
+        **inputs, custom_generate=limelight.custom_generate(limelight.greedy()), max_new_tokens=2, do_sample=False
+    )
+    assert plain.shape[1] == 24  # decoding alone needs no gradient
+
+
+def test_a_head_without_a_gradient_raises() -> None:
+    class Deaf(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.detach()).detach()
+
+    adapter = fresh("llava")
+    adapter.model.lm_head = Deaf(32, 128)
+    with pytest.raises(NotDifferentiableError) as caught:
+        attribute(adapter.model, ZOO["llava"].inputs(adapter.model))
+    assert "head" in str(caught.value)
+
+
+def test_weights_made_under_inference_mode_raise() -> None:
+    with torch.inference_mode():
+        model = llava(torch.float32)
+    with pytest.raises(NotDifferentiableError) as caught:
+        attribute(model, {k: v.clone() for k, v in ZOO["llava"].inputs(built("llava").model).items()})
+    assert "inference" in str(caught.value).lower()
+
+
+def test_linears_are_told_by_their_features() -> None:
+    assert is_linear(nn.Linear(2, 3))
+    assert not is_linear(nn.Embedding(2, 3))
+
+    class Wrapped(nn.Module):
+        in_features, out_features = 2, 3
+
+    assert is_linear(Wrapped())
+    check_differentiable([("a", nn.Linear(2, 3)), ("b", nn.Embedding(2, 3))])
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2"])
+def test_activations_of_transformers_are_elementwise(name: str) -> None:
+    class Block(MLP):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act_fn = ACT2FN[name]
+
+    spec = gated_spec(Block())
+    assert spec is not None

@@ -1,0 +1,462 @@
+"""Forward-mode relevance equals the backward route, on every family; token by token, in blocks, in batches, in bfloat16."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import HookError, LimelightError, NotFiniteError, SettingError, UnknownKindError, UnsupportedError
+from limelight.models.adapter import Adapter
+from limelight.models.capture import DecoderCall
+from limelight.relevance.attribute import input_relevance
+from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite, attached
+from limelight.relevance.tangents import Channel, DualStream, contrast_channel, modality_channel, text_channel
+from tests.tiny import built, fresh, llava, llava_inputs, snapshot
+from tests.wide import prompt, wide, widen
+from tests.zoo import FOUNDATION, ZOO
+
+# Families without tangents so far: what they must say instead of being wrong.
+RAISES: dict[str, tuple[type[LimelightError], str]] = {
+    **dict.fromkeys(
+        ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_thinker", "granite4_vision", "granite_docling", "cohere_compass",
+         "cosmos3_omni"),
+        (UnsupportedError, "deepstack"),  # features enter again in deeper layers
+    ),
+    "mllama": (UnsupportedError, "cross_attention_states"),
+    "phi4_multimodal": (UnsupportedError, "image_pixel_values"),  # its decoder contains its towers
+    "chameleon": (UnsupportedError, "pixel_values"),
+    "gemma3n": (UnsupportedError, "per_layer_inputs"),
+    **dict.fromkeys(("gemma4", "gemma4_moe", "gemma4_unified", "step3p7"), (UnsupportedError, "differ in")),  # head sizes
+    "ernie4_5_vl_moe": (UnsupportedError, "moe_mm_token_type_ids"),  # experts chosen by modality
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "qwen4_exp"), (UnknownKindError, "linear_attn")
+    ),
+    **dict.fromkeys(("lfm2_vl", "lfm3_vl", "nemotron_h_omni"), (UnknownKindError, "conv")),
+    **dict.fromkeys(("glm4v_moe", "kimi_k25", "deepseek_ocr2", "unlimited_ocr"), (UnknownKindError, "experts")),
+    "llama4": (UnknownKindError, "feed_forward"),
+    "aria": (UnknownKindError, "router"),
+    "minimax_m3_vl": (UnknownKindError, "mlp"),  # act(gate) * up without an activation module
+    "mistral_large4": (UnknownKindError, "indexer"),  # sparse attention
+    "glm5_next": (UnknownKindError, "b_proj"),
+    "dots3_note": (UnknownKindError, "g_proj"),  # gated attention
+    **dict.fromkeys(("inkling", "inkling2"), (UnknownKindError, "r_proj")),
+    **dict.fromkeys(("muse_glimmer", "muse_spark"), (HookError, "logits")),  # the head does what no config says
+    **dict.fromkeys(("idefics", "kosmos2", "kosmos2_5"), (LimelightError, "names no image")),
+}  # fmt: skip
+FALLBACK = re.compile(r"greedy|GRADIENT_INPUT|exact mode|modality_ids|generate\(\)")
+# Their rotary embedding computes in float32: relevance through q and k is rounded in both routes.
+FLOAT32_ROTARY = ("cohere2_vision", "aya_vision", "hunyuan_vl")
+# Their projector's norm computes in float32: the embeddings of a batch differ from a row's own.
+FLOAT32_EMBEDDINGS = ("paligemma", "paligemma2")
+
+every_row = pytest.mark.parametrize("name", ZOO)
+foundation = pytest.mark.parametrize("name", FOUNDATION)
+both = pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
+
+
+def stream(adapter: Adapter, call: DecoderCall, percept: Tensor, composite: Composite = ATTN_LRP, **more: Any) -> DualStream:
+    """Phi_M and Phi_T."""
+    return DualStream(
+        adapter, call, [modality_channel(percept, call.mask), text_channel(percept, call.mask)], composite, **more
+    )
+
+
+@torch.no_grad()
+def prefilled(adapter: Adapter, call: DecoderCall, percept: Tensor, composite: Composite = ATTN_LRP) -> tuple[Tensor, Tensor]:
+    dual = stream(adapter, call, percept, composite)
+    return dual.heads(dual.prefill())
+
+
+@torch.no_grad()
+def after(dual: DualStream, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Prefill, then some tokens a row."""
+    output = dual.prefill()
+    for token in tokens:
+        dual.append(torch.tensor(token))
+        output = dual.current()
+    return dual.heads(output)
+
+
+def backward_sums(
+    adapter: Adapter, call: DecoderCall, percept: Tensor, targets: Sequence[int], composite: Composite
+) -> tuple[Tensor, Tensor]:
+    """Logits ``[V]`` and sums of R over percept and text ``[2, k]``, by one backward pass a target."""
+    with torch.enable_grad(), attached(adapter, composite):
+        embeds = call.embeds.clone().requires_grad_(True)
+        logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[0, 0]
+        rows = [input_relevance(logits[t], embeds, retain_graph=True)[0].detach() for t in targets]
+    here = percept[0]
+    return logits.detach(), torch.stack([torch.stack([r[here].sum(), r[~here].sum()]) for r in rows], dim=-1)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b.to(a.dtype), atol=tolerance, rtol=tolerance)
+
+
+@both
+@every_row
+def test_sums_equal_the_backward_route_or_the_family_is_refused(name: str, composite: Composite) -> None:
+    exact = "no_float64" not in ZOO[name].marks
+    dtype = torch.float64 if exact else torch.float32
+    if name in RAISES:
+        kind, word = RAISES[name]
+        with pytest.raises(kind, match=re.escape(word)) as caught:
+            adapter = Adapter(ZOO[name].build())
+            _, call, percept = prompt(name, adapter)
+            prefilled(adapter, call, percept, composite)
+        assert FALLBACK.search(caught.value.hint), caught.value.hint
+        return
+    adapter = built(name, dtype)
+    inputs, call, percept = prompt(name, adapter)
+    logits, phi = prefilled(adapter, call, percept, composite)
+    with torch.no_grad():
+        own = adapter.model(**inputs).logits[0, -1]
+    close(logits[0], own, 5e-6)  # transformers' norms and softmax round to float32
+    targets = [3, 17, 64, int(own.argmax())]
+    want_logits, want = backward_sums(adapter, call, percept, targets, composite)
+    close(logits[0], want_logits, 5e-6)
+    close(phi[:, 0, targets], want, 1e-7 if name in FLOAT32_ROTARY else 1e-10 if exact else 1e-5)
+    assert float(want.abs().max()) > 0.05
+
+
+@foundation
+def test_float64_is_float64(name: str) -> None:
+    """With norms that compute in float64 the logits, too, are those of the decoder's own forward."""
+    adapter = wide(name)
+    _, call, percept = prompt(name, adapter)
+    logits, phi = prefilled(adapter, call, percept)
+    with torch.no_grad():
+        own = adapter.logits(adapter.hidden(call)[:, -1])
+    close(logits, own, 1e-11)
+    phi_m, phi_t = phi[:, 0]
+    leak = (own[0] - phi_m - phi_t).abs().max()  # biases, eps, and the softmax's nonlinearity
+    assert 0 < float(leak) < 0.9 * float(own.abs().max()) + 5
+
+
+@foundation
+def test_token_by_token_is_one_prefill(name: str) -> None:
+    adapter = wide(name)
+    _, call, percept = prompt(name, adapter)
+    tokens = [[9], [55], [33], [20], [71]]
+    logits, phi = after(stream(adapter, call, percept), tokens)
+    whole = call
+    with torch.no_grad():
+        for token in tokens:
+            whole = whole.appended(adapter.embed(torch.tensor([token])))
+    longer = nn.functional.pad(percept, (0, len(tokens)))
+    want_logits, want = prefilled(adapter, whole, longer)
+    close(logits, want_logits)
+    close(phi, want)
+    own, sums = backward_sums(adapter, whole, longer, [5, 80], ATTN_LRP)
+    close(logits[0], own)
+    close(phi[:, 0, [5, 80]], sums)
+
+
+@foundation
+def test_batch_rows_are_their_runs_alone(name: str) -> None:
+    adapter = wide(name)
+    _, call, percept = prompt(name, adapter, None)
+    assert not bool(call.mask.all())
+    tokens = [[9, 12], [55, 60], [33, 2]]
+    together = [prefilled(adapter, call, percept), after(stream(adapter, call, percept), tokens)]
+    for row in (0, 1):
+        _, call, percept = prompt(name, adapter, row)
+        alone = [
+            prefilled(adapter, call, percept),
+            after(stream(adapter, call, percept), [[pair[row]] for pair in tokens]),
+        ]
+        for (logits, phi), (want_logits, want) in zip(together, alone, strict=True):
+            tolerance = 2e-6 if name in FLOAT32_EMBEDDINGS else 1e-10
+            close(logits[row], want_logits[0], tolerance)
+            close(phi[:, row], want[:, 0], tolerance)
+
+
+@pytest.mark.parametrize("row", [0, None])
+@pytest.mark.parametrize("name", ["llava_gqa", "paligemma2", "gemma3", "qwen2_5_vl", "mistral3", "blip2"])
+@both
+def test_blocks_of_queries_change_nothing(name: str, composite: Composite, row: int | None) -> None:
+    adapter = wide(name)
+    _, call, percept = prompt(name, adapter, row)
+    results = []
+    for block in (1, 3, 1024):
+        dual = stream(adapter, call, percept, composite)
+        dual.mode.block = block
+        out = after(dual, [[9] * dual.batch])
+        keys, values = dual.cache.read(1)  # type: ignore[misc]
+        real = dual.mask.repeat(3, 1)[:, None, :, None]  # a padded query's own state is nobody's business
+        results.append((*out, keys * real, values * real))
+    for result in results[:-1]:
+        for a, b in zip(result, results[-1], strict=True):
+            close(a, b)
+
+
+def test_a_small_reserve_grows() -> None:
+    adapter = wide("llava_gqa")
+    _, call, percept = prompt("llava_gqa", adapter)
+    tokens = [[t] for t in range(20, 50)]
+    small, large = stream(adapter, call, percept, reserve=0), stream(adapter, call, percept, reserve=64)
+    for a, b in zip(after(small, tokens), after(large, tokens), strict=True):
+        assert torch.equal(a, b)
+    assert small.cache.length == large.cache.length == call.length + 30
+    assert small.cache.keys[0].shape[2] < call.length + 64 + 30
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    """Phi of a bfloat16 model: within 3 % of the largest float32 value, which is how far its logits are, too."""
+    for name in ("llava_gqa", "qwen2_5_vl", "gemma3", "qwen2_audio"):
+        exact, coarse = fresh(name), fresh(name, torch.bfloat16)
+        _, call, percept = prompt(name, exact)
+        logits, phi = prefilled(exact, call, percept)
+        _, low, _ = prompt(name, coarse)
+        low_logits, low_phi = prefilled(coarse, low, percept)
+        assert low_phi.dtype == low_logits.dtype == torch.float32
+        scale = float(phi.abs().max())
+        assert float((phi - low_phi).abs().max()) < 0.03 * scale
+        with torch.no_grad():
+            own = coarse.model(**ZOO[name].inputs(coarse.model)).logits[:, -1].float()
+        assert float((own - low_logits).abs().max()) < 0.02 * float(own.abs().max())
+
+
+def test_rewound_position_runs_again() -> None:
+    adapter = wide("gemma3")
+    _, call, percept = prompt("gemma3", adapter, None)
+    weights = torch.rand(call.mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    channels = [Channel("any", weights * call.mask, 0.5), modality_channel(percept, call.mask)]
+    dual = DualStream(adapter, call, channels)
+    with torch.no_grad():
+        first = dual.prefill().hidden
+        dual.rewind()
+        again = dual.current(write=False).hidden
+        alone = dual.current(write=False, tangents=False).hidden
+        kept = dual.current().hidden
+        dual.append(torch.tensor([9, 9]))
+        following = dual.current().hidden
+    close(again, first)
+    assert alone.shape[0] == 1
+    close(alone[0], again[0], 1e-12)
+    close(kept, again)
+    untouched = DualStream(adapter, call, channels)
+    untouched.prefill()
+    untouched.append(torch.tensor([9, 9]))
+    close(following, untouched.current().hidden)
+    assert dual.cache.length == call.length + 1
+
+
+def test_channels_are_linear_and_generated_tokens_weigh_what_they_say() -> None:
+    adapter = wide("llava_gqa")
+    _, call, percept = prompt("llava_gqa", adapter)
+    mask = call.mask
+    channels = [
+        modality_channel(percept, mask), text_channel(percept, mask), contrast_channel(percept, mask),
+        Channel("half", torch.full(mask.shape, 0.5), 0.5), Channel("said", torch.zeros(mask.shape), 1.0),
+    ]  # fmt: skip
+    _, phi = after(DualStream(adapter, call, channels), [[9], [30]])
+    close(phi[2], phi[0] - phi[1])
+    close(phi[3], (phi[0] + phi[1]) / 2)
+    whole = call.appended(adapter.embed(torch.tensor([[9]]))).appended(adapter.embed(torch.tensor([[30]])))
+    said = torch.zeros_like(whole.mask)
+    said[:, -2:] = True
+    _, want = backward_sums(adapter, whole, said, [4, 50], ATTN_LRP)
+    close(phi[4, 0, [4, 50]], want[0])
+
+
+def test_without_channels_it_is_plain_cached_decoding() -> None:
+    adapter = wide("qwen2_5_vl")
+    inputs, call, _ = prompt("qwen2_5_vl", adapter, None)
+    logits, phi = after(DualStream(adapter, call, []), [[9, 9]])
+    assert phi.shape == (0, 2, adapter.traits.vocab)
+    with torch.no_grad():
+        whole = call.appended(adapter.embed(torch.tensor([[9], [9]])))
+        close(logits, adapter.logits(adapter.hidden(whole)[:, -1]))
+
+
+@pytest.mark.parametrize("name", ["llava_gqa", "paligemma2", "granite_speech"])
+def test_phi_of_chosen_tokens_is_a_part_of_the_whole(name: str) -> None:
+    """Plain head, soft-capped head, scaled head."""
+    adapter = wide(name)
+    _, call, percept = prompt(name, adapter)
+    dual = stream(adapter, call, percept)
+    with torch.no_grad():
+        output = dual.prefill()
+        tokens = torch.tensor([[5, 77, 5]])
+        close(dual.phi_of(output, tokens), dual.heads(output)[1][:, :, [5, 77, 5]])
+
+
+class Wrapped(nn.Module):
+    """A head as an adapter leaves it: the linear inside, a bias and a low-rank part of its own."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.in_features, self.out_features = inner.in_features, inner.out_features
+        generator = torch.Generator().manual_seed(3)
+        self.bias = nn.Parameter(torch.randn(inner.out_features, generator=generator, dtype=inner.weight.dtype))
+        self.low = nn.Parameter(torch.randn(inner.in_features, 2, generator=generator, dtype=inner.weight.dtype) / 8)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.inner.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = x @ self.low
+        return self.inner(x) + torch.cat([low, low.new_zeros(*low.shape[:-1], self.out_features - 2)], -1) + self.bias
+
+
+def test_an_adapted_head_and_its_bias() -> None:
+    adapter = widen(fresh("llava_gqa", torch.float64))
+    adapter.model.lm_head = adapter.head = Wrapped(adapter.head)  # type: ignore[arg-type]
+    _, call, percept = prompt("llava_gqa", adapter)
+    dual = stream(adapter, call, percept)
+    with torch.no_grad():
+        output = dual.prefill()
+        logits, phi = dual.heads(output)
+        close(dual.phi_of(output, torch.tensor([[0, 40]])), phi[:, :, [0, 40]])
+    own, want = backward_sums(adapter, call, percept, [0, 40], ATTN_LRP)
+    close(logits[0], own)
+    close(phi[:, 0, [0, 40]], want)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "blip2"])
+def test_the_model_is_bit_equal_afterwards(name: str) -> None:
+    adapter = built(name)
+    _, call, percept = prompt(name, adapter)
+    before = snapshot(adapter.model)
+    dual = stream(adapter, call, percept)
+    after(dual, [[9]])
+    dual.append(torch.tensor([8]))
+    dual.current(graph="surrogate", write=False).hidden.sum().backward()
+    dual.current(graph="true", write=False).hidden.sum().backward()
+    for p in adapter.model.parameters():
+        p.grad = None
+    assert snapshot(adapter.model) == before
+
+
+def test_the_model_is_bit_equal_after_an_exception() -> None:
+    adapter = fresh("llava_gqa")
+    _, call, percept = prompt("llava_gqa", adapter)
+    dual = stream(adapter, call, percept)
+    before = snapshot(adapter.model)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    handle = adapter.decoder.layers[1].mlp.register_forward_hook(fail)
+    for run in (dual.prefill, lambda: dual.current(graph="true")):
+        with pytest.raises(RuntimeError, match="planted"):
+            run()
+    handle.remove()
+    assert snapshot(adapter.model) == before
+    assert (dual.mode.channels, dual.mode.graph, dual.mode.write) == (1, "none", True)
+    assert torch.isfinite(dual.heads(dual.prefill())[1]).all()
+
+
+class Shifted(nn.Module):
+    """A decoder layer that does something of its own to its output."""
+
+    def __init__(self, inner: nn.Module, change: Any) -> None:
+        super().__init__()
+        self.inner, self.change = inner, change
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.change(self.inner(x, *args, **kwargs))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x + 0.01, lambda x: x * torch.sigmoid(x), lambda x: nn.functional.softplus(x), lambda x: x.clamp(-0.5, 0.5)],
+    ids=["bias", "gate", "softplus", "clamp"],
+)
+def test_what_no_twin_covers_is_refused(change: Any) -> None:
+    adapter = fresh("llava_gqa")
+    adapter.decoder.layers[0] = Shifted(adapter.decoder.layers[0], change)
+    adapter = Adapter(adapter.model)
+    _, call, percept = prompt("llava_gqa", adapter)
+    with pytest.raises(UnknownKindError, match="no forward twin") as caught:
+        stream(adapter, call, percept)
+    assert "exact mode" in caught.value.hint
+
+
+def test_what_is_linear_needs_no_twin() -> None:
+    adapter = fresh("llava_gqa", torch.float64)
+    adapter.decoder.layers[0] = Shifted(adapter.decoder.layers[0], lambda x: x * 1.5 - x.flip(-1))
+    adapter = widen(Adapter(adapter.model))
+    _, call, percept = prompt("llava_gqa", adapter)
+    _, phi = prefilled(adapter, call, percept)
+    close(phi[:, 0, [7, 8]], backward_sums(adapter, call, percept, [7, 8], ATTN_LRP)[1])
+
+
+def test_the_check_of_the_twins_runs_once_a_model_and_again_when_modules_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = fresh("llava_gqa")
+    _, call, percept = prompt("llava_gqa", adapter)
+    runs: list[int] = []
+    adapter.decoder.register_forward_hook(lambda *_: runs.append(1))
+    stream(adapter, call, percept)
+    stream(adapter, call, percept)
+    assert len(runs) == 1
+    stream(adapter, call, percept, CP_LRP)
+    assert len(runs) == 2
+    adapter.decoder.layers[1] = Shifted(adapter.decoder.layers[1], lambda x: x + 1)
+    with pytest.raises(UnknownKindError):
+        stream(adapter, call, percept)
+
+
+def test_attention_beside_the_interface_is_refused() -> None:
+    adapter = fresh("llava_gqa")
+    attention = adapter.decoder.layers[1].self_attn
+    attention.forward = lambda hidden_states, **_: (attention.o_proj(attention.q_proj(hidden_states)), None)
+    _, call, percept = prompt("llava_gqa", adapter)
+    with pytest.raises(HookError, match="did not bind"):
+        stream(adapter, call, percept).prefill()
+
+
+def test_latent_attention_whose_values_are_narrower_than_its_keys() -> None:
+    """DeepSeek-V3's attention (MLA), all layers dense."""
+    tiny = ZOO["kimi_k25"]
+    config = tiny.build().config
+    config.text_config.first_k_dense_replace = config.text_config.num_hidden_layers
+    from tests.zoo.base import enliven
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = enliven(type(tiny.build())(config)).eval().double()
+    adapter = widen(Adapter(model))
+    call = adapter.capture(tiny.inputs(model)).cloned()
+    percept = adapter.modality_ids(tiny.inputs(model)) > 0
+    for composite in (ATTN_LRP, CP_LRP):
+        logits, phi = after(stream(adapter, call, percept, composite), [[9]])
+        whole = call.appended(adapter.embed(torch.tensor([[9]])))
+        own, want = backward_sums(adapter, whole, nn.functional.pad(percept, (0, 1)), [5, 60], composite)
+        close(logits[0], own)
+        close(phi[:, 0, [5, 60]], want)
+
+
+def test_settings_that_cannot_be() -> None:
+    adapter = Adapter(llava())
+    call = adapter.capture(llava_inputs(adapter.model))
+    with pytest.raises(SettingError, match="weights") as caught:
+        DualStream(adapter, call, [Channel("short", torch.ones(1, 3), 0.0)])
+    assert "prompt position" in caught.value.hint
+    with pytest.raises(UnknownKindError, match="forward twin"):
+        DualStream(adapter, call, [], GRADIENT_INPUT)
+
+
+@pytest.mark.parametrize("where", ["logits", "relevance"])
+def test_not_finite_is_said(where: str) -> None:
+    adapter = Adapter(llava())
+    call = adapter.capture(llava_inputs(adapter.model))
+    dual = stream(adapter, call, (adapter.modality_ids(llava_inputs(adapter.model)) > 0))
+    output = dual.prefill()
+    output.hidden[0 if where == "logits" else 1, 0, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match="NaN"):
+        dual.heads(output)

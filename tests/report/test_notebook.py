@@ -1,0 +1,44 @@
+"""What a notebook shows: no script, all escaped, heat where it is."""
+
+from __future__ import annotations
+
+from limelight.report.media import Media
+from limelight.report.notebook import generation_html, relevance_html, shares_html
+from tests.report.examples import generation, picture, prompt, relevance, tone
+
+
+def test_generation() -> None:
+    of = prompt(("image", 49, (7, 7), None), media={"image": [picture()]})
+    html = generation_html(generation(of, [" A", " <cup>", "."], strategy="lime"))
+    assert "&lt;cup&gt;" in html
+    assert "<script" not in html
+    assert "intervened" in html
+    assert "data:image/png" in html
+    assert "image 7" in html
+    assert "(no words)" in generation_html(generation(of, []))
+    assert "data:image" not in generation_html(generation(of, [" A"], details=False))
+
+
+def test_a_missing_file_shows_the_heat_alone() -> None:
+    of = prompt(("image", 49, (7, 7), None), media={"image": ["/nowhere/x.png"]})
+    assert "data:image/png" in generation_html(generation(of, [" A"]))
+
+
+def test_relevance() -> None:
+    found = relevance(prompt(("image", 16, (4, 4), None)), 1, " <b>")
+    html = relevance_html(found)
+    assert "&lt;b&gt;" in html
+    assert html.count("<img") == 1
+    assert relevance_html(found, Media([picture()])) != html
+    assert "rgba(196,30,42" in html
+    assert "rgba(25,91,184" in html
+    video = relevance(prompt(("video", 36, (4, 3, 3), None)), 1, "x")
+    assert relevance_html(video, Media(videos=[[picture()] * 8])).count("<img") == 4
+    sound = relevance(prompt(("audio", 50, None, 0.04), media={"audio": [tone()]}), 1, "x")
+    assert relevance_html(sound).count("<img") == 1
+    long = relevance(prompt(("image", 4, (2, 2), None), after=[f" {i}" for i in range(900)]), 1, "x")
+    assert "more …" in relevance_html(long)
+
+
+def test_shares() -> None:
+    assert "width:25.00%" in shares_html({"text": 0.25, "image": 0.75})

@@ -1,0 +1,201 @@
+"""The page as text and data: complete, compact, escaped, readable without script."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from limelight.errors import SettingError
+from limelight.report.media import Media
+from limelight.report.page import Case, render_page, save_page
+from limelight.report.payload import TOP_TEXT, case_payload
+from limelight.types import Generation, Prompt
+from tests.report.examples import generation, picture, prompt, tone
+
+
+def vision() -> Prompt:
+    return prompt(("image", 49, (7, 7), None), media={"image": [picture()]})
+
+
+def pair() -> tuple[Generation, Generation]:
+    of = vision()
+    plain = generation(of, [" Yes", ",", " a", " cup", "."], special=["</s>"])
+    lime = generation(of, [" No", ",", " no", " cup", "."], strategy="lime", seed=40, plain={0: 10, 2: 4})
+    return plain, lime
+
+
+def data_of(html: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    assert found is not None
+    value: dict[str, Any] = json.loads(found.group(1))
+    return value
+
+
+def test_heat_is_the_relevance() -> None:
+    plain, _ = pair()
+    shown = case_payload(Case([plain]))
+    word = shown["columns"][0]["words"][3]
+    assert word["t"] == "cup"
+    relevance = plain.steps[3].relevance
+    assert relevance is not None
+    span = relevance.spans_of("image")[0]
+    expected = relevance.scores[span.start : span.stop].numpy()
+    heat = np.frombuffer(base64.b64decode(word["h"]), np.int8)
+    assert heat.astype(float) / 127 * word["m"] == pytest.approx(
+        np.clip(expected, -word["m"], word["m"]), abs=word["m"] / 127
+    )
+    assert word["sh"]["image"] == pytest.approx(relevance.share("image"), abs=1e-3)
+    top = relevance.top(3, "text")
+    prompt_length = len(plain.prompt.tokens)
+    keys = [i if i < prompt_length else -1 - (i - prompt_length) for i, _, _ in top]
+    assert [k for k, _ in word["x"][:3]] == keys
+    assert [v for _, v in word["x"][:3]] == pytest.approx([v for _, _, v in top], rel=1e-3)
+    assert len(word["x"]) <= TOP_TEXT
+
+
+def test_side_by_side_marks_and_pairs() -> None:
+    plain, lime = pair()
+    shown = case_payload(Case([plain, lime], spell=lambda token: f"<{token}>"))
+    one, two = shown["columns"]
+    assert [w["t"] for w in one["words"] if w.get("d")] == ["Yes", "a"]
+    assert [w["t"] for w in two["words"] if w.get("d")] == ["No", "no"]
+    assert [4, 4] in two["pairs"]
+    assert two["words"][2]["g"] == "<4>"
+    assert "g" not in two["words"][0]  # greedy's own choice: nothing was changed
+    assert two["words"][1]["same"] == 1
+    assert two["words"][0]["l"] == {"relevance": [3.2, 2.9], "kl": [0.0, 0.01]}
+    assert two["settings"] == "lr 0.01 · steps 7"
+    assert (one["start"], two["start"]) == (0, 0)
+
+
+def test_asides_are_not_compared() -> None:
+    plain, lime = pair()
+    aside = generation(plain.prompt, [" Maybe"], strategy="Yes rather than No")
+    html = render_page(Case([plain, lime], verdicts=[False, True], asides=[aside]))
+    columns = data_of(html)["cases"][0]["columns"]
+    assert [c["name"] for c in columns] == ["greedy", "lime", "Yes rather than No"]
+    assert columns[2]["pairs"] == []
+    assert "d" not in columns[2]["words"][0]
+    assert [w["t"] for w in columns[0]["words"] if w.get("d")] == ["Yes", "a"]
+
+
+def test_without_spelling_an_unseen_token_is_its_number() -> None:
+    _, lime = pair()
+    words = case_payload(Case([lime]))["columns"][0]["words"]
+    assert words[2]["g"] == "#4"
+
+
+def test_meter_steps_are_shown_without_relevance() -> None:
+    from dataclasses import replace
+
+    said = generation(vision(), [" A", " cup"], strategy="meter")
+    steps = tuple(replace(s, relevance=None) for s in said.steps)
+    words = case_payload(Case([replace(said, steps=steps)]))["columns"][0]["words"]
+    assert words[1]["f"] == 1
+    assert words[0]["c"][1] == [" mug", 4.1, -0.3]
+    assert "h" not in words[0]
+    assert words[0]["p"] > 0
+
+
+def test_sound_video_and_tiles() -> None:
+    sound = case_payload(
+        Case([generation(prompt(("audio", 50, None, 0.04), media={"audio": [tone()]}), [" A", " dog"])])
+    )
+    assert sound["views"][0]["seconds"] == 0.04
+    assert sound["media"]["sounds"][0]["seconds"] == 2.0
+    assert len(base64.b64decode(sound["media"]["sounds"][0]["peaks"])) == 1200
+    of = prompt(("video", 36, (4, 3, 3), None), media={"video": [[picture() for _ in range(8)]]})
+    video = case_payload(Case([generation(of, [" A", " dog"])]))
+    assert [label for _, label in video["views"][0]["frames"]] == [
+        "frames 1–2",
+        "frames 3–4",
+        "frames 5–6",
+        "frames 7–8",
+    ]
+    tiles = case_payload(
+        Case(
+            [generation(prompt(*[("image", 4, (2, 2), None)] * 3), [" A"])],
+        )
+    )
+    assert [v["at"] for v in tiles["views"]] == [0, 4, 8]
+
+
+class Outside(HTMLParser):
+    """Everything in a page that names something to load or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "action", "srcset", "data") or name.startswith("on"):
+                self.found.append((tag, name, value or ""))
+
+
+def test_nothing_is_loaded_from_anywhere() -> None:
+    html = render_page(Case(pair(), truth="no", verdicts=[False, True], question="Is there a cup?"), note="A note.")
+    parser = Outside()
+    parser.feed(html)
+    assert parser.found == [("link", "href", "data:,")]
+    assert "http" not in re.sub(r"Content-Security-Policy|http-equiv", "", html)
+    assert "default-src 'none'" in html
+    assert "@import" not in html
+
+
+def test_hostile_words_stay_words() -> None:
+    bad = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    said = generation(vision(), [f" {bad}", " <b>x</b>"], strategy=bad)
+    html = render_page(Case([said], title=bad, question=bad, truth=bad, note=bad), title=bad, note=bad)
+    assert html.count("<script") == 2
+    assert "<img src=x" not in html
+    assert "<b>x</b>" not in html
+    assert data_of(html)["cases"][0]["columns"][0]["words"][0]["t"] == bad
+
+
+def test_words_can_be_read_without_script() -> None:
+    html = render_page(Case(pair(), verdicts=[False, None]))
+    assert re.search(r'<button[^>]*class="w differs"[^>]*>No</button>', html)
+    assert re.search(r'aria-label="cup, \d+% image"', html)
+    assert "differs from the other answer" in html
+    assert "✗ wrong" in html
+    assert "✓ right" not in html
+
+
+def test_save_page(tmp_path: Path) -> None:
+    path = save_page(tmp_path / "out.html", list(pair()), title="Two cases")
+    html = path.read_text(encoding="utf-8")
+    assert len(data_of(html)["cases"]) == 2
+    with pytest.raises(SettingError, match="cannot write"):
+        save_page(tmp_path / "out.txt", list(pair()))
+    with pytest.raises(SettingError, match="at least one case"):
+        render_page([])
+
+
+def test_what_a_case_refuses() -> None:
+    plain, _ = pair()
+    other = generation(prompt(("image", 4, (2, 2), None)), [" x"])
+    with pytest.raises(SettingError, match="at least one answer"):
+        Case([])
+    with pytest.raises(SettingError, match="2 verdicts for 1"):
+        Case([plain], verdicts=[True, False])
+    with pytest.raises(SettingError, match="prompts of"):
+        Case([plain, other])
+
+
+def test_an_empty_answer_makes_a_page() -> None:
+    assert "(no words)" in render_page(generation(vision(), []))
+
+
+def test_the_page_stays_small() -> None:
+    of = prompt(("image", 2880, (48, 60), None), after=[f" t{i}" for i in range(1100)])
+    said = generation(of, [f" w{i}" for i in range(60)])
+    each = (len(render_page(Case([said], Media([picture(640, 480)])))) - len(render_page(generation(of, [" w"])))) / 59
+    assert each < 6000  # bytes a word at 4000 positions: 400 words in under 2.5 MB

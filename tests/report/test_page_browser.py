@@ -1,0 +1,217 @@
+"""The page in headless Chromium: pointing, keyboard, side by side, light and dark, no errors, no requests, no lag."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limelight.report.media import Media
+from limelight.report.page import Case, save_page
+from tests.report.examples import generation, picture, prompt, tone
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+CHROMIUM = os.environ.get("CHROMIUM", shutil.which("chromium") or shutil.which("chromium-browser") or "")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine (apt-get install chromium, or set CHROMIUM)")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Opens cases as a page; at the end of the test nothing may have been logged, thrown or requested."""
+    troubles: list[str] = []
+    contexts = []
+
+    def open_page(*cases: Case, **settings: Any) -> Any:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: troubles.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda e: troubles.append(str(e)))
+        page.on("request", lambda r: troubles.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+        page.goto(save_page(tmp_path / "page.html", list(cases)).as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+def pair() -> Case:
+    of = prompt(("image", 49, (7, 7), None), media={"image": [picture()]})
+    plain = generation(of, [" Yes", ",", " there", " is", " a", " cup"], special=["</s>"])
+    lime = generation(
+        of, [" No", ",", " there", " is", " no", " red", " cup"], strategy="lime", seed=40, plain={0: 10, 4: 4}
+    )
+    return Case([plain, lime], truth="no", verdicts=[False, True], spell=lambda token: " a" if token == 4 else "?")
+
+
+def word(page: Any, column: int, index: int) -> Any:
+    return page.locator(f'[data-column="{column}"] [data-word="{index}"]')
+
+
+def shown(page: Any, column: int = 0) -> str:
+    return str(page.locator(f'[data-column="{column}"] .facts .word b').inner_text())
+
+
+PIXELS = """(canvas) => {
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  let sum = 0, x = 0, y = 0;
+  for (let i = 0; i < data.length / 4; i++) {
+    const a = Math.max(0, data[4 * i + 3] - 40);
+    sum += a; x += a * (i % canvas.width); y += a * Math.floor(i / canvas.width);
+  }
+  return { drawn: data.some((v) => v > 0), x: x / sum / canvas.width, y: y / sum / canvas.height };
+}"""
+
+
+def test_pointing_at_a_word_shows_its_heat(opened: Open) -> None:
+    page = opened(Case([pair().generations[0]]))
+    places = []
+    for i, name in ((0, "Yes"), (2, "there"), (3, "is"), (4, "a")):
+        word(page, 0, i).hover()
+        assert shown(page) == name
+        assert "on" in word(page, 0, i).get_attribute("class").split()
+        places.append(page.locator("canvas").evaluate(PIXELS))
+    # the examples' heat peaks at a quarter from the left, and at 0.2 + 0.1 * word from the top
+    assert [p["x"] for p in places] == pytest.approx([0.32] * 4, abs=0.08)
+    assert [p["y"] for p in places] == pytest.approx([0.27, 0.47, 0.57, 0.67], abs=0.08)
+    assert page.locator(".facts .tops li").first.inner_text().split()[:1] == ["cup"]
+    strength = "(nodes) => nodes.map((n) => [Number(n.style.background.match(/[0-9.]+(?=[)])/)[0]), n.textContent])"
+    tinted = page.locator(".prompt span[style*=rgba]").evaluate_all(strength)
+    assert max(tinted)[1] == " cup"
+
+
+def test_keyboard(opened: Open) -> None:
+    page = opened(pair())
+    page.locator("#theme").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Yes"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert shown(page) == "there"
+    assert "row" in page.locator('[data-column="0"] [role=status]').inner_text()
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.closest('[data-column]').dataset.column") == "1"
+    assert shown(page, 1) == "there"
+    page.keyboard.press("End")
+    assert shown(page, 1) == "cup"
+    page.keyboard.press("Home")
+    assert shown(page, 1) == "No"
+    page.keyboard.press("Enter")
+    assert word(page, 1, 0).get_attribute("aria-pressed") == "true"
+    word(page, 1, 3).hover()
+    assert shown(page, 1) == "No"  # kept
+    page.keyboard.press("Escape")
+    assert word(page, 1, 0).get_attribute("aria-pressed") is None
+    word(page, 1, 3).hover()
+    word(page, 1, 2).hover()
+    assert shown(page, 1) == "there"
+
+
+def test_side_by_side(opened: Open) -> None:
+    page = opened(pair())
+    differing = [page.locator(f'[data-column="{k}"] .w.differs').all_inner_texts() for k in (0, 1)]
+    assert differing == [["Yes", "a"], ["No", "no", "red"]]
+    word(page, 1, 4).hover()
+    facts = page.locator('[data-column="1"] .facts').inner_text()
+    assert "Greedy would have said a here" in facts
+    assert "relevance 3.2 → 2.9" in facts
+    assert shown(page, 0) == "a"  # its counterpart
+    assert "other" in word(page, 0, 4).get_attribute("class").split()
+    word(page, 0, 5).hover()
+    assert shown(page, 1) == "cup"
+    boxes = [page.locator(f'[data-column="{k}"]').bounding_box() for k in (0, 1)]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    page.set_viewport_size({"width": 500, "height": 800})
+    boxes = [page.locator(f'[data-column="{k}"]').bounding_box() for k in (0, 1)]
+    assert boxes[0]["y"] < boxes[1]["y"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 500
+
+
+def test_light_dark_and_options(opened: Open) -> None:
+    page = opened(pair(), color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    page.locator("#theme").click()
+    light = page.evaluate(background)
+    assert (light, dark) == ("rgb(255, 255, 255)", "rgb(21, 24, 28)")
+    word(page, 0, 0).hover()
+    style = "document.querySelector('.w').style.getPropertyValue('--s')"
+    before = float(page.evaluate(style))
+    page.locator("#stretch").check()
+    shares = page.evaluate("[...document.querySelectorAll('.w')].map((w) => Number(w.style.getPropertyValue('--s')))")
+    assert (min(shares), max(shares)) == (0, 1)
+    page.locator("#stretch").uncheck()
+    assert float(page.evaluate(style)) == before
+    ink = "document.querySelector('canvas').toDataURL().length"
+    full = page.evaluate(ink)
+    page.locator("#positive").check()
+    assert page.evaluate(ink) != full
+    assert "−" not in page.locator('[data-column="0"] .tops').inner_text()
+    page.locator("#opacity").fill("0")
+    assert not page.locator("canvas").first.evaluate(PIXELS)["drawn"]
+
+
+def test_sound_video_and_tiles(opened: Open) -> None:
+    of = [
+        prompt(("audio", 50, None, 0.04), media={"audio": [tone()]}),
+        prompt(("video", 36, (4, 3, 3), None), media={"video": [[picture() for _ in range(8)]]}),
+        prompt(*[("image", 16, (4, 4), None)] * 5, ("image", 20, None, None), media={"image": [picture(200, 100)]}),
+    ]  # fmt: skip
+    page = opened(*[Case([generation(p, [" A", " dog", "."], strategy="meter")]) for p in of])
+    for case in range(3):
+        page.locator(f'[data-case="{case}"] [data-word="1"]').hover()
+    captions = [page.locator(f'[data-case="{c}"] figcaption').all_inner_texts() for c in range(3)]
+    assert "2.0 s" in captions[0][0]
+    assert [c.split("\n")[0] for c in captions[1]] == ["frames 1–2", "frames 3–4", "frames 5–6", "frames 7–8"]
+    assert "tile 5 of 6" in captions[2][4]
+    assert "layout not known" in captions[2][5]
+    facts = page.locator('[data-case="0"] .facts').inner_text()
+    assert "Not supported by what is seen or heard" in facts
+    assert "mug" in facts
+    canvases = page.locator("canvas")
+    assert all(canvases.nth(i).evaluate(PIXELS)["drawn"] for i in range(canvases.count()))
+
+
+def test_it_can_be_read_without_script(opened: Open) -> None:
+    page = opened(pair(), java_script_enabled=False)
+    text = page.locator('[data-column="1"] .answer').inner_text()
+    assert text == "No, there is no red cup"
+    assert page.get_by_role("button", name="cup,").count() == 2
+    assert "need JavaScript" in page.locator("noscript").inner_text()
+
+
+def test_no_lag_with_400_words_over_4000_positions(opened: Open) -> None:
+    of = prompt(("image", 2880, (48, 60), None), after=[f" t{i}" for i in range(1100)])
+    said = generation(of, [f" w{i}" for i in range(400)], text=" ".join(f"w{i}" for i in range(400)))
+    page = opened(Case([said], Media([picture(640, 480)])))
+    assert page.locator(".w").count() == 400
+    each = page.evaluate("""() => {
+      const words = [...document.querySelectorAll(".w")], start = performance.now();
+      for (let i = 0; i < 100; i++) {
+        words[3 * i].dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+        document.body.getBoundingClientRect(); // layout included
+      }
+      return (performance.now() - start) / 100;
+    }""")
+    assert each < 60  # milliseconds; measured 3 to 6 on one core

@@ -1,0 +1,101 @@
+"""Tokens to words, words to relevance, answers side by side."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from limelight.errors import SettingError
+from limelight.report.words import aligned, choose, perceptual, rather_than, word_relevance, word_shares, words
+from tests.report.examples import generation, prompt, relevance
+
+PROMPT = prompt(("image", 16, (4, 4), None))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "expected"),
+    [
+        ([" Yes", ",", " there", " is"], None, ["Yes", ",", "there", "is"]),
+        (["str", "aw", "berry", " pie"], None, ["strawberry", "pie"]),
+        (["straw", "berry", "pie"], "strawberry pie", ["strawberry", "pie"]),  # a SentencePiece spelling has no spaces
+        ([" don", "'", "t", "!"], None, ["don't", "!"]),
+        ([" A", " \n", "\n", " B"], None, ["A", "B"]),
+        (["�", "�", " fox"], "🦊 fox", ["🦊", "fox"]),  # a character in two byte tokens
+        ([" a", "�", "�"], "a 🦊", ["a", "🦊"]),
+        (["猫", "と", "犬"], None, ["猫", "と", "犬"]),
+        ([], "", []),
+    ],
+)
+def test_words_follow_the_text(pieces: list[str], text: str | None, expected: list[str]) -> None:
+    said = generation(PROMPT, pieces, text=text, details=False, special=["</s>"])
+    found = words(said)
+    assert [w.text for w in found] == expected
+    assert "".join((" " if w.space and i else "") + w.text for i, w in enumerate(found)) == " ".join(said.text.split())
+    for before, after in itertools.pairwise(found):
+        assert before.stop <= after.start
+    assert all(0 <= w.start < w.stop <= len(pieces) for w in found)
+
+
+def test_a_special_token_in_the_middle_is_no_word() -> None:
+    said = generation(PROMPT, [" one", "<pause>", " two"], text="one two", details=False)
+    assert [(w.text, w.start, w.stop) for w in words(said)] == [("one", 0, 1), ("two", 2, 3)]
+
+
+def test_relevance_of_a_word_is_the_sum_over_its_tokens() -> None:
+    said = generation(PROMPT, [" straw", "berry", " pie"])
+    word = words(said)[0]
+    assert (word.start, word.stop) == (0, 2)
+    summed = word_relevance(said, word)
+    first, second = (s.relevance for s in said.steps[:2])
+    assert summed is not None
+    assert first is not None
+    assert second is not None
+    expected = second.scores.clone()
+    expected[: len(first.scores)] += first.scores
+    assert torch.equal(summed.scores, expected)
+    assert summed.logit == first.logit + second.logit
+    assert summed.target_token == "strawberry"
+    assert word_shares(said, word) == summed.shares()
+
+
+def test_shares_without_relevance() -> None:
+    said = generation(PROMPT, [" pie"], details=False)
+    word = words(said)[0]
+    assert word_relevance(said, word) is None
+    assert word_shares(said, word) == {}
+    assert perceptual({}) is None
+    assert perceptual({"text": 0.25, "image": 0.5, "audio": 0.25}) == 0.75
+
+
+def test_choose() -> None:
+    said = generation(PROMPT, [" Yes", ",", " a", " cup", " a"])
+    assert choose(said, 1).text == "Yes"
+    assert choose(said, "-1").start == 4
+    assert choose(said, "CUP").text == "cup"
+    best = max((w for w in words(said) if not w.punctuation), key=lambda w: word_shares(said, w)["image"])
+    assert choose(said) == best
+    for wrong in (0, 9, -9, "dog"):
+        with pytest.raises(SettingError, match="no word") as caught:
+            choose(said, wrong)
+        assert "4:cup" in caught.value.hint
+    with pytest.raises(SettingError, match="no words"):
+        choose(generation(PROMPT, []))
+
+
+def test_aligned() -> None:
+    pairs, left, right = aligned(["Yes", "there", "is", "a", "cup"], ["No", "there", "is", "no", "red", "cup"])
+    assert (left, right) == ({0, 3}, {0, 3, 4})
+    assert pairs == {0: 0, 1: 1, 2: 2, 3: 3, 4: 5}
+    assert aligned(["a"], ["A"]) == ({0: 0}, set(), set())
+    assert aligned([], ["x"]) == ({}, set(), {0})
+
+
+def test_rather_than() -> None:
+    one, other = relevance(PROMPT, 1, "yes", seed=1, logit=4.0), relevance(PROMPT, 2, "no", seed=2, logit=3.0)
+    found = rather_than(one, other)
+    assert torch.equal(found.scores, one.scores - other.scores)
+    assert (found.logit, found.target) == (1.0, 1)
+    with pytest.raises(SettingError, match="cannot be subtracted"):
+        rather_than(one, relevance(PROMPT, 2, "no", generated=["x"]))

@@ -1,0 +1,30 @@
+"""M3ID written out: words alone, each row without padding, in full at every token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.slow_twins.full import dropped_below, last_logits, words_only
+
+
+def m3id(
+    model: Any,
+    inputs: Mapping[str, Any],
+    percept: Tensor,
+    tokens: Tensor,
+    decay: float,
+    beta: float,
+    blind: Tensor | None = None,
+) -> Tensor:
+    """``[B, V]`` after ``tokens`` [B, t]; ``blind`` are the second run's logits where it is another one."""
+    real = last_logits(model, inputs, tokens)
+    if blind is None:
+        blind = words_only(model, inputs["input_ids"], inputs["attention_mask"], percept, tokens)
+    g = math.exp(-decay * (tokens.shape[1] + 1))
+    s, s_blind = torch.log_softmax(real, -1), torch.log_softmax(blind, -1)
+    return dropped_below(s + (1 - g) / g * (s - s_blind), real, beta)

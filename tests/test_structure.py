@@ -1,0 +1,232 @@
+"""The house: data flows one way, files stay small, the public names are one sorted list, and importing costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import limelight
+
+SRC = Path(limelight.__file__).parent
+ROOT = "limelight"
+# package -> packages it may import from (itself always).
+ALLOWED: dict[str, set[str]] = {
+    "types": {"errors"},
+    "errors": set(),
+    "models": {"types", "errors"},
+    "relevance": {"types", "errors", "models"},
+    "grounding": {"types", "errors", "models", "relevance"},
+    "decoding": {"types", "errors", "models", "relevance", "grounding"},
+    "benchmarks": {"types", "errors"},
+    "report": {"types", "errors"},
+    "demo": {"types", "errors", "models", "relevance", "grounding", "decoding", "report"},
+    "golden": {"types", "errors", "models", "relevance", "grounding", "decoding"},
+    "cli": {"types", "errors", "models", "relevance", "grounding", "decoding", "benchmarks", "report", "demo"},
+    "server": {"types", "errors", "models", "relevance", "grounding", "decoding", "benchmarks", "report", "demo"},
+}
+# Doors that are opened by hand; "" is the package itself, by its public names.
+EXCEPTIONS = {
+    "limelight.benchmarks.tasks.demo_vision": {"demo"},  # the worlds and questions of the miniature, no model
+    "limelight.benchmarks.lmms_eval_plugin": {""},  # the plugin lmms-eval loads: it is handed no answerer
+    "limelight.__main__": {"cli"},
+}
+WORLDS = ("scenes", "questions", "language")  # what benchmarks may read of the demo
+HEAVY = {"benchmarks": {"torch", "transformers"}, "report": {"transformers"}, "errors": {"torch", "transformers"}}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of the whole package."""
+    found = {}
+    for path in sorted(SRC.rglob("*.py")):
+        parts = (ROOT, *path.relative_to(SRC).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+@cache
+def imports(name: str) -> tuple[tuple[str, bool], ...]:
+    """(imported module, at the top level and not for typing only) of one module; imports in functions included."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    late = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for inner in ast.walk(node)
+    }
+    found: list[tuple[str, bool]] = []
+    for node in ast.walk(tree):
+        at_import = id(node) not in typing_only | late
+        if isinstance(node, ast.Import):
+            found += [(alias.name, at_import) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*up, *([node.module] if node.module else [])])
+            found += [(f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base, at_import) for a in node.names]
+    return tuple(found)
+
+
+def room(name: str) -> str:
+    """The first part below the package: models, relevance, types ..."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def own(name: str) -> list[tuple[str, bool]]:
+    return [(m, top) for m, top in imports(name) if m.split(".")[0] == ROOT]
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if room(m)])
+def test_imports_go_one_way(name: str) -> None:
+    here = room(name)
+    assert here in ALLOWED or name in EXCEPTIONS, f"{here} is new: say in ALLOWED what it may import"
+    allowed = ALLOWED.get(here, set()) | EXCEPTIONS.get(name, set()) | {here}
+    for target, _ in own(name):
+        there = room(target)
+        assert there in allowed or (not there and here in ("cli", "server")), f"{name} imports {target}"
+        if here == "benchmarks" and there == "demo":
+            assert target.endswith(("demo", *WORLDS)), f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_miniatures_worlds_need_no_model(name: str) -> None:
+    assert {room(t) for t, _ in own(f"limelight.demo.{name}")} <= {"demo", "types", "errors"}
+    assert not {t.split(".")[0] for t, _ in imports(f"limelight.demo.{name}")} & {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if room(m) in HEAVY])
+def test_light_rooms_import_nothing_heavy(name: str) -> None:
+    for target, at_import in imports(name):
+        heavy = target.split(".")[0] in HEAVY[room(name)]
+        assert not heavy or (room(name) == "benchmarks" and not at_import and "torch" in target), f"{name}: {target}"
+
+
+def test_there_is_no_import_cycle() -> None:
+    """Among modules, by what runs when they are imported."""
+    graph = {n: {t for t, top in own(n) if top and t in MODULES and t != n} for n in MODULES}
+    state: dict[str, int] = {}
+    path: list[str] = []
+
+    def visit(node: str) -> None:
+        state[node] = 1
+        path.append(node)
+        for target in sorted(graph[node]):
+            assert state.get(target) != 1, f"cycle: {' -> '.join([*path[path.index(target):], target])}"
+            if target not in state:
+                visit(target)
+        path.pop()
+        state[node] = 2
+
+    for name in sorted(graph):
+        if name not in state:
+            visit(name)
+
+
+def test_packages_do_not_depend_on_one_another_in_a_circle() -> None:
+    """Imports inside functions and for typing included: rooms form a partial order."""
+    edges = {(room(n), room(t)) for n in MODULES for t, _ in own(n) if room(n) and room(t) and room(n) != room(t)}
+    assert not {(a, b) for a, b in edges if (b, a) in edges}
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_files_stay_small(name: str) -> None:
+    lines = len(MODULES[name].read_text().splitlines())
+    assert lines < 400, f"{name} has {lines} lines"
+
+
+def test_most_files_are_far_smaller() -> None:
+    sizes = sorted(len(p.read_text().splitlines()) for p in MODULES.values())
+    assert sizes[len(sizes) // 2] <= 170
+
+
+def test_public_names_are_sorted_and_all_there() -> None:
+    assert limelight.__all__ == sorted(limelight.__all__)
+    assert set(limelight.__all__) == set(limelight._WHERE)
+    for name in limelight.__all__:
+        assert getattr(limelight, name) is not None
+    assert set(dir(limelight)) == {*limelight.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = limelight.nothing
+
+
+def test_names_for_the_type_checker_are_the_lazy_ones() -> None:
+    tree = ast.parse((SRC / "__init__.py").read_text())
+    typed = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == {name: f"limelight.{where}" for name, where in limelight._WHERE.items()}
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_every_all_is_true(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text())
+    listed = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "__all__" for t in node.targets)
+    ]
+    for names in listed:
+        assert len(set(names)) == len(names)
+        loaded = importlib.import_module(name)
+        assert all(hasattr(loaded, n) for n in names)
+
+
+LIGHT = """
+import sys
+import limelight
+from limelight import errors, types
+loaded = {"torch", "transformers", "numpy", "PIL"} & set(sys.modules)
+assert not loaded, loaded
+assert limelight.__version__
+"""
+
+NOTHING_HAPPENS = """
+import torch, transformers
+from transformers import AttentionInterface, AttentionMaskInterface
+def state():
+    return (
+        set(AttentionInterface._global_mapping), set(AttentionMaskInterface._global_mapping), torch.get_num_threads(),
+        torch.is_grad_enabled(), torch.get_default_dtype(), torch.nn.Module.__call__, torch.nn.functional.softmax,
+        transformers.GenerationMixin.generate,
+    )
+before = state()
+import limelight
+for name in limelight.__all__:
+    getattr(limelight, name)
+assert state() == before, "something happened at import time"
+assert "limelight" not in before[0]
+"""
+
+
+@pytest.mark.parametrize("script", [LIGHT, NOTHING_HAPPENS], ids=["light", "nothing happens"])
+def test_importing_costs_and_changes_nothing(script: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "error::SyntaxWarning", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_assert_decides_anything() -> None:
+    for name, path in MODULES.items():
+        found = [n.lineno for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Assert)]
+        assert not found, f"{name}: assert in line {found}"

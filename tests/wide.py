@@ -1,0 +1,53 @@
+"""Zoo models that compute everything in float64, norms too (transformers' own norms compute in float32 whatever they get)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.models.adapter import Adapter
+from limelight.models.capture import DecoderCall
+from limelight.relevance.kinds import Kind, survey
+from tests.tiny import fresh
+from tests.zoo import ZOO
+
+
+def widen(adapter: Adapter) -> Adapter:
+    """Every norm of the text stack computes in the dtype of its input, in place."""
+    for site in survey(adapter.decoder):
+        if site.kind is Kind.NORM:
+            site.module.forward = _forward(site.module, site.spec)  # type: ignore[method-assign]
+    return adapter
+
+
+def _forward(module: nn.Module, spec: Any) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True) if spec.center else x
+        x = x / (x.square().mean(-1, keepdim=True) + spec.eps).sqrt()
+        if module._parameters.get("weight") is not None:
+            x = x * (module.weight + 1 if spec.plus_one else module.weight)
+        return x if module._parameters.get("bias") is None else x + module.bias
+
+    return forward
+
+
+@lru_cache(maxsize=20)
+def wide(name: str) -> Adapter:
+    """A zoo model in float64, all of it. Shared: leave it as it is."""
+    return widen(fresh(name, torch.float64))
+
+
+def prompt(name: str, adapter: Adapter, row: int | None = 0) -> tuple[dict[str, Tensor], DecoderCall, Tensor]:
+    """Inputs (of one row, or the padded batch), the captured call, and where the percept is ``[B, T]``."""
+    tiny = ZOO[name]
+    if row is None:
+        assert tiny.batch is not None
+        inputs = tiny.batch(adapter.model)
+    else:
+        inputs = tiny.inputs(adapter.model, row=row)
+    with torch.no_grad():
+        call = adapter.capture(inputs).cloned()
+    return inputs, call, (adapter.modality_ids(inputs) > 0) & call.mask

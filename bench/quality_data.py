@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -47,14 +48,34 @@ class Asked:
     truth: Any
 
 
+def _pictures(name: str, scenes: list[Any]) -> list[Any]:
+    """The scenes' pictures, drawn once and kept as bytes: drawing costs more than a cheap decoder's answer."""
+    from PIL import Image
+
+    path = CACHE / f"pictures-{name}-{len(scenes)}.npy"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        drawn = np.stack([np.asarray(scene.image()) for scene in scenes])
+        part = path.with_suffix(f".{os.getpid()}")
+        with part.open("wb") as file:
+            np.save(file, drawn)
+        part.rename(path)
+    return [Image.fromarray(np.array(row)) for row in np.load(path, mmap_mode="r")]
+
+
 def cell(split: str, name: str, n: int) -> list[Asked]:
-    """Questions of a cell; ``truth`` is (label is yes)."""
-    return [Asked(q.id, q.text, q.scene.image(), q.label == language.YES) for q in questions(split, name, n)]
+    """Questions of a cell; ``truth`` is (label is yes). The five text sets of a visibility share their pictures."""
+    kind, seen = name.split("/")
+    asked = questions(split, name, n)
+    drawn = _pictures(f"{split}-{'text' if name in TEXT_CELLS else kind}-{seen}", [q.scene for q in asked])
+    return [Asked(q.id, q.text, image, q.label == language.YES) for q, image in zip(asked, drawn, strict=True)]
 
 
 def caption_set(split: str, name: str, n: int) -> list[Asked]:
     """Caption requests; ``truth`` is the set of objects in the picture."""
-    return [Asked(c.id, c.text, c.scene.image(), c.objects) for c in captions(split, name, n)]
+    asked = captions(split, name, n)
+    drawn = _pictures(f"{split}-captions", [c.scene for c in asked])
+    return [Asked(c.id, c.text, image, c.objects) for c, image in zip(asked, drawn, strict=True)]
 
 
 def inputs(batch: list[Asked]) -> dict[str, Any]:

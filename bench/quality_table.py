@@ -68,6 +68,11 @@ def render(results: dict[str, Any]) -> str:
     if greedy:
         blind_mean = (greedy["cells"]["none/clear"]["accuracy"] + greedy["cells"]["none/poor"]["accuracy"]) / 2
         out.append(_row("control: greedy that never sees the hint", [f"{blind_mean:.3f}"] * 3 + [""] * 6))
+    for key, title in (("auc", "AUC"), ("f1", "F1"), ("yes_ratio", "yes ratio")):
+        out += ["", f"Text-borne prior: {title} in every cell", "", _head(["decoder", *short])]
+        out.append(_row("probe of the image tokens (ceiling)", [f"{probe[c][key]:.3f}" for c in TEXT_CELLS]))
+        for name, row in rows:
+            out.append(_row(_mark(name, row), [f"{row['cells'][c][key]:.3f}" for c in TEXT_CELLS]))
     out += ["", f"Image-borne prior: accuracy / AUC, {n} questions a cell (test)", ""]
     out.append(_head(["decoder", *[c.split("/")[0] for c in IMAGE_CELLS], "adversarial minus greedy [95 %]"]))
     out.append(

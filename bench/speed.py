@@ -16,6 +16,7 @@ import itertools
 import json
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+CACHE = Path(".cache/speed")  # finished cells of an interrupted run; emptied when a run is complete
 LENGTHS = {150: 100, 600: 576, 2400: 2304}  # prompt tokens -> image tokens among them
 GPU_SETTINGS = ("greedy", "meter", "relevance-contrastive", "cached LIME, 1 update", "cached LIME, gated 20 %")
 
@@ -135,7 +137,12 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
 def cell(
     name: str, length: int, batch: int, tokens: int, repeats: int, *, gpu: bool, flops: bool
 ) -> dict[str, Any] | None:
-    """The same in a fresh process; None (with a line on stderr) when it fails."""
+    """The same in a fresh process, or what an interrupted run left; None (with a line on stderr) when it fails."""
+    key = "-".join(str(x) for x in (name, length, batch, tokens, repeats, gpu, flops)).replace(" ", "_")
+    kept = CACHE / f"{key}.json"
+    if flops and kept.exists():
+        row: dict[str, Any] = json.loads(kept.read_text())
+        return row
     arguments = [
         sys.executable,
         "-m",
@@ -153,27 +160,34 @@ def cell(
         tail = (done.stderr.strip().splitlines() or ["killed"])[-1]
         print(f"{name} at {length} x {batch} did not run: {tail}", file=sys.stderr)
         return None
-    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    row = json.loads(done.stdout.strip().splitlines()[-1])
+    if flops:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(row))
     return row
 
 
 def plan(*, quick: bool, gpu: bool) -> list[tuple[str, int, int, int, int]]:
     """(name, prompt length, batch, tokens, repeats). What nobody would wait for is left out, not guessed."""
-    from bench.speed_settings import UNCACHED, settings
+    from bench.speed_settings import BATCHED, UNCACHED, settings
 
     out = []
-    for length in (600,) if quick or gpu else LENGTHS:
+    for length in (600,) if quick or gpu else (600, 150, 2400):
         for batch in (1,) if quick else (1, 8):
             for name in GPU_SETTINGS if gpu else settings():
-                uncached = name in UNCACHED
-                if uncached and (length > 600 or batch > 1):
+                slow = name in UNCACHED or name == "greedy, uncached"
+                if slow and (length > 600 or batch > 1):
+                    continue
+                if batch > 1 and not gpu and name not in BATCHED:
+                    continue
+                if "6 Adam" in name and length > 600:
                     continue
                 if quick and name in ("LIME as published", "cached LIME, 6 Adam updates", "cached LIME, 6 updates"):
                     continue
-                if name == "greedy, uncached" and (length > 600 or batch > 1):
-                    continue
-                tokens = 1 if uncached else 3 if "uncached" in name else 12 if length > 600 or batch > 1 else 20
-                out.append((name, length, batch, tokens, 1 if quick or uncached else 2))
+                tokens = 1 if name in UNCACHED else 3 if slow else 10 if length > 600 or batch > 1 else 16
+                out.append(
+                    (name, length, batch, tokens, 1 if quick or name in UNCACHED or length * batch > 5000 else 2)
+                )
     return out
 
 
@@ -251,7 +265,7 @@ def main() -> None:
         row = cell(name, length, batch, tokens, repeats, gpu=args.gpu, flops=not args.quick)
         if row is not None:
             rows.append(row)
-    rows = with_ratios(rows)
+    rows = with_ratios(sorted(rows, key=lambda r: (r["prompt_tokens"], r["batch"])))
     print(table(rows))
     out = args.out or (None if args.quick else RESULTS / ("speed_gpu.json" if args.gpu else "speed.json"))
     if out is not None:
@@ -264,6 +278,7 @@ def main() -> None:
         out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
         if not args.gpu:
             plot(rows, out.with_suffix(".png"))
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 if __name__ == "__main__":

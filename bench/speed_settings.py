@@ -154,3 +154,12 @@ def settings() -> dict[str, Callable[[], Any]]:
 
 
 UNCACHED = ("exact LIME", "LIME as published")
+BATCHED = (
+    "greedy",
+    "meter",
+    "relevance-contrastive",
+    "cached LIME, gated 20 %",
+    "cached LIME, 1 update",
+    "VCD",
+    "M3ID",
+)

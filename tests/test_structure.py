@@ -128,7 +128,7 @@ def test_there_is_no_import_cycle() -> None:
         state[node] = 1
         path.append(node)
         for target in sorted(graph[node]):
-            assert state.get(target) != 1, f"cycle: {' -> '.join([*path[path.index(target):], target])}"
+            assert state.get(target) != 1, f"cycle: {' -> '.join([*path[path.index(target) :], target])}"
             if target not in state:
                 visit(target)
         path.pop()

@@ -47,7 +47,9 @@ class WideNorm(nn.Module):
 def llava(dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> LlavaForConditionalGeneration:
     """A two-layer LLaVA with GQA and no bias anywhere in its text stack, whose norms compute in ``dtype``."""
     config = LlavaConfig(
-        vision_config=dict(CLIP), text_config=text("llama", num_key_value_heads=2, **changes), image_token_index=IMAGE
+        vision_config=dict(CLIP),
+        text_config=text("llama", **{"num_key_value_heads": 2, **changes}),
+        image_token_index=IMAGE,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,7 +82,11 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         state[f"value {name}"] = flat.double().sum().item()
         state[f"gradient {name}"] = tensor.grad
     for name, module in model.named_modules():
-        state[f"module {name}"] = (id(module), module.training, tuple(sorted(k for k in vars(module) if k != "_modules")))
+        state[f"module {name}"] = (
+            id(module),
+            module.training,
+            tuple(sorted(k for k in vars(module) if k != "_modules")),
+        )
         state[f"forward {name}"] = vars(module).get("forward")
         for key, value in vars(module).items():
             if "hooks" in key and isinstance(value, dict):
@@ -91,7 +97,16 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     return state
 
 
-WORDS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": 5, "<video>": 6, "<|AUDIO|>": 7, "<|audio_bos|>": 3, "<|audio_eos|>": 4}
+WORDS = {
+    "<pad>": 0,
+    "<s>": 1,
+    "</s>": 2,
+    "<image>": 5,
+    "<video>": 6,
+    "<|AUDIO|>": 7,
+    "<|audio_bos|>": 3,
+    "<|audio_eos|>": 4,
+}
 TEMPLATE = (
     "<s>{% for m in messages %}{% for i in m['content'] %}{% if i['type'] == 'text' %} {{ i['text'] }}"
     "{% elif i['type'] == 'image' %}<image>{% elif i['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
@@ -99,20 +114,21 @@ TEMPLATE = (
 )
 
 
-def tokenizer(**changes: Any) -> Any:
-    """Words w8 .. w126 and a few real ones; whitespace splits."""
+def tokenizer(specials: dict[str, int] | None = None, **changes: Any) -> Any:
+    """Words w8 .. w125 and a few real ones; whitespace splits. ``specials``: further special tokens and their ids."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     real = ["what", "is", "in", "the", "picture", "sound", "?", "answer", "stop", "here"]
     names = {i: f"w{i}" for i in range(128)} | {30 + i: w for i, w in enumerate(real)}
     names[126] = "abcdef"  # what transformers' StopStringCriteria spells a tokenizer with
-    vocabulary = {names[i]: i for i in range(127) if i not in WORDS.values()} | WORDS | {"<unk>": 127}
+    words = {w: i for w, i in WORDS.items() if specials is None or i < 3} | (specials or {})
+    vocabulary = {names[i]: i for i in range(127) if i not in words.values()} | words | {"<unk>": 127}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.decoder = decoders.Fuse()
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    extra = {"additional_special_tokens": [w for w in WORDS if w not in special.values()]}
+    extra = {"additional_special_tokens": [w for w in words if w not in special.values()]}
     return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="left", **special, **extra, **changes)
 
 

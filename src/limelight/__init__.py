@@ -24,6 +24,7 @@ _WHERE = {
     "attached": "relevance.composites",
     "custom_generate": "decoding.loop",
     "generate": "decoding.generate",
+    "generate_many": "decoding.many",
     "greedy": "decoding.greedy",
     "lime": "decoding.lime",
     "lime_cached": "decoding.lime_cached",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from limelight.decoding.lime import lime
     from limelight.decoding.lime_cached import lime_cached
     from limelight.decoding.loop import custom_generate
+    from limelight.decoding.many import generate_many
     from limelight.decoding.meter import meter
     from limelight.decoding.registry import strategy
     from limelight.decoding.relevance_contrastive import relevance_contrastive
@@ -60,6 +62,7 @@ __all__ = [
     "attribute_generated",
     "custom_generate",
     "generate",
+    "generate_many",
     "greedy",
     "lime",
     "lime_cached",

@@ -142,7 +142,13 @@ def test_stop_strings_streamers_and_steps_as_they_come(vision: Adapter, picture:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"messages": ""}, {"media": {}}, {"num_beams": 2}, {"media": {"image": "missing.png"}}, {"num_return_sequences": 2}],
+    [
+        {"messages": ""},
+        {"media": {}},
+        {"num_beams": 2},
+        {"media": {"image": "missing.png"}},
+        {"num_return_sequences": 2},
+    ],
     ids=str,
 )
 def test_a_streamer_ends_whatever_is_wrong(vision: Adapter, picture: Image.Image, bad: dict[str, Any]) -> None:
@@ -172,7 +178,10 @@ def test_a_generation_config_of_the_callers_stands(vision: Adapter, picture: Ima
 
 
 def test_one_answer_at_a_time(vision: Adapter, picture: Image.Image) -> None:
-    for more in ({"num_return_sequences": 2}, {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)}):
+    for more in (
+        {"num_return_sequences": 2},
+        {"generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)},
+    ):
         with pytest.raises(UnsupportedError) as caught:
             ask(vision, media={"image": picture}, **more)
         assert caught.value.hint

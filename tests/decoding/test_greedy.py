@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 import limelight
 from limelight.decoding.loop import custom_generate
 from limelight.decoding.strategy import Session, Strategy
 from limelight.models.adapter import Adapter
-from limelight.models.stream import Stream
 from limelight.relevance.attribute import attribute
 from tests.tiny import built, llava, llava_inputs
 from tests.zoo import FOUNDATION, ZOO
@@ -87,35 +85,3 @@ def test_it_is_a_strategy() -> None:
     assert (strategy.name, strategy.settings()) == ("greedy", {})
     assert strategy == limelight.strategy("greedy")
     assert hasattr(Session, "next")
-
-
-@torch.no_grad()
-def test_a_stream_is_ordinary_cached_decoding() -> None:
-    adapter = Adapter(llava(torch.float32))
-    inputs = llava_inputs(adapter.model)
-    ids = inputs.pop("input_ids")
-    stream = Stream(adapter, ids, inputs)
-    logits = stream.next(None)
-    torch.testing.assert_close(logits, adapter.model(input_ids=ids, **inputs).logits[:, -1], atol=1e-5, rtol=1e-5)
-    token = logits.argmax(-1)
-    following = stream.next(token)
-    longer = torch.cat([ids, token[:, None]], dim=1)
-    want = adapter.model(input_ids=longer, **{**inputs, "attention_mask": torch.ones_like(longer)}).logits[:, -1]
-    torch.testing.assert_close(following, want, atol=1e-5, rtol=1e-5)
-    assert stream.ids.tolist() == longer.tolist()
-    assert logits.dtype == torch.float32
-
-
-@torch.no_grad()
-def test_a_fresh_stream_leaves_the_prepared_cache_alone() -> None:
-    adapter = Adapter(llava(torch.float32))
-    inputs = llava_inputs(adapter.model)
-    ids = inputs.pop("input_ids")
-    cache = DynamicCache(config=adapter.model.config.get_text_config())
-    kwargs = {**inputs, "past_key_values": cache}
-    own = Stream.fresh(adapter, ids, kwargs)
-    first = own.next(None)
-    assert cache.get_seq_length() == 0
-    main = Stream(adapter, ids, kwargs)
-    assert torch.equal(main.next(None), first)
-    assert cache.get_seq_length() == ids.shape[1]

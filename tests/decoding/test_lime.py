@@ -133,6 +133,16 @@ def test_no_backward_after_the_last_forward(adapter: Adapter, monkeypatch: pytes
         assert torch.equal(ours.detach(), want)
 
 
+def test_logits_of_the_last_position_only(adapter: Adapter) -> None:
+    shapes: set[tuple[int, ...]] = set()
+    handle = adapter.head.register_forward_hook(lambda _, __, out: shapes.add(tuple(out.shape)))
+    try:
+        run(adapter, traced=False)
+    finally:
+        handle.remove()
+    assert shapes == {(1, 1, 128)}
+
+
 def test_towers_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = built("llava")
     tower, calls = adapter.model.model.vision_tower, []
@@ -296,6 +306,30 @@ def test_relevance_is_that_of_the_distribution_the_token_came_from(adapter: Adap
     assert step.relevance.logit == pytest.approx(float(out.logits[0][0, step.token]), abs=1e-10)
     plain = limelight.attribute(adapter, llava_inputs(adapter.model), step.token)
     assert abs(plain.logit - step.relevance.logit) > 1e-4
+
+
+def test_rows_of_a_batch_are_explained_as_they_are_alone() -> None:
+    """Losses, relevance and shares of left-padded rows, offsets in force."""
+    adapter = built("llava", torch.float64)
+    batch = ZOO["llava"].batch
+    assert batch is not None
+
+    def explained(inputs: dict[str, Tensor]) -> Any:
+        fn = limelight.custom_generate(limelight.lime(steps=3, lr=1e-2), details=True)
+        return adapter.model.generate(
+            **inputs, custom_generate=fn, max_new_tokens=2, do_sample=False, return_dict_in_generate=True
+        )
+
+    together = explained(batch(adapter.model))
+    for row in (0, 1):
+        alone = explained(ZOO["llava"].inputs(adapter.model, row=row))
+        for both, own in zip(together.steps[row], alone.steps[0], strict=True):
+            assert both.token == own.token
+            assert both.losses["total"] == pytest.approx(own.losses["total"], rel=1e-5)
+            torch.testing.assert_close(
+                both.relevance.scores[-len(own.relevance.scores) :], own.relevance.scores, atol=1e-5, rtol=0
+            )
+            assert both.shares == pytest.approx(own.shares, abs=1e-5)
 
 
 def test_nothing_to_reward_raises(adapter: Adapter) -> None:

@@ -53,7 +53,9 @@ def test_paper_loss_is_signed_and_not_normalised() -> None:
     torch.testing.assert_close(paper_loss(2 * relevance, modality, valid, 0.2), base)
 
 
-@pytest.mark.parametrize("loss", [paper_loss, difference_loss, normalised_loss, influence_loss], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "loss", [paper_loss, difference_loss, normalised_loss, influence_loss], ids=lambda f: f.__name__
+)
 def test_padding_takes_no_part_and_a_row_is_its_own(loss: object) -> None:
     relevance, modality, valid = rows()
     both = loss(relevance, modality, valid, 0.1)  # type: ignore[operator]
@@ -125,7 +127,9 @@ def test_kl_is_from_the_reference_in_float32() -> None:
     torch.testing.assert_close(got, (p * (p / q).log()).sum(-1), atol=1e-12, rtol=0)
     assert not torch.allclose(got, (q * (q / p).log()).sum(-1))
     assert bool((got > 0).all())
-    torch.testing.assert_close(kl(torch.log_softmax(a, -1), a + 5), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        kl(torch.log_softmax(a, -1), a + 5), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0
+    )
     half = b.bfloat16()
     assert kl(torch.log_softmax(a, -1).float(), half).dtype == torch.float32
 

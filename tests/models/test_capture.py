@@ -17,7 +17,9 @@ from tests.zoo import ZOO
 
 def call(**kwargs: Any) -> DecoderCall:
     batch = kwargs.pop("batch", 3)
-    return DecoderCall(torch.randn(batch, 5, 4), torch.ones(batch, 5).bool(), kwargs, {"": None, "sliding_attention": 3})
+    return DecoderCall(
+        torch.randn(batch, 5, 4), torch.ones(batch, 5).bool(), kwargs, {"": None, "sliding_attention": 3}
+    )
 
 
 def test_embeddings_are_the_merged_ones() -> None:
@@ -50,7 +52,12 @@ def test_the_tower_runs_once_and_the_decoder_not_at_all() -> None:
 def test_hooks_go_also_after_an_error() -> None:
     adapter = fresh("llava")
     with pytest.raises((ValueError, RuntimeError)):
-        capture(adapter.model, adapter.decoder, {"input_ids": torch.tensor([[1, 5]]), "pixel_values": torch.zeros(1, 3, 16, 16)}, {})
+        capture(
+            adapter.model,
+            adapter.decoder,
+            {"input_ids": torch.tensor([[1, 5]]), "pixel_values": torch.zeros(1, 3, 16, 16)},
+            {},
+        )
     assert not adapter.decoder._forward_pre_hooks
 
 
@@ -73,7 +80,10 @@ def test_rows_are_cut_along_the_batch_whatever_its_size() -> None:
         for row in range(batch):
             one = whole.row(row)
             assert torch.equal(one.kwargs["position_ids"], positions[:, row : row + 1])
-            assert torch.equal(one.kwargs["attention_mask"]["full_attention"], whole.kwargs["attention_mask"]["full_attention"][row : row + 1])
+            assert torch.equal(
+                one.kwargs["attention_mask"]["full_attention"],
+                whole.kwargs["attention_mask"]["full_attention"][row : row + 1],
+            )
             assert torch.equal(one.kwargs["flat"], whole.kwargs["flat"][row : row + 1])
             assert torch.equal(one.kwargs["shared"], whole.kwargs["shared"])
             assert one.kwargs["flag"] is True

@@ -109,7 +109,7 @@ def test_hooks_bind_on_every_layer(name: str) -> None:
     with attention_hooks(recorder) as seen:
         adapter.hidden(adapter.capture(given(name, adapter)))
     assert sorted(seen) == layers == sorted(adapter.attention_layers)
-    assert recorder.calls == {m: layers for m in ("qkv", "raw_scores", "scores", "out")}
+    assert recorder.calls == dict.fromkeys(("qkv", "raw_scores", "scores", "out"), layers)
     traits = adapter.traits
     assert recorder.shapes == {(traits.heads, traits.kv_heads, traits.head_dim)}
     assert traits.layers == len(layers)
@@ -183,7 +183,7 @@ def test_spans_partition_the_prompt_and_hold_the_placeholders(name: str) -> None
 @families
 @pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
 def test_relevance_conserves(name: str, composite: Composite) -> None:
-    """The logit is the relevance of the embeddings plus what biases, the softmax (AttnLRP) and eps take.
+    """The logit is the relevance of the embeddings plus what biases, attention (AttnLRP's softmax) and eps take.
 
     In float64, up to what transformers' float32 norms and rotary angles lose inside a float64 model.
     """
@@ -195,7 +195,7 @@ def test_relevance_conserves(name: str, composite: Composite) -> None:
     assert sum(got.values()) == pytest.approx(logit, abs=3e-6 * (1 + abs(logit)))
     assert abs(got["eps"]) < 1e-7
     if composite is CP_LRP:
-        assert got["softmax"] == 0.0
+        assert got["attention"] == 0.0
     relevance = attribute(adapter, given(name, adapter), composite=composite)
     assert float(relevance.scores.sum()) == pytest.approx(got["relevance"], abs=1e-9)
     assert relevance.logit == pytest.approx(logit, abs=1e-12)
@@ -222,6 +222,17 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     assert snapshot(adapter.model) == before
     with torch.no_grad():
         assert torch.equal(adapter.model(**inputs).logits, want)
+
+
+@families
+def test_type_ids_that_the_caller_left_out_are_made_up_for(name: str) -> None:
+    """Positions and masks depend on them; a missing one would be silently wrong."""
+    adapter = built(name)
+    inputs = given(name, adapter)
+    bare = {k: v for k, v in inputs.items() if not k.endswith("type_ids") or k.startswith("moe")}
+    if len(bare) == len(inputs):
+        pytest.skip("takes no type ids")
+    assert torch.equal(attribute(adapter, bare).scores, attribute(adapter, inputs).scores)
 
 
 @foundation

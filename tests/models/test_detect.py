@@ -128,6 +128,12 @@ def test_placeholders_come_from_the_processor_where_the_config_is_silent() -> No
     assert caught.value.hint
 
 
+def test_a_processor_does_not_overrule_the_config() -> None:
+    """Gemma3's processor calls its start-of-image token image_token_id."""
+    gemma = built("gemma3").model
+    assert placeholder_ids(gemma, SimpleNamespace(image_token_id=3, audio_token_id=99)) == {5: "image", 99: "audio"}
+
+
 def test_order_of_evidence() -> None:
     model = built("llava").model
     ids = torch.tensor([[1, 5, 5, 41]])

@@ -33,7 +33,8 @@ def sound(path: Path, rate: int = 16000, channels: int = 1, seconds: float = 0.1
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("a.PNG", "image"), ("b.jpeg", "image"), ("c.wav", "audio"), ("d.mp3", "audio"), ("e.mp4", "video")]
+    ("name", "kind"),
+    [("a.PNG", "image"), ("b.jpeg", "image"), ("c.wav", "audio"), ("d.mp3", "audio"), ("e.mp4", "video")],
 )
 def test_kind_by_ending(name: str, kind: str) -> None:
     assert kind_of(name) == kind
@@ -110,6 +111,9 @@ def test_sound_for_a_picture_and_the_other_way_round(tmp_path: Path) -> None:
     assert "audio" in str(caught.value)
     with pytest.raises(MediaError) as caught:
         read_audio(picture(tmp_path / "a.png"), 16000)
+    assert "image" in str(caught.value)
+    with pytest.raises(MediaError) as caught:
+        read_video(picture(tmp_path / "b.png"))
     assert "image" in str(caught.value)
 
 
@@ -229,6 +233,10 @@ def test_video_from_a_file(tmp_path: Path) -> None:
     assert levels == sorted(levels)
     assert levels[-1] - levels[0] > 180  # first and last frame included
     assert len(read_video(path, frames=100)) == 10
+    assert len(read_video(path, frames=1)) == 1
+    with pytest.raises(MediaError) as caught:
+        read_video(path, max_seconds=0.5)
+    assert "limit" in str(caught.value)
     with pytest.raises(MediaError) as caught:
         read_video(_written(tmp_path / "b.mp4"))
     assert caught.value.hint

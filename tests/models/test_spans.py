@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,7 @@ def test_runs_are_a_maximal_partition(ids: list[int]) -> None:
     assert spans[0].start == 0
     assert spans[-1].stop == len(ids)
     assert [MODALITIES.index(s.modality) for s in spans for _ in range(len(s))] == ids
-    assert all(a.stop == b.start and a.modality != b.modality for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.stop == b.start and a.modality != b.modality for a, b in itertools.pairwise(spans))
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,10 +53,12 @@ def test_whatever_the_layout_the_spans_partition_the_row(parts: list[tuple[int, 
     for family in (None, *{f.pictures for f in families().values() if f.pictures}):
         if family is not None:
             conf.image_grid_pinpoints, conf.vision_config.image_size = [[16, 32]], 16
-        spans = grown(layouts(ids, conf, {"image_sizes": torch.tensor([[16, 24], [9, 9]])}, [1.0], family)[0], length + more)
+        spans = grown(
+            layouts(ids, conf, {"image_sizes": torch.tensor([[16, 24], [9, 9]])}, [1.0], family)[0], length + more
+        )
         assert spans[0].start == 0
         assert spans[-1].stop == length + more
-        assert all(a.stop == b.start for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a.stop == b.start for a, b in itertools.pairwise(spans))
         inside = [s.modality for s in spans for _ in range(len(s))]
         assert inside == [MODALITIES[int(i)] for i in ids[0]] + ["text"] * more
 
@@ -63,7 +66,15 @@ def test_whatever_the_layout_the_spans_partition_the_row(parts: list[tuple[int, 
 def test_a_square_picture_and_several_of_them() -> None:
     conf = config(vision={"image_size": 16, "patch_size": 4})
     assert told(layouts(row((0, 3), (1, 16), (0, 2)), conf, {})[0]) == [(3, 19, "image", (4, 4))]
-    two = told(layouts(row((1, 32),), conf, {})[0])
+    two = told(
+        layouts(
+            row(
+                (1, 32),
+            ),
+            conf,
+            {},
+        )[0]
+    )
     assert two == [(0, 16, "image", (4, 4)), (16, 32, "image", (4, 4))]
 
 
@@ -92,7 +103,9 @@ def test_a_class_token_stands_before_its_grid() -> None:
 
 
 def test_what_fits_nothing_keeps_its_layout_to_itself() -> None:
-    assert told(squares(Span(0, 7, "image"), config(vision={"image_size": 16, "patch_size": 4}))) == [(0, 7, "image", None)]
+    assert told(squares(Span(0, 7, "image"), config(vision={"image_size": 16, "patch_size": 4}))) == [
+        (0, 7, "image", None)
+    ]
     assert told(squares(Span(0, 25, "image"), config())) == [(0, 25, "image", (5, 5))]
     assert told(squares(Span(0, 1, "image"), config())) == [(0, 1, "image", (1, 1))]
 
@@ -185,11 +198,18 @@ def test_llava_onevision_shrinks_large_pictures_and_ends_videos_in_a_newline() -
     conf = built("llava_onevision").model.config
     own = families()["llava_onevision"].pictures
     conf_small = SimpleNamespace(
-        vision_config=conf.vision_config, image_grid_pinpoints=conf.image_grid_pinpoints, vision_aspect_ratio="anyres_max_1"
+        vision_config=conf.vision_config,
+        image_grid_pinpoints=conf.image_grid_pinpoints,
+        vision_aspect_ratio="anyres_max_1",
     )
     assert tiled_grid((16, 16), conf) == (4, 4)
     assert tiled_grid((16, 16), conf_small) == (2, 2)
-    video = layouts(row((0, 1), (2, 9)), SimpleNamespace(vision_config=SimpleNamespace(image_size=16, patch_size=4)), {}, pictures=own)[0]
+    video = layouts(
+        row((0, 1), (2, 9)),
+        SimpleNamespace(vision_config=SimpleNamespace(image_size=16, patch_size=4)),
+        {},
+        pictures=own,
+    )[0]
     assert told(video) == [(1, 9, "video", (2, 2, 2)), (9, 10, "video", None)]
 
 
@@ -206,7 +226,10 @@ def test_pixtral_rows_with_their_breaks() -> None:
     spans = layouts(grown_ids, conf, sizes, pictures=family.pictures)[0]
     assert told(spans) == [(1, 9, "image", (2, 4)), (10, 12, "image", (1, 2))]
     assert all(s.margin == 1 for s in spans if s.modality == "image")
-    assert told(layouts(grown_ids, conf, {}, pictures=family.pictures)[0]) == [(1, 9, "image", None), (10, 12, "image", None)]
+    assert told(layouts(grown_ids, conf, {}, pictures=family.pictures)[0]) == [
+        (1, 9, "image", None),
+        (10, 12, "image", None),
+    ]
 
 
 def test_newline_grid_holds_its_rows() -> None:

@@ -51,6 +51,26 @@ def test_agrees_with_relevance_carried_down_layer_by_layer(composite: Composite,
         torch.testing.assert_close(got.scores, want, atol=1e-10, rtol=0)
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "one key head": {"num_key_value_heads": 1}, "every head its own": {"num_key_value_heads": 4},
+    "wide heads": {"head_dim": 12}, "three layers": {"num_hidden_layers": 3}, "one layer": {"num_hidden_layers": 1},
+    "tied": {"tie_word_embeddings": True}, "other base": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
+def test_agrees_whatever_the_shape(composite: Composite, changes: dict[str, Any]) -> None:
+    model = llava(**changes)
+    adapter = Adapter(model)
+    embeds = adapter.capture(llava_inputs(model)).embeds[0]
+    got = attribute(adapter, llava_inputs(model), 17, composite=composite)
+    want = attnlrp.attribute(weights_of(model), embeds, 17, cp=composite is CP_LRP)
+    torch.testing.assert_close(got.scores, want, atol=1e-9, rtol=0)
+    balance = sheet(adapter, llava_inputs(model), composite)
+    assert sum(v for k, v in balance.items() if k != "logit") == pytest.approx(balance["logit"], abs=1e-12)
+
+
 def test_gradient_input_is_plain_autograd(adapter: Adapter, inputs: dict[str, Tensor]) -> None:
     embeds = adapter.capture(inputs).embeds.clone().requires_grad_(True)
     logits = forward(weights_of(adapter.model), embeds[0])
@@ -63,15 +83,22 @@ def test_cp_lrp_conserves_exactly_without_biases(adapter: Adapter, inputs: dict[
     """Sum of relevance = logit, up to the stabiliser of 1e-10, which is counted."""
     for target in (None, 3, 90):
         got = sheet(adapter, inputs, CP_LRP, target)
-        assert got["bias"] == got["softmax"] == 0.0
+        assert got["bias"] == got["attention"] == 0.0
         assert got["relevance"] == pytest.approx(got["logit"], abs=1e-8)
         assert got["relevance"] + got["eps"] == pytest.approx(got["logit"], abs=1e-13)
 
 
 def test_attnlrp_loses_to_the_softmax_and_to_nothing_else(adapter: Adapter, inputs: dict[str, Tensor]) -> None:
     got = sheet(adapter, inputs, ATTN_LRP)
-    assert abs(got["softmax"]) > 0.01
-    assert got["relevance"] + got["softmax"] + got["eps"] == pytest.approx(got["logit"], abs=1e-13)
+    assert abs(got["attention"]) > 0.01
+    assert got["relevance"] + got["attention"] + got["eps"] == pytest.approx(got["logit"], abs=1e-13)
+
+
+def test_with_attention_left_alone_its_scores_count_twice(adapter: Adapter, inputs: dict[str, Tensor]) -> None:
+    """What the released code runs on Qwen2-Audio: exact in its own way, and far from conserving."""
+    got = sheet(adapter, inputs, RELEASED_AUDIO)
+    assert abs(got["relevance"] - got["logit"]) > 0.1
+    assert got["relevance"] + got["attention"] + got["eps"] == pytest.approx(got["logit"], abs=1e-13)
 
 
 @pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
@@ -79,7 +106,7 @@ def test_biases_take_their_part(composite: Composite) -> None:
     model = llava(attention_bias=True, mlp_bias=True)
     got = sheet(Adapter(model), llava_inputs(model), composite)
     assert abs(got["bias"]) > 1e-3
-    total = got["relevance"] + got["bias"] + got["softmax"] + got["eps"]
+    total = got["relevance"] + got["bias"] + got["attention"] + got["eps"]
     assert total == pytest.approx(got["logit"], abs=1e-12)
 
 
@@ -143,9 +170,7 @@ def test_every_generated_token(adapter: Adapter, inputs: dict[str, Tensor]) -> N
         assert relevance.position == length - 1 + j
         assert not relevance.scores[length + j :].any()
         longer = torch.cat([inputs["input_ids"], torch.tensor([ids[:j]], dtype=torch.long)], dim=1)
-        want = attribute(
-            adapter, {**inputs, "input_ids": longer, "attention_mask": torch.ones_like(longer)}, ids[j]
-        )
+        want = attribute(adapter, {**inputs, "input_ids": longer, "attention_mask": torch.ones_like(longer)}, ids[j])
         torch.testing.assert_close(relevance.scores[: length + j], want.scores, atol=1e-12, rtol=0)
         assert relevance.logit == pytest.approx(want.logit, abs=1e-12)
         assert relevance.spans[-1].stop == length + 2
@@ -226,9 +251,7 @@ def test_scores_on_the_grid_of_every_family(name: str, shape: tuple[int, int]) -
     assert float(grid[1, 0]) == float(r.scores[span.start + shape[1] + span.margin])
 
 
-@pytest.mark.parametrize(
-    ("name", "each"), [("qwen2_audio", 0.04), ("audioflamingo3", 0.04), ("voxtral", 0.08)]
-)
+@pytest.mark.parametrize(("name", "each"), [("qwen2_audio", 0.04), ("audioflamingo3", 0.04), ("voxtral", 0.08)])
 def test_scores_on_seconds_of_every_audio_family(name: str, each: float) -> None:
     r = attribute(built(name), ZOO[name].inputs(built(name).model))
     scores, seconds = r.on_seconds()

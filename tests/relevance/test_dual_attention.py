@@ -207,9 +207,7 @@ def second_order(x: Inputs, case: Case, composite: Composite, g: Tensor, number:
     new = [y[:, :, -1:].clone().requires_grad_(True) for y in parts]
     joined = [torch.cat([y[:, :, :-1].requires_grad_(True), n], dim=2) for y, n in zip(parts, new, strict=True)]
     with attention_hooks(AttentionRule(composite.attention)):
-        out, _ = attention(
-            x.module, *joined, x.mask, 0.4, softcap=case.softcap, s_aux=x.sinks if case.sinks else None
-        )
+        out, _ = attention(x.module, *joined, x.mask, 0.4, softcap=case.softcap, s_aux=x.sinks if case.sinks else None)
     scalar = (g * out[:, -1:]).sum()
     if number:
         grads = torch.autograd.grad(scalar, joined, create_graph=True, allow_unused=True, materialize_grads=True)
@@ -251,5 +249,3 @@ def test_a_mode_of_its_own_never_reads_the_mask_of_padding(monkeypatch: pytest.M
     x.mask = whole[:1]
     c, _ = forward_mode(x, Case(), ATTN_LRP, Mode(batch=B))
     assert torch.equal(a[:, 0], c[:, 0])
-
-

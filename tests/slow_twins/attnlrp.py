@@ -108,5 +108,3 @@ def attribute(weights: Weights, x: Tensor, target: int, *, cp: bool = False) -> 
 def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = (q @ k.T / q.shape[1] ** 0.5).masked_fill(torch.ones(len(q), len(q)).triu(1).bool(), float("-inf"))
     return torch.softmax(scores, dim=-1) @ v
-
-

@@ -3,7 +3,9 @@
 With every rule linear, f = sum_i R_i + what leaves on the way. What leaves, and nothing else does:
 
     bias       <b, df/db> of every bias a path crosses (a linear's, a LayerNorm's, the head's), learned positions included
-    softmax    AttnLRP only: 1/2 (<A, df/dA> - <s, df/ds>), for the softmax has value A but passes <s, df/ds>
+    attention  (1 - 1/c) <O, df/dO> - (1/a + 1/b) <s, df/ds> for gradients divided by a, b, c through q, k, v: nothing
+               for CP-LRP (no a and b, c = 1); for AttnLRP 1/2 (<O, df/dO> - <s, df/ds>), what the softmax takes;
+               with attention left alone the scores count twice
     eps        <df/da, act(z) - z * act(z) / (z + 1e-10)>: the stabiliser's part
 """
 
@@ -38,7 +40,7 @@ class _Scores(AttentionHook):
 
 
 def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | None = None) -> dict[str, float]:
-    """``logit``, ``relevance`` (sum of R), and what leaves: ``bias``, ``softmax``, ``eps``."""
+    """``logit``, ``relevance`` (sum of R), and what leaves: ``bias``, ``attention``, ``eps``."""
     call = adapter.capture(inputs)
     biased: list[tuple[Tensor, Tensor]] = []
     bent: list[tuple[Tensor, Tensor]] = []
@@ -75,14 +77,13 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
     gradients = [next(got) if n.requires_grad else None for n in nodes]
     pairs = [(n.detach(), zero if g is None else g) for n, g in zip(nodes, gradients, strict=True)]
     first, second, third = 1 + len(biased), 1 + len(biased) + len(bent), 1 + len(biased) + len(bent) + len(scores.raw)
-    softmax = 0.0
-    if composite.attention[0] > 1:
-        raw = sum(float((x * g).sum()) for x, g in pairs[second:third])
-        softmax = 0.5 * (sum(float((x * g).sum()) for x, g in pairs[third:]) - raw)
+    mixed, raw = (sum(float((x * g).sum()) for x, g in part) for part in (pairs[third:], pairs[second:third]))
+    q, k, v = (1 / n if n else 0.0 for n in composite.attention)
+    attention = (1 - v) * mixed - (q + k) * raw
     return {
         "logit": float(logits[target].detach()),
         "relevance": float((pairs[0][0] * pairs[0][1]).sum()),
         "bias": sum(float((g * b.detach()).sum()) for (_, g), (_, b) in zip(pairs[1:first], biased, strict=True)),
-        "softmax": softmax,
+        "attention": attention,
         "eps": sum(float((g * r).sum()) for (_, g), (_, r) in zip(pairs[first:second], bent, strict=True)),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -58,14 +58,32 @@ class ModelAnswer:
             seed=int(sample.meta["seed"]),
             **self.generation,
         )
-        special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
-        meta = {"tokens": len(answer.token_ids), **grounding_meta(answer, special)}
-        device = adapter.model.device
-        if device.type == "cuda":
-            import torch
+        return _reply(adapter, answer)
 
-            meta["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-        return Reply(answer.text, meta)
+    def many(self, samples: Sequence[Sample]) -> list[Reply]:
+        """Several samples in one left-padded batch where they fit together; one by one where they do not."""
+        import limelight
+        from limelight.errors import UnsupportedError
+
+        if len(samples) == 1 or not all(any(s.media.values()) for s in samples):
+            return [self(s) for s in samples]
+        adapter = loaded(self.model, self.dtype, self.device, self.trust_remote_code)
+        requests = []
+        for sample in samples:
+            items = [{"type": m, m: _item(x)} for m, xs in sample.media.items() for x in xs]
+            requests.append([{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}])
+        try:
+            answers = limelight.generate_many(
+                adapter,
+                requests=requests,
+                strategy=limelight.strategy(self.strategy, **self.settings),
+                relevance=self.relevance,
+                seeds=[int(s.meta["seed"]) for s in samples],
+                **self.generation,
+            )
+        except UnsupportedError:
+            return [self(s) for s in samples]
+        return [_reply(adapter, answer) for answer in answers]
 
     def _text_only(self, adapter: Any, sample: Sample) -> Reply:
         """A question without a picture or sound: there is nothing to ground in, so the model answers as it is."""
@@ -82,6 +100,17 @@ class ModelAnswer:
         return Reply(
             adapter.tokenizer.decode(new, skip_special_tokens=True).strip(), {"tokens": len(new), "text_only": True}
         )
+
+
+def _reply(adapter: Any, answer: Generation) -> Reply:
+    special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
+    meta = {"tokens": len(answer.token_ids), **grounding_meta(answer, special)}
+    device = adapter.model.device
+    if device.type == "cuda":
+        import torch
+
+        meta["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return Reply(answer.text, meta)
 
 
 @lru_cache(maxsize=1)

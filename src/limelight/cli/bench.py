@@ -74,6 +74,7 @@ def bench(
     shard: Annotated[
         str, typer.Option(help="i/n: every n-th row from the i-th on; 'auto' reads RANK and WORLD_SIZE.")
     ] = "0/1",
+    batch_size: Annotated[int, typer.Option(help="Rows answered in one left-padded batch (local engine).")] = 1,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
     workers: Annotated[int, typer.Option(help="Ray workers, one model each.")] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs a Ray worker.")] = 0.0,
@@ -128,7 +129,7 @@ def bench(
             run(
                 chosen,
                 out=out / name if len(names) > 1 else out,
-                engine=_engine(engine, answer, workers, gpus, address),
+                engine=_engine(engine, answer, workers, gpus, address, batch_size),
                 data=data,
                 splits=split or (),
                 limit=limit,
@@ -185,9 +186,11 @@ def judge_from(url: str | None, model: str, key: str | None, template: Path | No
     return ChatJudge(url, model, key, text)
 
 
-def _engine(name: str, answer: ModelAnswer, workers: int, gpus: float, address: str | None) -> Engine:
+def _engine(
+    name: str, answer: ModelAnswer, workers: int, gpus: float, address: str | None, batch_size: int = 1
+) -> Engine:
     if name == "local":
-        return Local(answer)
+        return Local(answer, answer.many, batch_size)
     if name != "ray":
         raise SettingError(f"no engine {name!r}", hint="local or ray")
     return RayEngine(partial(Local, answer), workers=workers, gpus=gpus, address=address)

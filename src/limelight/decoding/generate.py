@@ -12,8 +12,8 @@ from limelight.decoding.meter import meter as metered
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
 from limelight.errors import UnsupportedError
-from limelight.models.adapter import wrap
-from limelight.types import Generation, Prompt
+from limelight.models.adapter import Adapter, wrap
+from limelight.types import Generation, Prompt, Step
 
 
 def generate(
@@ -70,20 +70,24 @@ def generate(
             seed=seed,
             media=prompt.media,
             tensors=prompt.tensors,
-            spans=[prompt.spans],
+            spans=[prompt.spans] if prompt.spans else None,
             details=relevance,
             on_step=on_step,
         )
         output: GroundedOutput = adapter.model.generate(
-            **prompt.tensors, custom_generate=fn, **_settings(generation_kwargs)
+            **prompt.tensors, custom_generate=fn, **settings_of(generation_kwargs)
         )
-    steps = (output.steps or ((),))[0]
+    return answer_of(adapter, chosen, prompt, (output.steps or ((),))[0])
+
+
+def answer_of(adapter: Adapter, chosen: Strategy, prompt: Prompt, steps: tuple[Step, ...]) -> Generation:
+    """One row's steps as a Generation."""
     ids = tuple(s.token for s in steps)
     text = adapter.tokenizer.decode(list(ids), skip_special_tokens=True) if adapter.tokenizer is not None else ""
     return Generation(str(text).strip(), ids, steps, prompt, chosen.name, chosen.settings())
 
 
-def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The caller's settings over greedy defaults; a whole generation_config of the caller's stands as it is."""
     config = copy.deepcopy(given.get("generation_config"))
     if (given.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1) != 1:

@@ -133,8 +133,14 @@ def _run(
         )
     mask = kwargs.get("attention_mask")
     mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones_like(ids, dtype=torch.bool)
-    kwargs = {**kwargs, **{k: v for k, v in adapter.complete({**kwargs, "input_ids": ids}).items() if k not in kwargs}}
-    kwargs.pop("input_ids", None)
+    missing = {k: v for k, v in adapter.complete({**kwargs, "input_ids": ids}).items() if kwargs.get(k) is None}
+    missing.pop("input_ids", None)
+    if "mm_token_type_ids" in missing and kwargs.get("position_ids") is not None and bool((where > 0).any()):
+        raise PromptError(
+            "generate() was called without mm_token_type_ids and has counted positions as if all were text",
+            hint="pass everything the processor returned to generate()",
+        )
+    kwargs = {k: v for k, v in {**kwargs, **missing}.items() if k != "input_ids"}
     return Run(adapter, ids, kwargs, where, mask, chooser, config, details, stopping)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -32,18 +33,24 @@ class Adapter:
         family: what is known beyond the config.
 
     Raises:
+        ModelError: this is no model.
         HookError: no decoder, or the model has no output embedding.
         NotMultimodalError: neither config nor processor names a perceptual token.
     """
 
     def __init__(self, model: Any, processor: Any = None) -> None:
-        self.model = model
+        self.model: Any = model
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"expected a transformers model, got {type(model).__name__}",
+                hint="limelight.load(name or folder) loads one; limelight.wrap(model, processor) takes a loaded one",
+            )
         self.processor = processor
         self.decoder: Any = detect.find_decoder(model)
         self.traits = detect.decoder_traits(model, self.decoder)
         self.family: Family = family_of(model.config)
         self.placeholders = detect.placeholder_ids(model, processor)
-        head = model.get_output_embeddings()
+        head = self.model.get_output_embeddings()
         if head is None:
             inner = [m for m in model.modules() if m is not model and getattr(m, "lm_head", None) is not None]
             head = inner[0].lm_head if inner else None
@@ -70,7 +77,7 @@ class Adapter:
             yield
 
     def complete(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs plus what the family needs and the caller may have left out; checked.
+        """The inputs plus what the model needs and the caller may have left out; checked.
 
         Raises:
             PromptError: no input ids, or an empty prompt.
@@ -82,9 +89,16 @@ class Adapter:
                 f"expected input_ids [batch, tokens] with at least one token, got {tuple(ids.shape)}",
                 hint="tokenise a non-empty prompt with the processor",
             )
+        if self._takes_types and out.get("mm_token_type_ids") is None and isinstance(ids, Tensor):
+            # without them, positions (M-RoPE) and masks are silently those of plain text
+            out["mm_token_type_ids"] = detect.modality_ids(self.model, {"input_ids": ids}, self.processor)
         if self.family.extra_inputs is not None:
             out.update(self.family.extra_inputs(self.model, out))
         return out
+
+    @cached_property
+    def _takes_types(self) -> bool:
+        return "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters
 
     def modality_ids(self, inputs: Mapping[str, Any]) -> Tensor:
         """int64 ``[B, T]``: index into ``MODALITIES`` of each position.

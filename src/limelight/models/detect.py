@@ -24,6 +24,9 @@ _ID_NAMES: dict[Modality, tuple[str, ...]] = {
 }
 
 
+_SUB_CONFIGS: tuple[tuple[str, Modality], ...] = (("vision_config", "image"), ("audio_config", "audio"))
+
+
 @dataclass(frozen=True)
 class DecoderTraits:
     """Sizes of the text stack."""
@@ -208,25 +211,31 @@ def placeholder_ids(model: nn.Module, processor: Any = None) -> dict[int, Modali
     """
     found: dict[int, Modality] = {}
     configs = [model.config, getattr(model.config, "thinker_config", None)]
-    for source in [*configs, processor]:
-        if source is None:
-            continue
-        for modality, names in _ID_NAMES.items():
-            for name in names:
-                value = getattr(source, name, None)
-                if isinstance(value, int) and value >= 0:
-                    found.setdefault(value, modality)
     for config in [c for c in configs if c is not None]:
-        for key, modality in (("vision_config", "image"), ("audio_config", "audio")):
-            sub = getattr(config, key, None)
-            value = getattr(sub, f"{modality}_token_id", None)
+        found |= {i: m for i, m in _named_ids(config).items() if i not in found}
+        for key, modality in _SUB_CONFIGS:
+            value = getattr(getattr(config, key, None), f"{modality}_token_id", None)
             if isinstance(value, int) and value >= 0:
                 found.setdefault(value, modality)
+    # A processor speaks only where the config is silent: Gemma3's calls the start-of-image token image_token_id.
+    told = set(found.values())
+    found |= {i: m for i, m in _named_ids(processor).items() if i not in found and m not in told}
     if not found:
         raise NotMultimodalError(
             f"{type(model).__name__} names no image, audio or video token in its config or processor",
             hint="limelight needs a multimodal model; for an unusual one pass modality_ids= (0 text, 1 image, 2 video, 3 audio)",
         )
+    return found
+
+
+def _named_ids(source: Any) -> dict[int, Modality]:
+    """Token id -> modality of the placeholders that a config or a processor names."""
+    found: dict[int, Modality] = {}
+    for modality, names in _ID_NAMES.items():
+        for name in names:
+            value = getattr(source, name, None)
+            if isinstance(value, int) and value >= 0:
+                found.setdefault(value, modality)
     return found
 
 

@@ -135,33 +135,45 @@ def _decode(path: Path, max_seconds: float) -> tuple[np.ndarray[Any, np.dtype[np
     return samples, int(rate)
 
 
-def read_video(source: Any, frames: int = 8) -> list[Image.Image]:
-    """``frames`` evenly spaced RGB frames of a file, or a list of pictures as it is.
+def read_video(source: Any, frames: int = 8, *, max_seconds: float = MAX_SECONDS) -> list[Image.Image]:
+    """``frames`` evenly spaced RGB frames of a file (first and last included), or a list of pictures as it is.
 
     Raises:
-        MediaError: missing, not a video, or no frames.
+        MediaError: missing, not a video, too long, or no frames.
         MissingExtraError: PyAV is not installed (``limelight[video]``).
     """
     if frames < 1:
         raise SettingError(f"frames must be at least 1, got {frames}", hint="8 is a common choice")
     if isinstance(source, (list, tuple)):
+        if not source:
+            raise MediaError("the video has no frames", hint="pass at least one picture")
         return [read_image(frame) for frame in source]
     path = existing(source)
+    if path.suffix.lower() in IMAGE_SUFFIXES | AUDIO_SUFFIXES:
+        raise MediaError(f"{path.name} is {kind_of(path)}, expected a video", hint="pass it as --image or --audio")
     try:
         import av
     except ImportError as error:
         raise MissingExtraError("av", "video") from error
     try:
         with av.open(str(path)) as container:
-            decoded = [frame.to_image() for frame in container.decode(video=0)]
+            seconds = (container.duration or 0) / 1e6
+            if seconds > max_seconds:
+                raise MediaError(
+                    f"{path.name} lasts {seconds:.0f} s, the limit is {max_seconds:.0f} s", hint="cut it into pieces"
+                )
+            stream = container.streams.video[0]
+            total = stream.frames or sum(1 for _ in container.decode(stream))
+            container.seek(0)
+            wanted = set(np.linspace(0, max(total - 1, 0), min(frames, total)).round().astype(int).tolist())
+            picked = [frame.to_image() for i, frame in enumerate(container.decode(stream)) if i in wanted]
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise MediaError(
             f"{path.name} is not a video that can be read: {error}", hint="convert it to MP4 (H.264)"
         ) from error
-    if not decoded:
+    if not picked:
         raise MediaError(f"{path.name} has no frames", hint="check the file in a player")
-    picks = np.linspace(0, len(decoded) - 1, min(frames, len(decoded))).round().astype(int)
-    return [decoded[i].convert("RGB") for i in picks]
+    return [picture.convert("RGB") for picture in picked]
 
 
 def existing(source: Any) -> Path:

@@ -48,7 +48,7 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
             hint="pass media of a kind the model was made for",
         )
     tensors = adapter.complete(_tensors(adapter, turns, found))
-    present = {MODALITIES[i] for i in adapter.modality_ids(tensors).unique().tolist()}
+    present = {MODALITIES[i] for i in set(adapter.modality_ids(tensors).flatten().tolist())}
     for kind in _PERCEPTS:
         if found[kind] and kind not in present and not (kind == "video" and "image" in present):
             raise PromptError(
@@ -156,7 +156,8 @@ def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, lis
         ) from error
     device = adapter.head.weight.device if hasattr(adapter.head, "weight") else "cpu"
     dtype = next(adapter.model.parameters()).dtype
-    moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in dict(out).items()}
+    out = {k: v for k, v in dict(out).items() if k != "labels"}  # PaliGemma's returns them for prompts too
+    moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in out.items()}
     return {
         k: v.to(dtype) if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in moved.items()
     }

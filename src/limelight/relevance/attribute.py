@@ -138,7 +138,9 @@ def relevance_of(
                 f"token id {target} is outside the vocabulary of {adapter.traits.vocab}", hint="check the id"
             )
     known = inputs.get("input_ids") is not None
-    words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - (0 if generated is None else len(generated)))
+    words = (
+        adapter.words(inputs, row) if known else ("<?>",) * (call.length - (0 if generated is None else len(generated)))
+    )
     if generated is not None:
         words = (*words, *adapter.tokens(generated))
     spans = adapter.spans(inputs, row, length=call.length) if prompt_spans is None else grown(prompt_spans, call.length)

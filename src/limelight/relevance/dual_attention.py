@@ -194,7 +194,7 @@ class DualAttention(AttentionHook):
             ads = a * ds
             dw = ads - a * ads.sum(-1, keepdim=True)
             rows = torch.cat([weights, dw.reshape(b, kv, (channels - 1) * size, -1)], dim=2)
-        out = _weighted(rows, [y[0] for _, y in pairs])
+        out = _weighted(rows.to(q.dtype), [y[0] for _, y in pairs])  # offsets make narrow scores wide
         if mode.offsets is not None:
             extra = mode.offsets.out(layer, rows)
             out = out if extra is None else (out + extra).to(out.dtype)

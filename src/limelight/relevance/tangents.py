@@ -14,18 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from limelight.errors import NotFiniteError, SettingError, UnknownKindError, UnsupportedError
+from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.capture import DecoderCall
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.dual_attention import FALLBACK, Mode, Offsets
 from limelight.relevance.dual_cache import DualCache
+from limelight.relevance.dual_check import require_twins
+from limelight.relevance.dual_inputs import last_rows, longer, repeated
 from limelight.relevance.dual_rules import DualRules
 
 _PLAIN = frozenset({"attention_mask", "position_ids"})
@@ -98,7 +99,7 @@ class DualStream:
         self.mode = Mode(batch=self.batch)
         self.cache = DualCache(call.length + reserve)
         self.rules = DualRules(adapter, self.mode, self.cache, composite)
-        _require_twins(adapter, call, composite)
+        require_twins(adapter, call, composite)
         self.mask = call.mask
         self.embeds = call.embeds[:, -1:]
         positions = call.kwargs.get("position_ids")
@@ -111,7 +112,8 @@ class DualStream:
             getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         )
         self.simple_mask = not windowed and self.positions is not None and bool(call.mask.all())
-        self.mask_growth = call if isinstance(call.kwargs.get("attention_mask"), Mapping) else None
+        ready = call.kwargs.get("attention_mask")
+        self.ready_masks = last_rows(ready, call.windows) if isinstance(ready, Mapping) else None
 
     @property
     def rows(self) -> int:
@@ -124,7 +126,7 @@ class DualStream:
     def prefill(self) -> DualOutput:
         """The whole prompt at once; fills the cache."""
         embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
-        kwargs = {k: _repeat(k, v, self.rows) for k, v in self.call.kwargs.items()}
+        kwargs = {k: repeated(k, v, self.rows) for k, v in self.call.kwargs.items()}
         with torch.no_grad(), self._set(rows=self.rows, write=True), self.rules.attached():
             out = self.adapter.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs)
         self.cache.advance(self.call.length)
@@ -136,8 +138,8 @@ class DualStream:
         self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
         if self.positions is not None:
             self.positions = self.positions + 1
-        if self.mask_growth is not None:
-            self.mask_growth = self.mask_growth.appended(self.embeds)
+        if self.ready_masks is not None:
+            self.ready_masks = {k: longer(v, self.call.windows[k]) for k, v in self.ready_masks.items()}
 
     def rewind(self) -> None:
         """Make the last prompt position the current one again: its query can then be run with offsets."""
@@ -169,7 +171,7 @@ class DualStream:
         rows = int(embeds.shape[0])
         kwargs: dict[str, Any] = {"attention_mask": self._current_mask(rows)}
         if self.positions is not None:
-            kwargs["position_ids"] = _repeat("position_ids", self.positions, rows)
+            kwargs["position_ids"] = repeated("position_ids", self.positions, rows)
         extra = {k: v for k, v in self.call.kwargs.items() if k not in _PLAIN}
         differentiable = graph != "none"
         with (
@@ -188,9 +190,8 @@ class DualStream:
         return output
 
     def _current_mask(self, rows: int) -> Any:
-        if self.mask_growth is not None:
-            masks = self.mask_growth.kwargs["attention_mask"]
-            return {k: v[..., -1:, :] if isinstance(v, Tensor) else v for k, v in masks.items()}
+        if self.ready_masks is not None:
+            return self.ready_masks
         if self.simple_mask:
             return self.embeds.new_zeros((1, 1, 1, self.cache.length + 1))
         return self.mask.long().repeat(rows // self.batch, 1)
@@ -255,61 +256,3 @@ class DualStream:
             phi = phi * slope
             logits = rules.gradient_of(logits * slope, capped) if graph == "surrogate" else capped
         return logits, phi
-
-
-_CHECKED: WeakKeyDictionary[nn.Module, set[tuple[object, ...]]] = WeakKeyDictionary()
-
-
-def _require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
-    """Run tangents t, 2 t and 0 through the decoder, once a model: all that no twin covers must be linear on them.
-
-    Biases, learned positions, gates and activations written as functions are not, and would be silently wrong.
-
-    Raises:
-        UnknownKindError: it is not.
-    """
-    key = (composite.name, *map(id, adapter.decoder.modules()))
-    if key in _CHECKED.setdefault(adapter.decoder, set()):
-        return
-    count = min(2, call.length)
-    piece = call.row(0)
-    embeds = piece.embeds[:, -count:]
-    mode, cache = Mode(channels=4), DualCache(count)
-    twins = DualRules(adapter, mode, cache, composite)
-    kwargs = {k: _repeat(k, _tail(v, count), 4) for k, v in piece.kwargs.items()}
-    with torch.no_grad(), twins.attached():
-        rows = torch.cat([embeds, embeds / 2, embeds, torch.zeros_like(embeds)])
-        out = adapter.decoder(inputs_embeds=rows, past_key_values=cache, use_cache=True, **kwargs)
-    hidden = (out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0])[:, -1].detach().float()
-    error = max(float((hidden[2] - 2 * hidden[1]).abs().max()), float(hidden[3].abs().max()))
-    limit = 1e-3 if embeds.dtype in (torch.float32, torch.float64) else 5e-2
-    if not error <= limit * (1e-6 + float(hidden[2].abs().max())):
-        raise UnknownKindError(
-            f"{type(adapter.decoder).__name__} does something to its rows that no forward twin covers: tangents come out "
-            f"{error:.2g} away from linear",
-            hint=FALLBACK,
-        )
-    _CHECKED[adapter.decoder].add(key)
-
-
-def _tail(value: Any, count: int) -> Any:
-    """The last positions of a mask or of position ids."""
-    if isinstance(value, Mapping):
-        return {k: _tail(v, count) for k, v in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    return value[..., -count:, -count:] if value.ndim == 4 else value[..., -count:]
-
-
-def _repeat(name: str, value: Any, rows: int) -> Any:
-    """A decoder argument for that many rows: block 0's, repeated. Masks of one row broadcast by themselves."""
-    if isinstance(value, Mapping):
-        return {k: _repeat(name, v, rows) for k, v in value.items()}
-    if not isinstance(value, Tensor) or value.ndim < 2:
-        return value
-    axis = 1 if "position" in name and value.ndim == 3 else 0  # M-RoPE positions are [axes, B, T]
-    if value.shape[axis] == rows or (value.ndim == 4 and value.shape[axis] == 1):
-        return value
-    times = [1] * value.ndim
-    times[axis] = rows // value.shape[axis]
-    return value.repeat(times)

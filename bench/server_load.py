@@ -1,0 +1,313 @@
+"""Load and faults: does the server keep answering, and does everybody get their own answer?
+
+    python -m bench.server_load                  32 clients for two minutes
+    python -m bench.server_load --seconds 30
+
+A server process on 127.0.0.1 over the shipped miniature, one CPU thread. Well-behaved clients ask a fixed set of questions
+with several strategies, streamed and not, sampled and not; each answer (text, usage, grounding) must equal the one that the
+same request got when it was alone. Beside them, four clients misbehave: one vanishes mid-stream, one vanishes while waiting,
+one sends malformed bodies, one asks for a decoding method that raises inside the worker. At the end SIGTERM, with every
+client still waiting for an answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+MODEL = "demo-vision"
+QUESTIONS = (
+    "Describe the picture.",
+    "Is there a hat in the picture?",
+    "There is no cup. Is there a cup in the picture?",
+)
+KINDS: tuple[dict[str, Any], ...] = (
+    {"limelight": {"strategy": "greedy"}},
+    {"limelight": {"strategy": "greedy", "grounding": True}},
+    {"limelight": {"strategy": "greedy"}, "temperature": 1.3, "seed": 7},
+    {"limelight": {"strategy": "relevance-contrastive", "grounding": True}},
+    {"limelight": {"strategy": "lime-cached"}},
+)
+MALFORMED = (b"", b"{", b"[" * 5000, b'{"model": 1}', bytes(100), b'{"model": "demo-vision", "messages": [{}]}')
+
+
+class Faulty:
+    """The server's own strategy in this bench: it raises. Requests that want an answer name another."""
+
+    name = "faulty"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, run: Any) -> Any:
+        raise ZeroDivisionError("on purpose")
+
+
+def child(port: int, queue: int) -> None:
+    """The server process."""
+    import logging
+
+    import torch
+
+    import limelight
+    from limelight.server.app import create_app
+    from limelight.server.house import Offer
+    from limelight.server.limits import Limits
+    from limelight.server.run import configured
+
+    torch.set_num_threads(1)
+    logging.getLogger("limelight.server").setLevel(logging.CRITICAL)
+    offer = Offer(MODEL, strategy=Faulty(), limits=Limits(queue=queue, per_client=queue, timeout=300))
+    server = configured(create_app(limelight.load(MODEL), offer), "127.0.0.1", port, drain_seconds=120)
+    server.config.log_level, server.config.access_log = "error", False
+    server.config.configure_logging()
+    server.run()
+
+
+@dataclass
+class Tally:
+    """What happened."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    health: list[float] = field(default_factory=list)
+    rss: list[float] = field(default_factory=list)
+    tokens: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def bodies() -> list[dict[str, Any]]:
+    import limelight
+
+    folder = Path(limelight.__file__).parent / "demo" / "vision" / "examples"
+    urls = [
+        "data:image/png;base64," + base64.b64encode((folder / f"E-wrong-00{i}.png").read_bytes()).decode()
+        for i in (0, 1)
+    ]
+    return [
+        {
+            "model": MODEL,
+            "max_tokens": 12,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}],
+                }
+            ],
+            **kind,
+        }
+        for url, text, kind in itertools.product(urls, QUESTIONS, KINDS)
+    ]
+
+
+async def ask(http: httpx.AsyncClient, body: dict[str, Any], stream: bool, tally: Tally | None = None) -> Any:
+    """(text, usage, tokens' grounding) of a request, or its status when it was refused."""
+    began = time.monotonic()
+    if not stream:
+        got = await http.post("/v1/chat/completions", json=body)
+        if got.status_code != 200:
+            return got.status_code
+        told = got.json()
+        return told["choices"][0]["message"]["content"], told["usage"], told["limelight"].get("tokens", [])
+    text, usage, tokens = "", None, []
+    more = {"stream": True, "stream_options": {"include_usage": True}}
+    async with http.stream("POST", "/v1/chat/completions", json=body | more) as got:
+        if got.status_code != 200:
+            await got.aread()
+            return got.status_code
+        async for line in got.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            if not text and tally is not None:
+                tally.first.append(time.monotonic() - began)
+            event = json.loads(line[6:])
+            if "error" in event:
+                return event["error"]["code"]
+            text += "".join(c["delta"].get("content") or "" for c in event["choices"])
+            usage = event.get("usage") or usage
+            tokens += event.get("limelight", {}).get("tokens", [])
+    return text, usage, tokens
+
+
+async def client(
+    http: httpx.AsyncClient, asked: list[dict[str, Any]], alone: list[Any], tally: Tally, seed: int
+) -> None:
+    """Asks, compares, asks again."""
+    draw = random.Random(seed)
+    while True:
+        number, stream = draw.randrange(len(asked)), draw.random() < 0.5
+        began = time.monotonic()
+        got = await ask(http, asked[number], stream, tally)
+        if got == 429:
+            tally.counts["429, asked again"] += 1
+            await asyncio.sleep(0.2 + draw.random() * 0.3)
+        elif got == alone[number]:
+            tally.counts["answers equal to their sequential ones"] += 1
+            tally.tokens += got[1]["completion_tokens"]
+            tally.seconds.append(time.monotonic() - began)
+        else:
+            tally.counts["WRONG OR LOST ANSWERS"] += 1
+            tally.wrong.append(f"{number} {stream}: {got!r:.200} instead of {alone[number]!r:.200}")
+
+
+async def vanish_mid_stream(http: httpx.AsyncClient, body: dict[str, Any], tally: Tally) -> None:
+    async with http.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as got:
+        if got.status_code == 200:
+            async for _ in got.aiter_lines():
+                tally.counts["vanished mid-stream"] += 1
+                break
+
+
+async def vanish_while_waiting(http: httpx.AsyncClient, body: dict[str, Any], tally: Tally) -> None:
+    try:
+        await http.post("/v1/chat/completions", json=body, timeout=0.2)
+    except httpx.TimeoutException:
+        tally.counts["vanished while waiting"] += 1
+
+
+async def malformed(http: httpx.AsyncClient, body: dict[str, Any], tally: Tally) -> None:
+    for data in MALFORMED:
+        got = await http.post("/v1/chat/completions", content=data, headers={"Content-Type": "application/json"})
+        right = got.status_code in (400, 429) and "error" in got.json()
+        tally.counts["malformed bodies refused" if right else "MALFORMED BODIES NOT REFUSED"] += 1
+
+
+async def broken(http: httpx.AsyncClient, body: dict[str, Any], tally: Tally) -> None:
+    got = await http.post("/v1/chat/completions", json={k: v for k, v in body.items() if k != "limelight"})
+    if got.status_code != 429:
+        right = got.status_code == 500 and "on purpose" not in got.text
+        tally.counts["worker exceptions told as 500" if right else "WORKER EXCEPTIONS TOLD OTHERWISE"] += 1
+
+
+async def again(
+    url: str, act: Callable[[httpx.AsyncClient, dict[str, Any], Tally], Awaitable[None]], body: Any, tally: Tally
+) -> None:
+    """A client that misbehaves twice a second."""
+    while True:
+        async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
+            await act(http, body, tally)
+        await asyncio.sleep(0.5)
+
+
+async def watch(url: str, pid: int, tally: Tally) -> None:
+    """/health and the process's memory, once a second."""
+    async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as http:
+        while True:
+            began = time.monotonic()
+            (await http.get("/health")).raise_for_status()
+            tally.health.append(time.monotonic() - began)
+            status = Path(f"/proc/{pid}/status")
+            if status.exists():
+                tally.rss.append(
+                    next(int(x.split()[1]) for x in status.read_text().splitlines() if "VmRSS" in x) / 1024
+                )
+            await asyncio.sleep(1)
+
+
+async def drained(url: str, process: subprocess.Popen[bytes], asked: list[dict[str, Any]], alone: list[Any]) -> str:
+    """SIGTERM while twelve requests are in the house."""
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
+        inside = [asyncio.ensure_future(ask(http, asked[i], i % 2 == 0)) for i in range(12)]
+        while (await http.get("/health")).json()["waiting"] < 6:
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        got = await asyncio.gather(*inside, return_exceptions=True)
+    await asyncio.to_thread(process.wait, 60)
+    right = sum(g == w for g, w in zip(got, alone, strict=False))
+    return f"{right} of 12 requests in the house answered, process gone after {time.monotonic() - began:.1f} s"
+
+
+async def run(url: str, process: subprocess.Popen[bytes], clients: int, seconds: float) -> int:
+    asked, tally = bodies(), Tally()
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
+        while True:
+            try:
+                await http.get("/health")
+                break
+            except httpx.ConnectError:
+                if process.poll() is not None:
+                    raise
+                await asyncio.sleep(0.2)
+        alone = [await ask(http, b, stream=False) for b in asked]
+        alone_again = [await ask(http, b, stream=True) for b in asked]
+    if alone != alone_again or any(not isinstance(a, tuple) for a in alone):
+        print("the sequential answers do not repeat")
+        return 1
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=300, trust_env=False, limits=limits) as http:
+        tasks = [asyncio.ensure_future(client(http, asked, alone, tally, i)) for i in range(clients)]
+        faults = (vanish_mid_stream, vanish_while_waiting, malformed, broken)
+        tasks += [asyncio.ensure_future(again(url, act, asked[0], tally)) for act in faults]
+        tasks.append(asyncio.ensure_future(watch(url, process.pid, tally)))
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            tally.counts[f"CLIENT FAILED: {task.exception()!r}"] += 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    print(f"{clients} clients and 4 misbehaving ones, {seconds:g} s, {len(asked)} different requests, streamed or not")
+    for name, count in sorted(tally.counts.items()):
+        print(f"  {count:6d} {name}")
+    if tally.seconds:
+        ordered = sorted(tally.seconds)
+        print(f"  {len(ordered) / seconds:.1f} answers/s, {tally.tokens / seconds:.0f} tokens/s, "
+              f"latency median {statistics.median(ordered):.2f} s, 95 % {ordered[int(len(ordered) * 0.95)]:.2f} s")  # fmt: skip
+    print(f"  /health: median {1e3 * statistics.median(tally.health):.0f} ms, max {1e3 * max(tally.health):.0f} ms")
+    if len(tally.rss) > 5:
+        print(
+            f"  memory: {tally.rss[5]:.0f} MB after 5 s, {max(tally.rss):.0f} MB peak, {tally.rss[-1]:.0f} MB at the end"
+        )
+    for line in tally.wrong[:5]:
+        print("  ", line)
+    told = await drained(url, process, asked, alone)
+    print(f"  SIGTERM: {told}")
+    bad = any(name.isupper() or name.startswith("CLIENT FAILED") for name in tally.counts) or not told.startswith(
+        "12 of 12"
+    )
+    return int(bad or not tally.seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--queue", type=int, default=32)
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child is not None:
+        child(given.child, given.queue)
+        return 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "bench.server_load", "--child", str(port), "--queue", str(given.queue)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            return asyncio.run(run(f"http://127.0.0.1:{port}", process, given.clients, given.seconds))
+        finally:
+            process.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

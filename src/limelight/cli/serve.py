@@ -1,0 +1,138 @@
+"""``limelight serve``: an OpenAI-compatible endpoint over one model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limelight.cli import options
+from limelight.cli.options import DECODING, LOADING
+from limelight.errors import MissingExtraError, ModelError, SettingError
+
+KEY_VARIABLE = "LIMELIGHT_API_KEY"
+NETWORK, LIMITS = "Network", "Limits"
+
+
+def serve(
+    model: options.ModelName,
+    strategy: Annotated[
+        str, typer.Option("--strategy", "-s", help="How to decode unless a request says otherwise.", rich_help_panel=DECODING)
+    ] = "greedy",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the strategy, key=value; repeat for several.", rich_help_panel=DECODING),
+    ] = None,
+    offer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--offer", help="A strategy that requests may choose; repeat for several. All by default.", rich_help_panel=DECODING
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=NETWORK)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=NETWORK)] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; MODEL itself by default.", rich_help_panel=NETWORK)
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help=f"File with the key that clients must send (or set {KEY_VARIABLE}).", rich_help_panel=NETWORK),
+    ] = None,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Fetch pictures from this https host; repeat for several. None by default.", rich_help_panel=NETWORK
+        ),
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.", rich_help_panel=LIMITS)] = 32,
+    per_client: Annotated[
+        int | None, typer.Option(min=1, help="Of them, for one client address.", rich_help_panel=LIMITS)
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.", rich_help_panel=LIMITS)] = 120.0,
+    drain: Annotated[
+        float, typer.Option(min=1, help="Seconds to finish what is running after SIGTERM.", rich_help_panel=LIMITS)
+    ] = 120.0,
+    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Of a request.", rich_help_panel=LIMITS)] = 24.0,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.", rich_help_panel=LIMITS)] = 16_000_000,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Of a sound.", rich_help_panel=LIMITS)] = 300.0,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a request.", rich_help_panel=LIMITS)] = 8192,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.", rich_help_panel=LIMITS)] = 1024,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Serve a folder without safetensors weights.", rich_help_panel=LOADING),
+    ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Serve a model to OpenAI clients: chat completions, streamed or not, with a decoding strategy and its grounding.
+
+    Remote pictures are off until hosts are named; everything a client sends is bounded. See docs/server.md.
+
+    **Examples**
+
+        limelight serve demo-vision
+
+        limelight serve llava-hf/llava-1.5-7b-hf --strategy lime-cached --device cuda --dtype bfloat16
+
+        LIMELIGHT_API_KEY=... limelight serve demo-vision --host 0.0.0.0 --image-host images.example.org
+    """
+    try:
+        from limelight.server.app import create_app
+        from limelight.server.house import Offer
+        from limelight.server.limits import Limits
+        from limelight.server.run import configured, host_names, is_loopback
+    except ImportError as error:
+        raise MissingExtraError((error.name or "fastapi").partition(".")[0], "server") from error
+    from limelight.cli import terminal
+    from limelight.decoding.registry import strategies
+
+    key = _key(api_key_file)
+    known = frozenset(strategies())
+    offered = frozenset(offer) if offer else known
+    if offered - known:
+        raise SettingError(f"unknown strategy {min(offered - known)!r}", hint="see `limelight strategies`")
+    limits = Limits(
+        queue=queue, per_client=per_client or queue, timeout=timeout, body_bytes=round(max_body_mb * 1e6),
+        media_bytes=max(1, round(max_body_mb * 1e6 / 2)), pixels=max_pixels, seconds=max_seconds,
+        prompt_tokens=max_prompt_tokens, new_tokens=max_new_tokens,
+    )  # fmt: skip
+    with terminal.quiet():
+        chosen = options.strategy_of(strategy, settings or [])
+        if not allow_pickle:
+            _safetensors_only(Path(model))
+        adapter = terminal.load(model, dtype, device, trust_remote_code)
+    served = Offer(
+        name or model, chosen, offered, limits, key, frozenset(h.lower() for h in image_host or ()), host_names(host)
+    )
+    if key is None and not is_loopback(host):
+        terminal.err.print(f"[yellow]anybody who reaches {host}:{port} may use this server: set {KEY_VARIABLE}[/]")
+    terminal.err.print(f"{served.model} with {chosen.name}", markup=False)
+    configured(create_app(adapter, served), host, port, drain_seconds=drain).run()
+
+
+def _key(file: Path | None) -> str | None:
+    """The API key, from a file or the environment; never from the command line, where others can read it."""
+    if file is None:
+        key = os.environ.get(KEY_VARIABLE)
+        return key.strip() or None if key else None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"cannot read the API key in {file}: {error}", hint="a text file with one line") from error
+    if not key:
+        raise SettingError(f"{file} holds no API key", hint="a text file with one line")
+    return key
+
+
+def _safetensors_only(folder: Path) -> None:
+    """Raise when a checkpoint folder has weights that only pickle can read."""
+    pickles = [p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind)] if folder.is_dir() else []
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder.name} holds {pickles[0]} and no safetensors weights; loading it may run code",
+            hint="convert it to safetensors, or say --allow-pickle",
+        )

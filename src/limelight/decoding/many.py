@@ -1,0 +1,116 @@
+"""Several requests at once: one left-padded batch, a Generation each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.generate import answer_of, settings_of
+from limelight.decoding.greedy import Greedy
+from limelight.decoding.loop import GroundedOutput, custom_generate
+from limelight.decoding.registry import strategy as by_name
+from limelight.decoding.strategy import Strategy
+from limelight.errors import SettingError, UnsupportedError
+from limelight.models.adapter import wrap
+from limelight.types import Generation, Prompt, Span
+
+
+def generate_many(
+    model: Any,
+    processor: Any = None,
+    requests: Sequence[Sequence[Mapping[str, Any]] | str | Prompt] = (),
+    *,
+    strategy: Strategy | str | None = None,
+    relevance: bool = False,
+    seeds: int | Sequence[int] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    **generation_kwargs: Any,
+) -> list[Generation]:
+    """Answer several requests in one batch; each answer is what :func:`limelight.generate` would give alone.
+
+    Args:
+        requests: messages, or Prompts from ``Adapter.prepare``.
+        seeds: one seed a request, for sampling (an integer: the requests take ``seeds, seeds + 1, ...``).
+
+    Raises:
+        SettingError: no requests.
+        UnsupportedError: these prompts cannot share a batch (pictures of unequal shape); ask one by one.
+    """
+    if not requests:
+        raise SettingError("no requests", hint="pass at least one list of messages")
+    adapter = wrap(model, processor)
+    chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
+    prompts = [r if isinstance(r, Prompt) else adapter.prepare(r) for r in requests]
+    tensors, pads = collate(prompts, pad=_pad_id(adapter))
+    fn = custom_generate(
+        chosen,
+        processor=adapter.processor,
+        stop_strings=stop_strings,
+        seed=seeds,
+        tensors=tensors,
+        spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)],
+        details=relevance,
+    )
+    output: GroundedOutput = adapter.model.generate(**tensors, custom_generate=fn, **settings_of(generation_kwargs))
+    steps = output.steps or ()
+    return [answer_of(adapter, chosen, prompt, row) for prompt, row in zip(prompts, steps, strict=True)]
+
+
+def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any], list[int]]:
+    """One batch of tensors, left-padded, and how many positions were put in front of each row.
+
+    Tensors with one entry a position are padded; the others (pixels, grids, sound features) are joined along their first
+    axis, which is how transformers' processors batch them.
+
+    Raises:
+        UnsupportedError: a tensor's further axes differ between the prompts.
+    """
+    lengths = [len(p.tokens) for p in prompts]
+    width = max(lengths)
+    out: dict[str, Any] = {}
+    for name, first in prompts[0].tensors.items():
+        values = [p.tensors.get(name) for p in prompts]
+        if not all(isinstance(v, Tensor) for v in values):
+            if any(v is not first and v != first for v in values):
+                raise UnsupportedError(f"the prompts differ in {name!r}, which is no tensor", hint="ask one by one")
+            out[name] = first
+            continue
+        found: list[Tensor] = [v for v in values if isinstance(v, Tensor)]
+        if all(v.ndim == 2 and tuple(v.shape) == (1, n) for v, n in zip(found, lengths, strict=True)):
+            filler = pad if name == "input_ids" else 0
+            out[name] = torch.cat([torch.nn.functional.pad(v, (width - v.shape[1], 0), value=filler) for v in found])
+        elif len({tuple(v.shape[1:]) for v in found}) == 1:
+            out[name] = torch.cat(found)
+        else:
+            raise UnsupportedError(
+                f"{name} has shapes {[tuple(v.shape) for v in found]}, which cannot share a batch",
+                hint="ask one by one",
+            )
+    if set().union(*(p.tensors for p in prompts)) != set(out):
+        raise UnsupportedError("the prompts have different kinds of media", hint="ask one by one")
+    return out, [width - n for n in lengths]
+
+
+def shifted(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:
+    """The spans behind ``pad`` positions of padding, which count as text."""
+    if not pad:
+        return spans
+    moved = [Span(s.start + pad, s.stop + pad, s.modality, s.grid, s.seconds) for s in spans]
+    if moved[0].modality == "text":
+        return (Span(0, moved[0].stop, "text"), *moved[1:])
+    return (Span(0, pad, "text"), *moved)
+
+
+def _pad_id(adapter: Any) -> int:
+    for source in (adapter.tokenizer, adapter.model.generation_config):
+        value = getattr(source, "pad_token_id", None)
+        if value is None:
+            value = getattr(source, "eos_token_id", None)
+        if isinstance(value, (list, tuple)):
+            value = value[0]
+        if value is not None:
+            return int(value)
+    return 0

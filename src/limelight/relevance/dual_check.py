@@ -1,0 +1,53 @@
+"""Is every operation of a decoder that no forward twin covers linear on tangents? Asked once a model."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from limelight.errors import UnknownKindError
+from limelight.models.adapter import Adapter
+from limelight.models.capture import DecoderCall
+from limelight.relevance.composites import Composite
+from limelight.relevance.dual_attention import FALLBACK, Mode
+from limelight.relevance.dual_cache import DualCache
+from limelight.relevance.dual_inputs import repeated, tail
+from limelight.relevance.dual_rules import DualRules
+
+_CHECKED: WeakKeyDictionary[nn.Module, set[tuple[object, ...]]] = WeakKeyDictionary()
+
+
+def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
+    """Run tangents t, 2 t, -t and 0 through the decoder, once a model: all that no twin covers must be linear on them.
+
+    Biases, learned positions, gates and activations written as functions are not, and would be silently wrong.
+
+    Raises:
+        UnknownKindError: it is not.
+    """
+    key = (composite.name, *map(id, adapter.decoder.modules()))
+    if key in _CHECKED.setdefault(adapter.decoder, set()):
+        return
+    count = min(2, call.length)
+    piece = call.row(0)
+    embeds = piece.embeds[:, -count:]
+    mode, cache = Mode(channels=5), DualCache(count)
+    twins = DualRules(adapter, mode, cache, composite)
+    kwargs = {k: repeated(k, tail(v, count), 5) for k, v in piece.kwargs.items()}
+    with torch.no_grad(), twins.attached():
+        rows = torch.cat([embeds, embeds / 2, embeds, embeds / -2, torch.zeros_like(embeds)])
+        out = adapter.decoder(inputs_embeds=rows, past_key_values=cache, use_cache=True, **kwargs)
+    hidden = (out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0])[:, -1].detach().float()
+    _, half, whole, minus, none = hidden
+    error = float(torch.maximum((whole - 2 * half).abs(), (half + minus).abs()).max())
+    limit = 1e-3 if embeds.dtype in (torch.float32, torch.float64) else 5e-2
+    size = float(whole.abs().max())
+    if not (error <= limit * size and float(none.abs().max()) <= 1e-6 * size):
+        raise UnknownKindError(
+            f"{type(adapter.decoder).__name__} does something to its rows that no forward twin covers: tangents of size "
+            f"{size:.2g} come out {error:.2g} away from linear, no tangent as {float(none.abs().max()):.2g}",
+            hint=FALLBACK,
+        )
+    _CHECKED[adapter.decoder].add(key)

@@ -1,0 +1,130 @@
+"""The application: routes, and errors in one shape."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+import limelight
+from limelight.models.adapter import Adapter
+from limelight.server.chat import Chat
+from limelight.server.guard import Guard
+from limelight.server.house import Offer
+from limelight.server.metrics import Counted, Metrics
+from limelight.server.problems import ApiError, internal, invalid
+from limelight.server.schema import openapi_schemas
+from limelight.server.worker import Worker
+
+STOP_SECONDS = 30.0
+log = logging.getLogger("limelight.server")
+
+
+def create_app(adapter: Adapter, offer: Offer) -> FastAPI:
+    """An ASGI application over a model that is already loaded; its worker lives as long as the application runs.
+
+    Example:
+        >>> app = create_app(limelight.load("demo-vision"), Offer("demo-vision"))  # doctest: +SKIP
+    """
+    worker = Worker()
+    metrics = Metrics(worker)
+    chat = Chat(adapter, offer, worker, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        if not worker.stop(STOP_SECONDS):
+            log.error("the worker is still at a token after %g s", STOP_SECONDS)
+
+    app = FastAPI(
+        title="limelight", version=limelight.__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
+        description="OpenAI-compatible chat completions with training-free grounding.",
+    )  # fmt: skip
+    app.state.chat = chat
+    app.add_middleware(Guard, key=offer.api_key, hosts=offer.host_names)
+    app.add_middleware(Counted, metrics=metrics)  # outermost: counts refusals too
+    _routes(app, chat, offer)
+    _errors(app)
+    _document(app)
+    return app
+
+
+def _routes(app: FastAPI, chat: Chat, offer: Offer) -> None:
+    card = {
+        "id": offer.model,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "limelight",
+        "limelight": {"strategy": offer.strategy.name, "strategies": sorted(offer.strategies)},
+    }
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """An answer, or server-sent events with ``stream: true``."""
+        return await chat(request)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [card]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name != offer.model:
+            raise invalid("there is no model of that name here", status=404, code="model_not_found", param="model")
+        return card
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """200 while the worker lives."""
+        alive = chat.worker.alive
+        state = {"status": "ok" if alive else "worker is gone", "waiting": len(chat.worker.queue)}
+        return JSONResponse(state, 200 if alive else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(chat.metrics.page(), media_type=chat.metrics.content_type)
+
+
+def _errors(app: FastAPI) -> None:
+    def shaped(problem: ApiError) -> JSONResponse:
+        return JSONResponse(problem.payload(), problem.status, headers=problem.headers)
+
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
+        return shaped(error)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return shaped(ApiError(error.status_code, str(error.detail), headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, __: Exception) -> JSONResponse:
+        return shaped(internal())
+
+
+def _document(app: FastAPI) -> None:
+    """The OpenAPI document. The body is read by hand (bounded, off the event loop), so its schema is put in by hand."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            found.setdefault("components", {}).setdefault("schemas", {}).update(openapi_schemas())
+            reference = {"$ref": "#/components/schemas/ChatRequest"}
+            found["paths"]["/v1/chat/completions"]["post"]["requestBody"] = {
+                "required": True,
+                "content": {"application/json": {"schema": reference}},
+            }
+            app.openapi_schema = found
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

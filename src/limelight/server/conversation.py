@@ -1,0 +1,105 @@
+"""From a request's messages to the Hugging Face chat format, in two moves: headers at the door, pixels in the worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from limelight.errors import MediaError
+from limelight.server import media
+from limelight.server.limits import CHARACTERS_A_TOKEN, Limits
+from limelight.server.problems import invalid
+from limelight.server.remote import Fetcher
+from limelight.server.schema import AudioPart, ChatRequest, ImagePart, TextPart
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound that is still a file's bytes."""
+
+    data: bytes
+    format: str
+
+
+Turn = tuple[str, list[str | Image.Image | Sound]]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns of words, pictures whose headers were read, and sounds as bytes."""
+
+    turns: Sequence[Turn]
+
+    @property
+    def has_media(self) -> bool:
+        return any(not isinstance(part, str) for _, parts in self.turns for part in parts)
+
+    def messages(self, limits: Limits) -> list[dict[str, Any]]:
+        """Decoded, as ``Adapter.prepare`` takes them."""
+        return [{"role": role, "content": [_decoded(p, limits) for p in parts]} for role, parts in self.turns]
+
+
+def _decoded(part: str | Image.Image | Sound, limits: Limits) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Sound):
+        return {"type": "audio", "audio": media.decode_sound(part.data, part.format, limits)}
+    return {"type": "image", "image": media.decode_picture(part, limits)}
+
+
+async def read(request: ChatRequest, limits: Limits, fetcher: Fetcher, placeholders: Sequence[str]) -> Conversation:
+    """The conversation of a request, its media checked as far as that is cheap.
+
+    Raises:
+        ApiError: 400 naming the message: too much text, too many media, a placeholder of the model in the words.
+        MediaError: see :mod:`limelight.server.media` and :mod:`limelight.server.remote`.
+    """
+    turns: list[Turn] = []
+    characters = items = 0
+    for number, message in enumerate(request.messages):
+        role = "system" if message.role == "developer" else message.role
+        parts: list[str | Image.Image | Sound] = []
+        content = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        for part in content:
+            where = f"messages.{number}.content"
+            if isinstance(part, TextPart):
+                characters += len(part.text)
+                if characters > CHARACTERS_A_TOKEN * limits.prompt_tokens:
+                    raise invalid("the messages are too long", param=where, code="context_length_exceeded")
+                if any(p in part.text for p in placeholders):
+                    raise invalid(
+                        f"the words hold one of the model's placeholders ({', '.join(placeholders)}); "
+                        "send pictures and sounds as content parts",
+                        param=where,
+                    )
+                parts.append(part.text)
+                continue
+            items += 1
+            if items > limits.media:
+                raise invalid(f"more than {limits.media} pictures and sounds", param=where, code="too_many_media")
+            try:
+                parts.append(await _opened(part, limits, fetcher))
+            except MediaError as error:
+                raise invalid(f"{error.message} ({error.hint})", param=where, code="invalid_media") from error
+        turns.append((role, parts))
+    if not any(isinstance(p, str) and p.strip() for _, parts in turns for p in parts):
+        raise invalid("the messages hold no words", param="messages")
+    return Conversation(turns)
+
+
+async def _opened(part: ImagePart | AudioPart, limits: Limits, fetcher: Fetcher) -> Image.Image | Sound:
+    if isinstance(part, AudioPart):
+        data = await asyncio.to_thread(media.from_base64, part.input_audio.data, limits)
+        return Sound(data, part.input_audio.format)
+    url = part.image_url.url
+    if media.is_data_url(url):
+        data = await asyncio.to_thread(media.from_data_url, url, limits)
+    elif url[:8].lower() == "https://":
+        data = await fetcher.fetch(url)
+    else:
+        raise MediaError("neither a data URL nor https", hint="send it as data:image/png;base64,...")
+    return await asyncio.to_thread(media.open_picture, data, limits)

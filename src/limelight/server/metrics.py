@@ -1,0 +1,60 @@
+"""What /metrics tells, in a registry of the server's own."""
+
+from __future__ import annotations
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from limelight.server.worker import Worker
+
+ROUTES = ("/v1/chat/completions", "/v1/models", "/health", "/metrics", "/openapi.json")
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Counters of one server."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, worker: Worker) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("limelight_requests", "Answered requests.", ["route", "status"], registry=self.registry)
+        self.tokens = Counter("limelight_tokens", "Tokens read and written.", ["kind"], registry=self.registry)
+        self.cancelled = Counter(
+            "limelight_cancelled", "Answers given up: the client left, or time was up.", registry=self.registry
+        )
+        self.seconds = Histogram(
+            "limelight_request_seconds", "Arrival to end of answer.", buckets=_SECONDS, registry=self.registry
+        )
+        self.first = Histogram(
+            "limelight_first_token_seconds", "Arrival to first token.", buckets=_SECONDS, registry=self.registry
+        )
+        for name, told, read in (
+            ("limelight_waiting", "Requests in line.", lambda: len(worker.queue)),
+            ("limelight_running", "Requests in the worker (0 or 1).", lambda: int(worker.current is not None)),
+            ("limelight_worker_errors", "Requests that failed for no fault of theirs.", lambda: worker.errors),
+        ):
+            Gauge(name, told, registry=self.registry).set_function(read)
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class Counted:
+    """ASGI middleware: every answer's status by route (unknown paths are one route, so that nobody can add labels)."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        route = scope["path"] if scope["path"] in ROUTES else "other"
+
+        async def seen(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self.app(scope, receive, seen)

@@ -1,0 +1,71 @@
+"""Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``, and never a stack trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from limelight.errors import InputError, LimelightError, MediaError, MissingExtraError, UnsupportedError
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """What a client is told. ``message`` may be shown to anybody."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def payload(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def invalid(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> ApiError:
+    """The request cannot be answered as it is."""
+    return ApiError(status, message, param=param, code=code)
+
+
+def internal() -> ApiError:
+    """Something broke here; the log has it, the client does not."""
+    return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
+
+
+def busy(message: str) -> ApiError:
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
+
+
+def late(seconds: float) -> ApiError:
+    return ApiError(504, f"the answer was not ready after {seconds:g} s", code="timeout")
+
+
+def of_library(error: LimelightError) -> ApiError:
+    """The library's errors: what the client can mend is told with its hint, the rest stays in the log."""
+    told = f"{error.message} ({error.hint})" if error.hint else error.message
+    if isinstance(error, MissingExtraError):
+        return ApiError(501, f"not installed on this server: {error.message}", code="not_installed")
+    if isinstance(error, MediaError):
+        return invalid(told, param="messages", code="invalid_media")
+    if isinstance(error, InputError):
+        return invalid(told)
+    if isinstance(error, UnsupportedError):
+        return invalid(told, code="unsupported")
+    return internal()

@@ -1,0 +1,160 @@
+"""The request of /v1/chat/completions. A field that would have no effect is refused, not ignored."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from limelight.server.limits import MAX_MESSAGES, MAX_STOPS
+from limelight.server.problems import ApiError, invalid
+
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+_BRANCHES = frozenset({"str", "constrained-str", "user", "system", "developer", "assistant"})
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class TextPart(Closed):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Closed):
+    url: str = Field(description="data:image/png;base64,... or an https address of a host the operator allowed")
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(Closed):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(Closed):
+    data: str = Field(description="base64")
+    format: Literal["wav", "mp3", "flac", "ogg"]
+
+
+class AudioPart(Closed):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
+class UserMessage(Closed):
+    role: Literal["user"]
+    content: str | list[Part]
+    name: str | None = None
+
+
+class OtherMessage(Closed):
+    role: Literal["system", "developer", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+Message = Annotated[UserMessage | OtherMessage, Field(discriminator="role")]
+
+
+class StreamOptions(Closed):
+    include_usage: bool = False
+
+
+class TextFormat(Closed):
+    type: Literal["text"]
+
+
+class Grounded(Closed):
+    """limelight's own field: which decoding method, and whether to tell where each token comes from."""
+
+    strategy: str | None = Field(None, max_length=64, description="a name from `limelight strategies`")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the strategy's settings")
+    grounding: bool = Field(False, description="per token: modality shares, intervened, flagged")
+
+
+class ChatRequest(Closed):
+    """As OpenAI's. Without ``temperature`` and ``top_p`` decoding is greedy."""
+
+    model: str = Field(max_length=512)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    n: Literal[1] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    limelight: Grounded = Field(default_factory=lambda: Grounded.model_validate({}))
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    response_format: TextFormat | None = None
+    user: str | None = Field(None, max_length=512)
+
+    @model_validator(mode="after")
+    def _together(self) -> ChatRequest:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens and max_completion_tokens are the same thing: give one")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream=true")
+        if not any(m.role == "user" for m in self.messages):
+            raise ValueError("messages hold no user message")
+        return self
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn: a temperature of at least 1e-4 (below it logits overflow), or a top_p alone."""
+        return self.temperature >= 1e-4 if self.temperature is not None else self.top_p is not None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def parse(body: bytes) -> ChatRequest:
+    """A request from its body.
+
+    Raises:
+        ApiError: 400, naming the first field that is wrong; values are not echoed.
+    """
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _told(error) from None
+
+
+def _told(error: ValidationError) -> ApiError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    first = max(found, key=lambda e: len(e["loc"]))  # of a union's branches the one that got furthest
+    where = ".".join(str(p) for p in first["loc"] if str(p) not in _BRANCHES and "[" not in str(p)) or None
+    if first["type"] == "json_invalid":
+        return invalid(f"the body is not JSON: {first['msg']}", code="invalid_json")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "this server does not know the field"
+    if where and len(where) > 200:  # a field's name may be the client's own text
+        where = where[:200] + "..."
+    return invalid(f"{where}: {message}" if where else message, param=where, code="invalid_request")
+
+
+def openapi_schemas() -> dict[str, Any]:
+    """The request's JSON schema with its parts, for the OpenAPI document's components."""
+    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts: dict[str, Any] = json.loads(json.dumps(schema.pop("$defs", {})))
+    return {**parts, "ChatRequest": schema}

@@ -1,0 +1,138 @@
+"""What the cached methods say of a token: shares, candidates, flags; the stream they stand on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from limelight.decoding.dual import TOP, captured, check_composite, explainer, kinds, open_stream, split_channels
+from limelight.decoding.strategy import Chooser, Run
+from limelight.errors import PromptError, SettingError
+from limelight.models.adapter import Adapter
+from tests.tiny import built, llava, llava_inputs
+from tests.zoo import ZOO
+
+
+def a_run(modality_ids: Tensor, adapter: Any = None, mask: Tensor | None = None, **more: Any) -> Run:
+    ids = torch.ones_like(modality_ids)
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    return Run(adapter, ids, {}, modality_ids, mask, Chooser(None, sample=False), **more)
+
+
+IMAGE_ONLY = torch.tensor([[0, 1, 1, 0], [0, 0, 3, 0]])
+LOGITS = torch.tensor([[3.0, 2.5, 2.0, 1.0, 0.5, 0.0, -1.0], [0.0, 4.0, 1.0, 1.0, 3.9, -2.0, 2.0]])
+
+
+def test_shares_are_group_shares_under_the_rows_own_modality() -> None:
+    phi = torch.tensor([[1.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0]])
+    explain = explainer(a_run(IMAGE_ONLY), LOGITS, phi)
+    assert explain(0, 0).shares == pytest.approx({"image": 1 / 3, "text": 2 / 3})
+    assert explain(0, 1).shares == pytest.approx({"image": 2 / 6.5, "text": 4.5 / 6.5})
+    assert explain(1, 4).shares == pytest.approx({"audio": 5 / 6.1, "text": 1.1 / 6.1})
+    assert explain(1, 0).shares == {"audio": 0.0, "text": 1.0}  # logit and Phi both zero
+
+
+def test_several_modalities_have_shares_of_their_own() -> None:
+    run = a_run(torch.tensor([[0, 2, 2, 0, 3, 0]]))
+    assert kinds(run, 0) == [2, 3]
+    split = {"video": torch.full((1, 7), 1.0), "audio": torch.full((1, 7), -0.5)}
+    explain = explainer(run, LOGITS[:1], torch.full((1, 7), 0.5), split=split)
+    total = 1 + 0.5 + 2.5
+    assert explain(0, 0).shares == pytest.approx({"video": 1 / total, "audio": 0.5 / total, "text": 2.5 / total})
+    channels = split_channels(run, run.mask)
+    assert [c.name for c in channels] == ["video", "audio"]
+    assert [c.prompt[0].tolist() for c in channels] == [[0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0]]
+    assert split_channels(a_run(IMAGE_ONLY), torch.ones(2, 4, dtype=torch.bool)) == []
+    longer = split_channels(run, torch.ones(1, 9, dtype=torch.bool))  # words said since are nobody's
+    assert [c.prompt.shape for c in longer] == [(1, 9), (1, 9)] and not longer[0].prompt[0, 6:].any()
+
+
+def test_candidates_are_the_top_with_logit_and_phi() -> None:
+    phi = torch.arange(14.0).reshape(2, 7)
+    detail = explainer(a_run(IMAGE_ONLY), LOGITS, phi)(1, 4)
+    assert detail.candidates[:3] == ((1, 4.0, 8.0), (4, pytest.approx(3.9), 11.0), (6, 2.0, 13.0))
+    assert len(detail.candidates) == TOP
+    assert detail.plain == 1 and not detail.intervened and detail.losses == {}
+
+
+@pytest.mark.parametrize("shift", [0.0, 7.0, -7.0])
+@pytest.mark.parametrize(
+    ("chosen", "rival", "others", "flagged"),
+    [
+        (-1.0, 1.0, 0.0, True),  # the percept speaks against the choice and for a rival
+        (-1.0, -0.5, 0.2, False),  # against both
+        (1.0, -1.0, 0.0, False),  # for the choice
+        (1.0, 2.0, -1.0, False),  # for the choice, more so for the rival
+    ],
+)
+def test_flags(chosen: float, rival: float, others: float, flagged: bool, shift: float) -> None:
+    """For and against are told from the vocabulary's mean: what Phi adds to every token decides nothing."""
+    phi = torch.full((1, 200), 0.0)
+    logits = torch.linspace(1, 0, 200)[None].clone()
+    phi[0, 0], phi[0, 1], phi[0, 2:TOP] = chosen, rival, min(others, 0.0)
+    phi[0, TOP:] = others
+    explain = explainer(a_run(IMAGE_ONLY[:1]), logits, phi + shift)
+    assert explain(0, 0).flagged == flagged
+    unseen = phi.clone()
+    unseen[0, 1], unseen[0, 150] = phi[0, 2], 9.0  # a rival nobody considers is no reason to flag
+    if chosen < 0:
+        assert not explainer(a_run(IMAGE_ONLY[:1]), logits, unseen + shift)(0, 0).flagged
+
+
+def test_losses_and_interventions_are_the_rows_own() -> None:
+    losses = {"total": [torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.5])]}
+    phi = torch.ones_like(LOGITS)
+    explain = explainer(a_run(IMAGE_ONLY), LOGITS, phi, opened=torch.tensor([False, True]), losses=losses)
+    assert explain(0, 0).losses == {} and not explain(0, 0).intervened
+    assert explain(1, 1).losses == {"total": (2.0, 1.5)} and explain(1, 1).intervened
+
+
+def test_a_vocabulary_smaller_than_the_table() -> None:
+    explain = explainer(a_run(IMAGE_ONLY[:1]), LOGITS[:1, :3], torch.ones(1, 3))
+    assert [t for t, _, _ in explain(0, 0).candidates] == [0, 1, 2]
+
+
+def test_captured_gives_tensors_that_enter_a_graph() -> None:
+    adapter = Adapter(llava())
+    with torch.inference_mode():
+        inputs = llava_inputs(adapter.model)
+        where = adapter.modality_ids(inputs)
+        more = {k: v for k, v in inputs.items() if k != "input_ids"}
+        run = Run(adapter, inputs["input_ids"], more, where, torch.ones_like(where).bool(), Chooser(None, sample=False))
+        call, modality = captured(run)
+    assert not call.embeds.is_inference() and not modality.is_inference()
+    call.embeds.requires_grad_(True)
+    assert modality[0].nonzero()[:, 0].tolist() == list(range(3, 19))
+
+
+def test_a_prompt_without_a_percept_is_refused() -> None:
+    adapter = built("llava")
+    inputs = ZOO["llava"].inputs(adapter.model)
+    words = {"input_ids": torch.tensor([[1, 31, 32]]), "attention_mask": torch.ones(1, 3).long()}
+    where = torch.zeros(1, 3, dtype=torch.long)
+    run = Run(adapter, words["input_ids"], {}, where, where.bool() | True, Chooser(None, sample=False))
+    with pytest.raises(PromptError, match="empty modality span") as caught:
+        captured(run)
+    assert caught.value.hint and inputs
+
+
+@pytest.mark.parametrize(("limit", "reserve"), [(None, 16), (30, 16), (200, 200 - 24), (10**6, 4096)])
+def test_the_stream_reserves_what_may_be_said(limit: int | None, reserve: int) -> None:
+    adapter = built("llava")
+    inputs = ZOO["llava"].inputs(adapter.model)
+    call = adapter.capture(inputs)
+    config = None if limit is None else type("Config", (), {"max_length": limit})()
+    run = a_run(adapter.modality_ids(inputs), adapter, config=config)
+    assert call.length == 24
+    assert open_stream(run, call, [], "attnlrp").cache.capacity == call.length + reserve
+
+
+def test_composites_that_have_twins() -> None:
+    for name in ("attnlrp", "cp-lrp"):
+        check_composite(name)
+    with pytest.raises(SettingError, match="no forward twin") as caught:
+        check_composite("gradient-input")
+    assert "cp-lrp" in caught.value.hint

@@ -1,0 +1,163 @@
+"""A real uvicorn on 127.0.0.1 over the shipped miniature, and a decoding method that the test lets go, token by token."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `server` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `server` is not installed")
+
+import httpx
+import openai
+from torch import Tensor
+
+import limelight
+from limelight.decoding.greedy import Greedy
+from limelight.decoding.strategy import Outlook, Run
+from limelight.models.adapter import Adapter
+from limelight.server.app import create_app
+from limelight.server.chat import Chat
+from limelight.server.house import Offer
+from limelight.server.run import configured
+
+EXAMPLES = Path(limelight.__file__).parent / "demo" / "vision" / "examples"
+MODEL = "demo-vision"
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def png(width: int = 8, height: int = 8) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(out, "PNG")
+    return out.getvalue()
+
+
+def example(number: int = 0) -> bytes:
+    return (EXAMPLES / f"E-wrong-00{number}.png").read_bytes()
+
+
+def ask(text: str = "Describe the picture.", url: str | None = None) -> list[dict[str, Any]]:
+    image = {"type": "image_url", "image_url": {"url": data_url(example()) if url is None else url}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
+
+
+@dataclass
+class Gate:
+    """Greedy decoding that never ends by itself and waits for a permit before every token but the first ``free``."""
+
+    free: int = 0
+    broken: bool = False
+    permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    tokens: int = 0
+    name = "gate"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, run: Run) -> Gate.Session:
+        if self.broken:
+            raise ZeroDivisionError("secret of the server")
+        return Gate.Session(self, run)
+
+    class Session:
+        def __init__(self, gate: Gate, run: Run) -> None:
+            self.gate, self.inner, self.count = gate, Greedy().session(run), 0
+            self.ends = run.adapter.model.generation_config.eos_token_id
+
+        def next(self, tokens: Tensor | None) -> Outlook:
+            outlook = self.inner.next(tokens)
+            outlook.logits[:, self.ends] = float("-inf")
+            if self.count >= self.gate.free:
+                self.gate.permits.acquire(timeout=20)
+            self.count += 1
+            self.gate.tokens += 1
+            return outlook
+
+    def open(self, permits: int = 10_000) -> None:
+        self.permits.release(permits)
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    url: str
+    chat: Chat
+
+    def openai(self, **more: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 30, **more})
+
+    def post(self, body: Any = None, **more: Any) -> httpx.Response:
+        given = {"json": body} if body is not None else {}
+        return httpx.post(f"{self.url}/v1/chat/completions", **given, timeout=30, trust_env=False, **more)
+
+    def metric(self, name: str) -> float:
+        page = httpx.get(f"{self.url}/metrics", trust_env=False).text
+        return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name))
+
+
+@contextmanager
+def served(adapter: Adapter, offer: Offer) -> Iterator[Running]:
+    app = create_app(adapter, offer)
+    server = configured(app, "127.0.0.1", 0, drain_seconds=5)
+    server.config.log_level = "critical"
+    server.config.configure_logging()
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Running(f"http://127.0.0.1:{port}", app.state.chat)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def adapter() -> Adapter:
+    return limelight.load(MODEL)
+
+
+@pytest.fixture(scope="session")
+def server(adapter: Adapter) -> Iterator[Running]:
+    with served(adapter, Offer(MODEL)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> openai.OpenAI:
+    return server.openai()
+
+
+Serve = Callable[..., AbstractContextManager[Running]]
+
+
+@pytest.fixture
+def serve(adapter: Adapter) -> Serve:
+    """``with serve(strategy=..., limits=..., **offer) as running``."""
+
+    def call(**offer: Any) -> AbstractContextManager[Running]:
+        return served(adapter, replace(Offer(MODEL), **offer))
+
+    return call

@@ -1,0 +1,308 @@
+"""The official client and plain HTTP against a real server: answers, streams, grounding, limits, cancellation."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+import limelight
+from limelight.models.adapter import Adapter
+from limelight.server.limits import Limits
+from tests.server.conftest import MODEL, Gate, Running, Serve, ask, data_url, example, until
+
+
+def direct(adapter: Adapter, text: str = "Describe the picture.", **more: Any) -> limelight.Generation:
+    media = {"image": Image.open(io.BytesIO(example()))}
+    return limelight.generate(adapter, messages=text, media=media, relevance=False, **{"max_new_tokens": 16, **more})
+
+
+def create(client: openai.OpenAI, text: str = "Describe the picture.", **more: Any) -> Any:
+    return client.chat.completions.create(**{"model": MODEL, "messages": ask(text), "max_tokens": 16, **more})
+
+
+def test_an_answer_is_the_librarys(client: openai.OpenAI, adapter: Adapter) -> None:
+    want = direct(adapter)
+    got = create(client)
+    assert got.choices[0].message.content == want.text
+    assert got.choices[0].finish_reason == "stop"
+    assert got.object == "chat.completion"
+    assert got.usage.prompt_tokens == len(want.prompt.tokens)
+    assert got.usage.completion_tokens == len(want.token_ids)
+    assert got.limelight == {"strategy": "greedy", "settings": {}, "seed": None}
+
+
+def test_a_stream_says_the_same(client: openai.OpenAI, adapter: Adapter) -> None:
+    want = direct(adapter)
+    chunks = list(create(client, stream=True, stream_options={"include_usage": True}))
+    assert len({c.id for c in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == want.text
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert sum(bool(c.choices and c.choices[0].delta.content) for c in chunks) > 4
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == len(want.token_ids)
+    assert all(c.usage is None for c in chunks[:-1])
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "lime-cached", "relevance-contrastive"])
+def test_grounding_is_the_librarys(client: openai.OpenAI, adapter: Adapter, strategy: str) -> None:
+    want = direct(adapter, strategy=strategy, meter=True, max_new_tokens=4)
+    asked = {"limelight": {"strategy": strategy, "grounding": True}}
+    got = create(client, max_tokens=4, logprobs=True, extra_body=asked)
+    told = got.limelight["tokens"]
+    assert [t["token"] for t in told] == [s.text for s in want.steps]
+    assert [t["intervened"] for t in told] == [s.intervened for s in want.steps]
+    assert [t["flagged"] for t in told] == [s.flagged for s in want.steps]
+    for token, step in zip(told, want.steps, strict=True):
+        assert token["shares"] == pytest.approx(step.shares, rel=1e-4)
+    assert got.limelight["shares"] == pytest.approx(want.shares(), rel=1e-4)
+    assert [x.logprob for x in got.choices[0].logprobs.content] == pytest.approx([s.logprob for s in want.steps])
+    assert got.limelight["strategy"] == strategy
+    streamed = [
+        token
+        for chunk in create(client, max_tokens=4, stream=True, extra_body=asked)
+        for token in (chunk.model_extra or {}).get("limelight", {}).get("tokens", [])
+    ]
+    assert streamed == told
+
+
+def test_settings_of_a_strategy_reach_it(client: openai.OpenAI, adapter: Adapter) -> None:
+    settings = {"alpha": 6.0}
+    want = direct(adapter, strategy=limelight.relevance_contrastive(**settings), max_new_tokens=6)
+    body = {"limelight": {"strategy": "relevance-contrastive", "settings": settings}}
+    got = create(client, max_tokens=6, extra_body=body)
+    assert got.choices[0].message.content == want.text
+    assert got.limelight["settings"]["alpha"] == 6.0
+
+
+def test_sampling_repeats_with_its_seed(client: openai.OpenAI, adapter: Adapter) -> None:
+    want = direct(adapter, do_sample=True, temperature=1.7, top_p=0.9, top_k=0, seed=5)
+    got = [create(client, temperature=1.7, top_p=0.9, seed=5) for _ in range(2)]
+    assert {g.choices[0].message.content for g in got} == {want.text}
+    drawn = create(client, temperature=1.7)
+    again = create(client, temperature=1.7, seed=drawn.limelight["seed"])
+    assert again.choices[0].message.content == drawn.choices[0].message.content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_are_cut_off(client: openai.OpenAI, adapter: Adapter, stream: bool) -> None:
+    whole = direct(adapter).text
+    stop = whole[4:9]
+    got = create(client, stop=[stop, "never"], stream=stream)
+    text = "".join(c.choices[0].delta.content or "" for c in got) if stream else got.choices[0].message.content
+    assert text == whole[: whole.index(stop)].strip()
+
+
+def test_logprobs_with_rivals_and_length(client: openai.OpenAI, adapter: Adapter) -> None:
+    want = direct(adapter, max_new_tokens=3)
+    got = create(client, max_tokens=3, logprobs=True, top_logprobs=3).choices[0]
+    assert got.finish_reason == "length"
+    for told, step in zip(got.logprobs.content, want.steps, strict=True):
+        assert told.token == step.text
+        assert bytes(told.bytes).decode() == step.text
+        assert told.logprob == pytest.approx(step.logprob)
+        assert len(told.top_logprobs) == 3
+        assert told.top_logprobs[0].logprob == pytest.approx(step.logprob)  # greedy takes the likeliest
+        assert told.top_logprobs[0].logprob >= told.top_logprobs[1].logprob
+
+
+def test_words_alone_are_answered_plainly(client: openai.OpenAI) -> None:
+    words = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "Is there a cup in the picture?"}]
+    got = client.chat.completions.create(model=MODEL, messages=words, max_tokens=8, logprobs=True)
+    assert got.choices[0].message.content
+    assert "nothing to ground" in got.limelight["note"]
+    assert len(got.choices[0].logprobs.content) >= 1
+    drawn = [
+        client.chat.completions.create(model=MODEL, messages=words, max_tokens=8, temperature=2, seed=3)
+        for _ in range(2)
+    ]
+    assert drawn[0].choices[0].message.content == drawn[1].choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="nothing to ground"):
+        client.chat.completions.create(
+            model=MODEL, messages=words, extra_body={"limelight": {"strategy": "lime", "grounding": True}}
+        )
+
+
+def test_several_turns(client: openai.OpenAI) -> None:
+    turns = [*ask("Is there a cup in the picture?"), {"role": "assistant", "content": "yes"},
+             {"role": "user", "content": [{"type": "text", "text": "Is there a hat in the picture?"}]}]  # fmt: skip
+    got = client.chat.completions.create(model=MODEL, messages=turns, max_completion_tokens=4)
+    assert got.choices[0].message.content
+
+
+def test_models_health_metrics_and_unknown_paths(server: Running, client: openai.OpenAI) -> None:
+    assert [m.id for m in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "limelight"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other/model")
+    with httpx.Client(base_url=server.url, trust_env=False) as http:
+        assert http.get("/health").json() == {"status": "ok", "waiting": 0}
+        before = server.metric("limelight_tokens_total")
+        create(client, max_tokens=2)
+        assert server.metric("limelight_tokens_total") > before
+        assert server.metric('limelight_requests_total{route="/v1/chat/completions",status="200"}') >= 1
+        for answer in (http.get("/v1/none"), http.delete("/v1/models"), http.get("/docs")):
+            assert answer.status_code in (404, 405)
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        http.get("/v1/none-of-these")
+        assert "none-of-these" not in http.get("/metrics").text
+
+
+def test_many_clients_get_the_answers_of_one(server: Running) -> None:
+    questions = [f"{a}Is there a {b} in the picture?" for a in ("", "There is no hat. ") for b in ("hat", "cup", "pig")]
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.5, "seed": 11},
+        {"limelight": {"strategy": "relevance-contrastive", "grounding": True}},
+    ]
+    bodies = [{"model": MODEL, "messages": ask(q), "max_tokens": 6, **k} for q in questions for k in kinds]
+
+    def told(body: dict[str, Any]) -> Any:
+        got = server.post(body).json()
+        return got["choices"][0]["message"], got["usage"], got["limelight"]
+
+    alone = [told(b) for b in bodies]
+    assert len({json.dumps(a) for a in alone}) > 6
+    with ThreadPoolExecutor(9) as pool:
+        assert list(pool.map(told, bodies)) == alone
+
+
+def test_a_full_house_says_429_and_health_still_answers(serve: Serve) -> None:
+    gate = Gate()
+    with serve(strategy=gate, limits=Limits(queue=2, timeout=20)) as running, ThreadPoolExecutor(3) as pool:
+        body = {"model": MODEL, "messages": ask(), "max_tokens": 3}
+        inside = [pool.submit(running.post, body) for _ in range(3)]
+        until(lambda: running.chat.door.inside.total() == 3)
+        refused = running.post(body)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        with pytest.raises(openai.RateLimitError):
+            create(running.openai())
+        assert httpx.get(f"{running.url}/health", timeout=2, trust_env=False).status_code == 200
+        gate.open()
+        assert {f.result().status_code for f in inside} == {200}
+        assert running.post(body).status_code == 200
+        assert not running.chat.door.inside
+
+
+def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
+    gate = Gate(free=2)
+    with serve(strategy=gate, limits=Limits(timeout=20)) as running:
+        with running.openai() as client:
+            stream = create(client, max_tokens=900, stream=True)
+            assert next(iter(stream)).choices[0].delta.role == "assistant"
+            stream.close()
+        until(lambda: not running.chat.door.inside)
+        gate.open()
+        until(lambda: running.chat.worker.current is None)
+        assert gate.tokens < 10
+        assert create(running.openai(), max_tokens=2).usage.completion_tokens == 2
+        assert running.metric("limelight_cancelled_total") == 1
+
+
+def test_a_client_that_leaves_while_waiting_is_forgotten(serve: Serve) -> None:
+    gate = Gate()
+    with serve(strategy=gate, limits=Limits(timeout=20)) as running:
+        body = {"model": MODEL, "messages": ask(), "max_tokens": 2}
+        first = threading.Thread(target=running.post, args=(body,))
+        first.start()
+        until(lambda: running.chat.worker.current is not None)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=0.5, trust_env=False)
+        until(lambda: running.chat.door.inside.total() == 1)
+        assert len(running.chat.worker.queue) == 0
+        gate.open()
+        first.join(10)
+        assert gate.tokens == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_time_is_up(serve: Serve, stream: bool) -> None:
+    gate = Gate(free=1)
+    with serve(strategy=gate, limits=Limits(timeout=0.6)) as running:
+        began = time.monotonic()
+        got = running.post({"model": MODEL, "messages": ask(), "max_tokens": 8, "stream": stream})
+        assert time.monotonic() - began < 5
+        if stream:  # it had begun
+            assert got.status_code == 200
+            last = [json.loads(line[6:]) for line in got.text.splitlines() if line.startswith("data: ")][-1]
+            with pytest.raises(openai.APIError, match="not ready"):
+                gate.open(1)
+                list(create(running.openai(), stream=True))
+        else:
+            assert got.status_code == 504
+            last = got.json()
+        assert last["error"]["code"] == "timeout"
+        gate.open()
+        until(lambda: running.chat.worker.current is None)
+        assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
+
+
+def test_what_breaks_inside_stays_inside(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(broken=True)
+    with serve(strategy=gate) as running:
+        for more in ({}, {"stream": True}):
+            got = running.post({"model": MODEL, "messages": ask(), "max_tokens": 2, **more})
+            assert got.status_code == 500
+            assert got.json()["error"]["type"] == "server_error"
+            assert "secret" not in got.text
+            assert "Traceback" not in got.text
+        assert "secret of the server" in caplog.text
+        assert running.metric("limelight_worker_errors") == 2
+        gate.broken = False
+        gate.open()
+        assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
+
+
+def test_one_client_may_only_fill_its_share(serve: Serve) -> None:
+    with serve(limits=Limits(queue=8, per_client=1), strategy=(gate := Gate())) as running:
+        body = {"model": MODEL, "messages": ask(), "max_tokens": 1}
+        with ThreadPoolExecutor(2) as pool:
+            inside = [pool.submit(running.post, body) for _ in range(2)]
+            until(lambda: running.chat.door.inside.total() == 2)
+            assert running.post(body).json()["error"]["message"].startswith("1 requests of yours")
+            gate.open()
+            assert {f.result().status_code for f in inside} == {200}
+
+
+def test_clients_take_turns(serve: Serve) -> None:
+    gate = Gate()
+    body = {"model": MODEL, "messages": ask(), "max_tokens": 1}
+    order: list[str] = []
+
+    def post(url: str, address: str) -> None:
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=30) as http:
+            assert http.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+        order.append(address)
+
+    with serve(strategy=gate) as running, ThreadPoolExecutor(5) as pool:
+        inside = []
+        for count, address in enumerate(["127.0.0.1"] * 4 + ["127.0.0.2"], start=1):
+            inside.append(pool.submit(post, running.url, address))
+            until(lambda count=count: len(running.chat.worker.queue) == count - 1 and running.chat.worker.current)  # type: ignore[misc]
+        for count in range(1, 6):
+            gate.open(1)
+            until(lambda count=count: len(order) == count)  # type: ignore[misc]
+        for done in inside:
+            done.result()
+    assert order.index("127.0.0.2") <= 2  # though it came last of five
+
+
+def test_pictures_of_every_kind(server: Running) -> None:
+    picture = Image.open(io.BytesIO(example())).convert("RGB")
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        out = io.BytesIO()
+        picture.save(out, kind)
+        url = data_url(out.getvalue(), f"image/{kind.lower()}")
+        got = server.post({"model": MODEL, "messages": ask(url=url), "max_tokens": 2})
+        assert got.status_code == 200, (kind, got.text)

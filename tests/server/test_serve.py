@@ -1,0 +1,96 @@
+"""``limelight serve`` as people start it: a process, its key from the environment, and SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from limelight.cli.main import app
+from tests.server.conftest import MODEL, ask
+
+KEY = "from the environment"
+
+
+@pytest.fixture
+def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server with a key and its address."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "LIMELIGHT_API_KEY": KEY,
+        "COLUMNS": "200",
+    }
+    command = [sys.executable, "-m", "limelight", "serve", MODEL, "--port", "0", "--strategy", "meter"]
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as started:
+        try:
+            lines = []
+            for line in started.stderr or ():
+                lines.append(line)
+                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    break
+            else:
+                pytest.fail("".join(lines))
+            yield started, found[0]
+        finally:
+            started.kill()
+
+
+def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[str], str]) -> None:
+    started, url = process
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"model": MODEL, "messages": ask(), "max_tokens": 12, "limelight": {"grounding": True}}
+    assert httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False).status_code == 401
+    got: list[httpx.Response] = []
+
+    def post() -> None:
+        got.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30, trust_env=False))
+
+    inside = [threading.Thread(target=post) for _ in range(6)]
+    for thread in inside:
+        thread.start()
+    with httpx.Client(trust_env=False, headers=headers) as http:
+        while "limelight_running 1.0" not in http.get(f"{url}/metrics").text:
+            pass
+    waiting = httpx.get(f"{url}/health", trust_env=False).json()["waiting"]
+    started.send_signal(signal.SIGTERM)
+    for thread in inside:
+        thread.join(30)
+    assert waiting > 0
+    assert [g.status_code for g in got] == [200] * 6
+    assert len({g.json()["choices"][0]["message"]["content"] for g in got}) == 1
+    assert "image" in got[0].json()["limelight"]["shares"]
+    assert started.wait(20) in (0, -signal.SIGTERM)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health", trust_env=False)
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["serve", *map(str, arguments)], env={"COLUMNS": "200"})
+    return result.exit_code, result.output
+
+
+def test_what_cannot_be_served_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    code, told = run(tmp_path)
+    assert (code, "safetensors" in told, "--allow-pickle" in told) == (2, True, True)
+    code, told = run(MODEL, "--offer", "nothing")
+    assert (code, "unknown strategy" in told) == (2, True)
+    empty = tmp_path / "key"
+    empty.write_text("\n")
+    assert run(MODEL, "--api-key-file", empty)[0] == 2
+    assert run(MODEL, "--api-key-file", tmp_path / "none")[0] == 2
+    assert run(MODEL, "--set", "lr=1")[0] == 2

@@ -224,10 +224,9 @@ class Bench:
     def evaluate(self, decoder: Decoder, settings: dict[str, Any]) -> dict[str, Any]:
         """Every cell and caption set on test."""
         seeds: tuple[int | None, ...] = decoder.sample_seeds or (None,)
+        count = min(self.questions, decoder.questions or self.questions)
         jobs: list[tuple[Any, ...]] = [
-            ("questions", decoder.name, "test", where, self.questions, settings, seed)
-            for seed in seeds
-            for where in CELLS
+            ("questions", decoder.name, "test", where, count, settings, seed) for seed in seeds for where in CELLS
         ]
         jobs += [
             ("captions", decoder.name, "test", where, self.captions, settings, seed)
@@ -267,8 +266,9 @@ def row_of(decoder: Decoder, raw: dict[str, Any], greedy: dict[str, Any] | None)
         numbers["unparsed"] = float(np.mean([run["unparsed"] for run in runs]))
         if greedy is not None:
             base = greedy["cells"][where][0]
-            truth, margin = np.array(base["truth"]), np.array(base["margin"])
-            mine, theirs = np.mean(right, axis=0), np.array(base["yes"]) == truth
+            same = slice(0, len(runs[0]["truth"]))  # a costly row answers the first questions of each cell
+            truth, margin = np.array(base["truth"])[same], np.array(base["margin"])[same]
+            mine, theirs = np.mean(right, axis=0), np.array(base["yes"])[same] == truth
             numbers["vs_greedy"] = score.paired(mine, theirs)
             moved = score.matched(margin, numbers["yes_ratio"])
             numbers["greedy_at_same_yes_ratio"] = float((moved == truth).mean())
@@ -280,6 +280,7 @@ def row_of(decoder: Decoder, raw: dict[str, Any], greedy: dict[str, Any] | None)
     accuracy = {w: c["accuracy"] for w, c in cells.items()}
     out: dict[str, Any] = {
         "cells": cells,
+        "questions": len(next(iter(raw["cells"].values()))[0]["truth"]),
         "mixtures": {str(m): mixture(accuracy, m) for m in MIXTURES},
         "auc_fixed_hint": float(np.mean([cells[w]["auc"] for w in TEXT_CELLS if not w.startswith("none")])),
         "image_share": raw["share"],

@@ -116,7 +116,8 @@ def _interval(found: Any) -> str:
 
 
 def _mark(name: str, row: dict[str, Any]) -> str:
-    return f"control: {name}" if row["control"] else name
+    fewer = f" (n = {row['questions']})" if row.get("questions", 1000) < 1000 else ""
+    return (f"control: {name}" if row["control"] else name) + fewer
 
 
 def _row(name: str, cells: list[str]) -> str:

@@ -88,7 +88,6 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
     rss: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -103,25 +102,16 @@ def bodies() -> list[dict[str, Any]]:
         "data:image/png;base64," + base64.b64encode((folder / f"E-wrong-00{i}.png").read_bytes()).decode()
         for i in (0, 1)
     ]
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [
-        {
-            "model": MODEL,
-            "max_tokens": 12,
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}],
-                }
-            ],
-            **kind,
-        }
-        for url, text, kind in itertools.product(urls, QUESTIONS, KINDS)
-    ]
+        {"model": MODEL, "max_tokens": 12, **kind,
+         "messages": [{"role": "user", "content": [picture, {"type": "text", "text": text}]}]}
+        for picture, text, kind in itertools.product(pictures, QUESTIONS, KINDS)
+    ]  # fmt: skip
 
 
-async def ask(http: httpx.AsyncClient, body: dict[str, Any], stream: bool, tally: Tally | None = None) -> Any:
+async def ask(http: httpx.AsyncClient, body: dict[str, Any], stream: bool) -> Any:
     """(text, usage, tokens' grounding) of a request, or its status when it was refused."""
-    began = time.monotonic()
     if not stream:
         got = await http.post("/v1/chat/completions", json=body)
         if got.status_code != 200:
@@ -137,8 +127,6 @@ async def ask(http: httpx.AsyncClient, body: dict[str, Any], stream: bool, tally
         async for line in got.aiter_lines():
             if not line.startswith("data: {"):
                 continue
-            if not text and tally is not None:
-                tally.first.append(time.monotonic() - began)
             event = json.loads(line[6:])
             if "error" in event:
                 return event["error"]["code"]
@@ -151,12 +139,11 @@ async def ask(http: httpx.AsyncClient, body: dict[str, Any], stream: bool, tally
 async def client(
     http: httpx.AsyncClient, asked: list[dict[str, Any]], alone: list[Any], tally: Tally, seed: int
 ) -> None:
-    """Asks, compares, asks again."""
     draw = random.Random(seed)
     while True:
         number, stream = draw.randrange(len(asked)), draw.random() < 0.5
         began = time.monotonic()
-        got = await ask(http, asked[number], stream, tally)
+        got = await ask(http, asked[number], stream)
         if got == 429:
             tally.counts["429, asked again"] += 1
             await asyncio.sleep(0.2 + draw.random() * 0.3)
@@ -201,7 +188,6 @@ async def broken(http: httpx.AsyncClient, body: dict[str, Any], tally: Tally) ->
 async def again(
     url: str, act: Callable[[httpx.AsyncClient, dict[str, Any], Tally], Awaitable[None]], body: Any, tally: Tally
 ) -> None:
-    """A client that misbehaves twice a second."""
     while True:
         async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
             await act(http, body, tally)

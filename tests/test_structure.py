@@ -27,7 +27,18 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"types", "errors"},
     "demo": {"types", "errors", "models", "relevance", "grounding", "decoding", "report"},
     "golden": {"types", "errors", "models", "relevance", "grounding", "decoding"},
-    "cli": {"types", "errors", "models", "relevance", "grounding", "decoding", "benchmarks", "report", "demo"},
+    "cli": {
+        "types",
+        "errors",
+        "models",
+        "relevance",
+        "grounding",
+        "decoding",
+        "benchmarks",
+        "report",
+        "demo",
+        "server",
+    },
     "server": {"types", "errors", "models", "relevance", "grounding", "decoding", "benchmarks", "report", "demo"},
 }
 # Doors that are opened by hand; "" is the package itself, by its public names.
@@ -53,11 +64,16 @@ MODULES = modules()
 
 
 @cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text())
+
+
+@cache
 def imports(name: str) -> tuple[tuple[str, bool], ...]:
     """(imported module, at the top level and not for typing only) of one module; imports in functions included."""
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    tree = ast.parse(path.read_text())
+    tree = tree_of(name)
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
@@ -181,7 +197,7 @@ def test_names_for_the_type_checker_are_the_lazy_ones() -> None:
 
 @pytest.mark.parametrize("name", list(MODULES))
 def test_every_all_is_true(name: str) -> None:
-    tree = ast.parse(MODULES[name].read_text())
+    tree = tree_of(name)
     listed = [
         ast.literal_eval(node.value)
         for node in tree.body
@@ -227,6 +243,6 @@ def test_importing_costs_and_changes_nothing(script: str) -> None:
 
 
 def test_no_assert_decides_anything() -> None:
-    for name, path in MODULES.items():
-        found = [n.lineno for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Assert)]
+    for name in MODULES:
+        found = [n.lineno for n in ast.walk(tree_of(name)) if isinstance(n, ast.Assert)]
         assert not found, f"{name}: assert in line {found}"

@@ -13,6 +13,7 @@ from limelight.models.capture import DecoderCall
 from limelight.relevance.kinds import Kind, survey
 from tests.tiny import fresh
 from tests.zoo import ZOO
+from tests.zoo.base import enliven
 
 
 def widen(adapter: Adapter) -> Adapter:
@@ -38,6 +39,22 @@ def _forward(module: nn.Module, spec: Any) -> Any:
 def wide(name: str) -> Adapter:
     """A zoo model in float64, all of it. Shared: leave it as it is."""
     return widen(fresh(name, torch.float64))
+
+
+@lru_cache(maxsize=1)
+def latent() -> Adapter:
+    """DeepSeek-V3's attention (MLA: values narrower than keys), all layers dense; prompts are ``kimi_k25``'s."""
+    made = ZOO["kimi_k25"].build()
+    made.config.text_config.first_k_dense_replace = made.config.text_config.num_hidden_layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = enliven(type(made)(made.config)).eval().double()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[[5, 6]] *= 0.01
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    model.set_attn_implementation("eager")
+    return widen(Adapter(model))
 
 
 def prompt(name: str, adapter: Adapter, row: int | None = 0) -> tuple[dict[str, Tensor], DecoderCall, Tensor]:

@@ -12,9 +12,11 @@ import limelight
 from limelight.decoding.lime_cached import LimeCached, lime_cached
 from limelight.errors import LimelightError, SettingError
 from limelight.models.adapter import Adapter
-from tests.decoding.cached import close, run
+from limelight.relevance.composites import ATTN_LRP
+from tests.decoding.cached import close, recorded, run
+from tests.slow_twins import cache_scope as twin
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
-from tests.wide import wide
+from tests.wide import latent, wide
 from tests.zoo import FOUNDATION, ZOO
 
 
@@ -53,6 +55,24 @@ def test_batch_rows_are_their_runs_alone(name: str, settings: dict[str, Any]) ->
             assert mine.losses.keys() == other.losses.keys()
             for key, curve in mine.losses.items():
                 assert curve == pytest.approx(other.losses[key], abs=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["true", "surrogate"])
+def test_offsets_of_latent_attention(gradient: str) -> None:
+    """Keys of 12, values of 8: one update lands where the whole sequence with those offsets is."""
+    given = latent()
+    inputs = ZOO["kimi_k25"].inputs(given.model)
+    with recorded(1, False) as gradients:
+        output = run(given, inputs, 1, lr=5e-3, gradient=gradient)
+    (step,) = gradients
+    assert [x.shape[-1] for x in step[0]] == [12, 8]
+    size = sum(float(g.pow(2).sum()) for pair in step.values() for g in pair) ** 0.5
+    scale = 5e-3 * sum(g.numel() for pair in step.values() for g in pair) ** 0.5 / size
+    dk, dv = ({n: -scale * pair[kind][0] for n, pair in step.items()} for kind in (0, 1))
+    c = torch.zeros(1, gradients.call.length, dtype=torch.float64)
+    want, _ = twin.phi(given, gradients.call, ATTN_LRP, [], c, dk, dv)
+    close(output.logits[0][0], want.detach(), 1e-9)
+    assert float((want.detach() - given.model(**inputs).logits[0, -1].detach()).abs().max()) > 1e-2
 
 
 def test_losses_are_each_rows_own() -> None:
@@ -218,7 +238,8 @@ def test_under_inference_mode_and_with_the_model_untouched(adapter: Adapter) -> 
         ({"objective": "beauty"}, "objective"), ({"gradient": "numeric"}, "gradient"), ({"rule": "sgd"}, "rule"),
         ({"heads": "all"}, "heads"), ({"reward": "audio"}, "reward"), ({"updates": 0}, "updates"), ({"lr": 0.0}, "lr"),
         ({"tau": 0.0}, "tau"), ({"kl_weight": -1.0}, "kl_weight"), ({"refresh": -1}, "refresh"),
-        ({"refresh": 2}, "no weights to refresh"), ({"layers": ()}, "no layer"),
+        ({"refresh": 2}, "no weights to refresh"), ({"layers": ()}, "layers"), ({"layers": 1}, "layers"), ({"layers": ("0",)}, "layers"),
+        ({"updates": 1.5}, "whole numbers"), ({"refresh": "often", "objective": "paper"}, "whole numbers"),
         ({"lr": float("nan")}, "lr"), ({"tau": float("inf")}, "tau"),
     ],
     ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",

@@ -14,8 +14,7 @@ from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT
 from limelight.relevance.tangents import Channel, DualStream
 from tests.relevance.forward_mode import after, backward_sums, close, prefilled, stream
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
-from tests.wide import prompt, wide, widen
-from tests.zoo import ZOO
+from tests.wide import latent, prompt, wide, widen
 
 
 @pytest.mark.parametrize("name", ["llava_gqa", "paligemma2", "granite_speech"])
@@ -174,18 +173,8 @@ def test_attention_beside_the_interface_is_refused() -> None:
 
 
 def test_latent_attention_whose_values_are_narrower_than_its_keys() -> None:
-    """DeepSeek-V3's attention (MLA), all layers dense."""
-    tiny = ZOO["kimi_k25"]
-    config = tiny.build().config
-    config.text_config.first_k_dense_replace = config.text_config.num_hidden_layers
-    from tests.zoo.base import enliven
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = enliven(type(tiny.build())(config)).eval().double()
-    adapter = widen(Adapter(model))
-    call = adapter.capture(tiny.inputs(model)).cloned()
-    percept = adapter.modality_ids(tiny.inputs(model)) > 0
+    adapter = latent()
+    _, call, percept = prompt("kimi_k25", adapter)
     for composite in (ATTN_LRP, CP_LRP):
         logits, phi = after(stream(adapter, call, percept, composite), [[9]])
         whole = call.appended(adapter.embed(torch.tensor([[9]])))

@@ -55,6 +55,10 @@ def ask(text: str = "Describe the picture.", url: str | None = None) -> list[dic
     return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
 
 
+def create(client: openai.OpenAI, text: str = "Describe the picture.", **more: Any) -> Any:
+    return client.chat.completions.create(**{"model": MODEL, "messages": ask(text), "max_tokens": 16, **more})
+
+
 @dataclass
 class Gate:
     """Greedy decoding that never ends by itself and waits for a permit before every token but the first ``free``."""

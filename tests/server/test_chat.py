@@ -1,32 +1,30 @@
-"""The official client and plain HTTP against a real server: answers, streams, grounding, limits, cancellation."""
+"""The official client and plain HTTP against a real server: answers, streams, grounding."""
 
 from __future__ import annotations
 
+import base64
 import io
 import json
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from PIL import Image
 
 import limelight
+from limelight.decoding.registry import strategies
 from limelight.models.adapter import Adapter
-from limelight.server.limits import Limits
-from tests.server.conftest import MODEL, Gate, Running, Serve, ask, data_url, example, until
+from limelight.server.house import Offer
+from tests.server.conftest import MODEL, Running, ask, create, data_url, example, served
+from tests.tiny import audio_processor, built
 
 
 def direct(adapter: Adapter, text: str = "Describe the picture.", **more: Any) -> limelight.Generation:
     media = {"image": Image.open(io.BytesIO(example()))}
     return limelight.generate(adapter, messages=text, media=media, relevance=False, **{"max_new_tokens": 16, **more})
-
-
-def create(client: openai.OpenAI, text: str = "Describe the picture.", **more: Any) -> Any:
-    return client.chat.completions.create(**{"model": MODEL, "messages": ask(text), "max_tokens": 16, **more})
 
 
 def test_an_answer_is_the_librarys(client: openai.OpenAI, adapter: Adapter) -> None:
@@ -176,128 +174,6 @@ def test_many_clients_get_the_answers_of_one(server: Running) -> None:
         assert list(pool.map(told, bodies)) == alone
 
 
-def test_a_full_house_says_429_and_health_still_answers(serve: Serve) -> None:
-    gate = Gate()
-    with serve(strategy=gate, limits=Limits(queue=2, timeout=20)) as running, ThreadPoolExecutor(3) as pool:
-        body = {"model": MODEL, "messages": ask(), "max_tokens": 3}
-        inside = [pool.submit(running.post, body) for _ in range(3)]
-        until(lambda: running.chat.door.inside.total() == 3)
-        refused = running.post(body)
-        assert refused.status_code == 429
-        assert refused.headers["retry-after"] == "1"
-        assert refused.json()["error"]["type"] == "rate_limit_error"
-        with pytest.raises(openai.RateLimitError):
-            create(running.openai())
-        assert httpx.get(f"{running.url}/health", timeout=2, trust_env=False).status_code == 200
-        gate.open()
-        assert {f.result().status_code for f in inside} == {200}
-        assert running.post(body).status_code == 200
-        assert not running.chat.door.inside
-
-
-def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
-    gate = Gate(free=2)
-    with serve(strategy=gate, limits=Limits(timeout=20)) as running:
-        with running.openai() as client:
-            stream = create(client, max_tokens=900, stream=True)
-            assert next(iter(stream)).choices[0].delta.role == "assistant"
-            stream.close()
-        until(lambda: not running.chat.door.inside)
-        gate.open()
-        until(lambda: running.chat.worker.current is None)
-        assert gate.tokens < 10
-        assert create(running.openai(), max_tokens=2).usage.completion_tokens == 2
-        assert running.metric("limelight_cancelled_total") == 1
-
-
-def test_a_client_that_leaves_while_waiting_is_forgotten(serve: Serve) -> None:
-    gate = Gate()
-    with serve(strategy=gate, limits=Limits(timeout=20)) as running:
-        body = {"model": MODEL, "messages": ask(), "max_tokens": 2}
-        first = threading.Thread(target=running.post, args=(body,))
-        first.start()
-        until(lambda: running.chat.worker.current is not None)
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=0.5, trust_env=False)
-        until(lambda: running.chat.door.inside.total() == 1)
-        assert len(running.chat.worker.queue) == 0
-        gate.open()
-        first.join(10)
-        assert gate.tokens == 2
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_time_is_up(serve: Serve, stream: bool) -> None:
-    gate = Gate(free=1)
-    with serve(strategy=gate, limits=Limits(timeout=0.6)) as running:
-        began = time.monotonic()
-        got = running.post({"model": MODEL, "messages": ask(), "max_tokens": 8, "stream": stream})
-        assert time.monotonic() - began < 5
-        if stream:  # it had begun
-            assert got.status_code == 200
-            last = [json.loads(line[6:]) for line in got.text.splitlines() if line.startswith("data: ")][-1]
-            with pytest.raises(openai.APIError, match="not ready"):
-                gate.open(1)
-                list(create(running.openai(), stream=True))
-        else:
-            assert got.status_code == 504
-            last = got.json()
-        assert last["error"]["code"] == "timeout"
-        gate.open()
-        until(lambda: running.chat.worker.current is None)
-        assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
-
-
-def test_what_breaks_inside_stays_inside(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    gate = Gate(broken=True)
-    with serve(strategy=gate) as running:
-        for more in ({}, {"stream": True}):
-            got = running.post({"model": MODEL, "messages": ask(), "max_tokens": 2, **more})
-            assert got.status_code == 500
-            assert got.json()["error"]["type"] == "server_error"
-            assert "secret" not in got.text
-            assert "Traceback" not in got.text
-        assert "secret of the server" in caplog.text
-        assert running.metric("limelight_worker_errors") == 2
-        gate.broken = False
-        gate.open()
-        assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
-
-
-def test_one_client_may_only_fill_its_share(serve: Serve) -> None:
-    with serve(limits=Limits(queue=8, per_client=1), strategy=(gate := Gate())) as running:
-        body = {"model": MODEL, "messages": ask(), "max_tokens": 1}
-        with ThreadPoolExecutor(2) as pool:
-            inside = [pool.submit(running.post, body) for _ in range(2)]
-            until(lambda: running.chat.door.inside.total() == 2)
-            assert running.post(body).json()["error"]["message"].startswith("1 requests of yours")
-            gate.open()
-            assert {f.result().status_code for f in inside} == {200}
-
-
-def test_clients_take_turns(serve: Serve) -> None:
-    gate = Gate()
-    body = {"model": MODEL, "messages": ask(), "max_tokens": 1}
-    order: list[str] = []
-
-    def post(url: str, address: str) -> None:
-        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=30) as http:
-            assert http.post(f"{url}/v1/chat/completions", json=body).status_code == 200
-        order.append(address)
-
-    with serve(strategy=gate) as running, ThreadPoolExecutor(5) as pool:
-        inside = []
-        for count, address in enumerate(["127.0.0.1"] * 4 + ["127.0.0.2"], start=1):
-            inside.append(pool.submit(post, running.url, address))
-            until(lambda count=count: len(running.chat.worker.queue) == count - 1 and running.chat.worker.current)  # type: ignore[misc]
-        for count in range(1, 6):
-            gate.open(1)
-            until(lambda count=count: len(order) == count)  # type: ignore[misc]
-        for done in inside:
-            done.result()
-    assert order.index("127.0.0.2") <= 2  # though it came last of five
-
-
 def test_pictures_of_every_kind(server: Running) -> None:
     picture = Image.open(io.BytesIO(example())).convert("RGB")
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
@@ -306,3 +182,43 @@ def test_pictures_of_every_kind(server: Running) -> None:
         url = data_url(out.getvalue(), f"image/{kind.lower()}")
         got = server.post({"model": MODEL, "messages": ask(url=url), "max_tokens": 2})
         assert got.status_code == 200, (kind, got.text)
+
+
+def test_sound_is_heard() -> None:
+    soundfile = pytest.importorskip("soundfile")
+    wave = np.sin(np.arange(8000) * 0.1).astype(np.float32)
+    out = io.BytesIO()
+    soundfile.write(out, wave, 16000, format="WAV", subtype="FLOAT")
+    part = {"data": base64.b64encode(out.getvalue()).decode(), "format": "wav"}
+    content = [{"type": "input_audio", "input_audio": part}, {"type": "text", "text": "what is the sound ?"}]
+    tiny = Adapter(built("qwen2_audio").model, audio_processor())
+    want = limelight.generate(
+        tiny,
+        messages="what is the sound ?",
+        media={"audio": (wave, 16000)},
+        meter=True,
+        relevance=False,
+        max_new_tokens=3,
+    )
+    with served(tiny, Offer(MODEL)) as running:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": 3}
+        got = running.post({**body, "limelight": {"grounding": True}}).json()
+        assert got["choices"][0]["message"]["content"] == want.text
+        assert got["limelight"]["shares"] == pytest.approx(want.shares(), rel=1e-4)
+        assert "audio" in got["limelight"]["shares"]
+        refused = running.post({"model": MODEL, "messages": ask("what is it"), "max_tokens": 3})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "invalid_media"
+
+
+def test_every_strategy_answers_or_says_why_not(server: Running) -> None:
+    for name in strategies():
+        settings = {"start": 0, "stop": 2} if name == "memvr" else {}
+        more = {"limelight": {"strategy": name, "settings": settings, "grounding": True}}
+        got = server.post({"model": MODEL, "messages": ask(), "max_tokens": 2, **more})
+        if name == "aad":  # for sound alone
+            assert got.status_code == 400
+            assert "sound" in got.json()["error"]["message"] or "audio" in got.json()["error"]["message"]
+        else:
+            assert got.status_code == 200, (name, got.text)
+            assert all(t["shares"] for t in got.json()["limelight"]["tokens"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from limelight.models.adapter import Adapter
 from limelight.server.house import Offer
 from limelight.server.limits import Limits
-from tests.server.conftest import MODEL, Running, ask, data_url, example, png, served
+from tests.server.conftest import MODEL, Running, ask, data_url, example, png, served, until
 
 SMALL = Limits(body_bytes=300_000, media_bytes=100_000, pixels=1_000_000, seconds=2, prompt_tokens=300, new_tokens=32)
 
@@ -215,6 +215,16 @@ def test_broken_http(server: Running) -> None:
         with socket.create_connection((host, int(port)), timeout=5) as link:
             link.sendall(data)
     server.post(GOOD)
+
+
+def test_a_body_that_does_not_come(adapter: Adapter) -> None:
+    with served(adapter, Offer(MODEL, limits=Limits(body_seconds=0.2))) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as link:
+            link.sendall(head + b"{")
+            assert b" 408 " in link.recv(100)
+        until(lambda: not running.chat.door.inside)
 
 
 json_values = st.recursive(

@@ -94,3 +94,23 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(tmp_path: Path)
     assert run(MODEL, "--api-key-file", empty)[0] == 2
     assert run(MODEL, "--api-key-file", tmp_path / "none")[0] == 2
     assert run(MODEL, "--set", "lr=1")[0] == 2
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "limelight.server.run", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, told = run(MODEL)
+    assert (code, "limelight[server]" in told) == (2, True)
+
+
+def test_remote_code_and_open_doors_are_said_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server itself is not started: what is said before it is."""
+    from limelight.server import run as running
+
+    monkeypatch.delenv("LIMELIGHT_API_KEY", raising=False)
+    monkeypatch.setattr(running.uvicorn.Server, "run", lambda self: None)
+    code, told = run(MODEL, "--host", "0.0.0.0", "--trust-remote-code")
+    assert code == 0
+    assert "--trust-remote-code" in told
+    assert "anybody who reaches" in told
+    assert "anybody" not in run(MODEL)[1]

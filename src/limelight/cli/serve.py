@@ -85,8 +85,11 @@ def serve(
         from limelight.server.house import Offer
         from limelight.server.limits import Limits
         from limelight.server.run import configured, host_names, is_loopback
-    except ImportError as error:
-        raise MissingExtraError((error.name or "fastapi").partition(".")[0], "server") from error
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "limelight"):
+            raise
+        raise MissingExtraError(package, "server") from error
     from limelight.cli import terminal
     from limelight.decoding.registry import strategies
 

@@ -84,6 +84,11 @@ class LimeCached:
         ):
             if value not in allowed:
                 raise SettingError(f"{name} is {value!r}", hint=f"one of {', '.join(allowed)}")
+        if not all(isinstance(count, int) for count in (self.updates, self.refresh)):
+            raise SettingError(
+                f"updates and refresh are whole numbers, got {self.updates!r} and {self.refresh!r}",
+                hint="one update is the default",
+            )
         positive = all(0 < x < math.inf for x in (self.lr, self.tau))
         if self.updates < 1 or not positive or not 0 <= self.kl_weight < math.inf or self.refresh < 0:
             raise SettingError(
@@ -95,8 +100,12 @@ class LimeCached:
                 f"refresh is {self.refresh}, but objective {self.objective!r} has no weights to refresh",
                 hint="refresh goes with objective='paper'",
             )
-        if self.layers is not None and not self.layers:
-            raise SettingError("no layer is to have offsets", hint="layers=None is all of them; greedy needs none")
+        listed = isinstance(self.layers, (tuple, list)) and all(isinstance(n, int) for n in self.layers)
+        if self.layers is not None and not (listed and self.layers):
+            raise SettingError(
+                f"expected layers as one or more indices, such as (0, 1), got {self.layers!r}",
+                hint="layers=None is all of them; greedy has offsets in none",
+            )
 
     @property
     def name(self) -> str:

@@ -55,23 +55,6 @@ class DecoderCall:
             kwargs=kwargs,
         )
 
-    def without_last(self) -> DecoderCall:
-        """The call without its last position (for causal masks and 2-D masks)."""
-
-        def cut(name: str, value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {k: cut(name, v) for k, v in value.items()}
-            if not isinstance(value, Tensor) or self.length not in value.shape:
-                return value
-            return value[..., :-1, :-1] if value.ndim == 4 else value[..., :-1]
-
-        return replace(
-            self,
-            embeds=self.embeds[:, :-1],
-            mask=self.mask[:, :-1],
-            kwargs={name: cut(name, value) for name, value in self.kwargs.items()},
-        )
-
     def cloned(self) -> DecoderCall:
         """Plain copies of every tensor: what was made under inference_mode cannot enter a graph."""
 

@@ -1,0 +1,49 @@
+"""docs/server.md: its Python block and its curl command run against a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from limelight.cli.main import app
+from tests.server.conftest import Running
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "server.md").read_text()
+HOME = "http://127.0.0.1:8000"
+
+
+def test_the_client_example_runs(
+    server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        exec(compile(block.replace(HOME, server.url), "docs/server.md", "exec"), {})
+    assert "image" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_curl_example_runs(server: Running) -> None:
+    section = PAGE.partition("## curl")[2].partition("##")[0]
+    lines = [line[4:] for line in section.splitlines() if line.startswith("    ") and "limelight serve" not in line]
+    command = "\n".join(lines).replace(HOME, server.url)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    told = json.loads(done.stdout)
+    assert told["choices"][0]["message"]["content"].startswith("A picture of")
+    assert told["limelight"]["tokens"]
+
+
+def test_options_of_the_page_exist() -> None:
+    from typer.main import get_command
+
+    options = {o for p in get_command(app).commands["serve"].params for o in p.opts}  # type: ignore[attr-defined]
+    named = set(re.findall(r"`(--[a-z-]+)", PAGE)) - {"--help"}
+    assert named
+    assert named <= options

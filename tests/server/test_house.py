@@ -1,0 +1,137 @@
+"""The line before the model: bounds, turns, clients that leave, time that is up, and what breaks inside."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from limelight.server.limits import Limits
+from tests.server.conftest import MODEL, Gate, Serve, ask, create, until
+
+
+def test_a_full_house_says_429_and_health_still_answers(serve: Serve) -> None:
+    gate = Gate()
+    with serve(strategy=gate, limits=Limits(queue=2, timeout=20)) as running, ThreadPoolExecutor(3) as pool:
+        body = {"model": MODEL, "messages": ask(), "max_tokens": 3}
+        inside = [pool.submit(running.post, body) for _ in range(3)]
+        until(lambda: running.chat.door.inside.total() == 3)
+        refused = running.post(body)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        with pytest.raises(openai.RateLimitError):
+            create(running.openai())
+        assert httpx.get(f"{running.url}/health", timeout=10, trust_env=False).status_code == 200
+        gate.open()
+        assert {f.result().status_code for f in inside} == {200}
+        assert running.post(body).status_code == 200
+        assert not running.chat.door.inside
+
+
+def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
+    gate = Gate(free=2)
+    with serve(strategy=gate, limits=Limits(timeout=20)) as running:
+        with running.openai() as client:
+            stream = create(client, max_tokens=900, stream=True)
+            assert next(iter(stream)).choices[0].delta.role == "assistant"
+            stream.close()
+        until(lambda: not running.chat.door.inside)
+        gate.open()
+        until(lambda: running.chat.worker.current is None)
+        assert gate.tokens < 10
+        assert create(running.openai(), max_tokens=2).usage.completion_tokens == 2
+        assert running.metric("limelight_cancelled_total") == 1
+
+
+def test_a_client_that_leaves_while_waiting_is_forgotten(serve: Serve) -> None:
+    gate = Gate()
+    with serve(strategy=gate, limits=Limits(timeout=20)) as running:
+        body = {"model": MODEL, "messages": ask(), "max_tokens": 2}
+        first = threading.Thread(target=running.post, args=(body,))
+        first.start()
+        until(lambda: running.chat.worker.current is not None)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=0.5, trust_env=False)
+        until(lambda: running.chat.door.inside.total() == 1)
+        assert len(running.chat.worker.queue) == 0
+        gate.open()
+        first.join(10)
+        assert gate.tokens == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_time_is_up(serve: Serve, stream: bool) -> None:
+    gate = Gate(free=1)
+    with serve(strategy=gate, limits=Limits(timeout=1.5 if stream else 0.6)) as running:
+        began = time.monotonic()
+        got = running.post({"model": MODEL, "messages": ask(), "max_tokens": 8, "stream": stream})
+        assert time.monotonic() - began < 10
+        if stream:  # it had begun
+            assert got.status_code == 200
+            last = [json.loads(line[6:]) for line in got.text.splitlines() if line.startswith("data: ")][-1]
+            with pytest.raises(openai.APIError, match="not ready"):
+                gate.open(1)
+                list(create(running.openai(), stream=True))
+        else:
+            assert got.status_code == 504
+            last = got.json()
+        assert last["error"]["code"] == "timeout"
+        gate.open()
+        until(lambda: running.chat.worker.current is None)
+        assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
+
+
+def test_what_breaks_inside_stays_inside(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(broken=True)
+    with serve(strategy=gate) as running:
+        for more in ({}, {"stream": True}):
+            got = running.post({"model": MODEL, "messages": ask(), "max_tokens": 2, **more})
+            assert got.status_code == 500
+            assert got.json()["error"]["type"] == "server_error"
+            assert "secret" not in got.text
+            assert "Traceback" not in got.text
+        assert "secret of the server" in caplog.text
+        assert running.metric("limelight_worker_errors") == 2
+        gate.broken = False
+        gate.open()
+        assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
+
+
+def test_one_client_may_only_fill_its_share(serve: Serve) -> None:
+    with serve(limits=Limits(queue=8, per_client=1), strategy=(gate := Gate())) as running:
+        body = {"model": MODEL, "messages": ask(), "max_tokens": 1}
+        with ThreadPoolExecutor(2) as pool:
+            inside = [pool.submit(running.post, body) for _ in range(2)]
+            until(lambda: running.chat.door.inside.total() == 2)
+            assert running.post(body).json()["error"]["message"].startswith("1 requests of yours")
+            gate.open()
+            assert {f.result().status_code for f in inside} == {200}
+
+
+def test_clients_take_turns(serve: Serve) -> None:
+    gate = Gate()
+    body = {"model": MODEL, "messages": ask(), "max_tokens": 1}
+    order: list[str] = []
+
+    def post(url: str, address: str) -> None:
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=30) as http:
+            assert http.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+        order.append(address)
+
+    with serve(strategy=gate) as running, ThreadPoolExecutor(5) as pool:
+        inside = []
+        for count, address in enumerate(["127.0.0.1"] * 4 + ["127.0.0.2"], start=1):
+            inside.append(pool.submit(post, running.url, address))
+            until(lambda count=count: len(running.chat.worker.queue) == count - 1 and running.chat.worker.current)  # type: ignore[misc]
+        for count in range(1, 6):
+            gate.open(1)
+            until(lambda count=count: len(order) == count)  # type: ignore[misc]
+        for done in inside:
+            done.result()
+    assert order.index("127.0.0.2") <= 2  # though it came last of five

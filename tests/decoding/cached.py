@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from limelight.grounding.cache_offsets import Gradient
 from limelight.models.adapter import Adapter
 from limelight.models.capture import DecoderCall
 from limelight.relevance.attribute import input_relevance
-from limelight.relevance.composites import ATTN_LRP, COMPOSITES, attached
+from limelight.relevance.composites import COMPOSITES, attached
 from tests.slow_twins import cache_scope as twin
 from tests.slow_twins.llama import weights_of
 
@@ -70,12 +70,19 @@ def recorded(group: int, per_kv: bool) -> Iterator[Record]:
         yield seen
 
 
-def paper_weights(adapter: Adapter, call: DecoderCall, where: Tensor, tau: float, composite: Any = ATTN_LRP) -> Tensor:
+def paper_weights(
+    adapter: Adapter,
+    call: DecoderCall,
+    where: Tensor,
+    tau: float,
+    composite: Any,
+    choose: Callable[[Tensor], list[int]],
+) -> Tensor:
     """d paper_loss / d R at zero offsets, by autograd through the loss as it is written."""
     with torch.enable_grad(), attached(adapter, composite):
         embeds = call.embeds.clone().requires_grad_(True)
         logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[0, 0]
-        relevance = input_relevance(logits[int(logits.argmax())], embeds)[0].detach().requires_grad_(True)
+        relevance = input_relevance(logits[choose(logits.detach())[0]], embeds)[0].detach().requires_grad_(True)
     loss = -torch.log_softmax(relevance / tau, dim=-1)[where].mean()
     return torch.autograd.grad(loss, relevance)[0]
 
@@ -124,9 +131,17 @@ def check_against_twin(
     prompt_length = call.length
     for j in range(tokens):
         said = call.length - prompt_length
+        ids = output.sequences[:, : inputs["input_ids"].shape[1] + j]
+
+        def choose(logits: Tensor, ids: Tensor = ids) -> list[int]:
+            scores = logits[None].clone()
+            for processor in processors or ():
+                scores = processor(ids, scores)
+            return twin.two_best(scores[0])
+
         if strategy.objective == "paper" and (j == 0 or (strategy.refresh and j % strategy.refresh == 0)):
             grown = nn.functional.pad(where, (0, said), value=strategy.reward == "text")
-            paper = paper_weights(adapter, call, grown, strategy.tau, composite)
+            paper = paper_weights(adapter, call, grown, strategy.tau, composite, choose)
         c = weights_c(strategy.objective, strategy.reward, percept, said, paper)
         counts = (int(percept.sum()), call.length - int(percept.sum()))
         counts = counts if strategy.reward == "modality" else counts[::-1]
@@ -136,14 +151,6 @@ def check_against_twin(
                 return twin.phi(adapter, call, composite, ids, c, dk, dv)
             pairs = [twin.dual(weights_of(adapter.model), call.embeds[0], row, dk, dv) for row in c]
             return pairs[0][0], torch.stack([p[1][ids] for p in pairs])
-
-        ids = output.sequences[:, : inputs["input_ids"].shape[1] + j]
-
-        def choose(logits: Tensor, ids: Tensor = ids) -> list[int]:
-            scores = logits[None].clone()
-            for processor in processors or ():
-                scores = processor(ids, scores)
-            return twin.two_best(scores[0])
 
         want = twin.optimise(
             sequence, c, counts, (traits.heads, traits.kv_heads, call.length, traits.head_dim), settings, choose

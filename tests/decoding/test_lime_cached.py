@@ -146,9 +146,10 @@ def test_layers_of_ones_choice(adapter: Adapter) -> None:
     check_against_twin(adapter, llava_inputs(adapter.model), strategy, 2, route="dual")
 
 
+@pytest.mark.parametrize("reward", ["modality", "text"])
 @pytest.mark.parametrize("refresh", [1, 2])
-def test_refreshed_weights_count_the_words_said_so_far(adapter: Adapter, refresh: int) -> None:
-    strategy = LimeCached(updates=2, lr=5e-3, objective="paper", refresh=refresh, tau=0.3)
+def test_refreshed_weights_count_the_words_said_so_far(adapter: Adapter, refresh: int, reward: str) -> None:
+    strategy = LimeCached(updates=2, lr=5e-3, objective="paper", refresh=refresh, tau=0.3, reward=reward)
     check_against_twin(adapter, llava_inputs(adapter.model), strategy, 4, route="dual")
 
 
@@ -203,8 +204,9 @@ def test_the_candidates_are_those_left_by_the_processors(adapter: Adapter) -> No
     inputs = llava_inputs(adapter.model)
     free = run(adapter, inputs, 1, lr=5e-3, updates=2)
     top = [int(i) for i in free.logits[0][0].topk(2).indices]
-    strategy = LimeCached(updates=2, lr=5e-3)
-    check_against_twin(adapter, inputs, strategy, 2, route="dual", processors=[Ban(top)])
+    for objective in ("margin", "paper"):  # the paper's weights, too, are those of the token that can be said
+        strategy = LimeCached(updates=2, lr=5e-3, objective=objective)
+        check_against_twin(adapter, inputs, strategy, 2, route="dual", processors=[Ban(top)])
 
 
 def test_a_forced_token_has_the_models_own_rival(adapter: Adapter) -> None:

@@ -17,7 +17,7 @@ from limelight.decoding.lime_cached import lime_cached
 from limelight.decoding.loop import custom_generate
 from limelight.decoding.meter import Meter, Metered, meter
 from limelight.decoding.relevance_contrastive import relevance_contrastive
-from limelight.decoding.strategy import Strategy
+from limelight.decoding.strategy import Outlook, Run, Strategy
 from limelight.errors import LimelightError, SettingError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute_generated
@@ -153,6 +153,32 @@ def test_beside_another_strategy(adapter: Adapter) -> None:
         phi = float(relevance.scores[: len(percept)][percept].sum())
         share = abs(phi) / (abs(phi) + abs(relevance.logit - phi))
         assert step.shares["image"] == pytest.approx(share, abs=1e-9)
+
+
+class Stubborn:
+    """Says one token and tells nothing."""
+
+    name = "stubborn"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, run: Run) -> Any:
+        return self
+
+    def next(self, tokens: Tensor | None) -> Outlook:
+        logits = torch.zeros(1, 128)
+        logits[0, 17] = 9.0
+        return Outlook(logits)
+
+
+def test_beside_a_strategy_that_tells_nothing(adapter: Adapter) -> None:
+    output = run(adapter, llava_inputs(adapter.model), meter(Stubborn()), 2)
+    own = run(adapter, llava_inputs(adapter.model), meter(), 1).steps[0][0]
+    first = output.steps[0][0]
+    assert [s.token for s in output.steps[0]] == [17, 17]
+    assert first.plain == own.token != 17
+    assert first.candidates == own.candidates and set(first.shares) == {"image", "text"}
 
 
 def test_shares_of_the_strategys_own_stay(adapter: Adapter) -> None:

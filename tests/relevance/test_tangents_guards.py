@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limelight.errors import HookError, NotFiniteError, SettingError, UnknownKindError
+from limelight.errors import HookError, NotFiniteError, SettingError, UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.attention import attention
+from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT
 from limelight.relevance.tangents import Channel, DualStream
 from tests.relevance.forward_mode import after, backward_sums, close, prefilled, stream
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
 from tests.wide import latent, prompt, wide, widen
+from tests.zoo import ZOO
 
 
 @pytest.mark.parametrize("name", ["llava_gqa", "paligemma2", "granite_speech"])
@@ -170,6 +173,25 @@ def test_attention_beside_the_interface_is_refused() -> None:
     _, call, percept = prompt("llava_gqa", adapter)
     with pytest.raises(HookError, match="did not bind"):
         stream(adapter, call, percept).prefill()
+
+
+@pytest.mark.parametrize("name", ["position_bias", "sinks", "indices", "block_indices", "something_new"])
+def test_what_attention_would_leave_out_is_refused(name: str) -> None:
+    """Arguments that change the result of a family's own attention."""
+    module = nn.Module()
+    q = torch.randn(1, 2, 3, 4)
+    out, _ = attention(module, q, q, q, None, **{name: None}, position_ids=torch.arange(3), use_cache=True)
+    assert out.shape == (1, 3, 2, 4)
+    with pytest.raises(UnsupportedError, match=name) as caught:
+        attention(module, q, q, q, None, **{name: torch.ones(3)})
+    assert "greedy" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["inkling", "inkling2", "mistral_large4", "dots3_note"])
+def test_without_rules_such_families_are_refused_too(name: str) -> None:
+    adapter = Adapter(ZOO[name].build())
+    with pytest.raises(UnsupportedError, match="hands its attention"):
+        attribute(adapter, ZOO[name].inputs(adapter.model), composite=GRADIENT_INPUT)
 
 
 def test_latent_attention_whose_values_are_narrower_than_its_keys() -> None:

@@ -58,7 +58,8 @@ class RayEngine:
         if self.workers < 1 or self.batch_size < 1 or self.retries < 0:
             raise SettingError(
                 f"workers and batch_size must be at least 1 and retries at least 0, got {self.workers}, "
-                f"{self.batch_size}, {self.retries}"
+                f"{self.batch_size}, {self.retries}",
+                hint="workers=2, batch_size=1 and retries=2 are a start",
             )
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[Outcome]:

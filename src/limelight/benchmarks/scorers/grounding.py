@@ -81,7 +81,10 @@ def mask_coverage(grid: tuple[int, int], mask: ArrayLike) -> Array:
 def event_coverage(n: int, seconds: float, events: Sequence[tuple[float, float]]) -> Array:
     """Share of each of ``n`` frames of ``seconds`` inside the union of events (onset, offset), in seconds."""
     if seconds <= 0 or any(off <= on for on, off in events):
-        raise DataError(f"expected frames longer than 0 s and onset < offset, got {seconds} s and {list(events)}")
+        raise DataError(
+            f"expected frames longer than 0 s and onset < offset, got {seconds} s and {list(events)}",
+            hint="check the events' columns: onset before offset, both in seconds",
+        )
     edges = np.arange(n + 1) * seconds
     inside, until = np.zeros(n), -math.inf
     for on, off in sorted(events):

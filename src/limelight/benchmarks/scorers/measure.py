@@ -79,7 +79,10 @@ class Block:
             raise SettingError(f"block {self.name!r} has the same id twice", hint="give every sample its own id")
         wrong = {k: v.shape for k, v in self.columns.items() if v.shape != (n,)}
         if wrong or len(self.clusters) not in (0, n):
-            raise SettingError(f"block {self.name!r} has {n} ids, but columns {wrong}, {len(self.clusters)} clusters")
+            raise SettingError(
+                f"block {self.name!r} has {n} ids, but columns {wrong}, {len(self.clusters)} clusters",
+                hint="one entry an id in every column, and in clusters when there are any",
+            )
 
     def named(self, measure: Measure) -> str:
         return f"{self.name}/{measure.name}" if self.name else measure.name

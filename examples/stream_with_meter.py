@@ -4,7 +4,9 @@ from importlib.resources import files
 
 import limelight
 
-picture = next(p for p in sorted((files("limelight.demo") / "vision" / "examples").iterdir(), key=str) if str(p).endswith(".png"))
+picture = next(
+    p for p in sorted((files("limelight.demo") / "vision" / "examples").iterdir(), key=str) if str(p).endswith(".png")
+)
 limelight.generate(
     limelight.load("demo-vision"),
     messages="Describe the picture.",
@@ -12,5 +14,7 @@ limelight.generate(
     strategy="meter",
     relevance=False,
     max_new_tokens=16,
-    on_step=lambda row, step: print(f"{step.text:12} {step.shares['image']:.0%}{'  ?' if step.flagged else ''}", flush=True),
+    on_step=lambda row, step: print(
+        f"{step.text:12} {step.shares['image']:.0%}{'  ?' if step.flagged else ''}", flush=True
+    ),
 )

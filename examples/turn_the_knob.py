@@ -12,5 +12,7 @@ for example in json.loads((folder / "examples.json").read_text())["examples"][:3
     answers = []
     for alpha in (0.0, 2.0, 8.0):
         strategy = limelight.strategy("relevance-contrastive", alpha=alpha)
-        answers.append(str(limelight.generate(adapter, messages=example["text"], media=media, strategy=strategy, max_new_tokens=2)))
+        answers.append(
+            str(limelight.generate(adapter, messages=example["text"], media=media, strategy=strategy, max_new_tokens=2))
+        )
     print(f"{example['text']:60}  true {example['label']:4}  alpha 0, 2, 8: {', '.join(answers)}")

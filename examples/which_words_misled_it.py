@@ -8,7 +8,9 @@ import limelight
 folder = files("limelight.demo") / "vision" / "examples"
 example = json.loads((folder / "examples.json").read_text())["examples"][0]
 adapter = limelight.load("demo-vision")
-answer = limelight.generate(adapter, messages=example["text"], media={"image": str(folder / example["image"])}, max_new_tokens=3)
+answer = limelight.generate(
+    adapter, messages=example["text"], media={"image": str(folder / example["image"])}, max_new_tokens=3
+)
 relevance = answer.steps[0].relevance
 print(f"{example['text']}  ->  {answer}   (true: {example['label']})")
 print("shares:", {k: round(v, 2) for k, v in relevance.shares().items()})

@@ -40,7 +40,7 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("sampled", "greedy", sample_seeds=(0, 1, 2)),
     Decoder("exact LIME (paper)", "lime", _grid(lr=(3e-4, 3e-3, 1e-2))),
     Decoder("exact LIME, text positions", "lime", like="exact LIME (paper)", change={"reward": "text"}, control=True, captions=False, questions=300),
-    Decoder("random direction, equal norm", "lime", like="exact LIME (paper)", change={"direction": "random"}, control=True, captions=False),
+    Decoder("random direction, equal norm", "lime", like="exact LIME (paper)", change={"direction": "random"}, control=True, captions=False, questions=300),
     Decoder("exact LIME, margin", "lime", _grid(objective=("margin",), lr=(1e-3, 3e-3)), captions=False, questions=300),
     Decoder("cached LIME, paper weights", "lime-cached", _grid(objective=("paper",), rule=("adam",), lr=(6e-3, 6e-2))),
     Decoder("cached LIME, difference", "lime-cached", _grid(objective=("difference",), lr=(1e-3, 3e-3, 1e-2, 3e-2))),

@@ -5,7 +5,7 @@
     python -m bench.speed --gpu      a 7B-shaped LLaVA with random bfloat16 weights on the first GPU
 
 Each (setting, prompt length, batch) runs in a process of its own, in turn with the others and several times over:
-process time of one thread, median and spread over tokens and repeats; peak memory beyond the loaded model; FLOPs by
+process time of one thread, median (of a gated setting: mean) and spread over tokens and repeats; peak memory beyond the loaded model; FLOPs by
 counting matrix products. The model has random weights: LM 512 wide, 8 layers, 8 heads, vocabulary 32000, LLaVA-shaped.
 """
 
@@ -122,11 +122,12 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
         with FlopCounter() as counter:
             run(1 if name in UNCACHED else 3, lambda: marks.append(counter.total))
         counted = float(marks[0] if len(marks) == 1 else (marks[-1] - marks[0]) / (len(marks) - 1))
+    middle = statistics.mean if "gated" in name else statistics.median  # a gate's rare costly tokens count
     return {
         "name": name,
         "prompt_tokens": length,
         "batch": batch,
-        "seconds_per_token": statistics.median(seconds) / batch,
+        "seconds_per_token": middle(seconds) / batch,
         "spread": [min(seconds) / batch, max(seconds) / batch],
         "first_token_seconds": statistics.median(firsts) / batch,
         "peak_bytes": peak,
@@ -135,7 +136,7 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
 
 
 def cell(
-    name: str, length: int, batch: int, tokens: int, repeats: int, *, gpu: bool, flops: bool
+    name: str, length: int, batch: int, tokens: int, repeats: int, *, gpu: bool, flops: bool, only_kept: bool = False
 ) -> dict[str, Any] | None:
     """The same in a fresh process, or what an interrupted run left; None (with a line on stderr) when it fails."""
     key = "-".join(str(x) for x in (name, length, batch, tokens, repeats, gpu, flops)).replace(" ", "_")
@@ -143,6 +144,8 @@ def cell(
     if flops and kept.exists():
         row: dict[str, Any] = json.loads(kept.read_text())
         return row
+    if only_kept:
+        return None
     arguments = [
         sys.executable,
         "-m",
@@ -245,6 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one prompt length, batch 1, one repeat")
     parser.add_argument("--gpu", action="store_true", help="7B-shaped random model on the first GPU")
+    parser.add_argument("--kept", action="store_true", help="only the cells that an interrupted run has finished")
     parser.add_argument("--flops", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--cell", nargs=5, metavar=("NAME", "LENGTH", "BATCH", "TOKENS", "REPEATS"), help=argparse.SUPPRESS
@@ -262,9 +266,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for i, (name, length, batch, tokens, repeats) in enumerate(cells):
         print(f"[{i + 1}/{len(cells)}] {name}, {length} prompt tokens, batch {batch}", file=sys.stderr, flush=True)
-        row = cell(name, length, batch, tokens, repeats, gpu=args.gpu, flops=not args.quick)
+        row = cell(name, length, batch, tokens, repeats, gpu=args.gpu, flops=not args.quick, only_kept=args.kept)
         if row is not None:
             rows.append(row)
+    measured = {(r["prompt_tokens"], r["batch"]) for r in rows if r["name"] == "greedy"}
+    rows = [r for r in rows if (r["prompt_tokens"], r["batch"]) in measured]
     rows = with_ratios(sorted(rows, key=lambda r: (r["prompt_tokens"], r["batch"])))
     print(table(rows))
     out = args.out or (None if args.quick else RESULTS / ("speed_gpu.json" if args.gpu else "speed.json"))

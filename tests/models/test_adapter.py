@@ -106,7 +106,7 @@ def test_a_checkpoint_with_nan_is_named(tmp_path: Path, folder: Path) -> None:
     check_finite(ZOO["llava"].build())
 
 
-@pytest.mark.parametrize("odd", [nn.Linear(2, 2), nn.Module(), object(), None, "llava"], ids=str)
+@pytest.mark.parametrize("odd", [nn.Linear(2, 2), nn.Module(), object(), None, "llava"], ids=lambda x: type(x).__name__)
 def test_what_is_no_model_raises(odd: Any) -> None:
     with pytest.raises(LimelightError) as caught:
         wrap(odd)

@@ -90,6 +90,11 @@ def render(results: dict[str, Any]) -> str:
         if row["captions"]:
             cells = ["{chair_s:.3f} / {chair_i:.3f} / {recall:.3f}".format(**row["captions"][c]) for c in CAPTION_SETS]
             out.append(_row(_mark(name, row), cells))
+    from bench.quality_decoders import DECODERS
+
+    missing = [d.name for d in DECODERS if d.name not in results["rows"]]
+    if missing:
+        out += ["", f"Not measured yet: {', '.join(missing)}."]
     out += ["", "Settings (chosen on dev)", "", _head(["decoder", "settings", "trials"])]
     for name, row in rows:
         settings = json.dumps({**row["settings"], **row["change"]})

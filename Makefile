@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := audio,video,bench,ray,server
+EXTRAS := audio,video,bench,ray,server,app,deploy,docs
 WORKERS ?= 2
 
 export HF_HUB_OFFLINE = 1

@@ -114,7 +114,8 @@ def sees_ahead(row: Tiny, model: Model) -> bool:
     start, stop, _ = row.spans[0] if row.spans else (0, 2, "")
     inputs = row.inputs(model)
     before, after = (stream(row, model, inputs, change=(stop - 1, by))[1] for by in (0.0, 1.0))
-    return not torch.equal(before[..., start, :], after[..., start, :])
+    # Not equal to the bit: experts batch the tokens they share, and the size of a product may change its rounding.
+    return not torch.allclose(before[..., start, :], after[..., start, :], rtol=1e-5, atol=1e-5)
 
 
 FACTS = frozenset({"ids_at_decoder", "decoder_extras", "logits_after_head", "own_generate"})

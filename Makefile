@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := audio,video,bench,ray,server,app,deploy,docs
+EXTRAS := audio,video,bench,ray,server,app,deploy,docs,lmms-eval
 WORKERS ?= 2
 
 export HF_HUB_OFFLINE = 1
@@ -20,6 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --upgrade "pip>=25.1"
 	$(RUN) -m pip install --quiet torch -c constraints.txt
 	$(RUN) -m pip install --quiet -e ".[$(EXTRAS)]" --group dev -c constraints.txt
+	$(RUN) -m pip install --quiet --no-deps lmms-eval -c constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)

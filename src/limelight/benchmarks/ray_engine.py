@@ -1,37 +1,72 @@
-"""The same run on Ray: one answerer an actor, on as many machines as the cluster has.
+"""The same run on Ray Data: stateful workers with one model each, on as many machines as the cluster has.
 
-Ray places the actors, restarts one that dies and repeats what it was working on; a batch that kills its worker again and
-again becomes error rows, so that one poisonous sample cannot stop a run. Answers come back to this process, which writes
-them as ever: a run can be started here and resumed there.
-
-Actors rather than Ray Data: there, a batch that keeps killing its worker fails the whole dataset.
+Ray Data places the workers, starts another for one that dies and repeats what that one was working on. It would repeat
+for ever a sample that kills every worker it meets, and with it stop the run: ``Attempts`` counts, and such a sample becomes
+an error row. Answers come back to this process, which writes them as ever: a run can be started here and resumed there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from limelight.benchmarks.engine import Local, Outcome, describe
 from limelight.benchmarks.extras import need
-from limelight.errors import SettingError
+from limelight.errors import DataError, SettingError
 from limelight.types import Sample
 
 
+class Attempts:
+    """An actor without a model: how often work was begun and not ended."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+
+    def begin(self, key: str) -> int:
+        """Count one more attempt; returns how many there are with this one."""
+        self.begun[key] += 1
+        return self.begun[key]
+
+    def end(self, key: str) -> None:
+        del self.begun[key]
+
+
 class Worker:
-    """What runs in an actor: builds the answerer once, then answers batches."""
+    """What Ray Data keeps in an actor: builds the answerer once, then answers batches."""
 
-    def __init__(self, make: Callable[[], Local]) -> None:
-        self.engine = make()
+    def __init__(self, make: Callable[[], Local], attempts: Any, retries: int) -> None:
+        self.ray = need("ray", "ray")
+        self.engine, self.attempts, self.retries = make(), attempts, retries
+        self.ready = False
 
-    def ready(self) -> bool:
-        """True once the answerer is built and ready; raises what that raised."""
-        self.engine.prepare()
-        return True
+    def __call__(self, rows: Mapping[str, Any]) -> dict[str, list[bytes]]:
+        return {"outcomes": [self.ray.cloudpickle.dumps(self.answer(self.ray.cloudpickle.loads(rows["batch"][0])))]}
 
-    def ask(self, batch: list[Sample]) -> list[Outcome]:
-        return self.engine.ask(batch)
+    def answer(self, batch: list[Sample]) -> list[Outcome] | dict[str, str]:
+        """Outcomes; or the error that kept this worker from getting ready, which stops the run."""
+        try:
+            if not self.ready:
+                self.engine.prepare()
+                self.ready = True
+        except Exception as error:  # noqa: BLE001 - raised again where the run is
+            return describe(error)
+        # a batch that was begun before killed its worker: sample by sample, so that only the guilty fail
+        if len(batch) > 1 and self._begin("batch " + batch[0].id) == 1:
+            return self.engine.ask(batch)
+        return [self._alone(s) for s in batch]
+
+    def _alone(self, sample: Sample) -> Outcome:
+        if (tries := self._begin(sample.id)) > 1 + self.retries:
+            message = f"its worker died {tries - 1} times"
+            return Outcome(sample.id, None, {"type": "WorkerDied", "message": message, "trace": message}, 0.0)
+        (outcome,) = self.engine.ask([sample])
+        self.ray.get(self.attempts.end.remote(sample.id))
+        return outcome
+
+    def _begin(self, key: str) -> int:
+        return int(self.ray.get(self.attempts.begin.remote(key)))
 
 
 @dataclass(frozen=True)
@@ -40,10 +75,10 @@ class RayEngine:
 
     Attributes:
         make: builds the answerer inside a worker; must be picklable, so load the model in it, not outside.
-        workers: actors; ``cpus`` and ``gpus`` what each one needs (fractions share a device).
+        workers: how many; ``cpus`` and ``gpus`` what each one needs (fractions share a device).
         batch_size: samples a call.
         address: of a running cluster; None takes the one of RAY_ADDRESS, or starts one on this machine.
-        retries: how often a batch is repeated after its worker died.
+        retries: how often a sample is repeated after its worker died.
     """
 
     make: Callable[[], Local]
@@ -64,6 +99,8 @@ class RayEngine:
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[Outcome]:
         ray = need("ray", "ray")
+        if not samples:
+            return
         ours = not ray.is_initialized()
         if ours:
             ray.init(address=self.address, include_dashboard=None if self.address else False, log_to_driver=False)
@@ -86,20 +123,30 @@ class RayEngine:
                 )
 
     def _answer(self, ray: Any, samples: Sequence[Sample]) -> Iterator[Outcome]:
+        data = need("ray.data", "ray")
+        context = data.DataContext.get_current()
+        bars, context.enable_progress_bars = context.enable_progress_bars, False  # the runner has its own
         batches = [list(samples[k : k + self.batch_size]) for k in range(0, len(samples), self.batch_size)]
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": -1, "max_task_retries": self.retries}
-        actor = ray.remote(**options)(Worker)
-        idle = [actor.remote(self.make) for _ in range(min(self.workers, len(batches)))]
-        ray.get([a.ready.remote() for a in idle])
-        busy: dict[Any, tuple[Any, list[Sample]]] = {}
-        while batches or busy:
-            while batches and idle:
-                worker, batch = idle.pop(), batches.pop(0)
-                busy[worker.ask.remote(batch)] = worker, batch
-            (finished, *_), _ = ray.wait(list(busy), num_returns=1)
-            worker, batch = busy.pop(finished)
-            idle.append(worker)
-            try:
-                yield from ray.get(finished)
-            except ray.exceptions.RayError as error:
-                yield from (Outcome(s.id, None, describe(error), 0.0) for s in batch)
+        attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
+        # a block a batch, so that every answer is written as soon as it is there
+        rows = data.from_items(
+            [{"batch": ray.cloudpickle.dumps(b)} for b in batches], override_num_blocks=len(batches)
+        ).map_batches(
+            Worker,
+            fn_constructor_args=(self.make, attempts, self.retries),
+            batch_size=1,
+            compute=data.ActorPoolStrategy(size=min(self.workers, len(batches))),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+        )
+        try:
+            for row in rows.iter_rows():
+                found: list[Outcome] | dict[str, str] = ray.cloudpickle.loads(row["outcomes"])
+                if isinstance(found, dict):
+                    raise DataError(
+                        f"a worker could not get ready: {found['type']}: {found['message']}",
+                        hint="the same model and settings must load with --engine local",
+                    )
+                yield from found
+        finally:
+            context.enable_progress_bars = bars

@@ -74,7 +74,9 @@ def bench(
     shard: Annotated[
         str, typer.Option(help="i/n: every n-th row from the i-th on; 'auto' reads RANK and WORLD_SIZE.")
     ] = "0/1",
-    batch_size: Annotated[int, typer.Option(help="Rows answered in one left-padded batch (local engine).")] = 1,
+    batch_size: Annotated[
+        int, typer.Option("--batch", "--batch-size", help="Rows answered in one left-padded batch.")
+    ] = 1,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
     workers: Annotated[int, typer.Option(help="Ray workers, one model each.")] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs a Ray worker.")] = 0.0,
@@ -193,7 +195,8 @@ def _engine(
         return Local(answer, answer.many, batch_size)
     if name != "ray":
         raise SettingError(f"no engine {name!r}", hint="local or ray")
-    return RayEngine(partial(Local, answer), workers=workers, gpus=gpus, address=address)
+    make = partial(Local, answer, answer.many, batch_size)
+    return RayEngine(make, workers=workers, batch_size=batch_size, gpus=gpus, address=address)
 
 
 def _few(names: tuple[str, ...]) -> list[str]:

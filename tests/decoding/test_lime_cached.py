@@ -92,10 +92,12 @@ def test_the_text_as_reward(adapter: Adapter, objective: str, gradient: str) -> 
         "pixtral",
         "granite_speech",
         "exaone4_5",
+        "qwen3_vl",
+        "granite4_vision",
     ],
 )
 def test_surrogates_of_other_families(name: str, composite: str) -> None:
-    """Biases and M-RoPE, q and k norms and sliding windows, soft-caps, fused gates, multipliers."""
+    """Biases and M-RoPE, q and k norms and sliding windows, soft-caps, fused gates, multipliers, deepstack."""
     wider = wide(name)
     inputs = ZOO[name].inputs(wider.model)
     strategy = LimeCached(

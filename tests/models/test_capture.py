@@ -136,13 +136,13 @@ def test_what_cannot_be_extended_raises() -> None:
     assert caught.value.hint
 
 
-def test_doors_beside_the_embeddings_are_named() -> None:
+def test_strange_doors_beside_the_embeddings_are_named() -> None:
     features = [torch.randn(2, 4)]
     open_doors = call(
         deepstack=features, states=torch.randn(1), inner={"a": torch.randn(2)}, attention_mask=torch.randn(3, 1, 5, 5),
         position_embeddings=torch.randn(3, 5), grid=torch.ones(2).long(), flag=True,
     )  # fmt: skip
-    assert open_doors.doors == ("deepstack", "states", "inner")
+    assert open_doors.strange_doors == ("deepstack", "states", "inner")
 
 
 def test_padded_rows_count_their_own_positions() -> None:

@@ -21,13 +21,8 @@ from tests.zoo import FOUNDATION, ZOO
 
 # Families beyond the foundation that relevance does not cover yet, and what they must say instead of being wrong.
 RAISES: dict[str, tuple[str, str]] = {
-    "qwen3_vl": ("UnsupportedError", "deepstack"),
-    "qwen3_vl_moe": ("UnsupportedError", "deepstack"),
-    "qwen3_omni_thinker": ("UnsupportedError", "deepstack"),
-    "granite4_vision": ("UnsupportedError", "deepstack"),
-    "granite_docling": ("UnsupportedError", "deepstack"),
-    "cohere_compass": ("UnsupportedError", "deepstack"),
-    "cosmos3_omni": ("UnsupportedError", "deepstack"),
+    "qwen3_vl_moe": ("UnknownKindError", "experts"),
+    "qwen3_omni_thinker": ("UnknownKindError", "experts"),
     "mllama": ("UnsupportedError", "cross_attention_states"),
     "phi4_multimodal": ("UnsupportedError", "image_pixel_values"),
     "chameleon": ("UnsupportedError", "pixel_values"),

@@ -19,11 +19,7 @@ from tests.zoo import FOUNDATION, ZOO
 
 # Families without tangents so far: what they must say instead of being wrong.
 RAISES: dict[str, tuple[type[LimelightError], str]] = {
-    **dict.fromkeys(
-        ("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_thinker", "granite4_vision", "granite_docling", "cohere_compass",
-         "cosmos3_omni"),
-        (UnsupportedError, "deepstack"),  # features enter again in deeper layers
-    ),
+    **dict.fromkeys(("qwen3_vl_moe", "qwen3_omni_thinker"), (UnknownKindError, "experts")),
     "mllama": (UnsupportedError, "cross_attention_states"),
     "phi4_multimodal": (UnsupportedError, "image_pixel_values"),  # its decoder contains its towers
     "chameleon": (UnsupportedError, "pixel_values"),

@@ -166,9 +166,9 @@ class Adapter:
         inputs = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
         with self.routed():
             call = capture(self.model, self.decoder, inputs, detect.mask_windows(self.decoder))
-        if call.doors:
+        if call.strange_doors:
             raise UnsupportedError(
-                f"{type(self.model).__name__} hands its decoder features by {', '.join(call.doors)} beside the input "
+                f"{type(self.model).__name__} hands its decoder features by {', '.join(call.strange_doors)} beside the input "
                 "embeddings, and relevance at the embeddings alone would miss them",
                 hint="only plain decoding (greedy) works on this family so far",
             )
@@ -182,7 +182,7 @@ class Adapter:
     def hidden(self, call: DecoderCall, embeds: Tensor | None = None) -> Tensor:
         """Last hidden states ``[B, T, D]`` (after the final norm) of an uncached decoder run."""
         with self.routed():
-            out = self.decoder(inputs_embeds=call.embeds if embeds is None else embeds, use_cache=False, **call.kwargs)
+            out = self.decoder(use_cache=False, **call.arguments(embeds))
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         if not isinstance(hidden, Tensor):
             raise HookError(f"the decoder returned {type(hidden).__name__}, expected hidden states", hint="report this")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, PromptError, UnsupportedError
+from limelight.models.doors import Doors, find_doors
 
 # Arguments of a decoder call that belong to one particular call and must not be replayed.
 _DROPPED = frozenset(
@@ -30,23 +31,35 @@ class DecoderCall:
     """Everything needed to run the decoder alone on the whole sequence, uncached.
 
     Attributes:
-        embeds: merged input embeddings ``[B, T, D]``, detached.
+        embeds: merged input embeddings ``[B, T, D]``, detached; with further doors ``[B, T, (1 + n) * D]``.
         mask: True at real positions, ``[B, T]``.
         kwargs: the decoder's further arguments (attention mask or masks, position ids, family extras).
         windows: mask key -> sliding window, for masks that arrive ready-made.
+        doors: where the features behind the embeddings' first D entries go (None: there are none).
     """
 
     embeds: Tensor
     mask: Tensor
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     windows: Mapping[str, int | None] = field(default_factory=dict)
+    doors: Doors | None = None
 
     @property
     def length(self) -> int:
         return int(self.embeds.shape[1])
 
+    def arguments(self, embeds: Tensor | None = None) -> dict[str, Any]:
+        """What the decoder is called with, cache aside; ``embeds``: other values of the leaf."""
+        embeds = self.embeds if embeds is None else embeds
+        if self.doors is None:
+            return {"inputs_embeds": embeds, **self.kwargs}
+        first, features = self.doors.opened(embeds, self.kwargs[self.doors.where])
+        rest = {k: v for k, v in self.kwargs.items() if k != self.doors.where}
+        return {"inputs_embeds": first, **rest, **features}
+
     def appended(self, embeds: Tensor) -> DecoderCall:
         """The call for one more token a row; ``embeds`` is ``[B, 1, D]``."""
+        embeds = embeds if self.doors is None else self.doors.widened(embeds)
         kwargs = {name: self._grown(name, value) for name, value in self.kwargs.items()}
         return replace(
             self,
@@ -87,8 +100,8 @@ class DecoderCall:
         )
 
     @property
-    def doors(self) -> tuple[str, ...]:
-        """Decoder arguments through which features enter beside ``embeds`` (deepstack, cross-attention, towers inside)."""
+    def strange_doors(self) -> tuple[str, ...]:
+        """Decoder arguments through which features enter past ``embeds`` (cross-attention, towers inside)."""
 
         def floats(value: Any) -> bool:
             if isinstance(value, Mapping):
@@ -111,10 +124,7 @@ class DecoderCall:
             if value.ndim == 4:
                 return _grown_mask(value, self.windows.get(""))
         if "position" in name and value.shape[-1] == length:
-            last = value[..., -1:]
-            if value.ndim == 3:  # M-RoPE [.., t, h, w]: words go on behind the largest of the three
-                last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
-            return torch.cat([value, last + 1], dim=-1)
+            return torch.cat([value, following(value[..., -1:])], dim=-1)
         if value.ndim >= 2 and value.shape[1] == length and value.dtype == torch.bool:
             return torch.cat([value, value.new_zeros(value.shape[0], 1, *value.shape[2:])], dim=1)
         if value.ndim >= 1 and length in value.shape[:3]:
@@ -123,6 +133,13 @@ class DecoderCall:
                 hint="add a family file in limelight/models/families that says how",
             )
         return value
+
+
+def following(last: Tensor) -> Tensor:
+    """Position ids of a word behind those of the last position, ``[B, 1]`` or M-RoPE's ``[axes, B, 1]``."""
+    if last.ndim == 3:  # [.., t, h, w]: words go on behind the largest of the three
+        last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
+    return last + 1
 
 
 def _grown_mask(mask: Tensor, window: int | None) -> Tensor:
@@ -186,4 +203,8 @@ def capture(
     if "position_ids" in names and "position_ids" not in kwargs and not bool(mask.all()):
         # as generate() counts: offsets live in rotated coordinates, so a padded row must not be shifted
         kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    return DecoderCall(embeds, mask, kwargs, windows)
+    found = find_doors(embeds, kwargs)
+    if found is None:
+        return DecoderCall(embeds, mask, kwargs, windows)
+    doors, wide = found
+    return DecoderCall(wide, mask, {k: v for k, v in kwargs.items() if k != doors.name}, windows, doors)

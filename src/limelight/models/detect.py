@@ -130,15 +130,19 @@ def _head_sizes(module: Any, config: Any) -> tuple[int, int, int]:
 class HeadScalars:
     """What happens to the logits after the output embedding: ``cap * tanh(scale * l / cap)``.
 
-    ``rule`` (of relevance) says how a gradient passes the cap: ``(z, value) -> value``.
+    ``rule`` (of relevance) says how a gradient passes the cap: ``(z, value) -> value``. ``divisor``: the model divides
+    by it where ``scale`` is its inverse (the two differ in the last bit).
     """
 
     scale: float = 1.0
     cap: float | None = None
     rule: Callable[[Tensor, Tensor], Tensor] | None = None
+    divisor: float | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        if self.scale != 1.0:
+        if self.divisor is not None:
+            logits = logits / self.divisor
+        elif self.scale != 1.0:
             logits = logits * self.scale
         if self.cap is not None:
             value = torch.tanh(logits / self.cap) * self.cap
@@ -164,7 +168,9 @@ def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: I
         return HeadScalars()
     if model in _SCALARS:
         return _SCALARS[model]
-    scales = dict.fromkeys((1.0, *((scale,) if scale else ()), *((1.0 / by, by) if by else ())))
+    scales = dict.fromkeys(
+        ((1.0, None), *(((scale, None),) if scale else ()), *(((1.0 / by, by), (by, None)) if by and by != 1 else ()))
+    )
     kept: list[Tensor] = []
     handle = head.register_forward_hook(lambda *a: kept.append(a[-1]))
     token = next(i for i in itertools.count(1) if i not in set(avoid))
@@ -177,7 +183,7 @@ def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: I
     if not bool(torch.isfinite(want).all()):
         return HeadScalars(cap=cap)  # whoever uses the logits says so
     slack = 1e-5 if want.dtype in (torch.float32, torch.float64) else 2e-2
-    for candidate in (HeadScalars(s, c) for c in dict.fromkeys((cap, None)) for s in scales):
+    for candidate in (HeadScalars(s, c, None, d) for c in dict.fromkeys((cap, None)) for s, d in scales):
         got = candidate(kept[-1][:, -1]) if kept else want + 1
         if torch.allclose(got.float(), want.float(), rtol=slack, atol=slack):
             _SCALARS[model] = candidate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -36,9 +37,13 @@ def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> 
     mode, cache = Mode(channels=5), DualCache(count)
     twins = DualRules(adapter, mode, cache, composite)
     kwargs = {k: repeated(k, tail(v, count), 5) for k, v in piece.kwargs.items()}
+    if piece.doors is not None:  # let something enter by every door
+        embeds = embeds[..., : piece.doors.width].repeat(1, 1, 1 + piece.doors.count)
+        kwargs[piece.doors.where] = torch.ones_like(repeated("", piece.kwargs[piece.doors.where][:, -count:], 5))
     with torch.no_grad(), twins.attached():
         rows = torch.cat([embeds, embeds / 2, embeds, embeds / -2, torch.zeros_like(embeds)])
-        out = adapter.decoder(inputs_embeds=rows, past_key_values=cache, use_cache=True, **kwargs)
+        given = replace(piece, kwargs=kwargs).arguments(rows)
+        out = adapter.decoder(past_key_values=cache, use_cache=True, **given)
     hidden = (out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0])[:, -1].detach().float()
     _, half, whole, minus, none = hidden
     error = float(torch.maximum((whole - 2 * half).abs(), (half + minus).abs()).max())

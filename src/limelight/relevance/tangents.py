@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.capture import DecoderCall
+from limelight.models.capture import DecoderCall, following
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.dual_attention import FALLBACK, Mode, Offsets
@@ -85,7 +85,8 @@ class DualStream:
         composite: Composite = ATTN_LRP,
         reserve: int = 64,
     ) -> None:
-        extras = [k for k, v in call.kwargs.items() if k not in _PLAIN and isinstance(v, (Tensor, list, tuple, dict))]
+        known = _PLAIN if call.doors is None else _PLAIN | {call.doors.where}
+        extras = [k for k, v in call.kwargs.items() if k not in known and isinstance(v, (Tensor, list, tuple, dict))]
         if extras:
             raise UnsupportedError(f"decoder arguments {extras} have no forward twin yet", hint=FALLBACK)
         self.adapter, self.call, self.channels = adapter, call, tuple(channels)
@@ -102,6 +103,7 @@ class DualStream:
         require_twins(adapter, call, composite)
         self.mask = call.mask
         self.embeds = call.embeds[:, -1:]
+        self.where: Tensor | None = None if call.doors is None else call.kwargs[call.doors.where][:, -1:]
         positions = call.kwargs.get("position_ids")
         self.positions: Tensor | None = positions[..., -1:] if isinstance(positions, Tensor) else None
         if self.positions is None and "position_ids" in inspect.signature(adapter.decoder.forward).parameters:
@@ -126,18 +128,20 @@ class DualStream:
     def prefill(self) -> DualOutput:
         """The whole prompt at once; fills the cache."""
         embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
-        kwargs = {k: repeated(k, v, self.rows) for k, v in self.call.kwargs.items()}
+        rows = replace(self.call, kwargs={k: repeated(k, v, self.rows) for k, v in self.call.kwargs.items()})
         with torch.no_grad(), self._set(rows=self.rows, write=True), self.rules.attached():
-            out = self.adapter.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs)
+            out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
         self.cache.advance(self.call.length)
         return self._output(out)
 
     def append(self, tokens: Tensor) -> None:
         """Make ``tokens`` [B] the current position (not yet in the cache)."""
         self.embeds = self.adapter.embed(tokens[:, None]).detach()
+        if self.call.doors is not None:
+            self.embeds, self.where = self.call.doors.widened(self.embeds), None
         self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
         if self.positions is not None:
-            self.positions = self.positions + 1
+            self.positions = following(self.positions)
         if self.ready_masks is not None:
             self.ready_masks = {k: longer(v, self.call.windows[k]) for k, v in self.ready_masks.items()}
 
@@ -172,7 +176,8 @@ class DualStream:
         kwargs: dict[str, Any] = {"attention_mask": self._current_mask(rows)}
         if self.positions is not None:
             kwargs["position_ids"] = repeated("position_ids", self.positions, rows)
-        extra = {k: v for k, v in self.call.kwargs.items() if k not in _PLAIN}
+        doors = self.call.doors
+        extra = {k: v for k, v in self.call.kwargs.items() if k not in _PLAIN and not (doors and k == doors.where)}
         differentiable = graph != "none"
         with (
             torch.set_grad_enabled(differentiable),
@@ -181,6 +186,10 @@ class DualStream:
         ):
             if differentiable:
                 embeds = embeds.detach().requires_grad_(True)
+            if doors is not None:
+                where = None if self.where is None else repeated(doors.where, self.where, rows)
+                embeds, features = doors.opened(embeds, where)
+                extra |= features
             out = self.adapter.decoder(
                 inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra
             )

@@ -98,6 +98,12 @@ def test_the_text_as_reward(adapter: Adapter, objective: str, gradient: str) -> 
 )
 def test_surrogates_of_other_families(name: str, composite: str) -> None:
     """Biases and M-RoPE, q and k norms and sliding windows, soft-caps, fused gates, multipliers, deepstack."""
+        "aria",
+        "llama4",
+    ],
+)
+def test_surrogates_of_other_families(name: str, composite: str) -> None:
+    """Biases and M-RoPE, q and k norms and sliding windows, soft-caps, fused gates, multipliers, experts."""
     wider = wide(name)
     inputs = ZOO[name].inputs(wider.model)
     strategy = LimeCached(
@@ -106,7 +112,7 @@ def test_surrogates_of_other_families(name: str, composite: str) -> None:
     check_against_twin(wider, inputs, strategy, 2, route="backward")
 
 
-@pytest.mark.parametrize("name", FOUNDATION)
+@pytest.mark.parametrize("name", [*FOUNDATION, "aria"])
 def test_finite_differences(name: str) -> None:
     """The true gradient at the second update (offsets not zero, KL at work) against differences of the value itself."""
     wider = wide(name)

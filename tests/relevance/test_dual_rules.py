@@ -14,13 +14,13 @@ from limelight.models.adapter import Adapter
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO
 from limelight.relevance.dual_attention import Mode
 from limelight.relevance.dual_cache import DualCache
+from limelight.relevance.dual_gated import _quick_slope
 from limelight.relevance.dual_rules import (
     DualRules,
     _activation_twin,
     _gated_twin,
     _linear_twin,
     _norm_twin,
-    _quick_slope,
     _table_twin,
 )
 from limelight.relevance.kinds import Kind, Site, gated_spec, probe_norm

@@ -25,15 +25,12 @@ RAISES: dict[str, tuple[type[LimelightError], str]] = {
     "chameleon": (UnsupportedError, "pixel_values"),
     "gemma3n": (UnsupportedError, "per_layer_inputs"),
     **dict.fromkeys(("gemma4", "gemma4_moe", "gemma4_unified", "step3p7"), (UnsupportedError, "differ in")),  # head sizes
-    "ernie4_5_vl_moe": (UnsupportedError, "moe_mm_token_type_ids"),  # experts chosen by modality
     **dict.fromkeys(
         ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "qwen4_exp"), (UnknownKindError, "linear_attn")
     ),
     **dict.fromkeys(("lfm2_vl", "lfm3_vl", "nemotron_h_omni"), (UnknownKindError, "conv")),
-    **dict.fromkeys(("glm4v_moe", "kimi_k25", "deepseek_ocr2", "unlimited_ocr"), (UnknownKindError, "experts")),
-    "llama4": (UnknownKindError, "feed_forward"),
-    "aria": (UnknownKindError, "router"),
     "minimax_m3_vl": (UnknownKindError, "mlp"),  # act(gate) * up without an activation module
+    "unlimited_ocr": (UnsupportedError, "layers of its own kind of cache"),  # a window that spares the prompt
     "mistral_large4": (UnknownKindError, "indexer"),  # sparse attention
     "glm5_next": (UnknownKindError, "b_proj"),
     "dots3_note": (UnknownKindError, "g_proj"),  # gated attention
@@ -43,7 +40,7 @@ RAISES: dict[str, tuple[type[LimelightError], str]] = {
 }  # fmt: skip
 FALLBACK = re.compile(r"greedy|GRADIENT_INPUT|exact mode|modality_ids|generate\(\)")
 # Their rotary embedding computes in float32: relevance through q and k is rounded in both routes.
-FLOAT32_ROTARY = ("cohere2_vision", "aya_vision", "hunyuan_vl")
+FLOAT32_ROTARY = ("cohere2_vision", "aya_vision", "hunyuan_vl", "llama4", "ernie4_5_vl_moe")
 # Their projector's norm computes in float32: the embeddings of a batch differ from a row's own.
 FLOAT32_EMBEDDINGS = ("paligemma", "paligemma2")
 

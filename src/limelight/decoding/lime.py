@@ -80,16 +80,9 @@ def optimise(
         direction: ``gradient``; or ``random``, the control: offsets of the size an Adam step makes, signs drawn at random.
         trace: called with every iteration; then the last one's backward is run as well (the authors run it and drop it).
     """
-    embeds_shape = call.embeds.shape
-    traits = adapter.traits
     where = sorted(adapter.attention_layers) if layers is None else list(layers)
-    deltas = Deltas(
-        where,
-        (embeds_shape[0], traits.heads, embeds_shape[1], traits.head_dim),
-        call.embeds.device,
-        call.embeds.dtype,
-    )
-    adam = torch.optim.Adam(deltas.parameters(), lr=settings.lr)
+    deltas = Deltas(where, None, call.embeds.device, call.embeds.dtype)
+    adam: torch.optim.Adam | None = None
     losses: dict[str, list[Tensor]] = {"kl": [], "relevance": [], "total": []}
     plain = logits = torch.empty(0)
     reference = torch.empty(0)
@@ -126,6 +119,7 @@ def optimise(
             for name, value in (("kl", kl_loss), ("relevance", relevance_loss), ("total", loss)):
                 losses[name].append(value.detach())
             deltas.set_gradients(gradients)
+            adam = adam or torch.optim.Adam(deltas.parameters(), lr=settings.lr)
             adam.step()
             if trace is not None:
                 trace(
@@ -287,7 +281,7 @@ def attention_offsets(deltas: Deltas, row: int) -> Any:
     """The optimised offsets of one row, as hooks: relevance is that of the distribution the token came from."""
     from limelight.models.attention import attention_hooks
 
-    single = Deltas.__new__(Deltas)
+    single = Deltas((), None, torch.device("cpu"), torch.float32)
     single.keys = {n: d.detach()[row : row + 1] for n, d in deltas.keys.items()}
     single.values = {n: d.detach()[row : row + 1] for n, d in deltas.values.items()}
     return attention_hooks(single)

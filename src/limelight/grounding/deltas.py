@@ -15,14 +15,36 @@ class Deltas(AttentionHook):
 
     Added as ``q dK^T`` to the scores and ``A dV`` to the output instead of to K and V: the same sums, but an offset of
     1e-3 does not vanish beside a large bfloat16 key.
+
+    Args:
+        layers: which layers have offsets.
+        shape: theirs, one for all; None: what each layer's attention sees at its first call (sizes may differ by layer,
+            and values may be of another width than keys).
     """
 
     def __init__(
-        self, layers: Sequence[int], shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
+        self,
+        layers: Sequence[int],
+        shape: tuple[int, int, int, int] | None,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        wide = torch.promote_types(dtype, torch.float32)
-        self.keys = {n: torch.zeros(shape, device=device, dtype=wide, requires_grad=True) for n in layers}
-        self.values = {n: torch.zeros(shape, device=device, dtype=wide, requires_grad=True) for n in layers}
+        self.layers = tuple(layers)
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        for layer in layers if shape is not None else ():
+            self.keys[layer], self.values[layer] = (self._zeros(shape, device) for _ in range(2))
+
+    def _zeros(self, shape: Sequence[int] | None, device: torch.device) -> Tensor:
+        return torch.zeros(tuple(shape or ()), device=device, dtype=self.dtype, requires_grad=True)
+
+    def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if layer in self.layers and layer not in self.keys:
+            seen = (*q.shape[:2], k.shape[2])  # B, query heads, T
+            self.keys[layer] = self._zeros((*seen, k.shape[3]), q.device)
+            self.values[layer] = self._zeros((*seen, v.shape[3]), q.device)
+        return q, k, v
 
     def parameters(self) -> list[Tensor]:
         """All key offsets, then all value offsets, in layer order."""

@@ -125,7 +125,8 @@ class DecoderCall:
                 return _grown_mask(value, self.windows.get(""))
         if "position" in name and value.shape[-1] == length:
             return torch.cat([value, following(value[..., -1:])], dim=-1)
-        if value.ndim >= 2 and value.shape[1] == length and value.dtype == torch.bool:
+        typed = value.dtype == torch.bool or name.endswith("token_type_ids")
+        if value.ndim >= 2 and value.shape[1] == length and typed:  # what is generated is text
             return torch.cat([value, value.new_zeros(value.shape[0], 1, *value.shape[2:])], dim=1)
         if value.ndim >= 1 and length in value.shape[:3]:
             raise UnsupportedError(

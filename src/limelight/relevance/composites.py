@@ -21,6 +21,7 @@ from limelight.errors import HookError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import AttentionHook, attention_hooks, check_bound
 from limelight.relevance import rules
+from limelight.relevance.experts import ExpertsSpec, experts_rule, router_rule, routers
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, check_differentiable, survey
 
 Undo = Callable[[], None]
@@ -109,10 +110,22 @@ def _gated_rule(site: Site) -> Undo:
     return site.spec.down.register_forward_pre_hook(halve).remove
 
 
+def _router_rule(site: Site) -> Undo:
+    return replace_forward(site.module, router_rule(site.module))
+
+
+def _experts_rule(site: Site) -> Undo:
+    if not isinstance(site.spec, ExpertsSpec):
+        raise HookError(f"{site.name} has no spec of its experts", hint="use sites from kinds.survey")
+    return replace_forward(site.module, experts_rule(site.module, site.spec))
+
+
 _ELEMENTWISE: dict[Kind, Rule] = {
     Kind.NORM: _norm_rule,
     Kind.ACTIVATION: _activation_rule,
     Kind.GATED: _gated_rule,
+    Kind.ROUTER: _router_rule,
+    Kind.EXPERTS: _experts_rule,
 }
 
 ATTN_LRP = Composite("attnlrp", _ELEMENTWISE, (4, 4, 2))
@@ -145,7 +158,9 @@ def _require_gradients(adapter: Adapter) -> None:
     """Raise NotDifferentiableError when a linear layer or the head lets no gradient through."""
     now = _structure(adapter)
     if _DIFFERENTIABLE.get(adapter.decoder) != now:
-        check_differentiable([*adapter.decoder.layers.named_modules(prefix="layers"), ("the head", adapter.head)])
+        deciding = {id(r) for m in adapter.decoder.layers.modules() for _, r in routers(m)}
+        parts = [(n, m) for n, m in adapter.decoder.layers.named_modules(prefix="layers") if id(m) not in deciding]
+        check_differentiable([*parts, ("the head", adapter.head)])
         _DIFFERENTIABLE[adapter.decoder] = now
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from limelight.errors import UnsupportedError
+
 
 class DualCache:
     """Keys and values of ``rows = (1 + C) * B`` batch rows: ``[rows, Hkv, capacity, d]`` a layer.
@@ -23,6 +25,18 @@ class DualCache:
         self.length = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+
+    @property
+    def layers(self) -> Any:
+        """A decoder that looks into its cache's layers keeps something there that this cache does not.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            "the decoder reads the layers of its own kind of cache, for which there is no dual cache",
+            hint="use exact mode (lime(), attribute()), which needs no cache",
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length

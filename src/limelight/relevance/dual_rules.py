@@ -7,6 +7,8 @@ module instances like the rules, and come off again.
     linear      bias on block 0 only
     activation  z' * const(act(z) / z)
     gated       (a' u + a u') / 2
+    router      block 0's decision holds for all
+    experts     :mod:`limelight.relevance.dual_experts`
     attention   :mod:`limelight.relevance.dual_attention`
 """
 
@@ -27,6 +29,9 @@ from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_forward, sites_of
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
 from limelight.relevance.dual_cache import DualCache
+from limelight.relevance.dual_experts import experts_twin, router_twin
+from limelight.relevance.dual_gated import gated_product
+from limelight.relevance.experts import ExpertsSpec
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, is_linear
 
 
@@ -106,36 +111,10 @@ def _gated_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
             return original(x)  # type: ignore[no-any-return]
         gate, up = split(x)
         z, u = blocks(gate, mode.channels), blocks(up, mode.channels)
-        if mode.graph == "none":
-            return down(_product(z, u, activation(act, z[0])).reshape(up.shape))  # type: ignore[no-any-return]
-        value = activation(act, z[0])
-        slope = mode.slope(z[0], value).to(z.dtype)
-        a0 = rules.gradient_of(z[0] * slope, value) if mode.graph == "surrogate" else value
-        first = mode.shared(a0 * u[0], 2)
-        rest = (z[1:] * slope * u[0] + a0 * u[1:]) / 2
-        out: Tensor = down(torch.cat([first[None], rest]).reshape(up.shape))
+        out: Tensor = down(gated_product(mode, z, u, activation(act, z[0])).reshape(up.shape))
         return out
 
     return forward
-
-
-def _product(z: Tensor, u: Tensor, value: Tensor) -> Tensor:
-    """``[a u, (a' u + a u') / 2]`` in buffers of its own: no concatenation, no temporaries beyond one."""
-    out = torch.empty_like(u)
-    torch.mul(value, u[0], out=out[0])
-    slope = _quick_slope(z[0], value).mul_(u[0])
-    torch.mul(z[1:], slope, out=out[1:])
-    out[1:].addcmul_(value.expand_as(u[1:]), u[1:]).mul_(0.5)
-    return out
-
-
-def _quick_slope(z: Tensor, value: Tensor) -> Tensor:
-    """:func:`rules.slope` in one buffer (float32 and wider; narrower types take the guarded way)."""
-    if z.dtype not in (torch.float32, torch.float64):
-        return rules.slope(z, value).to(z.dtype)
-    shifted = z + rules.EPS
-    shifted.masked_fill_(shifted == 0, float("inf"))
-    return torch.div(value, shifted, out=shifted)
 
 
 def _table_twin(module: nn.Module, mode: Mode) -> Callable[..., Tensor]:
@@ -210,8 +189,15 @@ class DualRules:
                 self.forwards.append((site.module, _activation_twin(site, mode)))
             elif site.kind is Kind.GATED:
                 self.forwards.append((site.module, _gated_twin(site, mode)))
+            elif site.kind is Kind.ROUTER:
+                self.forwards.append((site.module, router_twin(site.module, mode)))
+            elif site.kind is Kind.EXPERTS and isinstance(site.spec, ExpertsSpec):
+                self.forwards.append((site.module, experts_twin(site.module, site.spec, mode)))
+        deciding = {id(m) for s in sites_of(adapter) if s.kind is Kind.ROUTER for m in s.module.modules()}
         within = {id(m) for m in adapter.decoder.layers.modules()}
         for module in adapter.decoder.modules():
+            if id(module) in deciding:
+                continue
             own = {**module._parameters, **module._buffers}  # a wrapper's bias may be that of the linear inside
             if is_linear(module) and isinstance(own.get("bias"), Tensor):
                 self.forwards.append((module, _linear_twin(module, mode)))

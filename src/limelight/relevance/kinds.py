@@ -4,6 +4,7 @@
     ACTIVATION  an elementwise function without parameters
     GATED       act(gate) * up, then down: found as an activation beside linears whose widths say so
     ATTENTION   goes through transformers' attention interface
+    EXPERTS, ROUTER   of a mixture: :mod:`limelight.relevance.experts`
     LINEAR      plain for relevance
 
 A module that owns parameters and fits none of these raises, so that no rule is ever silently missing.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from limelight.errors import NotDifferentiableError, UnknownKindError
 from limelight.models.detect import is_attention
+from limelight.relevance.experts import ExpertsSpec, experts_spec, routers, stacked
 
 
 class Kind(Enum):
@@ -28,6 +30,8 @@ class Kind(Enum):
     ACTIVATION = "activation"
     GATED = "gated"
     ATTENTION = "attention"
+    EXPERTS = "experts"
+    ROUTER = "router"
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Site:
     kind: Kind
     name: str
     module: nn.Module
-    spec: NormSpec | GatedSpec | None = None
+    spec: NormSpec | GatedSpec | ExpertsSpec | None = None
 
 
 def survey(decoder: nn.Module) -> list[Site]:
@@ -80,6 +84,13 @@ def survey(decoder: nn.Module) -> list[Site]:
     covered: set[int] = set()
     for name, module in _parts(decoder):
         if id(module) in covered:
+            continue
+        for inner, router in routers(module):
+            sites.append(Site(Kind.ROUTER, f"{name}.{inner}", router))
+            covered.update(map(id, router.modules()))
+        if stacked(module) and (experts := experts_spec(module, _activation_of(module))) is not None:
+            sites.append(Site(Kind.EXPERTS, name, module, experts))
+            covered.update(map(id, module.modules()))
             continue
         if is_attention(module):
             _check_attention(name, module)

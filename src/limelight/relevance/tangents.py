@@ -85,7 +85,8 @@ class DualStream:
         composite: Composite = ATTN_LRP,
         reserve: int = 64,
     ) -> None:
-        known = _PLAIN if call.doors is None else _PLAIN | {call.doors.where}
+        self.types = {k: v[:, -1:] for k, v in call.kwargs.items() if k.endswith("token_type_ids")}
+        known = _PLAIN | self.types.keys() | (set() if call.doors is None else {call.doors.where})
         extras = [k for k, v in call.kwargs.items() if k not in known and isinstance(v, (Tensor, list, tuple, dict))]
         if extras:
             raise UnsupportedError(f"decoder arguments {extras} have no forward twin yet", hint=FALLBACK)
@@ -144,6 +145,7 @@ class DualStream:
             self.positions = following(self.positions)
         if self.ready_masks is not None:
             self.ready_masks = {k: longer(v, self.call.windows[k]) for k, v in self.ready_masks.items()}
+        self.types = {k: torch.zeros_like(v) for k, v in self.types.items()}  # what is generated is text
 
     def rewind(self) -> None:
         """Make the last prompt position the current one again: its query can then be run with offsets."""
@@ -176,8 +178,10 @@ class DualStream:
         kwargs: dict[str, Any] = {"attention_mask": self._current_mask(rows)}
         if self.positions is not None:
             kwargs["position_ids"] = repeated("position_ids", self.positions, rows)
+        kwargs |= {k: repeated(k, v, rows) for k, v in self.types.items()}
         doors = self.call.doors
-        extra = {k: v for k, v in self.call.kwargs.items() if k not in _PLAIN and not (doors and k == doors.where)}
+        gone = {*_PLAIN, *kwargs, *(() if doors is None else (doors.where,))}
+        extra = {k: v for k, v in self.call.kwargs.items() if k not in gone}
         differentiable = graph != "none"
         with (
             torch.set_grad_enabled(differentiable),

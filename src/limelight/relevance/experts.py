@@ -1,0 +1,181 @@
+"""Mixtures of experts: stacked experts and their routers, told by shapes and by probing, and their backward rules.
+
+    EXPERTS   all experts of a layer as 3-D parameters; each computes down(act(gate) * up)
+    ROUTER    decides who computes; whatever it returns is a constant of the rules
+
+Experts written as a ModuleList are gated MLPs of their own; their router is told in the same way. Shared experts are
+gated MLPs, and a linear into one channel beside experts (the gate of a shared expert) counts as a router.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product as pairs
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from limelight.relevance import rules
+
+Product = Callable[[Tensor, Tensor], Tensor]
+_ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "gate, up": lambda h: (h[..., : h.shape[-1] // 2], h[..., h.shape[-1] // 2 :]),
+    "up, gate": lambda h: (h[..., h.shape[-1] // 2 :], h[..., : h.shape[-1] // 2]),
+    "interleaved": lambda h: (h[..., ::2], h[..., 1::2]),
+}
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """Where stacked experts keep what.
+
+    Attributes:
+        act: the activation of the gate.
+        fused, down: names of the parameters into (gate, up) and out of their product.
+        transposed: experts are ``[in, out]`` matrices (else ``[out, in]``).
+        order: how gate and up lie in the fused output.
+        sorted: forward takes ``[E * N, D]``, every expert's input in turn, instead of ``(x, indices, weights)``.
+    """
+
+    act: nn.Module
+    fused: str
+    down: str
+    transposed: bool
+    order: str
+    sorted: bool
+
+    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight if self.transposed else functional.linear(x, weight)
+
+    def value(self, gate: Tensor) -> Tensor:
+        """The activation itself, whatever has been put on the instance."""
+        return type(self.act).forward(self.act, gate)  # type: ignore[no-any-return]
+
+    def run(self, module: nn.Module, x: Tensor, routing: tuple[Tensor, ...], product: Product) -> Tensor:
+        """The experts on ``x`` [R, N, D], R blocks with one routing (indices and weights [N, k]; none where sorted)."""
+        fused, down = getattr(module, self.fused), getattr(module, self.down)
+        split = _ORDERS[self.order]
+        if self.sorted:
+            rows = x.reshape(x.shape[0], fused.shape[0], -1, x.shape[-1])
+            parts = [self.apply(product(*split(self.apply(rows[:, e], w))), down[e]) for e, w in enumerate(fused)]
+            return torch.stack(parts, dim=1).reshape(x.shape)
+        index, weights = routing
+        out = torch.zeros_like(x)
+        for expert in torch.unique(index).tolist():
+            if expert >= fused.shape[0]:  # a mark of experts that live elsewhere
+                continue
+            slot, row = torch.where((index == expert).T)
+            mixed = product(*split(self.apply(x[:, row], fused[expert])))
+            mixed = self.apply(mixed, down[expert]) * weights[row, slot, None]
+            out = out.index_add(1, row, mixed.to(out.dtype))
+        return out
+
+
+def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None:
+    """The spec that reproduces the module's output on a sample, or None when none does."""
+    own = dict(module.named_parameters(recurse=False))
+    if act is None or len(own) != 2 or any(p.ndim != 3 or not p.is_floating_point() for p in own.values()):
+        return None
+    if any(p.device.type == "meta" for p in own.values()):
+        return None
+    takes = len(inspect.signature(type(module).forward).parameters) - 1
+    if takes not in (1, 3):
+        return None
+    for (fused, down), transposed in pairs((tuple(own), tuple(own)[::-1]), (False, True)):
+        into, out = ((own[n].mT if transposed else own[n]).shape for n in (fused, down))  # [E, out, in]
+        if into[0] != out[0] or into[1] != 2 * out[2] or into[2] != out[1]:
+            continue
+        for order in _ORDERS:
+            spec = ExpertsSpec(act, fused, down, transposed, order, takes == 1)
+            if all(_reproduces(spec, module, int(into[0]), int(into[2]), size) for size in (1.0, 30.0)):
+                return spec
+    return None
+
+
+def _reproduces(spec: ExpertsSpec, module: nn.Module, experts: int, width: int, size: float) -> bool:
+    parameter = getattr(module, spec.fused)
+    count = experts if spec.sorted else 4
+    x = (_noise((count * 2, width)) * size).to(parameter)
+    routing: tuple[Tensor, ...] = ()
+    if not spec.sorted:
+        chosen = torch.arange(count * 2)[:, None] + torch.arange(min(2, experts))
+        routing = (chosen.remainder(experts).to(x.device), (_noise(chosen.shape).abs() + 0.1).to(x))
+    try:
+        with torch.no_grad():
+            want = module(x, *routing)
+            got = spec.run(module, x[None], routing, lambda z, u: spec.value(z) * u)[0]
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):
+        return False
+    slack = 1e-4 if x.dtype in (torch.float32, torch.float64) else 5e-2
+    return want.shape == got.shape and float((want - got).abs().max()) <= slack * (1 + float(want.abs().max()))
+
+
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def stacked(module: nn.Module) -> bool:
+    """Owns 3-D parameters that could be experts."""
+    return any(p.ndim == 3 for p in module.parameters(recurse=False))
+
+
+def routers(container: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Children of a block with experts that decide about them: linear into one score an expert (or into one gate)."""
+    children = dict(container.named_children())
+    for experts in children.values():
+        listed = isinstance(experts, nn.ModuleList) and len(experts) > 1 and _alike(experts)
+        if not (listed or stacked(experts)):
+            continue
+        count = len(experts) if isinstance(experts, nn.ModuleList) else int(next(experts.parameters()).shape[0])
+        for name, child in children.items():
+            if child is not experts and not isinstance(child, nn.ModuleList) and _decides(child, count):
+                yield name, child
+        return
+
+
+def _alike(experts: nn.ModuleList) -> bool:
+    """Modules of one build with two or more matrices each (a list of layers has norms and attention, too)."""
+    shapes = [tuple((n, p.shape) for n, p in e.named_parameters() if p.ndim == 2) for e in experts]
+    odd = any(p.ndim != 2 for e in experts for n, p in e.named_parameters() if not n.endswith("bias"))
+    return not odd and len(shapes[0]) > 1 and len(set(shapes)) == 1
+
+
+def _decides(module: nn.Module, experts: int) -> bool:
+    """All matrices inside lead to scores: as many as experts (shared ones may be counted in), or one."""
+    matrices = [p for p in module.parameters() if p.ndim == 2]
+    most = experts if isinstance(module, nn.Linear) else 2 * experts - 1
+    return bool(matrices) and all(
+        p.shape[0] == 1 or (experts <= p.shape[0] <= most and p.shape[0] < p.shape[1]) for p in matrices
+    )
+
+
+def router_rule(module: nn.Module) -> Callable[..., Any]:
+    """A forward whose results are constants."""
+    original = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return original(rules.stop(x), *args, **kwargs)
+
+    return forward
+
+
+def experts_rule(module: nn.Module, spec: ExpertsSpec) -> Callable[..., Tensor]:
+    """Identity rule for the activation, half of the gradient for the gated product; the value is the model's own."""
+    original = module.forward
+
+    def product(gate: Tensor, up: Tensor) -> Tensor:
+        return rules.uniform(rules.identity(gate, spec.value(gate)) * up, 2)
+
+    def forward(x: Tensor, *routing: Tensor) -> Tensor:
+        if not x.requires_grad:
+            return original(x, *routing)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            value = original(x, *routing)
+        out = spec.run(module, x[None], tuple(map(rules.stop, routing)), product)[0]
+        return rules.gradient_of(out.to(value.dtype), value)
+
+    return forward

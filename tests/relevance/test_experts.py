@@ -1,0 +1,267 @@
+"""Mixtures of experts: told by shapes and probing, rules and twins against a token-by-token slow twin, routing constant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import UnknownKindError
+from limelight.relevance.attribute import attribute
+from limelight.relevance.composites import ATTN_LRP, attached
+from limelight.relevance.dual_attention import Mode
+from limelight.relevance.dual_experts import experts_twin, router_twin
+from limelight.relevance.experts import ExpertsSpec, experts_rule, experts_spec, router_rule, routers
+from limelight.relevance.kinds import Kind, survey
+from tests.slow_twins import experts as twin
+from tests.tiny import built, fresh
+from tests.zoo import ZOO
+
+E, N, D, WIDTH, K = 5, 6, 8, 12, 2
+
+
+def noise(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Stacked(nn.Module):
+    """Experts as transformers keeps them, in any of the layouts."""
+
+    def __init__(self, order: str = "gate, up", transposed: bool = False, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.order, self.transposed, self.act = order, transposed, act or nn.SiLU()
+        fused, down = noise(1, E, 2 * WIDTH, D) / D**0.5, noise(2, E, D, WIDTH) / WIDTH**0.5
+        self.into = nn.Parameter(fused.mT.contiguous() if transposed else fused)
+        self.out = nn.Parameter(down.mT.contiguous() if transposed else down)
+
+    def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        if self.order == "interleaved":
+            return h[..., ::2], h[..., 1::2]
+        a, b = h.chunk(2, dim=-1)
+        return (a, b) if self.order == "gate, up" else (b, a)
+
+    def expert(self, e: int) -> tuple[Tensor, Tensor]:
+        into, out = self.into[e], self.out[e]
+        return (into.T, out.T) if self.transposed else (into, out)
+
+    def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for e in range(E):
+            row, slot = torch.where(index == e)
+            into, out = self.expert(e)
+            gate, up = self.split(x[row] @ into.T)
+            total.index_add_(0, row, (self.act(gate) * up) @ out.T * weights[row, slot, None])
+        return total
+
+    def listed(self) -> list[twin.Expert]:
+        found = []
+        for e in range(E):
+            into, out = (m.detach() for m in self.expert(e))
+            gate, up = self.split(into.T)
+            found.append((gate.T, up.T, out))
+        return found
+
+
+class Sorted(Stacked):
+    """Llama4's way: every expert's input in turn, scaled already."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        rows = x.view(E, -1, D)
+        gate, up = torch.bmm(rows, self.into).chunk(2, dim=-1)
+        return torch.bmm(up * self.act(gate), self.out).view(-1, D)
+
+
+class Clamped(Stacked):
+    """Looks like a gated product until it is large."""
+
+    def split(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = super().split(h)
+        return gate, up.clamp(-4, 4)
+
+
+def routing(seed: int = 3) -> tuple[Tensor, Tensor]:
+    index = torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(seed + n))[:K] for n in range(N)])
+    return index, noise(seed, N, K).abs()
+
+
+def spec_of(module: Stacked) -> ExpertsSpec:
+    spec = experts_spec(module, module.act)
+    assert spec is not None
+    return spec
+
+
+LAYOUTS = [(o, t) for o in ("gate, up", "up, gate", "interleaved") for t in (False, True)]
+layouts = pytest.mark.parametrize(("order", "transposed"), LAYOUTS)
+
+
+@layouts
+def test_the_layout_is_found_by_probing(order: str, transposed: bool) -> None:
+    spec = spec_of(Stacked(order, transposed))
+    assert (spec.fused, spec.down, spec.order, spec.transposed, spec.sorted) == (
+        "into",
+        "out",
+        order,
+        transposed,
+        False,
+    )
+
+
+def test_sorted_experts_and_what_only_looks_alike() -> None:
+    module = Sorted(transposed=True)
+    assert spec_of(module).sorted
+    assert experts_spec(Clamped(), nn.SiLU()) is None
+    assert experts_spec(Stacked(), nn.ReLU()) is None
+    assert experts_spec(Stacked(), None) is None
+
+
+@layouts
+@pytest.mark.parametrize("act", [nn.SiLU(), nn.GELU()])
+def test_relevance_is_the_slow_twins(order: str, transposed: bool, act: nn.Module) -> None:
+    module = Stacked(order, transposed, act)
+    x, r = noise(7, N, D).requires_grad_(True), noise(8, N, D)
+    index, weights = routing()
+    out = experts_rule(module, spec_of(module))(x, index, weights.requires_grad_(True))
+    assert torch.equal(out, module(x, index, weights))
+    want = twin.relevance(x.detach(), module.listed(), index, weights.detach(), act, r)
+    got, through = torch.autograd.grad((out * (r / out).detach()).sum(), [x, weights], allow_unused=True)
+    assert through is None  # constants
+    torch.testing.assert_close(got * x.detach(), want, atol=1e-9, rtol=1e-9)
+
+
+def test_the_second_order_is_that_of_separate_gated_products() -> None:
+    """The halves sit at the product, so a backward through the backward meets them where a plain MLP's would."""
+    from limelight.relevance import rules
+
+    module = Stacked()
+    index, weights = routing()
+    rule = experts_rule(module, spec_of(module))
+
+    def separate(x: Tensor) -> Tensor:
+        rows = []
+        for n in range(N):
+            total = torch.zeros(D, dtype=torch.float64)
+            for e, w in zip(index[n].tolist(), weights[n], strict=True):
+                gate, up, down = module.listed()[e]
+                z = gate @ x[n]
+                product = rules.identity(z, nn.functional.silu(z)) * (up @ x[n])
+                total = total + w * (down @ rules.uniform(product, 2))
+            rows.append(total)
+        return torch.stack(rows)
+
+    found = []
+    for forward in (lambda x: rule(x, index, weights), separate):
+        x = noise(7, N, D).requires_grad_(True)
+        (first,) = torch.autograd.grad((forward(x) * noise(8, N, D)).sum(), x, create_graph=True)
+        found.append((first, torch.autograd.grad((first * noise(9, N, D)).sum(), x)[0]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-11)
+
+
+@layouts
+@pytest.mark.parametrize("graph", ["none", "surrogate", "true"])
+def test_tangents_are_the_slow_twins(order: str, transposed: bool, graph: str) -> None:
+    module = Stacked(order, transposed)
+    channels = 3
+    x = noise(5, channels, N, D)
+    index, weights = routing()
+    mode = Mode(batch=1, channels=channels, graph=graph)
+    with torch.set_grad_enabled(graph != "none"):
+        out = experts_twin(module, spec_of(module), mode)(
+            x.reshape(-1, D), index.repeat(channels, 1), weights.repeat(channels, 1)
+        ).reshape(x.shape)
+    torch.testing.assert_close(out[0], module(x[0], index, weights), atol=1e-12, rtol=0)
+    for c in range(1, channels):
+        want = twin.tangent(x[0], x[c], module.listed(), index, weights, nn.functional.silu)
+        torch.testing.assert_close(out[c].detach(), want, atol=1e-11, rtol=0)
+
+
+def test_sorted_experts_keep_the_blocks_inside_each_expert() -> None:
+    module, channels = Sorted(transposed=True), 3
+    x = noise(5, E, channels, N, D)
+    mode = Mode(batch=1, channels=channels)
+    with torch.no_grad():
+        out = experts_twin(module, spec_of(module), mode)(x.reshape(-1, D)).reshape(x.shape)
+        torch.testing.assert_close(out[:, 0], module(x[:, 0].reshape(-1, D)).reshape(E, N, D), atol=1e-12, rtol=0)
+    one = torch.ones(N, 1, dtype=torch.float64)
+    for e in range(E):
+        for c in range(1, channels):
+            chosen = torch.full((N, 1), e)
+            want = twin.tangent(x[e, 0], x[e, c], module.listed(), chosen, one, nn.functional.silu)
+            torch.testing.assert_close(out[e, c], want, atol=1e-11, rtol=0)
+
+
+class Block(nn.Module):
+    """Experts as a list (as older and remote code has them), a linear router, and a shared expert behind a gate."""
+
+    class Expert(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj = nn.Linear(D, WIDTH, bias=False), nn.Linear(D, WIDTH, bias=False)
+            self.down_proj, self.act_fn = nn.Linear(WIDTH, D, bias=False), nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.shared_expert_gate = nn.Linear(D, E, bias=False), nn.Linear(D, 1, bias=False)
+        self.experts = nn.ModuleList([self.Expert() for _ in range(E)])
+        self.shared_expert = self.Expert()
+
+
+def test_routers_are_told_from_what_computes() -> None:
+    block = Block()
+    assert dict(routers(block)) == {"gate": block.gate, "shared_expert_gate": block.shared_expert_gate}
+    assert not list(routers(block.shared_expert))
+    assert not list(routers(nn.Sequential(nn.Linear(D, E), nn.Linear(D, 1))))  # no experts beside
+    for name in ("glm4v_moe", "llama4", "aria", "ernie4_5_vl_moe"):
+        adapter = built(name)
+        found = {s.name.rsplit(".", 1)[-1] for s in survey(adapter.decoder) if s.kind is Kind.ROUTER}
+        assert found == {"router" if name in ("llama4", "aria") else "gate"}
+
+
+def test_a_router_is_a_constant_and_decides_for_all_blocks() -> None:
+    router = nn.Linear(D, E, dtype=torch.float64)
+    x = noise(1, N, D).requires_grad_(True)
+    assert not router_rule(router)(x).grad_fn or torch.autograd.grad(
+        router_rule(router)(x).sum(), x, allow_unused=True
+    ) == (None,)
+    blocks = torch.cat([noise(1, N, D), noise(2, N, D), noise(3, N, D)]).requires_grad_(True)
+    for graph, flows in (("none", False), ("surrogate", False), ("true", True)):
+        out = router_twin(router, Mode(batch=1, channels=3, graph=graph))(blocks)
+        assert torch.equal(out, router(blocks[:N]).repeat(3, 1))
+        assert out.requires_grad is flows
+
+
+def test_experts_of_an_unknown_gate_raise() -> None:
+    adapter = fresh("glm4v_moe")
+    inputs = ZOO["glm4v_moe"].inputs(adapter.model)
+    attribute(adapter, inputs)
+    experts = next(s.module for s in survey(adapter.decoder) if s.kind is Kind.EXPERTS)
+
+    class Squared(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.relu(x).square() + x.mean()  # not elementwise
+
+    experts.act_fn = Squared()
+    with pytest.raises(UnknownKindError) as caught:
+        attribute(adapter, inputs)
+    assert "experts" in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+def test_any_of_transformers_ways_to_run_experts(implementation: str) -> None:
+    """The value is that way's own, bit for bit; the relevance does not depend on it."""
+    adapter, reference = fresh("glm4v_moe"), built("glm4v_moe")
+    adapter.model.set_experts_implementation(implementation)
+    inputs: Any = ZOO["glm4v_moe"].inputs(adapter.model)
+    call = adapter.capture(inputs)
+    with torch.no_grad():
+        want = adapter.model(**inputs).logits
+    with torch.enable_grad(), attached(adapter, ATTN_LRP):
+        got = adapter.logits(adapter.hidden(call, call.embeds.clone().requires_grad_(True)))
+    assert torch.equal(got, want)
+    ours, theirs = (attribute(a, inputs, 7).scores for a in (adapter, reference))
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)

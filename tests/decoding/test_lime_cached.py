@@ -94,16 +94,12 @@ def test_the_text_as_reward(adapter: Adapter, objective: str, gradient: str) -> 
         "exaone4_5",
         "qwen3_vl",
         "granite4_vision",
-    ],
-)
-def test_surrogates_of_other_families(name: str, composite: str) -> None:
-    """Biases and M-RoPE, q and k norms and sliding windows, soft-caps, fused gates, multipliers, deepstack."""
         "aria",
         "llama4",
     ],
 )
 def test_surrogates_of_other_families(name: str, composite: str) -> None:
-    """Biases and M-RoPE, q and k norms and sliding windows, soft-caps, fused gates, multipliers, experts."""
+    """Biases and M-RoPE, q and k norms and sliding windows, soft-caps, fused gates, multipliers, deepstack, experts."""
     wider = wide(name)
     inputs = ZOO[name].inputs(wider.model)
     strategy = LimeCached(

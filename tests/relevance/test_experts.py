@@ -12,7 +12,8 @@ from limelight.errors import UnknownKindError
 from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import ATTN_LRP, attached
 from limelight.relevance.dual_attention import Mode
-from limelight.relevance.dual_experts import experts_twin, router_twin
+from limelight.relevance.dual_experts import experts_twin
+from limelight.relevance.dual_gates import router_twin
 from limelight.relevance.experts import ExpertsSpec, experts_rule, experts_spec, router_rule, routers
 from limelight.relevance.kinds import Kind, survey
 from tests.slow_twins import experts as twin

@@ -203,8 +203,8 @@ ODD: dict[str, Any] = {
     "convolution": lambda d: setattr(d.layers[0], "mlp", nn.Sequential(nn.Conv1d(7, 7, 1))),
     "experts": lambda d: setattr(d.layers[1], "mlp", Loose()),
     "activation": lambda d: setattr(d.layers[0].mlp, "act_fn", Twisted()),
-    "gated attention": lambda d: setattr(d.layers[0].self_attn, "gate_proj", nn.Linear(32, 32)),
-    "query with a gate": lambda d: setattr(d.layers[0].self_attn, "q_proj", nn.Linear(32, 64)),
+    "gated attention": lambda d: setattr(d.layers[0].self_attn, "gate_proj", nn.Linear(32, 48)),
+    "query of another width": lambda d: setattr(d.layers[0].self_attn, "q_proj", nn.Linear(32, 96)),
     "bilinear": lambda d: setattr(d.layers[0], "mlp", nn.Bilinear(32, 32, 32)),
 }
 

@@ -22,6 +22,7 @@ from limelight.models.adapter import Adapter
 from limelight.models.attention import AttentionHook, attention_hooks, check_bound
 from limelight.relevance import rules
 from limelight.relevance.experts import ExpertsSpec, experts_rule, router_rule, routers
+from limelight.relevance.gated_attention import GateSpec, checked, gate_rule
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, check_differentiable, survey
 
 Undo = Callable[[], None]
@@ -120,10 +121,17 @@ def _experts_rule(site: Site) -> Undo:
     return replace_forward(site.module, experts_rule(site.module, site.spec))
 
 
+def _gate_rule(site: Site) -> Undo:
+    if not isinstance(site.spec, GateSpec):
+        raise HookError(f"{site.name} has no spec of its gate", hint="use sites from kinds.survey")
+    return replace_forward(site.spec.gate, gate_rule(site.spec))
+
+
 _ELEMENTWISE: dict[Kind, Rule] = {
     Kind.NORM: _norm_rule,
     Kind.ACTIVATION: _activation_rule,
     Kind.GATED: _gated_rule,
+    Kind.GATE: _gate_rule,
     Kind.ROUTER: _router_rule,
     Kind.EXPERTS: _experts_rule,
 }
@@ -137,6 +145,7 @@ COMPOSITES = {c.name: c for c in (ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUD
 
 _Structure = tuple[int, ...]
 _SURVEYS: WeakKeyDictionary[nn.Module, tuple[_Structure, list[Site]]] = WeakKeyDictionary()
+_GATES: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
 _DIFFERENTIABLE: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
 
 
@@ -165,6 +174,25 @@ def _require_gradients(adapter: Adapter) -> None:
 
 
 @contextmanager
+def gates_checked(adapter: Adapter) -> Iterator[tuple[AttentionHook, ...]]:
+    """The first forward inside is checked: gates of attention do what their rule takes them to do. Yields its hook."""
+    now = _structure(adapter)
+    gates = [(s.name, s.module, s.spec) for s in sites_of(adapter) if isinstance(s.spec, GateSpec)]
+    if not gates or _GATES.get(adapter.decoder) == now:
+        yield ()
+        return
+    runs: list[int] = []
+    handle = adapter.decoder.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        with checked(gates) as hook:
+            yield (hook,)
+    finally:
+        handle.remove()
+    if runs:
+        _GATES[adapter.decoder] = now
+
+
+@contextmanager
 def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: AttentionHook) -> Iterator[None]:
     """The composite's rules on this model's decoder inside the block, and further attention ``hooks`` after them.
 
@@ -188,7 +216,8 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
             plain = adapter.head_scalars
             adapter.head_scalars = replace(plain, rule=rules.identity)
             stack.callback(setattr, adapter, "head_scalars", plain)
-        seen = stack.enter_context(attention_hooks(*inner, *hooks))
+        last = stack.enter_context(gates_checked(adapter)) if composite.rules else ()
+        seen = stack.enter_context(attention_hooks(*inner, *hooks, *last))
         runs: list[int] = []
         stack.callback(adapter.decoder.register_forward_hook(lambda *_: runs.append(1)).remove)
         yield

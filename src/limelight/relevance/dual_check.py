@@ -10,8 +10,9 @@ from torch import nn
 
 from limelight.errors import UnknownKindError
 from limelight.models.adapter import Adapter
+from limelight.models.attention import attention_hooks
 from limelight.models.capture import DecoderCall
-from limelight.relevance.composites import Composite
+from limelight.relevance.composites import Composite, gates_checked
 from limelight.relevance.dual_attention import FALLBACK, Mode
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_inputs import repeated, tail
@@ -40,6 +41,12 @@ def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> 
     if piece.doors is not None:  # let something enter by every door
         embeds = embeds[..., : piece.doors.width].repeat(1, 1, 1 + piece.doors.count)
         kwargs[piece.doors.where] = torch.ones_like(repeated("", piece.kwargs[piece.doors.where][:, -count:], 5))
+    with torch.no_grad(), gates_checked(adapter) as hooks, adapter.routed(), attention_hooks(*hooks):
+        if hooks:
+            given = {k: tail(v, count) for k, v in piece.kwargs.items()}
+            if piece.doors is not None:
+                given[piece.doors.where] = piece.kwargs[piece.doors.where][:, -count:]
+            adapter.decoder(use_cache=False, **replace(piece, kwargs=given).arguments(piece.embeds[:, -count:]))
     with torch.no_grad(), twins.attached():
         rows = torch.cat([embeds, embeds / 2, embeds, embeds / -2, torch.zeros_like(embeds)])
         given = replace(piece, kwargs=kwargs).arguments(rows)

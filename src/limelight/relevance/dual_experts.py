@@ -5,34 +5,13 @@ Experts are read once for all blocks: ``[1 + C, n, D]`` rows of one expert at a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from limelight.relevance.dual_attention import Mode, block_rows, blocks
 from limelight.relevance.dual_gated import gated_product
 from limelight.relevance.experts import ExpertsSpec
-
-
-def router_twin(module: nn.Module, mode: Mode) -> Callable[..., Any]:
-    """Block 0 decides; its decision is repeated for the others, and is a constant unless the true gradient is wanted."""
-    original = module.forward
-
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _repeated(original(x[: block_rows(x, mode.channels)], *args, **kwargs), mode)
-
-    return forward
-
-
-def _repeated(value: Any, mode: Mode) -> Any:
-    if isinstance(value, Tensor):
-        return mode.const(value).repeat(mode.channels, *[1] * (value.ndim - 1))
-    if isinstance(value, Mapping):
-        return type(value)({k: _repeated(v, mode) for k, v in value.items()})  # type: ignore[call-arg]
-    if isinstance(value, (tuple, list)):
-        return type(value)([_repeated(v, mode) for v in value])
-    return value
 
 
 def experts_twin(module: nn.Module, spec: ExpertsSpec, mode: Mode) -> Callable[..., Tensor]:

@@ -7,7 +7,7 @@ module instances like the rules, and come off again.
     linear      bias on block 0 only
     activation  z' * const(act(z) / z)
     gated       (a' u + a u') / 2
-    router      block 0's decision holds for all
+    gate, router   block 0's decision holds for all
     experts     :mod:`limelight.relevance.dual_experts`
     attention   :mod:`limelight.relevance.dual_attention`
 """
@@ -29,9 +29,11 @@ from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_forward, sites_of
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
 from limelight.relevance.dual_cache import DualCache
-from limelight.relevance.dual_experts import experts_twin, router_twin
+from limelight.relevance.dual_experts import experts_twin
 from limelight.relevance.dual_gated import gated_product
+from limelight.relevance.dual_gates import gate_twin, router_twin
 from limelight.relevance.experts import ExpertsSpec
+from limelight.relevance.gated_attention import GateSpec
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, is_linear
 
 
@@ -182,6 +184,7 @@ class DualRules:
         self.attention = DualAttention(mode, cache, composite)
         self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
         inside = {id(s.spec.act) for s in sites_of(adapter) if isinstance(s.spec, GatedSpec)}
+        gates: set[int] = set()
         for site in sites_of(adapter):
             if site.kind is Kind.NORM:
                 self.forwards.append((site.module, _norm_twin(site, mode)))
@@ -193,7 +196,13 @@ class DualRules:
                 self.forwards.append((site.module, router_twin(site.module, mode)))
             elif site.kind is Kind.EXPERTS and isinstance(site.spec, ExpertsSpec):
                 self.forwards.append((site.module, experts_twin(site.module, site.spec, mode)))
-        deciding = {id(m) for s in sites_of(adapter) if s.kind is Kind.ROUTER for m in s.module.modules()}
+            elif site.kind is Kind.GATE and isinstance(site.spec, GateSpec):
+                gate: Any = site.spec.gate
+                biased = isinstance(getattr(gate, "bias", None), Tensor)
+                linear = _linear_twin(gate, mode) if biased else gate.forward
+                self.forwards.append((gate, gate_twin(site.spec, mode, linear)))
+                gates.add(id(gate))
+        deciding = gates | {id(m) for s in sites_of(adapter) if s.kind is Kind.ROUTER for m in s.module.modules()}
         within = {id(m) for m in adapter.decoder.layers.modules()}
         for module in adapter.decoder.modules():
             if id(module) in deciding:

@@ -4,6 +4,7 @@
     ACTIVATION  an elementwise function without parameters
     GATED       act(gate) * up, then down: found as an activation beside linears whose widths say so
     ATTENTION   goes through transformers' attention interface
+    GATE        of an attention's output: :mod:`limelight.relevance.gated_attention`
     EXPERTS, ROUTER   of a mixture: :mod:`limelight.relevance.experts`
     LINEAR      plain for relevance
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from limelight.errors import NotDifferentiableError, UnknownKindError
 from limelight.models.detect import is_attention
 from limelight.relevance.experts import ExpertsSpec, experts_spec, routers, stacked
+from limelight.relevance.gated_attention import GateSpec, gate_spec
 
 
 class Kind(Enum):
@@ -30,6 +32,7 @@ class Kind(Enum):
     ACTIVATION = "activation"
     GATED = "gated"
     ATTENTION = "attention"
+    GATE = "gate"
     EXPERTS = "experts"
     ROUTER = "router"
 
@@ -71,7 +74,7 @@ class Site:
     kind: Kind
     name: str
     module: nn.Module
-    spec: NormSpec | GatedSpec | ExpertsSpec | None = None
+    spec: NormSpec | GatedSpec | GateSpec | ExpertsSpec | None = None
 
 
 def survey(decoder: nn.Module) -> list[Site]:
@@ -93,8 +96,10 @@ def survey(decoder: nn.Module) -> list[Site]:
             covered.update(map(id, module.modules()))
             continue
         if is_attention(module):
-            _check_attention(name, module)
+            gate = _attention_gate(name, module)
             sites.append(Site(Kind.ATTENTION, name, module))
+            if gate is not None:
+                sites.append(Site(Kind.GATE, name, module, gate))
         elif is_linear(module):
             covered.update(id(m) for m in module.modules())
         elif _is_leaf(module):
@@ -124,9 +129,12 @@ _PROJECTIONS = frozenset(
 )  # fmt: skip
 
 
-def _check_attention(name: str, module: Any) -> None:
-    """Anything linear in attention beside its projections (gates, indexers) would go without a rule."""
+def _attention_gate(name: str, module: Any) -> GateSpec | None:
+    """Anything linear in attention beside its projections would go without a rule, save a gate of its output."""
     odd = [n for n, c in module.named_children() if is_linear(c) and n not in _PROJECTIONS]
+    gate = gate_spec(module, odd)
+    if gate is not None:
+        return gate
     query, dim = getattr(module, "q_proj", None), getattr(module, "head_dim", None)
     out = getattr(module, "o_proj", None)
     if query is not None and out is not None and dim and int(query.out_features) != int(out.in_features):
@@ -136,6 +144,7 @@ def _check_attention(name: str, module: Any) -> None:
             f"{name} ({type(module).__name__}) is attention with {', '.join(odd)} beside q, k, v and the output",
             hint="no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py",
         )
+    return None
 
 
 def _parts(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -19,7 +19,6 @@ from tests.zoo import FOUNDATION, ZOO
 
 # Families without tangents so far: what they must say instead of being wrong.
 RAISES: dict[str, tuple[type[LimelightError], str]] = {
-    **dict.fromkeys(("qwen3_vl_moe", "qwen3_omni_thinker"), (UnknownKindError, "experts")),
     "mllama": (UnsupportedError, "cross_attention_states"),
     "phi4_multimodal": (UnsupportedError, "image_pixel_values"),  # its decoder contains its towers
     "chameleon": (UnsupportedError, "pixel_values"),
@@ -33,7 +32,7 @@ RAISES: dict[str, tuple[type[LimelightError], str]] = {
     "unlimited_ocr": (UnsupportedError, "layers of its own kind of cache"),  # a window that spares the prompt
     "mistral_large4": (UnknownKindError, "indexer"),  # sparse attention
     "glm5_next": (UnknownKindError, "b_proj"),
-    "dots3_note": (UnknownKindError, "g_proj"),  # gated attention
+    "dots3_note": (UnknownKindError, "indexer"),  # sparse attention
     **dict.fromkeys(("inkling", "inkling2"), (UnknownKindError, "r_proj")),
     **dict.fromkeys(("muse_glimmer", "muse_spark"), (HookError, "logits")),  # the head does what no config says
     **dict.fromkeys(("idefics", "kosmos2", "kosmos2_5"), (LimelightError, "names no image")),

@@ -159,7 +159,8 @@ def attention(
     Raises:
         UnsupportedError: an argument that would change the result and is not computed here; dropout.
     """
-    odd = [n for n, v in kwargs.items() if v is not None and (n in _CHANGING or _floats(v))]
+    unknown = {n: v for n, v in kwargs.items() if v is not None and n != "position_ids"}  # used before, by the rotation
+    odd = [n for n, v in unknown.items() if n in _CHANGING or _floats(v)]
     if odd:
         raise UnsupportedError(
             f"{type(module).__name__} hands its attention {', '.join(odd)}, which limelight's attention does not compute",

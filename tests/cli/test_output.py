@@ -12,7 +12,8 @@ from PIL import Image
 
 from limelight.cli import output
 from limelight.errors import SettingError
-from limelight.types import Prompt
+from limelight.report.media import Media
+from limelight.types import Clip, Prompt
 from tests.report.examples import generation, picture, prompt, relevance, tone
 
 
@@ -73,5 +74,12 @@ def test_place() -> None:
     assert output.place(relevance(prompt(("image", 49, (7, 7), None)), 1, "x", peak=(0.72, 0.15))).startswith(
         "row 6 of 7"
     )
-    assert output.place(relevance(prompt(("audio", 5, None, None)), 1, "x")) == ""
+    assert output.place(relevance(prompt(("audio", 5, None, None)), 1, "x")) == "position 2 of 5"
+    assert output.place(relevance(prompt(("audio", 50, None, 0.04)), 1, "x")) == "0.48–0.52 s"
+    film = relevance(prompt(("video", 36, (4, 3, 3), None)), 1, "x")
+    assert output.place(film).startswith("step 4 of 4, row ")
+    frames = Clip(tuple(picture() for _ in range(8)), tuple(i / 2 for i in range(8)))
+    assert output.place(film, Media(videos=[frames])).startswith("frames 7–8 · 3.0–3.5 s, row ")
+    tiles = relevance(prompt(*[("image", 9, (3, 3), None)] * 2), 1, "x")
+    assert output.place(tiles, Media([picture()])).startswith("picture 1, tile ")
     assert output.place(relevance(prompt(("image", 5, None, None)), 1, "x")) == ""

@@ -14,7 +14,10 @@ from PIL import Image
 
 from limelight.errors import MediaError, MissingExtraError, SettingError
 from limelight.models import media
-from limelight.models.media import existing, kind_of, read_audio, read_image, read_video
+from limelight.models.clips import read_video
+from limelight.models.media import existing, kind_of, read_image
+from limelight.models.sound import read_audio
+from tests.models.films import film
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6), mode: str = "RGB", **save: Any) -> Path:
@@ -207,7 +210,8 @@ def _written(path: Path, data: bytes = b"film") -> Path:
 
 def test_video_from_pictures() -> None:
     frames = read_video([Image.new("L", (4, 4)), Image.new("RGB", (4, 4))])
-    assert [f.mode for f in frames] == ["RGB", "RGB"]
+    assert [f.mode for f in frames.frames] == ["RGB", "RGB"]
+    assert frames.seconds == (0.0, 1.0)
     with pytest.raises(SettingError) as caught:
         read_video([Image.new("RGB", (4, 4))], frames=0)
     assert caught.value.hint
@@ -229,7 +233,7 @@ def test_video_from_a_file(tmp_path: Path) -> None:
         container.mux(stream.encode())
     got = read_video(path, frames=4)
     assert len(got) == 4
-    levels = [float(np.asarray(f).mean()) for f in got]
+    levels = [float(np.asarray(f).mean()) for f in got.frames]
     assert levels == sorted(levels)
     assert levels[-1] - levels[0] > 180  # first and last frame included
     assert len(read_video(path, frames=100)) == 10
@@ -240,6 +244,29 @@ def test_video_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         read_video(_written(tmp_path / "b.mp4"))
     assert caught.value.hint
+
+
+def test_films_that_are_broken_turned_or_without_frames(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    whole = film(tmp_path / "a.mp4", range(10, 240, 2), rate=10, size=(64, 64))
+    clip = read_video(whole, 5)
+    assert clip.fps == 10
+    assert clip.seconds == pytest.approx([0, 2.8, 5.7, 8.6, 11.4], abs=0.11)
+    assert clip.length == pytest.approx(11.5)
+    avi = film(tmp_path / "a.avi", range(10, 110, 10), rate=5)  # its packets carry no presentation times
+    assert read_video(avi, 3).seconds == pytest.approx([0, 0.8, 1.8], abs=0.25)
+    film(tmp_path / "b.mkv")
+    data = film(tmp_path / "c.mkv", range(0, 240, 2), size=(64, 64)).read_bytes()
+    cut = read_video(_written(tmp_path / "cut.mkv", data[: len(data) // 2]), 4)  # what is left of it, evenly
+    assert len(cut) == 4
+    assert cut.seconds[-1] < 29
+    sound(tmp_path / "sound.wav").rename(tmp_path / "sound.mkv")
+    with pytest.raises(MediaError, match="no video in it"):
+        read_video(tmp_path / "sound.mkv")
+    with pytest.raises(MediaError, match="differ in size"):
+        read_video([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))])
+    with pytest.raises(SettingError, match="768"):
+        read_video(whole, 10_000)
 
 
 def test_limits_are_there() -> None:

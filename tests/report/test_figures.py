@@ -12,9 +12,10 @@ from PIL import Image
 
 from limelight.errors import SettingError
 from limelight.report.figure import save, shown
-from limelight.report.frames import contact_sheet, frame_grids, frame_of
+from limelight.report.frames import contact_sheet, frame_grids
 from limelight.report.media import Media
 from limelight.report.overlay import overlay
+from limelight.report.views import frame_of
 from limelight.report.waveform import decibels, peaks, waveform
 from limelight.types import Relevance
 from tests.report.examples import AFTER, picture, prompt, relevance, tone

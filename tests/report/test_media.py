@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from limelight.errors import MediaError, SettingError
-from limelight.report.media import WHOLE, Media, picture, seen_box, views
-from limelight.types import Prompt, Span
+from limelight.report.media import WHOLE, Media, picture, seen_box
+from limelight.report.views import views
+from limelight.types import Clip, Prompt, Span
 from tests.report import examples
 
 
@@ -78,11 +79,38 @@ def test_a_span_without_layout_is_one_row() -> None:
 def test_frames_as_spans_and_video_as_one_span() -> None:
     frames = [examples.picture() for _ in range(3)]
     each = tuple(Span(4 * i, 4 * i + 4, "image", (2, 2)) for i in range(3))
-    assert [(v.kind, v.source, v.frame, v.label) for v in views(each, Media(videos=[frames]))] == [
-        ("video", 0, i, f"frame {i + 1}") for i in range(3)
+    assert [(v.kind, v.source, v.steps, v.label) for v in views(each, Media(videos=[frames]))] == [
+        ("video", 0, ((i, f"frame {i + 1}"),), f"frame {i + 1}") for i in range(3)
     ]
     (whole,) = views((Span(0, 12, "video", (3, 2, 2)),), Media(videos=[frames]))
-    assert (whole.source, whole.frame, whole.label, whole.grid) == (0, None, "video", (3, 2, 2))
+    assert (whole.source, len(whole.steps), whole.label, whole.grid) == (0, 3, "video", (3, 2, 2))
+
+
+def test_steps_in_time_as_spans_of_their_own() -> None:
+    """Qwen3-VL: one span a pair of frames, with words between; LLaVA-OneVision: a newline embedding at the end."""
+    clip = Clip(tuple(examples.picture() for _ in range(5)), (0.0, 0.5, 1.0, 1.5, 2.0))
+    spans = tuple(Span(6 * i, 6 * i + 4, "video", (1, 2, 2)) for i in range(3))
+    found = views(spans, Media(videos=[clip]))
+    assert [v.label for v in found] == ["frame 1 · 0.0 s", "frames 2–3 · 0.5–1.0 s", "frames 4–5 · 1.5–2.0 s"]
+    assert all(v.source == 0 for v in found)
+    two = views(
+        tuple(Span(4 * i, 4 * i + 4, "video", (1, 2, 2)) for i in range(4)), Media(videos=[clip, clip.frames[:2]])
+    )
+    assert [v.source for v in two] == [0, 0, 0, 1]
+    assert two[3].label == "video 2, frames 1–2"
+    whole = views((Span(0, 20, "video", (5, 2, 2)), Span(20, 21, "video")), Media(videos=[clip]))
+    assert [len(v.steps) for v in whole] == [5, 0]
+    assert whole[1].label == "end of the video"
+    odd = views(tuple(Span(4 * i, 4 * i + 4, "video", (1, 2, 2)) for i in range(11)), Media(videos=[clip, clip]))
+    assert all(v.source is None for v in odd)  # eleven steps fit no two videos of five frames
+
+
+def test_row_breaks_are_not_drawn() -> None:
+    span = Span(2, 14, "image", (3, 4), margin=1)
+    (found,) = views((span,), Media([examples.picture()]))
+    scores = np.arange(16, dtype=np.float32)
+    assert found.grid == (3, 3)
+    np.testing.assert_array_equal(found.cells(scores), [[2, 3, 4], [6, 7, 8], [10, 11, 12]])
 
 
 def test_media_of_a_prompt(tmp_path: Path) -> None:

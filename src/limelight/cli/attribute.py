@@ -14,6 +14,7 @@ from limelight.errors import SettingError
 
 if TYPE_CHECKING:
     from limelight.models.adapter import Adapter
+    from limelight.report.media import Media
     from limelight.types import Generation, Prompt
 
 
@@ -99,7 +100,7 @@ def attribute(
             files["word"] = drawn.text
         output.print_json({"model": model, "prompt": prompt, **output.document(said, scores=True), "files": files})
         return
-    terminal.out.print(_table(said))
+    terminal.out.print(_table(said, output.shown_media(adapter, asked)))
     terminal.err.print(terminal.bar(said.shares()))
     if drawn is not None:
         terminal.err.print(f"{overlay}: where {drawn.text!r} comes from (--word draws another)", markup=False)
@@ -208,7 +209,7 @@ def _positions(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def _table(said: Generation) -> Any:
+def _table(said: Generation, media: Media) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -233,5 +234,5 @@ def _table(said: Generation) -> Any:
             continue
         shares = ", ".join(f"{v:.0%} {m}" for m, v in word_shares(said, word).items() if m != "text")
         tops = ", ".join(f"{shown(token)} {score:+.2g}" for _, token, score in relevance.top(3, "text"))
-        table.add_row(str(i), Text(word.text), f"{relevance.logit:.2f}", shares, place(relevance), Text(tops))
+        table.add_row(str(i), Text(word.text), f"{relevance.logit:.2f}", shares, place(relevance, media), Text(tops))
     return table

@@ -11,24 +11,19 @@ from typing import Any
 from limelight.cli.terminal import out, plain_value
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
-from limelight.models.media import read_audio, read_image, read_video
+from limelight.models.media import read_image
+from limelight.report import heat
 from limelight.report.media import Media, seen_box
+from limelight.report.views import View, views
 from limelight.report.words import Word, choose, perceptual, word_relevance, word_shares, words
 from limelight.types import MODALITIES, Generation, Prompt, Relevance
 
 
 def shown_media(adapter: Adapter, prompt: Prompt) -> Media:
     """The prompt's media, decoded, with the part of each picture that the model saw."""
-    processor = adapter.processor
     pictures = [read_image(i) for i in prompt.media.get("image", ())]
-    extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
-    rate = int(getattr(extractor, "sampling_rate", 16000))
-    return Media(
-        pictures,
-        [seen_box(getattr(processor, "image_processor", None), p.size) for p in pictures],
-        [(read_audio(a, rate), rate) for a in prompt.media.get("audio", ())],
-        [read_video(v) for v in prompt.media.get("video", ())],
-    )
+    boxes = [seen_box(getattr(adapter.processor, "image_processor", None), p.size) for p in pictures]
+    return Media(pictures, boxes, prompt.media.get("audio", ()), prompt.media.get("video", ()))
 
 
 def draw_word(generation: Generation, media: Media, which: str | None, path: Path) -> Word:
@@ -50,14 +45,26 @@ def draw_word(generation: Generation, media: Media, which: str | None, path: Pat
         )
     kinds = {s.modality for s in relevance.spans}
     named: dict[str, Any] = {"word": word.text, "strategy": generation.strategy, "path": path}
+    shown = views(relevance.spans, media)
     if media.videos and ("video" in kinds or not media.pictures):
-        contact_sheet(relevance, media.videos[0], **named)
+        contact_sheet(relevance, media, index=_strongest(relevance, shown, "video"), **named)
     elif "image" in kinds:
         overlay(relevance, media, **named)
     else:
-        samples, rate = media.sounds[0] if media.sounds else (None, 16000)
-        waveform(relevance, samples, rate, **named)
+        index = _strongest(relevance, shown, "audio")
+        samples, rate = media.sounds[index] if media.sounds else (None, 16000)
+        waveform(relevance, samples, rate, index=index, **named)
     return word
+
+
+def _strongest(relevance: Relevance, shown: Sequence[View], kind: str) -> int:
+    """Of several videos or sounds, the one with the largest share of the relevance."""
+    scores = heat.scores(relevance)
+    sums: dict[int, float] = {}
+    for view in shown:
+        if view.kind == kind and view.source is not None:
+            sums[view.source] = sums.get(view.source, 0.0) + float(abs(view.cells(scores)).sum())
+    return max(sums, key=lambda i: sums[i]) if sums else 0
 
 
 def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
@@ -129,11 +136,23 @@ def print_json(value: Any) -> None:
     out.file.flush()
 
 
-def place(relevance: Relevance) -> str:
-    """Where on the first picture the strongest support lies, such as "row 2 of 7, column 3 of 7"; "" without a grid."""
-    spans: Sequence[Any] = relevance.spans_of("image")
-    if not spans or spans[0].grid is None or len(spans[0].grid) != 2:
+def place(relevance: Relevance, media: Media | None = None) -> str:
+    """Where the strongest support lies: "row 2 of 7, column 3 of 7", "frame 3 · 1.0 s, row ...", "1.20–1.24 s"; or ""."""
+    shown = views(relevance.spans, media if media is not None else Media())
+    scores = heat.scores(relevance)
+    best = max(shown, key=lambda v: float(v.cells(scores).max()), default=None)
+    if best is None:
         return ""
-    best = int(relevance.on_grid().argmax())
-    rows, columns = spans[0].grid
-    return f"row {best // columns + 1} of {rows}, column {best % columns + 1} of {columns}"
+    cells = best.cells(scores)
+    at = int(cells.argmax())
+    if best.kind == "audio":
+        each = best.span.seconds
+        return f"{at * each:.2f}–{(at + 1) * each:.2f} s" if each else f"position {at + 1} of {cells.size}"
+    if best.span.grid is None:
+        return ""
+    rows, columns = best.grid[-2:]
+    step, cell = divmod(at, rows * columns)
+    told = [best.steps[step][1]] if best.steps else [best.label] if len(shown) > 1 else []
+    if len(best.grid) == 3 and not best.steps:
+        told.append(f"step {step + 1} of {best.grid[0]}")
+    return ", ".join([*told, f"row {cell // columns + 1} of {rows}, column {cell % columns + 1} of {columns}"])

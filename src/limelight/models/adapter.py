@@ -253,7 +253,9 @@ def load(
         ModelError: the folder holds no model, or no multimodal generation class fits its config.
         NotFiniteError: a floating-point weight is NaN or infinite.
     """
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig
+
+    from limelight.models.video_tensors import load_processor
 
     source = packaged(str(name)) if str(name) in PACKAGED else name
     try:
@@ -266,7 +268,7 @@ def load(
     cls = _model_class(config)
     model = cls.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
     try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        processor = load_processor(source, config.model_type, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{str(name)!r} has a model but no usable processor: {str(error).splitlines()[0]}",

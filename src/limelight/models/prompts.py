@@ -9,8 +9,11 @@ import numpy as np
 
 from limelight.errors import LimelightError, MediaError, PromptError
 from limelight.models.adapter import Adapter
-from limelight.models.media import read_audio, read_image, read_video
-from limelight.types import MODALITIES, Prompt
+from limelight.models.clips import read_video
+from limelight.models.heard import check_heard
+from limelight.models.media import read_image
+from limelight.models.sound import read_audio
+from limelight.types import MODALITIES, Clip, Prompt
 
 Message = Mapping[str, Any]
 _PERCEPTS = ("image", "audio", "video")
@@ -20,6 +23,8 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
     """Messages in the Hugging Face chat format, or one user's words with ``media = {"image": [...], "audio": [...]}``.
 
     A content item is ``{"type": "image", "image": object or file}`` (likewise audio, video) or ``{"type": "text", ...}``.
+    Sound and video are decoded once: ``Prompt.media`` holds them as the model was given them, ``(samples, rate)`` and
+    :class:`Clip`.
 
     Raises:
         PromptError: nothing was asked, no media, or the processor's placeholders do not match them.
@@ -47,6 +52,9 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
             f"{type(adapter.model).__name__} takes {', '.join(_accepted(adapter))}, the messages hold {', '.join(unfit)}",
             hint="pass media of a kind the model was made for",
         )
+    rate = sampling_rate(adapter)
+    found["audio"] = [(read_audio(a, rate), rate) for a in found["audio"]]
+    found["video"] = [read_video(v) for v in found["video"]]
     tensors = adapter.complete(_tensors(adapter, turns, found))
     present = {MODALITIES[i] for i in set(adapter.modality_ids(tensors).flatten().tolist())}
     for kind in _PERCEPTS:
@@ -116,6 +124,7 @@ def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict
 
 
 def _accepted(adapter: Adapter) -> tuple[str, ...]:
+    """Kinds of media that the processor reads. Frames may have a token of their own, or be pictures (SmolVLM, InternVL)."""
     processor = adapter.processor
     parts = {
         "image": ("image_processor",),
@@ -123,9 +132,18 @@ def _accepted(adapter: Adapter) -> tuple[str, ...]:
         "video": ("video_processor", "image_processor"),
     }
     kinds = set(adapter.placeholders.values())
+    if "image" in kinds and getattr(processor, "video_processor", None) is not None:
+        kinds.add("video")
     return tuple(
         m for m, names in parts.items() if m in kinds and any(getattr(processor, n, None) is not None for n in names)
     )
+
+
+def sampling_rate(adapter: Adapter) -> int:
+    """Hz that the model's feature extractor works at."""
+    processor = adapter.processor
+    extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
+    return int(getattr(extractor, "sampling_rate", 16000))
 
 
 def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, list[Any]]) -> dict[str, Any]:
@@ -135,13 +153,16 @@ def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, lis
     if found["image"]:
         arguments["images"] = [read_image(i) for i in found["image"]]
     if found["audio"]:
-        extractor = getattr(processor, "feature_extractor", None) or processor.audio_processor
-        rate = int(getattr(extractor, "sampling_rate", 16000))
-        sounds = [read_audio(a, rate) for a in found["audio"]]
-        arguments["audio"] = sounds
-        arguments["sampling_rate"] = rate
+        arguments["audio"] = [samples for samples, _ in found["audio"]]
+        arguments["sampling_rate"] = found["audio"][0][1]
     if found["video"]:
-        arguments["videos"] = [np.stack([np.asarray(f) for f in read_video(v)]) for v in found["video"]]
+        arguments["videos"] = [np.stack([np.asarray(f) for f in clip.frames]) for clip in found["video"]]
+        if getattr(processor, "video_processor", None) is not None:
+            metadata = [video_metadata(clip) for clip in found["video"]]
+            # return_metadata: time tokens are built from it
+            arguments["videos_kwargs"] = {
+                "video_metadata": metadata, "do_sample_frames": False, "return_metadata": True,
+            }  # fmt: skip
     bos = getattr(adapter.tokenizer, "bos_token", None)
     if bos and text.startswith(bos):
         arguments["add_special_tokens"] = False
@@ -154,13 +175,31 @@ def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, lis
             f"the model's processor refused the prompt: {error}",
             hint="check number and kind of media against the placeholders",
         ) from error
+    if found["audio"]:
+        check_heard(lambda changed: processor(text=[text], return_tensors="pt", **arguments | {"audio": changed}),
+                    arguments["audio"], out, arguments["sampling_rate"], processor)  # fmt: skip
     device = adapter.head.weight.device if hasattr(adapter.head, "weight") else "cpu"
     dtype = next(adapter.model.parameters()).dtype
-    out = {k: v for k, v in dict(out).items() if k != "labels"}  # PaliGemma's returns them for prompts too
+    out = {
+        k: v for k, v in dict(out).items() if k not in ("labels", "video_metadata")
+    }  # PaliGemma's returns them for prompts too
     moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in out.items()}
     return {
         k: v.to(dtype) if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in moved.items()
     }
+
+
+def video_metadata(clip: Clip) -> Any:
+    """When each frame was shown, as transformers' processors take it: frame number divided by frames a second."""
+    from transformers.video_utils import VideoMetadata
+
+    step = (clip.seconds[-1] - clip.seconds[0]) / (len(clip) - 1) if len(clip) > 1 else 1.0
+    fps = clip.fps or (1 / step if step else 1.0)
+    first = clip.frames[0]
+    return VideoMetadata(
+        total_num_frames=max(len(clip), round(clip.length * fps)), fps=fps, width=first.width, height=first.height,
+        duration=clip.length, video_backend="pyav", frames_indices=[round(s * fps, 3) for s in clip.seconds],
+    )  # fmt: skip
 
 
 def _text(adapter: Adapter, turns: list[dict[str, Any]]) -> str:

@@ -13,14 +13,15 @@ from PIL import Image
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
-from limelight.report.media import Media, views
+from limelight.report.media import Media
 from limelight.report.overlay import enlarged
-from limelight.types import Relevance
+from limelight.report.views import views
+from limelight.types import Clip, Relevance
 
 
 def contact_sheet(
     relevance: Relevance,
-    frames: Sequence[Image.Image],
+    frames: Clip | Sequence[Image.Image] | Media,
     *,
     index: int = 0,
     word: str | None = None,
@@ -32,22 +33,24 @@ def contact_sheet(
     """Every frame with its heat and its share of the video's relevance; bars of both below.
 
     Args:
-        frames: the frames the model was given, in order. A model that merges neighbours (Qwen-VL: two) has fewer grids
+        frames: the frames the model was given, in order; a Media where there are several videos. A model that merges neighbours (Qwen-VL: two) has fewer grids
             than frames; each grid is drawn over the frame in the middle of those it stands for.
         index: which video of the prompt.
 
     Raises:
         SettingError: there is no such video, or its layout is not known.
     """
-    if not frames:
+    if not isinstance(frames, Media) and not len(frames):
         raise SettingError("no frames to draw on", hint="pass the frames the model was given")
+    media = frames if isinstance(frames, Media) else Media(videos=[frames])
     sheets = frame_grids(relevance, frames, index)
+    pictures = media.frames(index if isinstance(frames, Media) else 0)
     joined = np.concatenate([grid.ravel() for _, _, grid in sheets])
     full, whole = heat.limit(joined), float(np.abs(joined).sum()) or 1.0
     columns = min(columns, len(sheets))
     rows = math.ceil(len(sheets) / columns)
     listed = min(top, sum(len(s) for s in relevance.spans_of("text")))
-    height = rows * 2.3 * min(frames[0].height / frames[0].width, 1.6) + rows * 0.2
+    height = rows * 2.3 * min(pictures[0].height / pictures[0].width, 1.6) + rows * 0.2
     foot = 0.35 + 0.19 * listed if listed else 0.01
     figure = new_figure(columns * 2.3 + 0.9, height + foot + 0.9)
     write(figure.suptitle(headline(relevance, word, strategy), fontsize=10))
@@ -55,7 +58,7 @@ def contact_sheet(
     inner = grid[0, 0].subgridspec(rows, columns)
     for i, (frame, label, values) in enumerate(sheets):
         axes = figure.add_subplot(inner[i // columns, i % columns])
-        axes.imshow(heat.blend(enlarged(frames[frame], 256), values, full, (0, 0, 1, 1)))
+        axes.imshow(heat.blend(enlarged(pictures[frame], 256), values, full, (0, 0, 1, 1)))
         axes.set_title(f"{label}: {float(np.abs(values).sum()) / whole:.0%}", fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -69,7 +72,7 @@ def contact_sheet(
 
 
 def frame_grids(
-    relevance: Relevance, frames: Sequence[Image.Image], index: int = 0
+    relevance: Relevance, frames: Clip | Sequence[Image.Image] | Media, index: int = 0
 ) -> list[tuple[int, str, heat.Floats]]:
     """(frame to draw on, name, scores ``[rows, columns]``) of every grid of the ``index``-th video.
 
@@ -77,24 +80,22 @@ def frame_grids(
         SettingError: there is no such video, or its layout is not known.
     """
     values = heat.scores(relevance)
-    single = views(relevance.spans, Media(videos=[list(frames)]))
-    if single and all(v.frame is not None for v in single):
-        return [(v.frame or 0, v.label, values[v.span.start : v.span.stop].reshape(v.grid)) for v in single]
-    spans = relevance.spans_of("video")
-    if not 0 <= index < len(spans):
-        raise SettingError(f"no video number {index}: this prompt has {len(spans)}", hint="count from 0")
-    span = spans[index]
-    if span.grid is None or len(span.grid) != 3:
+    media = frames if isinstance(frames, Media) else Media(videos=[frames])
+    spans = relevance.spans
+    if not isinstance(frames, Media) and index > 0:  # the frames of one of several videos
+        spans = relevance.spans_of("video")[index : index + 1]
+        index = 0 if spans else index
+    found = [v for v in views(spans, media) if v.steps and v.source == index]
+    if not found:
+        known = [s for s in spans if s.modality == "video"]
+        if not known or index >= len(media.videos):
+            raise SettingError(f"no video number {index} in this prompt", hint="count from 0")
         raise SettingError(
-            f"the layout of the video's {len(span)} positions is not known", hint="use .scores[span.start:span.stop]"
+            f"the layout of the video's {sum(map(len, known))} positions is not known",
+            hint="use .scores[span.start:span.stop]",
         )
-    grids = values[span.start : span.stop].reshape(span.grid)
-    return [(*frame_of(t, len(grids), len(frames)), one) for t, one in enumerate(grids)]
-
-
-def frame_of(grid: int, grids: int, frames: int) -> tuple[int, str]:
-    """The middle one of the frames that the ``grid``-th of ``grids`` stands for, and what to call them."""
-    first = min(frames - 1, int(grid * frames / grids))
-    last = max(first, min(frames, int((grid + 1) * frames / grids)) - 1)
-    label = f"frame {first + 1}" if first == last else f"frames {first + 1}–{last + 1}"
-    return (first + last) // 2, label
+    return [
+        (*step, grid)
+        for view in found
+        for step, grid in zip(view.steps, view.cells(values).reshape(-1, *view.grid[-2:]), strict=True)
+    ]

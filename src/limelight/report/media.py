@@ -1,4 +1,4 @@
-"""What was looked at or listened to, and which positions of the prompt stand for which part of it."""
+"""What was looked at or listened to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from limelight.errors import MediaError, SettingError
-from limelight.types import Prompt, Span
+from limelight.types import Clip, Prompt
 
 Box = tuple[float, float, float, float]
 Samples = npt.NDArray[np.float32]
@@ -27,13 +27,13 @@ class Media:
         pictures: RGB pictures. ``boxes``: the part of each that the model saw, (left, top, right, bottom) as fractions
             of width and height (outside [0, 1] where it was padded); all of it when left out.
         sounds: (mono samples ``[n]``, Hz).
-        videos: the frames that the model was given.
+        videos: the frames that the model was given, with their times where these are known.
     """
 
     pictures: Sequence[Image.Image] = ()
     boxes: Sequence[Box] = ()
     sounds: Sequence[tuple[Samples, int]] = ()
-    videos: Sequence[Sequence[Image.Image]] = ()
+    videos: Sequence[Clip | Sequence[Image.Image]] = ()
 
     def __post_init__(self) -> None:
         if self.boxes and len(self.boxes) != len(self.pictures):
@@ -45,19 +45,33 @@ class Media:
     def box(self, index: int) -> Box:
         return self.boxes[index] if self.boxes else WHOLE
 
+    def frames(self, video: int) -> Sequence[Image.Image]:
+        chosen = self.videos[video]
+        return chosen.frames if isinstance(chosen, Clip) else chosen
+
+    def times(self, video: int) -> Sequence[float]:
+        """Seconds of each frame; empty where not known."""
+        chosen = self.videos[video]
+        return chosen.seconds if isinstance(chosen, Clip) else ()
+
     @classmethod
     def of(cls, prompt: Prompt, processor: Any = None) -> Media:
-        """What of ``prompt.media`` can be shown as it is: pictures (objects or files), ``(samples, rate)``, lists of frames.
+        """What of ``prompt.media`` can be shown: pictures (objects or files), ``(samples, rate)``, clips, lists of frames.
 
-        Sound and video files are left out (reading them is the models layer's work): their positions are still shown,
-        over time instead of over a waveform. With the model's ``processor`` the boxes are told from its settings.
+        A prompt that ``Adapter.prepare`` made holds sound and video decoded. Files are left out (reading them is the
+        models layer's work): their positions are still shown, over time instead of over a waveform. With the model's
+        ``processor`` the boxes are told from its settings.
         """
         media = prompt.media
         pictures = [picture(p) for p in media.get("image", ())]
         sounds = [
             (np.asarray(s[0], dtype=np.float32), int(s[1])) for s in media.get("audio", ()) if isinstance(s, tuple)
         ]
-        videos = [[picture(f) for f in v] for v in media.get("video", ()) if isinstance(v, (list, tuple))]
+        videos = [
+            v if isinstance(v, Clip) else [picture(f) for f in v]
+            for v in media.get("video", ())
+            if isinstance(v, (Clip, list, tuple))
+        ]
         boxes = [seen_box(getattr(processor, "image_processor", None), p.size) for p in pictures]
         complete = len(sounds) == len(media.get("audio", ())), len(videos) == len(media.get("video", ()))
         return cls(pictures, boxes, sounds if complete[0] else (), videos if complete[1] else ())
@@ -108,65 +122,3 @@ def seen_box(image_processor: Any, size: tuple[int, int]) -> Box:
 def _get(size: Any, name: str) -> float:
     value = size.get(name) if hasattr(size, "get") else getattr(size, name, None)
     return float(value or 0)
-
-
-@dataclass(frozen=True)
-class View:
-    """One perceptual span as something to draw.
-
-    Attributes:
-        source: which picture, sound or video it belongs to; None when that, or the place in it, is not known.
-        kind: what ``source`` counts: ``image``, ``audio`` or ``video``.
-        frame: the one frame of the video it stands for, where a span is a frame.
-        box: where its grid lies in the picture.
-        label: what to call it.
-    """
-
-    span: Span
-    kind: str
-    source: int | None
-    label: str
-    frame: int | None = None
-    box: Box = WHOLE
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """``(rows, columns)`` or ``(frames, rows, columns)``; one row where the layout is not known."""
-        return self.span.grid or (1, len(self.span))
-
-
-def views(spans: Sequence[Span], media: Media) -> tuple[View, ...]:
-    """Perceptual spans in order, each with what it shows.
-
-    One span a picture is that picture, one span a frame that frame. Several spans a picture are tiles: where each lies
-    is not told by the spans, so they are drawn bare, numbered.
-    """
-    out: list[View] = []
-    frames = [(v, f) for v, video in enumerate(media.videos) for f in range(len(video))]
-    for kind, number in (("image", len(media.pictures)), ("audio", len(media.sounds)), ("video", len(media.videos))):
-        group = [s for s in spans if s.modality == kind]
-        flat = all(s.grid is not None and len(s.grid) == 2 for s in group)
-        if frames and flat and len(group) == len(frames) and (kind == "video" or not media.pictures):
-            out += [
-                View(s, "video", v, _numbered("video", v, len(media.videos)) + f"frame {f + 1}", f)
-                for s, (v, f) in zip(group, frames, strict=True)
-            ]
-            continue
-        each = len(group) // number if number and len(group) % number == 0 else 0
-        for i, span in enumerate(group):
-            if each > 1:
-                label = f"{_NAMES[kind]} {i // each + 1}, tile {i % each + 1} of {each}"
-                out.append(View(span, kind, None, label))
-                continue
-            placed = each == 1 and (kind == "audio" or span.grid is not None)
-            box = media.box(i) if placed and kind == "image" else WHOLE
-            label = _numbered(kind, i, len(group)).removesuffix(", ")
-            out.append(View(span, kind, i if placed else None, label or _NAMES[kind], box=box))
-    return tuple(sorted(out, key=lambda v: v.span.start))
-
-
-_NAMES = {"image": "picture", "audio": "sound", "video": "video"}
-
-
-def _numbered(kind: str, index: int, count: int) -> str:
-    return f"{_NAMES[kind]} {index + 1}, " if count > 1 else ""

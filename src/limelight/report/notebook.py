@@ -12,12 +12,14 @@ from PIL import Image
 from limelight.errors import MediaError
 from limelight.report import heat
 from limelight.report.figure import MODALITY_COLOURS, shown
-from limelight.report.media import Media, views
+from limelight.report.media import Media
+from limelight.report.views import views
 from limelight.report.words import perceptual, word_relevance, word_shares, words
 from limelight.types import Generation, Relevance
 
 _LONGEST = 320
 _TOKENS = 160
+_MOST = 12
 
 
 def relevance_html(relevance: Relevance, pictures: Media | None = None) -> str:
@@ -91,19 +93,17 @@ def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
     shown_views = [v for v in views(relevance.spans, media) if v.span.grid is not None or v.kind == "audio"]
     if not shown_views:
         return []
-    full = heat.limit(np.concatenate([values[v.span.start : v.span.stop] for v in shown_views]))
+    full = heat.limit(np.concatenate([v.cells(values).ravel() for v in shown_views]))
     pictures: list[str] = []
-    for view in shown_views[:12]:
-        part = values[view.span.start : view.span.stop]
-        grids = part.reshape(view.grid) if len(view.grid) == 3 else part.reshape(1, *view.grid)
-        for t, grid in enumerate(grids[:12]):
-            source = None
+    for view in shown_views[:_MOST]:
+        for t, grid in enumerate(view.cells(values).reshape(-1, *view.grid[-2:])[:_MOST]):
+            source, label = None, view.label
             if view.source is not None and view.kind == "image":
                 source = media.pictures[view.source]
-            elif view.source is not None and view.kind == "video":
-                frames = media.videos[view.source]
-                source = frames[view.frame if view.frame is not None else t * len(frames) // len(grids)]
-            pictures.append(_image(heat_picture(grid, full, source, view.box), view.label))
+            elif view.source is not None and view.steps:
+                frame, label = view.steps[t]
+                source = media.frames(view.source)[frame]
+            pictures.append(_image(heat_picture(grid, full, source, view.box), label))
     return ["<div>" + " ".join(pictures) + "</div>"]
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
-from limelight.report.media import Box, Media, View, views
+from limelight.report.media import Box, Media
+from limelight.report.views import View, views
 from limelight.types import Relevance
 
 _COLUMNS = 4
@@ -55,8 +56,8 @@ def overlay(
             hint=f"its modalities are {', '.join(relevance.shares())}; see report.waveform and report.frames",
         )
     values = heat.scores(relevance)
-    percept = [values[v.span.start : v.span.stop] for v in shown]
-    joined = np.concatenate(percept)
+    percept = [v.cells(values) for v in shown]
+    joined = np.concatenate([p.ravel() for p in percept])
     full = heat.limit(joined)
     columns = min(_COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -89,12 +90,11 @@ def draw(axes: Any, view: View, values: heat.Floats, media: Media, full: float) 
     """One picture with its heat; a bare grid where its place is not known."""
     axes.set_xticks([])
     axes.set_yticks([])
-    rows_columns = view.grid if len(view.grid) == 2 else (1, len(values))
-    grid = values.reshape(rows_columns)
+    grid = values if values.ndim == 2 else values.reshape(1, -1)
     if view.source is None or view.span.grid is None:
-        axes.imshow(heat.rgba(grid, full), interpolation="nearest", aspect="equal" if rows_columns[0] > 1 else "auto")
+        axes.imshow(heat.rgba(grid, full), interpolation="nearest", aspect="equal" if len(grid) > 1 else "auto")
         if view.span.grid is None:
-            axes.set_xlabel(f"{len(values)} positions in order (layout not known)", fontsize=7)
+            axes.set_xlabel(f"{grid.size} positions in order (layout not known)", fontsize=7)
         return
     axes.imshow(heat.blend(enlarged(media.pictures[view.source]), grid, full, view.box))
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from limelight.errors import SettingError
 from limelight.report import heat
-from limelight.report.frames import frame_of
-from limelight.report.media import Media, View, views
+from limelight.report.media import Media
+from limelight.report.views import View, views
 from limelight.report.waveform import decibels, peaks
 from limelight.report.words import Word, aligned, perceptual, word_relevance, word_shares, words
 from limelight.types import Generation, Relevance, Span
@@ -84,7 +84,7 @@ def case_payload(case: Case) -> dict[str, Any]:
         column["start"] = _start(column)
     return {
         "media": media_payload(media),
-        "views": _views(shown, media),
+        "views": _views(shown),
         "prompt": _prompt_items(first, spans, shown),
         "columns": columns,
     }
@@ -162,7 +162,7 @@ def _word(
 def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str, Any]:
     """Percept scores as int8 of ``full`` (base64), and the largest text scores by number of the prompt item."""
     values = heat.scores(relevance)
-    parts = [values[v.span.start : v.span.stop] for v in shown]
+    parts = [v.cells(values).ravel() for v in shown]
     percept = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     full = heat.limit(percept) if percept.size else 1.0
     packed = np.rint(np.clip(percept / full, -1, 1) * 127).astype(np.int8)
@@ -184,25 +184,22 @@ def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _views(shown: Sequence[View], media: Media) -> list[dict[str, Any]]:
+def _views(shown: Sequence[View]) -> list[dict[str, Any]]:
     out, at = [], 0
     for view in shown:
+        count = int(np.prod(view.grid))
         row: dict[str, Any] = {
             "kind": view.kind, "label": view.label, "source": view.source, "grid": list(view.grid), "at": at,
-            "n": len(view.span), "known": view.span.grid is not None,
+            "n": count, "known": view.span.grid is not None,
         }  # fmt: skip
         if view.kind == "image":
             row["box"] = [round(f, 5) for f in view.box]
-        if view.kind == "video" and view.source is not None:
-            count = len(media.videos[view.source])
-            if view.frame is not None:
-                row["frames"] = [[view.frame, view.label.rsplit(", ", 1)[-1]]]
-            elif len(view.grid) == 3:
-                row["frames"] = [list(frame_of(t, view.grid[0], count)) for t in range(view.grid[0])]
+        if view.steps:
+            row["frames"] = [list(step) for step in view.steps]
         if view.kind == "audio":
             row["seconds"] = view.span.seconds
         out.append(row)
-        at += len(view.span)
+        at += count
     return out
 
 
@@ -222,7 +219,7 @@ def media_payload(media: Media) -> dict[str, Any]:
     """Pictures and frames as data URLs, sounds as peaks and a spectrogram."""
     return {
         "pictures": [{"src": data_url(p, LONGEST_SIDE["image"]), "w": p.width, "h": p.height} for p in media.pictures],
-        "videos": [[data_url(f, LONGEST_SIDE["video"]) for f in video] for video in media.videos],
+        "videos": [[data_url(f, LONGEST_SIDE["video"]) for f in media.frames(i)] for i in range(len(media.videos))],
         "sounds": [_sound(samples, rate) for samples, rate in media.sounds],
     }
 

@@ -25,10 +25,7 @@ RAISES: dict[str, tuple[str, str]] = {
     "phi4_multimodal": ("UnsupportedError", "image_pixel_values"),
     "chameleon": ("UnsupportedError", "pixel_values"),
     "gemma3n": ("UnsupportedError", "per_layer_inputs"),
-    "gemma4": ("UnsupportedError", "differ in"),
-    "gemma4_moe": ("UnsupportedError", "differ in"),
-    "gemma4_unified": ("UnsupportedError", "differ in"),
-    "step3p7": ("UnsupportedError", "differ in"),
+    "gemma4": ("UnsupportedError", "per_layer_inputs"),
     "qwen3_5": ("UnknownKindError", "linear_attn"),
     "qwen3_5_moe": ("UnknownKindError", "linear_attn"),
     "minicpmv4_6": ("UnknownKindError", "linear_attn"),
@@ -66,11 +63,11 @@ class Recorder(AttentionHook):
 
     def __init__(self) -> None:
         self.calls: dict[str, list[int]] = {}
-        self.shapes: set[tuple[int, ...]] = set()
+        self.shapes: dict[int, tuple[int, ...]] = {}
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.calls.setdefault("qkv", []).append(layer)
-        self.shapes.add((q.shape[1], k.shape[1], v.shape[-1]))
+        self.shapes[layer] = (q.shape[1], k.shape[1], v.shape[-1])
         return q, k, v
 
     def raw_scores(self, layer: int, scores: Tensor, q: Tensor) -> Tensor:
@@ -97,7 +94,9 @@ def test_hooks_bind_on_every_layer(name: str) -> None:
     assert sorted(seen) == layers == sorted(adapter.attention_layers)
     assert recorder.calls == dict.fromkeys(("qkv", "raw_scores", "scores", "out"), layers)
     traits = adapter.traits
-    assert recorder.shapes == {(traits.heads, traits.kv_heads, traits.head_dim)}
+    assert recorder.shapes == traits.each
+    assert recorder.shapes[layers[0]] == (traits.heads, traits.kv_heads, traits.head_dim)
+    assert all(traits.group(n) == heads // kv for n, (heads, kv, _) in recorder.shapes.items())
     assert traits.layers == len(layers)
     assert adapter.decoder is adapter.model.get_submodule(ZOO[name].decoder)
 

@@ -220,7 +220,8 @@ class LimeCachedSession:
     def _optimised(self, logits: Tensor | None, phi: Tensor | None, opened: Tensor, *, write: bool) -> Outlook:
         """``updates`` steps on the current position; ``write`` when its keys and values are not in the cache yet."""
         s = self.strategy
-        group = self.run.adapter.traits.heads // self.run.adapter.traits.kv_heads
+        traits = self.run.adapter.traits
+        group = {layer: traits.group(layer) for layer in self.layers}
         per_kv = s.heads == "kv"
         offsets: Offsets = (
             LowRankOffsets(s.lr, group, self.dual.mask.sum(-1), per_kv)

@@ -10,12 +10,19 @@ so a step along it never has to be materialised; a sign step (what an early Adam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from limelight.errors import HookError, SettingError
+
+Group = int | Mapping[int, int]  # query heads a key/value head, of all layers or of each
+
+
+def group_of(group: Group, layer: int) -> int:
+    return group if isinstance(group, int) else group[layer]
 
 
 @dataclass(frozen=True)
@@ -53,25 +60,27 @@ class LowRankOffsets:
     Args:
         lr: root mean square of an update's entries, over all layers, keys and values (so that it can be compared with
             a sign step of the same ``lr``).
+        group: query heads a key/value head.
         positions: real positions of each row ``[B]``, whose entries count (padding must not lengthen a row's step).
         per_kv_head: one offset a kv head instead of one a query head.
     """
 
     lr: float
-    group: int
+    group: Group
     positions: Tensor
     per_kv_head: bool = False
     factors: dict[int, list[tuple[Tensor, Gradient]]] = field(default_factory=dict)
 
-    def _mask(self, a: Tensor, b: Tensor) -> Tensor | float:
-        if self.per_kv_head or self.group == 1:
+    def _mask(self, layer: int, a: Tensor, b: Tensor) -> Tensor | float:
+        group = group_of(self.group, layer)
+        if self.per_kv_head or group == 1:
             return 1.0
-        return same_head(a.shape[-2], b.shape[-2], self.group, a.device).to(a.dtype)
+        return same_head(a.shape[-2], b.shape[-2], group, a.device).to(a.dtype)
 
     def scores(self, layer: int, q: Tensor) -> Tensor | None:
         total: Tensor | None = None
         for step, g in self.factors.get(layer, ()):
-            inner = torch.matmul(q.to(g.queries.dtype), g.queries.transpose(-1, -2)) * self._mask(q, g.queries)
+            inner = torch.matmul(q.to(g.queries.dtype), g.queries.transpose(-1, -2)) * self._mask(layer, q, g.queries)
             term = torch.matmul(inner * step, g.scores)
             total = term if total is None else total + term
         return total
@@ -79,9 +88,8 @@ class LowRankOffsets:
     def out(self, layer: int, weights: Tensor) -> Tensor | None:
         total: Tensor | None = None
         for step, g in self.factors.get(layer, ()):
-            inner = torch.matmul(weights.to(g.weights.dtype), g.weights.transpose(-1, -2)) * self._mask(
-                weights, g.weights
-            )
+            inner = torch.matmul(weights.to(g.weights.dtype), g.weights.transpose(-1, -2))
+            inner = inner * self._mask(layer, weights, g.weights)
             term = torch.matmul(inner * step, g.out)
             total = term if total is None else total + term
         return total
@@ -90,12 +98,13 @@ class LowRankOffsets:
         """One step; each batch row is normalised by itself."""
         square: Tensor | None = None
         width = 0
-        for g in gradients.values():
+        for layer, g in gradients.items():
+            heads = 1 if self.per_kv_head else group_of(self.group, layer)
             for left, right in ((g.scores, g.queries), (g.weights, g.out)):
                 gram = torch.matmul(left, left.transpose(-1, -2)) * torch.matmul(right, right.transpose(-1, -2))
-                part = (gram * self._mask(left, left)).sum((1, 2, 3))
+                part = (gram * self._mask(layer, left, left)).sum((1, 2, 3))
                 square = part if square is None else square + part
-                width += left.shape[1] * (1 if self.per_kv_head else self.group) * right.shape[-1]
+                width += left.shape[1] * heads * right.shape[-1]
         if square is None:
             raise SettingError("no layer has offsets", hint="choose at least one layer")
         size = (self.positions * width).to(square).sqrt() / square.sqrt()
@@ -109,7 +118,7 @@ class DenseOffsets:
     """Offsets as tensors ``[B, heads, T, d]`` with Adam (betas 0.9, 0.999): the paper's optimiser, in cache scope."""
 
     lr: float
-    group: int
+    group: Group
     per_kv_head: bool = False
     eps: float = 1e-8
     steps: int = 0
@@ -117,12 +126,13 @@ class DenseOffsets:
     values: dict[int, Tensor] = field(default_factory=dict)
     moments: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _split(self, layer: int, x: Tensor) -> Tensor:
         """``[B, Hkv, (C', G), n]`` -> ``[B, Hkv, G, C', n]`` (or G = 1 with all rows, per kv head)."""
         b, kv, rows, n = x.shape
         if self.per_kv_head:
             return x[:, :, None]
-        return x.reshape(b, kv, rows // self.group, self.group, n).transpose(2, 3)
+        group = group_of(self.group, layer)
+        return x.reshape(b, kv, rows // group, group, n).transpose(2, 3)
 
     def _join(self, x: Tensor) -> Tensor:
         b, kv, _, _, n = x.shape
@@ -130,19 +140,19 @@ class DenseOffsets:
 
     def scores(self, layer: int, q: Tensor) -> Tensor | None:
         delta = self.keys.get(layer)
-        return (
-            None if delta is None else self._join(torch.matmul(self._split(q.to(delta.dtype)), delta.transpose(-1, -2)))
-        )
+        if delta is None:
+            return None
+        return self._join(torch.matmul(self._split(layer, q.to(delta.dtype)), delta.transpose(-1, -2)))
 
     def out(self, layer: int, weights: Tensor) -> Tensor | None:
         delta = self.values.get(layer)
-        return None if delta is None else self._join(torch.matmul(self._split(weights.to(delta.dtype)), delta))
+        return None if delta is None else self._join(torch.matmul(self._split(layer, weights.to(delta.dtype)), delta))
 
     def update(self, gradients: dict[int, Gradient], direction: float = -1.0) -> None:
         self.steps += 1
         for layer, g in gradients.items():
-            key = torch.matmul(self._split(g.scores).transpose(-1, -2), self._split(g.queries))  # [B, Hkv, G, T, d]
-            value = torch.matmul(self._split(g.weights).transpose(-1, -2), self._split(g.out))
+            scores, queries, weights, out = (self._split(layer, x) for x in (g.scores, g.queries, g.weights, g.out))
+            key, value = torch.matmul(scores.mT, queries), torch.matmul(weights.mT, out)  # [B, Hkv, G, T, d]
             for name, store, gradient in (("k", self.keys, key), ("v", self.values, value)):
                 move = direction * self.lr * self._adam((name, layer), gradient)
                 store[layer] = move if layer not in store else store[layer] + move

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from limelight.errors import HookError, NotMultimodalError, PromptError, UnsupportedError
+from limelight.errors import HookError, NotMultimodalError, PromptError
 from limelight.types import MODALITIES, Modality
 
 _ID_NAMES: dict[Modality, tuple[str, ...]] = {
@@ -29,7 +29,10 @@ _SUB_CONFIGS: tuple[tuple[str, Modality], ...] = (("vision_config", "image"), ("
 
 @dataclass(frozen=True)
 class DecoderTraits:
-    """Sizes of the text stack."""
+    """Sizes of the text stack; heads and their size are those of the first layer where layers differ.
+
+    ``each``: layer index -> (query heads, key/value heads, size of a value head).
+    """
 
     layers: int
     heads: int
@@ -37,6 +40,12 @@ class DecoderTraits:
     head_dim: int
     hidden: int
     vocab: int
+    each: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def group(self, layer: int) -> int:
+        """Query heads a key/value head of one layer."""
+        heads, kv_heads, _ = self.each.get(layer, (self.heads, self.kv_heads, 0))
+        return heads // kv_heads
 
 
 def is_attention(module: nn.Module) -> bool:
@@ -96,22 +105,12 @@ def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
 
 
 def decoder_traits(model: nn.Module, decoder: nn.Module) -> DecoderTraits:
-    """Sizes read off the attention modules (configs keep values their models do not use).
-
-    Raises:
-        UnsupportedError: layers of different head sizes.
-    """
+    """Sizes read off the attention modules (configs keep values their models do not use)."""
     config: Any = getattr(decoder, "config", None) or model.config
     config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    modules = attention_modules(decoder)
-    sizes = {_head_sizes(module, config) for module in modules.values()}
-    if len(sizes) != 1:
-        raise UnsupportedError(
-            f"the layers of {type(decoder).__name__} differ in (heads, kv heads, head size): {sorted(sizes)}",
-            hint="relevance and offsets need one shape for all layers; for now only the model's own generate() works here",
-        )
-    heads, kv_heads, head_dim = sizes.pop()
-    return DecoderTraits(len(modules), heads, kv_heads, head_dim, int(config.hidden_size), int(config.vocab_size))
+    each = {layer: _head_sizes(module, config) for layer, module in sorted(attention_modules(decoder).items())}
+    heads, kv_heads, head_dim = next(iter(each.values()))
+    return DecoderTraits(len(each), heads, kv_heads, head_dim, int(config.hidden_size), int(config.vocab_size), each)
 
 
 def _head_sizes(module: Any, config: Any) -> tuple[int, int, int]:

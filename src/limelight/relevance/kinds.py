@@ -350,16 +350,19 @@ def _which_gate(
     module: nn.Module, act: nn.Module, down: nn.Module, first: nn.Module, second: nn.Module
 ) -> tuple[nn.Module, nn.Module]:
     """Probe which of two linears goes through the activation."""
-    x = _sample((1, 2, int(first.in_features)), first)  # type: ignore[arg-type]
-    with torch.no_grad():
-        out = module(x)
-        out = out[0] if isinstance(out, tuple) else out
-        a, b = first(x), second(x)
-        errors = [float((down(act(g) * u) - out).abs().max()) for g, u in ((a, b), (b, a))]
-    scale = 1 + float(out.abs().max())
-    if min(errors) > (1e-3 if out.dtype in (torch.float32, torch.float64) else 5e-2) * scale:
-        raise UnknownKindError(
-            f"{type(module).__name__} looks like a gated MLP but does not compute down(act(gate) * up)",
-            hint="no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py",
-        )
-    return (first, second) if errors[0] <= errors[1] else (second, first)
+    sums = [0.0, 0.0]
+    for size in (1.0, 100.0):  # clamped gates show themselves only where they are large
+        x = _sample((1, 2, int(first.in_features)), first) * size  # type: ignore[arg-type]
+        with torch.no_grad():
+            out = module(x)
+            out = out[0] if isinstance(out, tuple) else out
+            a, b = first(x), second(x)
+            errors = [float((down(act(g) * u) - out).abs().max()) for g, u in ((a, b), (b, a))]
+        scale = 1 + float(out.abs().max())
+        if min(errors) > (1e-3 if out.dtype in (torch.float32, torch.float64) else 5e-2) * scale:
+            raise UnknownKindError(
+                f"{type(module).__name__} looks like a gated MLP but does not compute down(act(gate) * up)",
+                hint="no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py",
+            )
+        sums = [s + e / scale for s, e in zip(sums, errors, strict=True)]
+    return (first, second) if sums[0] <= sums[1] else (second, first)

@@ -37,7 +37,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())) or "default")
-@pytest.mark.parametrize("name", ["llava_gqa", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("name", ["llava_gqa", "qwen2_5_vl", "gemma3", "gemma4_moe"])
 def test_batch_rows_are_their_runs_alone(name: str, settings: dict[str, Any]) -> None:
     wider = wide(name)
     tiny = ZOO[name]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from limelight.errors import HookError, NotMultimodalError, PromptError, UnsupportedError
+from limelight.errors import HookError, NotMultimodalError, PromptError
 from limelight.models.detect import (
     HeadScalars,
     attention_modules,
@@ -54,12 +54,13 @@ def test_sizes_do_not_believe_the_config() -> None:
     assert decoder_traits(model, find_decoder(model)).head_dim == 8
 
 
-def test_layers_of_different_sizes_raise() -> None:
-    model = fresh("llava").model
-    model.get_decoder().layers[1].self_attn.head_dim = 4
-    with pytest.raises(UnsupportedError) as caught:
-        decoder_traits(model, find_decoder(model))
-    assert caught.value.hint
+def test_layers_may_differ_in_heads_and_their_size() -> None:
+    """Gemma 4: local layers of 4 heads of 8 with 2 key/value heads, a global one of 4 of 16 with one."""
+    model = fresh("gemma4_moe").model
+    traits = decoder_traits(model, find_decoder(model))
+    assert traits.each == {0: (4, 2, 8), 1: (4, 1, 16)}
+    assert (traits.heads, traits.kv_heads, traits.head_dim) == (4, 2, 8)
+    assert [traits.group(layer) for layer in (0, 1)] == [2, 4]
 
 
 @pytest.mark.parametrize("part", ["tower", "linear", "empty"])

@@ -21,6 +21,7 @@ _WHERE = {
     "Step": "types",
     "attribute": "relevance.attribute",
     "attribute_generated": "relevance.attribute",
+    "after": "decoding.after",
     "attached": "relevance.composites",
     "custom_generate": "decoding.loop",
     "generate": "decoding.generate",
@@ -36,6 +37,7 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
+    from limelight.decoding.after import after
     from limelight.decoding.generate import generate
     from limelight.decoding.greedy import greedy
     from limelight.decoding.lime import lime
@@ -57,6 +59,7 @@ __all__ = [
     "LimelightError",
     "Relevance",
     "Step",
+    "after",
     "attached",
     "attribute",
     "attribute_generated",

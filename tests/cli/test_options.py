@@ -64,3 +64,12 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
 
 def test_media_of() -> None:
     assert options.media_of([Path("a.png")], None, []) == {"image": ["a.png"]}
+
+
+def test_after_goes_with_every_strategy() -> None:
+    made = options.strategy_of("lime-cached", ["lr=1e-2", "after=</think>"])
+    assert made.settings()["after"] == "</think>"
+    assert options.strategy_of("greedy", ["after=151668"]).settings() == {"after": 151668}
+    with pytest.raises(SettingError, match="no setting 'aftr'") as caught:
+        options.strategy_of("lime", ["aftr=x"])
+    assert "did you mean after?" in caught.value.hint

@@ -82,6 +82,22 @@ def test_settings_of_a_strategy_reach_it(client: openai.OpenAI, adapter: Adapter
     assert got.limelight["settings"]["alpha"] == 6.0
 
 
+def test_a_strategy_that_waits_for_the_end_of_thinking(client: openai.OpenAI, adapter: Adapter) -> None:
+    """No thinking model is at hand: the first word of the plain answer plays the marker."""
+    marker = direct(adapter, max_new_tokens=1).steps[0].text
+    strategy = limelight.strategy("lime-cached", lr=3e-2, after=marker)
+    want = direct(adapter, strategy=strategy, max_new_tokens=4)
+    body = {"limelight": {"strategy": "lime-cached", "settings": {"lr": 3e-2, "after": marker}, "grounding": True}}
+    got = create(client, max_tokens=4, extra_body=body)
+    assert got.choices[0].message.content == want.text
+    assert got.limelight["settings"]["after"] == marker
+    assert [t["intervened"] for t in got.limelight["tokens"]] == [False, *[True] * (len(want.steps) - 1)]
+    for wrong in ("", [1], -1):
+        body = {"limelight": {"strategy": "lime-cached", "settings": {"after": wrong}}}
+        with pytest.raises(openai.BadRequestError, match="after"):
+            create(client, max_tokens=2, extra_body=body)
+
+
 def test_sampling_repeats_with_its_seed(client: openai.OpenAI, adapter: Adapter) -> None:
     want = direct(adapter, do_sample=True, temperature=1.7, top_p=0.9, top_k=0, seed=5)
     got = [create(client, temperature=1.7, top_p=0.9, seed=5) for _ in range(2)]

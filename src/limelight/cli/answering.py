@@ -92,7 +92,7 @@ class ModelAnswer:
         inputs = adapter.processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "text", "text": sample.prompt}]}],
             add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-        ).to(adapter.model.device)  # fmt: skip
+        ).to(adapter.device)  # fmt: skip
         with torch.random.fork_rng(enabled=bool(self.generation.get("do_sample"))):
             torch.manual_seed(int(sample.meta["seed"]))
             ids = adapter.model.generate(**inputs, **{"do_sample": False, **self.generation})
@@ -105,7 +105,7 @@ class ModelAnswer:
 def _reply(adapter: Any, answer: Generation) -> Reply:
     special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
     meta = {"tokens": len(answer.token_ids), **grounding_meta(answer, special)}
-    device = adapter.model.device
+    device = adapter.device
     if device.type == "cuda":
         import torch
 

@@ -132,7 +132,7 @@ def strategy_of(name: str, pairs: Sequence[str]) -> Strategy:
     known = strategies()
     if name not in known:
         raise SettingError(f"unknown strategy {name!r}", hint=_nearest(name, known) + "see `limelight strategies`")
-    given, allowed = assignments(pairs), settings_of(known[name])
+    given, allowed = assignments(pairs), {**settings_of(known[name]), "after": None}
     for key in given:
         if key not in allowed:
             listed = ", ".join(allowed) or "no settings"

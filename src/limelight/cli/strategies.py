@@ -11,6 +11,9 @@ from limelight.cli import options
 def strategies(as_json: options.AsJson = False, debug: options.Debug = False) -> None:
     """List the decoding strategies, each with its settings and their defaults.
 
+    Every strategy also takes after=TEXT (or a token id): it intervenes only once that has been said, such as
+    after=</think> of a model that thinks aloud first.
+
     A setting whose default is none takes the model family's value from the paper's table (see `limelight models`).
 
     **Examples**

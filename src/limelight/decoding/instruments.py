@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import AttentionCall, AttentionHook
+from limelight.models.unwrapped import unwrapped
 from limelight.relevance.kinds import probe_norm
 
 # Decoder arguments through which the percept enters beside the merged embeddings.
@@ -54,7 +55,7 @@ def post_hook(module: nn.Module, fn: Callable[[tuple[Any, ...], dict[str, Any], 
 
 def decoder_layers(adapter: Adapter) -> list[nn.Module]:
     """The decoder's layers in order."""
-    return list(adapter.decoder.layers)
+    return [unwrapped(layer) for layer in adapter.decoder.layers]
 
 
 def check_layers(adapter: Adapter, layers: Sequence[int], method: str, *, last: int | None = None) -> None:
@@ -202,7 +203,7 @@ def mlp_of(adapter: Adapter, layer: int) -> nn.Module:
             f"layer {layer} has no feed-forward module among {', '.join(n for n, _ in module.named_children())}",
             hint="this family keeps its feed-forward inside the layer; MemVR cannot be attached",
         )
-    return found
+    return unwrapped(found)  # type: ignore[no-any-return]
 
 
 def final_norm(adapter: Adapter) -> nn.Module:
@@ -213,7 +214,7 @@ def final_norm(adapter: Adapter) -> nn.Module:
     """
     found = [
         child
-        for child in adapter.decoder.children()
+        for child in map(unwrapped, adapter.decoder.children())
         if not isinstance(child, (nn.ModuleList, nn.Embedding)) and probe_norm(child) is not None
     ]
     width = adapter.traits.hidden

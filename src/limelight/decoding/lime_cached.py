@@ -26,7 +26,7 @@ from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap,
 from limelight.grounding.gate import Gate
 from limelight.grounding.objectives import check_groups, kl
 from limelight.relevance.attribute import input_relevance
-from limelight.relevance.composites import COMPOSITES, attached
+from limelight.relevance.composites import COMPOSITES, attached, require_gradients
 from limelight.relevance.tangents import Channel, contrast_channel, modality_channel, text_channel
 
 OBJECTIVES = ("margin", "difference", "normalised", "paper")
@@ -130,6 +130,7 @@ class LimeCachedSession:
             raise SettingError(
                 f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}"
             )
+        require_gradients(run.adapter)
         self.layers = set(run.adapter.attention_layers if layers is None else layers)
         self.call, self.percept = captured(run)
         markers = strategy.objective == "paper" and run.adapter.family.paper.markers

@@ -174,9 +174,11 @@ def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on
     unfinished = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
     tokens: Tensor | None = None
     with _streaming(streamer, ids):
-        session = strategy.session(run)
+        with run.adapter.exclusive():
+            session = strategy.session(run)
         while bool(unfinished.any()):
-            outlook = session.next(tokens)
+            with run.adapter.exclusive():  # a token at a time, so that several threads' answers advance in turns
+                outlook = session.next(tokens)
             if bool(torch.isnan(outlook.logits).any()):
                 raise NotFiniteError(
                     f"{strategy.name} produced NaN logits at token {len(steps[0])}",
@@ -191,7 +193,8 @@ def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on
             if keep and config.output_logits:
                 raw.append(outlook.logits)
             for row in unfinished.nonzero()[:, 0].tolist():
-                step = _step(run.adapter, outlook, processed, tokens, row)
+                with run.adapter.exclusive():
+                    step = _step(run.adapter, outlook, processed, tokens, row)
                 steps[row].append(step)
                 if on_step is not None:
                     on_step(row, step)

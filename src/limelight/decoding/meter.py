@@ -124,7 +124,8 @@ def meter(strategy: Strategy | None = None, *, composite: str | None = None) -> 
     """
     if strategy is None or strategy.name == "greedy":
         return Meter(composite or "attnlrp")
-    if strategy.name in ("meter", "lime-cached", "relevance-contrastive"):  # they carry the meter already
+    waits = "after" in strategy.settings()  # then it measures the answer only
+    if strategy.name in ("meter", "lime-cached", "relevance-contrastive") and not waits:  # they carry the meter already
         own = strategy.settings()["composite"]
         if composite not in (None, own):
             raise SettingError(

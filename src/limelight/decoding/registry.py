@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from limelight.decoding.after import After
 from limelight.decoding.strategy import Strategy
 from limelight.errors import SettingError
 
@@ -24,17 +25,19 @@ def strategies() -> dict[str, Callable[..., Strategy]]:
 
 
 def strategy(name: str, **settings: Any) -> Strategy:
-    """A strategy by name with settings.
+    """A strategy by name with settings; ``after`` goes with every one (:class:`limelight.decoding.after.After`).
 
     Raises:
         SettingError: unknown name or setting.
     """
+    marker = settings.pop("after", None)
     known = strategies()
     if name not in known:
         raise SettingError(f"unknown strategy {name!r}", hint=f"one of {', '.join(known)}")
     try:
-        return known[name](**settings)
+        made = known[name](**settings)
     except TypeError as error:
         raise SettingError(
             f"{name}: {error}", hint="see `limelight generate --help` or help(limelight.lime)"
         ) from error
+    return made if marker is None else After(made, marker)

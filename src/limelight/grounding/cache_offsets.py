@@ -103,14 +103,14 @@ class LowRankOffsets:
             for left, right in ((g.scores, g.queries), (g.weights, g.out)):
                 gram = torch.matmul(left, left.transpose(-1, -2)) * torch.matmul(right, right.transpose(-1, -2))
                 part = (gram * self._mask(layer, left, left)).sum((1, 2, 3))
-                square = part if square is None else square + part
+                square = part if square is None else square + part.to(square.device)
                 width += left.shape[1] * heads * right.shape[-1]
         if square is None:
             raise SettingError("no layer has offsets", hint="choose at least one layer")
         size = (self.positions * width).to(square).sqrt() / square.sqrt()
         step = direction * self.lr * torch.where(square > 0, size, torch.zeros_like(size))
         for layer, g in gradients.items():
-            self.factors.setdefault(layer, []).append((step[:, None, None, None].to(g.scores.dtype), g))
+            self.factors.setdefault(layer, []).append((step[:, None, None, None].to(g.scores), g))
 
 
 @dataclass

@@ -54,12 +54,14 @@ class Deltas(AttentionHook):
         delta = self.keys.get(layer)
         if delta is None:
             return scores
+        delta = delta.to(q.device)  # layers may be spread over several devices
         return scores + torch.matmul(q.to(delta.dtype), delta.transpose(2, 3))
 
     def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
         delta = self.values.get(layer)
         if delta is None:
             return out
+        delta = delta.to(out.device)
         return (out + torch.matmul(weights.to(delta.dtype), delta)).to(out.dtype)
 
     def set_gradients(self, gradients: Sequence[Tensor]) -> None:

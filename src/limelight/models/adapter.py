@@ -16,8 +16,11 @@ from limelight.errors import HookError, ModelError, NotFiniteError, PromptError,
 from limelight.models import detect
 from limelight.models.attention import switched
 from limelight.models.capture import DecoderCall, capture
+from limelight.models.exclusive import lock_of
 from limelight.models.families import Family, family_of
+from limelight.models.offload import device_of
 from limelight.models.spans import grown, layouts
+from limelight.models.unwrapped import uncompiled, unwrapped
 from limelight.types import MODALITIES, Prompt, Span
 
 PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio"}
@@ -27,7 +30,8 @@ class Adapter:
     """A model and its processor, with everything the library needs to find in them.
 
     Attributes:
-        model, processor: as given (the processor may be None for tensor-only work).
+        model, processor: as given (the processor may be None for tensor-only work); without wrappers of peft and
+            torch.compile, whose adapters stay active.
         decoder: the module that owns the text stack's layers.
         traits: layers, heads, kv heads, head dim, hidden size, vocabulary.
         family: what is known beyond the config.
@@ -39,6 +43,7 @@ class Adapter:
     """
 
     def __init__(self, model: Any, processor: Any = None) -> None:
+        model = unwrapped(model)
         self.model: Any = model
         if not isinstance(model, nn.Module):
             raise ModelError(
@@ -59,7 +64,8 @@ class Adapter:
                 f"{type(model).__name__} has no output embedding", hint="pass a generation model with an lm_head"
             )
         self.head: nn.Module = head
-        self.head_scalars = detect.head_scalars(model, self.decoder, head, self.placeholders)
+        with self.exclusive():
+            self.head_scalars = detect.head_scalars(model, self.decoder, head, self.placeholders)
 
     @property
     def tokenizer(self) -> Any:
@@ -70,10 +76,21 @@ class Adapter:
         """layer_idx -> attention module."""
         return detect.attention_modules(self.decoder)
 
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in: the input embedding's device (``model.device`` may be ``meta`` when offloaded)."""
+        return device_of(self.model.get_input_embeddings())
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """This thread alone is inside the model, and its modules run uncompiled; may be nested."""
+        with lock_of(self.decoder), uncompiled(self.model):
+            yield
+
     @contextmanager
     def routed(self) -> Iterator[None]:
-        """The text stack's attention goes through limelight's function inside the block."""
-        with switched(self.decoder):
+        """The text stack's attention goes through limelight's function inside the block (exclusive)."""
+        with self.exclusive(), switched(self.decoder):
             yield
 
     def complete(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,16 +203,16 @@ class Adapter:
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         if not isinstance(hidden, Tensor):
             raise HookError(f"the decoder returned {type(hidden).__name__}, expected hidden states", hint="report this")
-        return hidden
+        return hidden.to(call.embeds.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, with the family's scale and soft-cap."""
-        return self.head_scalars(self.head(hidden))
+        return self.head_scalars(self.head(hidden).to(hidden.device))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them."""
         out: Tensor = self.model.get_input_embeddings()(ids)
-        return out
+        return out.to(ids.device)
 
     def tokens(self, ids: Tensor | Sequence[int]) -> tuple[str, ...]:
         """Spelling of each id of one row (the id itself in brackets without a tokenizer)."""
@@ -302,6 +319,8 @@ def _model_class(config: Any) -> Any:
 def check_finite(model: nn.Module) -> None:
     """Raise NotFiniteError, naming the parameter, when a weight is NaN or infinite."""
     for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":  # offloaded: whoever uses it says so
+            continue
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise NotFiniteError(
                 f"the weight {name} holds NaN or infinity",

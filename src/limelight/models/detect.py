@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, NotMultimodalError, PromptError
+from limelight.models.offload import device_of
+from limelight.models.unwrapped import unwrapped
 from limelight.types import MODALITIES, Modality
 
 _ID_NAMES: dict[Modality, tuple[str, ...]] = {
@@ -64,18 +66,19 @@ def find_decoder(model: nn.Module) -> nn.Module:
     Raises:
         HookError: there is no such module.
     """
-    start = model
+    start = model = unwrapped(model)
     getter = getattr(model, "get_decoder", None)
     if callable(getter):
         found = getter()
         if isinstance(found, nn.Module):
-            start = found
+            start = unwrapped(found)
     for module in [start, *_breadth_first(start), *_breadth_first(model)]:
         layers = getattr(module, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers) and any(is_attention(m) for m in layers.modules()):
             if module is not start and _is_tower(model, module):
                 continue
-            return module
+            found = unwrapped(module)
+            return found if isinstance(found, nn.Module) else module
     raise HookError(
         f"{type(model).__name__} has no decoder with a ModuleList `layers` whose attention knows its layer_idx",
         hint="pass a transformers generation model (…ForConditionalGeneration), not a base model or a wrapper",
@@ -175,7 +178,7 @@ def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: I
     token = next(i for i in itertools.count(1) if i not in set(avoid))
     try:
         with torch.no_grad():
-            ids = torch.tensor([[token]], device=next(head.parameters()).device)
+            ids = torch.tensor([[token]], device=device_of(head))
             want = model(input_ids=ids, use_cache=False).logits[:, -1]
     finally:
         handle.remove()

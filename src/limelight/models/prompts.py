@@ -178,8 +178,7 @@ def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, lis
     if found["audio"]:
         check_heard(lambda changed: processor(text=[text], return_tensors="pt", **arguments | {"audio": changed}),
                     arguments["audio"], out, arguments["sampling_rate"], processor)  # fmt: skip
-    device = adapter.head.weight.device if hasattr(adapter.head, "weight") else "cpu"
-    dtype = next(adapter.model.parameters()).dtype
+    device, dtype = adapter.device, adapter.model.dtype
     out = {
         k: v for k, v in dict(out).items() if k not in ("labels", "video_metadata")
     }  # PaliGemma's returns them for prompts too

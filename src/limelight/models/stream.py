@@ -37,6 +37,10 @@ class Stream:
         return cls(adapter, input_ids, own, **forward)
 
     def next(self, tokens: Tensor | None) -> Tensor:
+        with self.adapter.exclusive():
+            return self._next(tokens)
+
+    def _next(self, tokens: Tensor | None) -> Tensor:
         model = self.adapter.model
         if tokens is None:
             inputs = model.prepare_inputs_for_generation(self.ids, is_first_iteration=True, **self.kwargs)

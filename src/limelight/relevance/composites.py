@@ -86,6 +86,7 @@ def _norm_rule(site: Site) -> Undo:
         value = original(x, *args, **kwargs)
         if not x.requires_grad:
             return value  # type: ignore[no-any-return]
+        x = x.to(value.device)  # accelerate may run the module elsewhere
         return rules.frozen_norm(x, value, gain=spec.gain, center=spec.center, eps=spec.eps)
 
     return replace_forward(site.module, forward)
@@ -157,19 +158,21 @@ def _structure(adapter: Adapter) -> _Structure:
 def sites_of(adapter: Adapter) -> list[Site]:
     """The survey of a model, made once and again when its modules have been exchanged."""
     now = _structure(adapter)
-    known = _SURVEYS.get(adapter.decoder)
-    if known is None or known[0] != now:
-        known = _SURVEYS[adapter.decoder] = (now, survey(adapter.decoder))
+    with adapter.exclusive():  # modules are probed by running them
+        known = _SURVEYS.get(adapter.decoder)
+        if known is None or known[0] != now:
+            known = _SURVEYS[adapter.decoder] = (now, survey(adapter.decoder))
     return known[1]
 
 
-def _require_gradients(adapter: Adapter) -> None:
+def require_gradients(adapter: Adapter) -> None:
     """Raise NotDifferentiableError when a linear layer or the head lets no gradient through."""
     now = _structure(adapter)
     if _DIFFERENTIABLE.get(adapter.decoder) != now:
         deciding = {id(r) for m in adapter.decoder.layers.modules() for _, r in routers(m)}
         parts = [(n, m) for n, m in adapter.decoder.layers.named_modules(prefix="layers") if id(m) not in deciding]
-        check_differentiable([*parts, ("the head", adapter.head)])
+        with adapter.exclusive():
+            check_differentiable([*parts, ("the head", adapter.head)])
         _DIFFERENTIABLE[adapter.decoder] = now
 
 
@@ -203,8 +206,9 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
         NotDifferentiableError: a linear layer lets no gradient through (some quantised kinds).
         HookError: attention did not go through the hooks.
     """
-    _require_gradients(adapter)
     with ExitStack() as stack:
+        stack.enter_context(adapter.exclusive())
+        require_gradients(adapter)
         if composite.rules:
             for site in sites_of(adapter):
                 rule = composite.rules.get(site.kind)

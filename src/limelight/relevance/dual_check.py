@@ -60,6 +60,6 @@ def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> 
         raise UnknownKindError(
             f"{type(adapter.decoder).__name__} does something to its rows that no forward twin covers: tangents of size "
             f"{size:.2g} come out {error:.2g} away from linear, no tangent as {float(none.abs().max()):.2g}",
-            hint=FALLBACK,
+            hint=f"{FALLBACK}; where activations are quantised too, load weight-only quantisation",
         )
     _CHECKED[adapter.decoder].add(key)

@@ -25,6 +25,7 @@ from torch.nn import functional
 from limelight.errors import UnknownKindError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import attention_hooks, check_bound
+from limelight.models.offload import device_of, weight_of
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_forward, sites_of
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
@@ -55,11 +56,12 @@ def _norm_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
         scale = mode.const(torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps))
         y = y * scale
         if gain is not None:
-            y = y.mul_(gain.to(wide)) if mode.graph == "none" else y * gain.to(wide)
+            factor = gain.to(y.device, wide)
+            y = y.mul_(factor) if mode.graph == "none" else y * factor
         if bias is not None:
-            y = torch.cat([y[:1] + bias.to(wide), y[1:]])
+            y = torch.cat([y[:1] + bias.to(y.device, wide), y[1:]])
         if x.dtype is not torch.float32:  # the model's own roundings (in float64 its norms still compute in float32)
-            value = original(x[: block_rows(x, mode.channels)]).detach()[None].to(wide)
+            value = original(x[: block_rows(x, mode.channels)]).detach()[None].to(y.device, wide)
             y = torch.cat([rules.gradient_of(y[:1], value) if mode.graph != "none" else value, y[1:]])
         return y.reshape(x.shape).to(x.dtype)
 
@@ -67,7 +69,9 @@ def _norm_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
 
 
 def _linear_twin(module: Any, mode: Mode) -> Callable[..., Tensor]:
-    original, bias = module.forward, module.bias
+    original, bias = module.forward, weight_of(module, "bias")
+    if bias is None:
+        raise UnknownKindError(f"{type(module).__name__} has no bias to leave out", hint=FALLBACK)
     exact = type(module) is nn.Linear and "forward" not in vars(module)  # not where accelerate put a hook
 
     def forward(x: Tensor) -> Tensor:
@@ -78,9 +82,9 @@ def _linear_twin(module: Any, mode: Mode) -> Callable[..., Tensor]:
             out: Tensor = functional.linear(x, module.weight)
             flag = out.new_zeros(x.shape[0], *([1] * (x.ndim - 1)))
             flag[:b] = 1
-            return out + flag * bias  # type: ignore[no-any-return]
+            return out + flag * bias
         out = original(x)
-        return torch.cat([out[:b], out[b:] - bias.to(out.dtype)])
+        return torch.cat([out[:b], out[b:] - bias.to(out.device, out.dtype)])
 
     return forward
 
@@ -142,7 +146,7 @@ def _split_of(site: Site, spec: GatedSpec) -> Callable[[Tensor], tuple[Tensor, T
         return lambda x: (gate(x), up(x))
     fused: Any = spec.fused
     floating = next((p for p in site.module.parameters() if p.is_floating_point()), torch.empty(0))
-    x = torch.linspace(-1, 1, int(fused.in_features)).reshape(1, 1, -1).to(floating)
+    x = torch.linspace(-1, 1, int(fused.in_features)).reshape(1, 1, -1).to(device_of(fused), floating.dtype)
     slack = 1e-3 if floating.dtype in (torch.float32, torch.float64) else 5e-2
     with torch.no_grad():
         want = site.module(x)
@@ -183,6 +187,11 @@ class DualRules:
         self.adapter, self.mode = adapter, mode
         self.attention = DualAttention(mode, cache, composite)
         self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
+        with adapter.exclusive():  # modules are probed by running them
+            self._build()
+
+    def _build(self) -> None:
+        adapter, mode = self.adapter, self.mode
         inside = {id(s.spec.act) for s in sites_of(adapter) if isinstance(s.spec, GatedSpec)}
         gates: set[int] = set()
         for site in sites_of(adapter):
@@ -217,6 +226,7 @@ class DualRules:
     def attached(self) -> Iterator[None]:
         """The twins on the model inside the block, also off again after an exception."""
         with ExitStack() as stack:
+            stack.enter_context(self.adapter.exclusive())
             for module, forward in self.forwards:
                 stack.callback(replace_forward(module, forward))
             stack.enter_context(self.adapter.routed())

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from limelight.errors import NotDifferentiableError, UnknownKindError
 from limelight.models.detect import is_attention
+from limelight.models.offload import device_of, weight_of
+from limelight.models.unwrapped import unwrapped
 from limelight.relevance.experts import ExpertsSpec, experts_spec, routers, stacked
 from limelight.relevance.gated_attention import GateSpec, gate_spec
 
@@ -150,6 +152,7 @@ def _attention_gate(name: str, module: Any) -> GateSpec | None:
 def _parts(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that take part in a decoder forward: its layers and its direct leaf norms; embeddings and rotary left out."""
     for name, child in decoder.named_children():
+        child = unwrapped(child)
         if isinstance(child, nn.Embedding) or _is_rotary(child):
             continue
         if name == "layers" or _is_leaf(child):
@@ -186,7 +189,7 @@ def check_differentiable(modules: Iterable[tuple[str, nn.Module]]) -> None:
 
 def _check_linear(name: str, module: Any) -> None:
     parameter = next(module.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    device = device_of(module)
     if device.type == "meta":
         return
     floating = parameter is not None and parameter.is_floating_point()
@@ -198,8 +201,8 @@ def _check_linear(name: str, module: Any) -> None:
     except RuntimeError as error:
         raise NotDifferentiableError(
             f"{name} ({type(module).__name__}) cannot be run with gradients: {str(error).splitlines()[0]}",
-            hint="load the model outside inference_mode and without this quantisation, or use bitsandbytes or torchao "
-            "linears, which pass gradients",
+            hint="load the model outside inference_mode; of quantised linears, bitsandbytes' and torchao's weight-only "
+            "ones pass gradients",
         ) from error
     if not isinstance(out, Tensor):
         raise UnknownKindError(
@@ -209,7 +212,8 @@ def _check_linear(name: str, module: Any) -> None:
     if not out.requires_grad or _dead_end(out.grad_fn):
         raise NotDifferentiableError(
             f"{name} ({type(module).__name__}) lets no gradient through to its input",
-            hint="load the model without this quantisation, or use a cached mode, which needs no gradient through weights",
+            hint="weight-only quantisation (torchao int8 weight-only, bitsandbytes) passes gradients; the meter and "
+            "relevance-contrastive need none, as long as activations are not quantised",
         )
 
 
@@ -263,7 +267,7 @@ def _has_act_function(module: nn.Module) -> bool:
 
 def _sample(shape: tuple[int, ...], module: nn.Module) -> Tensor:
     parameter = next(module.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    device = device_of(module)
     dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.float32
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
@@ -286,15 +290,11 @@ def _probe_elementwise(module: nn.Module) -> str:
 
 def probe_norm(module: nn.Module) -> NormSpec | None:
     """The spec that reproduces the module's output on a sample, or None when none does."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    weight = weight if isinstance(weight, Tensor) else None
-    bias = bias if isinstance(bias, Tensor) else None
+    weight, bias = (weight_of(module, name) for name in ("weight", "bias"))
     if any(p.ndim != 1 for p in module.parameters(recurse=False)):
         return None
     dim = getattr(module, "dim", None)
     width = int(weight.shape[0]) if weight is not None else dim if isinstance(dim, int) and dim > 0 else 16
-    if weight is not None and weight.device.type == "meta":
-        return None
     eps = next(
         (float(v) for n in ("variance_epsilon", "eps", "norm_eps") if isinstance(v := getattr(module, n, None), float)),
         1e-6,

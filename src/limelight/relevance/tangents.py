@@ -211,7 +211,8 @@ class DualStream:
 
     def _output(self, out: Any, graph: str = "none") -> DualOutput:
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
-        return DualOutput(hidden[:, -1].reshape(-1, self.batch, hidden.shape[-1]), graph)
+        last = hidden[:, -1].to(self.call.embeds.device)
+        return DualOutput(last.reshape(-1, self.batch, hidden.shape[-1]), graph)
 
     @contextmanager
     def _set(
@@ -235,10 +236,10 @@ class DualStream:
         hidden = output.hidden
         head: Any = self.adapter.head
         raw = head(hidden)
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        raw = raw.to(self.call.embeds.device, torch.promote_types(raw.dtype, torch.float32))
         logits, phi = raw[0], raw[1:]
         if not (type(head) is nn.Linear and head.bias is None):  # an adapter may hide a bias: ask the module
-            phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw.dtype)
+            phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw)
         logits, phi = self._scaled(logits, phi, output.graph)
         if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(phi).all()):
             raise NotFiniteError(
@@ -250,6 +251,7 @@ class DualStream:
         """Phi ``[C, B, k]`` of some tokens ``[B, k]`` only: rows of the output embedding instead of all of it."""
         head: Any = self.adapter.head
         plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter  # neither quantised nor adapted
+        plain = plain and "forward" not in vars(head)  # nor dispatched by accelerate
         if self.adapter.head_scalars.cap is not None or not plain:
             phi = self.heads(output)[1]
             return phi.gather(-1, tokens.expand(phi.shape[0], -1, -1))

@@ -161,7 +161,7 @@ def _text_only(adapter: Adapter, messages: list[dict[str, Any]]) -> dict[str, An
     made = owner.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    return dict(made.to(adapter.model.device))
+    return dict(made.to(adapter.device))
 
 
 def _plain(

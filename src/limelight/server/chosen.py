@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from limelight.decoding.registry import strategies
+from limelight.decoding.registry import strategies, strategy
 from limelight.decoding.strategy import Strategy
 from limelight.errors import SettingError
 from limelight.server.limits import COSTLY, MAX_SETTING_CHARACTERS
@@ -34,7 +34,7 @@ def strategy_of(asked: Grounded, default: Strategy, allowed: Collection[str]) ->
     factory = strategies()[name]
     settings = _checked(name, factory, asked.settings)
     try:
-        return factory(**settings)
+        return strategy(name, **settings)
     except SettingError as error:
         raise invalid(f"{error.message} ({error.hint})", param="limelight.settings") from error
 
@@ -43,7 +43,7 @@ def _checked(name: str, factory: Any, given: Mapping[str, Any]) -> dict[str, Any
     for key, value in given.items():
         if isinstance(value, (str, list)) and len(value) > MAX_SETTING_CHARACTERS:
             raise invalid(f"{key[:64]} is too long", param="limelight.settings")
-    hints = {k: v for k, v in get_type_hints(factory.__init__).items() if k != "return"}
+    hints = {k: v for k, v in get_type_hints(factory.__init__).items() if k != "return"} | {"after": int | str | None}
     fields: dict[str, Any] = {key: (hint, None) for key, hint in hints.items()}
     try:
         # Lists become the tuples that strategies take; a fraction is no int.

@@ -1,0 +1,202 @@
+"""Intervene only after the thinking part: any strategy, kept back until a marker has been said.
+
+Reasoning models think aloud first (``<think> ... </think>``) and answer then. Until the marker the model is left as it
+is, at the price of plain decoding; then the strategy's session opens on prompt and thoughts together, as if both had
+been read. Rows of a batch pass the marker each in its own time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from limelight.decoding.greedy import GreedySession
+from limelight.decoding.strategy import Detail, Outlook, Run, Session, Strategy
+from limelight.errors import SettingError, UnsupportedError
+from limelight.models.spans import grown
+
+_TWO_WAY = ("paligemma",)
+
+
+@dataclass(frozen=True)
+class After:
+    """``inner``, from the token behind ``marker`` on.
+
+    Args:
+        inner: any strategy.
+        marker: a text such as ``</think>``, looked for in what has been generated; or a token id.
+
+    A prompt that ends with the marker (chat templates that switch thinking off write it there) counts as thought over.
+    An answer in which the marker never comes is the model's own: every ``Step.intervened`` is False.
+    Counters of the inner strategy (M3ID's, a decay) start at the marker.
+    """
+
+    inner: Strategy
+    marker: str | int
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.marker, int) and not isinstance(self.marker, bool) and self.marker >= 0
+        if not whole and not (isinstance(self.marker, str) and self.marker.strip()):
+            raise SettingError(
+                f"after: expected a text or a token id, got {self.marker!r}", hint="such as after='</think>'"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.inner.settings(), "after": self.marker}
+
+    def session(self, run: Run) -> AfterSession:
+        """Raises SettingError when the marker is a text and there is no tokenizer."""
+        return AfterSession(self, run)
+
+
+class AfterSession:
+    def __init__(self, strategy: After, run: Run) -> None:
+        self.strategy, self.run = strategy, run
+        self.ends = ending_with(strategy.marker, run.adapter.tokenizer)
+        self.said: list[list[int]] = [[] for _ in range(run.ids.shape[0])]
+        self.thinking = [not self.ends(ids[m].tolist(), True) for ids, m in zip(run.ids, run.mask, strict=True)]
+        self.plain = GreedySession(run)
+        self.inner: Session | None = None
+
+    def next(self, tokens: Tensor | None) -> Outlook:
+        for row, token in enumerate([] if tokens is None else tokens.tolist()):
+            self.said[row].append(token)
+            self.thinking[row] = self.thinking[row] and not self.ends(self.said[row], False)
+        thinking = list(self.thinking)
+        if not any(thinking):
+            return self._inner(tokens)
+        plain = self.plain.next(tokens)
+        if all(thinking):
+            return plain
+        inner = self._inner(tokens)
+        where = torch.tensor(thinking, device=inner.logits.device)[:, None]
+        logits = torch.where(where, plain.logits.to(inner.logits), inner.logits)
+
+        def explain(row: int, token: int) -> Detail:
+            return (plain if thinking[row] else inner).detail(row, token)
+
+        return Outlook(logits, explain=explain)
+
+    def _inner(self, tokens: Tensor | None) -> Outlook:
+        """The strategy's own outlook, once a row is past the marker."""
+        if self.inner is not None:
+            return self.inner.next(tokens)
+        untouched = tokens is None and not any(self.thinking)  # else the prompt's own cache is the plain stream's
+        self.inner = self.strategy.inner.session(self.run if untouched else extended(self.run, self.said))
+        return self.inner.next(None)
+
+
+def ending_with(marker: str | int, tokenizer: Any) -> Callable[[Sequence[int], bool], bool]:
+    """(token ids, blanks allowed behind) -> whether they end with the marker; it may share its last token with others."""
+    if isinstance(marker, int):
+        if tokenizer is None:
+            return lambda ids, loose: bool(ids) and ids[-1] == marker
+
+        def by_id(ids: Sequence[int], loose: bool) -> bool:
+            if not loose or marker not in ids:
+                return bool(ids) and ids[-1] == marker
+            behind = len(ids) - 1 - list(reversed(ids)).index(marker)
+            return not str(tokenizer.decode(list(ids[behind + 1 :]), skip_special_tokens=False)).strip()
+
+        return by_id
+    if tokenizer is None:
+        raise SettingError(
+            f"after={marker!r} is a text, and there is no tokenizer to read it with",
+            hint="custom_generate(strategy, processor=processor), or give the token id",
+        )
+    window = len(marker.encode()) + 8
+
+    def by_text(ids: Sequence[int], loose: bool) -> bool:
+        text = str(tokenizer.decode(list(ids[-window:]), skip_special_tokens=False))
+        if loose:
+            return text.rstrip().endswith(marker.strip())
+        before = str(tokenizer.decode(list(ids[-window:-1]), skip_special_tokens=False)) if len(ids) > 1 else ""
+        return marker in text and text.count(marker) > before.count(marker)
+
+    return by_text
+
+
+def extended(run: Run, said: Sequence[Sequence[int]]) -> Run:
+    """The run of a prompt that goes on with ``said`` (as many tokens in every row), with a cache of its own.
+
+    Raises:
+        UnsupportedError: an input that has an entry a position and is none of the known ones; several answers a prompt;
+            a model whose whole prompt sees itself both ways.
+    """
+    n = len(said[0])
+    if run.adapter.model.config.model_type in _TWO_WAY:
+        raise UnsupportedError(
+            f"{type(run.adapter.model).__name__} reads its prompt both ways, so thoughts cannot be made part of it",
+            hint="use the strategy without after=",
+        )
+    new = torch.tensor([list(s) for s in said], dtype=run.ids.dtype, device=run.ids.device).reshape(len(said), n)
+    ids = torch.cat([run.ids, new], dim=1)
+    kwargs = {k: _longer(k, v, run, n) for k, v in run.kwargs.items() if k != "past_key_values"}
+    prepared: Any = run.kwargs.get("past_key_values")
+    if type(prepared) is DynamicCache:  # not every model makes its cache itself
+        kwargs["past_key_values"] = DynamicCache(config=run.adapter.model.config.get_text_config(decoder=True))
+    tensors = dict(run.tensors)
+    given = tensors.get("input_ids")
+    if isinstance(given, Tensor):
+        if given.shape[0] != ids.shape[0]:
+            raise UnsupportedError(
+                f"{ids.shape[0]} answers to {given.shape[0]} prompts cannot wait for a marker each",
+                hint="num_return_sequences=1, once a seed",
+            )
+        tensors["input_ids"] = ids
+    length = ids.shape[1]
+    return replace(
+        run,
+        ids=ids,
+        kwargs=kwargs,
+        modality_ids=torch.nn.functional.pad(run.modality_ids, (0, n)),
+        mask=torch.nn.functional.pad(run.mask, (0, n), value=True),
+        tensors=tensors,
+        spans=None if run.spans is None else [grown(spans, length) for spans in run.spans],
+    )
+
+
+def _longer(name: str, value: Any, run: Run, n: int) -> Any:
+    """A model input ``[B, T]`` or positions ``[axes, B, T]`` for ``n`` further tokens of text."""
+    if not isinstance(value, Tensor) or not n:
+        return value
+    prompt = run.ids.shape[1]
+    if name == "position_ids":
+        last = value[..., -1:]
+        if value.ndim == 3:  # M-RoPE [.., t, h, w]: words go on behind the largest of the three
+            last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
+        steps = torch.arange(1, n + 1, device=value.device, dtype=value.dtype)
+        return torch.cat([value, last + steps], dim=-1)
+    if value.shape == run.ids.shape and (name == "attention_mask" or "token_type" in name):
+        return torch.nn.functional.pad(value, (0, n), value=int(name == "attention_mask"))
+    if (
+        value.ndim > 1
+        and not value.is_floating_point()
+        and "mask" not in name
+        and value.shape[:2] == (len(run.ids), prompt)
+    ):
+        raise UnsupportedError(
+            f"do not know how the input {name!r} {tuple(value.shape)} goes on behind the prompt",
+            hint="this family cannot wait for a marker; use the strategy without after=",
+        )
+    return value
+
+
+def after(marker: str | int, strategy: Strategy) -> After:
+    """``strategy`` from the token behind ``marker`` on; see :class:`After`.
+
+    Example:
+        >>> import limelight
+        >>> limelight.after("</think>", limelight.lime_cached()).settings()["after"]
+        '</think>'
+    """
+    return After(strategy, marker)

@@ -1,0 +1,55 @@
+"""Weights that are not where their module says: accelerate keeps them on the CPU or the disk between two forwards.
+
+A module dispatched by ``device_map`` carries a hook (``_hf_hook``) that brings its weights in before its forward and
+sends them off after it; in between they are empty tensors on the device ``meta``. Whoever runs the module notices
+nothing; whoever reads a weight asks here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import UnsupportedError
+
+
+def offloading(module: nn.Module) -> Any:
+    """The hook that loads this module's own weights before each forward, or None."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):  # accelerate chains several
+        if getattr(one, "offload", False) and getattr(one, "weights_map", None) is not None:
+            return one
+    return None
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module computes: its hook's execution device, else where its first weight is (the CPU without any)."""
+    for inner in module.modules():
+        weight = next(iter([*inner.parameters(recurse=False), *inner.buffers(recurse=False)]), None)
+        if weight is None:
+            continue
+        hook = offloading(inner)
+        if weight.device.type != "meta" or hook is None:
+            return weight.device
+        return torch.device("cpu" if hook.execution_device is None else hook.execution_device)
+    return torch.device("cpu")
+
+
+def weight_of(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer of the module as it is when the module runs; a copy where it is offloaded.
+
+    Raises:
+        UnsupportedError: it is on ``meta`` and the module has no hook of its own that brings it in.
+    """
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor) or weight.device.type != "meta":
+        return weight if isinstance(weight, Tensor) else None
+    hook = offloading(module)
+    if hook is None:
+        raise UnsupportedError(
+            f"the {name} of {type(module).__name__} is on the device 'meta', and no hook of its own brings it in",
+            hint="load the weights; with accelerate leave preload_module_classes out, so that each module loads its own",
+        )
+    return torch.as_tensor(hook.weights_map[name]).detach().to(device_of(module), copy=True)

@@ -1,0 +1,73 @@
+"""Models inside other modules: LoRA wrappers, data-parallel wrappers, compiled modules.
+
+Rules and hooks live on module instances, and a compiled graph would not see them (or would go on seeing them after they
+are gone), so whatever the library runs, it runs uncompiled. Outside its calls the modules are compiled as before.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from limelight.errors import UnsupportedError
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside compiled, data-parallel and peft wrappers (adapters stay active inside it).
+
+    Raises:
+        UnsupportedError: a peft wrapper that works outside the model (prompt tuning and the like).
+    """
+    inner: Any = model
+    seen: set[int] = set()
+    while isinstance(inner, nn.Module) and id(inner) not in seen:
+        seen.add(id(inner))
+        outer: Any = inner
+        if "_orig_mod" in outer._modules:
+            inner = outer._modules["_orig_mod"]
+        elif isinstance(outer, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = outer.module
+        elif all(hasattr(outer, name) for name in ("peft_config", "base_model", "active_peft_config")):
+            if outer.active_peft_config.is_prompt_learning:
+                raise UnsupportedError(
+                    f"{type(outer).__name__} puts virtual tokens in front of the prompt "
+                    f"({outer.active_peft_config.peft_type}), which are no positions of it",
+                    hint="adapters that change the model's own layers (LoRA, IA3, DoRA) work",
+                )
+            inner = outer.get_base_model()
+    return inner
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Inside the block every module of ``model`` runs as it was written, whichever way it was compiled.
+
+    Covers ``torch.compile(module)``, ``module.compile()`` and ``module.forward = torch.compile(module.forward)``.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    for module in model.modules():
+        own = vars(module)
+        if own.get("_compiled_call_impl") is not None:
+            before.append((own, "_compiled_call_impl", own["_compiled_call_impl"]))
+        inner = module._modules.get("_orig_mod")
+        original: Callable[..., Any] | None = (
+            inner if inner is not None else getattr(own.get("forward"), "_torchdynamo_orig_callable", None)
+        )
+        if original is not None:
+            before.append((own, "forward", own["forward"]))
+            own["forward"] = original
+    for own, name, _ in before:
+        if name == "_compiled_call_impl":
+            own[name] = None
+    try:
+        yield
+    finally:
+        for own, name, value in before:
+            own[name] = value

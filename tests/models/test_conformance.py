@@ -22,10 +22,7 @@ from tests.zoo import FOUNDATION, ZOO
 # Families beyond the foundation that relevance does not cover yet, and what they must say instead of being wrong.
 RAISES: dict[str, tuple[str, str]] = {
     "mllama": ("UnsupportedError", "cross_attention_states"),
-    "phi4_multimodal": ("UnsupportedError", "image_pixel_values"),
-    "chameleon": ("UnsupportedError", "pixel_values"),
-    "gemma3n": ("UnsupportedError", "per_layer_inputs"),
-    "gemma4": ("UnsupportedError", "per_layer_inputs"),
+    "gemma3n": ("UnknownKindError", "gated mlp"),
     "qwen3_5": ("UnknownKindError", "linear_attn"),
     "qwen3_5_moe": ("UnknownKindError", "linear_attn"),
     "minicpmv4_6": ("UnknownKindError", "linear_attn"),
@@ -40,8 +37,7 @@ RAISES: dict[str, tuple[str, str]] = {
     "minimax_m3_vl": ("UnknownKindError", "mlp"),
     "mistral_large4": ("UnknownKindError", "indexer"),
     "dots3_note": ("UnknownKindError", "indexer"),
-    "muse_glimmer": ("HookError", "logits"),
-    "muse_spark": ("HookError", "logits"),
+    "muse_spark": ("UnknownKindError", "norm"),
     "idefics": ("NotMultimodalError", "names no image"),
     "kosmos2": ("NotMultimodalError", "names no image"),
     "kosmos2_5": ("NotMultimodalError", "names no image"),

@@ -12,6 +12,7 @@ With every rule linear, f = sum_i R_i + what leaves on the way. What leaves, and
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from limelight.models.adapter import Adapter
 from limelight.models.attention import AttentionHook
+from limelight.models.per_layer import PerPosition
 from limelight.relevance.composites import Composite, attached
 from limelight.relevance.kinds import Kind, survey
 
@@ -67,6 +69,10 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
         for site in survey(adapter.decoder):
             if site.kind is Kind.ACTIVATION:
                 stack.callback(site.module.register_forward_hook(keep_activation).remove)
+        if isinstance(call.doors, PerPosition):  # what enters beside a percept is a constant
+            constant = call.kwargs[call.doors.where].clone().requires_grad_(True)
+            call = replace(call, kwargs={**call.kwargs, call.doors.where: constant})
+            biased.append((constant, constant))
         embeds = call.embeds.clone().requires_grad_(True)
         logits = adapter.logits(adapter.hidden(call, embeds)[:, -1])[0]
         target = int(logits.argmax()) if target is None else target

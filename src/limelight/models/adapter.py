@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, ModelError, NotFiniteError, PromptError, UnsupportedError
 from limelight.models import detect
-from limelight.models.attention import switched
+from limelight.models.attention import no_attention_hooks, switched
 from limelight.models.capture import DecoderCall, capture
 from limelight.models.exclusive import lock_of
 from limelight.models.families import Family, family_of
 from limelight.models.offload import device_of
+from limelight.models.per_layer import per_layer_inputs
 from limelight.models.spans import grown, layouts
 from limelight.models.unwrapped import uncompiled, unwrapped
 from limelight.types import MODALITIES, Prompt, Span
@@ -180,9 +181,11 @@ class Adapter:
             NotFiniteError: a merged embedding is NaN or infinite.
             UnsupportedError: perceptual features reach the decoder by another door than the embeddings.
         """
+        modality = self._modalities(inputs) if self._layer_inputs is not None else None
         inputs = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
-        with self.routed():
-            call = capture(self.model, self.decoder, inputs, detect.mask_windows(self.decoder))
+        with self.routed(), no_attention_hooks():  # towers inside the decoder are none of a hook's business
+            windows = detect.mask_windows(self.decoder)
+            call = capture(self.model, self.decoder, inputs, windows, None if modality is None else modality > 0)
         if call.strange_doors:
             raise UnsupportedError(
                 f"{type(self.model).__name__} hands its decoder features by {', '.join(call.strange_doors)} beside the input "
@@ -210,9 +213,16 @@ class Adapter:
         return self.head_scalars(self.head(hidden).to(hidden.device))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them."""
+        """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them; with those of its layers behind
+        where they have inputs of their own (:mod:`limelight.models.per_layer`)."""
         out: Tensor = self.model.get_input_embeddings()(ids)
+        if self._layer_inputs is not None:
+            out = torch.cat([out, self._layer_inputs(ids).flatten(2).to(out)], dim=-1)
         return out.to(ids.device)
+
+    @cached_property
+    def _layer_inputs(self) -> Callable[[Tensor], Tensor] | None:
+        return per_layer_inputs(self.decoder)
 
     def tokens(self, ids: Tensor | Sequence[int]) -> tuple[str, ...]:
         """Spelling of each id of one row (the id itself in brackets without a tokenizer)."""

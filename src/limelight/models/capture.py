@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, PromptError, UnsupportedError
 from limelight.models.doors import Doors, find_doors
+from limelight.models.per_layer import PerPosition, find_per_position
 
 # Arguments of a decoder call that belong to one particular call and must not be replayed.
 _DROPPED = frozenset(
@@ -20,6 +21,23 @@ _DROPPED = frozenset(
         "output_attentions", "output_hidden_states", "logits_to_keep", "labels", "return_shared_kv_states",
     }
 )  # fmt: skip
+
+
+_KEPT = frozenset({"attention_mask", "position_ids"})
+
+
+def _tensors(value: Any) -> bool:
+    """Holds tensors, in whatever wrapping."""
+    if isinstance(value, Mapping):
+        return any(map(_tensors, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_tensors, value))
+    return isinstance(value, Tensor)
+
+
+def _media(got: Mapping[str, Any]) -> bool:
+    """Features or pixels reach the decoder beside token ids."""
+    return any(_tensors(v) for k, v in got.items() if k not in _KEPT | _DROPPED)
 
 
 class _Captured(Exception):  # noqa: N818 - control flow across transformers' frames, never seen by a caller
@@ -42,7 +60,7 @@ class DecoderCall:
     mask: Tensor
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     windows: Mapping[str, int | None] = field(default_factory=dict)
-    doors: Doors | None = None
+    doors: Doors | PerPosition | None = None
 
     @property
     def length(self) -> int:
@@ -59,7 +77,9 @@ class DecoderCall:
 
     def appended(self, embeds: Tensor) -> DecoderCall:
         """The call for one more token a row; ``embeds`` is ``[B, 1, D]``."""
-        embeds = embeds if self.doors is None else self.doors.widened(embeds)
+        embeds = (
+            embeds if self.doors is None or embeds.shape[-1] == self.embeds.shape[-1] else self.doors.widened(embeds)
+        )
         kwargs = {name: self._grown(name, value) for name, value in self.kwargs.items()}
         return replace(
             self,
@@ -110,7 +130,9 @@ class DecoderCall:
                 return any(floats(v) for v in value)
             return isinstance(value, Tensor) and value.is_floating_point()
 
-        return tuple(n for n, v in self.kwargs.items() if "mask" not in n and "position" not in n and floats(v))
+        known = "" if self.doors is None else self.doors.where
+        odd = [n for n, v in self.kwargs.items() if "mask" not in n and "position" not in n and floats(v)]
+        return tuple(n for n in odd if n != known)
 
     def _grown(self, name: str, value: Any) -> Any:
         length = self.length
@@ -126,6 +148,7 @@ class DecoderCall:
         if "position" in name and value.shape[-1] == length:
             return torch.cat([value, following(value[..., -1:])], dim=-1)
         typed = value.dtype == torch.bool or name.endswith("token_type_ids")
+        typed = typed or (self.doors is not None and name == self.doors.where)
         if value.ndim >= 2 and value.shape[1] == length and typed:  # what is generated is text
             return torch.cat([value, value.new_zeros(value.shape[0], 1, *value.shape[2:])], dim=1)
         if value.ndim >= 1 and length in value.shape[:3]:
@@ -154,7 +177,11 @@ def _grown_mask(mask: Tensor, window: int | None) -> Tensor:
 
 
 def capture(
-    model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], windows: Mapping[str, int | None]
+    model: nn.Module,
+    decoder: nn.Module,
+    inputs: Mapping[str, Any],
+    windows: Mapping[str, int | None],
+    percept: Tensor | None = None,
 ) -> DecoderCall:
     """Run ``model(**inputs)`` up to the door of ``decoder`` and keep what it was given. Towers run once, without grad.
 
@@ -167,16 +194,42 @@ def capture(
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         got.update(zip(names, args, strict=False))
         got.update(kwargs)
+        if got.get("inputs_embeds") is not None or not _media(got):
+            raise _Captured
+
+    def merged(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        got["merged"] = args[0] if args else kwargs["hidden_states"]
         raise _Captured
 
-    handle = decoder.register_forward_pre_hook(stop, with_kwargs=True)
+    handles = [
+        decoder.register_forward_pre_hook(stop, with_kwargs=True),
+        decoder.layers[0].register_forward_pre_hook(merged, with_kwargs=True),  # type: ignore[index, union-attr]
+    ]
+
+    def run(module: nn.Module, **given: Any) -> None:
+        try:
+            with torch.no_grad():
+                module(**given, use_cache=False)
+        except _Captured:
+            pass
+
     try:
-        with torch.no_grad():
-            model(**{k: v for k, v in inputs.items() if k != "past_key_values"}, use_cache=False)
-    except _Captured:
-        pass
+        run(model, **{k: v for k, v in inputs.items() if k != "past_key_values"})
+        if "merged" in got:  # the decoder has placed the media itself: from here on it is called with what came of that
+            want = got.pop("merged")
+            got = {k: v for k, v in got.items() if k in _KEPT or not _tensors(v)} | {"inputs_embeds": want}
+            first = dict(got)
+            handles[0].remove()
+            run(decoder, **{k: v for k, v in first.items() if k not in _DROPPED or k == "inputs_embeds"})
+            again = got.pop("merged", None)
+            if again is None or not torch.equal(again, want):
+                raise UnsupportedError(
+                    f"{type(decoder).__name__} places its media itself and changes the result before its first layer",
+                    hint="only plain decoding (greedy) works on this family so far",
+                )
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     if not got:
         raise HookError(
             f"{type(model).__name__} ran without calling its decoder {type(decoder).__name__}",
@@ -205,6 +258,9 @@ def capture(
         # as generate() counts: offsets live in rotated coordinates, so a padded row must not be shifted
         kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
     found = find_doors(embeds, kwargs)
+    each = None if found is not None else find_per_position(embeds, kwargs, percept)
+    if each is not None:
+        return DecoderCall(each[1], mask, {**kwargs, each[0].name: each[2]}, windows, each[0])
     if found is None:
         return DecoderCall(embeds, mask, kwargs, windows)
     doors, wide = found

@@ -133,13 +133,15 @@ class HeadScalars:
     """What happens to the logits after the output embedding: ``cap * tanh(scale * l / cap)``.
 
     ``rule`` (of relevance) says how a gradient passes the cap: ``(z, value) -> value``. ``divisor``: the model divides
-    by it where ``scale`` is its inverse (the two differ in the last bit).
+    by it where ``scale`` is its inverse (the two differ in the last bit). ``barred``: ids whose logit the model sets to
+    the lowest number (image codes, where only words are to be said).
     """
 
     scale: float = 1.0
     cap: float | None = None
     rule: Callable[[Tensor, Tensor], Tensor] | None = None
     divisor: float | None = None
+    barred: Tensor | None = field(default=None, compare=False)
 
     def __call__(self, logits: Tensor) -> Tensor:
         if self.divisor is not None:
@@ -149,6 +151,8 @@ class HeadScalars:
         if self.cap is not None:
             value = torch.tanh(logits / self.cap) * self.cap
             logits = self.rule(logits, value) if self.rule is not None and logits.requires_grad else value
+        if self.barred is not None:
+            logits = logits.index_fill(-1, self.barred.to(logits.device), torch.finfo(logits.dtype).min)
         return logits
 
 
@@ -166,7 +170,8 @@ def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: I
     """
     config: Any = decoder.config
     scale, by, cap = (_named(config, n) for n in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
-    if scale is None and by is None and cap is None:
+    scale = _named(config, "output_multiplier") if scale is None else scale
+    if scale is None and by is None and cap is None and not getattr(config, "vocabulary_map", None):
         return HeadScalars()
     if model in _SCALARS:
         return _SCALARS[model]
@@ -185,7 +190,9 @@ def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: I
     if not bool(torch.isfinite(want).all()):
         return HeadScalars(cap=cap)  # whoever uses the logits says so
     slack = 1e-5 if want.dtype in (torch.float32, torch.float64) else 2e-2
-    for candidate in (HeadScalars(s, c, None, d) for c in dict.fromkeys((cap, None)) for s, d in scales):
+    lowest = (want == torch.finfo(want.dtype).min).all(0).nonzero()[:, 0]
+    barred = lowest if len(lowest) else None
+    for candidate in (HeadScalars(s, c, None, d, barred) for c in dict.fromkeys((cap, None)) for s, d in scales):
         got = candidate(kept[-1][:, -1]) if kept else want + 1
         if torch.allclose(got.float(), want.float(), rtol=slack, atol=slack):
             _SCALARS[model] = candidate

@@ -39,6 +39,15 @@ class Doors:
         """Embeddings ``[B, N, D]`` of positions without further features, as wide as the others."""
         return torch.nn.functional.pad(embeds, (0, self.count * self.width))
 
+    def spread(self, where: Tensor, rows: int) -> Tensor:
+        """Which positions, for the rows of all blocks."""
+        return where.repeat(rows // where.shape[0], *[1] * (where.ndim - 1))
+
+    def probe(self, embeds: Tensor, where: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Some leaf and mask with which something enters by every door."""
+        leaf = embeds[..., : self.width].repeat(1, 1, 1 + self.count)
+        return leaf, torch.ones_like(self.spread(where, rows))
+
     def opened(self, wide: Tensor, where: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         """``[B, T, (1 + n) * D]`` -> the embeddings, and the decoder's arguments; no arguments where nothing enters."""
         first, *parts = torch.split(wide, self.width, dim=-1)

@@ -39,8 +39,8 @@ def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> 
     twins = DualRules(adapter, mode, cache, composite)
     kwargs = {k: repeated(k, tail(v, count), 5) for k, v in piece.kwargs.items()}
     if piece.doors is not None:  # let something enter by every door
-        embeds = embeds[..., : piece.doors.width].repeat(1, 1, 1 + piece.doors.count)
-        kwargs[piece.doors.where] = torch.ones_like(repeated("", piece.kwargs[piece.doors.where][:, -count:], 5))
+        where = piece.kwargs[piece.doors.where][:, -count:]
+        embeds, kwargs[piece.doors.where] = piece.doors.probe(embeds, where, 5)
     with torch.no_grad(), gates_checked(adapter) as hooks, adapter.routed(), attention_hooks(*hooks):
         if hooks:
             given = {k: tail(v, count) for k, v in piece.kwargs.items()}

@@ -31,7 +31,7 @@ from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_experts import experts_twin
-from limelight.relevance.dual_gated import gated_product
+from limelight.relevance.dual_gated import factor_twins, gated_product
 from limelight.relevance.dual_gates import gate_twin, router_twin
 from limelight.relevance.experts import ExpertsSpec
 from limelight.relevance.gated_attention import GateSpec
@@ -199,6 +199,8 @@ class DualRules:
                 self.forwards.append((site.module, _norm_twin(site, mode)))
             elif site.kind is Kind.ACTIVATION and id(site.module) not in inside:
                 self.forwards.append((site.module, _activation_twin(site, mode)))
+            elif isinstance(site.spec, GatedSpec) and site.spec.factor:
+                self.forwards += factor_twins(site.module, site.spec, mode)
             elif site.kind is Kind.GATED:
                 self.forwards.append((site.module, _gated_twin(site, mode)))
             elif site.kind is Kind.ROUTER:

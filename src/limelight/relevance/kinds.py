@@ -13,6 +13,7 @@ A module that owns parameters and fits none of these raises, so that no rule is 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -60,13 +61,17 @@ class NormSpec:
 
 @dataclass(frozen=True)
 class GatedSpec:
-    """The linear after the gated product, and where the gate is: two linears, or one with both halves."""
+    """The linear after the gated product, and where the gate is: two linears, or one with both halves.
+
+    ``factor``: the product's other factor is this argument of the layer itself (Gemma's per-layer inputs).
+    """
 
     act: nn.Module
     down: nn.Module
     gate: nn.Module | None = None
     up: nn.Module | None = None
     fused: nn.Module | None = None
+    factor: str = ""
 
 
 @dataclass(frozen=True)
@@ -291,15 +296,17 @@ def _probe_elementwise(module: nn.Module) -> str:
 def probe_norm(module: nn.Module) -> NormSpec | None:
     """The spec that reproduces the module's output on a sample, or None when none does."""
     weight, bias = (weight_of(module, name) for name in ("weight", "bias"))
-    if any(p.ndim != 1 for p in module.parameters(recurse=False)):
+    shapes = {tuple(p.shape) for p in module.parameters(recurse=False)}
+    if any(not 0 < len(shape) < 3 for shape in shapes) or len(shapes) > 1:  # [heads, d]: a weight of each head's own
         return None
     dim = getattr(module, "dim", None)
-    width = int(weight.shape[0]) if weight is not None else dim if isinstance(dim, int) and dim > 0 else 16
+    width = dim if isinstance(dim, int) and dim > 0 else 16
+    last = tuple(weight.shape) if weight is not None else (width,)
     eps = next(
         (float(v) for n in ("variance_epsilon", "eps", "norm_eps") if isinstance(v := getattr(module, n, None), float)),
         1e-6,
     )
-    x = _sample((2, 3, width), module) * 3 + 0.5
+    x = _sample((2, 3, *last), module) * 3 + 0.5
     try:
         with torch.no_grad():
             out = module(x)
@@ -335,6 +342,10 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
     act = _activation_of(module)
     if act is None:
         return None
+    factor = "per_layer_input"
+    if len(linears) == 2 and factor in inspect.signature(type(module).forward).parameters:
+        gate, down = linears
+        return GatedSpec(act, down, gate=gate, factor=factor) if gate.out_features == down.in_features else None
     down = linears[-1]
     into = [c for c in linears[:-1] if c.in_features == down.out_features]
     width = int(down.in_features)

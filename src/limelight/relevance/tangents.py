@@ -129,7 +129,10 @@ class DualStream:
     def prefill(self) -> DualOutput:
         """The whole prompt at once; fills the cache."""
         embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
-        rows = replace(self.call, kwargs={k: repeated(k, v, self.rows) for k, v in self.call.kwargs.items()})
+        kwargs = {k: repeated(k, v, self.rows) for k, v in self.call.kwargs.items()}
+        if self.call.doors is not None:
+            kwargs[self.call.doors.where] = self.call.doors.spread(self.call.kwargs[self.call.doors.where], self.rows)
+        rows = replace(self.call, kwargs=kwargs)
         with torch.no_grad(), self._set(rows=self.rows, write=True), self.rules.attached():
             out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
         self.cache.advance(self.call.length)
@@ -139,7 +142,9 @@ class DualStream:
         """Make ``tokens`` [B] the current position (not yet in the cache)."""
         self.embeds = self.adapter.embed(tokens[:, None]).detach()
         if self.call.doors is not None:
-            self.embeds, self.where = self.call.doors.widened(self.embeds), None
+            self.where = None
+            if self.embeds.shape[-1] != self.call.embeds.shape[-1]:
+                self.embeds = self.call.doors.widened(self.embeds)
         self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
         if self.positions is not None:
             self.positions = following(self.positions)
@@ -191,7 +196,7 @@ class DualStream:
             if differentiable:
                 embeds = embeds.detach().requires_grad_(True)
             if doors is not None:
-                where = None if self.where is None else repeated(doors.where, self.where, rows)
+                where = None if self.where is None else doors.spread(self.where, rows)
                 embeds, features = doors.opened(embeds, where)
                 extra |= features
             out = self.adapter.decoder(
@@ -270,4 +275,8 @@ class DualStream:
             slope = Mode(graph=graph).slope(logits, capped)
             phi = phi * slope
             logits = rules.gradient_of(logits * slope, capped) if graph == "surrogate" else capped
+        if scalars.barred is not None:
+            barred = scalars.barred.to(logits.device)
+            logits = logits.index_fill(-1, barred, torch.finfo(logits.dtype).min)
+            phi = phi.index_fill(-1, barred, 0.0)
         return logits, phi

@@ -1,6 +1,7 @@
 """limelight: training-free grounding of Hugging Face multimodal LLMs.
 
 generate(model, processor, messages, strategy=lime())   an answer, and where each word came from
+transcribe(model, sound="talk.mp3")                      speech of any length to text, likewise
 custom_generate(lime(), ...)                             the same inside model.generate(...)
 attribute(model, inputs)                                 relevance of every position for one logit
 load("demo-vision"), wrap(model, processor)              a model becomes an Adapter
@@ -33,6 +34,7 @@ _WHERE = {
     "meter": "decoding.meter",
     "relevance_contrastive": "decoding.relevance_contrastive",
     "strategy": "decoding.registry",
+    "transcribe": "decoding.transcribe",
     "wrap": "models.adapter",
 }
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from limelight.decoding.meter import meter
     from limelight.decoding.registry import strategy
     from limelight.decoding.relevance_contrastive import relevance_contrastive
+    from limelight.decoding.transcribe import transcribe
     from limelight.errors import LimelightError
     from limelight.models.adapter import Adapter, load, wrap
     from limelight.relevance.attribute import attribute, attribute_generated
@@ -73,6 +76,7 @@ __all__ = [
     "meter",
     "relevance_contrastive",
     "strategy",
+    "transcribe",
     "wrap",
 ]
 

@@ -10,6 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from limelight.cli.main import app
+from tests.cli import tiny_audio
 from tests.cli.tiny_llava import save_checkpoint
 from tests.report.examples import picture
 
@@ -27,6 +28,12 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photos") / "photo.png"
     picture(40, 30).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def listener(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2-Audio with its processor, which hears two seconds at once; read only."""
+    return tiny_audio.save_checkpoint(tmp_path_factory.mktemp("tiny-audio"))
 
 
 @pytest.fixture

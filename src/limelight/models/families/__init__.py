@@ -41,6 +41,7 @@ class Family:
         paper: its row of the paper's table (the paper's defaults where it has none).
         members: which positions are perceptual beside the placeholders: ``(input_ids, modality ids) -> modality ids``.
         pictures: lays out one run of image or video positions (:data:`limelight.models.spans.Pictures`).
+        transcribe: the words that ask it for a transcription, where neither config nor processor has any.
         extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
     """
 
@@ -50,6 +51,7 @@ class Family:
     members: Callable[[Tensor, Tensor], Tensor] | None = None
     pictures: Pictures | None = None
     extra_inputs: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
+    transcribe: str = "Transcribe the speech."
 
 
 GENERIC = Family("generic", ())

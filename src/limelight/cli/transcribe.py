@@ -1,0 +1,191 @@
+"""``limelight transcribe``: speech of any length to text, with how much each word owes to the sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limelight.cli import options
+from limelight.cli.options import DECODING, INPUT, OUTPUT
+from limelight.errors import LimelightError, SettingError
+
+if TYPE_CHECKING:
+    from limelight.cli.transcribing import Job
+
+SUBTITLE_SECONDS = 10.0
+
+
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Sound files, or videos with sound.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A checkpoint folder, a Hub name, or demo-audio.", rich_help_panel=INPUT)],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="What to ask; the model's own transcription prompt by default.", rich_help_panel=INPUT)
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language of the speech, named in the prompt ({language} in one of your own).", rich_help_panel=INPUT)
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option("--strategy", "-s", help="Decoding strategy; see `limelight strategies`.", rich_help_panel=DECODING)
+    ] = "greedy",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the strategy, key=value; repeat for several.", rich_help_panel=DECODING)
+    ] = None,
+    chunk_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest piece, cut at a silence: 30 s (10 s for subtitles) or the model's window by default.",
+            rich_help_panel=DECODING,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a piece; 64 and 12 more a second by default.", rich_help_panel=DECODING)
+    ] = None,
+    relevance: Annotated[
+        bool,
+        typer.Option(
+            "--relevance/--no-relevance", help="Compute where each word was heard; without it decoding is faster.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = True,
+    form: Annotated[
+        str | None, typer.Option("--format", "-f", help="text, json, srt, vtt or tsv; by --output's ending, else text.", rich_help_panel=OUTPUT)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A file (.txt, .json, .srt, .vtt, .tsv), or a folder for one a sound; stdout by default. "
+            "An interrupted run goes on where it stopped.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over finished files; start anew.", rich_help_panel=OUTPUT)] = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Transcribe speech with any audio model, and show how much each word owes to the sound.
+
+    A long sound is cut at silences into pieces that fit the model, without overlap. JSON has every word's shares and the
+    stretch of sound that its support comes from (an estimate by relevance, not an alignment).
+
+    **Examples**
+
+        limelight transcribe talk.mp3 --model Qwen/Qwen2-Audio-7B-Instruct
+
+        limelight transcribe talk.m4a lecture.mp4 --model mistralai/Voxtral-Mini-3B-2507 --format srt --output subtitles
+
+        limelight transcribe talk.wav --model demo-audio --strategy aad --output talk.json
+    """
+    from limelight.cli import terminal
+    from limelight.cli.transcripts import FORMATS
+
+    chosen = _format(form, output, FORMATS)
+    targets = _targets(files, output, FORMATS[chosen])
+    if chunk_seconds is None and chosen in ("srt", "vtt"):
+        chunk_seconds = SUBTITLE_SECONDS
+    failed: list[Path] = []
+    with terminal.quiet():
+        from limelight.cli.transcribing import Job, wanted
+        from limelight.decoding.transcribe import prompt_for
+
+        decoder = options.strategy_of(strategy, settings or [])
+        todo = wanted(files, targets, overwrite)
+        if not todo:
+            return
+        adapter = terminal.load(model, dtype, device, trust_remote_code)
+        asked = prompt_for(adapter, prompt, language)
+        documents: list[Any] = []
+        for file, target in todo:
+            job = Job(adapter, file, target, model, asked, decoder, relevance, chunk_seconds, max_new_tokens, overwrite)
+            if len(todo) > 1 and target is None and chosen != "json":
+                terminal.out.print(f"== {file.name}", markup=False)
+            try:
+                head, rows = job.run(_printer(target, chosen))
+            except LimelightError as error:
+                if len(todo) == 1 or debug:
+                    raise
+                failed.append(file)
+                terminal.err.print(f"{file}:", markup=False)
+                terminal.complain(error)
+                continue
+            _finish(job, chosen, head, rows, documents)
+    if documents:
+        from limelight.cli.output import print_json
+
+        print_json(documents[0] if len(files) == 1 else documents)
+    if failed:
+        terminal.err.print(f"{len(failed)} of {len(files)} files could not be transcribed", markup=False)
+        raise typer.Exit(2)
+
+
+def _format(form: str | None, output: Path | None, known: dict[str, str]) -> str:
+    ending = output.suffix.lower() if output is not None else ""
+    by_ending = next((name for name, suffix in known.items() if suffix == ending), None)
+    if form is not None and form not in known:
+        raise SettingError(f"no format {form!r}", hint=f"one of {', '.join(known)}")
+    if form is not None and by_ending is not None and form != by_ending:
+        raise SettingError(f"--format {form} and --output {output} do not agree", hint="leave --format out")
+    return form or by_ending or "text"
+
+
+def _targets(files: Sequence[Path], output: Path | None, suffix: str) -> list[Path | None]:
+    """Where each file's transcript goes; None is stdout."""
+    if output is None:
+        return [None] * len(files)
+    if output.suffix.lower() == suffix:
+        if len(files) > 1:
+            raise SettingError(f"{len(files)} sounds cannot go into one file", hint="give --output a folder")
+        if not output.parent.is_dir():
+            raise SettingError(f"there is no folder {str(output.parent)!r}", hint="create it first")
+        return [output]
+    if output.suffix and not output.is_dir():
+        raise SettingError(
+            f"cannot write {output.name!r}", hint="a folder, or a name in .txt, .json, .srt, .vtt or .tsv"
+        )
+    names = [f.stem + suffix for f in files]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise SettingError(f"several sounds would be written to {twice[0]}", hint="transcribe them one by one")
+    output.mkdir(parents=True, exist_ok=True)
+    return [output / n for n in names]
+
+
+def _printer(target: Path | None, form: str) -> Callable[[dict[str, Any]], None]:
+    """Text on stdout appears piece by piece."""
+    from limelight.cli import terminal
+
+    def show(row: dict[str, Any]) -> None:
+        if target is None and form == "text" and row["text"]:
+            terminal.out.print(row["text"], markup=False)
+
+    return show
+
+
+def _finish(job: Job, form: str, head: dict[str, Any], rows: list[dict[str, Any]], documents: list[Any]) -> None:
+    """Write or print one transcript, and say what a reader should know of it."""
+    from limelight.cli import terminal
+    from limelight.cli.transcripts import render, text_of
+
+    if job.target is not None:
+        job.target.write_text(render(form, head, rows), encoding="utf-8")
+        job.forget()
+        terminal.err.print(f"{job.target}: {len(rows)} segments, {head['seconds']:.1f} s", markup=False)
+    elif form == "json":
+        documents.append({**head, "text": text_of(rows), "segments": rows})
+    elif form != "text":
+        terminal.out.file.write(render(form, head, rows))
+        terminal.out.file.flush()
+    shares = [r["shares"] for r in rows if r["shares"]]
+    if shares:
+        mean = {m: sum(s.get(m) or 0.0 for s in shares) / len(shares) for m in shares[0]}
+        terminal.err.print(terminal.bar(mean))
+    cut = [f"{r['stop']:.1f} s" for r in rows if not r["quiet"]]
+    if cut:
+        terminal.err.print(f"no silence to cut at near {', '.join(cut)}: a word may be split there", markup=False)
+    endless = [f"{r['start']:.1f}–{r['stop']:.1f} s" for r in rows if not r["complete"]]
+    if endless:
+        terminal.err.print(f"the limit of tokens ended {', '.join(endless)} (--max-new-tokens)", markup=False)

@@ -1,0 +1,127 @@
+"""One sound of ``limelight transcribe``: its pieces, done one by one, kept as they are done."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from limelight.benchmarks.rowlog import RowLog
+from limelight.cli import terminal
+from limelight.cli.transcripts import Row, row
+from limelight.decoding.strategy import Strategy
+from limelight.decoding.transcribe import MAX_SECONDS, cut, segment
+from limelight.errors import SettingError
+from limelight.models.adapter import Adapter
+from limelight.models.prompts import sampling_rate
+from limelight.models.sound import read_audio
+from limelight.types import Step
+
+
+def wanted(files: Sequence[Path], targets: Sequence[Path | None], overwrite: bool) -> list[tuple[Path, Path | None]]:
+    """The files that are not done yet; says which are."""
+    todo = []
+    for file, target in zip(files, targets, strict=True):
+        if target is not None and target.exists() and not overwrite:
+            terminal.err.print(f"{target}: is there already, left as it is (--overwrite)", markup=False)
+        else:
+            todo.append((file, target))
+    return todo
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sound and how to transcribe it; with a ``target`` its finished segments are kept beside it."""
+
+    adapter: Adapter
+    file: Path
+    target: Path | None
+    model: str
+    prompt: str
+    strategy: Strategy
+    relevance: bool
+    chunk_seconds: float | None
+    max_new_tokens: int | None
+    anew: bool = False
+
+    @property
+    def log(self) -> Path | None:
+        return None if self.target is None else self.target.with_name(self.target.name + ".partial")
+
+    def run(self, show: Callable[[Row], None]) -> tuple[Row, list[Row]]:
+        """What JSON says of the file, and its segments; ``show`` is called with each as it is done.
+
+        Raises:
+            SettingError: an interrupted run had other settings or another sound.
+            MediaError: see :mod:`limelight.models.sound`.
+        """
+        rate = sampling_rate(self.adapter)
+        samples = read_audio(self.file, rate, max_seconds=MAX_SECONDS)
+        parts = cut(self.adapter, samples, rate, self.chunk_seconds)
+        head = {
+            "file": self.file.name, "model": self.model, "prompt": self.prompt, "strategy": self.strategy.name,
+            "settings": {k: terminal.plain_value(v) for k, v in self.strategy.settings().items()},
+            "seconds": round(samples.size / rate, 3), "chunk_seconds": self.chunk_seconds,
+            "max_new_tokens": self.max_new_tokens, "relevance": self.relevance,
+        }  # fmt: skip
+        with self._kept(head) as (rows, keep), _progress(self.file.name, len(parts)) as moved:
+            for done in rows:
+                show(done)
+            moved(len(rows), "")
+            for i in range(len(rows), len(parts)):
+                tail: list[str] = []
+
+                def told(_: int, step: Step, tail: list[str] = tail, i: int = i) -> None:
+                    tail.append(step.text)
+                    moved(i, "".join(tail).replace("\n", " ").strip()[-32:])
+
+                one = segment(
+                    self.adapter, samples, rate, parts[i], self.prompt, strategy=self.strategy,
+                    relevance=self.relevance, max_new_tokens=self.max_new_tokens, on_step=told,
+                )  # fmt: skip
+                rows.append(row(one))
+                keep(i, rows[-1])
+                show(rows[-1])
+                moved(i + 1, "")
+        return head, rows
+
+    def forget(self) -> None:
+        """Remove what was kept of an unfinished run."""
+        if self.log is not None:
+            for path in (self.log, self.log.with_name(self.log.name + ".lock")):
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _kept(self, head: Row) -> Iterator[tuple[list[Row], Callable[[int, Row], None]]]:
+        """Segments of an interrupted run, and how to keep further ones."""
+        if self.log is None:
+            yield [], lambda i, one: None
+            return
+        if self.anew:
+            self.forget()
+        identity = {"id": "settings", **head, "sound": hashlib.sha256(self.file.read_bytes()).hexdigest()}
+        with RowLog(self.log) as log:
+            if log.rows and log.rows[0] != identity:
+                raise SettingError(
+                    f"{self.log.name} was begun with other settings, or of another sound",
+                    hint="--overwrite starts anew; or choose another --output",
+                )
+            if not log.rows:
+                log.append(identity)
+            rows = [{k: v for k, v in r.items() if k != "id"} for r in log.rows[1:]]
+            if rows:
+                terminal.err.print(f"{self.file.name}: {len(rows)} segments were done before", markup=False)
+            yield rows, lambda i, one: log.append({"id": str(i), **one})
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+               MofNCompleteColumn(), TextColumn("pieces"), TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=terminal.err, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda done, tail: bar.update(task, completed=done, description=f"{name} {tail}".strip())

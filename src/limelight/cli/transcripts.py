@@ -1,0 +1,81 @@
+"""A transcript as text, JSON, SRT, WebVTT or TSV, from plain rows: one a segment."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from limelight.cli.output import number, rounded
+from limelight.decoding.transcribe import Segment
+from limelight.report.heard import heard
+from limelight.report.words import word_relevance, word_shares, words
+
+FORMATS = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
+LINE = 42  # characters of a line of subtitles
+Row = dict[str, Any]
+
+
+def row(segment: Segment) -> Row:
+    """A segment as plain values; times in seconds from the start of the sound."""
+    said = segment.generation
+    listed = []
+    for word in words(said):
+        relevance = word_relevance(said, word)
+        place = heard(relevance) if relevance is not None else None
+        listed.append({
+            "text": word.text,
+            "shares": rounded(word_shares(said, word)),
+            "heard": [number(segment.start + t) for t in place] if place else None,
+            "flagged": any(s.flagged for s in said.steps[word.start : word.stop]),
+        })  # fmt: skip
+    return {
+        "start": round(segment.start, 3),
+        "stop": round(segment.stop, 3),
+        "text": segment.text,
+        "quiet": segment.quiet,
+        "complete": segment.complete,
+        "shares": rounded(said.shares()),
+        "words": listed,
+    }
+
+
+def render(form: str, head: Row, rows: Sequence[Row]) -> str:
+    """The whole transcript; ``head`` is what JSON says of the file and the settings."""
+    if form == "json":
+        whole = {**head, "text": text_of(rows), "segments": list(rows)}
+        return json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    if form == "tsv":
+        lines = [f"{round(r['start'] * 1000)}\t{round(r['stop'] * 1000)}\t{' '.join(r['text'].split())}" for r in rows]
+        return "\n".join(["start\tend\ttext", *lines]) + "\n"
+    if form == "srt":
+        return "\n".join(_cue(r, ",", i) for i, r in enumerate(_spoken(rows), start=1))
+    if form == "vtt":
+        return "\n".join(["WEBVTT\n", *(_cue(r, ".") for r in _spoken(rows))])
+    return text_of(rows) + "\n"
+
+
+def text_of(rows: Sequence[Row]) -> str:
+    return " ".join(r["text"] for r in rows if r["text"])
+
+
+def _spoken(rows: Sequence[Row]) -> list[Row]:
+    return [r for r in rows if r["text"].strip()]
+
+
+def _cue(r: Row, point: str, count: int | None = None) -> str:
+    # a blank line would end the cue, and "-->" begin another
+    text = "\n".join(textwrap.wrap(" ".join(r["text"].replace("-->", "→").split()), LINE))
+    if point == ".":
+        text = text.replace("&", "&amp;").replace("<", "&lt;")
+    numbered = f"{count}\n" if count is not None else ""
+    return f"{numbered}{clock(r['start'], point)} --> {clock(r['stop'], point)}\n{text}\n"
+
+
+def clock(seconds: float, point: str = ".") -> str:
+    """hh:mm:ss.mmm"""
+    whole = round(seconds * 1000)
+    hours, rest = divmod(whole, 3_600_000)
+    minutes, rest = divmod(rest, 60_000)
+    return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

@@ -1,0 +1,194 @@
+"""Speech to text with any audio model: long sounds in pieces cut at silences, each word with where it was heard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from limelight.decoding.generate import generate
+from limelight.decoding.loop import OnStep
+from limelight.decoding.strategy import Strategy
+from limelight.errors import MediaError, SettingError
+from limelight.models.adapter import Adapter, wrap
+from limelight.models.heard import window_seconds
+from limelight.models.prompts import sampling_rate
+from limelight.models.silence import Piece, pieces
+from limelight.models.sound import Samples, read_audio
+from limelight.types import Generation
+
+CHUNK_SECONDS = 30.0
+MAX_SECONDS = 3 * 3600.0
+LANGUAGE = " The language is {language}."
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of the sound and what was heard in it.
+
+    Attributes:
+        start, stop: seconds from the start of the sound.
+        generation: the answer, with relevance over this piece's seconds where it was asked for.
+        quiet: it ends in a silence (or with the sound); otherwise a word may have been cut in two.
+        complete: the model ended it by itself, not the limit of tokens.
+    """
+
+    start: float
+    stop: float
+    generation: Generation
+    quiet: bool = True
+    complete: bool = True
+
+    @property
+    def text(self) -> str:
+        return self.generation.text
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was heard: ``segments`` in order, without gap or overlap, and the ``prompt`` that asked for them."""
+
+    segments: tuple[Segment, ...]
+    seconds: float
+    prompt: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        return " ".join(s.text for s in self.segments if s.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def transcribe(
+    model: Any,
+    processor: Any = None,
+    sound: Any = None,
+    *,
+    prompt: str | None = None,
+    language: str | None = None,
+    strategy: Strategy | str | None = None,
+    relevance: bool = True,
+    chunk_seconds: float | None = None,
+    max_new_tokens: int | None = None,
+    on_segment: Callable[[Segment], None] | None = None,
+    **generation_kwargs: Any,
+) -> Transcript:
+    """Transcribe a sound of any length.
+
+    Args:
+        model: a transformers audio model, or an :class:`Adapter` (then ``processor`` may be None).
+        sound: a file (sound, or a video's sound), or ``(samples, rate)``.
+        prompt: what to ask; by default what the model was made for (:func:`default_prompt`). ``{language}`` is filled in.
+        language: named in the prompt; the model finds out by itself where left out.
+        strategy: as for :func:`limelight.generate`.
+        chunk_seconds: longest piece; by default 30 s, or the model's own window where that is shorter.
+        max_new_tokens: a piece; by default 64 and 12 more a second. A segment that reaches it has ``complete=False``.
+        on_segment: called with each segment as it is done.
+
+    Raises:
+        MediaError: no sound, or a piece is longer than the model hears (give a smaller ``chunk_seconds``).
+        SettingError: a language that the prompt has no place for.
+
+    Example:
+        >>> heard = limelight.transcribe(adapter, sound="talk.mp3", strategy="aad")  # doctest: +SKIP
+        >>> print(heard.text, [s.generation.shares() for s in heard.segments])  # doctest: +SKIP
+    """
+    adapter = wrap(model, processor)
+    if sound is None:
+        raise MediaError("no sound to transcribe", hint="transcribe(adapter, sound='talk.wav')")
+    asked = prompt_for(adapter, prompt, language)
+    rate = sampling_rate(adapter)
+    samples = read_audio(sound, rate, max_seconds=MAX_SECONDS)
+    found: list[Segment] = []
+    for piece in cut(adapter, samples, rate, chunk_seconds):
+        one = segment(
+            adapter, samples, rate, piece, asked, strategy=strategy, relevance=relevance,
+            max_new_tokens=max_new_tokens, **generation_kwargs,
+        )  # fmt: skip
+        found.append(one)
+        if on_segment is not None:
+            on_segment(one)
+    first = found[0].generation
+    settings = {"strategy": first.strategy, **first.settings}
+    return Transcript(tuple(found), samples.size / rate, asked, settings)
+
+
+def cut(adapter: Adapter, samples: Samples, rate: int, chunk_seconds: float | None = None) -> list[Piece]:
+    """The pieces in which a sound is transcribed.
+
+    Raises:
+        SettingError: longer pieces than the model's window, or shorter than 0.2 s.
+    """
+    window = window_seconds(adapter.processor)
+    if chunk_seconds is None:
+        return pieces(samples, rate, min(CHUNK_SECONDS, window or CHUNK_SECONDS))
+    # processors that make windows themselves take more than one; those that do not refuse the piece (models.heard)
+    return pieces(samples, rate, chunk_seconds)
+
+
+def segment(
+    adapter: Adapter,
+    samples: Samples,
+    rate: int,
+    piece: Piece,
+    prompt: str,
+    *,
+    strategy: Strategy | str | None = None,
+    relevance: bool = True,
+    max_new_tokens: int | None = None,
+    on_step: OnStep | None = None,
+    **generation_kwargs: Any,
+) -> Segment:
+    """Transcribe one piece of a sound."""
+    start, stop = piece.start / rate, piece.stop / rate
+    most = max_new_tokens or token_limit(stop - start)
+    said = generate(
+        adapter, None, prompt, media={"audio": (samples[piece.start : piece.stop], rate)}, strategy=strategy,
+        relevance=relevance, max_new_tokens=most, on_step=on_step, **generation_kwargs,
+    )  # fmt: skip
+    ended = bool(said.token_ids) and (said.token_ids[-1] in _ends(adapter) or len(said.token_ids) < most)
+    return Segment(start, stop, said, piece.quiet, ended)
+
+
+def token_limit(seconds: float) -> int:
+    """Tokens that fit the fastest speech of so many seconds in most scripts."""
+    return 64 + 12 * math.ceil(seconds)
+
+
+def prompt_for(adapter: Adapter, prompt: str | None = None, language: str | None = None) -> str:
+    """The words that ask for a transcription.
+
+    Raises:
+        SettingError: the prompt is empty, names ``{language}`` without one, or has no place for it.
+    """
+    if prompt is None:
+        base = default_prompt(adapter)
+        return base if language is None else base + LANGUAGE.format(language=language)
+    if not prompt.strip():
+        raise SettingError("the prompt is empty", hint="leave it out for the model's own")
+    if ("{language}" in prompt) != (language is not None):
+        raise SettingError(
+            "the prompt and the language do not go together",
+            hint="write {language} where a prompt of your own should name it, and give the language with it",
+        )
+    return prompt.replace("{language}", language or "")
+
+
+def default_prompt(adapter: Adapter) -> str:
+    """What the model was made to be asked: its config's ``transcription_prompt``, its processor's, or its family's."""
+    for owner, name in (
+        (adapter.model.config, "transcription_prompt"),
+        (adapter.processor, "default_transcription_prompt"),
+    ):
+        value = getattr(owner, name, None)
+        if isinstance(value, str) and value.strip():
+            return value
+    return adapter.family.transcribe
+
+
+def _ends(adapter: Adapter) -> Sequence[int]:
+    found = getattr(adapter.model.generation_config, "eos_token_id", None)
+    return [] if found is None else [found] if isinstance(found, int) else list(found)

@@ -17,9 +17,10 @@ from limelight.models import detect
 from limelight.models.attention import no_attention_hooks, switched
 from limelight.models.capture import DecoderCall, capture
 from limelight.models.exclusive import lock_of
-from limelight.models.families import Family, family_of
+from limelight.models.families import Family, families, family_of
 from limelight.models.offload import device_of
 from limelight.models.per_layer import per_layer_inputs
+from limelight.models.published import config_of
 from limelight.models.spans import grown, layouts
 from limelight.models.unwrapped import uncompiled, unwrapped
 from limelight.types import MODALITIES, Prompt, Span
@@ -285,6 +286,9 @@ def load(
     from limelight.models.video_tensors import load_processor
 
     source = packaged(str(name)) if str(name) in PACKAGED else name
+    found = _published(source, dtype)
+    if found is not None:
+        return _ready(*found, device)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -301,11 +305,37 @@ def load(
             f"{str(name)!r} has a model but no usable processor: {str(error).splitlines()[0]}",
             hint="a multimodal model needs preprocessor_config.json and tokenizer files beside its weights",
         ) from error
+    return _ready(model, processor, device)
+
+
+def _ready(model: Any, processor: Any, device: str | None) -> Adapter:
     model.eval()
     if device is not None:
         model.to(device)
     check_finite(model)
     return Adapter(model, processor)
+
+
+def _published(source: str | Path, dtype: torch.dtype | str) -> tuple[Any, Any] | None:
+    """Model and processor of a checkpoint in a family's own layout, or None."""
+    folder = Path(source)
+    ways = [f.published for f in families().values() if f.published is not None]
+    if folder.is_dir():
+        config = config_of(folder)
+        return next((w.load(folder, dtype) for w in ways if w.claims(folder, config)), None)
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError, KeyError):
+        return None  # the ordinary way says what is wrong
+    way = next((w for w in ways if w.claims(None, config)), None)
+    if way is None:
+        return None
+    from huggingface_hub import snapshot_download
+
+    kept = ["*.json", "*.safetensors", "*.bin", "*.tiktoken", "*.model"]
+    return way.load(Path(snapshot_download(str(source), allow_patterns=kept)), dtype)
 
 
 def _model_class(config: Any) -> Any:

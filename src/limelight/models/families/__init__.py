@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from limelight.models.published import Published
 from limelight.models.spans import Pictures
 
 
@@ -43,6 +44,8 @@ class Family:
         pictures: lays out one run of image or video positions (:data:`limelight.models.spans.Pictures`).
         transcribe: the words that ask it for a transcription, where neither config nor processor has any.
         extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
+        seconds: of sound that one position stands for, where features cannot tell: ``(model config) -> seconds``.
+        published: how to load checkpoints in a layout that transformers does not know.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Family:
     pictures: Pictures | None = None
     extra_inputs: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
     transcribe: str = "Transcribe the speech."
+    seconds: Callable[[Any], float] | None = None
+    published: Published | None = None
 
 
 GENERIC = Family("generic", ())

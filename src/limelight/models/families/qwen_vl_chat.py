@@ -1,0 +1,12 @@
+"""Qwen-VL-Chat: the paper's third vision column; its own checkpoint layout, read into transformers' parts."""
+
+from limelight.models.families import Family, PaperSettings
+from limelight.models.published import Published
+from limelight.models.qwen_vl_chat import checkpoint
+
+FAMILY = Family(
+    "qwen-vl-chat",
+    ("qwen_vl_chat",),
+    PaperSettings(lr=4e-4, kl_weight=0.1),
+    published=Published(checkpoint.claims, checkpoint.load),
+)

@@ -29,7 +29,7 @@ def run(adapter: Adapter, inputs: Inputs, tokens: int = 1, *, processors: Any = 
     given = settings.pop("strategy", None) or lime_cached(**settings)
     more = {} if processors is None else {"logits_processor": LogitsProcessorList(processors)}
     return adapter.model.generate(
-        **inputs, custom_generate=limelight.custom_generate(given), max_new_tokens=tokens, do_sample=False,
+        **inputs, custom_generate=limelight.custom_generate(given, whole=adapter), max_new_tokens=tokens, do_sample=False,
         return_dict_in_generate=True, output_logits=True, **more,
     )  # fmt: skip
 

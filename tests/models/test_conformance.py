@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import limelight
-from limelight.errors import HookError, LimelightError, UnknownKindError
+from limelight.errors import HookError, LimelightError, ModelError, UnknownKindError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import NAME, AttentionHook, attention_hooks
 from limelight.relevance.attribute import attribute
@@ -42,8 +42,8 @@ RAISES: dict[str, tuple[str, str]] = {
     "kosmos2": ("NotMultimodalError", "names no image"),
     "kosmos2_5": ("NotMultimodalError", "names no image"),
 }
-# generate() of these hands on to an inner language model, which knows no placeholder.
-RAISES_IN_GENERATE = ("blip2", "instructblip", "instructblipvideo")
+# generate() of these hands on to an inner language model, which knows no placeholder: custom_generate(whole=) tells.
+HANDED_ON = ("blip2", "instructblip", "instructblipvideo")
 
 WORKING = (*FOUNDATION, *(n for n in ZOO if n not in FOUNDATION and n not in RAISES))
 families = pytest.mark.parametrize("name", WORKING)
@@ -132,14 +132,17 @@ def _forcing(length: int, tokens: list[int]) -> Any:
     return allowed
 
 
-@pytest.mark.parametrize("name", [n for n in WORKING if n not in RAISES_IN_GENERATE])
+@families
 def test_greedy_and_one_step_lime_choose_the_tokens_of_generate(name: str) -> None:
     adapter = built(name)
     inputs = given(name, adapter)
     want = adapter.model.generate(**inputs, max_new_tokens=4, do_sample=False)
     for strategy in (limelight.greedy(), limelight.lime(steps=1)):
         got = adapter.model.generate(
-            **inputs, custom_generate=limelight.custom_generate(strategy), max_new_tokens=4, do_sample=False
+            **inputs,
+            custom_generate=limelight.custom_generate(strategy, whole=adapter),
+            max_new_tokens=4,
+            do_sample=False,
         )
         assert torch.equal(got, want)
 
@@ -196,10 +199,8 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
         adapter.hidden(adapter.capture(inputs))
         raise ZeroDivisionError
     assert snapshot(adapter.model) == before
-    if name not in RAISES_IN_GENERATE:
-        adapter.model.generate(
-            **inputs, custom_generate=limelight.custom_generate(limelight.lime(steps=2)), max_new_tokens=2
-        )
+    fn = limelight.custom_generate(limelight.lime(steps=2), whole=adapter)
+    adapter.model.generate(**inputs, custom_generate=fn, max_new_tokens=2)
     assert snapshot(adapter.model) == before
     with torch.no_grad():
         assert torch.equal(adapter.model(**inputs).logits, want)
@@ -281,10 +282,12 @@ def test_an_unknown_kind_raises(name: str, part: str) -> None:
         assert snapshot(adapter.model) == before
 
 
-def _lime(adapter: Adapter, inputs: dict[str, Tensor], **settings: Any) -> Any:
+def _lime(adapter: Adapter, inputs: dict[str, Tensor], whole: bool = True, **settings: Any) -> Any:
     return adapter.model.generate(
         **inputs,
-        custom_generate=limelight.custom_generate(limelight.lime(**{"steps": 2, "lr": 1e-3, **settings})),
+        custom_generate=limelight.custom_generate(
+            limelight.lime(**{"steps": 2, "lr": 1e-3, **settings}), whole=adapter if whole else None
+        ),
         max_new_tokens=2,
         do_sample=False,
         return_dict_in_generate=True,
@@ -304,7 +307,7 @@ def test_rows_of_a_left_padded_batch_equal_their_own_runs(name: str) -> None:
     slack = 1e-6 if wide is not adapter else 1e-2
     batch = row_of.batch(adapter.model)
     call = adapter.capture(batch)
-    together = _lime(wide, row_of.batch(wide.model), steps=3) if name not in RAISES_IN_GENERATE else None
+    together = _lime(wide, row_of.batch(wide.model), steps=3)
     for row in (0, 1):
         alone = given(name, adapter, row)
         pad = call.length - alone["input_ids"].shape[1]
@@ -316,14 +319,15 @@ def test_rows_of_a_left_padded_batch_equal_their_own_runs(name: str) -> None:
         assert [(s.start + pad, s.stop + pad, s.modality, s.grid) for s in single.spans if s.modality != "text"] == [
             (s.start, s.stop, s.modality, s.grid) for s in inside.spans if s.modality != "text"
         ]
-        if together is None:
-            continue
         own = _lime(wide, given(name, wide, row), steps=3)
         assert together.sequences[row, call.length :].tolist() == own.sequences[0, call.length - pad :].tolist()
         for left, right in zip(together.logits, own.logits, strict=True):
             torch.testing.assert_close(left[row], right[0], atol=slack * float(right.abs().max()), rtol=0)
         greedy = adapter.model.generate(
-            **batch, custom_generate=limelight.custom_generate(limelight.greedy()), max_new_tokens=3, do_sample=False
+            **batch,
+            custom_generate=limelight.custom_generate(limelight.greedy(), whole=adapter),
+            max_new_tokens=3,
+            do_sample=False,
         )
         plain = adapter.model.generate(**alone, max_new_tokens=3, do_sample=False)
         assert greedy[row, call.length :].tolist() == plain[0, call.length - pad :].tolist()
@@ -359,12 +363,18 @@ def test_what_is_not_covered_says_so(name: str) -> None:
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("name", RAISES_IN_GENERATE)
+@pytest.mark.parametrize("name", HANDED_ON)
 def test_a_language_model_called_from_inside_says_so(name: str) -> None:
     adapter = built(name)
     with pytest.raises(LimelightError) as caught:
-        _lime(adapter, given(name, adapter))
-    assert caught.value.hint
+        _lime(adapter, given(name, adapter), whole=False)
+    assert "whole" in caught.value.hint
+    with pytest.raises(ModelError, match="no part of"):
+        adapter.model.generate(
+            **given(name, adapter),
+            custom_generate=limelight.custom_generate(limelight.greedy(), whole=built("llava")),
+            max_new_tokens=1,
+        )
 
 
 def test_every_row_of_the_zoo_is_accounted_for() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.decoding.test_meter import HANDED_ON
-from tests.models.test_conformance import RAISES, RAISES_IN_GENERATE
+from tests.models.test_conformance import HANDED_ON, RAISES
 from tests.relevance.test_tangents import RAISES as NO_TANGENTS
 from tests.zoo import UNBUILDABLE, ZOO, Tiny
 
@@ -26,9 +25,8 @@ WHY: dict[str, str] = {
     "names no image": "no token of the prompt stands for the picture: pass `modality_ids`",
     "layers of its own kind of cache": "a window that spares the prompt is kept in a cache of the family's own",
     "deepstack": "vision features enter again in deeper layers",
-    "in generate": "`generate()` hands the merged prompt to an inner language model, which knows no placeholder; "
-    "`limelight.generate` is refused with it, attribution is not",
 }
+WHOLE = "inside `model.generate`: `custom_generate(strategy, whole=model)`"
 HEAD = """# Families
 
 Written by `python -m tests.zoo.table` from the tables that the tests assert; a test keeps the two in step. Each row is a
@@ -54,19 +52,18 @@ def answers(name: str) -> tuple[dict[str, bool], list[str]]:
     """Column -> yes or no, and the reasons of every no."""
     row: Tiny = ZOO[name]
     attribution = name not in RAISES
-    exact = attribution and name not in RAISES_IN_GENERATE
-    dual = exact and name not in NO_TANGENTS and name not in HANDED_ON
+    dual = attribution and name not in NO_TANGENTS
     batch = attribution and row.batch is not None
     why = [WHY[RAISES[name][1]]] if not attribution else []
     if attribution and name in NO_TANGENTS:
         why.append(WHY[NO_TANGENTS[name][1]])
-    if attribution and not exact:
-        why.append(WHY["in generate"])
     if attribution and row.batch is None:
         why.append(f"no batch: {row.no_batch}")
     if "no_float64" in row.marks and attribution:
         why.append("checked in float32")
-    return dict(zip(COLUMNS, (attribution, exact, dual, dual, batch), strict=True)), why
+    if name in HANDED_ON:
+        why.append(WHOLE)
+    return dict(zip(COLUMNS, (attribution, attribution, dual, dual, batch), strict=True)), why
 
 
 def page() -> str:

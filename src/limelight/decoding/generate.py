@@ -73,6 +73,7 @@ def generate(
             spans=[prompt.spans] if prompt.spans else None,
             details=relevance,
             on_step=on_step,
+            whole=adapter,
         )
         output: GroundedOutput = adapter.model.generate(
             **prompt.tensors, custom_generate=fn, **settings_of(generation_kwargs)

@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from limelight.decoding.strategy import Chooser, Outlook, Run, Strategy
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
-from limelight.models.adapter import Adapter, wrap
+from limelight.models.adapter import Adapter, inside, wrap
 from limelight.types import Span, Step
 
 OnStep = Callable[[int, Step], None]
@@ -43,6 +43,7 @@ def custom_generate(
     spans: Sequence[tuple[Span, ...]] | None = None,
     details: bool = False,
     on_step: OnStep | None = None,
+    whole: Any = None,
 ) -> Callable[..., Any]:
     """A callable for ``model.generate(**inputs, custom_generate=...)``.
 
@@ -62,6 +63,8 @@ def custom_generate(
             since generate() has consumed the tensors that tell.
         details: compute the relevance of every emitted token where the strategy can.
         on_step: called with (row, Step) as each token is chosen.
+        whole: the model (or its Adapter) whose generate() is called, where that hands on to a language model inside
+            (BLIP-2, InstructBLIP), which does not know the picture's positions.
     """
 
     def decoding_method(
@@ -73,7 +76,7 @@ def custom_generate(
         **model_kwargs: Any,
     ) -> Any:
         with ending(streamer) as sink:
-            adapter = wrap(model, processor)
+            adapter = wrap(model, processor) if whole is None else inside(wrap(whole, processor), model)
             if stop_strings is not None:
                 stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, adapter)
             rows = input_ids.shape[0]

@@ -53,6 +53,7 @@ def generate_many(
         tensors=tensors,
         spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)],
         details=relevance,
+        whole=adapter,
     )
     output: GroundedOutput = adapter.model.generate(**tensors, custom_generate=fn, **settings_of(generation_kwargs))
     steps = output.steps or ()

@@ -37,6 +37,8 @@ class Adapter:
         decoder: the module that owns the text stack's layers.
         traits: layers, heads, kv heads, head dim, hidden size, vocabulary.
         family: what is known beyond the config.
+        whole: the multimodal model; another than ``model`` where that is the language model inside, which some families'
+            ``generate()`` hands the merged prompt on to (BLIP-2, InstructBLIP).
 
     Raises:
         ModelError: this is no model.
@@ -44,9 +46,10 @@ class Adapter:
         NotMultimodalError: neither config nor processor names a perceptual token.
     """
 
-    def __init__(self, model: Any, processor: Any = None) -> None:
+    def __init__(self, model: Any, processor: Any = None, whole: Any = None) -> None:
         model = unwrapped(model)
         self.model: Any = model
+        self.whole: Any = model if whole is None else unwrapped(whole)
         if not isinstance(model, nn.Module):
             raise ModelError(
                 f"expected a transformers model, got {type(model).__name__}",
@@ -55,8 +58,8 @@ class Adapter:
         self.processor = processor
         self.decoder: Any = detect.find_decoder(model)
         self.traits = detect.decoder_traits(model, self.decoder)
-        self.family: Family = family_of(model.config)
-        self.placeholders = detect.placeholder_ids(model, processor)
+        self.family: Family = family_of(self.whole.config)
+        self.placeholders = detect.placeholder_ids(self.whole, processor)
         head = self.model.get_output_embeddings()
         if head is None:
             inner = [m for m in model.modules() if m is not model and getattr(m, "lm_head", None) is not None]
@@ -110,7 +113,7 @@ class Adapter:
             )
         if self._takes_types and out.get("mm_token_type_ids") is None and isinstance(ids, Tensor):
             # without them, positions (M-RoPE) and masks are silently those of plain text
-            out["mm_token_type_ids"] = detect.modality_ids(self.model, {"input_ids": ids}, self.processor)
+            out["mm_token_type_ids"] = detect.modality_ids(self.whole, {"input_ids": ids}, self.processor)
         if self.family.extra_inputs is not None:
             out.update(self.family.extra_inputs(self.model, out))
         return out
@@ -139,7 +142,7 @@ class Adapter:
         return ", ".join(f"{m} = {i}" for i, m in sorted(self.placeholders.items()))
 
     def _modalities(self, inputs: Mapping[str, Any]) -> Tensor:
-        ids = detect.modality_ids(self.model, inputs, self.processor)
+        ids = detect.modality_ids(self.whole, inputs, self.processor)
         tokens = inputs.get("input_ids")
         if self.family.members is None or inputs.get("modality_ids") is not None or tokens is None:
             return ids
@@ -157,13 +160,13 @@ class Adapter:
                 f"no image, audio or video position among the {ids.shape[1]} of this prompt",
                 hint="put the picture or sound into the messages, or the model's placeholder into the text",
             )
-        rows = layouts(ids, self.model.config, inputs, self._seconds(inputs), self.family.pictures)
+        rows = layouts(ids, self.whole.config, inputs, self._seconds(inputs), self.family.pictures)
         return grown(rows[row], length or 0)
 
     def _seconds(self, inputs: Mapping[str, Any]) -> list[float]:
         """Seconds of each sound (or window of one), from log-mel features ``[n, bins, frames]`` and their mask."""
         features = inputs.get("input_features")
-        audio = getattr(self.model.config, "audio_config", None)
+        audio = getattr(self.whole.config, "audio_config", None)
         bins = getattr(audio, "num_mel_bins", None)
         if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[1] != bins:
             return []
@@ -184,6 +187,8 @@ class Adapter:
         """
         modality = self._modalities(inputs) if self._layer_inputs is not None else None
         inputs = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
+        if inputs.get("inputs_embeds") is not None:  # merged already; the ids beside them only tell what is where
+            inputs.pop("input_ids", None)
         with self.routed(), no_attention_hooks():  # towers inside the decoder are none of a hook's business
             windows = detect.mask_windows(self.decoder)
             call = capture(self.model, self.decoder, inputs, windows, None if modality is None else modality > 0)
@@ -251,6 +256,22 @@ class Adapter:
             f"Adapter({type(self.model).__name__}, family={self.family.name!r}, layers={t.layers}, heads={t.heads}, "
             f"kv_heads={t.kv_heads}, head_dim={t.head_dim}, placeholders={{{self.placeholder_names()}}})"
         )
+
+
+def inside(whole: Adapter, model: Any) -> Adapter:
+    """The adapter that ``generate()`` works on: ``whole``, or one of the language model inside that it has handed on to.
+
+    Raises:
+        ModelError: ``model`` is no part of ``whole``'s.
+    """
+    if unwrapped(model) is whole.model:
+        return whole
+    if not any(m is model for m in whole.model.modules()):
+        raise ModelError(
+            f"generate() runs a {type(model).__name__} that is no part of the {type(whole.model).__name__} given",
+            hint="custom_generate(strategy, whole=...) takes the model whose generate() is called",
+        )
+    return Adapter(model, whole.processor, whole.model)
 
 
 def wrap(model: Any, processor: Any = None) -> Adapter:

@@ -238,7 +238,8 @@ def placeholder_ids(model: nn.Module, processor: Any = None) -> dict[int, Modali
     if not found:
         raise NotMultimodalError(
             f"{type(model).__name__} names no image, audio or video token in its config or processor",
-            hint="limelight needs a multimodal model; for an unusual one pass modality_ids= (0 text, 1 image, 2 video, 3 audio)",
+            hint="limelight needs a multimodal model; for an unusual one pass modality_ids= (0 text, 1 image, 2 video, 3 audio); "
+            "where generate() hands on to the language model inside, custom_generate(strategy, whole=model)",
         )
     return found
 

@@ -172,7 +172,7 @@ def cell(
 
 def plan(*, quick: bool, gpu: bool) -> list[tuple[str, int, int, int, int]]:
     """(name, prompt length, batch, tokens, repeats). What nobody would wait for is left out, not guessed."""
-    from bench.speed_settings import BATCHED, UNCACHED, settings
+    from bench.speed_settings import BATCHED, PEERS, UNCACHED, settings
 
     out = []
     for length in (600,) if quick or gpu else (600, 150, 2400):
@@ -185,7 +185,12 @@ def plan(*, quick: bool, gpu: bool) -> list[tuple[str, int, int, int, int]]:
                     continue
                 if "6 Adam" in name and length > 600:
                     continue
-                if quick and name in ("LIME as published", "cached LIME, 6 Adam updates", "cached LIME, 6 updates"):
+                if name in PEERS[2:] and (length, batch) != (600, 1):  # what a peer costs, once
+                    continue
+                if quick and (
+                    name in PEERS
+                    or name in ("LIME as published", "cached LIME, 6 Adam updates", "cached LIME, 6 updates")
+                ):
                     continue
                 tokens = 1 if name in UNCACHED else 3 if slow else 10 if length > 600 or batch > 1 else 16
                 out.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from limelight.decoding.registry import strategy
 from limelight.decoding.strategy import Outlook, Run
 from limelight.grounding.deltas import Deltas
 from limelight.grounding.objectives import kl, paper_loss
+from limelight.models.attention import repeat_heads
 from limelight.relevance.attribute import input_relevance
 from limelight.relevance.composites import ATTN_LRP, attached
 
@@ -53,9 +55,24 @@ class _UncachedSession:
         return Outlook(self.run.adapter.model(**self.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1])
 
 
+class _Added(Deltas):
+    """Offsets as published: added to the repeated keys and values, whose attention weights are kept for every pass."""
+
+    def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        groups = q.shape[1] // k.shape[1]
+        return q, repeat_heads(k, groups) + self.keys[layer], repeat_heads(v, groups) + self.values[layer]
+
+    def raw_scores(self, layer: int, scores: Tensor, q: Tensor) -> Tensor:
+        return scores
+
+    def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
+        return out
+
+
 class Naive:
     """The paper's loop as published: a second copy of the LM for the reference distribution, the towers and the full
-    logits at every forward, a backward after the last forward that nothing uses."""
+    logits at every forward, eager attention with its weights kept, gradients recorded for weights too (nobody asks for
+    them, but the parameters say they might), a backward after the last forward that nothing uses."""
 
     name = "LIME as published"
 
@@ -82,7 +99,7 @@ class _NaiveSession(_UncachedSession):
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         traits = adapter.traits
         shape = (self.ids.shape[0], traits.heads, self.ids.shape[1], traits.head_dim)
-        deltas = Deltas(sorted(adapter.attention_layers), shape, self.ids.device, torch.float32)
+        deltas = _Added(sorted(adapter.attention_layers), shape, self.ids.device, torch.float32)
         adam = torch.optim.Adam(deltas.parameters(), lr=adapter.family.paper.lr)
         with torch.no_grad():
             reference = torch.log_softmax(self.twin(**self.inputs(), use_cache=False).logits[:, -1].float(), dim=-1)
@@ -146,13 +163,13 @@ def settings() -> dict[str, Callable[[], Any]]:
         "cached LIME, 6 updates": lambda: LimeCached(updates=6),
         "cached LIME, 1 Adam update": lambda: LimeCached(updates=1, rule="adam"),
         "cached LIME, 6 Adam updates": lambda: LimeCached(updates=6, rule="adam"),
-        "VCD": lambda: strategy("vcd"),
-        "M3ID": lambda: strategy("m3id"),
+        **{label: partial(strategy, label.lower()) for label in PEERS},
         "exact LIME": Lime,
         "LIME as published": Naive,
     }
 
 
+PEERS = ("VCD", "M3ID", "ICD", "PAI", "AvisC", "DoLa", "DeCo", "MemVR", "OPERA")
 UNCACHED = ("exact LIME", "LIME as published")
 BATCHED = (
     "greedy",

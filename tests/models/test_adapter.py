@@ -193,3 +193,14 @@ def test_a_decoder_that_returns_no_hidden_states_raises() -> None:
     with pytest.raises(HookError) as caught:
         adapter.hidden(call)
     assert caught.value.hint
+
+
+def test_frozen_parameters_ask_for_gradients_again_afterwards() -> None:
+    adapter = fresh("llava")
+    first = next(adapter.model.parameters())
+    first.requires_grad_(False)
+    before = [p.requires_grad for p in adapter.model.parameters()]
+    with pytest.raises(RuntimeError, match="inside"), adapter.frozen():
+        assert not any(p.requires_grad for p in adapter.model.parameters())
+        raise RuntimeError("inside")
+    assert [p.requires_grad for p in adapter.model.parameters()] == before

@@ -5,7 +5,8 @@ For every new token, nothing cached: offsets on the keys and values of every lay
 own. The token is chosen from the last forward pass.
 
 Free savings over the released code, results unchanged: towers run once; the reference distribution is the first
-iteration's (no second model in memory); logits of the last position only; no backward after the last forward.
+iteration's (no second model in memory); logits of the last position only; no backward after the last forward; attention
+weights are computed again instead of kept for the second-order pass.
 
 Differs from the released code: its AttnLRP patches land on an unused copy of the modelling module for LLaVA and
 Qwen2.5-VL (there it runs gradient x input), which ``composite=GRADIENT_INPUT`` reproduces; a repetition penalty is
@@ -24,6 +25,7 @@ from torch import Tensor
 from limelight.decoding.strategy import Detail, Outlook, Run
 from limelight.errors import NotFiniteError, SettingError
 from limelight.grounding.deltas import Deltas
+from limelight.grounding.lean import LeanDeltas
 from limelight.grounding.objectives import PAPER, Objective, check_groups, kl, objective
 from limelight.models.adapter import Adapter
 from limelight.models.capture import DecoderCall
@@ -81,12 +83,12 @@ def optimise(
         trace: called with every iteration; then the last one's backward is run as well (the authors run it and drop it).
     """
     where = sorted(adapter.attention_layers) if layers is None else list(layers)
-    deltas = Deltas(where, None, call.embeds.device, call.embeds.dtype)
+    deltas = LeanDeltas(where, None, call.embeds.device, call.embeds.dtype, composite)
     adam: torch.optim.Adam | None = None
     losses: dict[str, list[Tensor]] = {"kl": [], "relevance": [], "total": []}
     plain = logits = torch.empty(0)
     reference = torch.empty(0)
-    with attached(adapter, composite, deltas):
+    with adapter.frozen(), attached(adapter, composite, deltas):
         for step in range(settings.steps):
             last = step == settings.steps - 1
             blind = direction == "random" and trace is None

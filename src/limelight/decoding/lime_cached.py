@@ -160,6 +160,7 @@ class LimeCachedSession:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
+            adapter.frozen(),
             attached(adapter, COMPOSITES[self.strategy.composite]),
         ):
             embeds = call.embeds.clone().requires_grad_(True)

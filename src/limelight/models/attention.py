@@ -96,6 +96,12 @@ def attention_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
             outer.seen |= active.seen
 
 
+def active_hooks() -> tuple[AttentionHook, ...]:
+    """The hooks of this thread of control, outermost first."""
+    active = _ACTIVE.get()
+    return active.hooks if active else ()
+
+
 def check_bound(seen: set[int], expected: set[int]) -> None:
     """Raise HookError when a layer of ``expected`` never called the attention function: its hooks did nothing."""
     missing = sorted(expected - seen)

@@ -145,7 +145,7 @@ def relevance_of(
         words = (*words, *adapter.tokens(generated))
     spans = adapter.spans(inputs, row, length=call.length) if prompt_spans is None else grown(prompt_spans, call.length)
     out: list[Relevance] = []
-    with torch.inference_mode(False), torch.enable_grad(), attached(adapter, composite):
+    with torch.inference_mode(False), torch.enable_grad(), adapter.frozen(), attached(adapter, composite):
         call = call.cloned()
         embeds = call.embeds.requires_grad_(True)
         hidden = adapter.hidden(call, embeds)

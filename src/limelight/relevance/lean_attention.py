@@ -137,5 +137,5 @@ def lean_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
         for at, _, _, _, value, weights in _Blocks(q, k, v, mask, scale, pieces):
             out[:, :, at] = torch.matmul(weights, value)
         return out
-    out = _Attend.apply(q, k, v, mask, scale, pieces)  # type: ignore[no-untyped-call]
-    return out
+    attended: Tensor = _Attend.apply(q, k, v, mask, scale, pieces)  # type: ignore[no-untyped-call]
+    return attended

@@ -43,7 +43,7 @@ def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
             stream.close()
         until(lambda: not running.chat.door.inside)
         gate.open()
-        until(lambda: running.chat.worker.current is None)
+        until(lambda: not running.chat.worker.current)
         assert gate.tokens < 10
         assert create(running.openai(), max_tokens=2).usage.completion_tokens == 2
         assert running.metric("limelight_cancelled_total") == 1
@@ -55,7 +55,7 @@ def test_a_client_that_leaves_while_waiting_is_forgotten(serve: Serve) -> None:
         body = {"model": MODEL, "messages": ask(), "max_tokens": 2}
         first = threading.Thread(target=running.post, args=(body,))
         first.start()
-        until(lambda: running.chat.worker.current is not None)
+        until(lambda: running.chat.worker.current)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=0.5, trust_env=False)
         until(lambda: running.chat.door.inside.total() == 1)
@@ -83,7 +83,7 @@ def test_time_is_up(serve: Serve, stream: bool) -> None:
             last = got.json()
         assert last["error"]["code"] == "timeout"
         gate.open()
-        until(lambda: running.chat.worker.current is None)
+        until(lambda: not running.chat.worker.current)
         assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from limelight.errors import MediaError
 from limelight.server.limits import Limits
-from limelight.server.media import decode_picture, decode_sound, from_base64, from_data_url, open_picture
+from limelight.server.media import decode_picture, decode_sound, from_base64, open_picture, split_data_url
 from tests.server.conftest import data_url, png
 
 SMALL = Limits(media_bytes=10_000, pixels=10_000, seconds=1.0, samples=40_000)
@@ -27,7 +27,7 @@ def wav(seconds: float = 0.5, rate: int = 16000, channels: int = 1, kind: str = 
 
 
 def test_a_picture_comes_through() -> None:
-    picture = decode_picture(open_picture(from_data_url(data_url(png(7, 5)), SMALL), SMALL), SMALL)
+    picture = decode_picture(open_picture(split_data_url(data_url(png(7, 5)), "image", SMALL)[1], SMALL), SMALL)
     assert (picture.size, picture.mode) == ((7, 5), "RGB")
     assert picture.getpixel((0, 0)) == (200, 30, 30)
 

@@ -12,8 +12,8 @@ from limelight.server.problems import busy
 from limelight.server.worker import Failed, FairQueue, Job, Worker
 
 
-def job(client: str, work: Any = None, emit: Any = None) -> Job:
-    return Job(client, work or (lambda _: None), emit or (lambda _: None))
+def job(client: str, work: Any = None, emit: Any = None, **more: Any) -> Job:
+    return Job(client, work or (lambda _: None), emit or (lambda _: None), **more)
 
 
 def test_clients_take_turns() -> None:
@@ -22,7 +22,30 @@ def test_clients_take_turns() -> None:
     for j in (*many, *few):
         queue.put(j)
     assert len(queue) == 5
-    assert [queue.get() for _ in range(5)] == [many[0], few[0], many[1], few[1], many[2]]
+    assert [queue.get() for _ in range(5)] == [[j] for j in (many[0], few[0], many[1], few[1], many[2])]
+
+
+def test_who_agrees_goes_together_and_turns_stay_fair() -> None:
+    queue = FairQueue()
+    a = [job("a", key=k) for k in ("x", "y", "x", "x")]
+    b = [job("b", key=k) for k in ("y", "x", None)]
+    c = [job("c", key="x", rows=3), job("c", key="x")]
+    for j in (*a, *b, *c):
+        queue.put(j)
+    assert queue.get(5) == [a[0], b[1], c[0]]  # a round: b's x goes along, c's three rows fill the room
+    assert queue.get(5) == [b[0], a[1]]  # b's turn now, though an x of b went before
+    assert queue.get(5) == [c[1], a[2], a[3]]
+    assert queue.get(5) == [b[2]]  # no key: alone
+    assert len(queue) == 0
+    many, other = [job("a", key="x") for _ in range(5)], job("b", key="z")
+    for j in (*many, other):
+        queue.put(j)
+    assert queue.get(4) == many[:4]
+    assert queue.get(4) == [other]
+    assert queue.get(4) == [many[4]]
+    for _ in range(2):
+        queue.put(job("a"))
+    assert len(queue.get(8) or []) == 1
 
 
 def test_who_leaves_is_forgotten() -> None:
@@ -32,7 +55,7 @@ def test_who_leaves_is_forgotten() -> None:
     queue.put(second)
     queue.discard(first)
     queue.discard(first)
-    assert queue.get() is second
+    assert queue.get() == [second]
     queue.discard(second)
     assert len(queue) == 0
     queue.close()
@@ -53,7 +76,7 @@ def test_who_leaves_is_forgotten() -> None:
 def test_an_exception_ends_its_job_alone(error: Exception, status: int, caplog: pytest.LogCaptureFixture) -> None:
     worker, events, done = Worker(), [], threading.Event()
 
-    def fail(_: Job) -> None:
+    def fail(_: Any) -> None:
         raise error
 
     worker.start()
@@ -70,9 +93,9 @@ def test_an_exception_ends_its_job_alone(error: Exception, status: int, caplog: 
 def test_a_cancelled_job_never_starts_and_stopping_cancels_the_running_one() -> None:
     worker, ran, started = Worker(), [], threading.Event()
 
-    def long(own: Job) -> None:
+    def long(own: Any) -> None:
         started.set()
-        ran.append(own.cancelled.wait(5))
+        ran.append(own[0].cancelled.wait(5))
 
     running, waiting = job("a", long), job("a", lambda _: ran.append("no"))
     worker.start()

@@ -46,6 +46,12 @@ def serve(
             help="Fetch pictures from this https host; repeat for several. None by default.", rich_help_panel=NETWORK
         ),
     ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, max=256, help="Answers decoded together where requests agree; 1: one by one.", rich_help_panel=LIMITS
+        ),
+    ] = 8,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.", rich_help_panel=LIMITS)] = 32,
     per_client: Annotated[
         int | None, typer.Option(min=1, help="Of them, for one client address.", rich_help_panel=LIMITS)
@@ -109,7 +115,14 @@ def serve(
             _safetensors_only(Path(model))
         adapter = terminal.load(model, dtype, device, trust_remote_code)
     served = Offer(
-        name or model, chosen, offered, limits, key, frozenset(h.lower() for h in image_host or ()), host_names(host)
+        name or model,
+        chosen,
+        offered,
+        limits,
+        key,
+        frozenset(h.lower() for h in image_host or ()),
+        host_names(host),
+        batch,
     )
     if key is None and not is_loopback(host):
         terminal.err.print(f"[yellow]anybody who reaches {host}:{port} may use this server: set {KEY_VARIABLE}[/]")

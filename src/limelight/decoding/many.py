@@ -44,7 +44,7 @@ def generate_many(
     adapter = wrap(model, processor)
     chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
     prompts = [r if isinstance(r, Prompt) else adapter.prepare(r) for r in requests]
-    tensors, pads = collate(prompts, pad=_pad_id(adapter))
+    tensors, pads = collate(prompts, pad=pad_id(adapter))
     fn = custom_generate(
         chosen,
         processor=adapter.processor,
@@ -105,7 +105,8 @@ def shifted(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:
     return (Span(0, pad, "text"), *moved)
 
 
-def _pad_id(adapter: Any) -> int:
+def pad_id(adapter: Any) -> int:
+    """The token id that padding is filled with."""
     for source in (adapter.tokenizer, adapter.model.generation_config):
         value = getattr(source, "pad_token_id", None)
         if value is None:

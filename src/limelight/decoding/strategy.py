@@ -53,17 +53,22 @@ class Chooser:
         sample: draw instead of argmax.
         seeds: one seed a row, so that a row's draws do not depend on its neighbours; None uses torch's global state,
             as transformers does.
+
+    Attributes:
+        last: what ``scores`` returned last (None before), the distribution that the latest token was chosen from.
     """
 
     def __init__(self, processors: Any, *, sample: bool, seeds: Sequence[int] | None = None) -> None:
         self.processors = processors
         self.sample = sample
         self.seeds = seeds
+        self.last: Tensor | None = None
         self._generators: list[torch.Generator] = []
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Processed logits ``[B, V]``; the input is left as it is (processors may work in place)."""
         out: Tensor = self.processors(ids, logits.clone()) if self.processors else logits
+        self.last = out
         return out
 
     def pick(self, scores: Tensor) -> Tensor:

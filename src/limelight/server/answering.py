@@ -1,133 +1,195 @@
-"""One answer, in the worker's thread: prompt, limits, generation, and an event a token."""
+"""What a request wants of the model, and one answer to it as it grows: an event a token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
-from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 
-from limelight.decoding.generate import generate
-from limelight.decoding.greedy import Greedy
-from limelight.decoding.loop import decode
-from limelight.decoding.strategy import Chooser, Run, Strategy
+from limelight.decoding.strategy import Strategy
 from limelight.models.adapter import Adapter
 from limelight.server.conversation import Conversation
 from limelight.server.limits import Limits
 from limelight.server.problems import invalid
 from limelight.server.text import GrowingText
 from limelight.server.worker import Job
-from limelight.types import Step
+from limelight.types import Generation, Prompt, Step
 
 DEFAULT_NEW_TOKENS = 256
+# Strategies whose rows do not look at one another: in a batch each answers what it would answer alone (tests/server).
+TOGETHER = frozenset({"greedy", "meter", "lime", "lime-cached", "relevance-contrastive", "m3id", "dola", "deco", "vcd"})
 
 
 @dataclass(frozen=True)
 class Said:
-    """One token: its step (None for the end-of-text token), the text that may now be shown, rivals if asked for."""
+    """One token of answer ``index``: its step (None for the end-of-text token), the text that may now be shown, rivals."""
 
     step: Step | None
     delta: str
     top: tuple[tuple[str, float], ...] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is complete."""
+    """Answer ``index`` of ``of`` is complete. ``generation`` is there when the order asked for a page."""
 
     delta: str
     reason: str
     prompt_tokens: int
     new_tokens: int
-    strategy: str
-    settings: Mapping[str, Any]
     seed: int | None
+    index: int = 0
+    of: int = 1
+    text: str = ""
+    steps: tuple[Step, ...] = ()
+    generation: Generation | None = None
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a request wants of the model."""
+    """What a request wants of the model: an answer a seed.
+
+    Attributes:
+        grounding: run the meter beside the strategy. ``page``: keep every token's relevance.
+        sampling: settings of generate() that draw tokens; empty: greedy.
+        seeds: of the answers; one None for an answer that draws nothing.
+        top: how many rivals of each token to tell.
+    """
 
     conversation: Conversation
     strategy: Strategy
-    grounding: bool
-    sampling: Mapping[str, Any]
+    grounding: bool = False
+    page: bool = False
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int | None, ...] = (None,)
+    stops: tuple[str, ...] = ()
+    new_tokens: int | None = None
+    top: int = 0
+
+    @property
+    def together(self) -> bool:
+        """Whether its answers may share a batch with others."""
+        return self.strategy.name in TOGETHER
+
+    @property
+    def key(self) -> Hashable | None:
+        """What must agree for requests to be decoded together; None: alone.
+
+        A page is alone: its relevance is laid out over the prompt as it is, without padding in front.
+        """
+        if self.page or not self.together:
+            return None
+        settings = repr(sorted(self.strategy.settings().items()))
+        kinds = self.conversation.kinds
+        return self.strategy.name, settings, self.grounding, tuple(sorted(self.sampling.items())), kinds
+
+    def prompts(self, adapter: Adapter, limits: Limits) -> list[tuple[Prompt, int | None]]:
+        """A prompt and its seed for every answer. In the worker's thread: media are decoded here.
+
+        Raises:
+            ApiError: the chat template refuses the turns. LimelightError: media that cannot be read, see the library.
+        """
+        prompt = prepared(adapter, self.conversation, limits)
+        return [(prompt, seed) for seed in self.seeds]
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer on its way: a row of a batch."""
+
+    job: Job
+    order: Order
+    index: int
+    of: int
+    prompt: Prompt
     seed: int | None
-    stops: tuple[str, ...]
-    new_tokens: int | None
-    top: int
+    room: int
+    ends: frozenset[int]
+    text: GrowingText
+    steps: list[Step] = field(default_factory=list)
+    ended: bool = False
+    done: bool = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no further token is wanted."""
+        return self.ended or self.text.stopped or len(self.steps) >= self.room or self.job.cancelled.is_set()
+
+    def said(self, step: Step, top: tuple[tuple[str, float], ...]) -> None:
+        """One more token."""
+        self.steps.append(step)
+        self.ended = step.token in self.ends
+        delta = self.text.push(step.token)
+        self.job.tell(Said(None, delta, (), self.index) if self.ended else Said(step, delta, top, self.index))
+        if self.stopped:
+            self.finish()
+
+    def finish(self) -> None:
+        """Tell, once, that the answer is complete (nothing when nobody waits for it)."""
+        if self.done or self.job.cancelled.is_set():
+            return
+        self.done = True
+        delta, made = self.text.finish(), None
+        if self.order.page:
+            used, ids = self.order.strategy, tuple(s.token for s in self.steps)
+            made = Generation(self.text.said, ids, tuple(self.steps), self.prompt, used.name, used.settings())
+        reason = "stop" if self.ended or self.text.stopped else "length"
+        self.job.tell(
+            Finished(
+                delta,
+                reason,
+                len(self.prompt.tokens),
+                len(self.steps),
+                self.seed,
+                self.index,
+                self.of,
+                self.text.said,
+                tuple(self.steps),
+                made,
+            )
+        )
 
 
-class Watch(StoppingCriteria):  # type: ignore[misc]
-    """Sees every token after its choice: passes it on, and stops at a stop string or when nobody waits any more."""
-
-    def __init__(self, job: Job, order: Order, adapter: Adapter, text: GrowingText, ends: frozenset[int]) -> None:
-        self.job, self.order, self.adapter, self.text, self.ends = job, order, adapter, text, ends
-        self.pending: Step | None = None
-        self.count = 0
-        self.ended = False
-
-    def stepped(self, row: int, step: Step) -> None:
-        self.pending = step
-
-    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Any:
-        step, self.pending = self.pending, None
-        if step is not None and not self.job.cancelled.is_set():
-            self.count += 1
-            self.ended = step.token in self.ends
-            delta = self.text.push(step.token)
-            self.job.emit(Said(None if self.ended else step, delta, () if self.ended else self._top(scores)))
-        stop = self.job.cancelled.is_set() or self.text.stopped
-        return torch.full((ids.shape[0],), stop, dtype=torch.bool, device=ids.device)
-
-    def _top(self, scores: Any) -> tuple[tuple[str, float], ...]:
-        if not self.order.top or not scores:
-            return ()
-        found = torch.log_softmax(scores[-1][0].double(), dim=-1).topk(min(self.order.top, scores[-1].shape[-1]))
-        words = self.adapter.tokens(found.indices)
-        return tuple((w, max(float(v), -9999.0)) for w, v in zip(words, found.values, strict=True))
-
-
-def answer(job: Job, order: Order, adapter: Adapter, limits: Limits) -> None:
-    """Run one order; emits :class:`Said` a token and one :class:`Finished` (nothing more once cancelled).
+def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
+    """The rows that a job's order asks for.
 
     Raises:
-        ApiError: too many tokens, or the chat template refuses the turns. LimelightError: from the library.
+        ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``Order.prompts``.
     """
-    messages = order.conversation.messages(limits)
+    order: Order = job.order
+    tokenizer, ends = adapter.tokenizer, ends_of(adapter)
+    asked = order.prompts(adapter, limits)
+    rows = []
+    for index, (prompt, seed) in enumerate(asked):
+        room = _room(adapter, order.new_tokens, len(prompt.tokens), limits)
+        text = GrowingText(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)), order.stops)
+        rows.append(Row(job, order, index, len(asked), prompt, seed, room, ends, text))
+    return rows
+
+
+def prepared(adapter: Adapter, conversation: Conversation, limits: Limits) -> Prompt:
+    """A conversation as tensors; one without media has no spans."""
+    messages = conversation.messages(limits)
     try:
-        prompt = adapter.prepare(messages) if order.conversation.has_media else _text_only(adapter, messages)
+        if conversation.has_media:
+            return adapter.prepare(messages)
+        owner = adapter.processor if getattr(adapter.processor, "chat_template", None) else adapter.tokenizer
+        made = owner.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
     except TemplateError as error:
         raise invalid(f"the model's chat template refuses these turns: {error}", param="messages") from error
-    tensors = prompt if isinstance(prompt, dict) else prompt.tensors
-    length = int(tensors["input_ids"].shape[1])
-    new_tokens = _room(adapter, order.new_tokens, length, limits)
-    tokenizer = adapter.tokenizer
-    text = GrowingText(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)), order.stops)
-    watch = Watch(job, order, adapter, text, _ends(adapter))
-    settings: dict[str, Any] = {
-        **order.sampling,
-        "max_new_tokens": new_tokens,
-        "stopping_criteria": StoppingCriteriaList([watch]),
-        "output_scores": order.top > 0,
-    }
-    used: Strategy = order.strategy
-    if isinstance(prompt, dict):
-        used = Greedy()
-        _plain(adapter, prompt, settings, order.seed, watch.stepped)
-    else:
-        generate(
-            adapter, None, prompt, strategy=order.strategy, relevance=False, meter=order.grounding, seed=order.seed,
-            on_step=watch.stepped, **settings,
-        )  # fmt: skip
-    if job.cancelled.is_set():
-        return
-    reason = "stop" if watch.ended or text.stopped else "length"
-    job.emit(Finished(text.finish(), reason, length, watch.count, used.name, used.settings(), order.seed))
+    tensors = dict(made.to(adapter.device))
+    return Prompt(tensors, ("",) * int(tensors["input_ids"].shape[1]), ())
+
+
+def ends_of(adapter: Adapter) -> frozenset[int]:
+    """The token ids that end an answer."""
+    found = adapter.model.generation_config.eos_token_id
+    return frozenset([found] if isinstance(found, int) else found or ())
 
 
 def _room(adapter: Adapter, wanted: int | None, length: int, limits: Limits) -> int:
@@ -148,41 +210,3 @@ def _room(adapter: Adapter, wanted: int | None, length: int, limits: Limits) -> 
             code="context_length_exceeded",
         )
     return wanted if wanted is not None else min(DEFAULT_NEW_TOKENS, room)
-
-
-def _ends(adapter: Adapter) -> frozenset[int]:
-    found = adapter.model.generation_config.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or ())
-
-
-def _text_only(adapter: Adapter, messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensors of turns without any picture or sound."""
-    owner = adapter.processor if getattr(adapter.processor, "chat_template", None) else adapter.tokenizer
-    made = owner.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    return dict(made.to(adapter.device))
-
-
-def _plain(
-    adapter: Adapter,
-    tensors: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    seed: int | None,
-    on_step: Callable[[int, Step], None],
-) -> None:
-    """Plain decoding in the library's own loop: without a percept there is no span that a strategy could ground in."""
-
-    def method(
-        model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
-    ) -> Any:  # fmt: skip
-        seeds = None if seed is None else [seed]
-        chooser = Chooser(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
-        no_percept, mask = torch.zeros_like(input_ids), torch.ones_like(input_ids, dtype=torch.bool)
-        run = Run(adapter, input_ids, kwargs, no_percept, mask, chooser, generation_config)
-        return decode(Greedy(), run, stopping_criteria, None, on_step)
-
-    defaults = {"do_sample": False, "disable_compile": True, "return_dict_in_generate": True}
-    if not settings.get("do_sample"):
-        defaults |= dict.fromkeys(("temperature", "top_p", "top_k"))  # type: ignore[arg-type]
-    adapter.model.generate(**tensors, custom_generate=method, **{**defaults, **settings})

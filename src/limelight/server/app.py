@@ -10,15 +10,17 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import limelight
 from limelight.models.adapter import Adapter
 from limelight.server.chat import Chat
+from limelight.server.endpoint import House
 from limelight.server.guard import Guard
 from limelight.server.house import Offer
 from limelight.server.metrics import Counted, Metrics
+from limelight.server.pages import Pages, Shelf, served
 from limelight.server.problems import ApiError, internal, invalid
 from limelight.server.schema import openapi_schemas
 from limelight.server.worker import Worker
@@ -27,15 +29,18 @@ STOP_SECONDS = 30.0
 log = logging.getLogger("limelight.server")
 
 
-def create_app(adapter: Adapter, offer: Offer) -> FastAPI:
+def create_app(adapter: Adapter, offer: Offer, pages: Pages | None = None) -> FastAPI:
     """An ASGI application over a model that is already loaded; its worker lives as long as the application runs.
+
+    Args:
+        pages: where report pages are kept; None: in this process's memory, bounded.
 
     Example:
         >>> app = create_app(limelight.load("demo-vision"), Offer("demo-vision"))  # doctest: +SKIP
     """
-    worker = Worker()
-    metrics = Metrics(worker)
-    chat = Chat(adapter, offer, worker, metrics)
+    worker = Worker(offer.batch)
+    house = House(adapter, offer, worker, Metrics(worker), Shelf() if pages is None else pages)
+    chat = Chat(house)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -50,14 +55,28 @@ def create_app(adapter: Adapter, offer: Offer) -> FastAPI:
     )  # fmt: skip
     app.state.chat = chat
     app.add_middleware(Guard, key=offer.api_key, hosts=offer.host_names)
-    app.add_middleware(Counted, metrics=metrics)  # outermost: counts refusals too
-    _routes(app, chat, offer)
+    app.add_middleware(Counted, metrics=house.metrics)  # outermost: counts refusals too
+    _routes(app, chat)
+    _about(app, house)
     _errors(app)
     _document(app)
     return app
 
 
-def _routes(app: FastAPI, chat: Chat, offer: Offer) -> None:
+def _routes(app: FastAPI, chat: Chat) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """An answer, or server-sent events with ``stream: true``."""
+        return await chat(request)
+
+    @app.get("/pages/{name}")
+    async def page(name: str) -> HTMLResponse:
+        """A report page that an answer named; gone after an hour, or when many came after it."""
+        return served(await chat.house.pages.get(name))
+
+
+def _about(app: FastAPI, house: House) -> None:
+    offer, worker = house.offer, house.worker
     card = {
         "id": offer.model,
         "object": "model",
@@ -65,11 +84,6 @@ def _routes(app: FastAPI, chat: Chat, offer: Offer) -> None:
         "owned_by": "limelight",
         "limelight": {"strategy": offer.strategy.name, "strategies": sorted(offer.strategies)},
     }
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        """An answer, or server-sent events with ``stream: true``."""
-        return await chat(request)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -85,14 +99,14 @@ def _routes(app: FastAPI, chat: Chat, offer: Offer) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         """200 while the worker lives."""
-        alive = chat.worker.alive
-        state = {"status": "ok" if alive else "worker is gone", "waiting": len(chat.worker.queue)}
+        alive = worker.alive
+        state = {"status": "ok" if alive else "worker is gone", "waiting": len(worker.queue)}
         return JSONResponse(state, 200 if alive else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus text."""
-        return Response(chat.metrics.page(), media_type=chat.metrics.content_type)
+        return Response(house.metrics.page(), media_type=house.metrics.content_type)
 
 
 def _errors(app: FastAPI) -> None:

@@ -14,7 +14,8 @@ from limelight.server import media
 from limelight.server.limits import CHARACTERS_A_TOKEN, Limits
 from limelight.server.problems import invalid
 from limelight.server.remote import Fetcher
-from limelight.server.schema import AudioPart, ChatRequest, ImagePart, TextPart
+from limelight.server.schema import AudioPart, ChatRequest, ImagePart, TextPart, VideoPart
+from limelight.server.videos import container_of, decode_video
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,21 @@ class Sound:
     format: str
 
 
-Turn = tuple[str, list[str | Image.Image | Sound]]
+@dataclass(frozen=True)
+class Video:
+    """A video that is still a file's bytes, of a container that was declared."""
+
+    data: bytes
+    container: str
+
+
+Content = str | Image.Image | Sound | Video
+Turn = tuple[str, list[Content]]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of words, pictures whose headers were read, and sounds as bytes."""
+    """Turns of words, pictures whose headers were read, and sounds and videos as bytes."""
 
     turns: Sequence[Turn]
 
@@ -38,16 +48,28 @@ class Conversation:
     def has_media(self) -> bool:
         return any(not isinstance(part, str) for _, parts in self.turns for part in parts)
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Which kinds of media it holds."""
+        return frozenset(_kind(part) for _, parts in self.turns for part in parts) - {"text"}
+
     def messages(self, limits: Limits) -> list[dict[str, Any]]:
         """Decoded, as ``Adapter.prepare`` takes them."""
         return [{"role": role, "content": [_decoded(p, limits) for p in parts]} for role, parts in self.turns]
 
 
-def _decoded(part: str | Image.Image | Sound, limits: Limits) -> dict[str, Any]:
+def _kind(part: Content) -> str:
+    named = {str: "text", Sound: "audio", Video: "video"}
+    return named.get(type(part), "image")
+
+
+def _decoded(part: Content, limits: Limits) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if isinstance(part, Sound):
         return {"type": "audio", "audio": media.decode_sound(part.data, part.format, limits)}
+    if isinstance(part, Video):
+        return {"type": "video", "video": decode_video(part.data, part.container, limits)}
     return {"type": "image", "image": media.decode_picture(part, limits)}
 
 
@@ -62,7 +84,7 @@ async def read(request: ChatRequest, limits: Limits, fetcher: Fetcher, placehold
     characters = items = 0
     for number, message in enumerate(request.messages):
         role = "system" if message.role == "developer" else message.role
-        parts: list[str | Image.Image | Sound] = []
+        parts: list[Content] = []
         content = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
         for part in content:
             where = f"messages.{number}.content"
@@ -80,7 +102,9 @@ async def read(request: ChatRequest, limits: Limits, fetcher: Fetcher, placehold
                 continue
             items += 1
             if items > limits.media:
-                raise invalid(f"more than {limits.media} pictures and sounds", param=where, code="too_many_media")
+                raise invalid(
+                    f"more than {limits.media} pictures, sounds and videos", param=where, code="too_many_media"
+                )
             try:
                 parts.append(await _opened(part, limits, fetcher))
             except MediaError as error:
@@ -91,13 +115,18 @@ async def read(request: ChatRequest, limits: Limits, fetcher: Fetcher, placehold
     return Conversation(turns)
 
 
-async def _opened(part: ImagePart | AudioPart, limits: Limits, fetcher: Fetcher) -> Image.Image | Sound:
+async def _opened(part: ImagePart | AudioPart | VideoPart, limits: Limits, fetcher: Fetcher) -> Content:
     if isinstance(part, AudioPart):
         data = await asyncio.to_thread(media.from_base64, part.input_audio.data, limits)
         return Sound(data, part.input_audio.format)
+    if isinstance(part, VideoPart):
+        if not media.is_data_url(part.video_url.url):
+            raise MediaError("not a data URL", hint="send the video as data:video/mp4;base64,...; none is fetched")
+        kind, data = await asyncio.to_thread(media.split_data_url, part.video_url.url, "video", limits)
+        return Video(data, container_of(kind, data))
     url = part.image_url.url
     if media.is_data_url(url):
-        data = await asyncio.to_thread(media.from_data_url, url, limits)
+        _, data = await asyncio.to_thread(media.split_data_url, url, "image", limits)
     elif url[:8].lower() == "https://":
         data = await fetcher.fetch(url)
     else:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from limelight.decoding.greedy import Greedy
 from limelight.decoding.registry import strategies
 from limelight.decoding.strategy import Strategy
+from limelight.errors import SettingError
 from limelight.server.limits import Limits
 from limelight.server.problems import ApiError, busy, invalid, late
 
@@ -34,6 +35,7 @@ class Offer:
         api_key: None: nobody is asked for one.
         remote_hosts: https hosts whose pictures are fetched; empty: none.
         host_names: accepted Host headers; None: any.
+        batch: answers decoded together where requests agree; 1: one after the other.
     """
 
     model: str
@@ -43,6 +45,11 @@ class Offer:
     api_key: str | None = None
     remote_hosts: frozenset[str] = frozenset()
     host_names: frozenset[str] | None = None
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise SettingError(f"a batch of {self.batch} answers nobody", hint="1 decodes one request after the other")
 
 
 class Door:
@@ -116,15 +123,15 @@ class EventStream(StreamingResponse):
             self.end()
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body of a JSON request.
+async def read_body(request: Request, limits: Limits, media_type: str = "application/json") -> bytes:
+    """The body of a request.
 
     Raises:
-        ApiError: 415 not JSON by its type, 413 too long, 408 too slow. ClientDisconnect: the client has gone.
+        ApiError: 415 of another type, 413 too long, 408 too slow. ClientDisconnect: the client has gone.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise invalid("the body's Content-Type must be application/json", status=415)
+    if kind != media_type:
+        raise invalid(f"the body's Content-Type must be {media_type}", status=415)
     too_long = invalid(f"the body may have {limits.body_bytes:,} bytes", status=413, code="body_too_large")
     with contextlib.suppress(ValueError):
         if int(request.headers.get("content-length", "0")) > limits.body_bytes:

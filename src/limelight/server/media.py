@@ -20,19 +20,19 @@ SOUNDS = {"wav": ("WAV", "WAVEX"), "mp3": ("MP3", "MPEG"), "flac": ("FLAC",), "o
 RATES = range(4000, 192_001)
 MAX_CHANNELS = 8
 _DATA_URL = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+);base64,", re.IGNORECASE)
-_HINT = "send it as data:image/png;base64,..."
+_HINTS = {"image": "send it as data:image/png;base64,...", "video": "send it as data:video/mp4;base64,..."}
 
 
 def is_data_url(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
-def from_data_url(url: str, limits: Limits) -> bytes:
-    """The bytes of a ``data:image/...;base64,`` address."""
+def split_data_url(url: str, family: str, limits: Limits) -> tuple[str, bytes]:
+    """``(media type, bytes)`` of a ``data:image/...;base64,`` or ``data:video/...;base64,`` address."""
     head = _DATA_URL.match(url[:128])
-    if head is None or not head["type"].lower().startswith("image/"):
-        raise MediaError("the data URL is not of the form data:image/...;base64,...", hint=_HINT)
-    return from_base64(url[head.end() :], limits)
+    if head is None or not head["type"].lower().startswith(f"{family}/"):
+        raise MediaError(f"the data URL is not of the form data:{family}/...;base64,...", hint=_HINTS[family])
+    return head["type"].lower(), from_base64(url[head.end() :], limits)
 
 
 def from_base64(text: str, limits: Limits) -> bytes:
@@ -53,7 +53,7 @@ def open_picture(data: bytes, limits: Limits) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=PICTURES)
     except Exception as error:  # a decoder fed with anything raises anything
-        raise MediaError(f"not a picture of a kind read here ({', '.join(PICTURES)})", hint=_HINT) from error
+        raise MediaError(f"not a picture of a kind read here ({', '.join(PICTURES)})", hint=_HINTS["image"]) from error
     if not 0 < image.width * image.height <= limits.pixels:
         raise MediaError(
             f"the picture has {image.width} x {image.height} pixels, the limit is {limits.pixels:,}",

@@ -7,7 +7,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from limelight.server.worker import Worker
 
-ROUTES = ("/v1/chat/completions", "/v1/models", "/health", "/metrics", "/openapi.json")
+ROUTES = (
+    "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health", "/metrics", "/openapi.json"
+)  # fmt: skip
+_ROWS = (1, 2, 4, 8, 16, 32)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -29,9 +32,12 @@ class Metrics:
         self.first = Histogram(
             "limelight_first_token_seconds", "Arrival to first token.", buckets=_SECONDS, registry=self.registry
         )
+        self.batch = Histogram(
+            "limelight_batch_answers", "Answers decoded together.", buckets=_ROWS, registry=self.registry
+        )
         for name, told, read in (
             ("limelight_waiting", "Requests in line.", lambda: len(worker.queue)),
-            ("limelight_running", "Requests in the worker (0 or 1).", lambda: int(worker.current is not None)),
+            ("limelight_running", "Requests in the worker.", lambda: len(worker.current)),
             ("limelight_worker_errors", "Requests that failed for no fault of theirs.", lambda: worker.errors),
         ):
             Gauge(name, told, registry=self.registry).set_function(read)
@@ -50,7 +56,8 @@ class Counted:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in ROUTES else "other"
+        path = scope["path"]
+        route = path if path in ROUTES else "/pages" if path.startswith("/pages/") else "other"
 
         async def seen(message: Message) -> None:
             if message["type"] == "http.response.start":

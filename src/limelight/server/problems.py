@@ -69,3 +69,10 @@ def of_library(error: LimelightError) -> ApiError:
     if isinstance(error, UnsupportedError):
         return invalid(told, code="unsupported")
     return internal()
+
+
+def told(error: Exception) -> ApiError:
+    """What a client is told of any exception."""
+    if isinstance(error, ApiError):
+        return error
+    return of_library(error) if isinstance(error, LimelightError) else internal()

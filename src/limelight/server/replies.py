@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from limelight.decoding.strategy import Strategy
 from limelight.server.answering import Finished, Said
 from limelight.types import MODALITIES, Step
 
-TEXT_ONLY = "no picture or sound in the messages: nothing to ground in, plain decoding"
-
-
-def sse(value: Mapping[str, Any] | str) -> str:
-    """One server-sent event."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return f"data: {text}\n\n"
+TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, plain decoding"
 
 
 @dataclass
 class Reply:
-    """One answer's objects. ``said`` collects tokens when the answer is wanted in one piece."""
+    """The objects of one request's answers. ``usage``: whether a stream tells it; ``page_url``: once there is a page."""
 
     model: str
-    logprobs: bool
-    grounding: bool
-    has_media: bool
+    strategy: Strategy
+    logprobs: bool = False
+    grounding: bool = False
+    has_media: bool = True
+    usage: bool = False
+    page_url: str | None = None
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def opening(self, usage: bool) -> dict[str, Any]:
-        return self._chunk({"role": "assistant", "content": ""}, usage=usage)
+    def opening(self, index: int = 0) -> dict[str, Any]:
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def token(self, said: Said, usage: bool) -> dict[str, Any] | None:
+    def token(self, said: Said) -> dict[str, Any] | None:
         """A chunk, or None when there is nothing to tell yet."""
         steps = [] if said.step is None else [(said.step, said)]
         tokens = [grounded(s) for s, _ in steps] if self.grounding else []
@@ -44,61 +41,81 @@ class Reply:
         if not (said.delta or tokens or logprobs):
             return None
         extra = {"limelight": {"tokens": tokens}} if tokens else {}
-        return self._chunk({"content": said.delta}, logprobs=logprobs, usage=usage, extra=extra)
+        return self._chunk(said.index, {"content": said.delta}, logprobs=logprobs, extra=extra)
 
-    def closing(self, done: Finished, usage: bool) -> dict[str, Any]:
+    def closing(self, done: Finished) -> dict[str, Any]:
+        """The chunk that ends one answer."""
         delta = {"content": done.delta} if done.delta else {}
-        return self._chunk(delta, reason=done.reason, usage=usage, extra={"limelight": self._about(done)})
+        about = {"limelight": self._about(done.seed)}
+        return self._chunk(done.index, delta, reason=done.reason, extra=about)
 
-    def usage(self, done: Finished) -> dict[str, Any]:
+    def total(self, done: Sequence[Finished]) -> dict[str, Any]:
         """The last chunk of a stream with ``include_usage``: no choices."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_of(done)}
 
-    def whole(self, said: list[Said], done: Finished) -> dict[str, Any]:
-        steps = [(s.step, s) for s in said if s.step is not None]
-        about = self._about(done)
-        if self.grounding:
-            about["tokens"] = [grounded(s) for s, _ in steps]
-            about["shares"] = mean_shares([s for s, _ in steps])
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": "".join(s.delta for s in said) + done.delta, "refusal": None},
-            "logprobs": {"content": [logprob(s, x) for s, x in steps], "refusal": None} if self.logprobs else None,
-            "finish_reason": done.reason,
-        }
-        return {
-            **self._head("chat.completion"), "choices": [choice], "usage": usage_of(done), "limelight": about
-        }  # fmt: skip
+    def whole(self, said: Sequence[Said], done: Sequence[Finished]) -> dict[str, Any]:
+        done = sorted(done, key=lambda d: d.index)
+        rows = [[(s.step, s) for s in said if s.index == d.index and s.step is not None] for d in done]
+        about = self._about(done[0].seed)
+        told = [
+            {"tokens": [grounded(s) for s, _ in row], "shares": mean_shares([s for s, _ in row])} for row in rows
+        ] if self.grounding else [{} for _ in rows]  # fmt: skip
+        if len(done) == 1:
+            about |= told[0]
+        else:
+            about["answers"] = [{"seed": d.seed, **t} for d, t in zip(done, told, strict=True)]
+        choices = [
+            {
+                "index": d.index,
+                "message": {
+                    "role": "assistant",
+                    "content": "".join(s.delta for s in said if s.index == d.index) + d.delta,
+                    "refusal": None,
+                },
+                "logprobs": {"content": [logprob(s, x) for s, x in row], "refusal": None} if self.logprobs else None,
+                "finish_reason": d.reason,
+            }
+            for d, row in zip(done, rows, strict=True)
+        ]
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage_of(done), "limelight": about}
 
-    def _about(self, done: Finished) -> dict[str, Any]:
+    def _about(self, seed: int | None) -> dict[str, Any]:
         note = {} if self.has_media else {"note": TEXT_ONLY}
-        return {"strategy": done.strategy, "settings": plain(done.settings), "seed": done.seed, **note}
+        page = {} if self.page_url is None else {"page_url": self.page_url}
+        return {
+            "strategy": self.strategy.name,
+            "settings": plain(self.strategy.settings()),
+            "seed": seed,
+            **page,
+            **note,
+        }
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _chunk(
         self,
+        index: int,
         delta: dict[str, Any],
         *,
         logprobs: list[dict[str, Any]] | None = None,
         reason: str | None = None,
-        usage: bool,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         choice = {
-            "index": 0,
+            "index": index,
             "delta": delta,
             "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
             "finish_reason": reason,
         }
-        told = {"usage": None} if usage else {}
+        told = {"usage": None} if self.usage else {}
         return {**self._head("chat.completion.chunk"), "choices": [choice], **told, **(extra or {})}
 
 
-def usage_of(done: Finished) -> dict[str, int]:
-    total = done.prompt_tokens + done.new_tokens
-    return {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.new_tokens, "total_tokens": total}
+def usage_of(done: Sequence[Finished]) -> dict[str, int]:
+    """The prompt counts once, however many answers it gets."""
+    read, written = done[0].prompt_tokens, sum(d.new_tokens for d in done)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def grounded(step: Step) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from limelight.server.limits import MAX_MESSAGES, MAX_STOPS
+from limelight.server.limits import MAX_ANSWERS, MAX_MESSAGES, MAX_STOPS
 from limelight.server.problems import ApiError, invalid
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -45,7 +45,18 @@ class AudioPart(Closed):
     input_audio: InputAudio
 
 
-Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+class VideoUrl(Closed):
+    url: str = Field(description="data:video/mp4;base64,... (also webm, x-matroska, quicktime, x-msvideo)")
+
+
+class VideoPart(Closed):
+    """A video: evenly spaced frames of it are looked at, its sound is not heard."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminator="type")]
 
 
 class UserMessage(Closed):
@@ -77,6 +88,7 @@ class Grounded(Closed):
     strategy: str | None = Field(None, max_length=64, description="a name from `limelight strategies`")
     settings: dict[str, Any] = Field(default_factory=dict, description="the strategy's settings")
     grounding: bool = Field(False, description="per token: modality shares, intervened, flagged")
+    page: bool = Field(False, description="make a report page of the answer; its address comes back as page_url")
 
 
 class ChatRequest(Closed):
@@ -92,7 +104,7 @@ class ChatRequest(Closed):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    n: Literal[1] | None = None
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="answers; more than one only when sampling")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     limelight: Grounded = Field(default_factory=lambda: Grounded.model_validate({}))
@@ -109,6 +121,8 @@ class ChatRequest(Closed):
             raise ValueError("top_logprobs needs logprobs=true")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
+        if self.answers > 1 and not self.samples:
+            raise ValueError("n above 1 needs a temperature or top_p: greedy answers are all the same")
         if not any(m.role == "user" for m in self.messages):
             raise ValueError("messages hold no user message")
         return self
@@ -116,6 +130,16 @@ class ChatRequest(Closed):
     @property
     def wanted_tokens(self) -> int | None:
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    @property
+    def words(self) -> str:
+        """What the last user message says."""
+        content = next(m.content for m in reversed(self.messages) if m.role == "user")
+        return content if isinstance(content, str) else " ".join(p.text for p in content if isinstance(p, TextPart))
+
+    @property
+    def answers(self) -> int:
+        return self.n or 1
 
     @property
     def samples(self) -> bool:

@@ -1,16 +1,18 @@
-"""One thread owns the model. Requests wait in line by client, take turns, and leave when their client does."""
+"""One thread owns the model. Requests wait in line by client, take turns, and leave when their client does.
+
+Jobs that agree in everything a batch shares (``Job.key``) are handed to the worker together.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from limelight.errors import LimelightError
-from limelight.server.problems import ApiError, internal, of_library
+from limelight.server.problems import ApiError, told
 
 log = logging.getLogger("limelight.server")
 
@@ -26,13 +28,30 @@ class Failed:
 class Job:
     """A request on its way through the worker.
 
-    ``work(job)`` runs in the worker's thread and calls ``emit`` with events; it looks at ``cancelled`` between tokens.
+    ``work(jobs)`` runs in the worker's thread, for this job and for others of an equal ``key``, and calls ``tell`` of each
+    with events; it looks at ``cancelled`` between tokens.
+
+    Attributes:
+        order: what ``work`` is to do for this job.
+        key: jobs of an equal key may be worked on together; None: alone.
+        rows: how many answers it wants, which is the room it takes in a batch.
+        begun: whether it has been told anything.
     """
 
     client: str
-    work: Callable[[Job], None]
+    work: Callable[[Sequence[Job]], None]
     emit: Callable[[Any], None]
+    order: Any = None
+    key: Hashable | None = None
+    rows: int = 1
     cancelled: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+
+    def tell(self, event: Any) -> None:
+        """Pass an event on, unless nobody waits for it any more."""
+        if not self.cancelled.is_set():
+            self.begun = True
+            self.emit(event)
 
 
 class FairQueue:
@@ -48,8 +67,12 @@ class FairQueue:
             self._lines.setdefault(job.client, deque()).append(job)
             self._change.notify()
 
-    def get(self) -> Job | None:
-        """The next job; waits for one; None when closed."""
+    def get(self, room: int = 1) -> list[Job] | None:
+        """The job whose turn it is, and waiting ones that may go with it, ``room`` answers in all.
+
+        Waits for a job; None when closed. Whose turn is next does not depend on who went along, so that a job that goes
+        with no other waits for its turn and no longer.
+        """
         with self._change:
             while not self._lines and not self._closed:
                 self._change.wait()
@@ -60,7 +83,24 @@ class FairQueue:
             del self._lines[client]
             if line:
                 self._lines[client] = line  # to the end: others first
-            return job
+            return [job, *self._companions(job, room - job.rows)]
+
+    def _companions(self, first: Job, room: int) -> list[Job]:
+        """Round after round one job of each client."""
+        found: list[Job] = []
+        rest = None if first.key is not None else 0
+        while room > 0 and rest != len(found):
+            rest = len(found)
+            for client, line in list(self._lines.items()):
+                job = next((j for j in line if j.key == first.key and j.rows <= room), None)
+                if job is None:
+                    continue
+                line.remove(job)
+                if not line:
+                    del self._lines[client]
+                found.append(job)
+                room -= job.rows
+        return found
 
     def discard(self, job: Job) -> None:
         """Forget a job that still waits; nothing when it does not."""
@@ -83,11 +123,12 @@ class FairQueue:
 
 
 class Worker:
-    """Runs jobs one after the other in a thread of its own. An exception ends its job, never the worker."""
+    """Runs jobs in a thread of its own, up to ``batch`` answers together. An exception ends its jobs, never the worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int = 1) -> None:
         self.queue = FairQueue()
-        self.current: Job | None = None
+        self.batch = batch
+        self.current: Sequence[Job] = ()
         self.errors = 0
         self._thread = threading.Thread(target=self._run, name="limelight-worker", daemon=True)
 
@@ -109,32 +150,28 @@ class Worker:
     def stop(self, seconds: float) -> bool:
         """End after the running token; True when the thread is gone."""
         self.queue.close()
-        current = self.current
-        if current is not None:
-            current.cancelled.set()
+        for job in self.current:
+            job.cancelled.set()
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
-        while (job := self.queue.get()) is not None:
-            if job.cancelled.is_set():
-                continue
-            self.current = job
-            try:
-                job.work(job)
-            except ApiError as told:
-                job.emit(Failed(told))
-            except LimelightError as error:
-                problem = of_library(error)
-                if problem.status >= 500:
-                    self._report(error)
-                job.emit(Failed(problem))
-            except Exception as error:  # noqa: BLE001  # whatever broke, the next request must find a worker
-                self._report(error)
-                job.emit(Failed(internal()))
-            finally:
-                self.current = None
+    def fail(self, job: Job, error: Exception) -> None:
+        """Tell a job that it has no answer; what is no fault of its own goes to the log."""
+        problem = told(error)
+        if problem.status >= 500 and not isinstance(error, ApiError):
+            self.errors += 1
+            log.error("a request failed", exc_info=error)
+        job.tell(Failed(problem))
+        job.cancelled.set()
 
-    def _report(self, error: Exception) -> None:
-        self.errors += 1
-        log.error("a request failed", exc_info=error)
+    def _run(self) -> None:
+        while (jobs := self.queue.get(self.batch)) is not None:
+            self.current = jobs = [j for j in jobs if not j.cancelled.is_set()]
+            try:
+                if jobs:
+                    jobs[0].work(jobs)
+            except Exception as error:  # noqa: BLE001  # whatever broke, the next request must find a worker
+                for job in jobs:
+                    self.fail(job, error)
+            finally:
+                self.current = ()

@@ -1,0 +1,124 @@
+"""Report pages of answers: made when asked for, kept for a while, bounded in number and bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import hashlib
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fastapi.responses import HTMLResponse
+
+from limelight.models.adapter import Adapter
+from limelight.report.media import Media
+from limelight.report.page import render_page
+from limelight.report.payload import Case
+from limelight.server.problems import invalid
+from limelight.types import Generation
+
+_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
+class Pages(Protocol):
+    """Where pages are kept. Only this server's own event loop asks."""
+
+    async def put(self, page: bytes) -> str:
+        """Keep a page (gzipped HTML); its name."""
+        ...
+
+    async def get(self, name: str) -> bytes | None:
+        """A page by its name, unless it is gone."""
+        ...
+
+
+@dataclass
+class Shelf:
+    """Pages in this process's memory: the oldest goes when there are too many, and each goes after a time.
+
+    Attributes:
+        most: pages. ``most_bytes``: of all of them, as they are kept. ``seconds``: that a page lives.
+    """
+
+    most: int = 64
+    most_bytes: int = 64_000_000
+    seconds: float = 3600.0
+    kept: OrderedDict[str, tuple[float, bytes]] = field(default_factory=OrderedDict)
+
+    async def put(self, page: bytes) -> str:
+        name = secrets.token_urlsafe(24)
+        self.kept[name] = (time.monotonic() + self.seconds, page)
+        self._tidy()
+        return name
+
+    async def get(self, name: str) -> bytes | None:
+        self._tidy()
+        found = self.kept.get(name)
+        return None if found is None else found[1]
+
+    def _tidy(self) -> None:
+        now, size = time.monotonic(), sum(len(page) for _, page in self.kept.values())
+        while self.kept:
+            ends, oldest = next(iter(self.kept.values()))
+            if ends > now and len(self.kept) <= self.most and size <= self.most_bytes:
+                break
+            self.kept.popitem(last=False)
+            size -= len(oldest)
+
+
+@dataclass(frozen=True)
+class PageMaker:
+    """Makes the page of one request's answers, off the event loop and off the model's thread."""
+
+    pages: Pages
+    adapter: Adapter
+    base_url: str
+    question: str
+
+    async def made(self, answers: Sequence[Generation]) -> str:
+        """The page's address."""
+        name = await self.pages.put(await asyncio.to_thread(self._render, answers))
+        return f"{self.base_url}pages/{name}"
+
+    def _render(self, answers: Sequence[Generation]) -> bytes:
+        media = Media.of(answers[0].prompt, self.adapter.processor)
+        case = Case(answers, media, question=self.question, spell=lambda token: self.adapter.tokens([token])[0])
+        return gzip.compress(render_page(case).encode(), 6)
+
+
+def served(page: bytes | None) -> HTMLResponse:
+    """A page as it goes out: it may run its own script and style, and fetch nothing from anywhere.
+
+    Raises:
+        ApiError: 404, there is no such page any more.
+    """
+    if page is None:
+        raise invalid("there is no such page, or not any more", status=404, code="page_not_found")
+    text = gzip.decompress(page).decode()
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in _SCRIPT.findall(text)) or "'none'"
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; media-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts"
+    )
+    return HTMLResponse(
+        text,
+        headers={
+            "Content-Security-Policy": policy,
+            "Cache-Control": "private, no-store",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+        },
+    )
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

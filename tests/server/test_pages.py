@@ -1,0 +1,140 @@
+"""Report pages of answers: asked for, linked, fetched with the key, safe in a browser, and gone after a while."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import re
+import shutil
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from limelight.server.pages import Shelf, served
+from limelight.server.problems import ApiError
+from tests.server.conftest import MODEL, Running, Serve, ask, create
+
+PAGE = {"limelight": {"page": True}}
+
+
+def fetched(url: str, **more: Any) -> httpx.Response:
+    return httpx.get(url, trust_env=False, **more)
+
+
+def test_an_answer_names_its_page(server: Running, client: openai.OpenAI) -> None:
+    got = create(client, max_tokens=4, extra_body=PAGE)
+    assert got.limelight["page_url"].startswith(f"{server.url}/pages/")
+    page = fetched(got.limelight["page_url"])
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert got.choices[0].message.content.split()[-1] in page.text
+    assert "Describe the picture." in page.text
+    assert '"grid"' in page.text or "data:image/" in page.text
+    assert "limelight" not in create(client, max_tokens=1).limelight.get("page_url", "")
+
+
+def test_a_stream_names_its_page_at_the_end(client: openai.OpenAI) -> None:
+    chunks = list(create(client, max_tokens=3, stream=True, extra_body=PAGE))
+    told = [(c.model_extra or {}).get("limelight", {}).get("page_url") for c in chunks]
+    assert [bool(t) for t in told] == [False] * (len(chunks) - 1) + [True]
+    assert fetched(told[-1]).status_code == 200
+
+
+def test_several_answers_share_a_page(client: openai.OpenAI) -> None:
+    body = {"limelight": {"page": True, "strategy": "relevance-contrastive", "grounding": True}}
+    got = create(client, n=2, temperature=1.6, seed=1, max_tokens=4, extra_body=body)
+    page = fetched(got.limelight["page_url"]).text
+    for choice in got.choices:
+        assert choice.message.content.split()[0] in page
+    assert page.count("<section") >= 2
+
+
+def test_a_browser_may_run_its_script_alone(client: openai.OpenAI) -> None:
+    words = "</script><script>alert(1)</script><img src=x onerror=alert(2)> Is there a cup in the picture?"
+    got = create(client, words, max_tokens=2, extra_body=PAGE)
+    page = fetched(got.limelight["page_url"])
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    script_src = re.search(r"script-src ([^;]*);", policy)
+    assert script_src
+    assert re.fullmatch(r"'sha256-[A-Za-z0-9+/]{43}='", script_src[1])  # one script, and it is the page's own
+    assert "unsafe" not in script_src[1]
+    assert "frame-ancestors 'none'" in policy
+    assert "sandbox allow-scripts" in policy
+    assert "<script>alert" not in page.text
+    assert "<img src=x" not in page.text
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert "no-store" in page.headers["cache-control"]
+
+
+def test_the_script_runs_under_the_policy(client: openai.OpenAI) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = os.environ.get("CHROMIUM", shutil.which("chromium") or shutil.which("chromium-browser") or "")
+    if not chromium:
+        pytest.skip("no chromium on this machine (apt-get install chromium, or set CHROMIUM)")
+    got = create(client, max_tokens=3, extra_body=PAGE)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("console", lambda m: problems.append(m.text))
+        page.on("pageerror", lambda e: problems.append(str(e)))
+        page.goto(got.limelight["page_url"])
+        page.locator(".w").nth(1).hover()
+        assert "on" in (page.locator(".w").nth(1).get_attribute("class") or "").split()
+        assert page.locator("canvas").first.is_visible()
+        browser.close()
+    assert problems == []
+
+
+def test_pages_need_the_key(serve: Serve) -> None:
+    with serve(api_key="k") as running:
+        got = create(running.openai(api_key="k"), max_tokens=1, extra_body=PAGE)
+        url = got.limelight["page_url"]
+        assert fetched(url).status_code == 401
+        assert fetched(url, headers={"Authorization": "Bearer k"}).status_code == 200
+
+
+def test_what_has_no_page(server: Running) -> None:
+    words = [{"role": "user", "content": "Is there a cup in the picture?"}]
+    refused = server.post({"model": MODEL, "messages": words, "max_tokens": 2, **PAGE})
+    assert (refused.status_code, "nothing to ground" in refused.text) == (400, True)
+    for name in ("x", "../openapi.json", "%2e%2e/metrics", "a" * 500):
+        missing = fetched(f"{server.url}/pages/{name}")
+        assert missing.status_code in (200, 404)
+        assert "limelight_requests" not in missing.text
+    assert fetched(f"{server.url}/pages/none").json()["error"]["code"] == "page_not_found"
+    assert server.post({"model": MODEL, "messages": ask(), "max_tokens": 2, **PAGE}).status_code == 200
+
+
+def test_the_shelf_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def go() -> None:
+        shelf = Shelf(most=3, most_bytes=100, seconds=10)
+        names = [await shelf.put(bytes(10)) for _ in range(4)]
+        assert len(set(names)) == 4
+        assert all(len(n) >= 32 for n in names)
+        assert [await shelf.get(n) is not None for n in names] == [False, True, True, True]
+        big = await shelf.put(bytes(95))
+        assert list(shelf.kept) == [big]
+        assert await shelf.get(await shelf.put(bytes(500))) is None
+        last = await shelf.put(bytes(1))
+        now = [0.0]
+        monkeypatch.setattr("limelight.server.pages.time.monotonic", lambda: now[0])
+        shelf.kept[last] = (10.0, b"x")
+        assert await shelf.get(last) == b"x"
+        now[0] = 10.1
+        assert await shelf.get(last) is None
+        assert not shelf.kept
+
+    asyncio.run(go())
+
+
+def test_a_page_without_a_script_gets_none() -> None:
+    policy = served(gzip.compress(b"<p>x</p>")).headers["content-security-policy"]
+    assert "script-src 'none'" in policy
+    with pytest.raises(ApiError, match="no such page"):
+        served(None)

@@ -134,6 +134,7 @@ def test_only_what_was_shown_to_be_apart_shares_a_batch(adapter: Adapter) -> Non
     ]
     assert len({o.key for o in (plain, *others)}) == 7
     assert replace(plain, page=True).key is None
+    assert replace(plain, strategy=limelight.after("</think>", limelight.lime_cached())).key is None
     assert replace(plain, stops=("a",), new_tokens=3, top=2).key == plain.key
 
 

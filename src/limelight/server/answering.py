@@ -71,8 +71,8 @@ class Order:
 
     @property
     def together(self) -> bool:
-        """Whether its answers may share a batch with others."""
-        return self.strategy.name in TOGETHER
+        """Whether its answers may share a batch with others (one that waits for a marker starts with the first row's)."""
+        return self.strategy.name in TOGETHER and "after" not in self.strategy.settings()
 
     @property
     def key(self) -> Hashable | None:

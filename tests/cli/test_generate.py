@@ -12,6 +12,7 @@ import limelight
 from limelight.cli import terminal
 from tests.cli.conftest import Run
 from tests.cli.test_main import flat
+from tests.report.test_page import data_of
 
 ASK = ("--prompt", "is there a cup ?", "--max-new-tokens", 4)
 
@@ -108,3 +109,20 @@ def test_words_are_coloured_on_a_terminal(checkpoint: Path, photo: Path) -> None
     with console.capture() as held:
         console.print(text)
     assert "\x1b[" in held.get()
+
+
+def test_strategies_side_by_side_on_the_page(run: Run, checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    page = tmp_path / "o.html"
+    result = run(
+        "generate", checkpoint, "--image", photo, *ASK, "--strategy", "meter",
+        "--compare", "relevance-contrastive,alpha=8", "--compare", "greedy", "--html", page,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    columns = data_of(page.read_text(encoding="utf-8"))["cases"][0]["columns"]
+    assert [c["name"] for c in columns] == ["meter", "relevance-contrastive", "greedy"]
+    assert "alpha 8" in columns[1]["settings"]
+    for column in columns:
+        assert all("h" in w and "c" in w for w in column["words"])  # heat and candidates, whatever the strategy
+    assert "about the page" in flat(run("generate", checkpoint, "--image", photo, *ASK, "--compare", "vcd").stderr)
+    wrong = run("generate", checkpoint, "--image", photo, *ASK, "--compare", "nothing", "--html", page)
+    assert "unknown strategy 'nothing'" in flat(wrong.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,24 @@ def pair() -> tuple[Generation, Generation]:
 
 
 def data_of(html: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
-    assert found is not None
-    value: dict[str, Any] = json.loads(found.group(1))
+    value: dict[str, Any] = json.loads(block(html, "data"))
     return value
+
+
+def block(html: str, name: str) -> bytes:
+    """What a script element of the page holds."""
+    found = re.search(rf'<script type="text/plain" id="{name}">(.*?)</script>', html)
+    assert found is not None
+    return zlib.decompress(base64.b64decode(found.group(1)))
+
+
+def test_the_page_holds_the_payloads_heat_in_order() -> None:
+    case = Case(pair())
+    html = render_page([case, case])
+    words = [w for c in case_payload(case)["columns"] for w in c["words"] if "h" in w]
+    assert block(html, "heat") == b"".join(base64.b64decode(w["h"]) for w in words) * 2
+    told = [w["h"] for c in data_of(html)["cases"] for k in c["columns"] for w in k["words"] if "h" in w]
+    assert told == [49] * len(words) * 2
 
 
 def test_heat_is_the_relevance() -> None:
@@ -154,7 +169,7 @@ def test_hostile_words_stay_words() -> None:
     bad = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     said = generation(vision(), [f" {bad}", " <b>x</b>"], strategy=bad)
     html = render_page(Case([said], title=bad, question=bad, truth=bad, note=bad), title=bad, note=bad)
-    assert html.count("<script") == 2
+    assert html.count("<script") == 3
     assert "<img src=x" not in html
     assert "<b>x</b>" not in html
     assert data_of(html)["cases"][0]["columns"][0]["words"][0]["t"] == bad
@@ -198,4 +213,4 @@ def test_the_page_stays_small() -> None:
     of = prompt(("image", 2880, (48, 60), None), after=[f" t{i}" for i in range(1100)])
     said = generation(of, [f" w{i}" for i in range(60)])
     each = (len(render_page(Case([said], Media([picture(640, 480)])))) - len(render_page(generation(of, [" w"])))) / 59
-    assert each < 6000  # bytes a word at 4000 positions: 400 words in under 2.5 MB
+    assert each < 4000  # bytes a word at 4000 positions of noise, which packs badly: 400 words in 1.4 MB

@@ -31,10 +31,24 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
     top_p: Annotated[float | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare", help="A strategy to show beside it on the page, as NAME or NAME,key=value,...; repeat for several.",
+            rich_help_panel=DECODING,
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     overlay: options.Overlay = None,
     word: options.WordChoice = None,
     html: options.Html = None,
+    meter: Annotated[
+        bool,
+        typer.Option(
+            "--meter/--no-meter", help="For the page, also measure each word's rivals with the grounding meter.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = True,
     relevance: Annotated[
         bool,
         typer.Option(
@@ -61,6 +75,8 @@ def generate(
 
         limelight generate Qwen/Qwen2-Audio-7B-Instruct --audio street.wav -p "Is there a siren?" --max-new-tokens 8 --json
 
+        limelight generate demo-vision --image photo.png -p "There is no hat. Is there a hat?" --compare relevance-contrastive,alpha=8 --html out.html
+
         limelight generate demo-vision --image photo.png -p "Describe the picture." --sample --temperature 0.7 --seed 1
     """
     options.check_outputs(overlay, html, word)
@@ -69,20 +85,26 @@ def generate(
         from limelight.errors import SettingError
 
         raise SettingError("--no-relevance leaves nothing to draw", hint="leave it out, or --overlay and --html")
+    if html is None and (compare or not meter):
+        from limelight.errors import SettingError
+
+        raise SettingError("--compare and --no-meter are about the page", hint="add --html out.html")
     from limelight.cli import terminal
 
     with terminal.quiet():
         from limelight.cli import output
+        from limelight.decoding.explain import explained, watched
         from limelight.decoding.generate import generate as answer
 
         chosen = options.strategy_of(strategy, settings or [])
+        beside = [options.strategy_of(name, given) for name, *given in (c.split(",") for c in compare or [])]
         adapter = terminal.load(model, dtype, device, trust_remote_code)
         asked = adapter.prepare(prompt, options.media_of(image, audio, video))
         began = time.perf_counter()
         with terminal.token_progress(max_new_tokens, strategy) as moved:
             said = answer(
-                adapter, None, asked, strategy=chosen, relevance=relevance, max_new_tokens=max_new_tokens,
-                on_step=moved, **extra,
+                adapter, None, asked, strategy=watched(chosen) if html is not None and meter else chosen,
+                relevance=relevance, max_new_tokens=max_new_tokens, on_step=moved, **extra,
             )  # fmt: skip
         seconds = time.perf_counter() - began
         drawn = None
@@ -93,7 +115,15 @@ def generate(
             if html is not None:
                 from limelight.report.page import Case, save_page
 
-                save_page(html, Case([said], media, question=prompt, spell=lambda token: adapter.tokens([token])[0]))
+                shown = [explained(adapter, said)]
+                for other in beside:
+                    with terminal.token_progress(max_new_tokens, other.name) as moved:
+                        more = answer(
+                            adapter, None, asked, strategy=watched(other) if meter else other, max_new_tokens=max_new_tokens,
+                            on_step=moved, **extra,
+                        )  # fmt: skip
+                    shown.append(explained(adapter, more))
+                save_page(html, Case(shown, media, question=prompt, spell=lambda token: adapter.tokens([token])[0]))
     files = {name: str(path) for name, path in (("overlay", overlay), ("html", html)) if path is not None}
     if as_json:
         document = output.document(said)

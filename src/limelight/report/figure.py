@@ -13,7 +13,8 @@ from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.types import Relevance
 
-MODALITY_COLOURS = {"text": "#8a8f98", "image": "#0d9488", "video": "#7c3aed", "audio": "#d97706"}
+# White letters on each are readable (contrast of 4.5 at least).
+MODALITY_COLOURS = {"text": "#666c76", "image": "#0f766e", "video": "#7c3aed", "audio": "#b45309"}
 FORMATS = frozenset({".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp"})
 
 

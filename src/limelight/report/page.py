@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,8 @@ from limelight.report.figure import MODALITY_COLOURS, checked
 from limelight.report.heat import AGAINST, OPACITY, SUPPORTS
 from limelight.report.payload import Case, case_payload
 from limelight.types import Generation
+
+_NAMES = {"image": "picture", "audio": "sound", "video": "video"}
 
 
 def render_page(
@@ -33,15 +37,18 @@ def render_page(
     if not rows:
         raise SettingError("a page needs at least one case", hint="render_page(generation)")
     payload = [case_payload(c) for c in rows]
+    data, heat = _packed(payload)
     return str(
         _template("page.html.j2").render(
             title=title,
             note=note,
             cases=[_head(c, p) for c, p in zip(rows, payload, strict=True)],
-            data=_json({"cases": payload, "colours": {"supports": SUPPORTS, "against": AGAINST, "opacity": OPACITY}}),
+            data=data,
+            heat=heat,
             style=Markup(_source("page.css")),
             script=Markup(_source("page.js")),
             modalities=MODALITY_COLOURS,
+            percepts={v["kind"]: _NAMES[v["kind"]] for p in payload for v in p["views"]},
             marks={m for p in payload for c in p["columns"] for w in c["words"] for m in "dgf" if m in w},
         )
     )
@@ -91,20 +98,36 @@ def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
 
 def _spoken(word: dict[str, Any]) -> dict[str, Any]:
     """A word with what a screen reader says of it."""
-    parts = [word["t"], *(f"{v:.0%} {m}" for m, v in word.get("sh", {}).items() if m != "text")]
+    seen = {m: v for m, v in word.get("sh", {}).items() if m != "text"}
+    parts = [word["t"], *(f"{v:.0%} {m}" for m, v in seen.items())]
     if word.get("d"):
         parts.append("differs from the other answer")
     if "g" in word:
         parts.append(f"greedy would have said {word['g'].strip()}")
     if word.get("f"):
         parts.append("not supported by what is seen or heard")
-    return {**word, "spoken": ", ".join(parts)}
+    return {**word, "spoken": ", ".join(parts), "hue": max(seen, key=seen.__getitem__, default="")}
 
 
-def _json(value: Any) -> Markup:
-    """JSON that cannot end its script element or open a comment."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+def _packed(payload: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """The page's data as deflated JSON and all heat as deflated int8, both base64: safe inside a script element.
+
+    In the JSON a word's heat is its length; the page cuts it from the one block, in order.
+    """
+    heat = bytearray()
+    for word in (w for case in payload for column in case["columns"] for w in column["words"] if "h" in w):
+        one = base64.b64decode(word["h"])
+        heat += one
+        word["h"] = len(one)
+    colours = {"supports": SUPPORTS, "against": AGAINST, "opacity": OPACITY}
+    text = json.dumps(
+        {"cases": payload, "colours": colours}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
+    return _deflated(text.encode()), _deflated(bytes(heat))
+
+
+def _deflated(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
 
 
 @cache

@@ -153,9 +153,15 @@ def _word(
     losses = next((s.losses for s in steps if s.losses), {})
     if losses:
         out["l"] = {n: [_short(v[0]), _short(v[-1])] for n, v in losses.items() if v}
-    candidates = next((s.candidates for s in steps if s.candidates), ())
-    if candidates:
-        out["c"] = [[text, _short(logit), _short(phi)] for _, text, logit, phi in candidates[:6]]
+    measured = [s for s in steps if s.candidates]
+    if measured:
+        told = next((s for s in measured if s.plain is not None and s.plain != s.token), measured[0])
+        out["c"] = [
+            [text, _short(logit), _short(phi), (token == told.token) + 2 * (token == told.plain)]
+            for token, text, logit, phi in told.candidates[:6]
+        ]
+        if len(steps) > 1:
+            out["ct"] = told.text
     return out
 
 

@@ -1,6 +1,18 @@
 "use strict";
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+(async () => {
+  async function unpacked(id) { // base64 of deflated bytes, kept in a script element
+    const text = atob(document.getElementById(id).textContent), packed = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
+    return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
+  }
+  const [json, heats] = await Promise.all(["data", "heat"].map(unpacked));
+  const data = JSON.parse(new TextDecoder().decode(json));
+  let used = 0;
+  for (const word of data.cases.flatMap((c) => c.columns).flatMap((c) => c.words)) {
+    if (word.h === undefined) continue;
+    word.heat = new Int8Array(heats, used, word.h);
+    used += word.h;
+  }
   const { supports, against, opacity } = data.colours;
   const view = { strength: 1, positive: false };
   const percent = (x) => Math.round(x * 100) + " %";
@@ -16,7 +28,7 @@
     return node;
   };
   const bytes = (text) => Int8Array.from(atob(text), (c) => (c.charCodeAt(0) << 24) >> 24);
-  const heatOf = (word) => (word.heat ??= word.h === undefined ? null : bytes(word.h));
+  const heatOf = (word) => word.heat ?? null;
   const visible = (token) => token.replace(/\n/g, "⏎").trim() || "␣";
 
   function colours(values, rows, columns) { // int8 scores -> a canvas of one pixel a position
@@ -70,8 +82,9 @@
     }
   }
 
-  function buildViews(media, views, holder) { // one painter a picture, frame, tile or sound: (word, sum of heat) => void
+  function buildViews(media, views, holder, alone) { // one painter a picture, frame, tile or sound: (word, sum of heat) => void
     const painters = [];
+    const scale = el("div", { className: "scale" }, el("span"), el("i", { "aria-hidden": "true" }, el("span", {}, "against"), el("span", {}, "supports")), el("span"));
     const stage = (label, source, small, shape) => {
       const canvas = el("canvas", { role: "img", "aria-label": label });
       const box = el("div", { className: "stage" });
@@ -82,7 +95,9 @@
       canvas.height = Math.max(16, Math.round(canvas.width * shape));
       if (!source) canvas.classList.add("flow");
       const caption = el("figcaption", {}, el("span", {}, label), el("span"));
-      holder.append(el("figure", { className: ["view", "view half", "view small"][small] }, box, caption));
+      const fit = source && !small ? { style: `max-width:min(100%, calc(max(240px, ${alone ? 62 : 46}vh) / ${shape.toFixed(4)}))` } : {};
+      if (fit.style) scale.style.cssText = fit.style;
+      holder.append(el("figure", { className: ["view", "view half", "view small"][small], ...fit }, box, caption));
       return [canvas, caption.lastChild];
     };
     for (const v of views) {
@@ -115,17 +130,16 @@
         painters.push((word) => paintGrid(canvas, cut(word), ...flat, source ? v.box : [0, 0, 1, 1], Boolean(source)));
       }
     }
-    const scale = el("div", { className: "scale" }, el("span"), el("i", { "aria-hidden": "true" }), el("span"));
     if (views.length) holder.append(scale);
     painters.push((word) => {
-      scale.firstChild.textContent = word.m === undefined ? "" : (word.cl ? "≤ " : "") + "−" + number(word.m) + " against";
-      scale.lastChild.textContent = word.m === undefined ? "" : "supports " + (word.cl ? "≥ " : "+") + number(word.m) + " logit";
+      scale.firstChild.textContent = word.m === undefined ? "" : (word.cl ? "≤ " : "") + "−" + number(word.m);
+      scale.lastChild.textContent = word.m === undefined ? "" : (word.cl ? "≥ " : "+") + number(word.m);
     });
     return painters;
   }
 
   function buildPrompt(shown, column) { // the prompt and the answer so far; tints the positions that matter
-    const texts = shown.prompt.filter(Array.isArray), cells = new Map(), LONG = 1200;
+    const texts = shown.prompt.filter(Array.isArray), cells = new Map(), LONG = 8000;
     const apart = texts.length > 3 && !texts.some(([, t]) => /^\s\S/.test(t));
     const box = el("div", { className: "prompt" + (apart ? " apart" : ""), tabindex: "0", role: "group", "aria-label": "the prompt and the answer so far" });
     const cell = (key, text, extra = "") => {
@@ -143,8 +157,9 @@
       if (seen <= LONG / 2 || seen > texts.length - LONG / 2) cell(item[0], item[1]);
       else if (seen === LONG / 2 + 1) box.append(el("span", { className: "percept", style: "background:var(--text)" }, `… ${texts.length - LONG} more`));
     }
-    column.generated.forEach((text, i) => cell(-1 - i, text, "said"));
-    let tinted = [];
+    column.generated.forEach((text, i) => { cell(-1 - i, text, "said later"); });
+    let tinted = [], hidden = 0;
+    const scroll = () => { if (tinted.length && box.scrollHeight > box.clientHeight) box.scrollTop = tinted[0].offsetTop - box.clientHeight / 2; };
     return [box, (word) => {
       tinted.forEach((node) => node.removeAttribute("style"));
       tinted = [];
@@ -156,8 +171,10 @@
         node.style.background = `rgba(${value >= 0 ? supports : against},${(Math.abs(value) / top) * 0.6 * view.strength})`;
         tinted.push(node);
       }
-      column.generated.forEach((_, i) => (cells.get(-1 - i).hidden = word.k ? i >= word.k[0] : false));
-    }];
+      const from = word.k ? word.k[0] : column.generated.length; // what had been said by then
+      for (let i = Math.min(from, hidden); i < Math.max(from, hidden); i++) cells.get(-1 - i).classList.toggle("later", i >= from);
+      hidden = from;
+    }, scroll];
   }
 
   function place(word, v) { // where the strongest support lies, in words
@@ -171,41 +188,56 @@
     return `strongest on ${v.label}${frame}: ${third(row, rows, ["upper", "middle", "lower"])} ${third(column, columns, ["left", "centre", "right"])} (row ${row + 1} of ${rows}, column ${column + 1} of ${columns})`;
   }
 
-  function facts(holder, shown, column, word, prompt) {
+  const signed = (v) => (v === null ? "–" : (v >= 0 ? "+" : "−") + number(Math.abs(v)));
+  const bar = (v, most) => el("span", {}, el("i", { style: `width:${(Math.abs(v ?? 0) / most) * 100}%;background:var(--${v >= 0 ? "supports" : "against"})` }));
+
+  function facts(holder, shown, column, word) {
     const spelled = new Map(shown.prompt.filter(Array.isArray).map(([i, t]) => [i, t]));
-    const children = [el("p", { className: "word" }, el("b", {}, word.t), word.lp === undefined ? "" : ` probability ${number(word.lp)}`)];
+    const children = [el("p", { className: "word" }, el("b", {}, word.t), word.lp === undefined ? "" : `probability ${number(word.lp)}`)];
     if (word.sh) {
-      children.push(el("div", { className: "bar", role: "img", "aria-label": Object.entries(word.sh).map(([m, v]) => `${percent(v)} ${m}`).join(", ") },
-        ...Object.entries(word.sh).map(([m, v]) => el("span", { style: `width:${v * 100}%;background:var(--${m})`, title: `${m} ${percent(v)}` }, v > 0.12 ? `${m} ${percent(v)}` : ""))));
+      const shares = Object.entries(word.sh);
+      children.push(el("div", { className: "bar", "aria-hidden": "true" }, ...shares.map(([m, v]) => el("span", { style: `width:${v * 100}%;background:var(--${m})` }))),
+        el("p", { className: "shares" }, ...shares.map(([m, v]) => el("span", {}, el("i", { style: `background:var(--${m})` }), el("b", {}, percent(v)), " " + m))));
       if (word.h === undefined) children.push(el("p", {}, "Only shares were computed for this word, no heat map."));
     } else children.push(el("p", {}, "No relevance was computed for this word."));
-    if (word.g !== undefined) children.push(el("p", {}, "Greedy would have said ", el("b", {}, visible(word.g)), " here."));
-    else if (word.i && word.same) children.push(el("p", {}, "The decoder intervened; greedy would have said the same."));
+    const decided = (moved, ...told) => children.push(el("p", { className: "decoder" + (moved ? " moved" : "") }, ...told));
+    const did = word.i ? "The decoder intervened" : "The decoder did not intervene";
+    if (word.g !== undefined) decided(true, `${did}. Greedy would have said `, el("b", {}, visible(word.g)), " here.");
+    else if (word.same) decided(false, `${did}; greedy would have said the same.`);
+    else if (word.i) decided(true, `${did}; what greedy would have said is not known.`);
     if (word.f) children.push(el("p", {}, "⚑ Not supported by what is seen or heard, while a rival is."));
     if (word.l) children.push(el("p", {}, "Loss, first to last update: " + Object.entries(word.l).map(([n, [a, b]]) => `${n} ${number(a)} → ${number(b)}`).join("; ")));
     if (word.c) {
-      const cells = (...texts) => texts.map((text) => el("td", {}, text));
-      children.push(el("h4", {}, "Candidates"), el("table", {}, el("tr", {}, ...["token", "logit", "from the percept"].map((t) => el("th", { scope: "col" }, t))),
-        ...word.c.map(([text, logit, phi]) => el("tr", {}, ...cells(visible(text), number(logit), number(phi))))));
+      const most = Math.max(...word.c.map((c) => Math.abs(c[2] ?? 0)), 1e-9), several = shown.views.some((v) => v.kind !== shown.views[0].kind);
+      const from = several || !shown.views.length ? "percept" : { image: "picture", audio: "sound", video: "video" }[shown.views[0].kind];
+      children.push(el("h4", {}, word.ct === undefined ? "Candidates" : `Candidates for “${visible(word.ct)}”`), el("table", {},
+        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), el("th", { scope: "col" }, "logit"),
+          el("th", { scope: "col", title: "the part of the logit that comes from the " + from + ", as the grounding meter measures it" }, `Φ: of it from the ${from}`))),
+        el("tbody", {}, ...word.c.map(([text, logit, phi, mark]) => el("tr", mark & 1 ? { className: "chosen" } : {},
+          el("td", {}, visible(text), mark ? el("small", {}, ["", "said", "greedy", "said"][mark]) : ""),
+          el("td", {}, number(logit)), el("td", { className: "phi" }, el("div", {}, bar(phi, most), signed(phi))))))));
     }
     if (word.x?.length) {
       const rows = word.x.filter(([, v]) => !view.positive || v > 0).slice(0, 6), top = Math.max(...rows.map(([, v]) => Math.abs(v)), 1e-9);
       children.push(el("h4", {}, "Text that mattered most (logit)"), el("ul", { className: "tops" }, ...rows.map(([key, v]) => {
         const text = visible(key >= 0 ? spelled.get(key) ?? "" : column.generated[-1 - key] ?? "");
-        return el("li", {}, el("span", { title: text }, text), el("span", {}, el("i", { style: `width:${(Math.abs(v) / top) * 100}%;background:var(--${v >= 0 ? "supports" : "against"})` })), el("span", {}, (v >= 0 ? "+" : "−") + number(Math.abs(v))));
+        return el("li", {}, el("span", { title: text }, text), bar(v, top), el("span", {}, signed(v)));
       })));
     }
-    children.push(el("h4", {}, "Prompt"), prompt);
     holder.replaceChildren(...children);
   }
 
   const cases = data.cases.map((shown, c) => {
     const article = document.querySelector(`[data-case="${c}"]`);
+    const wide = shown.columns.length > 1 && shown.views.some((v) => v.kind !== "image"); // a waveform wants all of a column
     const columns = shown.columns.map((column, k) => {
       const root = article.querySelector(`[data-column="${k}"]`);
-      const [prompt, tint] = buildPrompt(shown, column);
-      return { column, root, tint, prompt, painters: buildViews(shown.media, shown.views, root.querySelector(".views")),
-        buttons: [...root.querySelectorAll(".w")], facts: root.querySelector(".facts"), status: root.querySelector("[role=status]"), at: -1 };
+      const [prompt, tint, scroll] = buildPrompt(shown, column);
+      root.querySelector(".split").classList.toggle("beside", !wide && shown.views.length > 0);
+      const told = el("div"); // what changes from word to word; the prompt, which may be long, stays where it is
+      root.querySelector(".facts").append(told, el("h4", {}, "Prompt"), prompt);
+      return { column, root, tint, scroll, painters: buildViews(shown.media, shown.views, root.querySelector(".views"), shown.columns.length === 1),
+        buttons: [...root.querySelectorAll(".w")], facts: told, status: root.querySelector("[role=status]"), at: -1 };
     });
     const state = { pinned: null };
 
@@ -218,7 +250,8 @@
       const total = heatOf(word)?.reduce((a, x) => a + Math.abs(x), 0);
       one.painters.forEach((paint) => paint(word, total));
       one.tint(word);
-      facts(one.facts, shown, one.column, word, one.prompt);
+      facts(one.facts, shown, one.column, word);
+      one.scroll();
     }
     function counterpart(k, i, other) { // by way of the first answer
       const to = (n, x) => (n === 0 ? x : columns[n].column.pairs.find(([a]) => a === x)?.[1]);
@@ -275,12 +308,11 @@
 
   const redraw = () => cases.forEach((one) => one.redraw());
   const buttons = [...document.querySelectorAll(".w[data-share]")], shares = buttons.map((b) => Number(b.dataset.share));
-  const [least, most] = [Math.min(...shares), Math.max(...shares)], ends = document.querySelectorAll("#legend span");
+  const [least, most] = [Math.min(...shares), Math.max(...shares)], ends = document.querySelectorAll("#legend .end");
   document.getElementById("stretch").addEventListener("change", (event) => {
     const wide = event.target.checked && most > least;
     buttons.forEach((b, i) => b.style.setProperty("--s", wide ? (shares[i] - least) / (most - least) : shares[i]));
-    ends[0].textContent = percent(wide ? least : 0);
-    ends[1].textContent = percent(wide ? most : 1);
+    ends.forEach((end, i) => (end.textContent = percent(wide ? [least, most][i % 2] : i % 2)));
   });
   document.getElementById("positive").addEventListener("change", (event) => { view.positive = event.target.checked; redraw(); });
   document.getElementById("opacity").addEventListener("input", (event) => { view.strength = event.target.value / 100; redraw(); });
@@ -292,4 +324,10 @@
     event.target.textContent = "colours: " + themes[theme][1];
     redraw();
   });
-})();
+  document.documentElement.dataset.ready = "yes";
+})().catch((error) => {
+  const box = document.getElementById("trouble");
+  box.hidden = false;
+  box.textContent = "The heat maps could not be drawn; the answers and their shares are below. " +
+    (typeof DecompressionStream === "undefined" ? "This browser is too old: it has no DecompressionStream." : String(error));
+});

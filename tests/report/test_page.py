@@ -114,7 +114,7 @@ def test_meter_steps_are_shown_without_relevance() -> None:
     steps = tuple(replace(s, relevance=None) for s in said.steps)
     words = case_payload(Case([replace(said, steps=steps)]))["columns"][0]["words"]
     assert words[1]["f"] == 1
-    assert words[0]["c"][1] == [" mug", 4.1, -0.3]
+    assert words[0]["c"] == [[" A", 5.0, 1.2, 3], [" mug", 4.1, -0.3, 0]]  # 1: said, 2: greedy's
     assert "h" not in words[0]
     assert words[0]["p"] > 0
 
@@ -177,7 +177,7 @@ def test_hostile_words_stay_words() -> None:
 
 def test_words_can_be_read_without_script() -> None:
     html = render_page(Case(pair(), verdicts=[False, None]))
-    assert re.search(r'<button[^>]*class="w differs"[^>]*>No</button>', html)
+    assert re.search(r'<button[^>]*class="w differs image"[^>]*>No</button>', html)
     assert re.search(r'aria-label="cup, \d+% image"', html)
     assert "differs from the other answer" in html
     assert "✗ wrong" in html

@@ -194,7 +194,10 @@ def test_sound_video_and_tiles(opened: Open) -> None:
     assert [t.split()[0] for t in page.locator('[data-case="0"] tbody tr').all_inner_texts()] == ["dog", "mug"]
     assert page.locator('[data-case="0"] tbody tr.chosen').inner_text().split() == ["dog", "said", "5", "+1.2"]
     assert "from the sound" in page.locator('[data-case="0"] thead').inner_text()
-    hues = [page.locator(f'[data-case="{c}"] [data-word="1"]').evaluate("(w) => getComputedStyle(w).backgroundColor") for c in range(3)]
+    hues = [
+        page.locator(f'[data-case="{c}"] [data-word="1"]').evaluate("(w) => getComputedStyle(w).backgroundColor")
+        for c in range(3)
+    ]
     assert len(set(hues)) == 3  # one a modality
     canvases = page.locator("canvas")
     assert all(canvases.nth(i).evaluate(PIXELS)["drawn"] for i in range(canvases.count()))
@@ -211,7 +214,9 @@ def test_it_can_be_read_without_script(opened: Open) -> None:
 def test_no_lag_with_two_answers_of_400_words_over_4000_positions(opened: Open) -> None:
     of = prompt(("image", 2880, (48, 60), None), after=[f" t{i}" for i in range(1100)])
     told = " ".join(f"w{i}" for i in range(400))
-    said = [generation(of, [f" w{i}" for i in range(400)], text=told, seed=s, strategy=n) for s, n in ((0, "a"), (1, "b"))]
+    said = [
+        generation(of, [f" w{i}" for i in range(400)], text=told, seed=s, strategy=n) for s, n in ((0, "a"), (1, "b"))
+    ]
     page = opened(Case(said, Media([picture(640, 480)])))
     assert page.locator(".w").count() == 800
     added = page.evaluate(ADDED_BY_POINTING)
@@ -248,7 +253,9 @@ def test_axe_finds_no_barrier(opened: Open, scheme: str) -> None:
         pytest.skip("axe-core is not installed (npm install --prefix tests/report)")
     sound = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
     video = prompt(("video", 36, (4, 3, 3), None), media={"video": [[picture() for _ in range(8)]]})
-    others = [Case([generation(p, [" A", " dog", "."], strategy="meter")], question="What is it?") for p in (sound, video)]
+    others = [
+        Case([generation(p, [" A", " dog", "."], strategy="meter")], question="What is it?") for p in (sound, video)
+    ]
     page = opened(pair(), *others, color_scheme=scheme, bypass_csp=True)
     word(page, 1, 3).hover()
     page.evaluate(AXE.read_text(encoding="utf-8"))
@@ -264,5 +271,5 @@ def test_a_browser_that_cannot_unpack_says_so(opened: Open, browser: Any, tmp_pa
     page.goto(save_page(tmp_path / "old.html", pair()).as_uri())
     page.locator("#trouble:not([hidden])").wait_for()
     assert "too old" in page.locator("#trouble").inner_text()
-    assert page.locator(".w").count() == 11
+    assert page.locator(".w").count() == 13
     context.close()

@@ -214,7 +214,7 @@
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), el("th", { scope: "col" }, "logit"),
           el("th", { scope: "col", title: "the part of the logit that comes from the " + from + ", as the grounding meter measures it" }, `Φ: of it from the ${from}`))),
         el("tbody", {}, ...word.c.map(([text, logit, phi, mark]) => el("tr", mark & 1 ? { className: "chosen" } : {},
-          el("td", {}, visible(text), mark ? el("small", {}, ["", "said", "greedy", "said"][mark]) : ""),
+          el("td", {}, visible(text), mark ? " " : "", mark ? el("small", {}, ["", "said", "greedy", "said"][mark]) : ""),
           el("td", {}, number(logit)), el("td", { className: "phi" }, el("div", {}, bar(phi, most), signed(phi))))))));
     }
     if (word.x?.length) {

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import quality_table, speed
+from bench import faithfulness, quality_table, speed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "quality.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speed", "quality", "benchmarks")))
 
 
 def _speed() -> dict[str, Any]:
@@ -47,6 +47,7 @@ def speed_short() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "faithfulness": lambda: faithfulness.table(json.loads(faithfulness.RESULTS.read_text())),
     "speed": lambda: speed.table(_speed()["rows"]),
     "speed-short": speed_short,
     "quality": lambda: quality_table.render(_quality()),

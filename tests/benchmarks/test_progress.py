@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from limelight.benchmarks import progress
-from limelight.benchmarks.progress import Progress
+from limelight.benchmarks.progress import Progress, duration, rate
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, total: int = 20, done: int = 10, fails: bool = True) -> str:
@@ -33,8 +33,16 @@ def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_off_a_terminal_a_line_every_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, False, total=100, done=0, fails=False)
-    assert text.splitlines() == [f"pope: {k} of 100" for k in range(10, 101, 10)]
+    lines = text.splitlines()
+    assert [x.partition(",")[0] for x in lines] == [f"pope: {k} of 100" for k in range(10, 101, 10)]
+    assert all("rows/s" in x for x in lines)
+    assert ["left" in x for x in lines] == [True] * 9 + [False]
     assert "2 rows failed; the same command asks them again" in shown(monkeypatch, False)
+
+
+def test_rate_and_estimate() -> None:
+    assert [rate(x) for x in (0.25, 1.0, 2.5)] == ["4.00 rows/s", "1.00 rows/s", "2.5 s/row"]
+    assert [duration(x) for x in (4.4, 89, 900, 7200)] == ["4 s", "89 s", "15 min", "2.0 h"]
 
 
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:

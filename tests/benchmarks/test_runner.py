@@ -346,29 +346,3 @@ def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     assert all(n == 2 for n in repeated.values())
     assert len(read_results(out)["sessions"]) == 3
     assert read_results(out)["complete"]
-
-
-RANKED = """
-import sys
-from tests.benchmarks.test_runner import toy
-from limelight.benchmarks.runner import run, shard_from_environment
-
-shard = shard_from_environment()
-run(toy(50), lambda s: f"{s.target} {shard[0]}", sys.argv[1], shard=shard, progress=False)
-"""
-
-
-@pytest.mark.slow
-def test_shards_under_torchrun(tmp_path: Path) -> None:
-    script = tmp_path / "ranked.py"
-    script.write_text(RANKED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [*command, sys.executable, str(script), str(tmp_path / "run")], cwd=ROOT, env=env, check=True, timeout=120
-    )
-    found = open_results(tmp_path / "run", toy(50))
-    assert found.complete
-    assert len(found.rows) == 100
-    assert Counter(r.answer.split()[1] for r in found.records) == {"0": 50, "1": 50}
-    assert read_results(tmp_path / "run")["complete"]

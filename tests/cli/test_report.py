@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from limelight.benchmarks.results import find_runs
 from limelight.benchmarks.runner import run
+from limelight.benchmarks.task import Reply
 from limelight.cli.report import baseline, report
 from limelight.errors import DataError, SettingError
 from tests.benchmarks.official import WRITERS
@@ -60,6 +61,28 @@ def test_paired_and_differing(runs: Path) -> None:
     assert "lime minus greedy" in done.output
     assert "6 fixed, 0 broken, 6 worded differently" in done.output
     assert "3 of 12 shown" in done.output
+
+
+def test_signs(tmp_path: Path) -> None:
+    """Relevance -1 inside the box (a quarter of the picture) and 1 beside it."""
+    WRITERS["coco_grounding"](tmp_path / "data")
+    for name, scores in (("greedy", [[-1.0, 1.0], [0.0, 0.0]]), ("lime", [[3.0, 1.0], [0.0, 0.0]])):
+        run(
+            "coco_grounding", lambda s, found=scores: Reply("yes", {"image_relevance": found}),
+            tmp_path / "runs" / name, data=tmp_path / "data", progress=False,
+        )  # fmt: skip
+    said = {
+        sign: call(
+            tmp_path / "runs", "--sign", sign, "--no-intervals", "--format", "markdown", "--metric", "*/grounding"
+        ).output
+        for sign in ("abs", "positive", "signed")
+    }
+    assert "| spatial/grounding | 50.0 | 75.0 |" in said["abs"]
+    assert "| spatial/grounding | 0.0 | 75.0 |" in said["positive"]
+    assert "| spatial/grounding | - | 75.0 |" in said["signed"]
+    paired = call(tmp_path / "runs", "--sign", "positive", "--against", "greedy", "--metric", "*/grounding")
+    assert "+75.0" in paired.output
+    assert isinstance(call(tmp_path / "runs", "--sign", "squared").exception, SettingError)
 
 
 def test_the_baseline(runs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -26,6 +27,7 @@ class Progress:
         self.title, self.total, self.done, self.errors = title, total, done, 0
         self._console = Console(stderr=True, quiet=quiet, markup=False, highlight=False)
         self._bar: Bar | None = None
+        self._before, self._start = done, time.monotonic()
 
     def __enter__(self) -> Progress:
         if self.done:
@@ -61,12 +63,29 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._id, completed=self.done, errors=f"{self.errors} failed" if self.errors else "")
         elif self.done * 10 // max(self.total, 1) > (self.done - 1) * 10 // max(self.total, 1):
-            self._console.print(f"{self.title}: {self.done} of {self.total}")
+            each = (time.monotonic() - self._start) / max(self.done - self._before, 1)
+            left = each * (self.total - self.done)
+            about = f", about {duration(left)} left" if self.done < self.total else ""
+            self._console.print(f"{self.title}: {self.done} of {self.total}, {rate(each)}{about}")
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        if not speed:
-            return Text("")
-        return Text(f"{speed:.2f} rows/s" if speed >= 1 else f"{1 / speed:.1f} s/row")
+        return Text(rate(1 / speed) if speed else "")
+
+
+def rate(seconds: float) -> str:
+    """Rows a second, or seconds a row where that is more than one."""
+    return f"{seconds:.1f} s/row" if seconds > 1 else f"{1 / max(seconds, 1e-6):.2f} rows/s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

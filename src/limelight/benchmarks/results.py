@@ -13,6 +13,7 @@ from typing import Any
 
 from limelight.benchmarks import rowlog
 from limelight.benchmarks.manifest import compare, manifests, part_name, read_manifest
+from limelight.benchmarks.scorers.grounding import faithfulness
 from limelight.benchmarks.scorers.measure import Block, Metric, evaluate
 from limelight.benchmarks.task import Scoring, Task, task
 from limelight.errors import DataError
@@ -65,9 +66,13 @@ class Run:
 
     @property
     def speed(self) -> float:
-        """Tokens a second over the answers that say how many tokens they have; NaN when none does."""
+        """Tokens a second over the answers that say how many tokens they have; NaN when none does.
+
+        Answers that came with perturbation curves do not count: their time is that of the curves.
+        """
+        replies = [(row.get("reply", {}), row["seconds"]) for row in self.rows.values()]
         pairs = [
-            (row["reply"]["tokens"], row["seconds"]) for row in self.rows.values() if "tokens" in row.get("reply", {})
+            (reply["tokens"], seconds) for reply, seconds in replies if "tokens" in reply and "curves" not in reply
         ]
         seconds = sum(float(s) for _, s in pairs)
         return sum(int(n) for n, _ in pairs) / seconds if seconds else math.nan
@@ -104,16 +109,16 @@ class Run:
 
     def blocks(self, parser: str = "", **options: Any) -> list[Block]:
         """The scorer's columns; see ``scorers.measure``."""
-        return self.task.score(self.records, self.scoring(parser, **options))
+        scored = self.task.score(self.records, self.scoring(parser, **options))
+        return [*scored, *faithfulness(self.records)]
 
     def score(
         self, parser: str = "", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **options: Any
     ) -> Results:
         """The numbers, with bootstrap intervals."""
-        scoring = self.scoring(parser, **options)
-        metrics = evaluate(self.task.score(self.records, scoring), resamples=resamples, level=level, seed=seed)
+        metrics = evaluate(self.blocks(parser, **options), resamples=resamples, level=level, seed=seed)
         seconds = sum(float(row["seconds"]) for row in self.rows.values())
-        return Results(self, metrics, scoring.parser, seconds)
+        return Results(self, metrics, self.scoring(parser).parser, seconds)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from io import StringIO
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from limelight.benchmarks.compare import Difference, Pair, compare, differing
 from limelight.benchmarks.manifest import differences
@@ -88,20 +88,20 @@ def side_by_side(
 
 
 def paired_table(
-    baseline: Run, other: Run, parser: str = "", *, metrics: Sequence[str] = (), resamples: int = 1000
+    baseline: Run, other: Run, parser: str = "", *, metrics: Sequence[str] = (), resamples: int = 1000, **options: Any
 ) -> Table:
     """One run against a baseline, question by question."""
     patterns = tuple(metrics) or baseline.task.headline
-    found = [d for d in compare(baseline, other, parser, resamples=resamples) if _matches(d.name, patterns)]
+    found = [d for d in compare(baseline, other, parser, resamples=resamples, **options) if _matches(d.name, patterns)]
     first, second = labels([baseline, other])
     header = ("", first, second, "difference", "p", "only " + first, "only " + second, "McNemar p", "n")
     notes = ("difference and p: paired bootstrap over clusters; only: units that one run alone got right",)
     return Table(f"{other.task.name}: {second} minus {first}", header, tuple(_paired_row(d) for d in found), notes)
 
 
-def differing_table(baseline: Run, other: Run, parser: str = "", *, limit: int | None = 20) -> Table:
+def differing_table(baseline: Run, other: Run, parser: str = "", *, limit: int | None = 20, **options: Any) -> Table:
     """The questions that two runs answered differently."""
-    pairs = differing(baseline, other, parser)
+    pairs = differing(baseline, other, parser, **options)
     first, second = labels([baseline, other])
     rows = [(p.verdict, p.id, _short(p.prompt), _short(str(p.target)), _short(p.a), _short(p.b)) for p in pairs[:limit]]
     counts = {v: sum(p.verdict == v for p in pairs) for v in ("fixed", "broken", "same")}
@@ -135,7 +135,13 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def _shown(name: str, patterns: Sequence[str], results: Sequence[Results]) -> bool:
     # unparsed and empty answers are never hidden
     lost = name.rpartition("/")[2] in ("unparsed", "empty", "answers without relevance")
-    return _matches(name, patterns) or (lost and any(name in r.metrics and r.metrics[name].value > 0 for r in results))
+    # what was asked for by an option of the run belongs to no task's headline
+    asked = name.startswith("faithfulness/")
+    return (
+        _matches(name, patterns)
+        or (asked and patterns == results[0].run.task.headline)
+        or (lost and any(name in r.metrics and r.metrics[name].value > 0 for r in results))
+    )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

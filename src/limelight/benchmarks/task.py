@@ -34,6 +34,8 @@ class Reply:
             ``image_relevance``: ``[rows][columns]`` relevance on the picture's grid (spatial grounding);
             ``audio_relevance``: ``{"scores": [...], "seconds": s}``, one score for every ``s`` seconds of sound
             (temporal grounding);
+            ``curves``: attribution -> ``{"insertion": [...], "deletion": [...]}``, the probability of the decision at
+            equal fractions of positions kept or removed (faithfulness);
             ``tokens``: how many tokens were generated; ``peak_gb``: the most memory the device held so far.
     """
 

@@ -19,7 +19,8 @@ class ModelAnswer:
     """Answers a sample with a model and a strategy. Loads the model when first asked, so that it can be sent to workers.
 
     ``relevance`` asks for shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
-    scores divided by the sum of their absolute values.
+    scores divided by the sum of their absolute values. ``faithfulness`` names the attributions whose insertion and
+    deletion curves are recorded.
     """
 
     model: str
@@ -27,6 +28,7 @@ class ModelAnswer:
     settings: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     relevance: bool = False
+    faithfulness: tuple[str, ...] = ()
     dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False
@@ -37,7 +39,8 @@ class ModelAnswer:
 
         chosen = limelight.strategy(self.strategy, **self.settings)
         own = {"strategy": chosen.name, "strategy_settings": chosen.settings(), "generation": dict(self.generation)}
-        return {"model": self.model, "dtype": self.dtype, "relevance": self.relevance, **own}
+        curves = {"faithfulness": list(self.faithfulness)} if self.faithfulness else {}
+        return {"model": self.model, "dtype": self.dtype, "relevance": self.relevance, **curves, **own}
 
     def prepare(self) -> None:
         """Load the model."""
@@ -47,18 +50,17 @@ class ModelAnswer:
         import limelight
 
         adapter = loaded(self.model, self.dtype, self.device, self.trust_remote_code)
-        items = [{"type": m, m: _item(x)} for m, xs in sample.media.items() for x in xs]
-        if not items:
+        if not any(sample.media.values()):
             return self._text_only(adapter, sample)
         answer = limelight.generate(
             adapter,
-            messages=[{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}],
+            messages=_messages(sample),
             strategy=limelight.strategy(self.strategy, **self.settings),
             relevance=self.relevance,
             seed=int(sample.meta["seed"]),
             **self.generation,
         )
-        return _reply(adapter, answer)
+        return self._reply(adapter, sample, answer)
 
     def many(self, samples: Sequence[Sample]) -> list[Reply]:
         """Several samples in one left-padded batch where they fit together; one by one where they do not."""
@@ -68,14 +70,10 @@ class ModelAnswer:
         if len(samples) == 1 or not all(any(s.media.values()) for s in samples):
             return [self(s) for s in samples]
         adapter = loaded(self.model, self.dtype, self.device, self.trust_remote_code)
-        requests = []
-        for sample in samples:
-            items = [{"type": m, m: _item(x)} for m, xs in sample.media.items() for x in xs]
-            requests.append([{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}])
         try:
             answers = limelight.generate_many(
                 adapter,
-                requests=requests,
+                requests=[_messages(s) for s in samples],
                 strategy=limelight.strategy(self.strategy, **self.settings),
                 relevance=self.relevance,
                 seeds=[int(s.meta["seed"]) for s in samples],
@@ -83,7 +81,22 @@ class ModelAnswer:
             )
         except UnsupportedError:
             return [self(s) for s in samples]
-        return [_reply(adapter, answer) for answer in answers]
+        return [self._reply(adapter, s, answer) for s, answer in zip(samples, answers, strict=True)]
+
+    def _reply(self, adapter: Any, sample: Sample, answer: Generation) -> Reply:
+        special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
+        meta = {"tokens": len(answer.token_ids), **grounding_meta(answer, special)}
+        if self.faithfulness:
+            from limelight.cli.faithfulness import curves
+
+            seed = int(sample.meta["seed"])
+            meta["curves"] = curves(adapter, _messages(sample), answer.token_ids[0], self.faithfulness, seed=seed)
+        device = adapter.device
+        if device.type == "cuda":
+            import torch
+
+            meta["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        return Reply(answer.text, meta)
 
     def _text_only(self, adapter: Any, sample: Sample) -> Reply:
         """A question without a picture or sound: there is nothing to ground in, so the model answers as it is."""
@@ -102,15 +115,9 @@ class ModelAnswer:
         )
 
 
-def _reply(adapter: Any, answer: Generation) -> Reply:
-    special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
-    meta = {"tokens": len(answer.token_ids), **grounding_meta(answer, special)}
-    device = adapter.device
-    if device.type == "cuda":
-        import torch
-
-        meta["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-    return Reply(answer.text, meta)
+def _messages(sample: Sample) -> list[dict[str, Any]]:
+    items = [{"type": m, m: _item(x)} for m, xs in sample.media.items() for x in xs]
+    return [{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}]
 
 
 @lru_cache(maxsize=1)

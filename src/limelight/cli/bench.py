@@ -18,6 +18,7 @@ from limelight.benchmarks.tables import render, side_by_side
 from limelight.benchmarks.task import task as task_named
 from limelight.benchmarks.task import tasks
 from limelight.cli.answering import ModelAnswer
+from limelight.cli.faithfulness import methods_of
 from limelight.errors import SettingError
 
 EXAMPLES = """
@@ -71,6 +72,13 @@ def bench(
     relevance: Annotated[
         bool, typer.Option("--relevance", help="Record modality shares and relevance maps of every answer.")
     ] = False,
+    faithfulness: Annotated[
+        str,
+        typer.Option(
+            help="Insertion and deletion curves of these attributions, separated by commas: attnlrp, cp-lrp, "
+            "gradient-input, random (the control)."
+        ),
+    ] = "",
     shard: Annotated[
         str, typer.Option(help="i/n: every n-th row from the i-th on; 'auto' reads RANK and WORLD_SIZE.")
     ] = "0/1",
@@ -123,6 +131,7 @@ def bench(
             settings=settings_of(setting or [], name, names),
             generation={**generation, **sampling},
             relevance=relevance or bool(chosen.wants),
+            faithfulness=methods_of(faithfulness),
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,

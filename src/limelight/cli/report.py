@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from limelight.benchmarks.results import Run, find_runs
+from limelight.benchmarks.scorers.grounding import Sign
 from limelight.benchmarks.tables import Format, Table, differing_table, labels, paired_table, render, side_by_side
 from limelight.errors import SettingError
 
@@ -32,6 +33,9 @@ def report(
     everything: Annotated[bool, typer.Option("--all", help="Show every metric.")] = False,
     intervals: Annotated[bool, typer.Option(help="Show bootstrap intervals.")] = True,
     parser: Annotated[str, typer.Option(help="Read the answers by another parser.")] = "",
+    sign: Annotated[
+        str, typer.Option(help="How grounding treats the sign of relevance: abs, positive or signed.")
+    ] = "abs",
     against: Annotated[str, typer.Option(help="Compare the other runs with this one, question by question.")] = "",
     differ: Annotated[
         int, typer.Option(help="List so many of the questions that are answered differently; 0 for none.")
@@ -43,21 +47,25 @@ def report(
     chosen: Format | None = next((f for f in get_args(Format) if f == form), None)
     if chosen is None:
         raise SettingError(f"no format {form!r}", hint=f"one of {', '.join(get_args(Format))}")
+    if sign not in get_args(Sign):
+        raise SettingError(f"no sign treatment {sign!r}", hint=f"one of {', '.join(get_args(Sign))}")
     found = find_runs(runs)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in found:
         groups[run.task.name].append(run)
     tables: list[Table] = []
     for group in groups.values():
-        scored = [r.score(parser, resamples=resamples if intervals else 0) for r in group]
+        scored = [r.score(parser, resamples=resamples if intervals else 0, sign=sign) for r in group]
         tables.append(side_by_side(scored, metrics=metric or (), everything=everything, intervals=intervals))
         if against or differ:
             base = baseline(group, against)
             for other in (r for r in group if r is not base):
                 if against:
-                    tables.append(paired_table(base, other, parser, metrics=metric or (), resamples=resamples))
+                    tables.append(
+                        paired_table(base, other, parser, metrics=metric or (), resamples=resamples, sign=sign)
+                    )
                 if differ:
-                    tables.append(differing_table(base, other, parser, limit=differ))
+                    tables.append(differing_table(base, other, parser, limit=differ, sign=sign))
     text = render(tables, chosen)
     if output is None:
         typer.echo(text, nl=False)

@@ -13,6 +13,7 @@ from limelight.benchmarks.scorers.grounding import (
     audio_relevance,
     box_coverage,
     event_coverage,
+    faithfulness,
     grounding,
     grounding_block,
     image_relevance,
@@ -137,3 +138,22 @@ def test_relevance_from_replies() -> None:
     assert evaluate([block])["image reliance"].value == 0.2
     assert block.ids == ("1",)
     assert reliance("", [empty], "image") == []
+
+
+def test_faithfulness_of_curves() -> None:
+    """Areas by hand: insertion 0, 1, 1 at 0, 1/2, 1 has 0.75; its mirror has 0.25."""
+    good = {"insertion": [0.0, 1.0, 1.0], "deletion": [1.0, 0.0, 0.0]}
+    flat = {"insertion": [0.5, 0.5], "deletion": [0.5, 0.5]}
+    records = [
+        Record("a", "yes", "yes", {"curves": {"attnlrp": good, "random": flat}}),
+        Record("b", "no", "yes", {"curves": {"attnlrp": flat}}),
+        Record("c", "no", "yes", {}),
+    ]
+    attnlrp, random = faithfulness(records)
+    value = {k: m.value for k, m in evaluate([attnlrp, random], resamples=0).items()}
+    assert value["faithfulness/attnlrp/insertion"] == pytest.approx((0.75 + 0.5) / 2)
+    assert value["faithfulness/attnlrp/deletion"] == pytest.approx((0.25 + 0.5) / 2)
+    assert value["faithfulness/attnlrp/insertion minus deletion"] == pytest.approx(0.25)
+    assert value["faithfulness/random/insertion minus deletion"] == 0.0
+    assert (len(attnlrp.ids), len(random.ids)) == (2, 1)
+    assert faithfulness(records[2:]) == faithfulness([]) == []

@@ -189,3 +189,26 @@ def reliance(name: str, records: Sequence[Record], modality: Modality) -> list[B
     shares = [(r.id, r.meta["shares"]) for r in records if modality in (r.meta.get("shares") or {})]
     rows = [(i, {"share": float(s[modality]), "n": 1.0}) for i, s in shares]
     return [block(name, rows, [share(f"{modality} reliance", "share", "n", higher_is_better=None)])] if rows else []
+
+
+def faithfulness(records: Sequence[Record], name: str = "faithfulness") -> list[Block]:
+    """Areas under the insertion and deletion curves that answers carry in ``curves``, and insertion minus deletion:
+    a block an attribution, so that two of them can be compared pair by pair. No block when no answer carries any."""
+    methods = dict.fromkeys(m for r in records for m in r.meta.get("curves") or {})
+    return [_curve_block(f"{name}/{m}", [r for r in records if m in (r.meta.get("curves") or {})], m) for m in methods]
+
+
+def _curve_block(name: str, records: Sequence[Record], method: str) -> Block:
+    rows = []
+    for r in records:
+        row = {"n": 1.0}
+        for mode in ("insertion", "deletion"):
+            values = tuple(map(float, r.meta["curves"][method][mode]))
+            row[mode] = Curve(tuple(np.linspace(0, 1, len(values)).tolist()), values).area
+        rows.append((r.id, row | {"gap": row["insertion"] - row["deletion"]}))
+    measures = [
+        share("insertion", "insertion", "n", unit=""),
+        share("deletion", "deletion", "n", unit="", higher_is_better=False),
+        share("insertion minus deletion", "gap", "n", unit=""),
+    ]
+    return block(name, rows, measures, [str(r.meta.get("cluster", r.id)) for r in records])

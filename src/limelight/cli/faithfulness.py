@@ -1,0 +1,69 @@
+"""Is an attribution faithful? Insertion and deletion curves of several of them, on the question a benchmark asks.
+
+The explained decision is the answer's first token (yes or no), by the plain model: a strategy's offsets are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from limelight.benchmarks.scorers.grounding import perturbation
+from limelight.errors import SettingError
+
+if TYPE_CHECKING:
+    from limelight.models.adapter import Adapter
+
+RANDOM = "random"
+STEPS = 10
+
+
+def methods_of(text: str) -> tuple[str, ...]:
+    """Names of attributions separated by commas: composites, and ``random`` for the control."""
+    from limelight.relevance.composites import COMPOSITES
+
+    names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+    known = [*COMPOSITES, RANDOM]
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        raise SettingError(f"unknown attribution {unknown[0]!r}", hint=f"one of {', '.join(known)}")
+    return names
+
+
+def curves(
+    adapter: Adapter,
+    messages: Sequence[Mapping[str, Any]],
+    token: int,
+    methods: Sequence[str],
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+) -> dict[str, dict[str, list[float]]]:
+    """For each method: ``relevance`` of the perceptual positions, and p(token) along ``insertion`` and ``deletion``.
+
+    Both curves have ``steps + 1`` values at equal fractions of positions (all of them when there are fewer).
+    """
+    from limelight.relevance.attribute import relevance_of
+    from limelight.relevance.composites import COMPOSITES
+    from limelight.relevance.perturb import decision, perceptual
+
+    prompt = adapter.prepare(messages)
+    call = adapter.capture(prompt.tensors)
+    positions = perceptual(prompt.spans)
+    ask = decision(adapter, call, positions, token)
+    found = {}
+    for name in methods:
+        if name == RANDOM:
+            scores = np.random.default_rng(seed).standard_normal(len(positions))
+        else:
+            at = [(call.length - 1, token)]
+            (relevance,) = relevance_of(adapter, call, prompt.tensors, at, composite=COMPOSITES[name])
+            scores = relevance.scores[positions].double().numpy()
+        found[name] = {
+            "relevance": scores.tolist(),
+            "insertion": list(perturbation(scores, ask, "insertion", steps=steps).values),
+            "deletion": list(perturbation(scores, ask, "deletion", steps=steps).values),
+        }
+    return found

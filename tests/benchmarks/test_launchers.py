@@ -1,0 +1,54 @@
+"""``limelight bench --shard auto`` under the launchers of the field: two processes, one run, nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limelight.benchmarks import rowlog
+from limelight.benchmarks.results import open_results, read_results
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHERS = {
+    "torch": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable, "-m", "limelight"],
+    # --multi_gpu starts a process a shard; without GPUs as well
+    "accelerate": [
+        "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "limelight",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+def test_two_processes_share_a_run(launcher: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(launcher) is None:
+        pytest.skip(f"{launcher} is not installed (pip install 'limelight[deploy]')")
+    bench = [
+        "bench", "demo_vision", "--model", "demo-vision", "--split", "none/clear", "--split", "E-wrong/clear",
+        "--limit", "4", "--max-new-tokens", "2", "--out", str(tmp_path / "run"), "--shard", "auto",
+    ]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *LAUNCHERS[launcher], *bench],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    parts = {p.name: [r["id"] for r in rowlog.read(p)] for p in (tmp_path / "run").glob("rows.*.jsonl")}
+    assert {name: len(ids) for name, ids in parts.items()} == {"rows.0of2.jsonl": 4, "rows.1of2.jsonl": 4}
+    assert len({i for ids in parts.values() for i in ids}) == 8
+    merged = open_results(tmp_path / "run")
+    assert merged.complete
+    assert [r.meta["split"] for r in merged.records] == ["none/clear"] * 4 + ["E-wrong/clear"] * 4
+    stored = read_results(tmp_path / "run")
+    assert (stored["rows"], stored["complete"]) == (8, True)
+    assert stored["metrics"]["none/clear/accuracy"]["n"] == 4

@@ -10,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from limelight.cli.main import app
-from tests.cli import tiny_audio
+from tests.cli import tiny_audio, tiny_film
 from tests.cli.tiny_llava import save_checkpoint
 from tests.report.examples import picture
 
@@ -34,6 +34,12 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def listener(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2-Audio with its processor, which hears two seconds at once; read only."""
     return tiny_audio.save_checkpoint(tmp_path_factory.mktemp("tiny-audio"))
+
+
+@pytest.fixture(scope="session")
+def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2.5-VL with its processor; read only."""
+    return tiny_film.save_checkpoint(tmp_path_factory.mktemp("tiny-film"))
 
 
 @pytest.fixture

@@ -16,8 +16,14 @@ from tests.zoo.llava import PINPOINTS
 SHADES = tuple(range(10, 250, 30))  # of a film's frames, in order
 
 
-def film(path: Path, shades: Sequence[int] = SHADES, rate: int = 4, size: tuple[int, int] = (32, 48)) -> Path:
-    """A film whose frames are evenly grey, with a white square that wanders from left to right; H.264 or MPEG-4."""
+def film(
+    path: Path, shades: Sequence[int] = SHADES, rate: int = 4, size: tuple[int, int] = (32, 48),
+    lit: Sequence[int] | None = None,
+) -> Path:  # fmt: skip
+    """A film whose frames are evenly grey, with a white square that wanders from left to right; H.264 or MPEG-4.
+
+    ``lit``: the frames that have the square; all when left out.
+    """
     av = pytest.importorskip("av")
     height, width = size
     with av.open(str(path), "w") as container:
@@ -26,7 +32,8 @@ def film(path: Path, shades: Sequence[int] = SHADES, rate: int = 4, size: tuple[
         for i, shade in enumerate(shades):
             picture = np.full((height, width, 3), shade, np.uint8)
             left = round(i * (width - 8) / max(1, len(shades) - 1))
-            picture[8:16, left : left + 8] = 255
+            if lit is None or i in lit:
+                picture[8:16, left : left + 8] = 255
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
@@ -42,14 +49,14 @@ def chat(video: str, image: str) -> str:
 TIMES = {"<0.1": 11, "<0.6": 12, "<1.1": 13, "<1.6": 14, "seconds>": 15, "00:00:": 16, "00:01:": 17}
 
 
-def _qwen(model_type: str, size: dict[str, int]) -> Any:
+def _qwen(model_type: str, size: dict[str, int], **changes: Any) -> Any:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     names = {"vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
              "image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}  # fmt: skip
     ids = {"<|vision_start|>": 3, "<|vision_end|>": 4, "<|image_pad|>": 5, "<|video_pad|>": 6, **TIMES}
     words = tokenizer(ids, extra_special_tokens=names)
-    own = dict(patch_size=4, temporal_patch_size=2, merge_size=2, size=size)
+    own = dict(patch_size=4, temporal_patch_size=2, merge_size=2, size=size, **changes)
     video = plain_class(model_type)
     marks = chat(*(f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("video", "image")))
     return processor_class(model_type, video)(
@@ -57,8 +64,8 @@ def _qwen(model_type: str, size: dict[str, int]) -> Any:
     )
 
 
-def qwen2_5_vl() -> Any:
-    return _qwen("qwen2_5_vl", {"shortest_edge": 64, "longest_edge": 1024})
+def qwen2_5_vl(**changes: Any) -> Any:
+    return _qwen("qwen2_5_vl", {"shortest_edge": 64, "longest_edge": 1024}, **changes)
 
 
 def qwen3_vl() -> Any:

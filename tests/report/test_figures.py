@@ -13,6 +13,7 @@ from PIL import Image
 from limelight.errors import SettingError
 from limelight.report.figure import save, shown
 from limelight.report.frames import contact_sheet, frame_grids
+from limelight.report.heard import heard
 from limelight.report.media import Media
 from limelight.report.overlay import overlay
 from limelight.report.views import frame_of
@@ -100,6 +101,11 @@ def test_waveform(tmp_path: Path) -> None:
     span = found.spans_of("audio")[0]
     assert [p.get_height() for p in bars.patches] == pytest.approx(found.scores[span.start : span.stop].tolist())
     assert bars.get_xlim() == pytest.approx((0, 2.0))
+    start, stop = heard(found) or (0, 0)
+    assert f"half of the support: {start:.2f}–{stop:.2f} s" in told
+    spectrogram = next(a for a in figure.axes if a.get_ylabel() == "kHz")
+    assert [i.get_extent() for i in spectrogram.images] == [[0, 2.0, 0, 4.0]] * 2  # the sound, and the heat on it
+    assert "red supports" in told
     bare = waveform(relevance(prompt(("audio", 50, None, None)), 1, "x"), None, top=0)
     assert "duration not known" in texts(bare)
     with pytest.raises(SettingError, match="no sound number 1"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from limelight.report.media import Media
-from limelight.report.notebook import generation_html, relevance_html, shares_html
+from limelight.report.notebook import generation_html, relevance_html, shares_html, wave_picture
+from limelight.types import Clip
 from tests.report.examples import generation, picture, prompt, relevance, tone
 
 
@@ -36,9 +39,23 @@ def test_relevance() -> None:
     assert relevance_html(video, Media(videos=[[picture()] * 8])).count("<img") == 4
     sound = relevance(prompt(("audio", 50, None, 0.04), media={"audio": [tone()]}), 1, "x")
     assert relevance_html(sound).count("<img") == 1
+    with_wave = relevance_html(sound, Media(sounds=[tone()]))
+    assert "sound, 2.0 s" in with_wave
+    assert with_wave != relevance_html(sound)
+    clip = Clip(tuple(picture() for _ in range(8)), tuple(i / 2 for i in range(8)))
+    assert "frames 3–4 · 1.0–1.5 s" in relevance_html(video, Media(videos=[clip]))
     long = relevance(prompt(("image", 4, (2, 2), None), after=[f" {i}" for i in range(900)]), 1, "x")
     assert "more …" in relevance_html(long)
 
 
 def test_shares() -> None:
     assert "width:25.00%" in shares_html({"text": 0.25, "image": 0.75})
+
+
+def test_a_waveform_is_loud_where_the_sound_is() -> None:
+    samples, rate = tone()
+    drawn = np.asarray(wave_picture(samples, rate).convert("L")) < 128  # the tone swells around 1.2 of 2 s
+    height = drawn.sum(0)
+    assert height[:40].max() < 10
+    assert height[180:205].min() > 40
+    assert wave_picture(np.zeros(10, np.float32), rate).size == (320, 80)

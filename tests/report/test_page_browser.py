@@ -187,6 +187,7 @@ def test_sound_video_and_tiles(opened: Open) -> None:
     captions = [page.locator(f'[data-case="{c}"] figcaption').all_inner_texts() for c in range(3)]
     assert "2.0 s" in captions[0][0]
     assert [c.split("\n")[0] for c in captions[1]] == ["frames 1–2", "frames 3–4", "frames 5–6", "frames 7–8"]
+    assert page.locator('[data-case="0"] .band canvas').evaluate(PIXELS)["drawn"]  # the heat on the spectrogram
     assert "tile 5 of 6" in captions[2][4]
     assert "layout not known" in captions[2][5]
     facts = page.locator('[data-case="0"] .facts').inner_text()

@@ -24,6 +24,7 @@ def attribute(
     image: options.Images = None,
     audio: options.Audios = None,
     video: options.Videos = None,
+    frames: options.Frames = None,
     answer: Annotated[
         str | None,
         typer.Option(help="The answer to explain; the model's own greedy answer by default. A leading space is added where likelier.", rich_help_panel=INPUT),
@@ -83,7 +84,7 @@ def attribute(
         if composite not in COMPOSITES:
             raise SettingError(f"no composite {composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
         adapter = terminal.load(model, dtype, device, trust_remote_code)
-        asked = adapter.prepare(prompt, options.media_of(image, audio, video))
+        asked = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         if answer is not None and against is not None:
             said = decision(adapter, asked, answer, against, composite, positions)
         else:

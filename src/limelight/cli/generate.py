@@ -17,6 +17,7 @@ def generate(
     image: options.Images = None,
     audio: options.Audios = None,
     video: options.Videos = None,
+    frames: options.Frames = None,
     strategy: Annotated[
         str, typer.Option("--strategy", "-s", help="Decoding strategy; see `limelight strategies`.", rich_help_panel=DECODING)
     ] = "greedy",
@@ -99,7 +100,7 @@ def generate(
         chosen = options.strategy_of(strategy, settings or [])
         beside = [options.strategy_of(name, given) for name, *given in (c.split(",") for c in compare or [])]
         adapter = terminal.load(model, dtype, device, trust_remote_code)
-        asked = adapter.prepare(prompt, options.media_of(image, audio, video))
+        asked = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         began = time.perf_counter()
         with terminal.token_progress(max_new_tokens, strategy) as moved:
             said = answer(

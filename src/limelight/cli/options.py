@@ -38,6 +38,12 @@ Audios = Annotated[
 Videos = Annotated[
     list[Path] | None, typer.Option("--video", help="Video file; repeat for several.", rich_help_panel=INPUT)
 ]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        "--frames", min=1, help="Frames to take of a video, evenly spaced; 8 by default.", rich_help_panel=INPUT
+    ),
+]
 PromptText = Annotated[str, typer.Option("--prompt", "-p", help="What to ask.", rich_help_panel=INPUT)]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of the answer.", rich_help_panel=DECODING)]
 AsJson = Annotated[
@@ -76,11 +82,23 @@ Debug = Annotated[
 
 
 def media_of(
-    image: Sequence[Path] | None, audio: Sequence[Path] | None, video: Sequence[Path] | None
+    image: Sequence[Path] | None, audio: Sequence[Path] | None, video: Sequence[Path] | None, frames: int | None = None
 ) -> dict[str, Any]:
-    """Files by modality, as ``Adapter.prepare`` takes them."""
-    given = {"image": image, "audio": audio, "video": video}
-    return {kind: [str(p) for p in files] for kind, files in given.items() if files}
+    """Files by modality, as ``Adapter.prepare`` takes them; of videos their frames.
+
+    Raises:
+        SettingError: a number of frames without a video.
+        MediaError: a video that cannot be read.
+    """
+    from limelight.models.clips import FRAMES, read_video
+
+    if frames is not None and not video:
+        raise SettingError("--frames would have no effect", hint="add --video film.mp4, or leave it out")
+    given = {"image": image, "audio": audio}
+    media: dict[str, Any] = {kind: [str(p) for p in files] for kind, files in given.items() if files}
+    if video:
+        media["video"] = [read_video(v, frames or FRAMES) for v in video]
+    return media
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from limelight.models.media import read_image
 from limelight.report import heat
+from limelight.report.heard import heard
 from limelight.report.media import Media, seen_box
 from limelight.report.views import View, views
 from limelight.report.words import Word, choose, perceptual, word_relevance, word_shares, words
@@ -116,6 +117,9 @@ def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict
         "relevance": {m: number(relevance.total(m)) for m in present},
         "top": [[i, token, number(score)] for i, token, score in relevance.top(top)],
     }
+    place = heard(relevance)
+    if relevance.spans_of("audio"):
+        out["heard"] = [number(t) for t in place] if place is not None else None
     if scores:
         out["scores"] = [number(v) for v in relevance.scores.tolist()]
     return out

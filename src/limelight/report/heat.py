@@ -73,4 +73,6 @@ def colour_bar(axes: Any, full: float, values: Floats) -> None:
     axes.yaxis.tick_right()
     axes.yaxis.set_label_position("right")
     axes.tick_params(labelsize=7, length=2)
-    axes.set_ylabel("relevance (logit)" + (", clipped" if clipped else ""), fontsize=8)
+    axes.set_ylabel(
+        "relevance (logit)" + (", clipped" if clipped else "") + "\nred supports, blue is against", fontsize=7
+    )

@@ -7,13 +7,14 @@ import io
 from html import escape
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from limelight.errors import MediaError
 from limelight.report import heat
 from limelight.report.figure import MODALITY_COLOURS, shown
 from limelight.report.media import Media
 from limelight.report.views import views
+from limelight.report.waveform import peaks
 from limelight.report.words import perceptual, word_relevance, word_shares, words
 from limelight.types import Generation, Relevance
 
@@ -103,8 +104,22 @@ def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
             elif view.source is not None and view.steps:
                 frame, label = view.steps[t]
                 source = media.frames(view.source)[frame]
+            elif view.source is not None and view.kind == "audio":
+                source = wave_picture(*media.sounds[view.source])
+                label = f"{view.label}, {media.sounds[view.source][0].size / media.sounds[view.source][1]:.1f} s"
             pictures.append(_image(heat_picture(grid, full, source, view.box), label))
     return ["<div>" + " ".join(pictures) + "</div>"]
+
+
+def wave_picture(samples: heat.Floats, rate: int, size: tuple[int, int] = (_LONGEST, 80)) -> Image.Image:
+    """A waveform in black on white."""
+    picture = Image.new("RGB", size, "white")
+    pencil, middle = ImageDraw.Draw(picture), size[1] / 2
+    pairs = peaks(samples, size[0])
+    for i, (low, high) in enumerate(pairs):
+        x = round(i * size[0] / len(pairs))
+        pencil.line((x, middle * (1 - 0.95 * high), x, middle * (1 - 0.95 * low)), fill="black")
+    return picture
 
 
 def heat_picture(

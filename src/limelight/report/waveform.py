@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
-from limelight.types import Relevance
+from limelight.report.heard import heard
+from limelight.types import Relevance, Span
 
 
 def waveform(
@@ -27,7 +28,10 @@ def waveform(
     top: int = 6,
     path: str | Path | None = None,
 ) -> Figure:
-    """The waveform with the heat of each moment behind it, the signed relevance a position, and the spectrogram.
+    """The waveform and the spectrogram with the heat of each moment on them, and the signed relevance a position.
+
+    Relevance is known a position, that is a stretch of time, so that its colour is the same at all frequencies. The
+    shortest stretch that holds half of the support is marked (:func:`limelight.report.heard.heard`).
 
     Args:
         samples: mono ``[n]`` at ``rate`` Hz; None draws the relevance alone.
@@ -54,7 +58,7 @@ def waveform(
     grid = figure.add_gridspec(len(heights), 2, width_ratios=[8, 0.16], height_ratios=heights)
     first = figure.add_subplot(grid[0, 0])
     end = max(length or 0.0, each * len(values))
-    _heat_behind(first, values, full, each)
+    _heat(first, values, full, each, (-1.05, 1.05))
     if samples is not None:
         _wave(first, samples, rate)
     first.set_ylabel("waveform", fontsize=8)
@@ -67,12 +71,15 @@ def waveform(
         axes[-1].imshow(
             level, origin="lower", aspect="auto", cmap="gray_r", extent=(0, samples.size / rate, 0, top_hz / 1000)
         )
+        _heat(axes[-1], values, full, each, (0, top_hz / 1000), 0.75)
+        axes[-1].set_ylim(0, top_hz / 1000)
         axes[-1].set_ylabel("kHz", fontsize=8)
     bars = figure.add_subplot(grid[len(axes), 0], sharex=first)
     axes.append(bars)
     bars.bar((np.arange(len(values)) + 0.5) * each, values, width=each, color=_colours(values))
     bars.axhline(0, color="#444", linewidth=0.6)
     bars.set_ylabel("relevance", fontsize=8)
+    _mark(bars, relevance, span, values, each)
     bars.set_xlabel("seconds" if span.seconds or length else "positions (duration not known)", fontsize=8)
     for one in axes:
         one.set_xlim(0, end)
@@ -115,12 +122,43 @@ def _wave(axes: Any, samples: npt.NDArray[np.float32], rate: int) -> None:
     axes.set_ylim(-1.05, 1.05)
 
 
-def _heat_behind(axes: Any, values: heat.Floats, full: float, each: float) -> None:
-    axes.imshow(
-        heat.rgba(values[None], full),
-        extent=(0, each * len(values), -1.05, 1.05),
-        aspect="auto",
-        interpolation="bilinear",
+def _heat(
+    axes: Any, values: heat.Floats, full: float, each: float, height: tuple[float, float], alpha: float = 1.0
+) -> None:
+    extent = (0, each * len(values), *height)
+    axes.imshow(heat.rgba(values[None], full), extent=extent, aspect="auto", interpolation="bilinear", alpha=alpha)
+
+
+def _mark(axes: Any, relevance: Relevance, span: Span, values: heat.Floats, each: float) -> None:
+    """A bracket over the shortest stretch that holds half of the support within this sound."""
+    own = Relevance(
+        relevance.scores[span.start : span.stop], ("",) * len(span), (Span(0, len(span), "audio", None, each),), -1
+    )
+    found = heard(own)
+    if found is None or span.seconds is None:
+        return
+    top = float(max(values.max(), 0.0))
+    axes.set_ylim(min(float(values.min()), 0.0) * 1.1, top * 1.45)
+    axes.annotate(
+        "",
+        (found[0], top * 1.12),
+        (found[1], top * 1.12),
+        arrowprops={
+            "arrowstyle": "|-|,widthA=0.25,widthB=0.25",
+            "color": "#444",
+            "linewidth": 1,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        },
+    )
+    right = sum(found) < each * len(values)
+    axes.text(
+        found[1] if right else found[0],
+        top * 1.12,
+        f"  half of the support: {found[0]:.2f}–{found[1]:.2f} s  ",
+        fontsize=7,
+        va="center",
+        ha="left" if right else "right",
     )
 
 

@@ -104,14 +104,18 @@
       const cut = (word) => heatOf(word)?.subarray(v.at, v.at + v.n);
       if (v.kind === "audio") {
         const sound = v.source === null ? null : media.sounds[v.source];
-        const [canvas] = stage(v.label, null, 0, sound ? 0.26 : 0.12);
-        if (sound) {
+        const [canvas] = stage(v.label, null, 0, sound ? 0.26 : 0.12), band = el("canvas", { width: v.n, height: 1, "aria-hidden": "true" });
+        if (sound) { // the heat of each moment, the same at all frequencies, behind the spectrogram
           const told = `spectrogram, 0 to ${sound.top_khz} kHz`;
-          holder.lastChild.querySelector(".stage").append(el("div", { className: "spectrogram", role: "img", "aria-label": told, title: told, style: `mask-image:url(${sound.spectrogram})` }));
+          const picture = el("div", { className: "spectrogram", role: "img", "aria-label": told, title: told, style: `mask-image:url(${sound.spectrogram})` });
+          holder.lastChild.querySelector(".stage").append(el("div", { className: "band" }, band, picture));
         }
         const seconds = sound ? sound.seconds : (v.seconds ?? 0) * v.n;
         holder.lastChild.querySelector("figcaption").replaceChildren(...(seconds ? [0, 0.25, 0.5, 0.75, 1].map((f) => el("span", {}, (f * seconds).toFixed(1) + " s")) : [v.label]));
-        painters.push((word) => paintSound(canvas, cut(word), sound));
+        painters.push((word) => {
+          paintSound(canvas, cut(word), sound);
+          paintGrid(band, cut(word), 1, v.n, [0, 0, 1, 1], false);
+        });
       } else if (v.frames) {
         const [rows, columns] = v.grid.slice(-2), size = rows * columns;
         v.frames.forEach(([frame, label], t) => {

@@ -14,11 +14,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from limelight.errors import LimelightError, NotDifferentiableError, UnknownKindError
 from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import ATTN_LRP, GRADIENT_INPUT, sites_of
+from limelight.relevance.differentiable import check_differentiable
 from limelight.relevance.kinds import (
     GatedSpec,
     Kind,
     NormSpec,
-    check_differentiable,
     gated_spec,
     is_linear,
     probe_norm,

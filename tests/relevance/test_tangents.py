@@ -21,10 +21,8 @@ from tests.zoo import FOUNDATION, ZOO
 RAISES: dict[str, tuple[type[LimelightError], str]] = {
     "mllama": (UnsupportedError, "cross_attention_states"),
     "gemma3n": (UnknownKindError, "gated MLP"),
-    **dict.fromkeys(
-        ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "qwen4_exp"), (UnknownKindError, "linear_attn")
-    ),
-    **dict.fromkeys(("lfm2_vl", "lfm3_vl", "nemotron_h_omni"), (UnknownKindError, "conv")),
+    "qwen4_exp": (UnknownKindError, "hyper_connection"),
+    "nemotron_h_omni": (UnknownKindError, "experts"),
     "minimax_m3_vl": (UnknownKindError, "mlp"),  # act(gate) * up without an activation module
     "unlimited_ocr": (UnsupportedError, "layers of its own kind of cache"),  # a window that spares the prompt
     "mistral_large4": (UnknownKindError, "indexer"),  # sparse attention

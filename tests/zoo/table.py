@@ -12,9 +12,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 COLUMNS = ("attribution", "exact", "cached", "meter", "batch")
 # The word a refusal is told by in the tests -> what it means.
 WHY: dict[str, str] = {
-    "linear_attn": "linear-attention layers keep a state instead of keys and values",
-    "conv": "convolutions or state-space layers among the attention",
-    "conv1d": "state-space layers among the attention",
+    "hyper_connection": "several residual streams, mixed anew at every layer; sparse attention",
+    "experts": "experts without a gate",
     "b_proj": "linear-attention layers keep a state instead of keys and values",
     "r_proj": "relative positions and convolutions inside attention",
     "indexer": "sparse attention: an indexer chooses the keys each query sees",

@@ -21,9 +21,12 @@ from limelight.errors import HookError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import AttentionHook, attention_hooks, check_bound
 from limelight.relevance import rules
+from limelight.relevance.differentiable import check_differentiable
 from limelight.relevance.experts import ExpertsSpec, experts_rule, router_rule, routers
 from limelight.relevance.gated_attention import GateSpec, checked, gate_rule
-from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, check_differentiable, survey
+from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, survey
+from limelight.relevance.mixer_parts import Divisors, Mixer
+from limelight.relevance.mixers import mixer_rule
 
 Undo = Callable[[], None]
 Rule = Callable[[Site], Undo]
@@ -49,18 +52,11 @@ class AttentionRule(AttentionHook):
         self.divisors = divisors
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, b, c = (divided(x, n) for x, n in zip((q, k, v), self.divisors, strict=True))
+        a, b, c = (rules.divided(x, n) for x, n in zip((q, k, v), self.divisors, strict=True))
         return a, b, c
 
     def softcap(self, layer: int, scores: Tensor, value: Tensor) -> Tensor:
         return rules.identity(scores, value) if self.divisors[0] and scores.requires_grad else value
-
-
-def divided(x: Tensor, parts: int) -> Tensor:
-    """Gradient divided by ``parts``; 0 stops it, 1 leaves it alone."""
-    if parts == 0:
-        return rules.stop(x)
-    return x if parts == 1 else rules.uniform(x, parts)
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Undo:
@@ -106,10 +102,27 @@ def _gated_rule(site: Site) -> Undo:
     if not isinstance(site.spec, GatedSpec):
         raise HookError(f"{site.name} has no gated spec", hint="use sites from kinds.survey")
 
+    spec = site.spec
+    if spec.written and spec.gate is not None and spec.up is not None:
+        return replace_forward(site.module, _written_rule(spec, spec.gate, spec.up, site.module.forward))
+
     def halve(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (rules.uniform(args[0], 2), *args[1:])
 
-    return site.spec.down.register_forward_pre_hook(halve).remove
+    return spec.down.register_forward_pre_hook(halve).remove
+
+
+def _written_rule(spec: GatedSpec, gate: nn.Module, up: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+    """The MLP written out, where no activation module could carry the identity rule."""
+
+    def forward(x: Tensor) -> Tensor:
+        if not x.requires_grad:
+            return original(x)  # type: ignore[no-any-return]
+        z = gate(x)
+        out: Tensor = spec.down(rules.uniform(rules.identity(z, spec.act(z)) * up(x), 2))
+        return out
+
+    return forward
 
 
 def _router_rule(site: Site) -> Undo:
@@ -128,6 +141,15 @@ def _gate_rule(site: Site) -> Undo:
     return replace_forward(site.spec.gate, gate_rule(site.spec))
 
 
+def _mixer_rule(divisors: Divisors) -> Rule:
+    def rule(site: Site) -> Undo:
+        if not isinstance(site.spec, Mixer):
+            raise HookError(f"{site.name} has no spec of its mixer", hint="use sites from kinds.survey")
+        return replace_forward(site.module, mixer_rule(site.module, site.spec, divisors))
+
+    return rule
+
+
 _ELEMENTWISE: dict[Kind, Rule] = {
     Kind.NORM: _norm_rule,
     Kind.ACTIVATION: _activation_rule,
@@ -137,10 +159,15 @@ _ELEMENTWISE: dict[Kind, Rule] = {
     Kind.EXPERTS: _experts_rule,
 }
 
-ATTN_LRP = Composite("attnlrp", _ELEMENTWISE, (4, 4, 2))
-CP_LRP = Composite("cp-lrp", _ELEMENTWISE, (0, 0, 1))
+
+def _named(name: str, divisors: Divisors) -> Composite:
+    return Composite(name, {**_ELEMENTWISE, Kind.MIXER: _mixer_rule(divisors)}, divisors)
+
+
+ATTN_LRP = _named("attnlrp", (4, 4, 2))
+CP_LRP = _named("cp-lrp", (0, 0, 1))
 GRADIENT_INPUT = Composite("gradient-input")
-RELEASED_AUDIO = Composite("released-audio", _ELEMENTWISE)
+RELEASED_AUDIO = _named("released-audio", (1, 1, 1))
 
 COMPOSITES = {c.name: c for c in (ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO)}
 

@@ -6,92 +6,16 @@ out' = A V'                                                                     
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from limelight.errors import UnsupportedError
 from limelight.models.attention import AttentionCall, AttentionHook, softmax_with_sinks
 from limelight.relevance import rules
-from limelight.relevance.composites import Composite, divided
+from limelight.relevance.composites import Composite
 from limelight.relevance.dual_cache import DualCache
+from limelight.relevance.dual_mode import FALLBACK, NEAR_ZERO, Mode, Offsets, block_rows, blocks
 
-FALLBACK = "use exact mode (lime(), attribute()), which needs no forward twin"
-NEAR_ZERO = 1e-6  # below it, d/dz of f(z) / (z + 1e-10) is an artefact of the 1e-10
-
-
-class Offsets(Protocol):
-    """Offsets the current query sees (cache scope). Shapes: B rows, Hkv kv heads, G query heads a kv head, Q = 1."""
-
-    def scores(self, layer: int, q: Tensor) -> Tensor | None:
-        """``q dK^T`` for q ``[B, Hkv, R, d]`` -> ``[B, Hkv, R, T]`` (R queries: channels x heads a group)."""
-        ...
-
-    def out(self, layer: int, weights: Tensor) -> Tensor | None:
-        """``A dV`` for weights ``[B, Hkv, R, T]`` -> ``[B, Hkv, R, d]``."""
-        ...
-
-
-@dataclass
-class Mode:
-    """What one dual forward does. Mutable, because module patches read it.
-
-    Attributes:
-        batch: rows of block 0.
-        channels: blocks of the present forward, 1 + C (1: the model alone).
-        graph: ``none``, ``surrogate`` (constants stay constants and the factors act again on block 0, as in the authors'
-            second-order pass) or ``true`` (the gradient of the value).
-        write: store the new keys and values as they are computed.
-        tap: when set, called with (layer, raw scores, weights, q, out) of the current token.
-        block: queries handled at a time in a prefill, so that their scores stay in the processor's cache.
-    """
-
-    batch: int = 1
-    channels: int = 1
-    graph: str = "none"
-    write: bool = True
-    offsets: Offsets | None = None
-    tap: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None
-    block: int = 64
-
-    def const(self, x: Tensor) -> Tensor:
-        """A factor of the rules: a constant unless the true gradient is wanted."""
-        return x if self.graph == "true" else x.detach()
-
-    def slope(self, z: Tensor, value: Tensor) -> Tensor:
-        """``value / (z + eps)``, wide: a constant; in the true graph differentiable, save where only the eps would steer."""
-        fixed = rules.slope(z, value)
-        if self.graph != "true":
-            return fixed
-        wide = z.to(fixed.dtype)
-        tiny = wide.abs() < NEAR_ZERO
-        return torch.where(tiny, fixed, value.to(fixed.dtype) / (wide.masked_fill(tiny, 1.0) + rules.EPS))
-
-    def shared(self, x: Tensor, parts: int) -> Tensor:
-        """Block 0's part of a product: its gradient is divided again in the surrogate."""
-        return rules.uniform(x, parts) if self.graph == "surrogate" else x
-
-
-def block_rows(x: Tensor, channels: int) -> int:
-    """Rows of one block in ``[(1 + C) * B, ...]``, or in ``[(1 + C) * B * T, D]`` where a layer flattens its input.
-
-    Raises:
-        UnsupportedError: the first dimension does not hold the blocks.
-    """
-    if x.shape[0] % channels:
-        raise UnsupportedError(
-            f"expected the first dimension of {tuple(x.shape)} to hold {channels} blocks (the model and its tangents)",
-            hint=FALLBACK,
-        )
-    return x.shape[0] // channels
-
-
-def blocks(x: Tensor, channels: int) -> Tensor:
-    """``[(1 + C) * B, ...]`` -> ``[1 + C, B, ...]``."""
-    return x.reshape(channels, block_rows(x, channels), *x.shape[1:])
+__all__ = ["FALLBACK", "NEAR_ZERO", "DualAttention", "Mode", "Offsets", "block_rows", "blocks"]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -122,7 +46,9 @@ class DualAttention(AttentionHook):
         kv = k.shape[1]
         group = heads // kv
         if mode.graph == "surrogate":
-            q, k, v = (torch.cat([divided(x[:b], n), x[b:]]) for x, n in zip((q, k, v), self.divisors, strict=True))
+            q, k, v = (
+                torch.cat([rules.divided(x[:b], n), x[b:]]) for x, n in zip((q, k, v), self.divisors, strict=True)
+            )
         if mode.write:
             self.cache.write(call.layer, k, v)
         if mode.write and mode.graph == "none":

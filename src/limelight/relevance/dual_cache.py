@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,8 @@ class DualCache:
 
     Row block 0 holds the model's own cache, block ``c`` the tangents of channel ``c``. It answers the questions
     transformers' decoders ask a cache; :meth:`update` hands the new keys back unchanged, since the dual attention reads
-    the prefix in place and :meth:`write` stores a position once, when its token is final.
+    the prefix in place and :meth:`write` stores a position once, when its token is final. Layers without keys and
+    values keep the states of their recurrence here (:meth:`keep`), values and tangents in the same rows.
     """
 
     is_compileable = False
@@ -25,6 +27,7 @@ class DualCache:
         self.length = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.states: dict[int, dict[int, tuple[Tensor, ...]]] = {}
 
     @property
     def layers(self) -> Any:
@@ -66,6 +69,27 @@ class DualCache:
                 store[layer] = buffer = grown
             buffer[:, :, self.length : stop] = new.detach()
 
+    def keep(self, layer: int, states: Mapping[int, tuple[Tensor, ...]]) -> None:
+        """Store what a recurrent layer remembers after so many positions; of older lengths the last one stays."""
+        known = {**self.states.get(layer, {}), **{n: tuple(t.detach() for t in s) for n, s in states.items()}}
+        self.states[layer] = {n: known[n] for n in sorted(known)[-2:]}
+
+    def recall(self, layer: int) -> tuple[Tensor, ...] | None:
+        """What a recurrent layer remembers at the present length; None at the start.
+
+        Raises:
+            UnsupportedError: the cache was rewound by more than one position.
+        """
+        if self.length == 0:
+            return None
+        known = self.states.get(layer, {})
+        if self.length not in known:
+            raise UnsupportedError(
+                f"layer {layer} is recurrent and remembers its state after {sorted(known)} positions, not {self.length}",
+                hint="rewind one position at most, or prefill again",
+            )
+        return known[self.length]
+
     def advance(self, count: int) -> None:
         self.length += count
 
@@ -81,4 +105,5 @@ class DualCache:
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
 
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.keys.values(), *self.values.values()))
+        states = (t for layer in self.states.values() for state in layer.values() for t in state)
+        return sum(t.numel() * t.element_size() for t in (*self.keys.values(), *self.values.values(), *states))

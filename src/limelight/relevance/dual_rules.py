@@ -10,6 +10,7 @@ module instances like the rules, and come off again.
     gate, router   block 0's decision holds for all
     experts     :mod:`limelight.relevance.dual_experts`
     attention   :mod:`limelight.relevance.dual_attention`
+    mixer       :mod:`limelight.relevance.mixers`
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_experts import experts_twin
-from limelight.relevance.dual_gated import factor_twins, gated_product
+from limelight.relevance.dual_factor import factor_twins
+from limelight.relevance.dual_gated import gated_product
 from limelight.relevance.dual_gates import gate_twin, router_twin
 from limelight.relevance.experts import ExpertsSpec
 from limelight.relevance.gated_attention import GateSpec
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, is_linear
+from limelight.relevance.mixer_parts import Mixer
+from limelight.relevance.mixers import mixer_twin
 
 
 def _norm_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
@@ -184,7 +188,7 @@ class DualRules:
             raise UnknownKindError(
                 f"{composite.name!r} has no forward twin", hint="use attnlrp or cp-lrp, or exact mode"
             )
-        self.adapter, self.mode = adapter, mode
+        self.adapter, self.mode, self.cache, self.composite = adapter, mode, cache, composite
         self.attention = DualAttention(mode, cache, composite)
         self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
         with adapter.exclusive():  # modules are probed by running them
@@ -203,6 +207,9 @@ class DualRules:
                 self.forwards += factor_twins(site.module, site.spec, mode)
             elif site.kind is Kind.GATED:
                 self.forwards.append((site.module, _gated_twin(site, mode)))
+            elif site.kind is Kind.MIXER and isinstance(site.spec, Mixer):
+                twin = mixer_twin(site.module, site.spec, mode, self.cache, self.composite.attention)
+                self.forwards.append((site.module, twin))
             elif site.kind is Kind.ROUTER:
                 self.forwards.append((site.module, router_twin(site.module, mode)))
             elif site.kind is Kind.EXPERTS and isinstance(site.spec, ExpertsSpec):

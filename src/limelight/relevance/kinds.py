@@ -6,6 +6,7 @@
     ATTENTION   goes through transformers' attention interface
     GATE        of an attention's output: :mod:`limelight.relevance.gated_attention`
     EXPERTS, ROUTER   of a mixture: :mod:`limelight.relevance.experts`
+    MIXER       a recurrence or convolution in place of attention: :mod:`limelight.relevance.mixers`
     LINEAR      plain for relevance
 
 A module that owns parameters and fits none of these raises, so that no rule is ever silently missing.
@@ -14,7 +15,7 @@ A module that owns parameters and fits none of these raises, so that no rule is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -22,12 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limelight.errors import NotDifferentiableError, UnknownKindError
+from limelight.errors import UnknownKindError
 from limelight.models.detect import is_attention
 from limelight.models.offload import device_of, weight_of
 from limelight.models.unwrapped import unwrapped
 from limelight.relevance.experts import ExpertsSpec, experts_spec, routers, stacked
 from limelight.relevance.gated_attention import GateSpec, gate_spec
+from limelight.relevance.mixer_parts import Mixer
+from limelight.relevance.mixers import mixer_spec
 
 
 class Kind(Enum):
@@ -36,6 +39,7 @@ class Kind(Enum):
     GATED = "gated"
     ATTENTION = "attention"
     GATE = "gate"
+    MIXER = "mixer"
     EXPERTS = "experts"
     ROUTER = "router"
 
@@ -72,6 +76,7 @@ class GatedSpec:
     up: nn.Module | None = None
     fused: nn.Module | None = None
     factor: str = ""
+    written: bool = False  # the MLP calls the activation as a function: no module of its own, ``act`` stands in
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Site:
     kind: Kind
     name: str
     module: nn.Module
-    spec: NormSpec | GatedSpec | GateSpec | ExpertsSpec | None = None
+    spec: NormSpec | GatedSpec | GateSpec | ExpertsSpec | Mixer | None = None
 
 
 def survey(decoder: nn.Module) -> list[Site]:
@@ -100,6 +105,10 @@ def survey(decoder: nn.Module) -> list[Site]:
             covered.update(map(id, router.modules()))
         if stacked(module) and (experts := experts_spec(module, _activation_of(module))) is not None:
             sites.append(Site(Kind.EXPERTS, name, module, experts))
+            covered.update(map(id, module.modules()))
+            continue
+        if (mixer := mixer_spec(name, module)) is not None:
+            sites.append(Site(Kind.MIXER, name, module, mixer))
             covered.update(map(id, module.modules()))
             continue
         if is_attention(module):
@@ -177,60 +186,6 @@ def _is_leaf(module: nn.Module) -> bool:
 def is_linear(module: nn.Module) -> bool:
     """nn.Linear, its quantised relatives and adapters around it (all state their in_features)."""
     return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
-
-
-def check_differentiable(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Try one linear layer of each type.
-
-    Raises:
-        NotDifferentiableError: it lets no gradient through to its input.
-    """
-    seen: set[type] = set()
-    for name, module in modules:
-        if is_linear(module) and type(module) not in seen:
-            seen.add(type(module))
-            _check_linear(name, module)
-
-
-def _check_linear(name: str, module: Any) -> None:
-    parameter = next(module.parameters(), None)
-    device = device_of(module)
-    if device.type == "meta":
-        return
-    floating = parameter is not None and parameter.is_floating_point()
-    dtype = parameter.dtype if floating and parameter is not None else torch.float32
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            x = torch.zeros(1, 1, int(module.in_features), device=device, dtype=dtype, requires_grad=True)
-            out = module(x)
-    except RuntimeError as error:
-        raise NotDifferentiableError(
-            f"{name} ({type(module).__name__}) cannot be run with gradients: {str(error).splitlines()[0]}",
-            hint="load the model outside inference_mode; of quantised linears, bitsandbytes' and torchao's weight-only "
-            "ones pass gradients",
-        ) from error
-    if not isinstance(out, Tensor):
-        raise UnknownKindError(
-            f"{name} ({type(module).__name__}) is linear by its features but returns {type(out).__name__}",
-            hint="no relevance rule is known for it (routers of expert models look like this)",
-        )
-    if not out.requires_grad or _dead_end(out.grad_fn):
-        raise NotDifferentiableError(
-            f"{name} ({type(module).__name__}) lets no gradient through to its input",
-            hint="weight-only quantisation (torchao int8 weight-only, bitsandbytes) passes gradients; the meter and "
-            "relevance-contrastive need none, as long as activations are not quantised",
-        )
-
-
-def _dead_end(node: Any) -> bool:
-    """PyTorch marks operators without a derivative in the graph; running backward through them would only warn."""
-    names = []
-    queue = [node]
-    while queue:
-        node = queue.pop()
-        names.append(node.name())
-        queue += [parent for parent, _ in node.next_functions if parent is not None]
-    return any("NotImplemented" in name for name in names)
 
 
 def _leaf_site(name: str, module: nn.Module) -> Site | None:
@@ -341,7 +296,7 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
         return None
     act = _activation_of(module)
     if act is None:
-        return None
+        return _written_gate(module, linears)
     factor = "per_layer_input"
     if len(linears) == 2 and factor in inspect.signature(type(module).forward).parameters:
         gate, down = linears
@@ -354,6 +309,26 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
     if len(into) == 2 and all(c.out_features == width for c in into):
         gate, up = _which_gate(module, act, down, into[0], into[1])
         return GatedSpec(act, down, gate=gate, up=up)
+    return None
+
+
+def _written_gate(module: nn.Module, linears: list[Any]) -> GatedSpec | None:
+    """A gated MLP of three linears and nothing else, whose activation is a function in its forward."""
+    if (
+        len(linears) != 3
+        or len(list(module.children())) != 3
+        or next(module.parameters(recurse=False), None) is not None
+    ):
+        return None
+    first, second, down = linears
+    if {(c.in_features, c.out_features) for c in (first, second)} != {(down.out_features, down.in_features)}:
+        return None
+    for act in (nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.ReLU()):
+        try:
+            gate, up = _which_gate(module, act, down, first, second)
+        except UnknownKindError:
+            continue
+        return GatedSpec(act, down, gate=gate, up=up, written=True)
     return None
 
 

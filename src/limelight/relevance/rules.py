@@ -59,6 +59,13 @@ def stop(x: Tensor) -> Tensor:
     return x.detach()
 
 
+def divided(x: Tensor, parts: int) -> Tensor:
+    """Gradient divided by ``parts``; 0 stops it, 1 leaves it alone."""
+    if parts == 0:
+        return stop(x)
+    return x if parts == 1 else uniform(x, parts)
+
+
 def slope(z: Tensor, value: Tensor) -> Tensor:
     """``act(z) / (z + eps)`` as a constant, in float32 or better (1e-10 underflows in float16).
 

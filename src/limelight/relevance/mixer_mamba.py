@@ -1,0 +1,86 @@
+"""Mamba-2 (Dao and Gu, arXiv 2405.21060): ``h_t = exp(d_t A) h_{t-1} + d_t B_t x_t``, ``y_t = C_t h_t + D x_t``.
+
+Rules: MambaLRP (Jafari et al., NeurIPS 2024, arXiv 2406.07592). The parameters of the state space, input-dependent as
+they are (step d, B, C), are constants, so y is linear in x; silu passes by the identity rule; of the product with the
+gate silu(z) each factor gets half; the norm is frozen. Relevance is conserved, the convolution's bias aside. The
+composites do not differ here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from limelight.relevance.dual_gated import gated_product
+from limelight.relevance.dual_mode import Mode, blocks
+from limelight.relevance.mixer_parts import Divisors, State, activated, activation, convolved, decays, masked, normed
+
+
+@dataclass(frozen=True)
+class Mamba2:
+    module: Any
+    conv: nn.Conv1d
+    kind: str = "Mamba-2 mixer"
+
+    @property
+    def width(self) -> int:
+        return int(self.module.in_proj.in_features)
+
+    def run(
+        self, mode: Mode, x: Tensor, state: State | None, divisors: Divisors, mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[State, State]]:
+        m, (rows, n, _) = self.module, x.shape
+        x = masked(x, mask)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        inner, single = m.intermediate_size, m.n_groups * m.ssm_state_size
+        gate, mixed, step = torch.split(m.in_proj(x), [inner, self.conv.in_channels, m.num_heads], dim=-1)
+        mixed, before, after = convolved(mode, self.conv, mixed.transpose(1, 2), None if state is None else state[0])
+        mixed = masked(activated(mode, activation(m.activation), mixed).transpose(1, 2), mask)
+        v, into, out_of = torch.split(blocks(mixed.to(wide), mode.channels), [inner, single, single], dim=-1)
+        into, out_of = (self._groups(mode.const(t[0])) for t in (into, out_of))  # [B, H, N, S]
+        dt = functional.softplus(blocks(step, mode.channels)[0].to(wide) + m.dt_bias)
+        dt = mode.const(dt.clamp(*m.time_step_limit)).transpose(1, 2)  # [B, H, N]
+        g = dt * mode.const(-m.A_log.to(wide).exp())[:, None]
+        v = v.reshape(*v.shape[:-1], m.num_heads, m.head_dim).transpose(2, 3)  # [1 + C, B, H, N, P]
+        written = dt[..., None] * v
+        if state is None:
+            d = decays(g)
+            y = (out_of @ into.mT * d) @ written
+            first, last = (
+                (into[..., :at, :] * d[..., at - 1, :at, None]).mT @ written[..., :at, :]
+                if at
+                else torch.zeros_like(into.mT @ written)
+                for at in (n - 1, n)
+            )
+        else:
+            first = blocks(state[1], mode.channels)
+            last = first * g.exp()[..., None] + into.mT @ written
+            y = out_of @ last
+        y = (y + m.D.to(wide)[:, None, None] * v).transpose(2, 3).reshape(*blocks(gate, mode.channels).shape)
+        z = blocks(gate, mode.channels).to(wide)
+        y = gated_product(mode, z, y, functional.silu(z[0]))
+        y = normed(mode, y, m.norm.variance_epsilon, inner // m.norm.group_size) * m.norm.weight.to(wide)
+        out: Tensor = m.out_proj(y.reshape(rows, n, -1).to(x.dtype))
+        return out, ((before, first.flatten(0, 1)), (after, last.flatten(0, 1)))
+
+    def _groups(self, t: Tensor) -> Tensor:
+        m = self.module
+        return (
+            t.reshape(*t.shape[:-1], m.n_groups, -1).transpose(1, 2).repeat_interleave(m.num_heads // m.n_groups, dim=1)
+        )
+
+
+def mamba2(module: Any, conv: nn.Conv1d) -> Mamba2 | None:
+    """Told by its parameters and one projection into gate, convolved channels and steps; the probe does the rest."""
+    needed = ("in_proj", "out_proj", "norm", "A_log", "D", "dt_bias")
+    sizes = (
+        "intermediate_size", "n_groups", "ssm_state_size", "num_heads", "head_dim", "time_step_limit", "activation"
+    )  # fmt: skip
+    if not all(hasattr(module, n) for n in (*needed, *sizes)) or not hasattr(module.norm, "group_size"):
+        return None
+    width = module.intermediate_size + conv.in_channels + module.num_heads
+    return Mamba2(module, conv) if int(module.in_proj.out_features) == width else None

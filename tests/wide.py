@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limelight.models.adapter import Adapter
 from limelight.models.capture import DecoderCall
+from limelight.relevance.dual_mode import Mode
 from limelight.relevance.kinds import Kind, survey
 from tests.tiny import fresh
 from tests.zoo import ZOO
@@ -17,10 +18,12 @@ from tests.zoo.base import enliven
 
 
 def widen(adapter: Adapter) -> Adapter:
-    """Every norm of the text stack computes in the dtype of its input, in place."""
+    """Every norm and mixer of the text stack computes in the dtype of its input, in place."""
     for site in survey(adapter.decoder):
         if site.kind is Kind.NORM:
             site.module.forward = _forward(site.module, site.spec)  # type: ignore[method-assign]
+        if site.kind is Kind.MIXER:
+            site.module.forward = _mixing(site.spec)  # type: ignore[method-assign]
     return adapter
 
 
@@ -31,6 +34,17 @@ def _forward(module: nn.Module, spec: Any) -> Any:
         if module._parameters.get("weight") is not None:
             x = x * (module.weight + 1 if spec.plus_one else module.weight)
         return x if module._parameters.get("bias") is None else x + module.bias
+
+    return forward
+
+
+def _mixing(spec: Any) -> Any:
+    """transformers' own recurrences compute in float32 whatever they get."""
+
+    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
+        mode = Mode(batch=hidden_states.shape[0], graph="true")
+        out: Tensor = spec.run(mode, hidden_states, None, (1, 1, 1), attention_mask)[0]
+        return out
 
     return forward
 

@@ -21,10 +21,10 @@ from limelight.relevance.composites import (
     RELEASED_AUDIO,
     Composite,
     attached,
-    divided,
     replace_forward,
 )
 from limelight.relevance.kinds import Kind
+from limelight.relevance.rules import divided
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
 from tests.zoo import ZOO
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import sys
 import time
@@ -25,6 +26,8 @@ from bench import quality_score as score
 from bench.quality_data import CACHE, CAPTION_SETS, CELLS, TEXT_CELLS
 from bench.quality_decoders import BY_NAME, DECODERS, Decoder
 
+VISION = "bench.quality_data"  # the module that knows a miniature's questions; bench.quality_audio_data is the other
+
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 DEV_CELLS = TEXT_CELLS
 DEV_QUESTIONS = 100
@@ -34,20 +37,27 @@ SHARE_QUESTIONS = 60
 MIXTURES = (0.9, 0.7, 0.5)
 
 
-def fingerprint() -> str:
+def fingerprint(model: str = "demo-vision") -> str:
     """Of the shipped weights: results of another model are never mixed in."""
     from limelight.models.adapter import packaged
 
-    return hashlib.sha256((packaged("demo-vision") / "model.safetensors").read_bytes()).hexdigest()[:12]
+    return hashlib.sha256((packaged(model) / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def job(
-    kind: str, name: str, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+    kind: str,
+    name: str,
+    split: str,
+    where: str,
+    n: int,
+    settings: dict[str, Any],
+    seed: int | None,
+    world: str = VISION,
 ) -> dict[str, Any]:
     """Run one decoder on one cell (in a worker), or read what an earlier run found."""
-    key = hashlib.sha256(json.dumps([kind, name, split, where, n, settings, seed, fingerprint()]).encode()).hexdigest()[
-        :20
-    ]
+    data = importlib.import_module(world)
+    what = [kind, name, split, where, n, settings, seed, fingerprint(data.MODEL)]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]
     path = CACHE / f"{key}.json"
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
@@ -61,9 +71,8 @@ def job(
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     started = time.process_time()
-    out = {"questions": _answer, "captions": _describe, "share": _share}[kind](
-        BY_NAME[name], split, where, n, settings, seed
-    )
+    work = {"questions": _answer, "captions": _describe, "share": _share}[kind]
+    out = work(data, data.decoder(name), split, where, n, settings, seed)
     out["seconds"] = time.process_time() - started
     CACHE.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".part").write_text(json.dumps(out))
@@ -72,14 +81,12 @@ def job(
 
 
 def _generate(
-    decoder: Decoder, settings: dict[str, Any], tensors: dict[str, Any], seed: int | None, tokens: int
+    own: Any, decoder: Decoder, settings: dict[str, Any], tensors: dict[str, Any], seed: int | None, tokens: int
 ) -> Any:
     import torch
 
     import limelight
-    from bench.quality_data import adapter
 
-    own = adapter()
     fn = limelight.custom_generate(decoder.build(settings), processor=own.processor, tensors=tensors, seed=seed)
     sampled = (
         {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if seed is not None else {"do_sample": False}
@@ -92,17 +99,16 @@ def _generate(
 
 
 def _answer(
-    decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+    data: Any, decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
 ) -> dict[str, Any]:
-    from bench.quality_data import batches, cell, yes_no_ids
-
-    yes, no = yes_no_ids()
-    asked = cell(split, where, n)
+    yes, no = data.yes_no_ids()
+    asked = data.cell(split, where, n)
     margin: dict[str, float] = {}
     chosen: dict[str, int] = {}
     size = 1 if decoder.method == "opera" else 40
-    for number, (part, tensors) in enumerate(batches(asked, size)):
-        out = _generate(decoder, settings, tensors, None if seed is None else seed * 100_000 + number * 1000, 1)
+    for number, (part, tensors) in enumerate(data.batches(asked, size)):
+        drawn = None if seed is None else seed * 100_000 + number * 1000
+        out = _generate(data.adapter(), decoder, settings, tensors, drawn, 1)
         for a, logits, token in zip(part, out.logits[0], out.sequences[:, -1].tolist(), strict=True):
             difference = float(logits[yes]) - float(logits[no])
             margin[a.id] = max(-1e4, min(1e4, 0.0 if difference != difference else difference))
@@ -116,23 +122,21 @@ def _answer(
 
 
 def _describe(
-    decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+    data: Any, decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
 ) -> dict[str, Any]:
-    from bench.quality_data import adapter, batches, caption_set
-    from limelight.demo.language import mentioned
-
-    asked = caption_set(split, where, n)
+    asked = data.caption_set(split, where, n)
     said: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
     size = 1 if decoder.method == "opera" else 25
-    for number, (part, tensors) in enumerate(batches(asked, size)):
-        out = _generate(decoder, settings, tensors, None if seed is None else seed * 100_000 + number * 1000, 24)
-        answers = adapter().tokenizer.batch_decode(
+    for number, (part, tensors) in enumerate(data.batches(asked, size)):
+        drawn = None if seed is None else seed * 100_000 + number * 1000
+        out = _generate(data.adapter(), decoder, settings, tensors, drawn, 24)
+        answers = data.adapter().tokenizer.batch_decode(
             out.sequences[:, tensors["input_ids"].shape[1] :], skip_special_tokens=True
         )
         for a, text in zip(part, answers, strict=True):
             texts[a.id] = text.strip()
-            said[a.id] = sorted(mentioned(text))
+            said[a.id] = sorted(data.mentioned(text))
     return {
         "said": [said[a.id] for a in asked],
         "truth": [sorted(a.truth) for a in asked],
@@ -141,15 +145,14 @@ def _describe(
 
 
 def _share(
-    decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+    data: Any, decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
 ) -> dict[str, Any]:
     """Modality share of the answered token's relevance: under the decoder's own forward where it has one (LIME)."""
     import limelight
-    from bench.quality_data import adapter, cell, inputs
 
-    own, shares = adapter(), []
-    for asked in cell(split, where, n):
-        tensors = inputs([asked])
+    own, shares = data.adapter(), []
+    for asked in data.cell(split, where, n):
+        tensors = data.inputs([asked])
         if decoder.method == "lime":
             fn = limelight.custom_generate(decoder.build(settings), processor=own.processor, details=True)
             out = own.model.generate(
@@ -162,7 +165,7 @@ def _share(
             )
             shares.append(out.steps[0][0].shares["image"])
         else:
-            token = int(_generate(decoder, settings, tensors, seed, 1).sequences[0, -1])
+            token = int(_generate(own, decoder, settings, tensors, seed, 1).sequences[0, -1])
             shares.append(limelight.attribute(own, tensors, token).share("image"))
     return {"share": float(np.mean(shares))}
 

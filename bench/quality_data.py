@@ -16,6 +16,7 @@ import limelight
 from limelight.demo import language
 from limelight.demo.questions import captions, questions
 
+MODEL = "demo-vision"
 CACHE = Path(".cache/quality")
 TEXT_CELLS = tuple(f"{s}/{v}" for v in ("clear", "poor") for s in ("none", "E-right", "E-wrong", "C-right", "C-wrong"))
 IMAGE_CELLS = ("random/clear", "popular/clear", "adversarial/clear")
@@ -23,9 +24,21 @@ CELLS = TEXT_CELLS + IMAGE_CELLS
 CAPTION_SETS = ("none", "E-wrong")
 
 
+def decoder(name: str) -> Any:
+    """A row of the table."""
+    from bench.quality_decoders import BY_NAME
+
+    return BY_NAME[name]
+
+
+def mentioned(text: str) -> set[str]:
+    """The objects that a caption names."""
+    return language.mentioned(text)
+
+
 @cache
 def adapter() -> limelight.Adapter:
-    loaded = limelight.load("demo-vision")
+    loaded = limelight.load(MODEL)
     loaded.processor.tokenizer.padding_side = "left"
     return loaded
 

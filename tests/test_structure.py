@@ -43,11 +43,15 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Doors that are opened by hand; "" is the package itself, by its public names.
 EXCEPTIONS = {
-    "limelight.benchmarks.tasks.demo_vision": {"demo"},  # the worlds and questions of the miniature, no model
+    "limelight.benchmarks.tasks.demo_vision": {"demo"},  # the worlds and questions of the miniatures, no model
+    "limelight.benchmarks.tasks.demo_audio": {"demo"},
     "limelight.benchmarks.lmms_eval_plugin": {""},  # the plugin lmms-eval loads: it is handed no answerer
     "limelight.__main__": {"cli"},
 }
-WORLDS = ("scenes", "questions", "language")  # what benchmarks may read of the demo
+WORLDS = (  # what benchmarks may read of the demo
+    *("scenes", "questions", "language"),
+    *("sounds", "synthesis", "sound_questions", "sound_language"),
+)
 HEAVY = {"benchmarks": {"torch", "transformers"}, "report": {"transformers"}, "errors": {"torch", "transformers"}}
 
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel
 
 from limelight.demo import language
 from limelight.demo.probe import Probe
-from limelight.demo.questions import CELLS, TEXT_SETS, Caption, Question, captions, questions
+from limelight.demo.questions import CELLS, TEXT_SETS, Caption, captions, questions
 from limelight.demo.scenes import OBJECTS, VISIBILITIES, Scene, Split
 from recipes.demo_vision import model as nets
 from recipes.demo_vision.text import Packer
 
 SHIPPED = Path(__file__).parents[2] / "src" / "limelight" / "demo" / "vision"
+
+
+class Request(Protocol):
+    """A question or a request for a caption; `text` is the whole user turn."""
+
+    @property
+    def text(self) -> str: ...
 
 
 @torch.no_grad()
@@ -32,7 +41,7 @@ def features_of(model: LlavaForConditionalGeneration, scenes: list[Scene], batch
 
 @torch.no_grad()
 def margins(
-    model: LlavaForConditionalGeneration, packer: Packer, items: list[Question], features: Tensor, batch: int = 100
+    model: PreTrainedModel, packer: Packer, items: Sequence[Request], features: Tensor, batch: int = 100
 ) -> Tensor:
     """logit("yes") - logit("no") of the first answer token: [n]."""
     yes, no = (packer.encode(" " + word)[0] for word in (language.YES, language.NO))
@@ -49,11 +58,11 @@ def margins(
 
 @torch.no_grad()
 def probe_margins(
-    model: LlavaForConditionalGeneration, probe: Probe, items: list[Question], features: Tensor
+    model: PreTrainedModel, probe: Probe, objects: list[str], features: Tensor, names: tuple[str, ...] = OBJECTS
 ) -> Tensor:
     """The probe's logit for each question's object: [n]."""
-    logits = probe(model.model.multi_modal_projector(features))  # [n, objects]
-    return logits[torch.arange(len(items)), [OBJECTS.index(q.object) for q in items]]
+    logits = probe(model.model.multi_modal_projector(features))  # [n, names]
+    return logits[torch.arange(len(objects)), [names.index(name) for name in objects]]
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -93,9 +102,9 @@ class DevCheck:
 
 @torch.no_grad()
 def write_captions(
-    model: LlavaForConditionalGeneration, packer: Packer, items: list[Caption], features: Tensor, longest: int = 28
+    model: PreTrainedModel, packer: Packer, items: Sequence[Request], features: Tensor, longest: int = 28
 ) -> list[str]:
-    """Greedy captions; all sequences of a batch grow together (recomputed every token: small and simple)."""
+    """Greedy answers; all sequences of a batch grow together (recomputed every token: small and simple)."""
     out = []
     for start in range(0, len(items), 50):
         part, seen = items[start : start + 50], features[start : start + 50]
@@ -141,7 +150,7 @@ def report(folder: Path, split: Split, n: int, n_captions: int) -> None:
             known[key] = features_of(model, [q.scene for q in items])
         truth = np.array([q.label == language.YES for q in items])
         ours = margins(model, packer, items, known[key]).numpy()
-        ceiling = probe_margins(model, probe, items, known[key]).numpy()
+        ceiling = probe_margins(model, probe, [q.object for q in items], known[key]).numpy()
         row = [((ours > 0) == truth).mean(), auc(ours, truth), (ours > 0).mean()]
         row += [((ceiling > 0) == truth).mean(), auc(ceiling, truth)]
         print(f"| {cell} | " + " | ".join(f"{value:.3f}" for value in row) + " |", flush=True)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from limelight.demo.scenes import OBJECTS, SIZE
 from recipes.demo_vision.data import GRID, PATCH
 from recipes.demo_vision.text import Packed
-
-BACKGROUND = len(OBJECTS)  # the patch label of what is no object
 
 
 def build(
@@ -46,17 +50,17 @@ def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tens
 class VisionHeads(nn.Module):
     """What the vision encoder is trained with, and thrown away: a label for every patch, and the objects there are."""
 
-    def __init__(self, wide: int) -> None:
+    def __init__(self, wide: int, labels: int = len(OBJECTS)) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(wide)
-        self.patch = nn.Linear(wide, len(OBJECTS) + 1)
+        self.patch = nn.Linear(wide, labels + 1)  # the last label: no object
         self.sharpness = nn.Parameter(torch.tensor(1.0))
-        self.threshold = nn.Parameter(torch.zeros(len(OBJECTS)))
+        self.threshold = nn.Parameter(torch.zeros(labels))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """features [n, 49, d] -> patch logits [n, 49, objects + 1], object logits [n, objects]."""
         patch = self.patch(self.norm(features)).float()  # [n, 49, objects + 1]
-        margin = patch[..., :BACKGROUND] - patch[..., BACKGROUND:]  # [n, 49, objects]
+        margin = patch[..., :-1] - patch[..., -1:]  # [n, 49, objects]
         found = torch.logsumexp(margin, dim=1)  # [n, objects]
         return patch, self.sharpness * found + self.threshold
 
@@ -74,7 +78,7 @@ def vision_loss(patch: Tensor, found: Tensor, patches: Tensor, present: Tensor) 
     return dense + nn.functional.binary_cross_entropy_with_logits(found, present.float()) * 2
 
 
-def restart_lookup(model: LlavaForConditionalGeneration, layers: tuple[int, ...] = (0, 1, 2)) -> None:
+def restart_lookup(model: PreTrainedModel, layers: tuple[int, ...] = (0, 1, 2)) -> None:
     """Half of the heads of these layers start with W_k = W_q, so that equal words attend to one another from the start."""
     for number in layers:
         attention = model.model.language_model.layers[number].self_attn
@@ -93,9 +97,7 @@ class Mark(nn.Module):
         self.vector = nn.Parameter(torch.randn(wide) * 0.02)
 
 
-def decode(
-    model: LlavaForConditionalGeneration, packed: Packed, features: Tensor | None, written: Tensor | None = None
-) -> Tensor:
+def decode(model: PreTrainedModel, packed: Packed, features: Tensor | None, written: Tensor | None = None) -> Tensor:
     """The decoder's last hidden states [n, t, d].
 
     features [n, 49, d_vision] fill the image positions; written [n, t, d] is added to the embeddings of a picture in words.
@@ -106,7 +108,8 @@ def decode(
         embeds = embeds + written
     if features is not None:
         image = inner.multi_modal_projector(features).to(embeds.dtype)  # [n, 49, d]
-        holes = packed.ids == model.config.image_token_id  # [n, t]
+        mark = getattr(model.config, "image_token_id", None)
+        holes = packed.ids == (model.config.audio_token_id if mark is None else mark)  # [n, t]
         embeds = embeds.masked_scatter(holes[..., None].expand_as(embeds), image)
     out = inner.language_model(
         inputs_embeds=embeds, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
@@ -115,7 +118,7 @@ def decode(
 
 
 def language_loss(
-    model: LlavaForConditionalGeneration, packed: Packed, features: Tensor | None, written: Tensor | None = None
+    model: PreTrainedModel, packed: Packed, features: Tensor | None, written: Tensor | None = None
 ) -> Tensor:
     """Weighted next-token cross-entropy over the blocks."""
     counted = packed.weights > 0  # [n, t]

@@ -30,6 +30,34 @@ def _enter(rank: int, stage: Callable[..., None], world: int, port: int, args: t
     dist.destroy_process_group()
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; where not, it is ten times slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class Float32Muon(torch.optim.Optimizer):
+    """torch.optim.Muon (match_rms_adamw) with the orthogonalisation in float32, for processors without bfloat16."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 0.05)
+                x = p.grad.lerp(momentum, 0.95)
+                x = x.T if len(p) > p.shape[1] else x
+                x = x / x.norm().clamp(min=1e-7)
+                for _ in range(5):  # Newton-Schulz, Jordan et al. 2024
+                    gram = x @ x.T
+                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+                x = x.T if len(p) > p.shape[1] else x
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(x, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+
 class Optimiser:
     """Muon for the matrices of the blocks, AdamW for everything else; warm-up, then a cosine down to 2 %."""
 
@@ -41,8 +69,10 @@ class Optimiser:
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(others, lr=adam, betas=(0.9, 0.98), weight_decay=0.01)
         ]
-        if matrices:
+        if matrices and has_bfloat16():
             self.parts.append(torch.optim.Muon(matrices, lr=muon, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"))
+        elif matrices:
+            self.parts.append(Float32Muon(matrices, lr=muon, weight_decay=0.02))
         self.rates = [adam, muon]
 
     def step(self, loss: Tensor, world: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from limelight.demo import language
@@ -41,27 +41,43 @@ def processor_for(packer: Packer) -> LlavaProcessor:
 
 def save(model: LlavaForConditionalGeneration, packer: Packer, folder: Path) -> None:
     """Model, configs and processor files."""
+    save_model(model, packer, processor_for(packer), folder)
+
+
+def save_model(model: PreTrainedModel, packer: Packer, processor: ProcessorMixin, folder: Path) -> None:
+    """A miniature and its processor; answers are greedy and at most 32 tokens unless asked otherwise."""
     settings, tokenizer = model.generation_config, packer.tokenizer
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     settings.pad_token_id, settings.do_sample, settings.max_new_tokens = tokenizer.pad_token_id, False, 32
     model.set_attn_implementation("sdpa")
     model.eval().save_pretrained(folder)
-    processor_for(packer).save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def train_probe(
     model: LlavaForConditionalGeneration, data: Pictures, held: list[np.ndarray], steps: int = 1500, batch: int = 128
 ) -> Probe:
     """The probe, on the projected image tokens of the training pictures, as many broken trios as whole ones."""
-    torch.manual_seed(0)
-    rng, edges = np.random.default_rng(0), np.cumsum([0, *map(len, held)])
-    present = torch.from_numpy(data.present).float()  # [n, objects]
     kinds = np.array([s.kind for s in data.scenes])
     rate = np.where(kinds == "broken", (kinds == "trio").sum() / max(1, (kinds == "broken").sum()), 1.0)  # [n]
+    return fit_probe(model, torch.from_numpy(data.present).float(), rate, held, steps, batch)
+
+
+def fit_probe(
+    model: PreTrainedModel,
+    present: torch.Tensor,
+    rate: np.ndarray,
+    held: list[np.ndarray],
+    steps: int,
+    batch: int = 128,
+) -> Probe:
+    """A probe for what is present [n, objects] in the projected features; `rate` [n]: how often each one is drawn."""
+    torch.manual_seed(0)
+    rng, edges = np.random.default_rng(0), np.cumsum([0, *map(len, held)])
     rates = [rate[a:b] / rate[a:b].sum() for a, b in itertools.pairwise(edges)]
     share = (present * torch.from_numpy(rate / rate.sum()).float()[:, None]).sum(0)  # [objects]
     weight = (1 - share) / share.clamp(min=1e-3)  # [objects]
-    probe = Probe(model.config.text_config.hidden_size)
+    probe = Probe(model.config.text_config.hidden_size, objects=present.shape[1])
     optimiser = torch.optim.AdamW(probe.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
@@ -94,7 +110,7 @@ def write_examples(
         truth = torch.tensor([q.label == language.YES for q in items])
         bare = questions("demo", "none/clear", n) if "wrong" in cell else items
         misled = (margins(model, packer, items, seen) > 0) != truth
-        able = (probe_margins(model, probe, items, seen) > 0) == truth
+        able = (probe_margins(model, probe, [q.object for q in items], seen) > 0) == truth
         if "wrong" in cell:
             able &= (margins(model, packer, bare, seen) > 0) == truth
         for number in torch.nonzero(misled & able).flatten().tolist()[:wanted]:

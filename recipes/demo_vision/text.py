@@ -34,22 +34,28 @@ TEMPLATE = (
 )
 
 
-def train_tokenizer(size: int = 700) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the world's sentences: its words are single tokens, any other string is still encodable."""
+def train_tokenizer(
+    size: int = 700, corpus: list[str] | None = None, marks: dict[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on the world's sentences: its words are single tokens, any other string is still encodable.
+
+    ``marks``: names and spellings of the tokens that stand for what is not text.
+    """
+    corpus, marks = corpus or language.corpus(), marks or {"image_token": "<image>"}
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>", "<image>"]
+    special = ["<pad>", "<s>", "</s>", *marks.values()]
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(language.corpus() + [GROUND] * 9, trainer)
+    core.train_from_iterator(corpus + [GROUND] * 9, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left",
-        extra_special_tokens={"image_token": "<image>"}, model_max_length=1024, clean_up_tokenization_spaces=False,
+        extra_special_tokens=marks, model_max_length=1024, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 
@@ -120,16 +126,21 @@ def _caption(rng: np.random.Generator, picture: Scene, hinted: float, noisy: boo
     return Block(hint + language.DESCRIBE, language.caption(names), 1.0)
 
 
-def as_words(rng: np.random.Generator, patches: np.ndarray, visibility: str, vocabulary: dict[str, int]) -> np.ndarray:
-    """A picture written as 49 words [49] (token ids) from its patch labels [49, objects]; worse seen, more is lost."""
-    lost = {"clear": 0.1, "medium": 0.35, "poor": 0.65}[visibility]
-    names = [*OBJECTS, GROUND.strip()]
-    best = np.where(patches.max(1) > 50, patches.argmax(1), len(OBJECTS))  # [49]
+LOST = {"clear": 0.1, "medium": 0.35, "poor": 0.65}
+
+
+def as_words(
+    rng: np.random.Generator, patches: np.ndarray, visibility: str, vocabulary: dict[str, int],
+    labels: tuple[str, ...] = OBJECTS, losses: dict[str, float] = LOST,
+) -> np.ndarray:  # fmt: skip
+    """A picture written as 49 words [49] (token ids) from its patch labels [49, labels]; worse seen, more is lost."""
+    lost, names = losses[visibility], [*labels, GROUND.strip()]
+    best = np.where(patches.max(1) > 50, patches.argmax(1), len(labels))  # [49]
     if rng.random() < lost:  # an object not seen at all
-        best[best == rng.choice(best)] = len(OBJECTS)
-    best[rng.random(len(best)) < lost] = len(OBJECTS)
+        best[best == rng.choice(best)] = len(labels)
+    best[rng.random(len(best)) < lost] = len(labels)
     wrong = rng.random(len(best)) < 0.01
-    best[wrong] = rng.integers(0, len(OBJECTS), int(wrong.sum()))
+    best[wrong] = rng.integers(0, len(labels), int(wrong.sum()))
     return np.array([vocabulary["Ġ" + names[i]] for i in best])
 
 
@@ -148,16 +159,16 @@ class Packed:
 
 
 class Packer:
-    """Turns blocks into `Packed` batches; the prefix holds 49 image tokens."""
+    """Turns blocks into `Packed` batches; the prefix holds 49 image tokens (or `count` of another mark)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
-        self.image, self.eos = tokenizer.convert_tokens_to_ids("<image>"), tokenizer.eos_token_id
-        start, end = (
-            tokenizer.encode("<s>USER: ", add_special_tokens=False),
-            tokenizer.encode("\n", add_special_tokens=False),
-        )
-        self.prefix = [*start, *[self.image] * IMAGE_TOKENS, *end]
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, mark: str = "<image>", count: int = IMAGE_TOKENS,
+        around: tuple[str, str] = ("<s>USER: ", "\n"),
+    ) -> None:  # fmt: skip
+        self.tokenizer, self.count = tokenizer, count
+        self.image, self.eos = tokenizer.convert_tokens_to_ids(mark), tokenizer.eos_token_id
+        start, end = (tokenizer.encode(text, add_special_tokens=False) for text in around)
+        self.prefix = [*start, *[self.image] * count, *end]
         self.first = len(start)  # where the image tokens begin
         self.known: dict[str, list[int]] = {}
 
@@ -185,7 +196,7 @@ class Packer:
         for number, row in enumerate(rows):
             line = list(self.prefix)
             if words is not None:
-                line[self.first : self.first + IMAGE_TOKENS] = words[number].tolist()
+                line[self.first : self.first + self.count] = words[number].tolist()
             part, place = [0] * len(line), list(range(len(line)))
             label, weight = [-100] * len(line), [0.0] * len(line)
             for index, block in enumerate(row, 1):

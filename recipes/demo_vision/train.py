@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ from transformers import LlavaForConditionalGeneration
 from recipes.demo_vision import model as nets
 from recipes.demo_vision.data import pictures
 from recipes.demo_vision.evaluate import SHIPPED, DevCheck
-from recipes.demo_vision.parallel import Optimiser, Progress, run
+from recipes.demo_vision.parallel import Optimiser, Progress, has_bfloat16, run
 from recipes.demo_vision.ship import save, train_probe, write_examples
 from recipes.demo_vision.text import HINTED, IMAGE_TOKENS, Packer, as_words, blocks, train_tokenizer
 
@@ -69,8 +72,8 @@ def new_model(plan: Plan) -> tuple[LlavaForConditionalGeneration, Packer]:
 
 
 def fast(enabled: bool = True) -> torch.autocast:
-    """bfloat16 matrix products; the parameters stay float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+    """bfloat16 matrix products where the processor has them; the parameters stay float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled and has_bfloat16())
 
 
 def vision(rank: int, world: int, plan: Plan) -> None:
@@ -133,7 +136,8 @@ def features(rank: int, world: int, plan: Plan) -> None:
         torch.save({"parts": world}, plan.file("features"))
 
 
-def load_features(plan: Plan) -> list[np.ndarray]:
+def load_features(plan: Any) -> list[np.ndarray]:
+    """The features of every process's part of the training pictures (or recordings)."""
     count = torch.load(plan.file("features"), weights_only=True)["parts"]
     return [np.load(plan.cache / f"features-{part}.npy", mmap_mode="r") for part in range(count)]
 
@@ -210,15 +214,27 @@ def ship(rank: int, world: int, plan: Plan) -> None:
 
 def run_stages(plan: Plan, stages: tuple[str, ...] = STAGES, port: int = 29611) -> None:
     """Runs the stages whose result is not in the cache yet."""
+
+    def data() -> None:
+        pictures(plan.cache, "dev", plan.dev_pictures, plan.workers)
+        pictures(plan.cache, "train", plan.pictures, plan.workers)
+
+    trained = {"vision": vision, "features": features, "language": language, "align": align}
+    work = {name: partial(once, plan, name, stage, port) for name, stage in trained.items()}
+    each_stage(stages, {**work, "data": data, "ship": lambda: run(ship, 1, port, plan)})
+
+
+def once(plan: Any, name: str, stage: Callable[..., None], port: int) -> None:
+    """Runs a stage in its processes, unless its result is in the cache."""
+    if not plan.file(name).exists():
+        run(stage, plan.workers, port, plan)
+
+
+def each_stage(stages: tuple[str, ...], work: dict[str, Callable[[], None]]) -> None:
+    """Runs stages in order and says how long each took."""
     for stage in stages:
         began = time.time()
-        if stage == "data":
-            pictures(plan.cache, "dev", plan.dev_pictures, plan.workers)
-            pictures(plan.cache, "train", plan.pictures, plan.workers)
-        elif stage == "ship":
-            run(ship, 1, port, plan)
-        elif not plan.file(stage).exists():
-            run(globals()[stage], plan.workers, port, plan)
+        work[stage]()
         print(f"stage {stage}: {time.time() - began:.0f} s", flush=True)
 
 

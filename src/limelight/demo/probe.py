@@ -14,19 +14,17 @@ PROBE_FILE = Path(__file__).parent / "vision" / "probe.safetensors"
 
 
 class Probe(nn.Module):
-    """Projected image tokens [n, 49, d] -> one logit for each object of `OBJECTS` [n, objects]; above 0 means yes.
+    """Projected image (or audio) tokens [n, 49, d] -> one logit for each object of the world [n, objects]; above 0: yes.
 
     A per-token MLP scores every object against "no object"; the scores are pooled by log-sum-exp. Trained on training
     pictures with present and absent objects weighted equally, so that 0 is the threshold for balanced questions.
     """
 
-    def __init__(self, wide: int, hidden: int = 64) -> None:
+    def __init__(self, wide: int, hidden: int = 64, objects: int = len(OBJECTS)) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.LayerNorm(wide), nn.Linear(wide, hidden), nn.GELU(), nn.Linear(hidden, len(OBJECTS) + 1)
-        )
-        self.scale = nn.Parameter(torch.ones(len(OBJECTS)))
-        self.shift = nn.Parameter(torch.zeros(len(OBJECTS)))
+        self.net = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, hidden), nn.GELU(), nn.Linear(hidden, objects + 1))
+        self.scale = nn.Parameter(torch.ones(objects))
+        self.shift = nn.Parameter(torch.zeros(objects))
 
     def forward(self, tokens: Tensor) -> Tensor:
         scores = self.net(tokens)  # [n, 49, objects + 1]
@@ -37,7 +35,7 @@ class Probe(nn.Module):
     def load(cls, path: Path = PROBE_FILE) -> Probe:
         """The shipped probe, in evaluation mode."""
         weights = load_file(path)
-        probe = cls(weights["net.0.weight"].shape[0], weights["net.1.weight"].shape[0])
+        probe = cls(weights["net.0.weight"].shape[0], weights["net.1.weight"].shape[0], len(weights["scale"]))
         probe.load_state_dict(weights)
         return probe.eval()
 

@@ -29,17 +29,17 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
     if split.startswith("caption-"):
         hint = split.removeprefix("caption-")
-        for c in _first(lambda n: captions("test", hint, n), PER_CAPTION_SET):
+        for c in first(lambda n: captions("test", hint, n), PER_CAPTION_SET):
             yield Sample(c.id, c.text, {"image": [c.scene.image]}, sorted(c.objects), {"split": split})
         return
-    for q in _first(lambda n: questions("test", split, n), PER_CELL):
+    for q in first(lambda n: questions("test", split, n), PER_CELL):
         cluster = f"{q.scene.kind}/{q.visibility}/{q.scene.index}"
         box = [x / scenes.SIZE for x in q.scene.boxes[q.object]] if q.label == language.YES else None
         meta = {"split": split, "cluster": cluster, "object": q.object, "hint": q.hint_kind, "box": box}
         yield Sample(q.id, q.text, {"image": [q.scene.image]}, q.label, meta)
 
 
-def _first(make: Callable[[int], list[T]], n: int) -> Iterator[T]:
+def first(make: Callable[[int], list[T]], n: int) -> Iterator[T]:
     """``make(n)`` bit by bit, so that a limited run does not lay out a thousand scenes."""
     done = 0
     while done < n:

@@ -1,0 +1,1 @@
+"""How the audio miniature was made: voices.py, data.py, text.py, model.py, train.py, evaluate.py, ship.py."""

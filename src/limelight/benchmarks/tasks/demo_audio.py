@@ -1,0 +1,111 @@
+"""The benchmark of the audio miniature: hints that are right or wrong, captions in time order, transcription, silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from limelight.benchmarks.data import Folder
+from limelight.benchmarks.scorers.chair import caption_block, caption_columns
+from limelight.benchmarks.scorers.grounding import audio_relevance, event_coverage, grounding_block, reliance
+from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.wer import quiet, speech
+from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.task import Scoring, Task
+from limelight.benchmarks.tasks.demo_vision import first
+from limelight.types import Record, Sample
+
+if TYPE_CHECKING:
+    from limelight.demo.sounds import Recording
+
+PER_CELL = 1000
+PER_SET = 200
+HINTS = ("none", "E-right", "E-wrong", "C-right", "C-wrong")
+CLARITIES = ("clear", "medium", "poor")
+CELLS = tuple(f"{hint}/{clarity}" for hint in HINTS for clarity in CLARITIES)
+SPOKEN = tuple(f"{phrase}/{clarity}" for phrase in ("usual", "broken", "digits") for clarity in CLARITIES)
+QUIET = ("noise", "silence", "events")
+SPLITS = (
+    *CELLS, *(f"caption-{hint}" for hint in HINTS), *(f"speech-{name}" for name in SPOKEN), *(f"quiet-{n}" for n in QUIET),
+)  # fmt: skip
+
+
+def load(folder: Folder, split: str) -> Iterator[Sample]:
+    """Requests of the held-out test split; recordings are made when they are asked about."""
+    from limelight.demo import sound_questions, sounds
+
+    kind, _, name = split.partition("-")
+    make: Callable[[int], list[sound_questions.Asked]]
+    if split in CELLS:
+        make, count = partial(sound_questions.questions, "test", split), PER_CELL
+    elif kind == "caption":
+        make, count = partial(sound_questions.captions, "test", name), PER_SET
+    else:
+        make, count = partial(sound_questions.transcriptions, "test", name), PER_SET
+    for a in first(make, count):
+        meta: dict[str, Any] = {"split": split, "hint": a.hint_kind, "seconds": float(sounds.SECONDS)}
+        if split in CELLS:
+            span = a.recording.spans.get(a.object)
+            meta |= {"object": a.object, "span": list(span) if span else None}
+            meta["cluster"] = f"{a.recording.clarity}/{a.recording.index}"
+        truth = list(a.truth) if isinstance(a.truth, tuple) else a.truth
+        yield Sample(a.id, a.text, {"audio": [partial(_sound, a.recording)]}, truth, meta)
+
+
+def _sound(recording: Recording) -> tuple[Any, int]:
+    from limelight.demo.synthesis import RATE
+
+    return recording.samples(), RATE
+
+
+def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
+    """Yes/no cells ("no" is the positive class), captions, word errors, invented words, temporal grounding, reliance."""
+    by_split = {s: rows for s in SPLITS if (rows := [r for r in records if r.meta["split"] == s])}
+    cells = {s: yes_no(s, rows, scoring.parser, positive="no") for s, rows in by_split.items() if s in CELLS}
+    for clarity in CLARITIES:
+        hinted = [b for s, b in cells.items() if s in {f"{hint}/{clarity}" for hint in HINTS[1:]}]
+        if len(hinted) == 4:
+            cells[f"hints/{clarity}"] = mean_block(f"hints/{clarity}", hinted)
+    blocks = list(cells.values())
+    for split, rows in by_split.items():
+        if split.startswith("caption-"):
+            blocks.append(_captions(split, rows))
+        elif split.startswith("speech-"):
+            blocks.append(speech(split, rows))
+        elif split.startswith("quiet-"):
+            blocks.append(quiet(split, rows))
+    heard = []
+    for r in records:
+        if r.meta.get("span") and (found := audio_relevance(r)) is not None:
+            scores, seconds = found
+            on, off = r.meta["span"]
+            heard.append((r, scores, event_coverage(len(scores), seconds, [(on, off)])))
+    temporal = [grounding_block("temporal", heard, scoring.options.get("sign", "abs"))] if heard else []
+    return [*blocks, *temporal, *reliance("", records, "audio")]
+
+
+def _captions(split: str, records: Sequence[Record]) -> Block:
+    from limelight.demo.sound_language import mentioned
+
+    rows = [(r.id, caption_columns(mentioned(r.answer), frozenset(r.target), len(r.answer.split()))) for r in records]
+    return caption_block(split, rows)
+
+
+TASK = Task(
+    name="demo_audio",
+    version="1",
+    paper="this library (recipes/demo_audio/README.md)",
+    about="the shipped audio miniature's held-out questions, captions and phrases; NO is the positive class; needs no data",
+    modality="audio",
+    splits=SPLITS,
+    files=lambda split: [],
+    load=load,
+    score=score,
+    parsers=("strict", "official", "cascade"),
+    headline=(
+        "*/accuracy", "*/F1", "*/CHAIR_i", "caption-*/recall", "*/WER", "*/invented words a clip", "temporal/grounding",
+        "temporal/chance", "audio reliance",
+    ),
+    max_new_tokens=24,
+)  # fmt: skip

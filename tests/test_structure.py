@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "benchmarks": {"types", "errors"},
     "report": {"types", "errors"},
     "demo": {"types", "errors", "models", "relevance", "grounding", "decoding", "report"},
+    "app": {"types", "errors", "models", "relevance", "grounding", "decoding", "report"},
     "golden": {"types", "errors", "models", "relevance", "grounding", "decoding"},
     "cli": {
         "types",
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
         "report",
         "demo",
         "server",
+        "app",
     },
     "server": {"types", "errors", "models", "relevance", "grounding", "decoding", "benchmarks", "report", "demo"},
 }

@@ -41,24 +41,7 @@ def generation_html(generation: Generation, media: Media | None = None) -> str:
     """The answer as words, each shaded by its perceptual share, with shares and top tokens as tooltips; and the heat map
     of the most perceptual word. ``report.page.save_page`` writes the whole, interactive page."""
     found = words(generation)
-    pieces: list[str] = []
-    for word in found:
-        shares = word_shares(generation, word)
-        share = perceptual(shares)
-        steps = generation.steps[word.start : word.stop]
-        told = [f"{v:.0%} {m}" for m, v in shares.items()]
-        told += ["intervened"] if any(s.intervened for s in steps) else []
-        told += ["not supported by what is seen or heard"] if any(s.flagged for s in steps) else []
-        relevance = word_relevance(generation, word)
-        if relevance is not None:
-            told.append("text: " + ", ".join(f"{shown(t)} {v:+.2g}" for _, t, v in relevance.top(3, "text")))
-        shade = f"background:rgba(13,148,136,{0.65 * share:.3f});" if share is not None else ""
-        space = " " if word.space and pieces else ""
-        title = escape("; ".join(told), quote=True)
-        pieces.append(
-            f'{space}<span title="{title}" style="{shade}border-radius:3px;padding:1px 2px">{escape(word.text)}</span>'
-        )
-    body = "".join(pieces) or escape(generation.text) or "<i>(no words)</i>"
+    body = words_html(generation) or "<i>(no words)</i>"
     name = f"<b>{escape(generation.strategy)}</b>: " if generation.strategy else ""
     parts = [f'<p style="font-size:1.15em;line-height:1.9">{name}{body}</p>']
     if generation.shares():
@@ -73,14 +56,37 @@ def generation_html(generation: Generation, media: Media | None = None) -> str:
     return _framed(parts)
 
 
+def words_html(generation: Generation) -> str:
+    """The answer's words, each in the hue of its largest percept and as strong as its share; what is known as tooltip."""
+    pieces: list[str] = []
+    for word in words(generation):
+        shares = word_shares(generation, word)
+        share = perceptual(shares)
+        steps = generation.steps[word.start : word.stop]
+        told = [f"{v:.0%} {m}" for m, v in shares.items()]
+        told += ["intervened"] if any(s.intervened for s in steps) else []
+        told += ["not supported by what is seen or heard"] if any(s.flagged for s in steps) else []
+        relevance = word_relevance(generation, word)
+        if relevance is not None:
+            told.append("text: " + ", ".join(f"{shown(t)} {v:+.2g}" for _, t, v in relevance.top(3, "text")))
+        hue = max((m for m in shares if m != "text"), key=shares.__getitem__, default="text")
+        shade = f"background:{MODALITY_COLOURS[hue]}{round(0.6 * 255 * share):02x};" if share is not None else ""
+        space = " " if word.space and pieces else ""
+        title = escape("; ".join(told), quote=True)
+        pieces.append(
+            f'{space}<span title="{title}" style="{shade}border-radius:3px;padding:1px 2px">{escape(word.text)}</span>'
+        )
+    return "".join(pieces) or escape(generation.text)
+
+
 def shares_html(shares: dict[str, float]) -> str:
     """Modality shares as a stacked bar."""
     cells = "".join(
-        f'<span title="{m} {v:.0%}" style="display:inline-block;width:{100 * v:.2f}%;background:{MODALITY_COLOURS[m]};'
+        f'<span title="{m} {v:.0%}" style="display:inline-block;width:{100 * v:.2f}%;background:{MODALITY_COLOURS[m]};color:#fff;'
         f'overflow:hidden;white-space:nowrap;text-align:center">{f"{m} {v:.0%}" if v > 0.12 else "&nbsp;"}</span>'
         for m, v in shares.items()
     )
-    return f'<div style="width:320px;font-size:12px;color:#fff;line-height:18px;font-size:12px;white-space:nowrap">{cells}</div>'
+    return f'<div style="width:320px;max-width:100%;font-size:12px;line-height:18px;white-space:nowrap">{cells}</div>'
 
 
 def _media_of(generation: Generation) -> Media:

@@ -1,0 +1,151 @@
+"""The app's one screen, in Gradio: ask at the left, words as they come and the page at the right."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from limelight.app.desk import Desk, Question
+from limelight.decoding.strategy import Strategy
+from limelight.errors import LimelightError
+from limelight.report.notebook import shares_html, words_html
+from limelight.types import Generation
+
+Chooser = Callable[[str, Sequence[str]], Strategy]  # (name, ["key=value", ...]) -> Strategy
+NOTHING = "(none)"
+FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+CSS = """
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 12px; }
+.answers section { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 10px 14px; }
+.answers h3 { font-size: .95rem; margin: 0 0 4px; } .answers .said { font-size: 1.15em; line-height: 1.9; min-height: 2em; margin: 0 0 6px; }
+.trouble { border: 2px solid #b3261e; border-radius: 10px; padding: 10px 14px; } .trouble b { color: #b3261e; }
+.dark .trouble b { color: #ff8a8f; } .answers .doing { grid-column: 1 / -1; margin: 0; opacity: .8; font-size: .85rem; }
+footer { display: none !important; }
+"""
+
+
+def theme() -> Any:
+    """Fonts of the system only: nothing is fetched."""
+    return gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=("ui-monospace", "monospace"))
+
+
+def build(
+    desk: Desk, choose: Chooser, known: Mapping[str, str], *, name: str, examples: Sequence[Any] = ()
+) -> gr.Blocks:
+    """The app over one model.
+
+    Args:
+        choose: makes a strategy of a name and its settings; raises a LimelightError.
+        known: strategy -> its settings in words.
+        examples: rows of (file, question) to begin with.
+    """
+    blocks: gr.Blocks = gr.Blocks(title=f"limelight · {name}", analytics_enabled=False, fill_width=True)
+    with blocks:
+        gr.Markdown(
+            f"# Where do the words come from?\n`{name}` answers; every word is as strong in colour as its share from what is seen or heard."
+        )
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                parts = [_upload(m, alone=len(desk.modalities) == 1) for m in desk.modalities]
+                words = gr.Textbox(label="Question", lines=2, placeholder="What is in the picture?", submit_btn=False)
+                first, first_set = _strategy("Strategy", known, "greedy")
+                second, second_set = _strategy("Beside it", {NOTHING: "", **known}, "relevance-contrastive")
+                with gr.Accordion("Length and sampling", open=False):
+                    length = gr.Slider(1, 512, 64, step=1, label="New tokens at most")
+                    sample = gr.Checkbox(label="Sample", value=False)
+                    temperature = gr.Slider(0.1, 2, 1.0, step=0.05, label="Temperature, when sampling")
+                    seed = gr.Number(0, precision=0, label="Seed, when sampling")
+                with gr.Row():
+                    go, stop = gr.Button("Ask", variant="primary"), gr.Button("Stop")
+            with gr.Column(scale=5, min_width=320):
+                live = gr.HTML(_waiting(), label="answers")
+                download = gr.DownloadButton("Download the page", visible=False)
+                page = gr.HTML("")
+        if examples and parts:
+            gr.Examples([list(e) for e in examples], [parts[0], words], label="From the miniature's held-out pictures")
+
+        def ask(*given: Any) -> Iterator[tuple[Any, Any, Any]]:
+            files = dict(zip(desk.modalities, given, strict=False))
+            question, a, a_set, b, b_set, n, sampled, heat, number = given[len(parts) :]
+            try:
+                strategies = [choose(k, _lines(v)) for k, v in ((a, a_set), (b, b_set)) if k != NOTHING]
+                settings: dict[str, Any] = {"max_new_tokens": int(n)}
+                if sampled:
+                    settings |= {"do_sample": True, "temperature": float(heat), "top_k": 0, "seed": int(number)}
+                media = {m: [f] for m, f in files.items() if f}
+                for progress in desk.ask(Question(question or "", media, strategies, settings)):
+                    shown = answers_html(progress.answers, progress.doing)
+                    if not progress.page:
+                        yield shown, gr.skip(), gr.skip()
+                        continue
+                    target = Path(tempfile.mkdtemp(prefix="limelight-")) / "where-the-words-come-from.html"
+                    target.write_text(progress.page, encoding="utf-8")
+                    yield shown, framed(progress.page), gr.update(value=str(target), visible=True)
+            except LimelightError as error:
+                yield trouble_html(error), "", gr.update(visible=False)
+
+        inputs = [*parts, words, first, first_set, second, second_set, length, sample, temperature, seed]
+        asked = gr.on(
+            [go.click, words.submit], ask, inputs, [live, page, download], api_name="ask", concurrency_limit=4
+        )
+        stop.click(None, cancels=[asked])
+    blocks.queue(max_size=16)
+    return blocks
+
+
+def _upload(modality: str, *, alone: bool) -> Any:
+    if modality == "image":
+        return gr.Image(type="filepath", label="Picture", height=260, sources=["upload", "clipboard"])
+    if modality == "audio":
+        return gr.Audio(type="filepath", label="Sound", sources=["upload"])
+    return gr.Video(label="Video", height=260 if alone else 180, sources=["upload"])
+
+
+def _strategy(label: str, known: Mapping[str, str], value: str) -> tuple[Any, Any]:
+    with gr.Group():
+        name = gr.Dropdown(list(known), value=value, label=label)
+        settings = gr.Textbox(
+            label=f"{label}: settings",
+            lines=1,
+            max_lines=6,
+            info=known.get(value, ""),
+            placeholder="key=value, one a line",
+        )
+        name.change(lambda n: gr.update(info=known[n], value=""), name, settings, api_visibility="private")
+    return name, settings
+
+
+def _lines(text: str | None) -> list[str]:
+    return [line.strip() for line in (text or "").splitlines() if line.strip()]
+
+
+def answers_html(answers: Sequence[Generation], doing: str) -> str:
+    """The answers so far, side by side."""
+    sections = "".join(
+        f'<section aria-label="{escape(a.strategy, quote=True)}"><h3>{escape(a.strategy)}</h3>'
+        f'<p class="said">{words_html(a)}</p>{shares_html(a.shares()) if a.shares() else ""}</section>'
+        for a in answers
+    )
+    return f'<div class="answers">{sections}<p class="doing" role="status">{escape(doing)}</p></div>'
+
+
+def trouble_html(error: LimelightError) -> str:
+    hint = f"<br>{escape(error.hint)}" if error.hint else ""
+    return f'<div class="trouble" role="alert"><b>{escape(error.message)}</b>{hint}</div>'
+
+
+def framed(page: str) -> str:
+    """The page in a frame that may run its own script and nothing else."""
+    return (
+        f'<iframe title="Where the words come from" sandbox="allow-scripts" srcdoc="{escape(page, quote=True)}" '
+        'style="width:100%;height:min(1100px,92vh);border:1px solid var(--border-color-primary);border-radius:10px"></iframe>'
+    )
+
+
+def _waiting() -> str:
+    return '<p class="doing">The answer comes here, word by word, then the page with every word\'s heat map.</p>'

@@ -1,0 +1,100 @@
+"""What the app does with a question: the same answers as the library, as they grow; then one page."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from PIL import Image
+
+import limelight
+from limelight.app.desk import Desk, Progress, Question
+from limelight.errors import LimelightError, MediaError, PromptError, SettingError
+from tests.report.test_page import data_of
+from tests.tiny import vision_processor
+from tests.zoo import ZOO
+
+ASK = "is there a cup ?"
+PICTURE = Image.new("RGB", (40, 30), (200, 120, 40))
+SETTINGS = {"max_new_tokens": 5}
+
+
+@pytest.fixture(scope="module")
+def desk() -> Desk:
+    return Desk(limelight.wrap(ZOO["llava"].build(), vision_processor()))
+
+
+def question(*names: str, words: str = ASK, media: dict[str, list[object]] | None = None) -> Question:
+    return Question(
+        words, {"image": [PICTURE]} if media is None else media, [limelight.strategy(n) for n in names], SETTINGS
+    )
+
+
+def plain(desk: Desk, name: str) -> limelight.Generation:
+    return limelight.generate(
+        desk.adapter, messages=ASK, media={"image": PICTURE}, strategy=name, relevance=False, **SETTINGS
+    )
+
+
+def test_words_come_with_their_shares_and_then_the_page(desk: Desk) -> None:
+    told = list(desk.ask(question("greedy", "relevance-contrastive")))
+    grown = [len(p.answers[0].steps) for p in told if len(p.answers) == 1]
+    assert grown == sorted(grown)
+    assert grown[-1] == 5
+    assert all(s.shares for p in told for a in p.answers for s in a.steps)
+    last = told[-1]
+    assert [p.page != "" for p in told] == [False] * (len(told) - 1) + [True]
+    for answer, name in zip(last.answers, ("greedy", "relevance-contrastive"), strict=True):
+        assert (answer.strategy, answer.token_ids) == (name, plain(desk, name).token_ids)
+    columns = data_of(last.page)["cases"][0]["columns"]
+    assert [c["name"] for c in columns] == ["greedy", "relevance-contrastive"]
+    assert all("h" in w and "c" in w for c in columns for w in c["words"])
+
+
+def test_what_it_can_be_shown(desk: Desk) -> None:
+    assert desk.modalities == ("image",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        (question("greedy", words=" "), PromptError, "nothing was asked"),
+        (question("greedy", media={}), PromptError, "nothing to look at"),
+        (question("greedy", media={"image": ["/nowhere/x.png"]}), MediaError, "x.png"),
+    ],
+)
+def test_what_it_refuses(desk: Desk, asked: Question, error: type[LimelightError], said: str) -> None:
+    with pytest.raises(error, match=said):
+        list(desk.ask(asked))
+
+
+def test_an_error_while_decoding_reaches_the_asker_and_the_desk_goes_on(desk: Desk) -> None:
+    wrong = Question(ASK, {"image": [PICTURE]}, [limelight.strategy("dola", layers=(90, 91))], SETTINGS)
+    with pytest.raises(SettingError):
+        list(desk.ask(wrong))
+    assert list(desk.ask(question("greedy")))[-1].page
+
+
+def test_who_leaves_frees_the_desk(desk: Desk) -> None:
+    asking = desk.ask(question("greedy"))
+    for told in asking:
+        if told.answers[0].steps:
+            break
+    asking.close()
+    assert not [t for t in threading.enumerate() if t.name == "limelight-app"]
+    assert list(desk.ask(question("greedy")))[-1].page
+
+
+def test_two_askers_take_turns(desk: Desk) -> None:
+    found: dict[str, Progress] = {}
+
+    def ask(name: str) -> None:
+        found[name] = list(desk.ask(question(name)))[-1]
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in ("greedy", "meter", "m3id")]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for name, told in found.items():
+        assert told.answers[0].token_ids == plain(desk, name).token_ids

@@ -118,6 +118,9 @@ class Running:
         given = {"json": body} if body is not None else {}
         return httpx.post(f"{self.url}/v1/chat/completions", **given, timeout=30, trust_env=False, **more)
 
+    def post_to(self, path: str, **more: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", timeout=30, trust_env=False, **more)
+
     def metric(self, name: str) -> float:
         page = httpx.get(f"{self.url}/metrics", trust_env=False).text
         return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name))

@@ -33,6 +33,16 @@ class Said:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """One answer that an order wants: to which prompt, from which seed, how long; ``stretch``: the seconds it hears."""
+
+    prompt: Prompt
+    seed: int | None = None
+    new_tokens: int | None = None
+    stretch: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Finished:
     """Answer ``index`` of ``of`` is complete. ``generation`` is there when the order asked for a page."""
 
@@ -46,6 +56,7 @@ class Finished:
     text: str = ""
     steps: tuple[Step, ...] = ()
     generation: Generation | None = None
+    stretch: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,14 +97,14 @@ class Order:
         kinds = self.conversation.kinds
         return self.strategy.name, settings, self.grounding, tuple(sorted(self.sampling.items())), kinds
 
-    def prompts(self, adapter: Adapter, limits: Limits) -> list[tuple[Prompt, int | None]]:
-        """A prompt and its seed for every answer. In the worker's thread: media are decoded here.
+    def asks(self, adapter: Adapter, limits: Limits) -> list[Ask]:
+        """Every answer that is wanted. In the worker's thread: media are decoded here.
 
         Raises:
             ApiError: the chat template refuses the turns. LimelightError: media that cannot be read, see the library.
         """
         prompt = prepared(adapter, self.conversation, limits)
-        return [(prompt, seed) for seed in self.seeds]
+        return [Ask(prompt, seed, self.new_tokens) for seed in self.seeds]
 
 
 @dataclass(eq=False)
@@ -104,14 +115,21 @@ class Row:
     order: Order
     index: int
     of: int
-    prompt: Prompt
-    seed: int | None
+    ask: Ask
     room: int
     ends: frozenset[int]
     text: GrowingText
     steps: list[Step] = field(default_factory=list)
     ended: bool = False
     done: bool = False
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.ask.prompt
+
+    @property
+    def seed(self) -> int | None:
+        return self.ask.seed
 
     @property
     def stopped(self) -> bool:
@@ -137,36 +155,27 @@ class Row:
             used, ids = self.order.strategy, tuple(s.token for s in self.steps)
             made = Generation(self.text.said, ids, tuple(self.steps), self.prompt, used.name, used.settings())
         reason = "stop" if self.ended or self.text.stopped else "length"
-        self.job.tell(
-            Finished(
-                delta,
-                reason,
-                len(self.prompt.tokens),
-                len(self.steps),
-                self.seed,
-                self.index,
-                self.of,
-                self.text.said,
-                tuple(self.steps),
-                made,
-            )
-        )
+        finished = Finished(
+            delta, reason, len(self.prompt.tokens), len(self.steps), self.seed, self.index, self.of, self.text.said,
+            tuple(self.steps), made, self.ask.stretch,
+        )  # fmt: skip
+        self.job.tell(finished)
 
 
 def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
     """The rows that a job's order asks for.
 
     Raises:
-        ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``Order.prompts``.
+        ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``Order.asks``.
     """
     order: Order = job.order
     tokenizer, ends = adapter.tokenizer, ends_of(adapter)
-    asked = order.prompts(adapter, limits)
+    asked = order.asks(adapter, limits)
     rows = []
-    for index, (prompt, seed) in enumerate(asked):
-        room = _room(adapter, order.new_tokens, len(prompt.tokens), limits)
+    for index, ask in enumerate(asked):
+        room = _room(adapter, ask.new_tokens, len(ask.prompt.tokens), limits)
         text = GrowingText(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)), order.stops)
-        rows.append(Row(job, order, index, len(asked), prompt, seed, room, ends, text))
+        rows.append(Row(job, order, index, len(asked), ask, room, ends, text))
     return rows
 
 

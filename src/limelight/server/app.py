@@ -23,6 +23,7 @@ from limelight.server.metrics import Counted, Metrics
 from limelight.server.pages import Pages, Shelf, served
 from limelight.server.problems import ApiError, internal, invalid
 from limelight.server.schema import openapi_schemas
+from limelight.server.transcriptions import Transcriptions
 from limelight.server.worker import Worker
 
 STOP_SECONDS = 30.0
@@ -40,7 +41,7 @@ def create_app(adapter: Adapter, offer: Offer, pages: Pages | None = None) -> Fa
     """
     worker = Worker(offer.batch)
     house = House(adapter, offer, worker, Metrics(worker), Shelf() if pages is None else pages)
-    chat = Chat(house)
+    chat, speech = Chat(house), Transcriptions(house)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,18 +57,23 @@ def create_app(adapter: Adapter, offer: Offer, pages: Pages | None = None) -> Fa
     app.state.chat = chat
     app.add_middleware(Guard, key=offer.api_key, hosts=offer.host_names)
     app.add_middleware(Counted, metrics=house.metrics)  # outermost: counts refusals too
-    _routes(app, chat)
+    _routes(app, chat, speech)
     _about(app, house)
     _errors(app)
     _document(app)
     return app
 
 
-def _routes(app: FastAPI, chat: Chat) -> None:
+def _routes(app: FastAPI, chat: Chat, speech: Transcriptions) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """An answer, or server-sent events with ``stream: true``."""
         return await chat(request)
+
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(request: Request) -> Response:
+        """What is said in a sound: text, JSON, subtitles, or server-sent events with ``stream=true``."""
+        return await speech(request)
 
     @app.get("/pages/{name}")
     async def page(name: str) -> HTMLResponse:

@@ -20,10 +20,10 @@ from limelight.server.videos import container_of, decode_video
 
 @dataclass(frozen=True)
 class Sound:
-    """A sound that is still a file's bytes."""
+    """A sound that is still a file's bytes, of a format that was declared (None: any)."""
 
     data: bytes
-    format: str
+    format: str | None
 
 
 @dataclass(frozen=True)

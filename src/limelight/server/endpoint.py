@@ -159,7 +159,7 @@ class Endpoint:
         if not isinstance(event, (Said, Finished)):
             raise TypeError(f"unexpected event {type(event).__name__}")
         if isinstance(event, Finished):
-            if not exchange.finished:
+            if not exchange.finished or event.stretch is not None:
                 self.metrics.tokens.labels("prompt").inc(event.prompt_tokens)
             exchange.finished.append(event)
             self.metrics.tokens.labels("completion").inc(event.new_tokens)

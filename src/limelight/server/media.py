@@ -72,8 +72,8 @@ def decode_picture(image: Image.Image, limits: Limits) -> Image.Image:
         raise MediaError("the picture is corrupt", hint="re-save it as PNG") from error
 
 
-def decode_sound(data: bytes, kind: str, limits: Limits) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int]:
-    """``(samples [n] mono, rate)``; at most ``limits.seconds``, whatever the header says.
+def decode_sound(data: bytes, kind: str | None, limits: Limits) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int]:
+    """``(samples [n] mono, rate)``; at most ``limits.seconds``, whatever the header says. ``kind`` None: any that is read.
 
     Raises:
         MediaError: not of that format, too long, too many channels, an odd rate, or not finite.
@@ -86,7 +86,9 @@ def decode_sound(data: bytes, kind: str, limits: Limits) -> tuple[np.ndarray[Any
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             found, rate, channels = str(file.format), int(file.samplerate), int(file.channels)
-            if found not in SOUNDS[kind]:
+            if kind is None and found not in sum(SOUNDS.values(), ()):
+                raise MediaError(f"sound of the kind {found} is not read here", hint=f"one of {', '.join(SOUNDS)}")
+            if kind is not None and found not in SOUNDS[kind]:
                 raise MediaError(f"the sound is {found}, declared as {kind}", hint="declare the format it has")
             if rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
                 raise MediaError(
@@ -98,7 +100,9 @@ def decode_sound(data: bytes, kind: str, limits: Limits) -> tuple[np.ndarray[Any
     except LimelightError:
         raise
     except Exception as error:  # see open_picture
-        raise MediaError(f"not sound that can be read as {kind}", hint="convert it to WAV") from error
+        raise MediaError(
+            f"not sound that can be read as {kind or ', '.join(SOUNDS)}", hint="convert it to WAV"
+        ) from error
     if not 0 < len(samples) <= most:
         raise MediaError(
             "the sound is empty" if not len(samples) else f"the sound lasts more than {most / rate:.0f} s",

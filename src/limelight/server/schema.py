@@ -160,10 +160,11 @@ def parse(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _told(error) from None
+        raise told_of(error) from None
 
 
-def _told(error: ValidationError) -> ApiError:
+def told_of(error: ValidationError) -> ApiError:
+    """The first field that is wrong; values are not echoed."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     first = max(found, key=lambda e: len(e["loc"]))  # of a union's branches the one that got furthest
     where = ".".join(str(p) for p in first["loc"] if str(p) not in _BRANCHES and "[" not in str(p)) or None

@@ -11,6 +11,7 @@ from PIL import Image
 
 from limelight.errors import LimelightError, MediaError, MissingExtraError
 from limelight.server.limits import Limits
+from limelight.types import Clip
 
 # media type -> (demuxer, how its files begin: offset and bytes). libav may not guess: some of its demuxers are playlists.
 CONTAINERS: dict[str, tuple[str, int, tuple[bytes, ...]]] = {
@@ -38,8 +39,8 @@ def container_of(kind: str, data: bytes) -> str:
     return demuxer
 
 
-def decode_video(data: bytes, container: str, limits: Limits) -> list[Image.Image]:
-    """At most ``limits.frames`` evenly spaced RGB frames, first and last included.
+def decode_video(data: bytes, container: str, limits: Limits) -> Clip:
+    """At most ``limits.frames`` evenly spaced RGB frames, first and last included, with their times.
 
     Raises:
         MediaError: not such a video, or too long, too large, of a codec that is not read, or without frames.
@@ -106,22 +107,31 @@ def _spaced(count: int, limits: Limits) -> set[int]:
     return set(np.linspace(0, count - 1, min(limits.frames, count)).round().astype(int).tolist())
 
 
-def _frames(av: Any, data: bytes, container: str, limits: Limits, wanted: set[int]) -> tuple[list[Image.Image], int]:
+def _frames(av: Any, data: bytes, container: str, limits: Limits, wanted: set[int]) -> tuple[Clip, int]:
     """The wanted frames, and how many were decoded (none is after the last wanted one)."""
     picked: list[Image.Image] = []
+    times: list[float] = []
     decoded = seen = 0
+    first: float | None = None
     with _open(av, data, container) as opened:
-        for frame in opened.decode(opened.streams.video[0]):
+        stream = opened.streams.video[0]
+        rate = float(stream.average_rate or stream.guessed_rate or 0) or 1.0
+        for frame in opened.decode(stream):
             _check_size(frame.width, frame.height, limits)  # a stream may change its size on the way
             seen += frame.width * frame.height
             if decoded > max(wanted) or seen > limits.video_pixels:
                 break
+            at = float(frame.time) if frame.time is not None else decoded / rate
+            first = at if first is None else first
             if decoded in wanted:
                 picked.append(frame.to_image().convert("RGB"))
+                times.append(max(at - first, times[-1] if times else 0.0))
             decoded += 1
     if len({p.size for p in picked}) > 1:
         raise MediaError("the frames differ in size", hint="re-encode the video")
-    return picked, decoded
+    if not picked:
+        raise MediaError("no frame could be decoded", hint="re-encode the video")
+    return Clip(tuple(picked), tuple(times), rate, times[-1] + 1 / rate), decoded
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

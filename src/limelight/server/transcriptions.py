@@ -1,0 +1,221 @@
+"""POST /v1/audio/transcriptions: a sound in a form, its words in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.requests import Request
+
+from limelight.decoding.transcribe import cut, prompt_for, token_limit
+from limelight.errors import MediaError
+from limelight.models.adapter import Adapter
+from limelight.models.prompts import sampling_rate
+from limelight.models.sound import read_audio
+from limelight.server import media
+from limelight.server.answering import Ask, Finished, Order, Said
+from limelight.server.chosen import strategy_of
+from limelight.server.conversation import Conversation, Sound
+from limelight.server.endpoint import Endpoint, sse
+from limelight.server.forms import SpeechRequest, parse_form
+from limelight.server.limits import Limits
+from limelight.server.problems import invalid
+from limelight.server.replies import grounded, mean_shares, number, plain
+
+LANGUAGES = {
+    "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
+    "es": "Spanish", "fa": "Persian", "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian",
+    "id": "Indonesian", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "no": "Norwegian",
+    "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "th": "Thai",
+    "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SpeechOrder(Order):
+    """A sound to transcribe: an answer a piece, cut at silences as :func:`limelight.transcribe` does."""
+
+    words: str = ""
+    first_seed: int | None = None
+
+    def asks(self, adapter: Adapter, limits: Limits) -> list[Ask]:
+        sound = next(p for _, parts in self.conversation.turns for p in parts if isinstance(p, Sound))
+        try:
+            rate = sampling_rate(adapter)
+            samples = read_audio(media.decode_sound(sound.data, sound.format, limits), rate)
+            found = []
+            for k, piece in enumerate(cut(adapter, samples, rate)):
+                start, stop = piece.start / rate, piece.stop / rate
+                prompt = adapter.prepare(self.words, {"audio": (samples[piece.start : piece.stop], rate)})
+                seed = None if self.first_seed is None else self.first_seed + k
+                found.append(Ask(prompt, seed, min(token_limit(stop - start), limits.new_tokens), (start, stop)))
+        except MediaError as error:
+            raise invalid(f"{error.message} ({error.hint})", param="file", code="invalid_media") from error
+        return found
+
+
+@dataclass
+class SpeechShape:
+    """A transcription in one of OpenAI's formats. Pieces decode side by side; a stream tells them in order."""
+
+    asked: SpeechRequest
+    order: Order
+    turn: int = 0
+    said: bool = False
+    begun: bool = False
+    waiting: dict[int, list[Said | Finished]] = field(default_factory=dict)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stream(self) -> bool:
+        return self.asked.stream
+
+    def opening(self) -> list[str]:
+        return []
+
+    def events(self, event: Said | Finished) -> list[str]:
+        self.waiting.setdefault(event.index, []).append(event)
+        told: list[str] = []
+        while self.waiting.get(self.turn):
+            now = self.waiting[self.turn].pop(0)
+            told += self._told(now)
+            if isinstance(now, Finished):
+                del self.waiting[self.turn]
+                self.turn += 1
+                self.begun = False
+        return told
+
+    def _told(self, event: Said | Finished) -> list[str]:
+        extra: dict[str, Any] = {}
+        if isinstance(event, Said) and event.step is not None:
+            if self.asked.logprobs:
+                extra["logprobs"] = [_logprob(event.step)]
+                self.logprobs += extra["logprobs"]
+            if self.asked.limelight.grounding:
+                extra["limelight"] = {"tokens": [grounded(event.step)]}
+        if not (event.delta or extra):
+            return []
+        gap = " " if event.delta and self.said and not self.begun else ""  # between pieces
+        self.begun = self.begun or bool(event.delta)
+        self.said = self.said or bool(event.delta)
+        return [sse({"type": "transcript.text.delta", "delta": gap + event.delta, **extra})]
+
+    async def settled(self, done: Sequence[Finished]) -> None:
+        pass
+
+    def closing(self, done: Sequence[Finished]) -> list[str]:
+        extra = {"logprobs": self.logprobs} if self.asked.logprobs else {}
+        final = {"type": "transcript.text.done", "text": joined(done), **extra, "usage": usage_of(done)}
+        return [sse({**final, "limelight": self._about(done, tokens=False)}), sse("[DONE]")]
+
+    def whole(self, said: Sequence[Said], done: Sequence[Finished]) -> Response:
+        pieces, form = sorted(done, key=lambda d: d.index), self.asked.response_format
+        if form in ("text", "srt", "vtt"):
+            text = joined(pieces) + "\n" if form == "text" else subtitles(pieces, form)
+            return PlainTextResponse(text)
+        out: dict[str, Any] = {"text": joined(pieces)}
+        if form == "verbose_json":
+            segments = [_segment(d, self.asked.temperature) for d in pieces]
+            language = self.asked.language or ""
+            seconds = pieces[-1].stretch[1] if pieces[-1].stretch else 0.0
+            out = {"task": "transcribe", "language": language, "duration": number(seconds), **out, "segments": segments}
+        if self.asked.logprobs:
+            ordered = sorted((s for s in said if s.step is not None), key=lambda s: s.index)
+            out["logprobs"] = [_logprob(s.step) for s in ordered]
+        return JSONResponse({**out, "usage": usage_of(pieces), "limelight": self._about(pieces, tokens=True)})
+
+    def _about(self, done: Sequence[Finished], *, tokens: bool) -> dict[str, Any]:
+        used = self.order.strategy
+        about: dict[str, Any] = {
+            "strategy": used.name,
+            "settings": plain(used.settings()),
+            "seed": min(done, key=lambda d: d.index).seed,
+        }
+        if self.asked.limelight.grounding and tokens:
+            steps = [s for d in done for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
+            about |= {"tokens": [grounded(s) for s in steps], "shares": mean_shares(steps)}
+        return about
+
+
+class Transcriptions(Endpoint):
+    """The endpoint over one model that hears."""
+
+    media_type = "multipart/form-data"
+
+    async def accepted(self, request: Request, body: bytes) -> tuple[Order, SpeechShape]:
+        offer, adapter, limits = self.offer, self.house.adapter, self.offer.limits
+        asked, data = await parse_form(request, body, limits)
+        if asked.model != offer.model:
+            raise invalid(
+                f"there is no model of that name here, only {offer.model!r}",
+                param="model", code="model_not_found", status=404,
+            )  # fmt: skip
+        if "audio" not in adapter.placeholders.values():
+            raise invalid("the model that is served here does not hear", param="model", code="model_cannot_hear")
+        if any(p in asked.prompt for p in self.house.placeholders):
+            raise invalid("the prompt holds one of the model's placeholders", param="prompt")
+        if asked.limelight.page:
+            raise invalid("a transcription has no page; ask for it in a chat", param="limelight")
+        language = LANGUAGES.get(asked.language.lower(), asked.language) if asked.language else None
+        words = " ".join(filter(None, (prompt_for(adapter, None, language), asked.prompt)))
+        strategy = strategy_of(asked.limelight, offer.strategy, offer.strategies)
+        samples = asked.temperature >= 1e-4
+        seed = secrets.randbits(31) if samples else None
+        order = SpeechOrder(
+            Conversation([("user", [Sound(data, None), words])]), strategy, asked.limelight.grounding,
+            sampling={"do_sample": True, "temperature": asked.temperature, "top_p": 1.0, "top_k": 0} if samples else {},
+            words=words, first_seed=seed,
+        )  # fmt: skip
+        return order, SpeechShape(asked, order)
+
+
+def joined(pieces: Sequence[Finished]) -> str:
+    return " ".join(d.text for d in sorted(pieces, key=lambda d: d.index) if d.text)
+
+
+def subtitles(pieces: Sequence[Finished], form: str) -> str:
+    """A cue a piece: the model tells no times within one."""
+    point = "," if form == "srt" else "."
+    cues: list[str] = []
+    for d in (d for d in pieces if d.text and d.stretch):
+        start, stop = d.stretch or (0.0, 0.0)
+        # a blank line would end the cue, and an arrow begin another
+        text = " ".join(d.text.replace("-->", "→").split())
+        name = f"{len(cues) + 1}\n" if form == "srt" else ""
+        cues.append(f"{name}{clock(start, point)} --> {clock(stop, point)}\n{text}\n")
+    return "\n".join(["WEBVTT\n", *cues] if form == "vtt" else cues)
+
+
+def clock(seconds: float, point: str) -> str:
+    """``00:01:02,345``"""
+    whole = round(seconds * 1000)
+    return f"{whole // 3_600_000:02}:{whole // 60_000 % 60:02}:{whole // 1000 % 60:02}{point}{whole % 1000:03}"
+
+
+def usage_of(done: Sequence[Finished]) -> dict[str, Any]:
+    """Every piece has a prompt of its own."""
+    read, written = sum(d.prompt_tokens for d in done), sum(d.new_tokens for d in done)
+    return {"type": "tokens", "input_tokens": read, "output_tokens": written, "total_tokens": read + written}
+
+
+def _segment(done: Finished, temperature: float) -> dict[str, Any]:
+    start, stop = done.stretch or (0.0, 0.0)
+    told = [s.logprob for s in done.steps if math.isfinite(s.logprob)]
+    said = done.text.encode()
+    return {
+        "id": done.index, "seek": round(start * 100), "start": number(start), "end": number(stop), "text": done.text,
+        "tokens": [s.token for s in done.steps], "temperature": temperature,
+        "avg_logprob": number(sum(told) / len(told)) if told else None,
+        "compression_ratio": number(len(said) / len(zlib.compress(said))) if said else None,
+        "no_speech_prob": None,
+    }  # fmt: skip
+
+
+def _logprob(step: Any) -> dict[str, Any]:
+    value = step.logprob if math.isfinite(step.logprob) else -9999.0
+    return {"token": step.text, "logprob": value, "bytes": list(step.text.encode())}

@@ -24,7 +24,6 @@ RAISES: dict[str, tuple[str, str]] = {
     "mllama": ("UnsupportedError", "cross_attention_states"),
     "gemma3n": ("UnknownKindError", "gated mlp"),
     "qwen4_exp": ("UnknownKindError", "hyper_connection"),
-    "nemotron_h_omni": ("UnknownKindError", "experts"),
     "glm5_next": ("UnknownKindError", "b_proj"),
     "inkling": ("UnknownKindError", "r_proj"),
     "inkling2": ("UnknownKindError", "r_proj"),

@@ -266,3 +266,43 @@ def test_any_of_transformers_ways_to_run_experts(implementation: str) -> None:
     assert torch.equal(got, want)
     ours, theirs = (attribute(a, inputs, 7).scores for a in (adapter, reference))
     torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
+
+
+class Ungated(Stacked):
+    """Nemotron-H's way: down(act(up(x))), the activation no gate."""
+
+    def __init__(self) -> None:
+        super().__init__(act=nn.GELU())
+        self.into = nn.Parameter(self.into[:, :WIDTH].clone())
+
+    def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for e in range(E):
+            row, slot = torch.where(index == e)
+            total.index_add_(0, row, self.act(x[row] @ self.into[e].T) @ self.out[e].T * weights[row, slot, None])
+        return total
+
+
+def test_experts_without_a_gate_pass_their_activation_by_the_identity_rule() -> None:
+    """Under the rule every token meets one matrix: ``sum_k w_k out_e diag(act(z) / (z + eps)) into_e``."""
+    module = Ungated()
+    spec = spec_of(module)
+    assert spec.order == "no gate"
+    x, index, weights = noise(7, N, D), *routing()
+    t, w = noise(8, N, D), noise(9, N, D)
+    matrices = torch.zeros(N, D, D, dtype=torch.float64)
+    for n in range(N):
+        for k in range(K):
+            into, out = module.into[index[n, k]], module.out[index[n, k]]
+            z = into @ x[n]
+            matrices[n] += (weights[n, k] * out @ torch.diag(module.act(z) / (z + 1e-10)) @ into).detach()
+    leaf = x.clone().requires_grad_(True)
+    value = experts_rule(module, spec)(leaf, index, weights)
+    assert torch.equal(value, module(x, index, weights))
+    (gradient,) = torch.autograd.grad((value * w).sum(), leaf)
+    torch.testing.assert_close(gradient, torch.einsum("no,noi->ni", w, matrices), atol=1e-10, rtol=1e-10)
+    with torch.no_grad():
+        rows = experts_twin(module, spec, Mode(channels=2))(
+            torch.cat([x, t]), torch.cat([index, index]), torch.cat([weights, weights])
+        )
+    torch.testing.assert_close(rows[N:], torch.einsum("noi,ni->no", matrices, t), atol=1e-10, rtol=1e-10)

@@ -22,7 +22,6 @@ RAISES: dict[str, tuple[type[LimelightError], str]] = {
     "mllama": (UnsupportedError, "cross_attention_states"),
     "gemma3n": (UnknownKindError, "gated MLP"),
     "qwen4_exp": (UnknownKindError, "hyper_connection"),
-    "nemotron_h_omni": (UnknownKindError, "experts"),
     "minimax_m3_vl": (UnknownKindError, "mlp"),  # act(gate) * up without an activation module
     "unlimited_ocr": (UnsupportedError, "layers of its own kind of cache"),  # a window that spares the prompt
     "mistral_large4": (UnknownKindError, "indexer"),  # sparse attention

@@ -13,7 +13,6 @@ COLUMNS = ("attribution", "exact", "cached", "meter", "batch")
 # The word a refusal is told by in the tests -> what it means.
 WHY: dict[str, str] = {
     "hyper_connection": "several residual streams, mixed anew at every layer; sparse attention",
-    "experts": "experts without a gate",
     "b_proj": "linear-attention layers keep a state instead of keys and values",
     "r_proj": "relative positions and convolutions inside attention",
     "indexer": "sparse attention: an indexer chooses the keys each query sees",

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from limelight.relevance.dual_attention import Mode, block_rows, blocks
 from limelight.relevance.dual_gated import gated_product
 from limelight.relevance.experts import ExpertsSpec
+from limelight.relevance.mixer_parts import activated
 
 
 def experts_twin(module: nn.Module, spec: ExpertsSpec, mode: Mode) -> Callable[..., Tensor]:
     original = module.forward
 
-    def product(gate: Tensor, up: Tensor) -> Tensor:
+    def product(gate: Tensor, up: Tensor | None) -> Tensor:
+        if up is None:
+            return activated(mode, spec.value, gate)
         return gated_product(mode, gate, up, spec.value(gate[0]))
 
     def forward(x: Tensor, *routing: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Mixtures of experts: stacked experts and their routers, told by shapes and by probing, and their backward rules.
 
-    EXPERTS   all experts of a layer as 3-D parameters; each computes down(act(gate) * up)
+    EXPERTS   all experts of a layer as 3-D parameters; each computes down(act(gate) * up), or down(act(up))
     ROUTER    decides who computes; whatever it returns is a constant of the rules
 
 Experts written as a ModuleList are gated MLPs of their own; their router is told in the same way. Shared experts are
@@ -21,11 +21,12 @@ from torch.nn import functional
 
 from limelight.relevance import rules
 
-Product = Callable[[Tensor, Tensor], Tensor]
-_ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+Product = Callable[[Tensor, Tensor | None], Tensor]
+_ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
     "gate, up": lambda h: (h[..., : h.shape[-1] // 2], h[..., h.shape[-1] // 2 :]),
     "up, gate": lambda h: (h[..., h.shape[-1] // 2 :], h[..., : h.shape[-1] // 2]),
     "interleaved": lambda h: (h[..., ::2], h[..., 1::2]),
+    "no gate": lambda h: (h, None),
 }
 
 
@@ -37,7 +38,7 @@ class ExpertsSpec:
         act: the activation of the gate.
         fused, down: names of the parameters into (gate, up) and out of their product.
         transposed: experts are ``[in, out]`` matrices (else ``[out, in]``).
-        order: how gate and up lie in the fused output.
+        order: how gate and up lie in the fused output; ``no gate``: it is what the activation gets, and nothing else.
         sorted: forward takes ``[E * N, D]``, every expert's input in turn, instead of ``(x, indices, weights)``.
     """
 
@@ -87,9 +88,10 @@ def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None
         return None
     for (fused, down), transposed in pairs((tuple(own), tuple(own)[::-1]), (False, True)):
         into, out = ((own[n].mT if transposed else own[n]).shape for n in (fused, down))  # [E, out, in]
-        if into[0] != out[0] or into[1] != 2 * out[2] or into[2] != out[1]:
+        halves = into[1] // out[2]
+        if into[0] != out[0] or into[1] % out[2] or halves not in (1, 2) or into[2] != out[1]:
             continue
-        for order in _ORDERS:
+        for order in (o for o in _ORDERS if (o == "no gate") == (halves == 1)):
             spec = ExpertsSpec(act, fused, down, transposed, order, takes == 1)
             if all(_reproduces(spec, module, int(into[0]), int(into[2]), size) for size in (1.0, 30.0)):
                 return spec
@@ -107,7 +109,7 @@ def _reproduces(spec: ExpertsSpec, module: nn.Module, experts: int, width: int, 
     try:
         with torch.no_grad():
             want = module(x, *routing)
-            got = spec.run(module, x[None], routing, lambda z, u: spec.value(z) * u)[0]
+            got = spec.run(module, x[None], routing, lambda z, u: spec.value(z) if u is None else spec.value(z) * u)[0]
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):
         return False
     slack = 1e-4 if x.dtype in (torch.float32, torch.float64) else 5e-2
@@ -167,8 +169,9 @@ def experts_rule(module: nn.Module, spec: ExpertsSpec) -> Callable[..., Tensor]:
     """Identity rule for the activation, half of the gradient for the gated product; the value is the model's own."""
     original = module.forward
 
-    def product(gate: Tensor, up: Tensor) -> Tensor:
-        return rules.uniform(rules.identity(gate, spec.value(gate)) * up, 2)
+    def product(gate: Tensor, up: Tensor | None) -> Tensor:
+        acted = rules.identity(gate, spec.value(gate))
+        return acted if up is None else rules.uniform(acted * up, 2)
 
     def forward(x: Tensor, *routing: Tensor) -> Tensor:
         if not x.requires_grad:

@@ -81,4 +81,4 @@ def prompt(name: str, adapter: Adapter, row: int | None = 0) -> tuple[dict[str, 
         inputs = tiny.inputs(adapter.model, row=row)
     with torch.no_grad():
         call = adapter.capture(inputs).cloned()
-    return inputs, call, (adapter.modality_ids(inputs) > 0) & call.mask
+    return inputs, call, (call.modality(adapter.modality_ids(inputs)) > 0) & call.mask

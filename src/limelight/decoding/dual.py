@@ -22,7 +22,7 @@ def captured(run: Run) -> tuple[DecoderCall, Tensor]:
     """The prompt at the decoder's door and its perceptual positions ``[B, T]``; nothing made under inference_mode."""
     with torch.inference_mode(False), torch.no_grad():
         call = run.adapter.capture(run.inputs).cloned()
-        modality = (run.modality_ids.clone() > 0) & call.mask
+        modality = (call.modality(run.modality_ids.clone()) > 0) & call.mask
     check_groups(modality, call.mask)
     return call, modality
 

@@ -241,7 +241,10 @@ class LimeSession:
         with torch.inference_mode(False), torch.no_grad():
             self.call = run.adapter.capture(run.inputs).cloned()
             self.modality = rewarded(
-                run.modality_ids, self.call.mask, markers=self.settings.markers, reward=strategy.reward
+                self.call.modality(run.modality_ids),
+                self.call.mask,
+                markers=self.settings.markers,
+                reward=strategy.reward,
             )
         check_groups(self.modality, self.call.mask)
 

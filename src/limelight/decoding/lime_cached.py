@@ -134,7 +134,8 @@ class LimeCachedSession:
         self.layers = set(run.adapter.attention_layers if layers is None else layers)
         self.call, self.percept = captured(run)
         markers = strategy.objective == "paper" and run.adapter.family.paper.markers
-        self.modality = rewarded(run.modality_ids.clone(), self.call.mask, markers=markers, reward=strategy.reward)
+        kinds = self.call.modality(run.modality_ids.clone())
+        self.modality = rewarded(kinds, self.call.mask, markers=markers, reward=strategy.reward)
         check_groups(self.modality, self.call.mask)
         self.dual = open_stream(run, self.call, self._channels(), strategy.composite)
 
@@ -226,7 +227,7 @@ class LimeCachedSession:
         group = {layer: traits.group(layer) for layer in self.layers}
         per_kv = s.heads == "kv"
         offsets: Offsets = (
-            LowRankOffsets(s.lr, group, self.dual.mask.sum(-1), per_kv)
+            LowRankOffsets(s.lr, group, self._positions(), per_kv)
             if s.rule == "normalised"
             else DenseOffsets(s.lr, group, per_kv)
         )
@@ -256,6 +257,12 @@ class LimeCachedSession:
             raise SettingError("no forward was run", hint="updates >= 1")
         out = torch.where(opened[:, None], changed, logits)
         return self._outlook(out, logits, phi, opened, losses)
+
+    def _positions(self) -> dict[int, Tensor]:
+        """Real positions ``[B]`` that each layer's offsets stand at: the prompt's, or those of states beside it."""
+        front, reading = self.call.front, self.dual.cache.reading
+        words, states = self.dual.mask[:, front:].sum(-1), self.dual.mask[:, :front].sum(-1)
+        return {layer: states if layer in reading else words for layer in self.layers}
 
     def _loss(
         self, output: Any, logits: Tensor | None, phi: Tensor | None, step: int

@@ -61,13 +61,14 @@ class LowRankOffsets:
         lr: root mean square of an update's entries, over all layers, keys and values (so that it can be compared with
             a sign step of the same ``lr``).
         group: query heads a key/value head.
-        positions: real positions of each row ``[B]``, whose entries count (padding must not lengthen a row's step).
+        positions: real positions of each row ``[B]``, whose entries count (padding must not lengthen a row's step); by
+            layer where some attend to states beside the prompt.
         per_kv_head: one offset a kv head instead of one a query head.
     """
 
     lr: float
     group: Group
-    positions: Tensor
+    positions: Tensor | Mapping[int, Tensor]
     per_kv_head: bool = False
     factors: dict[int, list[tuple[Tensor, Gradient]]] = field(default_factory=dict)
 
@@ -97,17 +98,19 @@ class LowRankOffsets:
     def update(self, gradients: dict[int, Gradient], direction: float = -1.0) -> None:
         """One step; each batch row is normalised by itself."""
         square: Tensor | None = None
-        width = 0
+        entries: Tensor | None = None
         for layer, g in gradients.items():
             heads = 1 if self.per_kv_head else group_of(self.group, layer)
             for left, right in ((g.scores, g.queries), (g.weights, g.out)):
                 gram = torch.matmul(left, left.transpose(-1, -2)) * torch.matmul(right, right.transpose(-1, -2))
                 part = (gram * self._mask(layer, left, left)).sum((1, 2, 3))
                 square = part if square is None else square + part.to(square.device)
-                width += left.shape[1] * heads * right.shape[-1]
-        if square is None:
+                positions = self.positions if isinstance(self.positions, Tensor) else self.positions[layer]
+                count = positions * (left.shape[1] * heads * right.shape[-1])
+                entries = count if entries is None else entries + count
+        if square is None or entries is None:
             raise SettingError("no layer has offsets", hint="choose at least one layer")
-        size = (self.positions * width).to(square).sqrt() / square.sqrt()
+        size = entries.to(square).sqrt() / square.sqrt()
         step = direction * self.lr * torch.where(square > 0, size, torch.zeros_like(size))
         for layer, g in gradients.items():
             self.factors.setdefault(layer, []).append((step[:, None, None, None].to(g.scores), g))

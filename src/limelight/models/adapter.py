@@ -219,13 +219,15 @@ class Adapter:
         return call
 
     def hidden(self, call: DecoderCall, embeds: Tensor | None = None) -> Tensor:
-        """Last hidden states ``[B, T, D]`` (after the final norm) of an uncached decoder run."""
+        """Last hidden states ``[B, T, D]`` (after the final norm) of an uncached decoder run; zeros at positions that are
+        in front of the prompt's own."""
         with self.routed():
             out = self.decoder(use_cache=False, **call.arguments(embeds))
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         if not isinstance(hidden, Tensor):
             raise HookError(f"the decoder returned {type(hidden).__name__}, expected hidden states", hint="report this")
-        return hidden.to(call.embeds.device)
+        hidden = hidden.to(call.embeds.device)
+        return torch.nn.functional.pad(hidden, (0, 0, call.front, 0)) if call.front else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, with the family's scale and soft-cap."""

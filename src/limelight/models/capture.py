@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, PromptError, UnsupportedError
+from limelight.models.beside import Beside, find_beside
 from limelight.models.doors import Doors, find_doors
 from limelight.models.per_layer import PerPosition, find_per_position
 
@@ -36,8 +38,10 @@ def _tensors(value: Any) -> bool:
 
 
 def _media(got: Mapping[str, Any]) -> bool:
-    """Features or pixels reach the decoder beside token ids."""
-    return any(_tensors(v) for k, v in got.items() if k not in _KEPT | _DROPPED)
+    """Features or pixels reach the decoder beside token ids (states for cross-attention are not placed among them)."""
+    return any(
+        _tensors(v) for k, v in got.items() if k not in _KEPT | _DROPPED and "cross" not in k and "mask" not in k
+    )
 
 
 class _Captured(Exception):  # noqa: N818 - control flow across transformers' frames, never seen by a caller
@@ -54,6 +58,7 @@ class DecoderCall:
         kwargs: the decoder's further arguments (attention mask or masks, position ids, family extras).
         windows: mask key -> sliding window, for masks that arrive ready-made.
         doors: where the features behind the embeddings' first D entries go (None: there are none).
+        beside: where the first positions go that are none of the prompt's (None: all are).
     """
 
     embeds: Tensor
@@ -61,14 +66,28 @@ class DecoderCall:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     windows: Mapping[str, int | None] = field(default_factory=dict)
     doors: Doors | PerPosition | None = None
+    beside: Beside | None = None
 
     @property
     def length(self) -> int:
+        """Positions: those of the prompt, with states beside it in front."""
         return int(self.embeds.shape[1])
+
+    @property
+    def front(self) -> int:
+        """Positions in front of the prompt's own."""
+        return 0 if self.beside is None else self.beside.count
+
+    def modality(self, ids: Tensor) -> Tensor:
+        """Modalities of all positions from those of the prompt's own."""
+        return ids if self.beside is None else self.beside.modality(ids)
 
     def arguments(self, embeds: Tensor | None = None) -> dict[str, Any]:
         """What the decoder is called with, cache aside; ``embeds``: other values of the leaf."""
         embeds = self.embeds if embeds is None else embeds
+        if self.beside is not None:
+            states, words = embeds[:, : self.front], embeds[:, self.front :]
+            return {"inputs_embeds": words, self.beside.name: states, **self.kwargs}
         if self.doors is None:
             return {"inputs_embeds": embeds, **self.kwargs}
         first, features = self.doors.opened(embeds, self.kwargs[self.doors.where])
@@ -135,7 +154,9 @@ class DecoderCall:
         return tuple(n for n in odd if n != known)
 
     def _grown(self, name: str, value: Any) -> Any:
-        length = self.length
+        length = self.length - self.front
+        if self.beside is not None and name in self.beside.masks:  # a further word sees what the last one does
+            return torch.cat([value, value[:, :, -1:]], dim=2)
         if isinstance(value, Mapping):
             return {k: _grown_mask(v, self.windows.get(k)) if isinstance(v, Tensor) else v for k, v in value.items()}
         if not isinstance(value, Tensor):
@@ -174,6 +195,35 @@ def _grown_mask(mask: Tensor, window: int | None) -> Tensor:
     if window is not None and row.shape[-1] > window:
         row[..., : row.shape[-1] - window] = low
     return torch.cat([torch.cat([mask, column], dim=-1), row], dim=-2)
+
+
+_PLACED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _check_placed(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+    """Once a model: the decoder on merged embeddings alone gives what it gives with its media.
+
+    Raises:
+        UnsupportedError: it does not, so something of the media goes another way.
+    """
+    if decoder in _PLACED:
+        return
+    seen: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda *a: seen.append(a[-1][0]))
+    try:
+        with torch.no_grad():
+            model(**{k: v for k, v in inputs.items() if k != "past_key_values"}, use_cache=False)
+            decoder(**{k: v for k, v in got.items() if k not in _DROPPED or k == "inputs_embeds"}, use_cache=False)
+    finally:
+        handle.remove()
+    whole, alone = seen
+    slack = 1e-5 if whole.dtype in (torch.float32, torch.float64) else 2e-2
+    if whole.shape != alone.shape or not torch.allclose(whole, alone, rtol=slack, atol=slack):
+        raise UnsupportedError(
+            f"{type(decoder).__name__} takes its media itself, and not by its embeddings alone: relevance would miss them",
+            hint="only plain decoding (greedy) works on this family so far",
+        )
+    _PLACED[decoder] = True
 
 
 def capture(
@@ -218,15 +268,9 @@ def capture(
         if "merged" in got:  # the decoder has placed the media itself: from here on it is called with what came of that
             want = got.pop("merged")
             got = {k: v for k, v in got.items() if k in _KEPT or not _tensors(v)} | {"inputs_embeds": want}
-            first = dict(got)
-            handles[0].remove()
-            run(decoder, **{k: v for k, v in first.items() if k not in _DROPPED or k == "inputs_embeds"})
-            again = got.pop("merged", None)
-            if again is None or not torch.equal(again, want):
-                raise UnsupportedError(
-                    f"{type(decoder).__name__} places its media itself and changes the result before its first layer",
-                    hint="only plain decoding (greedy) works on this family so far",
-                )
+            for handle in handles:
+                handle.remove()
+            _check_placed(model, decoder, inputs, got)
     finally:
         for handle in handles:
             handle.remove()
@@ -257,6 +301,13 @@ def capture(
     if "position_ids" in names and "position_ids" not in kwargs and not bool(mask.all()):
         # as generate() counts: offsets live in rotated coordinates, so a padded row must not be shifted
         kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    reads = find_beside(embeds, kwargs)
+    if reads is not None:
+        beside, states, seen = reads
+        rest = {k: v for k, v in kwargs.items() if k != beside.name}
+        return DecoderCall(
+            torch.cat([states.to(embeds), embeds], dim=1), torch.cat([seen, mask], dim=1), rest, windows, None, beside
+        )
     found = find_doors(embeds, kwargs)
     each = None if found is not None else find_per_position(embeds, kwargs, percept)
     if each is not None:

@@ -13,7 +13,7 @@ from limelight.models.adapter import Adapter, wrap
 from limelight.models.capture import DecoderCall
 from limelight.models.spans import grown
 from limelight.relevance.composites import ATTN_LRP, Composite, attached
-from limelight.types import Relevance, Span
+from limelight.types import MODALITIES, Relevance, Span
 
 
 def input_relevance(
@@ -58,7 +58,7 @@ def attribute(
     """
     adapter = wrap(model)
     call = adapter.capture(inputs).row(row)
-    at = position if position >= 0 else call.length + position
+    at = call.front + position if position >= 0 else call.length + position
     targets = [(at, target)]
     return relevance_of(adapter, call, inputs, targets, row=row, composite=composite, sinks=sinks)[0]
 
@@ -138,12 +138,17 @@ def relevance_of(
                 f"token id {target} is outside the vocabulary of {adapter.traits.vocab}", hint="check the id"
             )
     known = inputs.get("input_ids") is not None
-    words = (
-        adapter.words(inputs, row) if known else ("<?>",) * (call.length - (0 if generated is None else len(generated)))
-    )
+    said = 0 if generated is None else len(generated)
+    words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - call.front - said)
     if generated is not None:
         words = (*words, *adapter.tokens(generated))
-    spans = adapter.spans(inputs, row, length=call.length) if prompt_spans is None else grown(prompt_spans, call.length)
+    if call.beside is not None:
+        kind = MODALITIES[int(adapter.modality_ids(inputs)[row].max())]
+        words, spans = call.beside.words(words, kind), call.beside.spans(call.length, adapter.whole.config, kind)
+    elif prompt_spans is None:
+        spans = adapter.spans(inputs, row, length=call.length)
+    else:
+        spans = grown(prompt_spans, call.length)
     out: list[Relevance] = []
     with torch.inference_mode(False), torch.enable_grad(), adapter.frozen(), attached(adapter, composite):
         call = call.cloned()

@@ -49,9 +49,12 @@ class DualAttention(AttentionHook):
             q, k, v = (
                 torch.cat([rules.divided(x[:b], n), x[b:]]) for x, n in zip((q, k, v), self.divisors, strict=True)
             )
-        if mode.write:
+        beside = call.layer in self.cache.reading
+        if mode.write and not beside:
             self.cache.write(call.layer, k, v)
-        if mode.write and mode.graph == "none":
+        if beside:
+            segments = [(k, v)]
+        elif mode.write and mode.graph == "none":
             joined = self.cache.read(call.layer, extra=length)
             segments = [joined if joined is not None else (k, v)]
         else:  # the prefix is read in place; only the new position carries a graph

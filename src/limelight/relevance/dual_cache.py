@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,10 @@ class DualCache:
     is_compileable = False
     is_sliding: list[bool] = []  # noqa: RUF012 - read by transformers: no layer forgets
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, reading: Collection[int] = ()) -> None:
+        """``reading``: layers that attend to states beside the prompt, whose keys and values are there once and stay."""
+        self.reading = frozenset(reading)
+        self.states: dict[int, SimpleNamespace] = {}
         self.capacity = max(capacity, 1)
         self.length = 0
         self.keys: dict[int, Tensor] = {}
@@ -34,8 +38,11 @@ class DualCache:
         """A decoder that looks into its cache's layers keeps something there that this cache does not.
 
         Raises:
-            UnsupportedError: always.
+            UnsupportedError: always, save where layers read states beside the prompt.
         """
+        if self.reading:
+            empty = SimpleNamespace(is_initialized=False)
+            return [self.states.get(n, empty) for n in range(max(self.reading) + 1)]
         raise UnsupportedError(
             "the decoder reads the layers of its own kind of cache, for which there is no dual cache",
             hint="use exact mode (lime(), attribute()), which needs no cache",
@@ -54,6 +61,8 @@ class DualCache:
         return -1
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if layer_idx in self.reading:
+            self.states[layer_idx] = SimpleNamespace(is_initialized=True, keys=key.detach(), values=value.detach())
         return key, value
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:

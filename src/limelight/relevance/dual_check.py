@@ -11,6 +11,7 @@ from torch import nn
 from limelight.errors import UnknownKindError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import attention_hooks
+from limelight.models.beside import reading_layers
 from limelight.models.capture import DecoderCall
 from limelight.relevance.composites import Composite, gates_checked
 from limelight.relevance.dual_attention import FALLBACK, Mode
@@ -19,6 +20,11 @@ from limelight.relevance.dual_inputs import repeated, tail
 from limelight.relevance.dual_rules import DualRules
 
 _CHECKED: WeakKeyDictionary[nn.Module, set[tuple[object, ...]]] = WeakKeyDictionary()
+
+
+def reading(adapter: Adapter, call: DecoderCall) -> set[int]:
+    """Layers that attend to states beside the prompt."""
+    return set() if call.beside is None else reading_layers(adapter.decoder, call.beside.name)
 
 
 def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
@@ -34,10 +40,13 @@ def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> 
         return
     count = min(2, call.length)
     piece = call.row(0)
-    embeds = piece.embeds[:, -count:]
-    mode, cache = Mode(channels=5), DualCache(count)
+    count = min(count, call.length - call.front)
+    embeds = torch.cat([piece.embeds[:, : piece.front], piece.embeds[:, -count:]], dim=1)
+    mode, cache = Mode(channels=5), DualCache(count, reading(adapter, call))
     twins = DualRules(adapter, mode, cache, composite)
     kwargs = {k: repeated(k, tail(v, count), 5) for k, v in piece.kwargs.items()}
+    if piece.beside is not None:
+        kwargs |= {k: repeated(k, piece.kwargs[k][:, :, -count:], 5) for k in piece.beside.masks}
     if piece.doors is not None:  # let something enter by every door
         where = piece.kwargs[piece.doors.where][:, -count:]
         embeds, kwargs[piece.doors.where] = piece.doors.probe(embeds, where, 5)

@@ -25,7 +25,7 @@ from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.dual_attention import FALLBACK, Mode, Offsets
 from limelight.relevance.dual_cache import DualCache
-from limelight.relevance.dual_check import require_twins
+from limelight.relevance.dual_check import reading, require_twins
 from limelight.relevance.dual_inputs import last_rows, longer, repeated
 from limelight.relevance.dual_rules import DualRules
 
@@ -86,7 +86,9 @@ class DualStream:
         reserve: int = 64,
     ) -> None:
         self.types = {k: v[:, -1:] for k, v in call.kwargs.items() if k.endswith("token_type_ids")}
-        known = _PLAIN | self.types.keys() | (set() if call.doors is None else {call.doors.where})
+        front, beside = call.front, set(() if call.beside is None else call.beside.masks)
+        self.seen_beside = {k: call.kwargs[k][:, :, -1:] for k in beside}  # by the last word, and by those to come
+        known = _PLAIN | beside | self.types.keys() | (set() if call.doors is None else {call.doors.where})
         extras = [k for k, v in call.kwargs.items() if k not in known and isinstance(v, (Tensor, list, tuple, dict))]
         if extras:
             raise UnsupportedError(f"decoder arguments {extras} have no forward twin yet", hint=FALLBACK)
@@ -99,7 +101,7 @@ class DualStream:
                     hint="one weight a prompt position",
                 )
         self.mode = Mode(batch=self.batch)
-        self.cache = DualCache(call.length + reserve)
+        self.cache = DualCache(call.length - front + reserve, reading(adapter, call))
         self.rules = DualRules(adapter, self.mode, self.cache, composite)
         require_twins(adapter, call, composite)
         self.mask = call.mask
@@ -108,13 +110,13 @@ class DualStream:
         positions = call.kwargs.get("position_ids")
         self.positions: Tensor | None = positions[..., -1:] if isinstance(positions, Tensor) else None
         if self.positions is None and "position_ids" in inspect.signature(adapter.decoder.forward).parameters:
-            self.positions = call.mask.long().sum(-1, keepdim=True) - 1
+            self.positions = call.mask[:, front:].long().sum(-1, keepdim=True) - 1
         config: Any = adapter.decoder.config
         types = set(getattr(config, "layer_types", None) or ())
         windowed = bool(types - {"full_attention"}) or bool(
             getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         )
-        self.simple_mask = not windowed and self.positions is not None and bool(call.mask.all())
+        self.simple_mask = not windowed and self.positions is not None and bool(call.mask[:, front:].all())
         ready = call.kwargs.get("attention_mask")
         self.ready_masks = last_rows(ready, call.windows) if isinstance(ready, Mapping) else None
 
@@ -135,7 +137,7 @@ class DualStream:
         rows = replace(self.call, kwargs=kwargs)
         with torch.no_grad(), self._set(rows=self.rows, write=True), self.rules.attached():
             out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
-        self.cache.advance(self.call.length)
+        self.cache.advance(self.call.length - self.call.front)
         return self._output(out)
 
     def append(self, tokens: Tensor) -> None:
@@ -173,7 +175,7 @@ class DualStream:
             offsets: what the current query sees added to K and V.
             tangents: False runs block 0 alone.
         """
-        first = self.cache.length + 1 == self.call.length
+        first = self.cache.length + 1 == self.call.length - self.call.front
         weights = [
             c.prompt[:, -1:] if first else torch.full((self.batch, 1), c.generated, device=self.embeds.device)
             for c in self.channels
@@ -183,7 +185,7 @@ class DualStream:
         kwargs: dict[str, Any] = {"attention_mask": self._current_mask(rows)}
         if self.positions is not None:
             kwargs["position_ids"] = repeated("position_ids", self.positions, rows)
-        kwargs |= {k: repeated(k, v, rows) for k, v in self.types.items()}
+        kwargs |= {k: repeated(k, v, rows) for k, v in (self.types | self.seen_beside).items()}
         doors = self.call.doors
         gone = {*_PLAIN, *kwargs, *(() if doors is None else (doors.where,))}
         extra = {k: v for k, v in self.call.kwargs.items() if k not in gone}
@@ -212,7 +214,7 @@ class DualStream:
             return self.ready_masks
         if self.simple_mask:
             return self.embeds.new_zeros((1, 1, 1, self.cache.length + 1))
-        return self.mask.long().repeat(rows // self.batch, 1)
+        return self.mask[:, self.call.front :].long().repeat(rows // self.batch, 1)
 
     def _output(self, out: Any, graph: str = "none") -> DualOutput:
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]

@@ -1,0 +1,76 @@
+"""Percepts that a decoder reads by cross-attention (Llama 3.2 Vision): states beside the prompt, not among its positions.
+
+They are leaves of relevance like the embeddings, and stand in front of them: a captured prompt of T words with N states
+has N + T positions, the first N of them the percept's. Relevance, spans, tangents and masks all count that way; the
+prompt's own placeholder (``<|image|>``) is a word like others, since its embedding holds nothing of the picture. Offsets
+on keys and values act on the states where a layer attends to them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.models.spans import tower_side
+from limelight.types import Modality, Span
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The decoder's argument ``name`` takes the first ``count`` positions of the leaf; ``masks``: who sees what of them."""
+
+    name: str
+    count: int
+    masks: tuple[str, ...]
+
+    def modality(self, ids: Tensor) -> Tensor:
+        """Modalities ``[B, N + T]`` from those of the words ``[B, T]``, which say what the states are of."""
+        kind = ids.amax(dim=1, keepdim=True).clamp_min(1)
+        return torch.cat([kind.expand(-1, self.count), torch.zeros_like(ids)], dim=1)
+
+    def words(self, words: Sequence[str], kind: Modality = "image") -> tuple[str, ...]:
+        return (*(f"<{kind}>" for _ in range(self.count)), *words)
+
+    def spans(self, length: int, config: Any, kind: Modality = "image") -> tuple[Span, ...]:
+        """Spans of ``length`` positions: tiles of a class state and a square grid where the tower's size tells so."""
+        side = tower_side(config)
+        each = None if side is None else side * side + 1
+        states: list[Span] = [Span(0, self.count, kind)]
+        if side is not None and each is not None and self.count % each == 0:
+            starts = range(0, self.count, each)
+            states = [s for at in starts for s in (Span(at, at + 1, kind), Span(at + 1, at + each, kind, (side, side)))]
+        return (*states, Span(self.count, length, "text"))
+
+
+def find_beside(embeds: Tensor, kwargs: Mapping[str, Any]) -> tuple[Beside, Tensor, Tensor] | None:
+    """The argument with states ``[B or more, n, D]``, these as ``[B, N, D]``, and which of them any word sees ``[B, N]``."""
+    batch, _, width = embeds.shape
+    for name, value in kwargs.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 3 or "cross" not in name:
+            continue
+        if value.shape[-1] != width or value.shape[0] % batch:
+            continue
+        states = value.detach().reshape(batch, -1, width)
+        masks = tuple(k for k, v in kwargs.items() if "mask" in k and k != "attention_mask" and isinstance(v, Tensor))
+        seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        for key in masks:
+            mask = kwargs[key]
+            if mask.ndim == 4 and mask.shape[-1] == states.shape[1]:  # additive [B, 1, T, N]
+                seen = (mask > torch.finfo(mask.dtype).min / 2).any(dim=2)[:, 0].expand_as(seen)
+        return Beside(name, int(states.shape[1]), masks), states, seen
+    return None
+
+
+def reading_layers(decoder: nn.Module, name: str) -> set[int]:
+    """Layers whose attention takes the states."""
+    found = set()
+    for module in decoder.modules():
+        layer = getattr(module, "layer_idx", None)
+        if layer is not None and hasattr(module, "k_proj") and name in inspect.signature(module.forward).parameters:
+            found.add(int(layer))
+    return found

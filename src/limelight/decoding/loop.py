@@ -17,7 +17,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from limelight.decoding.strategy import Chooser, Outlook, Run, Strategy
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
-from limelight.models.adapter import Adapter, inside, wrap
+from limelight.models.adapter import Adapter, wrap
+from limelight.models.handed_on import inside
 from limelight.types import Span, Step
 
 OnStep = Callable[[int, Step], None]

@@ -273,22 +273,6 @@ class Adapter:
         )
 
 
-def inside(whole: Adapter, model: Any) -> Adapter:
-    """The adapter that ``generate()`` works on: ``whole``, or one of the language model inside that it has handed on to.
-
-    Raises:
-        ModelError: ``model`` is no part of ``whole``'s.
-    """
-    if unwrapped(model) is whole.model:
-        return whole
-    if not any(m is model for m in whole.model.modules()):
-        raise ModelError(
-            f"generate() runs a {type(model).__name__} that is no part of the {type(whole.model).__name__} given",
-            hint="custom_generate(strategy, whole=...) takes the model whose generate() is called",
-        )
-    return Adapter(model, whole.processor, whole.model)
-
-
 def wrap(model: Any, processor: Any = None) -> Adapter:
     """An Adapter of a model that is already loaded (an Adapter is returned as it is)."""
     return model if isinstance(model, Adapter) else Adapter(model, processor)

@@ -39,7 +39,7 @@ MIXTURES = (0.9, 0.7, 0.5)
 
 def fingerprint(model: str = "demo-vision") -> str:
     """Of the shipped weights: results of another model are never mixed in."""
-    from limelight.models.adapter import packaged
+    from limelight.models.loading import packaged
 
     return hashlib.sha256((packaged(model) / "model.safetensors").read_bytes()).hexdigest()[:12]
 

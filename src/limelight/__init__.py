@@ -30,7 +30,7 @@ _WHERE = {
     "greedy": "decoding.greedy",
     "lime": "decoding.lime",
     "lime_cached": "decoding.lime_cached",
-    "load": "models.adapter",
+    "load": "models.loading",
     "meter": "decoding.meter",
     "relevance_contrastive": "decoding.relevance_contrastive",
     "strategy": "decoding.registry",
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from limelight.decoding.relevance_contrastive import relevance_contrastive
     from limelight.decoding.transcribe import transcribe
     from limelight.errors import LimelightError
-    from limelight.models.adapter import Adapter, load, wrap
+    from limelight.models.adapter import Adapter, wrap
+    from limelight.models.loading import load
     from limelight.relevance.attribute import attribute, attribute_generated
     from limelight.relevance.composites import attached
     from limelight.types import Generation, Relevance, Step

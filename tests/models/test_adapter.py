@@ -19,7 +19,8 @@ from limelight.errors import (
     PromptError,
 )
 from limelight.models import adapter as module
-from limelight.models.adapter import Adapter, check_finite, load, packaged, wrap
+from limelight.models.adapter import Adapter, wrap
+from limelight.models.loading import check_finite, load, packaged
 from tests.tiny import built, fresh, llava, llava_inputs, vision_processor
 from tests.zoo import FOUNDATION, ZOO
 

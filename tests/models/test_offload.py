@@ -14,7 +14,8 @@ from transformers import LlavaForConditionalGeneration
 
 import limelight
 from limelight.errors import UnsupportedError
-from limelight.models.adapter import Adapter, check_finite
+from limelight.models.adapter import Adapter
+from limelight.models.loading import check_finite
 from limelight.models.offload import device_of, offloading, weight_of
 from limelight.relevance.kinds import probe_norm
 from tests.deployed import chatter, check_equal, results

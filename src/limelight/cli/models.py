@@ -72,8 +72,8 @@ def models(
 
 def _families(as_json: bool) -> None:
     from limelight.cli import output, terminal
-    from limelight.models.adapter import PACKAGED, packaged
     from limelight.models.families import GENERIC, families
+    from limelight.models.loading import PACKAGED, packaged
 
     rows: dict[str, dict[str, Any]] = {}
     for family in [*families().values(), GENERIC]:

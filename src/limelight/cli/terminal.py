@@ -61,7 +61,7 @@ def load(model: str, dtype: str, device: str | None, trust_remote_code: bool) ->
     if trust_remote_code:
         err.print("[yellow]code that comes with the checkpoint will be run (--trust-remote-code)[/]")
     with err.status(f"loading {Path(model).name or model} …"):
-        from limelight.models.adapter import load as load_adapter
+        from limelight.models.loading import load as load_adapter
 
         return load_adapter(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 

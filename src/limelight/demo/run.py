@@ -26,7 +26,8 @@ from limelight.demo.outcome import (
     outcome_of,
     spread,
 )
-from limelight.models.adapter import Adapter, load
+from limelight.models.adapter import Adapter
+from limelight.models.loading import load
 from limelight.report.figure import shown
 from limelight.report.page import Case, save_page
 from limelight.types import Relevance

@@ -7,6 +7,8 @@ how to load them. Nothing that comes with a checkpoint is executed.
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +89,10 @@ def pickled(path: Path) -> dict[str, Any]:
         ModelError: there is none, or it is damaged.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise ModelError(f"there is no {path}", hint="copy the checkpoint again") from error
-    except (OSError, RuntimeError, ValueError, EOFError, __import__("pickle").UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(f"cannot read {path.name}: {str(error).splitlines()[0]}", hint="copy it again") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path.name} holds {type(found).__name__}, not a state dict", hint="copy it again")

@@ -44,7 +44,7 @@ class Family:
         pictures: lays out one run of image or video positions (:data:`limelight.models.spans.Pictures`).
         transcribe: the words that ask it for a transcription, where neither config nor processor has any.
         extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
-        seconds: of sound that one position stands for, where features cannot tell: ``(model config) -> seconds``.
+        seconds: of sound that the positions of one sound stand for, where features cannot tell: ``config -> seconds``.
         published: how to load checkpoints in a layout that transformers does not know.
     """
 

@@ -18,7 +18,7 @@ from limelight.errors import (
     NotMultimodalError,
     PromptError,
 )
-from limelight.models import adapter as module
+from limelight.models import loading as module
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.loading import check_finite, load, packaged
 from tests.tiny import built, fresh, llava, llava_inputs, vision_processor

@@ -61,7 +61,7 @@ def test_an_offloaded_model_gives_what_the_model_gives(
     model = offloaded(plain, tmp_path, where)
     assert all(p.device.type == "meta" for p in model.parameters())
     before = {n: (vars(m).get("forward"), dict(m._forward_pre_hooks)) for n, m in model.named_modules()}
-    check_equal(results(model, inputs), wanted)
+    check_equal(results(model, inputs), wanted, 1e-5)
     after = {n: (vars(m).get("forward"), dict(m._forward_pre_hooks)) for n, m in model.named_modules()}
     assert after == before
     assert all(p.device.type == "meta" for p in model.parameters()), "weights stayed in memory"
@@ -83,7 +83,7 @@ def test_a_device_map_with_some_layers_on_disk(checkpoint: Path, tmp_path: Path)
         ).eval()
     assert set(spread.hf_device_map.values()) == {"cpu", "disk"}
     tensors = ZOO["llava"].inputs(one)
-    check_equal(results(spread, tensors), results(one, tensors))
+    check_equal(results(spread, tensors), results(one, tensors), 1e-5)
     check_finite(spread)
     assert Adapter(spread).device == CPU
 

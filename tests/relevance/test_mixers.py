@@ -61,6 +61,23 @@ def test_relevance_is_that_of_the_slow_twin(name: str, composite: Composite) -> 
 
 @each
 @both
+def test_chunks_are_one_sequence(name: str, composite: Composite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, tangents, states and the second order do not depend on where a sequence is cut."""
+    _, spec = mixer(name)
+    found = []
+    for size in (64, 3, 1):
+        monkeypatch.setattr("limelight.relevance.mixer_parts.CHUNK", size)
+        x = noise(4, 7, spec.width).requires_grad_(True)
+        out, states = spec.run(Mode(batch=2, channels=2, graph="surrogate"), x, None, composite.attention)
+        (second,) = torch.autograd.grad((out[2:] * noise(2, 7, spec.width, seed=1)).sum(), x)
+        found.append([out.detach(), second, *(t.detach() for s in states for t in s)])
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            close(a, b)
+
+
+@each
+@both
 @torch.no_grad()
 def test_a_step_behind_a_state_is_the_next_position_of_the_sequence(name: str, composite: Composite) -> None:
     """Two rows of values and two tangents; a state after N - 1 positions is a state to go on from."""
@@ -76,6 +93,12 @@ def test_a_step_behind_a_state_is_the_next_position_of_the_sequence(name: str, c
     for ours, theirs in ((before, early), (state, late)):
         for a, b in zip(ours, theirs, strict=True):
             close(a, b)
+    rest, (before, after) = spec.run(
+        mode, x[:, 2:], spec.run(mode, x[:, :2], None, composite.attention)[1][1], composite.attention
+    )
+    close(rest, whole[:, 2:])
+    for a, b in zip((*before, *after), (*early, *late), strict=True):
+        close(a, b)
     alone, (none, first) = spec.run(mode, x[:, :1], None, composite.attention)
     assert all(float(t.abs().max()) == 0 for t in none)
     close(alone[:, 0], whole[:, 0])
@@ -246,3 +269,19 @@ def test_only_layers_without_keys_are_mixers(name: str) -> None:
     assert [int(s.module.layer_idx) for s in mixing] == [
         n for n, kind in enumerate(kinds) if kind in ("linear_attention", "conv")
     ]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2_vl", "nemotron_h_omni"])
+def test_bfloat16_is_float32_rounded(name: str) -> None:
+    narrow, single = fresh(name, torch.bfloat16), fresh(name)
+    for adapter in (narrow, single):
+        _, call, percept = prompt(name, adapter)
+        got = after(stream(adapter, call, percept), [[9], [55]])
+        if adapter is narrow:
+            logits, phi = got
+    for a, b in zip((logits, phi), got, strict=True):
+        torch.testing.assert_close(a, b, atol=0.04 * float(b.abs().max()), rtol=0)
+    inputs = ZOO[name].inputs(single.model)
+    want = attribute(single, inputs)
+    scores = attribute(narrow, ZOO[name].inputs(narrow.model), want.target).scores
+    torch.testing.assert_close(scores, want.scores, atol=0.04 * float(want.scores.abs().max()), rtol=0)

@@ -24,7 +24,17 @@ from torch.nn import functional
 from limelight.relevance import rules
 from limelight.relevance.dual_gated import gated_product
 from limelight.relevance.dual_mode import Mode, blocks
-from limelight.relevance.mixer_parts import Divisors, State, activated, activation, convolved, decays, masked, normed
+from limelight.relevance.mixer_parts import (
+    Divisors,
+    State,
+    activated,
+    activation,
+    convolved,
+    decays,
+    masked,
+    normed,
+    pieces,
+)
 
 _LENGTH_EPS = 1e-6
 
@@ -65,11 +75,8 @@ class DeltaNet:
         erase = Writes(mode.const(k[0]), *(mode.const(t).transpose(1, 2) for t in (b, g)))
         if mode.graph == "surrogate":
             q, k, v = (torch.cat([rules.divided(t[:1], d), t[1:]]) for t, d in zip((q, k, v), divisors, strict=True))
-        if state is None:
-            o, first, last = scanned(erase, q, k, v, divisors)
-        else:
-            first = blocks(state[1], mode.channels)
-            o, last = stepped(erase, q, k, v, first, divisors)
+        empty = v.new_zeros(*v.shape[:3], q.shape[-1], v.shape[-1])
+        o, first, last = scanned(erase, q, k, v, empty if state is None else blocks(state[1], mode.channels), divisors)
         o = normed(mode, o.transpose(2, 3), m.norm.variance_epsilon) * m.norm.weight.to(wide)  # [1 + C, B, N, H, dv]
         z = blocks(m.in_proj_z(x).reshape(rows, n, *o.shape[3:]), mode.channels).to(wide)
         out = gated_product(mode, z, o, activation(m.norm.activation)(z[0])).reshape(rows, n, -1)
@@ -91,74 +98,73 @@ class DeltaNet:
         return q * m.head_k_dim**-0.5, k, v
 
 
-def scanned(e: Writes, q: Tensor, k: Tensor, v: Tensor, divisors: Divisors) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole sequence from an empty state, positions in parallel, blocks ``[1 + C, B, H, N, d]``.
+def scanned(
+    e: Writes, q: Tensor, k: Tensor, v: Tensor, state: Tensor, divisors: Divisors
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions in parallel behind ``state`` [1 + C, B, H, dk, dv], a chunk at a time; blocks ``[1 + C, B, H, N, d]``.
 
-    ``S_t = sum_j D_tj (b_j k~_j v_j^T - k_j e_j^T)`` with the erased ``e = (1 + L)^-1 (b (k k~^T) D b v)``, L the strict
-    lower triangle of ``b k k^T D``: k~ is the key that is written, k the one that erases; equal in value.
+    Returns o, and the states after N - 1 and N positions.
+    """
+    outs, before = [], state
+    for at in pieces(q.shape[-2]):
+        part = Writes(e.k[..., at, :], e.b[..., at], e.g[..., at])
+        out, before, state = _chunk(part, q[..., at, :], k[..., at, :], v[..., at, :], state, divisors)
+        outs.append(out)
+    return torch.cat(outs, dim=-2), before, state
 
-    Returns o, and the states ``[1 + C, B, H, dk, dv]`` after N - 1 and N positions.
+
+def _chunk(
+    e: Writes, q: Tensor, k: Tensor, v: Tensor, state: Tensor, divisors: Divisors
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``S_t = D_t S_0 + sum_j D_tj (b_j k~_j v_j^T - k_j e_j^T)``, k~ the key that is written and k the one that erases.
+
+    What is erased: ``e = (1 + L)^-1 (b (k k~^T) D b v + b D k S_0)``, L the strict lower triangle of ``b k k^T D``.
     """
     d, b = decays(e.g), e.b[..., None]
+    start = e.g.cumsum(-1).exp()[..., None]
     n = d.shape[-1]
     lower = (e.k @ e.k.mT * d * b).tril(-1)
+    through_q, through_k, through_v = ((1 / p if p else 0.0) for p in divisors)
 
-    def erased(key: Tensor, written: Tensor) -> Tensor:
-        seen = (e.k @ key.mT * d * b).tril(-1) @ written
+    def solved(seen: Tensor) -> Tensor:
         system = lower.expand(*seen.shape[:-2], n, n)
         out: Tensor = torch.linalg.solve_triangular(system, seen, upper=False, unitriangular=True)
         return out
 
+    def met(key: Tensor, written: Tensor) -> Tensor:
+        return (e.k @ key.mT * d * b).tril(-1) @ written
+
     def read(query: Tensor, key: Tensor, written: Tensor) -> Tensor:
         return (query @ key.mT * d) @ written
 
-    def state(key: Tensor, written: Tensor, at: int) -> Tensor:
+    def left(key: Tensor, written: Tensor, at: int) -> Tensor:
         return (key[..., :at, :] * d[..., at - 1, :at, None]).mT @ written[..., :at, :]
 
-    first = b * v[0]
-    gone = erased(k[0], first)
-    out = read(q[0], k[0], first) - read(q[0], e.k, gone)
-    ends = [
-        state(k[0], first, at) - state(e.k, gone, at) if at else torch.zeros_like(k[0].mT @ v[0]) for at in (n - 1, n)
-    ]
-    if q.shape[0] == 1:
-        return out[None], ends[0][None], ends[1][None]
-    through_q, through_k, through_v = ((1 / p if p else 0.0) for p in divisors)
-    moved = b * v[1:] * through_v
-    lost = erased(k[0], moved)
-    tangent = read(q[0], k[0], moved)
-    if through_q:
-        tangent = tangent + (read(q[1:], k[0], first) - read(q[1:], e.k, gone)) * through_q
+    first, moved = b * v[0], b * v[1:] * through_v
+    gone = solved(met(k[0], first) + b * start * (e.k @ state[0]))
+    lost = met(k[0], moved) + b * start * (e.k @ state[1:])
+    out = read(q[0], k[0], first) - read(q[0], e.k, gone) + start * (q[0] @ state[0])
+    rest = read(q[0], k[0], moved) + start * (q[0] @ state[1:])
     if through_k:
-        lost = lost + erased(k[1:], first) * through_k
-        tangent = tangent + read(q[0], k[1:], first) * through_k
-    tangent = tangent - read(q[0], e.k, lost)
-    states = []
-    for at, end in zip((n - 1, n), ends, strict=True):
+        lost = lost + met(k[1:], first) * through_k
+        rest = rest + read(q[0], k[1:], first) * through_k
+    lost = solved(lost)
+    rest = rest - read(q[0], e.k, lost)
+    if through_q:
+        through = read(q[1:], k[0], first) - read(q[1:], e.k, gone) + start * (q[1:] @ state[0])
+        rest = rest + through * through_q
+
+    def end(at: int) -> Tensor:
         if at == 0:
-            states.append(end.expand(q.shape[0], *end.shape))
-            continue
-        part = state(k[0], moved, at) - state(e.k, lost, at)
+            return state
+        kept = start[..., at - 1 : at, :] * state
+        own = left(k[0], first, at) - left(e.k, gone, at)
+        tangents = left(k[0], moved, at) - left(e.k, lost, at)
         if through_k:
-            part = part + state(k[1:], first, at) * through_k
-        states.append(torch.cat([end[None], part]))
-    return torch.cat([out[None], tangent]), states[0], states[1]
+            tangents = tangents + left(k[1:], first, at) * through_k
+        return kept + torch.cat([own[None], tangents])
 
-
-def stepped(e: Writes, q: Tensor, k: Tensor, v: Tensor, state: Tensor, divisors: Divisors) -> tuple[Tensor, Tensor]:
-    """One position behind ``state`` [1 + C, B, H, dk, dv]; blocks ``[1 + C, B, H, 1, d]``. Returns o and the new state."""
-    b = e.b[..., None]
-    kept = state * e.g.exp()[..., None]
-    kept = kept - e.k.mT @ (b * (e.k @ kept))
-    through_q, through_k, through_v = ((1 / p if p else 0.0) for p in divisors)
-    first = kept[0] + k[0].mT @ (b * v[0])
-    rest = kept[1:] + k[0].mT @ (b * v[1:]) * through_v
-    if through_k:
-        rest = rest + k[1:].mT @ (b * v[0]) * through_k
-    out = q[0] @ rest
-    if through_q:
-        out = out + q[1:] @ first * through_q
-    return torch.cat([(q[0] @ first)[None], out]), torch.cat([first[None], rest])
+    return torch.cat([out[None], rest]), end(n - 1), end(n)
 
 
 def delta_net(module: Any, conv: nn.Conv1d) -> DeltaNet | None:

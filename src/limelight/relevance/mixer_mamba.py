@@ -17,7 +17,17 @@ from torch.nn import functional
 
 from limelight.relevance.dual_gated import gated_product
 from limelight.relevance.dual_mode import Mode, blocks
-from limelight.relevance.mixer_parts import Divisors, State, activated, activation, convolved, decays, masked, normed
+from limelight.relevance.mixer_parts import (
+    Divisors,
+    State,
+    activated,
+    activation,
+    convolved,
+    decays,
+    masked,
+    normed,
+    pieces,
+)
 
 
 @dataclass(frozen=True)
@@ -47,31 +57,42 @@ class Mamba2:
         g = dt * mode.const(-m.A_log.to(wide).exp())[:, None]
         v = v.reshape(*v.shape[:-1], m.num_heads, m.head_dim).transpose(2, 3)  # [1 + C, B, H, N, P]
         written = dt[..., None] * v
-        if state is None:
-            d = decays(g)
-            y = (out_of @ into.mT * d) @ written
-            first, last = (
-                (into[..., :at, :] * d[..., at - 1, :at, None]).mT @ written[..., :at, :]
-                if at
-                else torch.zeros_like(into.mT @ written)
-                for at in (n - 1, n)
-            )
-        else:
-            first = blocks(state[1], mode.channels)
-            last = first * g.exp()[..., None] + into.mT @ written
-            y = out_of @ last
+        h = (
+            written.new_zeros(*v.shape[:3], into.shape[-1], v.shape[-1])
+            if state is None
+            else blocks(state[1], mode.channels)
+        )
+        parts, first = [], h
+        for at in pieces(n):
+            y, first, h = _chunk(g[..., at], into[..., at, :], out_of[..., at, :], written[..., at, :], h)
+            parts.append(y)
+        y = torch.cat(parts, dim=-2)
         y = (y + m.D.to(wide)[:, None, None] * v).transpose(2, 3).reshape(*blocks(gate, mode.channels).shape)
         z = blocks(gate, mode.channels).to(wide)
         y = gated_product(mode, z, y, functional.silu(z[0]))
         y = normed(mode, y, m.norm.variance_epsilon, inner // m.norm.group_size) * m.norm.weight.to(wide)
         out: Tensor = m.out_proj(y.reshape(rows, n, -1).to(x.dtype))
-        return out, ((before, first.flatten(0, 1)), (after, last.flatten(0, 1)))
+        return out, ((before, first.flatten(0, 1)), (after, h.flatten(0, 1)))
 
     def _groups(self, t: Tensor) -> Tensor:
         m = self.module
         return (
             t.reshape(*t.shape[:-1], m.n_groups, -1).transpose(1, 2).repeat_interleave(m.num_heads // m.n_groups, dim=1)
         )
+
+
+def _chunk(g: Tensor, into: Tensor, out_of: Tensor, written: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions in parallel behind ``h`` [1 + C, B, H, S, P]: the outputs, and the states after N - 1 and N of them."""
+    d, start = decays(g), g.cumsum(-1).exp()[..., None]
+
+    def end(at: int) -> Tensor:
+        if at == 0:
+            return h
+        new = (into[..., :at, :] * d[..., at - 1, :at, None]).mT @ written[..., :at, :]
+        return start[..., at - 1 : at, :] * h + new
+
+    n = g.shape[-1]
+    return (out_of @ into.mT * d) @ written + start * (out_of @ h), end(n - 1), end(n)
 
 
 def mamba2(module: Any, conv: nn.Conv1d) -> Mamba2 | None:

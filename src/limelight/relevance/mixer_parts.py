@@ -14,6 +14,7 @@ from limelight.relevance.dual_mode import Mode, block_rows, blocks
 
 Divisors = tuple[int, int, int]
 State = tuple[Tensor, ...]
+CHUNK = 64
 
 
 @runtime_checkable
@@ -36,8 +37,7 @@ class Mixer(Protocol):
     ) -> tuple[Tensor, tuple[State, State]]:
         """``x`` [(1 + C) * B, N, D] (``mask`` [(1 + C) * B, N]: 0 at padding) behind ``state`` -> the output, and the states after N - 1 and N positions.
 
-        ``divisors``: of the gradient through what queries, keys and values are here (:class:`Composite`). One position
-        where there is a state.
+        ``divisors``: of the gradient through what queries, keys and values are here (:class:`Composite`).
         """
         ...
 
@@ -99,3 +99,8 @@ def decays(g: Tensor) -> Tensor:
     n = g.shape[-1]
     later = torch.ones(n, n, dtype=torch.bool, device=g.device).triu(1)
     return (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp()
+
+
+def pieces(n: int) -> list[slice]:
+    """Chunks of a sequence: within one, positions are computed in parallel, in memory that is quadratic in its size."""
+    return [slice(at, min(at + CHUNK, n)) for at in range(0, n, CHUNK)]

@@ -56,7 +56,10 @@ def pope(root: Path) -> dict[str, str]:
         put(root / "coco" / f"coco_pope_{sampling}.json", lines)
         put(root / "aokvqa" / f"aokvqa_pope_seem_{sampling}.json", rows)
         touch(*(root / "val2014" / str(r["image"]) for r in rows))
-        for pictures in ("coco", "aokvqa"):
+        gqa = [{**r, "image": f"{r['image'][-8:]}"} for r in rows]
+        put(root / "gqa" / f"gqa_pope_seem_{sampling}.json", gqa)
+        touch(*(root / "gqa/images" / str(r["image"]) for r in gqa))
+        for pictures in ("coco", "aokvqa", "gqa"):
             answers |= {f"{pictures}/{sampling}/{r['question_id']}": str(r["label"]) for r in rows}
     return answers
 
@@ -65,7 +68,8 @@ def coco(root: Path) -> None:
     put(root / "synonyms.txt", SYNONYMS)
     images = [{"id": k, "file_name": f"COCO_val2014_{k:012d}.jpg", "width": 200, "height": 100} for k in range(4)]
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cup"}]
-    boxes = [{"image_id": k, "category_id": c, "bbox": [0, 0, 100, 50], "iscrowd": 0} for k in range(4) for c in (1, 2)]
+    drawn = {"bbox": [0, 0, 100, 50], "segmentation": [[0, 0, 100, 0, 100, 50, 0, 50]], "iscrowd": 0}
+    boxes = [{"image_id": k, "category_id": c, **drawn} for k in range(4) for c in (1, 2)]
     put(root / "annotations/instances_val2014.json", {"images": images, "categories": categories, "annotations": boxes})
     captions = [{"image_id": k, "caption": f"A woman with a bus, take {n}."} for k in range(4) for n in range(5)]
     put(root / "annotations/captions_val2014.json", {"images": images, "annotations": captions})
@@ -231,6 +235,20 @@ def asr(root: Path) -> dict[str, str]:
         "manifest/1/b.wav": "",
         "manifest/2/c.wav": "",
     }
+
+
+def make_media(root: Path) -> None:
+    """Real pictures and sounds of two seconds in place of the one-byte files."""
+    import numpy as np
+    import soundfile
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for path in sorted(root.rglob("*")):
+        if path.suffix in (".jpg", ".png"):
+            Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(path)
+        elif path.suffix in (".wav", ".flac"):
+            soundfile.write(path, rng.uniform(-0.5, 0.5, 32000).astype(np.float32), 16000)
 
 
 WRITERS: dict[str, Callable[[Path], dict[str, str]]] = {

@@ -16,9 +16,14 @@ from tests.benchmarks.official import WRITERS
 
 # the metrics that a perfect answerer must reach, and one that never answers
 PERFECT = {
-    "pope": {"coco/mean/F1": 1.0, "aokvqa/random/accuracy": 1.0, "coco/random/yes ratio": 0.5},
+    "pope": {
+        "coco/mean/F1": 1.0,
+        "aokvqa/random/accuracy": 1.0,
+        "gqa/mean/accuracy": 1.0,
+        "coco/random/yes ratio": 0.5,
+    },
     "chair": {"CHAIR_s": 0.0, "CHAIR_i": 0.0, "recall": 1.0},
-    "coco_grounding": {"spatial/grounding": 1.0, "spatial/chance": 0.25, "seen/accuracy": 1.0},
+    "coco_grounding": {"spatial/grounding": 1.0, "spatial/chance": 0.25, "masks/grounding": 1.0, "seen/accuracy": 1.0},
     "amber": {"generative/CHAIR": 0.0, "generative/Cover": 1.0, "discriminative/F1": 1.0, "AMBER score": 100.0},
     "hallusionbench": {"aAcc": 1.0, "qAcc": 1.0, "fAcc": 1.0, "hard/accuracy": 1.0},
     "mmhal": {"rating": 6.0, "hallucination rate": 0.0, "counting/rating": 6.0},

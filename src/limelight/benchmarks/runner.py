@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from limelight.benchmarks import manifest, rowlog
 from limelight.benchmarks.engine import Engine, Local, Outcome, describe
 from limelight.benchmarks.loading import Loaded, load
@@ -88,11 +90,13 @@ def run(
         todo = {s.id: (place, s) for place, s in mine if s.id not in done}
         with _bar(progress, chosen.name, len(mine), len(mine) - len(todo)) as bar:
             _answer(log, engine or Local(answer, answer_many, batch_size), todo, bar, max_errors_in_a_row)
-    finished = open_results(folder, chosen)
-    if judge is not None and (n == 1 or finished.complete):
-        finished = rate(finished, judge, progress=progress)
-    results = finished.score(parser)
-    rowlog.write_json(folder / "results.json", results.to_json())
+    # one shard at a time: whoever comes last sees the rows of all
+    with FileLock(folder / "results.json.lock"):
+        finished = open_results(folder, chosen)
+        if judge is not None and (n == 1 or finished.complete):
+            finished = rate(finished, judge, progress=progress)
+        results = finished.score(parser)
+        rowlog.write_json(folder / "results.json", results.to_json())
     return results
 
 

@@ -118,12 +118,15 @@ def bench(
     if not task or not model or out is None:
         raise SettingError("a task, --model and --out are needed", hint="see limelight bench --help and --list")
     chosen = task_named(task)
-    names = [s.strip() for s in strategies.split(",") if s.strip()]
+    names = list(dict.fromkeys(s.strip() for s in strategies.split(",") if s.strip()))
+    if not names:
+        raise SettingError("--strategies names none", hint="such as greedy,sampled,lime; see limelight strategies")
     where = shard_from_environment() if shard == "auto" else parse_shard(shard)
     judge = judge_from(judge_url, judge_model, judge_key, judge_template)
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens or chosen.max_new_tokens}
-    finished: list[Results] = []
-    for name in names:
+    curves = methods_of(faithfulness)
+    prepared: list[tuple[str, dict[str, Any], Engine]] = []
+    for name in names:  # all of them are looked at before the first one runs
         sampling = {**SAMPLED, "temperature": temperature} if sample or name == "sampled" else {"do_sample": False}
         answer = ModelAnswer(
             model=model,
@@ -131,29 +134,32 @@ def bench(
             settings=settings_of(setting or [], name, names),
             generation={**generation, **sampling},
             relevance=relevance or bool(chosen.wants),
-            faithfulness=methods_of(faithfulness),
+            faithfulness=curves,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
         )
-        finished.append(
-            run(
-                chosen,
-                out=out / name if len(names) > 1 else out,
-                engine=_engine(engine, answer, workers, gpus, address, batch_size),
-                data=data,
-                splits=split or (),
-                limit=limit,
-                suffix=suffix,
-                seed=seed,
-                shard=where,
-                settings=answer.identity(),
-                parser=parser,
-                judge=judge,
-                check=not skip_media_check,
-                progress=not quiet,
-            )
+        asked = _engine(engine, answer, workers, gpus, address, batch_size)
+        prepared.append((name, answer.identity(), asked))
+    finished: list[Results] = [
+        run(
+            chosen,
+            out=out / name if len(names) > 1 else out,
+            engine=asked,
+            data=data,
+            splits=split or (),
+            limit=limit,
+            suffix=suffix,
+            seed=seed,
+            shard=where,
+            settings=identity,
+            parser=parser,
+            judge=judge,
+            check=not skip_media_check,
+            progress=not quiet,
         )
+        for name, identity, asked in prepared
+    ]
     typer.echo(render([side_by_side(finished, names=names)]))
     if any(r.run.errors for r in finished):
         raise typer.Exit(1)

@@ -20,6 +20,7 @@ from limelight.benchmarks.scorers.grounding import (
     mask_coverage,
     perturbation,
     pointing,
+    polygon_coverage,
     reliance,
     weigh,
 )
@@ -138,6 +139,20 @@ def test_relevance_from_replies() -> None:
     assert evaluate([block])["image reliance"].value == 0.2
     assert block.ids == ("1",)
     assert reliance("", [empty], "image") == []
+
+
+def test_polygons() -> None:
+    square = [0.0, 0.0, 0.5, 0.0, 0.5, 1.0, 0.0, 1.0]
+    assert polygon_coverage((2, 2), [square]) == pytest.approx(LEFT)
+    assert polygon_coverage((2, 2), [square, square]) == pytest.approx(LEFT)  # a union, not a sum
+    triangle = [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+    exact = np.array([[1.0, 0.5], [0.5, 0.0]])
+    errors = [np.abs(polygon_coverage((2, 2), [triangle], raster=n) - exact).max() for n in (16, 128)]
+    assert errors[0] < 0.05
+    assert errors[1] < errors[0] / 4
+    for wrong in ([0.0, 0.0, 1.0, 1.0], [0.0] * 7):
+        with pytest.raises(DataError, match="three corners"):
+            polygon_coverage((2, 2), [wrong])
 
 
 def test_faithfulness_of_curves() -> None:

@@ -78,6 +78,22 @@ def mask_coverage(grid: tuple[int, int], mask: ArrayLike) -> Array:
     return np.clip(m, 0.0, 1.0)
 
 
+def polygon_coverage(grid: tuple[int, int], polygons: Sequence[Sequence[float]], *, raster: int = 16) -> Array:
+    """Share of each cell ``[rows, columns]`` inside the union of polygons (x, y, x, y, ... in fractions of the picture),
+    on a raster of ``raster`` x ``raster`` points a cell."""
+    from PIL import Image, ImageDraw
+
+    wrong = [p for p in polygons if len(p) < 6 or len(p) % 2]
+    if wrong:
+        raise DataError(f"polygon {list(wrong[0])} has fewer than three corners", hint="pass x, y, x, y, x, y, ...")
+    height, width = grid[0] * raster, grid[1] * raster
+    mask = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(mask)
+    for p in polygons:  # points lie in the middle of their pixel
+        draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in zip(p[::2], p[1::2], strict=True)], fill=1)
+    return mask_coverage(grid, np.asarray(mask, dtype=np.float64))
+
+
 def event_coverage(n: int, seconds: float, events: Sequence[tuple[float, float]]) -> Array:
     """Share of each of ``n`` frames of ``seconds`` inside the union of events (onset, offset), in seconds."""
     if seconds <= 0 or any(off <= on for on, off in events):

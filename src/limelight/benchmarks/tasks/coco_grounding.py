@@ -1,13 +1,21 @@
-"""Spatial grounding on MSCOCO: is the relevance inside the boxes of the object that the question is about?"""
+"""Spatial grounding on MSCOCO: is the relevance inside the boxes, or the masks, of the object that the question is about?"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from limelight.benchmarks.data import Folder, Needed, column
-from limelight.benchmarks.scorers.grounding import Sign, box_coverage, grounding_block, image_relevance, reliance
+from limelight.benchmarks.scorers.grounding import (
+    Sign,
+    box_coverage,
+    grounding_block,
+    image_relevance,
+    polygon_coverage,
+    reliance,
+)
 from limelight.benchmarks.scorers.measure import Block, block, count
 from limelight.benchmarks.scorers.yes_no import yes_no
 from limelight.benchmarks.task import Scoring, Task
@@ -21,54 +29,66 @@ QUESTIONS = Needed(
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """POPE's questions whose answer is yes, with the object's boxes (left, top, right, bottom) in fractions.
+    """POPE's questions whose answer is yes, with the object's ``boxes`` (left, top, right, bottom) and ``polygons``, in
+    fractions.
 
-    The boxes lie in the picture as it is; a processor that crops or pads must be accounted for by who attributes.
+    They lie in the picture as it is; a processor that crops or pads must be accounted for by who attributes.
     """
     instances = folder.json(INSTANCES)
     names = {c["id"]: c["name"] for c in instances["categories"]}
     pictures = {i["file_name"]: i for i in instances["images"]}
-    boxes: dict[tuple[int, str], list[list[float]]] = defaultdict(list)
+    objects: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for a in instances["annotations"]:
         if not a.get("iscrowd"):
-            boxes[a["image_id"], names[a["category_id"]]].append(a["bbox"])
+            objects[a["image_id"], names[a["category_id"]]].append(a)
     for row in folder.rows(QUESTIONS):
         text, image = column(QUESTIONS.names[0], row, "text"), column(QUESTIONS.names[0], row, "image")
         asked = re.fullmatch(r"Is there an? (.+) in the (?:image|imange)\?", text)
         picture = pictures.get(image)
-        found = boxes.get((picture["id"], asked[1]), []) if asked and picture else []
+        found = objects.get((picture["id"], asked[1]), []) if asked and picture else []
         if row["label"] != "yes" or not picture or not found:
             continue
-        w, h = float(picture["width"]), float(picture["height"])
-        target = [
-            [x / w, y / h, min(1.0, (x + bw) / w), min(1.0, (y + bh) / h)] for x, y, bw, bh in found if bw * bh > 0
-        ]
+        target = _region(found, float(picture["width"]), float(picture["height"]))
         meta = {"split": split, "cluster": image, "object": asked[1] if asked else "", "gold": "yes"}
         yield Sample(f"{split}/{row['question_id']}", text, {"image": [folder.media(COCO, image)]}, target, meta)
 
 
+def _region(found: Sequence[Mapping[str, Any]], w: float, h: float) -> dict[str, Any]:
+    boxes = [a["bbox"] for a in found]
+    drawn = [p for a in found for p in (a.get("segmentation") or ()) if isinstance(p, list)]
+    return {
+        "boxes": [
+            [x / w, y / h, min(1.0, (x + bw) / w), min(1.0, (y + bh) / h)] for x, y, bw, bh in boxes if bw * bh > 0
+        ],
+        "polygons": [[x / (h if k % 2 else w) for k, x in enumerate(p)] for p in drawn],
+    }
+
+
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """Spatial grounding, and how many of these objects the model sees. Answers without ``image_relevance`` are counted."""
+    """Spatial grounding against boxes (``spatial``) and, where they are drawn, masks (``masks``); and how many
+    of these objects the model sees. Answers without ``image_relevance`` are counted."""
     sign: Sign = scoring.options.get("sign", "abs")
-    rows = []
+    boxed, masked = [], []
     for r in records:
-        if (grid := image_relevance(r)) is not None:
-            rows.append(
-                (r, grid, box_coverage((grid.shape[0], grid.shape[1]), [(a, b, c, d) for a, b, c, d in r.target]))
-            )
+        if (found := image_relevance(r)) is not None:
+            grid = found.shape[0], found.shape[1]
+            boxed.append((r, found, box_coverage(grid, [(a, b, c, d) for a, b, c, d in r.target["boxes"]])))
+            if r.target["polygons"]:
+                masked.append((r, found, polygon_coverage(grid, r.target["polygons"])))
     lost = block("", [(r.id, {"lost": float(image_relevance(r) is None)}) for r in records], [_LOST], (), ("lost",))
     seen = [Record(r.id, r.answer, r.meta["gold"], r.meta) for r in records]
     answers = [yes_no("seen", seen, scoring.parser)] if seen else []
-    return [grounding_block("spatial", rows, sign), lost, *answers, *reliance("", records, "image")]
+    masks = [grounding_block("masks", masked, sign)] if masked else []
+    return [grounding_block("spatial", boxed, sign), *masks, lost, *answers, *reliance("", records, "image")]
 
 
 _LOST = count("answers without relevance", "lost")
 
 TASK = Task(
     name="coco_grounding",
-    version="1",
+    version="2",
     paper="boxes: Lin et al., Microsoft COCO, ECCV 2014; questions: POPE (arXiv 2305.10355)",
-    about="spatial grounding: relevance inside the object's boxes over all relevance on the picture",
+    about="spatial grounding: relevance inside the object's boxes (or masks) over all relevance on the picture",
     modality="image",
     splits=("val2014",),
     files=lambda split: [QUESTIONS, INSTANCES],
@@ -76,7 +96,7 @@ TASK = Task(
     score=score,
     parsers=("official", "strict"),
     media="MSCOCO val2014 (https://cocodataset.org, folder val2014)",
-    headline=("spatial/*", "seen/accuracy", "image reliance"),
+    headline=("spatial/*", "masks/*", "seen/accuracy", "image reliance"),
     max_new_tokens=8,
     wants=frozenset({"image_relevance"}),
 )

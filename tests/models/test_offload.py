@@ -88,7 +88,7 @@ def test_a_device_map_with_some_layers_on_disk(checkpoint: Path, tmp_path: Path)
     assert Adapter(spread).device == CPU
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "cohere2_vision", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "cohere2_vision", "gemma3", "qwen3_vl_moe"])
 def test_biases_scales_and_centred_norms_are_read_where_they_are_kept(name: str, tmp_path: Path) -> None:
     plain = ZOO[name].build()
     plain.set_attn_implementation("eager")

@@ -53,3 +53,11 @@ def weight_of(module: nn.Module, name: str) -> Tensor | None:
             hint="load the weights; with accelerate leave preload_module_classes out, so that each module loads its own",
         )
     return torch.as_tensor(hook.weights_map[name]).detach().to(device_of(module), copy=True)
+
+
+def present(module: nn.Module, name: str) -> Tensor:
+    """:func:`weight_of` of a weight that is known to be there."""
+    weight = weight_of(module, name)
+    if weight is None:
+        raise UnsupportedError(f"{type(module).__name__} has no {name}", hint="report this family")
+    return weight

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from limelight.models.offload import device_of, offloading, present
 from limelight.relevance import rules
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
@@ -58,7 +59,7 @@ class ExpertsSpec:
 
     def run(self, module: nn.Module, x: Tensor, routing: tuple[Tensor, ...], product: Product) -> Tensor:
         """The experts on ``x`` [R, N, D], R blocks with one routing (indices and weights [N, k]; none where sorted)."""
-        fused, down = getattr(module, self.fused), getattr(module, self.down)
+        fused, down = (present(module, name) for name in (self.fused, self.down))
         split = _ORDERS[self.order]
         if self.sorted:
             rows = x.reshape(x.shape[0], fused.shape[0], -1, x.shape[-1])
@@ -81,7 +82,7 @@ def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None
     own = dict(module.named_parameters(recurse=False))
     if act is None or len(own) != 2 or any(p.ndim != 3 or not p.is_floating_point() for p in own.values()):
         return None
-    if any(p.device.type == "meta" for p in own.values()):
+    if any(p.device.type == "meta" for p in own.values()) and offloading(module) is None:
         return None
     takes = len(inspect.signature(type(module).forward).parameters) - 1
     if takes not in (1, 3):
@@ -101,7 +102,7 @@ def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None
 def _reproduces(spec: ExpertsSpec, module: nn.Module, experts: int, width: int, size: float) -> bool:
     parameter = getattr(module, spec.fused)
     count = experts if spec.sorted else 4
-    x = (_noise((count * 2, width)) * size).to(parameter)
+    x = (_noise((count * 2, width)) * size).to(device_of(module), parameter.dtype)
     routing: tuple[Tensor, ...] = ()
     if not spec.sorted:
         chosen = torch.arange(count * 2)[:, None] + torch.arange(min(2, experts))

@@ -9,20 +9,19 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import limelight
 from limelight.models.adapter import Adapter
 from limelight.server.chat import Chat
+from limelight.server.document import described
 from limelight.server.endpoint import House
 from limelight.server.guard import Guard
 from limelight.server.house import Offer
 from limelight.server.metrics import Counted, Metrics
 from limelight.server.pages import Pages, Shelf, served
 from limelight.server.problems import ApiError, internal, invalid
-from limelight.server.schema import openapi_schemas
 from limelight.server.transcriptions import Transcriptions
 from limelight.server.worker import Worker
 
@@ -60,7 +59,7 @@ def create_app(adapter: Adapter, offer: Offer, pages: Pages | None = None) -> Fa
     _routes(app, chat, speech)
     _about(app, house)
     _errors(app)
-    _document(app)
+    described(app)
     return app
 
 
@@ -130,21 +129,3 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def broken(_: Request, __: Exception) -> JSONResponse:
         return shaped(internal())
-
-
-def _document(app: FastAPI) -> None:
-    """The OpenAPI document. The body is read by hand (bounded, off the event loop), so its schema is put in by hand."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            found.setdefault("components", {}).setdefault("schemas", {}).update(openapi_schemas())
-            reference = {"$ref": "#/components/schemas/ChatRequest"}
-            found["paths"]["/v1/chat/completions"]["post"]["requestBody"] = {
-                "required": True,
-                "content": {"application/json": {"schema": reference}},
-            }
-            app.openapi_schema = found
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

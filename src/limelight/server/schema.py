@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -176,10 +175,3 @@ def told_of(error: ValidationError) -> ApiError:
     if where and len(where) > 200:  # a field's name may be the client's own text
         where = where[:200] + "..."
     return invalid(f"{where}: {message}" if where else message, param=where, code="invalid_request")
-
-
-def openapi_schemas() -> dict[str, Any]:
-    """The request's JSON schema with its parts, for the OpenAPI document's components."""
-    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts: dict[str, Any] = json.loads(json.dumps(schema.pop("$defs", {})))
-    return {**parts, "ChatRequest": schema}

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -114,3 +115,19 @@ def test_remote_code_and_open_doors_are_said_aloud(monkeypatch: pytest.MonkeyPat
     assert "--trust-remote-code" in told
     assert "anybody who reaches" in told
     assert "anybody" not in run(MODEL)[1]
+
+
+def test_replicas_go_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.serve", reason="the extra `ray` is not installed")
+    from limelight.server import ray_serve
+
+    got: list[Any] = []
+    monkeypatch.setattr(ray_serve, "application", lambda load, offer, replicas: got.append((offer, replicas)))
+    monkeypatch.setattr(ray_serve, "run", lambda application, host, port: got.append((host, port)))
+    code, told = run(MODEL, "--replicas", 1, "--max-replicas", 3, "--batch", 4, "--replica-gpus", 0.5, "--drain", 9)
+    assert code == 0, told
+    (offer, replicas), where = got
+    assert (offer.model, offer.batch, where) == (MODEL, 4, ("127.0.0.1", 8000))
+    assert (replicas.least, replicas.most, replicas.gpus, replicas.drain_seconds) == (1, 3, 0.5, 9)
+    assert run(MODEL, "--max-replicas", 3)[0] == 2
+    assert run(MODEL, "--replicas", 3, "--max-replicas", 2)[0] == 2

@@ -13,7 +13,7 @@ from limelight.cli.options import DECODING, LOADING
 from limelight.errors import MissingExtraError, ModelError, SettingError
 
 KEY_VARIABLE = "LIMELIGHT_API_KEY"
-NETWORK, LIMITS = "Network", "Limits"
+NETWORK, LIMITS, REPLICAS = "Network", "Limits", "Replicas (Ray Serve)"
 
 
 def serve(
@@ -52,6 +52,15 @@ def serve(
             min=1, max=256, help="Answers decoded together where requests agree; 1: one by one.", rich_help_panel=LIMITS
         ),
     ] = 8,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Serve under Ray Serve with so many copies of the model.", rich_help_panel=REPLICAS),
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Let Ray Serve start up to so many under load.", rich_help_panel=REPLICAS)
+    ] = None,
+    replica_cpus: Annotated[float, typer.Option(min=0, help="CPUs of each, as Ray counts them.", rich_help_panel=REPLICAS)] = 1.0,
+    replica_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each; fractions share one.", rich_help_panel=REPLICAS)] = 0.0,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.", rich_help_panel=LIMITS)] = 32,
     per_client: Annotated[
         int | None, typer.Option(min=1, help="Of them, for one client address.", rich_help_panel=LIMITS)
@@ -85,6 +94,8 @@ def serve(
         limelight serve llava-hf/llava-1.5-7b-hf --strategy lime-cached --device cuda --dtype bfloat16
 
         LIMELIGHT_API_KEY=... limelight serve demo-vision --host 0.0.0.0 --image-host images.example.org
+
+        limelight serve llava-hf/llava-1.5-7b-hf --device cuda --replicas 1 --max-replicas 8 --replica-gpus 1
     """
     try:
         from limelight.server.app import create_app
@@ -109,11 +120,13 @@ def serve(
         media_bytes=max(1, round(max_body_mb * 1e6 / 2)), pixels=max_pixels, seconds=max_seconds,
         prompt_tokens=max_prompt_tokens, new_tokens=max_new_tokens,
     )  # fmt: skip
+    if replicas is None and max_replicas is not None:
+        raise SettingError("--max-replicas needs --replicas", hint="--replicas 1 --max-replicas 4 scales from one")
     with terminal.quiet():
         chosen = options.strategy_of(strategy, settings or [])
         if not allow_pickle:
             _safetensors_only(Path(model))
-        adapter = terminal.load(model, dtype, device, trust_remote_code)
+        adapter = None if replicas else terminal.load(model, dtype, device, trust_remote_code)
     served = Offer(
         name or model,
         chosen,
@@ -127,7 +140,18 @@ def serve(
     if key is None and not is_loopback(host):
         terminal.err.print(f"[yellow]anybody who reaches {host}:{port} may use this server: set {KEY_VARIABLE}[/]")
     terminal.err.print(f"{served.model} with {chosen.name}", markup=False)
-    configured(create_app(adapter, served), host, port, drain_seconds=drain).run()
+    if adapter is not None:
+        configured(create_app(adapter, served), host, port, drain_seconds=drain).run()
+        return
+    from limelight.server import ray_serve
+
+    least = replicas or 1
+    wanted = ray_serve.Replicas(
+        least, max_replicas or least, cpus=replica_cpus, gpus=replica_gpus, drain_seconds=drain
+    )  # fmt: skip
+    ray_serve.run(
+        ray_serve.application(ray_serve.loader(model, dtype, device, trust_remote_code), served, wanted), host, port
+    )
 
 
 def _key(file: Path | None) -> str | None:

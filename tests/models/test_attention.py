@@ -250,3 +250,22 @@ def test_the_mask_is_causal_inside() -> None:
     got = adapter.hidden(call, changed)
     assert torch.equal(got[:, :-1], want[:, :-1])
     assert not torch.allclose(got[:, -1], want[:, -1])
+
+
+def test_indices_of_sparse_attention_are_a_mask() -> None:
+    """Each query sees the keys it names and no others, as in transformers' eager path; an earlier mask stays."""
+    from limelight.models.attention import attention
+
+    module = nn.Module().eval()
+    q, k, v = (torch.randn(2, 3, 5, 4, dtype=torch.float64) for _ in range(3))
+    chosen = torch.stack([torch.stack([torch.randperm(5)[:2] for _ in range(5)]) for _ in range(2)]).int()
+    causal = torch.full((1, 1, 5, 5), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
+    for mask in (None, causal):
+        out, weights = attention(module, q, k, v, mask, scaling=0.5, indices=chosen)
+        seen = torch.zeros(2, 5, 5, dtype=torch.bool).scatter(-1, chosen.long(), True)[:, None].expand(2, 3, 5, 5)
+        allowed = seen if mask is None else seen & (mask == 0)
+        some = allowed.any(-1, keepdim=True).expand_as(allowed)
+        scores = (q @ k.mT * 0.5).masked_fill(~allowed, float("-inf"))
+        want = torch.softmax(scores, -1)
+        torch.testing.assert_close(weights[some], want[some])
+        assert out.shape == (2, 5, 3, 4)

@@ -20,7 +20,7 @@ from limelight.errors import HookError, UnsupportedError
 
 NAME = "limelight"
 # Arguments of some families' own attention that change its result and that this one does not compute.
-_CHANGING = frozenset({"position_bias", "sinks", "indices", "block_indices", "alibi"})
+_CHANGING = frozenset({"position_bias", "sinks", "block_indices", "alibi"})
 
 
 class AttentionHook:
@@ -172,6 +172,8 @@ def attention(
             f"{type(module).__name__} hands its attention {', '.join(odd)}, which limelight's attention does not compute",
             hint="only methods that leave the attention alone (greedy, vcd, m3id) work on this family",
         )
+    if kwargs.get("indices") is not None:
+        attention_mask = selected(kwargs["indices"], attention_mask, query, key)
     active = _ACTIVE.get()
     hooks = active.hooks if active else ()
     layer = int(getattr(module, "layer_idx", -1))
@@ -209,6 +211,16 @@ def attention(
     for hook in hooks:
         out = hook.out(layer, out, weights)
     return out.transpose(1, 2).contiguous(), weights
+
+
+def selected(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """Sparse attention as a mask: each query sees the keys ``indices`` [B, Q, k] name, as far as ``mask`` lets it."""
+    low = torch.finfo(query.dtype).min
+    hidden = torch.ones((*indices.shape[:2], key.shape[2]), dtype=torch.bool, device=query.device)
+    hidden = hidden.scatter(-1, indices.long(), False)[:, None]
+    if mask is None:
+        mask = query.new_zeros(1, 1, 1, key.shape[2])
+    return mask.masked_fill(hidden, low)
 
 
 def _floats(value: Any) -> bool:

@@ -156,6 +156,7 @@ _ELEMENTWISE: dict[Kind, Rule] = {
     Kind.GATED: _gated_rule,
     Kind.GATE: _gate_rule,
     Kind.ROUTER: _router_rule,
+    Kind.SELECTION: _router_rule,
     Kind.EXPERTS: _experts_rule,
 }
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limelight.errors import UnknownKindError
+from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import attention_hooks, check_bound
 from limelight.models.offload import device_of, weight_of
@@ -210,6 +210,12 @@ class DualRules:
             elif site.kind is Kind.MIXER and isinstance(site.spec, Mixer):
                 twin = mixer_twin(site.module, site.spec, mode, self.cache, self.composite.attention)
                 self.forwards.append((site.module, twin))
+            elif site.kind is Kind.SELECTION:
+                raise UnsupportedError(
+                    f"{site.name}: sparse attention chooses its keys by an indexer with a cache of its own, for which there "
+                    "is no forward twin",
+                    hint=FALLBACK,
+                )
             elif site.kind is Kind.ROUTER:
                 self.forwards.append((site.module, router_twin(site.module, mode)))
             elif site.kind is Kind.EXPERTS and isinstance(site.spec, ExpertsSpec):

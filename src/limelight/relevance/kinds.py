@@ -5,6 +5,7 @@
     GATED       act(gate) * up, then down: found as an activation beside linears whose widths say so
     ATTENTION   goes through transformers' attention interface
     GATE        of an attention's output: :mod:`limelight.relevance.gated_attention`
+    SELECTION   of the keys a query sees, by an indexer (sparse attention): a constant
     EXPERTS, ROUTER   of a mixture: :mod:`limelight.relevance.experts`
     MIXER       a recurrence or convolution in place of attention: :mod:`limelight.relevance.mixers`
     LINEAR      plain for relevance
@@ -42,6 +43,7 @@ class Kind(Enum):
     MIXER = "mixer"
     EXPERTS = "experts"
     ROUTER = "router"
+    SELECTION = "selection"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ def survey(decoder: nn.Module) -> list[Site]:
             covered.update(map(id, module.modules()))
             continue
         if is_attention(module):
+            chooser = module._modules.get("indexer")
+            if chooser is not None:  # sparse attention: which keys a query sees, as whole numbers
+                sites.append(Site(Kind.SELECTION, f"{name}.indexer", chooser))
+                covered.update(map(id, chooser.modules()))
             gate = _attention_gate(name, module)
             sites.append(Site(Kind.ATTENTION, name, module))
             if gate is not None:

@@ -59,22 +59,32 @@ JOBS = (
     Job("CHAIR, 500 captions", 500, 110),
     Job("AIR-Bench foundation, 19k questions", 19000, 3),
     Job("1000 yes/no questions about sounds", 1000, 10),
+    Job("Grounding, 1500 questions about objects", 1500, 2),
+    Job("Cost, 20 captions", 20, 110),
 )
+
+
+def command_hours(job: Job) -> float:
+    """Expected hours of ``--strategies greedy,sampled,lime``: sampling costs what greedy costs."""
+    by_name = {m.name: m.hours(job.rows, job.tokens) for m in METHODS}
+    return 2 * by_name["greedy, cached"] + by_name["lime (exact)"]
 
 
 def table() -> str:
     """Expected GPU hours, as a Markdown table."""
-    head = ["| run | answers x tokens |", *(f" {m.name} |" for m in METHODS)]
-    rule = "|" + " --- |" * (len(METHODS) + 2)
+    head = ["| run | answers x tokens |", *(f" {m.name} |" for m in METHODS), " greedy, sampled and lime (the commands) |"]
+    rule = "|" + " --- |" * (len(METHODS) + 3)
     rows = [
-        f"| {j.name} | {j.rows} x {j.tokens:g} |" + "".join(f" {_hours(m.hours(j.rows, j.tokens))} |" for m in METHODS)
+        f"| {j.name} | {j.rows} x {j.tokens:g} |"
+        + "".join(f" {_hours(m.hours(j.rows, j.tokens))} |" for m in METHODS)
+        + f" {_hours(command_hours(j))} |"
         for j in JOBS
     ]
     return "\n".join(["".join(head), rule, *rows])
 
 
 def _hours(value: float) -> str:
-    return f"{60 * value:.0f} min" if value < 1 else f"{value:.1f} h"
+    return "< 1 min" if value < 1 / 60 else f"{60 * value:.0f} min" if value < 1 else f"{value:.1f} h"
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import pytest
 
 from limelight.benchmarks.loading import load
 from limelight.benchmarks.runner import run
+from limelight.benchmarks.scorers.measure import evaluate
 from limelight.benchmarks.task import Reply, Scoring, opened, task, tasks
 from limelight.errors import DataError, SettingError
-from limelight.types import Sample
+from limelight.types import Record, Sample
 from tests.benchmarks.official import WRITERS
 
 # the metrics that a perfect answerer must reach, and one that never answers
@@ -162,3 +163,20 @@ def test_air_bench_prompt_and_flac(tmp_path: Path) -> None:
     assert str(by_id["sound/Audio_Grounding_set/0"].media["audio"][0]).endswith("Audio_Grounding_set/0.flac")
     assert by_id["music/Music_AQA_set/0"].prompt.endswith("Is it so?\nA. yes\nB. no\nC. None\nD. None")
     assert by_id["music/Music_AQA_set/0"].meta["choices"] == ["yes", "no"]
+
+
+def test_hallusionbench_counts_the_original_figures_as_easy() -> None:
+    """In VS figure 0 is none and figure 1 the original; in VD figure 0 is the original."""
+    rows = [("VS", "0", "0"), ("VS", "1", "1"), ("VS", "2", "2"), ("VD", "0", "1"), ("VD", "1", "2")]
+    records = [
+        Record(
+            f"{category}/{figure}", "No." if seen == "2" else "Yes.", "yes",
+            {"category": category, "figure_id": figure, "visual_input": seen, "cluster": category, "question_id": "0"},
+        )
+        for category, figure, seen in rows
+    ]  # fmt: skip
+    found = evaluate(task("hallusionbench").score(records, Scoring("strict")), resamples=0)
+    assert (found["easy/accuracy"].value, found["easy/accuracy"].n) == (1.0, 3)
+    assert (found["hard/accuracy"].value, found["hard/accuracy"].n) == (0.0, 2)
+    assert found["fAcc"].n == 4
+    assert found["qAcc"].value == 0.0

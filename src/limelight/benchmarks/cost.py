@@ -72,7 +72,11 @@ def command_hours(job: Job) -> float:
 
 def table() -> str:
     """Expected GPU hours, as a Markdown table."""
-    head = ["| run | answers x tokens |", *(f" {m.name} |" for m in METHODS), " greedy, sampled and lime (the commands) |"]
+    head = [
+        "| run | answers x tokens |",
+        *(f" {m.name} |" for m in METHODS),
+        " greedy, sampled and lime (the commands) |",
+    ]
     rule = "|" + " --- |" * (len(METHODS) + 3)
     rows = [
         f"| {j.name} | {j.rows} x {j.tokens:g} |"

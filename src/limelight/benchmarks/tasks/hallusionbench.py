@@ -49,9 +49,9 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
 
     if not records:
         return []
-    # of the original figures (and of none), and of the edited ones
-    easy = [r for r in records if r.meta["figure_id"] == "0"]
-    hard = [r for r in records if r.meta["figure_id"] != "0"]
+    # about original figures (and none), and about edited ones: of VS, figure 0 is none and figure 1 the original
+    easy = [r for r in records if r.meta["visual_input"] != "2"]
+    hard = [r for r in records if r.meta["visual_input"] == "2"]
     parts = {"easy": easy, "hard": hard}
     return [
         all_correct("", "aAcc", records, lambda r: r.id, scoring.parser, cluster),
@@ -65,7 +65,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
 
 TASK = Task(
     name="hallusionbench",
-    version="1",
+    version="2",
     paper="Guan et al., HallusionBench, CVPR 2024 (arXiv 2310.14566)",
     about="aAcc, qAcc, fAcc; answers are parsed here, by GPT-4 in the official script",
     modality="image",

@@ -1,6 +1,7 @@
 # make demo   set-up, then the main job on the shipped miniature model: greedy and LIME side by side, overlays, a page
 # make test   set-up, then all tests
 # make check  set-up, then lint, format and types
+# make docs   set-up, then the documentation into out/site, built offline with warnings as errors
 # make bench  speed and quality tables (long); the parts: bench-speed, bench-quality
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check format bench bench-speed bench-quality train-vision clean
+.PHONY: demo test check format docs bench bench-speed bench-quality train-vision clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -37,6 +38,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 bench: bench-speed bench-quality
 

@@ -2,24 +2,69 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("how-to", "deployments"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if BLOCK.search(p.read_text())]
+SERVED = "http://127.0.0.1:8000"  # where a page says that `limelight serve demo-vision` listens
+
+
+def test_every_page_with_snippets_is_found() -> None:
+    assert {"README", "how-to", "extend", "getting-started", "app", "server", "benchmarks"} <= {p.stem for p in PAGES}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Callable[[], str]]:
+    """Starts the server that a page talks to, once, when a page does."""
+    started: list[subprocess.Popen[bytes]] = []
+    url = ""
+
+    def start() -> str:
+        nonlocal url
+        if not started:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            url = f"http://127.0.0.1:{port}"
+            command = [sys.executable, "-m", "limelight", "serve", "demo-vision", "--port", str(port)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            started.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+            for _ in range(600):
+                assert started[0].poll() is None, "the server ended"
+                try:
+                    urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                    break
+                except OSError:
+                    time.sleep(0.2)
+        return url
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_snippets_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch, served: Callable[[], str]) -> None:
     monkeypatch.chdir(ROOT)
     blocks = BLOCK.findall(page.read_text())
     assert blocks
     scope: dict[str, object] = {"__name__": page.stem}
     for block in blocks:
+        if SERVED in block:
+            pytest.importorskip("openai", reason="the openai client is not installed")
+            block = block.replace(SERVED, served())
         exec(compile(block, str(page), "exec"), scope)
 
 

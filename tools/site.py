@@ -1,0 +1,33 @@
+"""Hooks of mkdocs: figures of the benchmarks come along, and a page that the navigation does not name is added to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "../bench/results/"
+
+
+def on_config(config: Any) -> Any:
+    """Pages that are there and not listed go behind the how-to pages; listed ones that are not there yet are left out."""
+    there = {p.name for p in Path(config.docs_dir).glob("*.md")}
+    listed = {page for section in config.nav for pages in section.values() for page in pages}
+    for section in config.nav:
+        for pages in section.values():
+            pages[:] = [p for p in pages if p in there]
+            if "how-to.md" in pages:
+                pages += sorted(there - listed)
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    for path in sorted((ROOT / "bench" / "results").glob("*.png")):
+        files.append(File.generated(config, f"images/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return markdown.replace(f"]({RESULTS}", "](images/").replace("```python notest", "```python")

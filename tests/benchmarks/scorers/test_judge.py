@@ -6,14 +6,19 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from typer.testing import CliRunner
 
+from limelight.benchmarks.results import read_results
 from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template, rated, rating
 from limelight.benchmarks.scorers.measure import evaluate
+from limelight.cli.main import app
 from limelight.errors import LimelightError, SettingError
 from limelight.types import Record
+from tests.benchmarks.official import WRITERS, make_media
 
 RECORD = Record("1", "It is {question}.", "Red.", {"contents": ["Cup"], "prompt": "What colour?"})
 
@@ -112,3 +117,26 @@ def test_templates() -> None:
     assert check_template(RUBRIC) == RUBRIC
     with pytest.raises(SettingError, match=r"\{answer\}"):
         check_template("Rate it.")
+
+
+def test_mmhal_from_the_command_line(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of the miniature, rated by the recorded endpoint once; a second call asks nobody."""
+    monkeypatch.setattr(Recorded, "says", "Nothing of it is there. Rating: 2")
+    monkeypatch.setenv("LIMELIGHT_JUDGE_KEY", "secret")
+    WRITERS["mmhal"](tmp_path / "data")
+    make_media(tmp_path / "data")
+    command = [
+        "bench", "mmhal", "--model", "demo-vision", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"),
+        "--max-new-tokens", "4", "--judge-url", endpoint, "--judge-model", "judge", "--quiet",
+    ]  # fmt: skip
+    for _ in range(2):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        assert "hallucination rate" in done.output
+        assert len(Recorded.asked) == 4
+    assert {(a["path"], a["key"], a["model"]) for a in Recorded.asked} == {
+        ("/v1/chat/completions", "Bearer secret", "judge")
+    }
+    metrics = read_results(tmp_path / "run")["metrics"]
+    assert (metrics["rating"]["value"], metrics["hallucination rate"]["value"]) == (2.0, 1.0)
+    assert not any("secret" in f.read_text() for f in (tmp_path / "run").glob("*.json*"))

@@ -2,7 +2,7 @@
 # make test   set-up, then all tests
 # make check  set-up, then lint, format and types
 # make docs   set-up, then the documentation into out/site, built offline with warnings as errors
-# make bench  speed and quality tables (long); the parts: bench-speed, bench-quality
+# make bench  speed and quality tables (long); the parts: bench-speed, bench-quality, bench-quality-audio
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check format docs bench bench-speed bench-quality train-vision clean
+.PHONY: demo test check format docs bench bench-speed bench-quality bench-quality-audio train-vision train-audio clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -42,7 +42,7 @@ format: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
-bench: bench-speed bench-quality
+bench: bench-speed bench-quality bench-quality-audio
 
 bench-speed: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m bench.speed
@@ -50,8 +50,14 @@ bench-speed: $(STAMP)
 bench-quality: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m bench.quality
 
+bench-quality-audio: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m bench.quality_audio
+
 train-vision: $(STAMP)
 	$(RUN) -m recipes.demo_vision.train
+
+train-audio: $(STAMP)
+	$(RUN) -m recipes.demo_audio.train
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache

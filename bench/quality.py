@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from bench import quality_score as score
-from bench.quality_data import CACHE, CAPTION_SETS, CELLS, TEXT_CELLS
+from bench.quality_data import CACHE, CELLS, TEXT_CELLS
 from bench.quality_decoders import BY_NAME, DECODERS, Decoder
 
 VISION = "bench.quality_data"  # the module that knows a miniature's questions; bench.quality_audio_data is the other
@@ -71,7 +71,7 @@ def job(
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     started = time.process_time()
-    work = {"questions": _answer, "captions": _describe, "share": _share}[kind]
+    work = {"questions": _answer, "captions": _describe, "share": _share, "speech": _transcribe}[kind]
     out = work(data, data.decoder(name), split, where, n, settings, seed)
     out["seconds"] = time.process_time() - started
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def _share(
     """Modality share of the answered token's relevance: under the decoder's own forward where it has one (LIME)."""
     import limelight
 
-    own, shares = data.adapter(), []
+    own, shares, aimed = data.adapter(), list[float](), list[tuple[float, float]]()
     for asked in data.cell(split, where, n):
         tensors = data.inputs([asked])
         if decoder.method == "lime":
@@ -163,11 +163,31 @@ def _share(
                 return_dict_in_generate=True,
                 disable_compile=True,
             )
-            shares.append(out.steps[0][0].shares["image"])
+            shares.append(out.steps[0][0].shares[data.MODALITY])
+            found = out.steps[0][0].relevance
         else:
             token = int(_generate(own, decoder, settings, tensors, seed, 1).sequences[0, -1])
-            shares.append(limelight.attribute(own, tensors, token).share("image"))
-    return {"share": float(np.mean(shares))}
+            found = limelight.attribute(own, tensors, token)
+            shares.append(found.share(data.MODALITY))
+        aim = data.inside(asked, found)
+        aimed += [aim] if aim is not None else []
+    inside, chance = np.mean(aimed, axis=0).tolist() if aimed else (None, None)
+    return {"share": float(np.mean(shares)), "inside": inside, "chance": chance}
+
+
+def _transcribe(
+    data: Any, decoder: Decoder, split: str, where: str, n: int, settings: dict[str, Any], seed: int | None
+) -> dict[str, Any]:
+    """What a decoder writes for spoken phrases, or where nobody speaks."""
+    asked, texts = data.speech_set(split, where, n), dict[str, str]()
+    for number, (part, tensors) in enumerate(data.batches(asked, 30)):
+        drawn = None if seed is None else seed * 100_000 + number * 1000
+        out = _generate(data.adapter(), decoder, settings, tensors, drawn, 10)
+        answers = data.adapter().tokenizer.batch_decode(
+            out.sequences[:, tensors["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        texts |= {a.id: text.strip() for a, text in zip(part, answers, strict=True)}
+    return {"texts": [texts[a.id] for a in asked], "truth": [a.truth for a in asked]}
 
 
 def mixture(accuracy: dict[str, float], right: float) -> float:
@@ -201,16 +221,19 @@ def fixed_hint_auc(cells: dict[str, list[dict[str, Any]]]) -> float:
 class Bench:
     """Runs jobs on worker processes, with a line of progress for each."""
 
-    def __init__(self, workers: int, questions: int, captions: int) -> None:
+    def __init__(
+        self, workers: int, questions: int, captions: int, world: str = VISION, dev: int = DEV_QUESTIONS
+    ) -> None:
         self.workers, self.questions, self.captions = workers, questions, captions
+        self.world, self.dev, self.data = world, dev, importlib.import_module(world)
 
     def run(self, jobs: list[tuple[Any, ...]], title: str) -> list[dict[str, Any]]:
         results: dict[int, dict[str, Any]] = {}
         started = time.time()
         if self.workers == 1:
-            return [job(*j) for j in jobs]
+            return [job(*j, self.world) for j in jobs]
         with ProcessPoolExecutor(self.workers) as pool:
-            futures = {pool.submit(job, *j): i for i, j in enumerate(jobs)}
+            futures = {pool.submit(job, *j, self.world): i for i, j in enumerate(jobs)}
             for future in as_completed(futures):
                 results[futures[future]] = future.result()
                 left = (time.time() - started) / len(results) * (len(jobs) - len(results))
@@ -226,7 +249,7 @@ class Bench:
         if len(decoder.grid) == 1:
             return dict(decoder.grid[0]), []
         jobs = [
-            ("questions", decoder.name, "dev", where, DEV_QUESTIONS, settings, None)
+            ("questions", decoder.name, "dev", where, self.dev, settings, None)
             for settings in decoder.grid
             for where in DEV_CELLS
         ]
@@ -245,29 +268,31 @@ class Bench:
     def evaluate(self, decoder: Decoder, settings: dict[str, Any]) -> dict[str, Any]:
         """Every cell and caption set on test."""
         seeds: tuple[int | None, ...] = decoder.sample_seeds or (None,)
+        every, described = self.data.CELLS, self.data.CAPTION_SETS
         count = min(self.questions, decoder.questions or self.questions)
         jobs: list[tuple[Any, ...]] = [
-            ("questions", decoder.name, "test", where, count, settings, seed) for seed in seeds for where in CELLS
+            ("questions", decoder.name, "test", where, count, settings, seed) for seed in seeds for where in every
         ]
         jobs += [
             ("captions", decoder.name, "test", where, self.captions, settings, seed)
             for seed in seeds
-            for where in CAPTION_SETS
+            for where in described
             if decoder.captions
         ]
         jobs += [("share", decoder.name, "test", "E-wrong/clear", SHARE_QUESTIONS, settings, seeds[0])]
         done = self.run(jobs, f"{decoder.name}, test")
-        cells = {where: [done[i * len(CELLS) + k] for i in range(len(seeds))] for k, where in enumerate(CELLS)}
-        rest = done[len(seeds) * len(CELLS) :]
+        cells = {where: [done[i * len(every) + k] for i in range(len(seeds))] for k, where in enumerate(every)}
+        rest = done[len(seeds) * len(every) :]
         spoken = {
-            where: [rest[i * len(CAPTION_SETS) + k] for i in range(len(seeds))]
-            for k, where in enumerate(CAPTION_SETS)
+            where: [rest[i * len(described) + k] for i in range(len(seeds))]
+            for k, where in enumerate(described)
             if decoder.captions
         }
         return {
             "cells": cells,
             "captions": spoken,
             "share": done[-1]["share"],
+            "inside": (done[-1].get("inside"), done[-1].get("chance")),
             "seconds": sum(r["seconds"] for r in done),
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import limelight
 from limelight.demo import language
 from limelight.demo.questions import captions, questions
 
-MODEL = "demo-vision"
+MODEL, MODALITY = "demo-vision", "image"
 CACHE = Path(".cache/quality")
 TEXT_CELLS = tuple(f"{s}/{v}" for v in ("clear", "poor") for s in ("none", "E-right", "E-wrong", "C-right", "C-wrong"))
 IMAGE_CELLS = ("random/clear", "popular/clear", "adversarial/clear")
@@ -45,8 +45,12 @@ def adapter() -> limelight.Adapter:
 
 @cache
 def yes_no_ids() -> tuple[int, int]:
+    return answering(adapter())
+
+
+def answering(own: limelight.Adapter) -> tuple[int, int]:
     """The tokens that answer: where "ASSISTANT: yes" and "ASSISTANT: no" first differ."""
-    encode = adapter().tokenizer.encode
+    encode = own.tokenizer.encode
     yes, no = encode(f"ASSISTANT: {language.YES}"), encode(f"ASSISTANT: {language.NO}")
     return next((a, b) for a, b in zip(yes, no, strict=False) if a != b)
 
@@ -106,11 +110,20 @@ def inputs(batch: list[Asked]) -> dict[str, Any]:
 
 
 def batches(asked: list[Asked], size: int) -> Iterator[tuple[list[Asked], dict[str, Any]]]:
-    """Batches of similar length, so that padding costs little."""
+    return batched(asked, size, inputs)
+
+
+def batched(asked: list[Any], size: int, make: Callable[[list[Any]], dict[str, Any]]) -> Iterator[Any]:
+    """Batches of similar length with their tensors, so that padding costs little."""
     order = sorted(asked, key=lambda a: (len(a.text.split()), a.id))
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        yield part, inputs(part)
+        yield part, make(part)
+
+
+def inside(asked: Asked, relevance: Any) -> tuple[float, float] | None:
+    """Relevance inside the object's box: not part of this table."""
+    return None
 
 
 def probe_margins(asked: list[Asked], names: list[str]) -> np.ndarray[Any, Any]:

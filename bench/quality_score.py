@@ -11,17 +11,31 @@ Array = np.ndarray[Any, Any]
 
 
 def yes_no(margin: Array, says_yes: Array, truth: Array) -> dict[str, float]:
-    """``margin`` = l(yes) - l(no), ``says_yes`` the decision, ``truth`` the label; all [n]. Positive class: yes."""
-    hit = says_yes & truth
-    precision = hit.sum() / max(says_yes.sum(), 1)
-    recall = hit.sum() / max(truth.sum(), 1)
-    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    """``margin`` = l(yes) - l(no), ``says_yes`` the decision, ``truth`` the label; all [n].
+
+    ``f1``: positive class yes; ``f1_no``: positive class no.
+    """
     return {
         "accuracy": float((says_yes == truth).mean()),
-        "f1": float(f1),
+        "f1": _f1(says_yes, truth),
+        "f1_no": _f1(~says_yes, ~truth),
         "auc": auc(margin, truth),
         "yes_ratio": float(says_yes.mean()),
     }
+
+
+def _f1(said: Array, truth: Array) -> float:
+    return float(2 * (said & truth).sum() / max(said.sum() + truth.sum(), 1))
+
+
+def word_errors(texts: list[str], truth: list[str]) -> list[float]:
+    """Substitutions, deletions and insertions of each text; the words written where nothing was said."""
+    from limelight.benchmarks.scorers.wer import transcript_columns
+
+    return [
+        transcript_columns(said, text)["errors"] if said else float(len(text.split()))
+        for text, said in zip(texts, truth, strict=True)
+    ]
 
 
 def auc(score: Array, truth: Array) -> float:

@@ -14,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import faithfulness, quality_table, speed
+from bench import faithfulness, quality_audio_table, quality_table, speed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speed", "quality", "benchmarks")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "quality", "quality-audio", "benchmarks")),
+)
 
 
 def _speed() -> dict[str, Any]:
@@ -51,6 +54,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": lambda: speed.table(_speed()["rows"]),
     "speed-short": speed_short,
     "quality": lambda: quality_table.render(_quality()),
+    "quality-audio": lambda: quality_audio_table.render(json.loads((RESULTS / "quality_audio.json").read_text())),
     "quality-short": lambda: quality_table.short(_quality()),
 }
 _MARK = re.compile(r"(<!-- table:(?P<name>[a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)

@@ -10,7 +10,14 @@ def test_yes_no_counts() -> None:
     truth = np.array([True, True, False, False])
     margin = np.array([2.0, -1.0, 1.0, -3.0])
     got = score.yes_no(margin, margin > 0, truth)
-    assert got == {"accuracy": 0.5, "f1": 0.5, "auc": 0.75, "yes_ratio": 0.5}
+    assert got == {"accuracy": 0.5, "f1": 0.5, "f1_no": 0.5, "auc": 0.75, "yes_ratio": 0.5}
+
+
+def test_word_errors_and_words_out_of_nothing() -> None:
+    got = score.word_errors(
+        ["open door", "", "open the window", "play music", ""], ["open door", "turn left", "open door", "", ""]
+    )
+    assert got == [0, 2, 2, 2, 0]
 
 
 def test_auc_of_ties_and_of_one_class() -> None:

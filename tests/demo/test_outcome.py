@@ -42,6 +42,15 @@ def test_inside_box() -> None:
     assert outcome.inside_box(relevance(prompt(("image", 5, None, None)), 1, "x"), (0, 0, 1, 1), (2, 2)) is None
 
 
+def test_inside_event() -> None:
+    found = relevance(prompt(("audio", 40, None, 0.1)), 1, "x")
+    scores = np.abs(np.asarray(found.on_seconds()[0], dtype=np.float64))
+    expected = (scores[:10].sum() + scores[10] / 2) / scores.sum()
+    assert outcome.inside_event(found, 0.0, 1.05) == pytest.approx(expected)
+    assert outcome.inside_event(found, 0.0, 4.0) == pytest.approx(1.0)
+    assert outcome.inside_event(relevance(prompt(("audio", 5, None, None)), 1, "x"), 0.0, 1.0) is None
+
+
 def test_no_examples(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no examples"):
         outcome.curated(tmp_path)
@@ -56,16 +65,29 @@ def test_the_shipped_examples_are_held_out_and_whole() -> None:
     assert len(rows) >= 5
     for row in rows:
         assert row.id.startswith("demo/")
-        assert row.image.is_file()
+        assert row.file.is_file()
         assert row.text.endswith(row.question)
         assert row.label in ("yes", "no")
         assert (row.object in row.objects) == (row.label == "yes")
 
 
+def test_the_shipped_recordings_say_where_their_sounds_are() -> None:
+    rows, rule = outcome.curated(outcome.AUDIO / "examples")
+    assert rule
+    assert len(rows) >= 4
+    for row in rows:
+        assert row.kind == "audio"
+        assert row.file.is_file()
+        assert all(0 <= on < off <= 4 for on, off in row.objects.values())
+        if row.area is not None:
+            on, off = row.objects[row.object]
+            assert row.area == pytest.approx((off - on) / 4)
+
+
 def test_the_decision_is_the_difference_of_the_logits(tmp_path: Path) -> None:
     adapter = limelight.load("demo-vision")
     example = outcome.curated()[0][0]
-    asked = adapter.prepare(example.text, {"image": [str(example.image)]})
+    asked = adapter.prepare(example.text, {"image": [str(example.file)]})
     found = outcome.decision_of(adapter, example, asked, tmp_path)
     with torch.no_grad():
         logits = adapter.model(**asked.tensors).logits[0, -1]

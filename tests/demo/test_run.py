@@ -100,3 +100,27 @@ def test_the_command_on_the_shipped_model(tmp_path: Path) -> None:
     assert document["summary"].startswith("Greedy is right on 0 of 1, lime on ")
     assert (tmp_path / "out" / "demo.html").is_file()
     assert Path(document["examples"][0]["answers"]["lime"]["overlay"]).is_file()
+
+
+def test_the_command_listens_too(tmp_path: Path) -> None:
+    arguments = [
+        "demo",
+        "--audio",
+        "--out",
+        str(tmp_path / "out"),
+        "--limit",
+        "1",
+        "--strategy",
+        "relevance-contrastive",
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["summary"].startswith("Greedy is right on 0 of 1, relevance-contrastive on ")
+    assert "the sound's share of the deciding word" in document["summary"]
+    assert "make bench-quality-audio" in document["summary"]
+    answers = document["examples"][0]["answers"]
+    assert set(answers) == {"greedy", "relevance-contrastive"}
+    assert 0 < answers["greedy"]["audio_share"] < 1
+    assert Path(answers["greedy"]["overlay"]).stat().st_size > 1000
+    assert (tmp_path / "out" / "demo.html").is_file()

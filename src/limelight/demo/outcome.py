@@ -6,24 +6,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from limelight.demo.language import NO, YES
+from limelight.demo.synthesis import RATE
 from limelight.errors import DataError
 from limelight.models.adapter import Adapter
 from limelight.models.media import read_image
+from limelight.models.sound import read_audio
 from limelight.relevance.attribute import attribute
 from limelight.report.media import Media, seen_box
 from limelight.report.overlay import overlay
+from limelight.report.waveform import waveform
 from limelight.report.words import Word, rather_than, word_relevance, word_shares, words
 from limelight.types import Generation, Prompt, Relevance, Step
 
 VISION = Path(__file__).parent / "vision"
 EXAMPLES = VISION / "examples"
 SETTINGS = VISION / "settings.json"
+AUDIO = Path(__file__).parent / "audio"
 FALLBACK: dict[str, dict[str, Any]] = {"lime": {"lr": 1e-2}}
 DECISION = f"{YES} rather than {NO}"
 Cells = npt.NDArray[np.float64]
@@ -31,25 +35,36 @@ Cells = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Example:
-    """A curated question: its picture, the whole user turn and its parts, the true answer, boxes in pixels."""
+    """A curated question: its picture or sound, the whole user turn and its parts, the true answer.
+
+    ``objects``: boxes in pixels of what the picture shows, or (onset, offset) in seconds of what the recording holds.
+    """
 
     id: str
-    image: Path
+    file: Path
     text: str
     label: str
     cell: str = ""
     hint: str = ""
     question: str = ""
     object: str = ""
-    objects: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    objects: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    kind: Literal["image", "audio"] = "image"
+
+    @property
+    def noun(self) -> str:
+        return {"image": "picture", "audio": "sound"}[self.kind]
 
     @property
     def area(self) -> float | None:
-        """The part of the picture that the object asked for covers; None where it is not there."""
+        """The part of the picture or recording that the object asked for covers; None where it is not there."""
         if self.object not in self.objects:
             return None
+        if self.kind == "audio":
+            onset, offset = self.objects[self.object]
+            return (offset - onset) / (read_audio(str(self.file), RATE).size / RATE)
         left, top, right, bottom = self.objects[self.object]
-        width, height = read_image(str(self.image)).size
+        width, height = read_image(str(self.file)).size
         return (right - left) * (bottom - top) / (width * height)
 
 
@@ -74,7 +89,7 @@ class Decision:
     """Where the unchanged model's yes-rather-than-no comes from: relevance of the difference of the two logits.
 
     What supports both alike cancels out; what is left is what the model decides by. ``inside``: the part of the
-    picture's ``sum |R|`` that lies in the box of the object asked for, None where it is not there.
+    picture's (sound's) ``sum |R|`` that lies in the box (time) of the object asked for, None where it is not there.
     """
 
     example: Example
@@ -92,15 +107,18 @@ def curated(folder: Path = EXAMPLES) -> tuple[tuple[Example, ...], str]:
     """
     listing = folder / "examples.json"
     if not listing.is_file():
-        raise DataError(f"no examples at {listing.name}", hint="the recipe writes them: python -m recipes.demo_vision")
+        raise DataError(
+            f"no examples at {listing.name}", hint="the recipe writes them: python -m recipes.demo_vision.train"
+        )
     found = json.loads(listing.read_text(encoding="utf-8"))
     names = Example.__dataclass_fields__
-    rows = [
-        Example(**{k: folder / v if k == "image" else v for k, v in r.items() if k in names}) for r in found["examples"]
-    ]
+    rows = []
+    for r in found["examples"]:
+        kind: Literal["image", "audio"] = "audio" if "audio" in r else "image"
+        rows.append(Example(**{k: v for k, v in r.items() if k in names}, file=folder / r[kind], kind=kind))
     if not rows:
         raise DataError(
-            f"{listing.name} lists no examples", hint="run the recipe to its end: python -m recipes.demo_vision"
+            f"{listing.name} lists no examples", hint="run the recipe to its end: python -m recipes.demo_vision.train"
         )
     return tuple(rows), str(found.get("rule", ""))
 
@@ -126,7 +144,7 @@ def spread(rows: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
     return tuple(row for row in rows if id(row) in kept)
 
 
-def inside_box(relevance: Relevance, box: Sequence[int], size: tuple[int, int]) -> float | None:
+def inside_box(relevance: Relevance, box: Sequence[float], size: tuple[int, int]) -> float | None:
     """Share of the picture's ``|R|`` inside a box (left, top, right, bottom; pixels), by covered area of each cell."""
     spans = relevance.spans_of("image")
     if len(spans) != 1 or spans[0].grid is None:
@@ -136,7 +154,20 @@ def inside_box(relevance: Relevance, box: Sequence[int], size: tuple[int, int]) 
     return inside / whole if whole else 0.0
 
 
-def coverage(grid: Sequence[int], box: Sequence[int], size: tuple[int, int]) -> Cells:
+def inside_event(relevance: Relevance, onset: float, offset: float) -> float | None:
+    """Share of the sound's ``|R|`` between two moments (seconds), by covered time of each position."""
+    spans = relevance.spans_of("audio")
+    if len(spans) != 1 or spans[0].seconds is None:
+        return None
+    scores, seconds = relevance.on_seconds()
+    heat = np.abs(np.asarray(scores, dtype=np.float64))
+    edges = np.arange(len(heat) + 1) * seconds
+    covered = np.clip(np.minimum(edges[1:], offset) - np.maximum(edges[:-1], onset), 0.0, None) / seconds
+    whole = float(heat.sum())
+    return float((heat * covered).sum()) / whole if whole else 0.0
+
+
+def coverage(grid: Sequence[int], box: Sequence[float], size: tuple[int, int]) -> Cells:
     """The part of each cell ``[rows, columns]`` that lies in the box."""
 
     def along(cells: int, length: int, start: float, stop: float) -> Cells:
@@ -153,11 +184,11 @@ def outcome_of(adapter: Adapter, example: Example, said: Generation, folder: Pat
     found = words(said)
     first = found[0] if found else None
     relevance = word_relevance(said, first) if first is not None else None
-    path = folder / f"{example.image.stem}-{said.strategy}.png"
+    path = folder / f"{example.file.stem}-{said.strategy}.png"
     if relevance is not None and first is not None:
-        overlay(relevance, media_of(adapter, example), word=first.text, strategy=said.strategy, path=path)
+        draw(adapter, example, relevance, first.text, said.strategy, path)
     right = first is not None and first.text.casefold() == example.label.casefold()
-    share = word_shares(said, first).get("image", 0.0) if first is not None else 0.0
+    share = word_shares(said, first).get(example.kind, 0.0) if first is not None else 0.0
     return Outcome(example, said, first, right, share, path)
 
 
@@ -167,9 +198,13 @@ def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path
     found = rather_than(attribute(adapter, prompt.tensors, yes), attribute(adapter, prompt.tensors, no))
     inside = None
     if example.object in example.objects:
-        inside = inside_box(found, example.objects[example.object], read_image(str(example.image)).size)
-    path = folder / f"{example.image.stem}-decision.png"
-    overlay(found, media_of(adapter, example), word=DECISION, path=path)
+        place = example.objects[example.object]
+        if example.kind == "audio":
+            inside = inside_event(found, *place)
+        else:
+            inside = inside_box(found, place, read_image(str(example.file)).size)
+    path = folder / f"{example.file.stem}-decision.png"
+    draw(adapter, example, found, DECISION, "", path)
     step = Step(yes, YES, relevance=found, shares=found.shares())
     return Decision(example, found, Generation(YES, (yes,), (step,), prompt, DECISION), inside, path)
 
@@ -183,7 +218,19 @@ def _token(adapter: Adapter, answer: str) -> int:
     return ids[0]
 
 
+def draw(adapter: Adapter, example: Example, relevance: Relevance, word: str, strategy: str, path: Path) -> None:
+    """Relevance on the picture, or over the seconds of the sound."""
+    media = media_of(adapter, example)
+    if example.kind == "audio":
+        samples, rate = media.sounds[0]
+        waveform(relevance, samples, rate, word=word, strategy=strategy, path=path)
+    else:
+        overlay(relevance, media, word=word, strategy=strategy, path=path)
+
+
 def media_of(adapter: Adapter, example: Example) -> Media:
-    """The example's picture and the part of it that the model sees."""
-    image = read_image(str(example.image))
+    """The example's picture and the part of it that the model sees, or its sound."""
+    if example.kind == "audio":
+        return Media(sounds=[(read_audio(str(example.file), RATE), RATE)])
+    image = read_image(str(example.file))
     return Media([image], [seen_box(getattr(adapter.processor, "image_processor", None), image.size)])

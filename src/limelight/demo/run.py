@@ -1,4 +1,4 @@
-"""``limelight demo``: plain greedy and LIME side by side on held-out pictures of the shipped miniature."""
+"""``limelight demo``: plain greedy and LIME side by side on held-out pictures (or recordings) of the shipped miniatures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rich.text import Text
 from limelight.decoding.generate import generate
 from limelight.decoding.registry import strategy as by_name
 from limelight.demo.outcome import (
+    AUDIO,
     DECISION,
-    EXAMPLES,
+    VISION,
     Decision,
     Outcome,
     chosen_settings,
@@ -49,10 +50,11 @@ class Demo:
 def run_demo(
     out: Path,
     *,
-    model: str | Path | Adapter = "demo-vision",
+    audio: bool = False,
+    model: str | Path | Adapter | None = None,
     strategies: Sequence[str] = ("lime",),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    examples: Path = EXAMPLES,
+    examples: Path | None = None,
     limit: int | None = None,
     console: Console | None = None,
     watch: Callable[[str], None] = lambda _: None,
@@ -61,6 +63,7 @@ def run_demo(
 
     Args:
         out: folder for the overlays and ``demo.html``; made if needed.
+        audio: the miniature that listens, and its recordings, instead of the one that looks.
         strategies: names that run beside greedy.
         settings: strategy -> settings; those of ``settings.json`` by default.
         limit: only so many examples, spread over their kinds.
@@ -71,21 +74,22 @@ def run_demo(
     """
     began = time.perf_counter()
     console = console or Console()
-    rows, rule = curated(examples)
+    home = AUDIO if audio else VISION
+    rows, rule = curated(examples or home / "examples")
     rows = spread(rows, limit)
-    given, note = chosen_settings() if settings is None else (dict(settings), "settings as given")
+    given, note = chosen_settings(home / "settings.json") if settings is None else (dict(settings), "settings as given")
     console.print(note, style="dim")
     out.mkdir(parents=True, exist_ok=True)
     watch("loading the miniature")
-    adapter = model if isinstance(model, Adapter) else load(model)
+    adapter = model if isinstance(model, Adapter) else load(model or ("demo-audio" if audio else "demo-vision"))
     named = {"greedy": by_name("greedy"), **{n: by_name(n, **given.get(n, {})) for n in strategies}}
     outcomes: dict[str, list[Outcome]] = {n: [] for n in named}
     decisions: list[Decision] = []
     cases: list[Case] = []
     for number, example in enumerate(rows, start=1):
-        prompt = adapter.prepare(example.text, {"image": [str(example.image)]})
+        prompt = adapter.prepare(example.text, {example.kind: [str(example.file)]})
         for name, method in named.items():
-            watch(f"{number} of {len(rows)}: {example.image.stem}, {name}")
+            watch(f"{number} of {len(rows)}: {example.file.stem}, {name}")
             said = generate(adapter, None, prompt, strategy=method, max_new_tokens=MAX_NEW_TOKENS)
             outcomes[name].append(outcome_of(adapter, example, said, out))
         decisions.append(decision_of(adapter, example, prompt, out))
@@ -110,6 +114,7 @@ def summarise(
 ) -> str:
     """What was seen, in a few sentences; ``picked``: the examples are ones that greedy gets wrong, which favours any change."""
     greedy = outcomes["greedy"]
+    noun = greedy[0].example.noun if greedy else "picture"
     parts = [f"Greedy is right on {sum(o.right for o in greedy)} of {len(greedy)}"]
     for name, found in outcomes.items():
         if name == "greedy":
@@ -117,25 +122,27 @@ def summarise(
         shares = f"{np.mean([o.share for o in greedy]):.0%} to {np.mean([o.share for o in found]):.0%}"
         kinds = {
             "the text misleads": [o for o in found if o.example.hint],
-            "the picture misleads": [o for o in found if not o.example.hint],
+            f"the {noun} misleads": [o for o in found if not o.example.hint],
         }
         told = "; ".join(f"{sum(o.right for o in rows)} of {len(rows)} where {k}" for k, rows in kinds.items() if rows)
         parts.append(
             f"{name} on {sum(o.right for o in found)} ({told}), "
-            f"with the picture's share of the deciding word going from {shares}"
+            f"with the {noun}'s share of the deciding word going from {shares}"
         )
     said = ", ".join(parts) + "."
     aimed = [(d.inside, d.example.area) for d in decisions if d.inside is not None]
     if aimed:
         inside, area = (float(np.mean([row[i] or 0.0 for row in aimed])) for i in (0, 1))
+        place = ("object", "in its box", "area") if noun == "picture" else ("event", "inside it", "time")
         said += (
-            f" Where the object asked for is there, {inside:.0%} of the picture's relevance for {DECISION} lies in its box"
-            f" ({area:.0%} of the area)."
+            f" Where the {place[0]} asked for is there, {inside:.0%} of the {noun}'s relevance for {DECISION} lies {place[1]}"
+            f" ({area:.0%} of the {place[2]})."
         )
     if picked:
+        table = "bench-quality" if noun == "picture" else "bench-quality-audio"
         said += (
-            " The pictures were picked because greedy errs on them, so they can show repairs but not harm;"
-            " the table of `make bench-quality` shows both."
+            f" The {noun}s were picked because greedy errs on them, so they can show repairs but not harm;"
+            f" the table of `make {table}` shows both."
         )
     return said
 
@@ -147,7 +154,9 @@ def _case(adapter: Adapter, outcomes: Sequence[Outcome], decision: Decision) -> 
         media_of(adapter, example),
         title=example.cell or example.id,
         question=example.text,
-        truth=f"{example.label} (in the picture: {', '.join(example.objects)})" if example.objects else example.label,
+        truth=f"{example.label} (in the {example.noun}: {', '.join(example.objects)})"
+        if example.objects
+        else example.label,
         verdicts=[o.right for o in outcomes],
         spell=lambda token: adapter.tokens([token])[0],
         asides=[decision.generation],
@@ -156,7 +165,7 @@ def _case(adapter: Adapter, outcomes: Sequence[Outcome], decision: Decision) -> 
 
 def _print(console: Console, number: str, outcomes: Sequence[Outcome], decision: Decision) -> None:
     example = decision.example
-    objects = f"; in the picture: {', '.join(example.objects)}" if example.objects else ""
+    objects = f"; in the {example.noun}: {', '.join(example.objects)}" if example.objects else ""
     console.print()
     console.print(
         Text.assemble((f"{number}  ", "dim"), (example.text, "bold"), f"   in truth: {example.label}{objects}")
@@ -164,7 +173,9 @@ def _print(console: Console, number: str, outcomes: Sequence[Outcome], decision:
     for o in outcomes:
         step = o.generation.steps[o.decisive.start] if o.decisive is not None else None
         mark = ("✓", "bold green") if o.right else ("✗", "bold red")
-        line = Text.assemble(f"  {o.generation.strategy:9} ", mark, f" {o.generation.text:<5}   picture {o.share:.0%}")
+        line = Text.assemble(
+            f"  {o.generation.strategy:9} ", mark, f" {o.generation.text:<5}   {example.noun} {o.share:.0%}"
+        )
         if step is not None:
             line.append(f"  probability {np.exp(step.logprob):.2f}")
             losses = [f"{k} loss {v[0]:.3g} → {v[-1]:.3g}" for k, v in step.losses.items() if v and k != "total"]
@@ -178,10 +189,12 @@ def _tops(relevance: Relevance, count: int = 4) -> str:
 
 
 def _picture(decision: Decision) -> str:
-    told = f"by the picture {decision.relevance.total('image'):+.2g}"
+    example = decision.example
+    told = f"by the {example.noun} {decision.relevance.total(example.kind):+.2g}"
     if decision.inside is None:
         return told
-    return f"{told}, {decision.inside:.0%} of it in the box of the {decision.example.object}"
+    place = "in the box of" if example.kind == "image" else "during"
+    return f"{told}, {decision.inside:.0%} of it {place} the {example.object}"
 
 
 def as_plain(demo: Demo) -> dict[str, Any]:
@@ -201,7 +214,7 @@ def as_plain(demo: Demo) -> dict[str, Any]:
                 "label": rows[0].example.label,
                 "answers": {
                     o.generation.strategy: {
-                        "text": o.generation.text, "right": o.right, "image_share": round(o.share, 4),
+                        "text": o.generation.text, "right": o.right, f"{o.example.kind}_share": round(o.share, 4),
                         "overlay": str(o.overlay),
                         "losses": {k: list(v) for k, v in (o.generation.steps[0].losses if o.generation.steps else {}).items()},
                     }

@@ -1,0 +1,21 @@
+"""The decoders of the audio quality table and the settings each may try on dev: at most four trials a decoder."""
+
+from __future__ import annotations
+
+from bench.quality_decoders import Decoder
+from bench.quality_decoders import _grid as grid
+
+DECODERS: tuple[Decoder, ...] = (
+    Decoder("greedy", "greedy"),
+    Decoder("sampled", "greedy", sample_seeds=(0, 1)),
+    Decoder("exact LIME (paper)", "lime", grid(lr=(3e-3, 1e-2)), questions=60),
+    Decoder(
+        "exact LIME, text positions", "lime", like="exact LIME (paper)", change={"reward": "text"}, control=True,
+        captions=False, questions=60,
+    ),
+    Decoder("cached LIME, margin", "lime-cached", grid(objective=("margin",), lr=(1e-3, 3e-3, 1e-2))),
+    Decoder("relevance-contrastive", "relevance-contrastive", grid(alpha=(1.0, 2.0, 4.0, 8.0))),
+    Decoder("AAD, silence", "aad", grid(alpha=(0.5, 1.0, 2.0))),
+    Decoder("AAD, no audio", "aad", grid(variant=("absent",), alpha=(0.5, 1.0, 2.0))),
+)  # fmt: skip
+BY_NAME = {d.name: d for d in DECODERS}

@@ -110,6 +110,26 @@ def test_detected_and_snapshot(adapter: Adapter) -> None:
     assert snapshot(adapter)["hooks"] != before["hooks"]
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "told"),
+    [
+        ("gemma4_moe", "2, 4, 2, 8 in 1 layers; 4, 1, 16 in 1 layers", "2 experts"),
+        ("gemma4", "4, 4, 2, 8 in 2 layers; 4, 2, 16 in 2 layers", "features enter by per_layer_inputs"),
+        ("mllama", "3, 4, 2, 8", "20 states beside the prompt (cross_attention_states)"),
+        ("glm4v_moe", "2, 4, 2, 16", "router"),
+    ],
+)
+def test_what_is_told_of_experts_further_entrances_and_layers_that_differ(name: str, sizes: str, told: str) -> None:
+    from limelight.cli.check import _hooks
+    from tests.tiny import built
+    from tests.zoo import ZOO
+
+    tiny = built(name)
+    assert detected(tiny)["layers, heads, kv heads, head size"] == sizes
+    ok, detail = _hooks(tiny, ZOO[name].inputs(tiny.model))
+    assert ok and told in detail
+
+
 def test_probe_media() -> None:
     assert probe_media("image").size == (224, 224)
     assert len(probe_media("video")) == 4

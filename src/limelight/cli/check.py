@@ -15,6 +15,8 @@ from torch import Tensor
 
 from limelight.errors import LimelightError
 from limelight.models.adapter import Adapter
+from limelight.models.capture import DecoderCall
+from limelight.models.detect import DecoderTraits
 from limelight.types import Prompt
 
 QUESTION = "What is this?"
@@ -45,12 +47,29 @@ def detected(adapter: Adapter) -> dict[str, Any]:
         "takes": ", ".join(sorted(set(adapter.placeholders.values()))),
         "placeholder tokens": ", ".join(f"{m} {i}" for i, m in sorted(adapter.placeholders.items())),
         "decoder": f"{path} ({type(adapter.decoder).__name__})",
-        "layers, heads, kv heads, head size": f"{traits.layers}, {traits.heads}, {traits.kv_heads}, {traits.head_dim}",
+        "layers, heads, kv heads, head size": f"{traits.layers}, {_sizes(traits)}",
         "hidden size, vocabulary": f"{traits.hidden}, {traits.vocab}",
         "parameters": f"{sum(p.numel() for p in parameters) / 1e6:.1f} M, {_dtypes(parameters)}",
         "head scale, soft-cap": f"{adapter.head_scalars.scale:g}, {adapter.head_scalars.cap or 'none'}",
         "lime settings": f"lr {paper.lr:g}, kl_weight {paper.kl_weight:g}, tau {paper.tau:g}, steps {paper.steps}",
     }
+
+
+def _sizes(traits: DecoderTraits) -> str:
+    """Of all layers, or of each kind of layer with how many there are."""
+    counts: dict[tuple[int, int, int], int] = {}
+    for size in traits.each.values():
+        counts[size] = counts.get(size, 0) + 1
+    if len(counts) < 2:
+        return f"{traits.heads}, {traits.kv_heads}, {traits.head_dim}"
+    return "; ".join(f"{', '.join(map(str, size))} in {n} layers" for size, n in counts.items())
+
+
+def _entrances(call: DecoderCall) -> str:
+    """Where features enter beside the embeddings."""
+    if call.beside is not None:
+        return f"; {call.front} states beside the prompt ({call.beside.name})"
+    return "" if call.doors is None else f"; features enter by {call.doors.name}, too"
 
 
 def _dtypes(parameters: list[Any]) -> str:
@@ -142,7 +161,7 @@ def _hooks(adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[bool, str]:
         name = str(getattr(site.kind, "value", site.kind))
         kinds[name] = kinds.get(name, 0) + 1
     rules = ", ".join(f"{n} {k}" for k, n in sorted(kinds.items()))
-    return True, f"{len(adapter.attention_layers)} attention layers; {rules}"
+    return True, f"{len(adapter.attention_layers)} attention layers; {rules}{_entrances(call)}"
 
 
 def _own(

@@ -79,6 +79,10 @@ def test_the_shipped_recordings_say_where_their_sounds_are() -> None:
         assert row.kind == "audio"
         assert row.file.is_file()
         assert all(0 <= on < off <= 4 for on, off in row.objects.values())
+    found, note = outcome.chosen_settings(outcome.AUDIO / "settings.json")
+    assert "dev" in note
+    assert {"lime", "aad"} <= set(found)
+    for row in rows:
         if row.area is not None:
             on, off = row.objects[row.object]
             assert row.area == pytest.approx((off - on) / 4)

@@ -20,6 +20,7 @@ from . import (
     ocr,
     omni,
     phi,
+    published,
     qwen,
     qwen3,
     recent,
@@ -58,6 +59,7 @@ ZOO: dict[str, Tiny] = {
         newest.ROWS,
         gemma3n.ROWS,
         stand_in.ROWS,
+        published.ROWS,
         further.ROWS,
     )
     for row in rows

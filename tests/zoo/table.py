@@ -28,7 +28,7 @@ WHOLE = "inside `model.generate`: `custom_generate(strategy, whole=model)`"
 HEAD = """# Families
 
 Written by `python -m tests.zoo.table` from the tables that the tests assert; a test keeps the two in step. Each row is a
-tiny random model of transformers' own class. The families are told by their structure: a fine-tune, another size or a
+tiny random model of transformers' own class (qwen_vl_chat and salmonn: of limelight's). The families are told by their structure: a fine-tune, another size or a
 family of the same build that is not listed works the same way, and `limelight models --check NAME_OR_PATH` tells for a
 checkpoint at hand.
 

@@ -85,12 +85,10 @@ def transcribe(
 
     chosen = _format(form, output, FORMATS)
     targets = _targets(files, output, FORMATS[chosen])
-    if chunk_seconds is None and chosen in ("srt", "vtt"):
-        chunk_seconds = SUBTITLE_SECONDS
     failed: list[Path] = []
     with terminal.quiet():
         from limelight.cli.transcribing import Job, wanted
-        from limelight.decoding.transcribe import prompt_for
+        from limelight.decoding.transcribe import CHUNK_SECONDS, prompt_for
 
         decoder = options.strategy_of(strategy, settings or [])
         todo = wanted(files, targets, overwrite)
@@ -98,9 +96,12 @@ def transcribe(
             return
         adapter = terminal.load(model, dtype, device, trust_remote_code)
         asked = prompt_for(adapter, prompt, language)
+        usual = SUBTITLE_SECONDS if chosen in ("srt", "vtt") else CHUNK_SECONDS
         documents: list[Any] = []
         for file, target in todo:
-            job = Job(adapter, file, target, model, asked, decoder, relevance, chunk_seconds, max_new_tokens, overwrite)
+            job = Job(
+                adapter, file, target, model, asked, decoder, relevance, chunk_seconds, usual, max_new_tokens, overwrite
+            )
             if len(todo) > 1 and target is None and chosen != "json":
                 terminal.out.print(f"== {file.name}", markup=False)
             try:

@@ -45,6 +45,7 @@ class Job:
     strategy: Strategy
     relevance: bool
     chunk_seconds: float | None
+    usual_seconds: float
     max_new_tokens: int | None
     anew: bool = False
 
@@ -61,11 +62,11 @@ class Job:
         """
         rate = sampling_rate(self.adapter)
         samples = read_audio(self.file, rate, max_seconds=MAX_SECONDS)
-        parts = cut(self.adapter, samples, rate, self.chunk_seconds)
+        parts = cut(self.adapter, samples, rate, self.chunk_seconds, self.usual_seconds)
         head = {
             "file": self.file.name, "model": self.model, "prompt": self.prompt, "strategy": self.strategy.name,
             "settings": {k: terminal.plain_value(v) for k, v in self.strategy.settings().items()},
-            "seconds": round(samples.size / rate, 3), "chunk_seconds": self.chunk_seconds,
+            "seconds": round(samples.size / rate, 3), "chunk_seconds": self.chunk_seconds or self.usual_seconds,
             "max_new_tokens": self.max_new_tokens, "relevance": self.relevance,
         }  # fmt: skip
         with self._kept(head) as (rows, keep), _progress(self.file.name, len(parts)) as moved:

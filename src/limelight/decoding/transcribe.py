@@ -116,15 +116,17 @@ def transcribe(
     return Transcript(tuple(found), samples.size / rate, asked, settings)
 
 
-def cut(adapter: Adapter, samples: Samples, rate: int, chunk_seconds: float | None = None) -> list[Piece]:
-    """The pieces in which a sound is transcribed.
+def cut(
+    adapter: Adapter, samples: Samples, rate: int, chunk_seconds: float | None = None, usual: float = CHUNK_SECONDS
+) -> list[Piece]:
+    """The pieces in which a sound is transcribed: of ``chunk_seconds``, else ``usual`` or the model's window at most.
 
     Raises:
-        SettingError: longer pieces than the model's window, or shorter than 0.2 s.
+        SettingError: pieces shorter than 0.2 s.
     """
     window = window_seconds(adapter.processor)
     if chunk_seconds is None:
-        return pieces(samples, rate, min(CHUNK_SECONDS, window or CHUNK_SECONDS))
+        return pieces(samples, rate, min(usual, window or usual))
     # processors that make windows themselves take more than one; those that do not refuse the piece (models.heard)
     return pieces(samples, rate, chunk_seconds)
 

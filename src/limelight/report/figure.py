@@ -42,7 +42,7 @@ def share_bar(axes: Any, relevance: Relevance) -> None:
     for modality, share in relevance.shares().items():
         axes.barh(0, share, left=start, height=1, color=MODALITY_COLOURS[modality])
         label = f"{modality} {share:.0%}"
-        if share > 0.02 * len(label):
+        if share > 0.016 * len(label):
             axes.text(start + share / 2, 0, label, ha="center", va="center", fontsize=8, color="white")
         start += share
     axes.set_xlim(0, max(start, 1e-9))

@@ -41,6 +41,7 @@ def test_pieces_partition_the_sound(size: int, longest: float, seed: int) -> Non
     assert all(a.stop == b.start for a, b in itertools.pairwise(found))
     assert all(0 < p.stop - p.start <= longest * 8000 for p in found)
     assert all(p.stop - p.start >= longest * 8000 / 2 - 160 for p in found[:-1])
+    assert len(found) == 1 or found[-1].stop - found[-1].start >= longest * 8000 / 4 - 160
 
 
 def test_levels_and_limits() -> None:

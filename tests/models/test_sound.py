@@ -123,6 +123,12 @@ def test_what_a_model_would_not_hear_is_refused() -> None:
         adapter.prepare("what is here ?", {"audio": [tone(0.3), tone(1.0)]})
 
 
+def test_a_sound_too_short_for_the_model() -> None:
+    adapter = Adapter(ZOO["qwen2_audio"].build(), audio_processor())
+    with pytest.raises(MediaError, match=r"a sound of 0\.001 s is too short"):
+        adapter.prepare("what is here ?", {"audio": tone(0.001)})
+
+
 def test_a_processor_with_windows_hears_all() -> None:
     adapter = Adapter(ZOO["audioflamingo3"].build(), audioflamingo3())
     prompt = adapter.prepare("what is here ?", {"audio": tone(1.2)})

@@ -17,6 +17,7 @@ from limelight.types import MODALITIES, Clip, Prompt
 
 Message = Mapping[str, Any]
 _PERCEPTS = ("image", "audio", "video")
+SHORT = 0.2  # seconds of sound that may be too few for one position
 
 
 def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[str, Any] | None = None) -> Prompt:
@@ -56,7 +57,7 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
     found["audio"] = [(read_audio(a, rate), rate) for a in found["audio"]]
     found["video"] = [read_video(v) for v in found["video"]]
     tensors = adapter.complete(_tensors(adapter, turns, found))
-    present = {MODALITIES[i] for i in set(adapter.modality_ids(tensors).flatten().tolist())}
+    present = _present(adapter, tensors, found)
     for kind in _PERCEPTS:
         if found[kind] and kind not in present and not (kind == "video" and "image" in present):
             raise PromptError(
@@ -64,6 +65,19 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
                 hint="the chat template leaves it out; put the model's placeholder into the words",
             )
     return Prompt(tensors, adapter.words(tensors), adapter.spans(tensors), {m: v for m, v in found.items() if v})
+
+
+def _present(adapter: Adapter, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:
+    """The modalities that have a position."""
+    try:
+        return {MODALITIES[i] for i in set(adapter.modality_ids(tensors).flatten().tolist())}
+    except PromptError as error:
+        shortest = min((len(samples) / rate for samples, rate in found["audio"]), default=1.0)
+        if shortest >= SHORT:
+            raise
+        raise MediaError(
+            f"a sound of {shortest:.3f} s is too short: the model makes no position of it", hint="pass a longer sound"
+        ) from error
 
 
 def as_messages(messages: Sequence[Message] | str, media: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@ def pieces(samples: npt.NDArray[np.float32], rate: int, longest: float) -> list[
     """Pieces of at most ``longest`` seconds, cut at the quietest place of the second half of what fits.
 
     A place is a silence when its level, averaged over 0.2 s, lies in the lower quarter between the sound's quiet (5th
-    percentile) and loud (95th) parts, in decibels; a piece that had to be cut elsewhere has ``quiet=False``.
+    percentile) and loud (95th) parts, in decibels; a piece that had to be cut elsewhere has ``quiet=False``. The last of
+    several pieces lasts a quarter of ``longest`` at least.
 
     Raises:
         SettingError: ``longest`` is shorter than 0.2 s.
@@ -46,7 +47,8 @@ def pieces(samples: npt.NDArray[np.float32], rate: int, longest: float) -> list[
     start = 0
     while samples.size - start > most:
         first = int(np.ceil((start + most / 2) / (STEP * rate)))
-        last = max(first + 1, int((start + most) / (STEP * rate)))
+        latest = min(start + most, samples.size - most / 4)  # leaves no crumb that a model makes nothing of
+        last = max(first + 1, int(latest / (STEP * rate)))
         looked = level[first:last] - np.linspace(0, 1, last - first)  # of equal places the later one, by up to 1 dB
         at = first + int(looked.argmin())
         stop = min(int(at * STEP * rate), start + most)

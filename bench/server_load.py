@@ -1,11 +1,12 @@
 """Load and faults: does the server keep answering, and does everybody get their own answer?
 
-    python -m bench.server_load                  32 clients for two minutes
+    python -m bench.server_load                  32 clients for two minutes, batches of 8, then a minute one by one
     python -m bench.server_load --seconds 30
+    python -m bench.server_load --table          write the figures of bench/results/server_load.json into docs/server.md
 
 A server process on 127.0.0.1 over the shipped miniature, one CPU thread. Well-behaved clients ask a fixed set of questions
-with several strategies, streamed and not, sampled and not; each answer (text, usage, grounding) must equal the one that the
-same request got when it was alone. Beside them, four clients misbehave: one vanishes mid-stream, one vanishes while waiting,
+with several strategies, streamed and not, sampled and not; each answer must equal the one that the same request got when it
+was alone: text, number of tokens, interventions and flags exactly, shares to 1e-3 (a padded batch rounds differently). Beside them, four clients misbehave: one vanishes mid-stream, one vanishes while waiting,
 one sends malformed bodies, one asks for a decoding method that raises inside the worker. At the end SIGTERM, with every
 client still waiting for an answer.
 """
@@ -17,11 +18,11 @@ import asyncio
 import base64
 import itertools
 import json
+import math
 import os
 import random
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from bench.server_table import RESULTS, at, problems, quantiles, table, written
 
 MODEL = "demo-vision"
 QUESTIONS = (
@@ -61,7 +64,7 @@ class Faulty:
         raise ZeroDivisionError("on purpose")
 
 
-def child(port: int, queue: int) -> None:
+def child(port: int, queue: int, batch: int) -> None:
     """The server process."""
     import logging
 
@@ -75,7 +78,7 @@ def child(port: int, queue: int) -> None:
 
     torch.set_num_threads(1)
     logging.getLogger("limelight.server").setLevel(logging.CRITICAL)
-    offer = Offer(MODEL, strategy=Faulty(), limits=Limits(queue=queue, per_client=queue, timeout=300))
+    offer = Offer(MODEL, strategy=Faulty(), limits=Limits(queue=queue, per_client=queue, timeout=300), batch=batch)
     server = configured(create_app(limelight.load(MODEL), offer), "127.0.0.1", port, drain_seconds=120)
     server.config.log_level, server.config.access_log = "error", False
     server.config.configure_logging()
@@ -92,6 +95,17 @@ class Tally:
     rss: list[float] = field(default_factory=list)
     tokens: int = 0
     wrong: list[str] = field(default_factory=list)
+
+
+def same(got: Any, want: Any) -> bool:
+    """Equal; numbers with a fraction to 1e-3."""
+    if isinstance(want, dict):
+        return isinstance(got, dict) and got.keys() == want.keys() and all(same(got[k], want[k]) for k in want)
+    if isinstance(want, (list, tuple)):
+        return isinstance(got, (list, tuple)) and len(got) == len(want) and all(map(same, got, want))
+    if isinstance(want, float):
+        return isinstance(got, float) and math.isclose(got, want, rel_tol=1e-3, abs_tol=1e-5)
+    return bool(got == want)
 
 
 def bodies() -> list[dict[str, Any]]:
@@ -147,7 +161,7 @@ async def client(
         if got == 429:
             tally.counts["429, asked again"] += 1
             await asyncio.sleep(0.2 + draw.random() * 0.3)
-        elif got == alone[number]:
+        elif same(got, alone[number]):
             tally.counts["answers equal to their sequential ones"] += 1
             tally.tokens += got[1]["completion_tokens"]
             tally.seconds.append(time.monotonic() - began)
@@ -209,21 +223,40 @@ async def watch(url: str, pid: int, tally: Tally) -> None:
             await asyncio.sleep(1)
 
 
-async def drained(url: str, process: subprocess.Popen[bytes], asked: list[dict[str, Any]], alone: list[Any]) -> str:
-    """SIGTERM while twelve requests are in the house."""
+async def drained(
+    url: str, process: subprocess.Popen[bytes], asked: list[dict[str, Any]], alone: list[Any]
+) -> tuple[int, float]:
+    """SIGTERM while twelve requests are in the house: how many were answered, and after how many seconds it was gone."""
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
         inside = [asyncio.ensure_future(ask(http, asked[i], i % 2 == 0)) for i in range(12)]
-        while (await http.get("/health")).json()["waiting"] < 6:
+        while await inside_of(http) < 10:
             await asyncio.sleep(0.01)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         got = await asyncio.gather(*inside, return_exceptions=True)
     await asyncio.to_thread(process.wait, 60)
-    right = sum(g == w for g, w in zip(got, alone, strict=False))
-    return f"{right} of 12 requests in the house answered, process gone after {time.monotonic() - began:.1f} s"
+    right = sum(same(g, w) for g, w in zip(got, alone, strict=False))
+    return right, time.monotonic() - began
 
 
-async def run(url: str, process: subprocess.Popen[bytes], clients: int, seconds: float) -> int:
+async def inside_of(http: httpx.AsyncClient) -> float:
+    """Requests in line and in the worker."""
+    value = await metrics(http)
+    return value["limelight_waiting"] + value["limelight_running"]
+
+
+async def metrics(http: httpx.AsyncClient) -> dict[str, float]:
+    page = (await http.get("/metrics")).text
+    return {line.split()[0]: float(line.split()[1]) for line in page.splitlines() if not line.startswith("#")}
+
+
+async def batches(http: httpx.AsyncClient) -> tuple[float, float]:
+    """Answers and batches so far."""
+    value = await metrics(http)
+    return value["limelight_batch_answers_sum"], value["limelight_batch_answers_count"]
+
+
+async def run(url: str, process: subprocess.Popen[bytes], clients: int, seconds: float) -> dict[str, Any]:
     asked, tally = bodies(), Tally()
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
         while True:
@@ -235,12 +268,12 @@ async def run(url: str, process: subprocess.Popen[bytes], clients: int, seconds:
                     raise
                 await asyncio.sleep(0.2)
         alone = [await ask(http, b, stream=False) for b in asked]
-        alone_again = [await ask(http, b, stream=True) for b in asked]
-    if alone != alone_again or any(not isinstance(a, tuple) for a in alone):
-        print("the sequential answers do not repeat")
-        return 1
+        again_alone = [await ask(http, b, stream=True) for b in asked]
+    if alone != again_alone or any(not isinstance(a, tuple) for a in alone):
+        raise SystemExit("the sequential answers do not repeat")
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=300, trust_env=False, limits=limits) as http:
+        before = await batches(http)
         tasks = [asyncio.ensure_future(client(http, asked, alone, tally, i)) for i in range(clients)]
         faults = (vanish_mid_stream, vanish_while_waiting, malformed, broken)
         tasks += [asyncio.ensure_future(again(url, act, asked[0], tally)) for act in faults]
@@ -251,26 +284,50 @@ async def run(url: str, process: subprocess.Popen[bytes], clients: int, seconds:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    print(f"{clients} clients and 4 misbehaving ones, {seconds:g} s, {len(asked)} different requests, streamed or not")
-    for name, count in sorted(tally.counts.items()):
-        print(f"  {count:6d} {name}")
-    if tally.seconds:
-        ordered = sorted(tally.seconds)
-        print(f"  {len(ordered) / seconds:.1f} answers/s, {tally.tokens / seconds:.0f} tokens/s, "
-              f"latency median {statistics.median(ordered):.2f} s, 95 % {ordered[int(len(ordered) * 0.95)]:.2f} s")  # fmt: skip
-    print(f"  /health: median {1e3 * statistics.median(tally.health):.0f} ms, max {1e3 * max(tally.health):.0f} ms")
-    if len(tally.rss) > 5:
-        print(
-            f"  memory: {tally.rss[5]:.0f} MB after 5 s, {max(tally.rss):.0f} MB peak, {tally.rss[-1]:.0f} MB at the end"
-        )
+    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+        after = await batches(http)
+    right, gone = await drained(url, process, asked, alone)
     for line in tally.wrong[:5]:
-        print("  ", line)
-    told = await drained(url, process, asked, alone)
-    print(f"  SIGTERM: {told}")
-    bad = any(name.isupper() or name.startswith("CLIENT FAILED") for name in tally.counts) or not told.startswith(
-        "12 of 12"
-    )
-    return int(bad or not tally.seconds)
+        print("  ", line, file=sys.stderr)
+    answers, rounds = after[0] - before[0], after[1] - before[1]
+    return {
+        "requests": len(asked),
+        "seconds": seconds,
+        "clients": clients,
+        "counts": dict(sorted(tally.counts.items())),
+        "answers_a_second": len(tally.seconds) / seconds,
+        "tokens_a_second": tally.tokens / seconds,
+        "mean_batch": answers / rounds if rounds else 0.0,
+        "latency": quantiles(tally.seconds),
+        "health": quantiles(tally.health),
+        "memory_mb": {"after 5 s": at(tally.rss, 5), "peak": max(tally.rss, default=0.0), "end": at(tally.rss, -1)},
+        "sigterm": {"in the house": 12, "answered": right, "seconds": gone},
+    }
+
+
+def measured(clients: int, seconds: float, queue: int, batch: int) -> dict[str, Any]:
+    """One server process, one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.server_load",
+        "--child",
+        str(port),
+        "--queue",
+        str(queue),
+        "--batch",
+        str(batch),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            found = asyncio.run(run(f"http://127.0.0.1:{port}", process, clients, seconds))
+        finally:
+            process.kill()
+    return {"batch": batch, **found}
 
 
 def main() -> int:
@@ -278,21 +335,29 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--queue", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--single-seconds", type=float, default=60, help="of the run one by one; 0: leave it out")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only write the table of --out into docs/server.md")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
-        child(given.child, given.queue)
+        child(given.child, given.queue, given.batch)
         return 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "bench.server_load", "--child", str(port), "--queue", str(given.queue)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, env=environment) as process:
-        try:
-            return asyncio.run(run(f"http://127.0.0.1:{port}", process, given.clients, given.seconds))
-        finally:
-            process.kill()
+    if given.table:
+        written(json.loads(given.out.read_text())["runs"])
+        return 0
+    runs = {f"batches of {given.batch}": measured(given.clients, given.seconds, given.queue, given.batch)}
+    if given.single_seconds:
+        runs["one by one"] = measured(given.clients, given.single_seconds, given.queue, 1)
+    wrong = [f"{name}: {what}" for name, found in runs.items() for what in problems(found)]
+    given.out.write_text(
+        json.dumps({"model": MODEL, "cpu_threads": 1, "runs": runs, "problems": wrong}, indent=1) + "\n"
+    )
+    print(table(runs))
+    for line in wrong:
+        print("PROBLEM", line)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -137,3 +137,26 @@ def test_too_many_bytes_other_statuses_and_slow_hosts() -> None:
 
     with pytest.raises(MediaError, match="too long"):
         fetch("https://a.example/", Slow(), fetch_seconds=0.05)
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "127.0.0.1", "localhost", "0", "169.254.169.254"]
+)
+def test_a_host_that_is_allowed_by_mistake_is_still_not_reached(host: str) -> None:
+    """The real resolver: other spellings of inward addresses lead to inward addresses."""
+    net = Net(reply(200, png()))
+    with pytest.raises(MediaError, match="public|fetched"):
+        asyncio.run(Fetcher(frozenset({host}), Limits(), net).fetch(f"https://{host}/latest/meta-data"))
+    assert net.connected == []
+
+
+def test_dns_that_changes_its_mind_is_asked_once() -> None:
+    answers = iter([[PUBLIC], ["127.0.0.1"]])
+    net = Net(reply(200, png()))
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return next(answers)
+
+    assert asyncio.run(Fetcher(HOSTS, Limits(), net, resolve).fetch("https://a.example/x.png")) == png()
+    assert net.connected == [f"{PUBLIC}:443"]
+    assert next(answers) == ["127.0.0.1"]

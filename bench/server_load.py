@@ -229,7 +229,7 @@ async def drained(
     """SIGTERM while twelve requests are in the house: how many were answered, and after how many seconds it was gone."""
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
         inside = [asyncio.ensure_future(ask(http, asked[i], i % 2 == 0)) for i in range(12)]
-        while await inside_of(http) < 10:
+        while await inside_of(http) < 10 and not all(task.done() for task in inside):
             await asyncio.sleep(0.01)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)

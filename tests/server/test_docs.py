@@ -47,3 +47,13 @@ def test_options_of_the_page_exist() -> None:
     named = set(re.findall(r"`(--[a-z-]+)", PAGE)) - {"--help"}
     assert named
     assert named <= options
+
+
+def test_the_table_of_load_is_the_measured_one() -> None:
+    from bench.server_table import BEGIN, END, RESULTS, problems, table
+
+    runs = json.loads(RESULTS.read_text())["runs"]
+    assert PAGE.partition(BEGIN)[2].partition(END)[0].strip() == table(runs)
+    assert [problems(found) for found in runs.values()] == [[], []]
+    broken = {**next(iter(runs.values())), "counts": {"WRONG OR LOST ANSWERS": 1}}
+    assert problems(broken) == ["1 WRONG OR LOST ANSWERS"]

@@ -145,7 +145,7 @@ def test_too_many_bytes_other_statuses_and_slow_hosts() -> None:
 def test_a_host_that_is_allowed_by_mistake_is_still_not_reached(host: str) -> None:
     """The real resolver: other spellings of inward addresses lead to inward addresses."""
     net = Net(reply(200, png()))
-    with pytest.raises(MediaError, match="public|fetched"):
+    with pytest.raises(MediaError, match=r"public|fetched"):
         asyncio.run(Fetcher(frozenset({host}), Limits(), net).fetch(f"https://{host}/latest/meta-data"))
     assert net.connected == []
 

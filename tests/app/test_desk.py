@@ -10,8 +10,9 @@ from PIL import Image
 import limelight
 from limelight.app.desk import Desk, Progress, Question
 from limelight.errors import LimelightError, MediaError, PromptError, SettingError
+from tests.report.examples import tone
 from tests.report.test_page import data_of
-from tests.tiny import vision_processor
+from tests.tiny import audio_processor, vision_processor
 from tests.zoo import ZOO
 
 ASK = "is there a cup ?"
@@ -53,6 +54,23 @@ def test_words_come_with_their_shares_and_then_the_page(desk: Desk) -> None:
 
 def test_what_it_can_be_shown(desk: Desk) -> None:
     assert desk.modalities == ("image",)
+
+
+def test_without_a_meter_the_page_has_the_heat_all_the_same(desk: Desk) -> None:
+    told = list(Desk(desk.adapter, meter=False).ask(question("greedy")))
+    assert not any(s.candidates for s in told[-2].answers[0].steps)
+    assert told[-1].answers[0].token_ids == plain(desk, "greedy").token_ids
+    assert all("h" in w for w in data_of(told[-1].page)["cases"][0]["columns"][0]["words"])
+
+
+def test_a_sound() -> None:
+    desk = Desk(limelight.wrap(ZOO["qwen2_audio"].build(), audio_processor()))
+    assert desk.modalities == ("audio",)
+    asked = Question("what do you hear ?", {"audio": [tone(0.5, 16000)]}, [limelight.greedy()], SETTINGS)
+    page = data_of(list(desk.ask(asked))[-1].page)["cases"][0]
+    assert [v["kind"] for v in page["views"]] == ["audio"]
+    assert page["media"]["sounds"][0]["seconds"] == 0.5
+    assert all(w["sh"]["audio"] > 0 for w in page["columns"][0]["words"])
 
 
 @pytest.mark.parametrize(

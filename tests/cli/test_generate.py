@@ -10,6 +10,7 @@ from PIL import Image
 
 import limelight
 from limelight.cli import terminal
+from limelight.errors import UnsupportedError
 from tests.cli.conftest import Run
 from tests.cli.test_main import flat
 from tests.report.test_page import data_of
@@ -131,3 +132,18 @@ def test_strategies_side_by_side_on_the_page(run: Run, checkpoint: Path, photo: 
     assert "about the page" in flat(run("generate", checkpoint, "--image", photo, *ASK, "--compare", "vcd").stderr)
     wrong = run("generate", checkpoint, "--image", photo, *ASK, "--compare", "nothing", "--html", page)
     assert "unknown strategy 'nothing'" in flat(wrong.stderr)
+
+
+def test_a_model_without_a_meter_is_told_of_the_flag(
+    run: Run, checkpoint: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> object:
+        raise UnsupportedError("no forward mode here", hint="greedy works")
+
+    monkeypatch.setattr("limelight.decoding.meter.meter_stream", refused)
+    page = tmp_path / "o.html"
+    ask = ("generate", checkpoint, "--image", photo, *ASK, "--html", page)
+    assert "greedy works; if it is the meter" in flat(run(*ask).stderr)
+    assert not page.exists()
+    assert run(*ask, "--no-meter").exit_code == 0
+    assert all("h" in w and "c" not in w for w in data_of(page.read_text())["cases"][0]["columns"][0]["words"])

@@ -49,10 +49,13 @@ class _LeftError(Exception):
 
 
 class Desk:
-    """One model that answers one question at a time; whoever comes meanwhile waits."""
+    """One model that answers one question at a time; whoever comes meanwhile waits.
 
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter = adapter
+    Without ``meter`` words have no colour until the page is there (a few models have no forward mode).
+    """
+
+    def __init__(self, adapter: Adapter, *, meter: bool = True) -> None:
+        self.adapter, self.meter = adapter, meter
         self._turn = threading.Lock()
 
     @property
@@ -106,7 +109,7 @@ class Desk:
                             self.adapter,
                             None,
                             prompt,
-                            strategy=watched(strategy),
+                            strategy=watched(strategy) if self.meter else strategy,
                             relevance=False,
                             on_step=said,
                             **settings,

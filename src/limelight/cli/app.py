@@ -21,6 +21,9 @@ def app(
     share: Annotated[
         str, typer.Option(help="on: a public link through Gradio's servers. off: none.", rich_help_panel=NETWORK)
     ] = "off",
+    meter: Annotated[
+        bool, typer.Option("--meter/--no-meter", help="Colour words as they come; a few models have no meter.")
+    ] = True,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
@@ -51,7 +54,7 @@ def app(
     from limelight.cli import terminal
 
     with terminal.quiet():
-        desk = Desk(terminal.load(model, dtype, device, trust_remote_code))
+        desk = Desk(terminal.load(model, dtype, device, trust_remote_code), meter=meter)
         known = _known()
     blocks = build(desk, options.strategy_of, known, name=model, examples=_examples(model))
     terminal.err.print(f"http://{host}:{port} (Ctrl-C ends it)", markup=False)

@@ -102,7 +102,7 @@ def generate(
         adapter = terminal.load(model, dtype, device, trust_remote_code)
         asked = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         began = time.perf_counter()
-        with terminal.token_progress(max_new_tokens, strategy) as moved:
+        with terminal.token_progress(max_new_tokens, strategy) as moved, options.metered(html is not None and meter):
             said = answer(
                 adapter, None, asked, strategy=watched(chosen) if html is not None and meter else chosen,
                 relevance=relevance, max_new_tokens=max_new_tokens, on_step=moved, **extra,
@@ -118,7 +118,7 @@ def generate(
 
                 shown = [explained(adapter, said)]
                 for other in beside:
-                    with terminal.token_progress(max_new_tokens, other.name) as moved:
+                    with terminal.token_progress(max_new_tokens, other.name) as moved, options.metered(meter):
                         more = answer(
                             adapter, None, asked, strategy=watched(other) if meter else other, max_new_tokens=max_new_tokens,
                             on_step=moved, **extra,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limelight.errors import SettingError
+from limelight.errors import ModelError, SettingError, UnsupportedError
 
 if TYPE_CHECKING:
     from limelight.decoding.strategy import Strategy
@@ -188,6 +189,18 @@ def sampling(
         "top_k": 0,
         "seed": seed,
     }
+
+
+@contextmanager
+def metered(meter: bool) -> Iterator[None]:
+    """What a model has no meter for is told with the flag that leaves the meter out."""
+    try:
+        yield
+    except (ModelError, UnsupportedError) as error:
+        if not meter:
+            raise
+        told = "if it is the meter that cannot work on this model, say --no-meter"
+        raise type(error)(error.message, hint=f"{error.hint}; {told}" if error.hint else told) from error
 
 
 def check_outputs(overlay: Path | None, html: Path | None, word: str | None) -> None:

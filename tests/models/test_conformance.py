@@ -27,7 +27,6 @@ RAISES: dict[str, tuple[str, str]] = {
     "inkling": ("UnknownKindError", "r_proj"),
     "inkling2": ("UnknownKindError", "r_proj"),
     "minimax_m3_vl": ("UnknownKindError", "mlp"),
-    "mistral_large4": ("UnknownKindError", "softmax_scaling"),
     "muse_spark": ("UnknownKindError", "norm"),
     "idefics": ("NotMultimodalError", "names no image"),
     "kosmos2": ("NotMultimodalError", "names no image"),

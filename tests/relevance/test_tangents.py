@@ -23,9 +23,8 @@ RAISES: dict[str, tuple[type[LimelightError], str]] = {
     "qwen4_exp": (UnknownKindError, "hyper_connection"),
     "minimax_m3_vl": (UnknownKindError, "mlp"),  # act(gate) * up without an activation module
     "unlimited_ocr": (UnsupportedError, "layers of its own kind of cache"),  # a window that spares the prompt
-    "mistral_large4": (UnknownKindError, "softmax_scaling"),
     "glm5_next": (UnknownKindError, "b_proj"),
-    "dots3_note": (UnsupportedError, "indexer"),  # sparse attention
+    **dict.fromkeys(("dots3_note", "mistral_large4"), (UnsupportedError, "indexer")),  # sparse attention
     **dict.fromkeys(("inkling", "inkling2"), (UnknownKindError, "r_proj")),
     "muse_spark": (UnknownKindError, "post_feedforward_layernorm"),  # scaled before it is normalised
     **dict.fromkeys(("idefics", "kosmos2", "kosmos2_5"), (LimelightError, "names no image")),

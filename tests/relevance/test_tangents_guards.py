@@ -187,7 +187,7 @@ def test_what_attention_would_leave_out_is_refused(name: str) -> None:
     assert "greedy" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["inkling", "inkling2", "mistral_large4", "dots3_note"])
+@pytest.mark.parametrize("name", ["inkling", "inkling2"])
 def test_without_rules_such_families_are_refused_too(name: str) -> None:
     adapter = Adapter(ZOO[name].build())
     with pytest.raises(UnsupportedError, match="hands its attention"):

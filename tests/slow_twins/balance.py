@@ -61,8 +61,9 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
 
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(attached(adapter, composite, scores))
+        scaling = {id(s.module) for s in survey(adapter.decoder) if s.kind is Kind.SCALE}  # their bias multiplies
         for module in [*adapter.decoder.modules(), adapter.head]:
-            if isinstance(getattr(module, "bias", None), nn.Parameter):
+            if id(module) not in scaling and isinstance(getattr(module, "bias", None), nn.Parameter):
                 stack.callback(module.register_forward_hook(keep_bias).remove)
             if isinstance(module, nn.Embedding):
                 stack.callback(module.register_forward_hook(keep_positions).remove)

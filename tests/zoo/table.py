@@ -15,7 +15,6 @@ WHY: dict[str, str] = {
     "hyper_connection": "several residual streams, mixed anew at every layer; sparse attention",
     "b_proj": "linear-attention layers keep a state instead of keys and values",
     "r_proj": "relative positions and convolutions inside attention",
-    "softmax_scaling": "queries are scaled by a module of another kind",
     "indexer": "sparse attention: an indexer chooses the keys each query sees",
     "gated mlp": "an activation that keeps the largest entries only, and several residual streams that are rescaled",
     "mlp": "a gate that is clamped and shifted in line",

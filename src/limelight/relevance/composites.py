@@ -27,6 +27,7 @@ from limelight.relevance.gated_attention import GateSpec, checked, gate_rule
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, survey
 from limelight.relevance.mixer_parts import Divisors, Mixer
 from limelight.relevance.mixers import mixer_rule
+from limelight.relevance.scales import scale_rule
 
 Undo = Callable[[], None]
 Rule = Callable[[Site], Undo]
@@ -125,6 +126,10 @@ def _written_rule(spec: GatedSpec, gate: nn.Module, up: nn.Module, original: Cal
     return forward
 
 
+def _scale_rule(site: Site) -> Undo:
+    return replace_forward(site.module, scale_rule(site.name, site.module))
+
+
 def _router_rule(site: Site) -> Undo:
     return replace_forward(site.module, router_rule(site.module))
 
@@ -157,6 +162,7 @@ _ELEMENTWISE: dict[Kind, Rule] = {
     Kind.GATE: _gate_rule,
     Kind.ROUTER: _router_rule,
     Kind.SELECTION: _router_rule,
+    Kind.SCALE: _scale_rule,
     Kind.EXPERTS: _experts_rule,
 }
 

@@ -7,6 +7,7 @@
     GATE        of an attention's output: :mod:`limelight.relevance.gated_attention`
     SELECTION   of the keys a query sees, by an indexer (sparse attention): a constant
     EXPERTS, ROUTER   of a mixture: :mod:`limelight.relevance.experts`
+    SCALE       scales its input by what its further arguments say, linear in it
     MIXER       a recurrence or convolution in place of attention: :mod:`limelight.relevance.mixers`
     LINEAR      plain for relevance
 
@@ -32,6 +33,7 @@ from limelight.relevance.experts import ExpertsSpec, experts_spec, routers, stac
 from limelight.relevance.gated_attention import GateSpec, gate_spec
 from limelight.relevance.mixer_parts import Mixer
 from limelight.relevance.mixers import mixer_spec
+from limelight.relevance.scales import takes_more
 
 
 class Kind(Enum):
@@ -41,6 +43,7 @@ class Kind(Enum):
     ATTENTION = "attention"
     GATE = "gate"
     MIXER = "mixer"
+    SCALE = "scale"
     EXPERTS = "experts"
     ROUTER = "router"
     SELECTION = "selection"
@@ -198,6 +201,8 @@ def _leaf_site(name: str, module: nn.Module) -> Site | None:
     own = list(module.parameters(recurse=False))
     if isinstance(module, (nn.Dropout, nn.Identity)):
         return None
+    if own and all(p.ndim == 1 for p in own) and takes_more(module):
+        return Site(Kind.SCALE, name, module)
     if not own:
         verdict = _probe_elementwise(module)
         if verdict == "identity":

@@ -1,0 +1,41 @@
+"""Modules that scale their first argument by what the others say (queries by their position)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import UnknownKindError
+
+HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
+
+
+def scale_rule(name: str, module: nn.Module) -> Callable[..., Tensor]:
+    """The forward of a module that scales its first argument by what the others say (queries by their position).
+
+    It must be linear in it, which is asked at every run: then the plain gradient is the rule.
+    """
+    original = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = original(x, *args, **kwargs)
+        with torch.no_grad():
+            other = x.detach().flip(-1)
+            both = original(x.detach() + other, *args, **kwargs)
+            apart = out.detach() + original(other, *args, **kwargs)
+        slack = 1e-4 if out.dtype in (torch.float32, torch.float64) else 5e-2
+        if out.shape != x.shape or float((both - apart).abs().max()) > slack * (1 + float(both.abs().max())):
+            raise UnknownKindError(f"{name} ({type(module).__name__}) is not linear in its first argument", hint=HINT)
+        return out
+
+    return forward
+
+
+def takes_more(module: nn.Module) -> bool:
+    """Whether forward requires arguments beside its input."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[2:]
+    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)

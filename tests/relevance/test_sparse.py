@@ -1,0 +1,72 @@
+"""Sparse attention with so few keys that the choice matters; scales by position are linear."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import UnknownKindError, UnsupportedError
+from limelight.models.adapter import Adapter
+from limelight.relevance.composites import CP_LRP
+from limelight.relevance.kinds import Kind, survey
+from limelight.relevance.scales import scale_rule, takes_more
+from tests.relevance.forward_mode import prefilled
+from tests.slow_twins.balance import sheet
+from tests.tiny import fresh
+from tests.wide import prompt
+from tests.zoo import ZOO
+
+SPARSE = ("dots3_note", "mistral_large4")
+sparse = pytest.mark.parametrize("name", SPARSE)
+
+
+def narrowed(name: str, keys: int, dtype: torch.dtype = torch.float32) -> Adapter:
+    """The family with so few keys a query that the choice matters."""
+    adapter = fresh(name, dtype)
+    for site in survey(adapter.decoder):
+        if site.kind is Kind.SELECTION:
+            site.module.index_topk = keys
+    return adapter
+
+
+@sparse
+def test_a_narrow_choice_is_the_models_own_and_relevance_conserves(name: str) -> None:
+    adapter, wide = narrowed(name, 4), narrowed(name, 64)
+    inputs = ZOO[name].inputs(adapter.model)
+    with torch.no_grad():
+        want = adapter.model(**inputs).logits
+        assert torch.equal(adapter.logits(adapter.hidden(adapter.capture(inputs))), want)
+        assert float((wide.model(**inputs).logits - want).abs().max()) > 0.01
+    exact = narrowed(name, 4, torch.float64)
+    got = sheet(exact, ZOO[name].inputs(exact.model), CP_LRP)
+    logit = got.pop("logit")
+    assert sum(got.values()) == pytest.approx(logit, abs=3e-6 * (1 + abs(logit)))
+
+
+@sparse
+def test_forward_mode_names_the_fallback(name: str) -> None:
+    adapter = fresh(name)
+    _, call, percept = prompt(name, adapter)
+    with pytest.raises(UnsupportedError, match="indexer") as caught:
+        prefilled(adapter, call, percept)
+    assert "exact mode" in caught.value.hint
+
+
+class Scale(nn.Module):
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__()
+        self.scale, self.power = nn.Parameter(torch.ones(3)), power
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x.sign() * x.abs() ** self.power * self.scale * positions[..., None]
+
+
+def test_a_scale_by_position_is_linear_or_refused() -> None:
+    x, positions = torch.randn(2, 4, 3), torch.arange(4.0)
+    assert takes_more(Scale())
+    assert not takes_more(nn.LayerNorm(3))
+    assert torch.equal(scale_rule("a", Scale())(x, positions), Scale()(x, positions))
+    with pytest.raises(UnknownKindError, match="not linear") as caught:
+        scale_rule("a", Scale(2.0))(x, positions)
+    assert caught.value.hint

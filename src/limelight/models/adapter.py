@@ -52,6 +52,7 @@ class Adapter:
                 hint="limelight.load(name or folder) loads one; limelight.wrap(model, processor) takes a loaded one",
             )
         self.processor = processor
+        self._inside = False
         self.decoder: Any = detect.find_decoder(model)
         self.traits = detect.decoder_traits(model, self.decoder)
         self.family: Family = family_of(self.whole.config)
@@ -85,8 +86,16 @@ class Adapter:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """This thread alone is inside the model, and its modules run uncompiled; may be nested."""
-        with lock_of(self.decoder), uncompiled(self.model):
-            yield
+        with lock_of(self.decoder):
+            if self._inside:  # the lock is this thread's, so this is a block within another
+                yield
+                return
+            self._inside = True
+            try:
+                with uncompiled(self.model):
+                    yield
+            finally:
+                self._inside = False
 
     @contextmanager
     def routed(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, UnsupportedError
+from limelight.models.unwrapped import modules_of
 
 NAME = "limelight"
 # Arguments of some families' own attention that change its result and that this one does not compute.
@@ -242,7 +243,7 @@ def switched(decoder: nn.Module) -> Iterator[None]:
     register()
     before: list[tuple[Any, Any]] = []
     seen: set[int] = set()
-    for module in decoder.modules():
+    for module in modules_of(decoder):
         config = getattr(module, "config", None)
         if config is None or id(config) in seen or not hasattr(config, "_attn_implementation"):
             continue

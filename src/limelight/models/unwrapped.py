@@ -42,6 +42,18 @@ def unwrapped(model: Any) -> Any:
     return inner
 
 
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module once, like ``model.modules()`` in another order; light enough for every token."""
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield module
+            waiting.extend(child for child in module._modules.values() if child is not None)
+
+
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Inside the block every module of ``model`` runs as it was written, whichever way it was compiled.
@@ -52,7 +64,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
         yield
         return
     before: list[tuple[dict[str, Any], str, Any]] = []
-    for module in model.modules():
+    for module in modules_of(model):
         own = vars(module)
         if own.get("_compiled_call_impl") is not None:
             before.append((own, "_compiled_call_impl", own["_compiled_call_impl"]))

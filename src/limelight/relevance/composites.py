@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from limelight.errors import HookError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import AttentionHook, attention_hooks, check_bound
+from limelight.models.unwrapped import modules_of
 from limelight.relevance import rules
 from limelight.relevance.differentiable import check_differentiable
 from limelight.relevance.experts import ExpertsSpec, experts_rule, router_rule, routers
@@ -186,7 +187,7 @@ _DIFFERENTIABLE: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
 
 def _structure(adapter: Adapter) -> _Structure:
     """Which module instances there are: adapters and quantisers exchange them."""
-    return (*map(id, adapter.decoder.modules()), id(adapter.head))
+    return (*map(id, modules_of(adapter.decoder)), id(adapter.head))
 
 
 def sites_of(adapter: Adapter) -> list[Site]:

@@ -26,6 +26,7 @@ from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.dual_attention import FALLBACK, Mode, Offsets
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_check import reading, require_twins
+from limelight.relevance.dual_head import plain_head, project
 from limelight.relevance.dual_inputs import last_rows, longer, repeated
 from limelight.relevance.dual_rules import DualRules
 
@@ -242,7 +243,7 @@ class DualStream:
         """
         hidden = output.hidden
         head: Any = self.adapter.head
-        raw = head(hidden)
+        raw = project(head, hidden)
         raw = raw.to(self.call.embeds.device, torch.promote_types(raw.dtype, torch.float32))
         logits, phi = raw[0], raw[1:]
         if not (type(head) is nn.Linear and head.bias is None):  # an adapter may hide a bias: ask the module
@@ -257,9 +258,7 @@ class DualStream:
     def phi_of(self, output: DualOutput, tokens: Tensor) -> Tensor:
         """Phi ``[C, B, k]`` of some tokens ``[B, k]`` only: rows of the output embedding instead of all of it."""
         head: Any = self.adapter.head
-        plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter  # neither quantised nor adapted
-        plain = plain and "forward" not in vars(head)  # nor dispatched by accelerate
-        if self.adapter.head_scalars.cap is not None or not plain:
+        if self.adapter.head_scalars.cap is not None or not plain_head(head):
             phi = self.heads(output)[1]
             return phi.gather(-1, tokens.expand(phi.shape[0], -1, -1))
         rows = torch.nn.functional.embedding(tokens, head.weight)  # [B, k, D]

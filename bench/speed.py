@@ -252,6 +252,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one prompt length, batch 1, one repeat")
+    parser.add_argument(
+        "--groups", nargs="+", metavar="TOKENSxBATCH",
+        help="measure only these (600x1 2400x8) and keep the other rows of the file; ratios are within a group",
+    )  # fmt: skip
     parser.add_argument("--gpu", action="store_true", help="7B-shaped random model on the first GPU")
     parser.add_argument("--kept", action="store_true", help="only the cells that an interrupted run has finished")
     parser.add_argument("--flops", action="store_true", help=argparse.SUPPRESS)
@@ -268,7 +272,15 @@ def main() -> None:
         print(json.dumps(row))
         return
     cells = plan(quick=args.quick, gpu=args.gpu)
+    groups = {f"{length}x{batch}" for _, length, batch, *_ in cells}
+    if args.groups and not set(args.groups) <= groups:
+        parser.error(f"expected groups among {', '.join(sorted(groups))}, got {' '.join(args.groups)}")
+    out = args.out or (None if args.quick else RESULTS / ("speed_gpu.json" if args.gpu else "speed.json"))
     rows: list[dict[str, Any]] = []
+    if args.groups:
+        cells = [c for c in cells if f"{c[1]}x{c[2]}" in args.groups]
+        before = json.loads(out.read_text())["rows"] if out is not None and out.exists() else []
+        rows += [r for r in before if f"{r['prompt_tokens']}x{r['batch']}" not in args.groups]
     for i, (name, length, batch, tokens, repeats) in enumerate(cells):
         print(f"[{i + 1}/{len(cells)}] {name}, {length} prompt tokens, batch {batch}", file=sys.stderr, flush=True)
         row = cell(name, length, batch, tokens, repeats, gpu=args.gpu, flops=not args.quick, only_kept=args.kept)
@@ -278,7 +290,6 @@ def main() -> None:
     rows = [r for r in rows if (r["prompt_tokens"], r["batch"]) in measured]
     rows = with_ratios(sorted(rows, key=lambda r: (r["prompt_tokens"], r["batch"])))
     print(table(rows))
-    out = args.out or (None if args.quick else RESULTS / ("speed_gpu.json" if args.gpu else "speed.json"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         machine = {

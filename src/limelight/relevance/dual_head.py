@@ -29,7 +29,7 @@ class _FewRows(torch.autograd.Function):
 def plain_head(head: nn.Module) -> bool:
     """A linear layer without a bias, neither quantised, adapted nor dispatched by accelerate."""
     exact = type(head) is nn.Linear and type(head.weight) is nn.Parameter
-    return exact and head.bias is None and "forward" not in vars(head)
+    return exact and getattr(head, "bias", None) is None and "forward" not in vars(head)
 
 
 def project(head: nn.Module, hidden: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ WHY: dict[str, str] = {
     "gated mlp": "an activation that keeps the largest entries only, and several residual streams that are rescaled",
     "mlp": "a gate that is clamped and shifted in line",
     "norm": "a norm that scales before it normalises",
-    "names no image": "no token of the prompt stands for the picture: pass `modality_ids`",
+    "names no image": "config and processor name no token that stands for the picture",
     "layers of its own kind of cache": "a window that spares the prompt is kept in a cache of the family's own",
     "deepstack": "vision features enter again in deeper layers",
 }

@@ -32,5 +32,13 @@ def test_other_heads_are_called() -> None:
     assert not plain_head(hooked)
     assert torch.equal(project(biased, hidden), biased(hidden))
     assert bool((project(hooked, hidden) == 7.0).all())
+    listened = nn.Linear(6, 40, bias=False)
+    for handle in (
+        listened.register_forward_hook(lambda _m, _a, out: out * 3),
+        listened.register_forward_pre_hook(lambda _m, args: (args[0] * 3,)),
+    ):
+        assert not plain_head(listened)
+        assert torch.equal(project(listened, hidden), listened(hidden))
+        handle.remove()
     narrow = nn.Linear(6, 40, bias=False, dtype=torch.bfloat16)
     assert torch.equal(project(narrow, hidden.bfloat16()), narrow(hidden.bfloat16()))

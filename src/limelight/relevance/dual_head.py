@@ -27,9 +27,10 @@ class _FewRows(torch.autograd.Function):
 
 
 def plain_head(head: nn.Module) -> bool:
-    """A linear layer without a bias, neither quantised, adapted nor dispatched by accelerate."""
+    """A linear layer without a bias, neither quantised, adapted, hooked nor dispatched by accelerate."""
     exact = type(head) is nn.Linear and type(head.weight) is nn.Parameter
-    return exact and getattr(head, "bias", None) is None and "forward" not in vars(head)
+    hooked = bool(head._forward_hooks or head._forward_pre_hooks)  # theirs is the last word on what comes out
+    return exact and not hooked and getattr(head, "bias", None) is None and "forward" not in vars(head)
 
 
 def project(head: nn.Module, hidden: Tensor) -> Tensor:

@@ -129,6 +129,31 @@ def test_others_wait_while_rules_are_attached() -> None:
     assert torch.equal(found[0], want)
 
 
+def test_frozen_weights_stay_frozen_until_their_own_thread_thaws_them() -> None:
+    model = llava(torch.float32)
+    adapter, other = Adapter(model), Adapter(model)
+    weights = list(model.parameters())
+    asked = [p.requires_grad for p in weights]
+    assert any(asked)
+    entered = threading.Event()
+
+    def freeze() -> None:
+        with other.frozen():
+            entered.set()
+
+    with adapter.frozen():
+        thread = threading.Thread(target=freeze)
+        thread.start()
+        assert not entered.wait(timeout=0.5), "another thread's end of the block would thaw these weights"
+        assert not any(p.requires_grad for p in weights)
+    thread.join(timeout=60)
+    assert entered.is_set()
+    assert [p.requires_grad for p in weights] == asked
+    with pytest.raises(ZeroDivisionError), adapter.frozen():
+        raise ZeroDivisionError
+    assert [p.requires_grad for p in weights] == asked
+
+
 def test_an_exception_gives_the_model_back() -> None:
     model = llava(torch.float32)
     adapter = Adapter(model)

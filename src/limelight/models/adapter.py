@@ -105,16 +105,17 @@ class Adapter:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """No parameter asks for a gradient inside the block: a graph through the model then keeps no activations for
-        gradients of weights that nobody takes."""
-        asking = [p for p in self.model.parameters() if p.requires_grad and not p.is_inference()]
-        try:
-            for parameter in asking:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in asking:
-                parameter.requires_grad_(True)
+        """No parameter asks for a gradient inside the block (exclusive: another thread's end would thaw it): a graph
+        through the model then keeps no activations for gradients of weights that nobody takes."""
+        with self.exclusive():
+            asking = [p for p in self.model.parameters() if p.requires_grad and not p.is_inference()]
+            try:
+                for parameter in asking:
+                    parameter.requires_grad_(False)
+                yield
+            finally:
+                for parameter in asking:
+                    parameter.requires_grad_(True)
 
     def complete(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs plus what the model needs and the caller may have left out; checked.

@@ -203,6 +203,9 @@ def test_what_is_refused(run: Run, listener: Path, talk: Path, tmp_path: Path, a
     with pytest.raises(MediaError, match="NaN"):
         limelight.transcribe(adapter, sound=(np.array([np.nan, 0.0]), RATE))
 
+    with pytest.raises(ValueError, match="max_new_tokens"):  # not taken for "left out"
+        limelight.transcribe(adapter, sound=talk, max_new_tokens=0)
+
 
 def test_formats() -> None:
     rows = [

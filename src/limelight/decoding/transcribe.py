@@ -146,7 +146,7 @@ def segment(
 ) -> Segment:
     """Transcribe one piece of a sound."""
     start, stop = piece.start / rate, piece.stop / rate
-    most = max_new_tokens or token_limit(stop - start)
+    most = token_limit(stop - start) if max_new_tokens is None else max_new_tokens
     said = generate(
         adapter, None, prompt, media={"audio": (samples[piece.start : piece.stop], rate)}, strategy=strategy,
         relevance=relevance, max_new_tokens=most, on_step=on_step, **generation_kwargs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from bench.quality_data import CAPTION_SETS, IMAGE_CELLS, TEXT_CELLS
 SPEED = Path(__file__).parent / "results" / "speed.json"
 # Rows of the quality table -> rows of the speed table that say what they cost.
 COST = {
-    "greedy": "greedy", "sampled": "greedy", "relevance-contrastive": "relevance-contrastive", "VCD": "VCD", "M3ID": "M3ID",
+    "greedy": "greedy", "sampled": "greedy", "relevance-contrastive": "relevance-contrastive",
     "relevance-contrastive, CP-LRP": "relevance-contrastive", "exact LIME (paper)": "exact LIME", "exact LIME, margin": "exact LIME",
+    "exact LIME, text positions": "exact LIME",
     "cached LIME, margin": "cached LIME, 1 update", "cached LIME, difference": "cached LIME, 1 update",
+    "cached LIME, margin, text positions": "cached LIME, 1 update",
     "cached LIME, margin, gated": "cached LIME, gated 20 %", "cached LIME, paper weights": "cached LIME, 1 Adam update",
+    **{name: name for name in ("VCD", "ICD", "M3ID", "PAI", "AvisC", "DoLa", "DeCo", "MemVR", "OPERA")},
 }  # fmt: skip
 
 
@@ -60,14 +64,15 @@ def render(results: dict[str, Any]) -> str:
                 "yes ratio",
                 "F1",
                 "image share",
+                "cost",
             ]
         )
     )
     for name, row in rows:
-        out.append(_row(_mark(name, row), _summary(row)))
+        out.append(_row(_mark(name, row), [*_summary(row), _cost(name)]))
     if greedy:
         blind_mean = (greedy["cells"]["none/clear"]["accuracy"] + greedy["cells"]["none/poor"]["accuracy"]) / 2
-        out.append(_row("control: greedy that never sees the hint", [f"{blind_mean:.3f}"] * 3 + [""] * 6))
+        out.append(_row("control: greedy that never sees the hint", [f"{blind_mean:.3f}"] * 3 + [""] * 7))
     for key, title in (("auc", "AUC"), ("f1", "F1"), ("yes_ratio", "yes ratio")):
         out += ["", f"Text-borne prior: {title} in every cell", "", _head(["decoder", *short])]
         out.append(_row("probe of the image tokens (ceiling)", [f"{probe[c][key]:.3f}" for c in TEXT_CELLS]))
@@ -129,26 +134,38 @@ def _row(name: str, cells: list[str]) -> str:
     return "| " + " | ".join([name, *cells]) + " |"
 
 
+@cache
+def costs() -> dict[str, float]:
+    """Row of the speed table -> cost of a token, x plain greedy (600 prompt tokens, batch 1)."""
+    if not SPEED.exists():
+        return {}
+    rows = json.loads(SPEED.read_text())["rows"]
+    return {r["name"]: r["ratio_to_greedy"] for r in rows if r["prompt_tokens"] == 600 and r["batch"] == 1}
+
+
+def _cost(name: str) -> str:
+    found = costs().get(COST.get(name, ""))
+    return "" if found is None else f"{found:.0f}x" if found >= 10 else f"{found:.1f}x"
+
+
 def pareto(results: dict[str, Any], path: Path) -> None:
     """Accuracy at 70:30 over cost (ratio to plain greedy, from the speed table at 600 prompt tokens)."""
-    if not SPEED.exists():
+    if not costs():
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cost = {
-        r["name"]: r["ratio_to_greedy"]
-        for r in json.loads(SPEED.read_text())["rows"]
-        if r["prompt_tokens"] == 600 and r["batch"] == 1
-    }
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    cost = costs()
+    figure = Figure(figsize=(9, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, row in _in_order(results):
-        if cost.get(COST.get(name, "")):
-            x, y = cost[COST[name]], row["mixtures"]["0.7"]
-            axes.scatter([x], [y])
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    points = [(cost[COST[n]], row["mixtures"]["0.7"], n) for n, row in _in_order(results) if cost.get(COST.get(n, ""))]
+    for i, (x, y, name) in enumerate(points):
+        axes.scatter([x], [y], marker="osDv^P*X"[i % 8], color=f"C{i % 10}", s=45, label=name, zorder=3)
+    front = [p for p in points if not any(q[0] <= p[0] and q[1] > p[1] for q in points)]
+    axes.plot(
+        *zip(*sorted(p[:2] for p in front), strict=True), color="0.7", zorder=1, label="no other is cheaper and better"
+    )
     axes.set(
         xscale="log",
         xlabel="cost of a token, x plain greedy (600 prompt tokens)",
@@ -156,32 +173,48 @@ def pareto(results: dict[str, Any], path: Path) -> None:
     )
     axes.set_title("Quality against cost, text-borne prior (test)")
     axes.grid(alpha=0.3, which="both")
-    figure.savefig(path, dpi=130)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+# Rows of the README; docs/quality.md has all.
+README = (
+    "greedy", "sampled", "exact LIME (paper)", "exact LIME, text positions", "random direction, equal norm",
+    "cached LIME, difference", "cached LIME, margin", "relevance-contrastive", "VCD", "M3ID", "PAI", "AvisC", "DoLa",
+)  # fmt: skip
 
 
 def short(results: dict[str, Any]) -> str:
-    """The README's table: clear pictures, mixtures, image-borne cell, cost of captions."""
-    cells = (
-        "none/clear",
-        "E-right/clear",
-        "E-wrong/clear",
-        "C-wrong/clear",
-        "C-right/poor",
-        "C-wrong/poor",
-        "adversarial/clear",
-    )
-    names = ["no hint", "right E", "wrong E", "wrong C", "poor: right C", "poor: wrong C", "image-borne"]
-    out = [_head(["decoder", *names, "70:30", "AUC", "minus greedy, all text cells [95 %]"])]
+    """The README's table: some cells, mixtures, captions, cost."""
+    cells = {
+        "none/clear": "no hint", "E-right/clear": "right E", "E-wrong/clear": "wrong E", "C-wrong/clear": "wrong C",
+        "C-right/poor": "poor: right C", "C-wrong/poor": "poor: wrong C", "adversarial/clear": "image-borne",
+    }  # fmt: skip
+    rest = ["70:30", "AUC", "minus greedy, all text cells [95 %]", "captions: CHAIR_s / recall", "cost"]
+    out = [_head(["decoder", *cells.values(), *rest])]
     probe = results["probe"]
     out.append(
-        _row("probe of the image tokens (ceiling)", [f"{probe[c]['accuracy']:.2f}" for c in cells] + ["", "", ""])
+        _row("probe of the image tokens (ceiling)", [f"{probe[c]['accuracy']:.2f}" for c in cells] + [""] * len(rest))
     )
     for name, row in _in_order(results):
-        numbers = [f"{row['cells'][c]['accuracy']:.2f}" for c in cells]
-        rest = [
+        if name not in README:
+            continue
+        told = row["captions"].get("none")
+        numbers = [
+            *(f"{row['cells'][c]['accuracy']:.2f}" for c in cells),
             f"{row['mixtures']['0.7']:.3f}",
             f"{row['auc_fixed_hint']:.3f}",
             _interval(row.get("text_cells_vs_greedy")),
+            "" if told is None else f"{told['chair_s']:.3f} / {told['recall']:.3f}",
+            _cost(name),
         ]
-        out.append(_row(_mark(name, row), numbers + rest))
+        out.append(_row(_mark(name, row), numbers))
+    greedy = results["rows"].get("greedy")
+    if greedy:
+        blind = [
+            greedy["cells"][c if c == "adversarial/clear" else "none/" + c.split("/")[1]]["accuracy"] for c in cells
+        ]
+        mean = (greedy["cells"]["none/clear"]["accuracy"] + greedy["cells"]["none/poor"]["accuracy"]) / 2
+        numbers = [*(f"{x:.2f}" for x in blind), f"{mean:.3f}", "", "", "", ""]
+        out.append(_row("control: greedy that never sees the hint", numbers))
     return "\n".join(out)

@@ -60,7 +60,7 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("AvisC", "avisc", _grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("DoLa", "dola", _grid(layers=("low", "high"))),
     Decoder("DeCo", "deco", _grid(alpha=(0.3, 0.6, 1.0))),
-    Decoder("MemVR", "memvr", _grid(ratio=(0.06, 0.12, 0.25, 0.5))),
+    Decoder("MemVR", "memvr", _grid(ratio=(0.06, 0.12, 0.25, 0.5), start=(0,), stop=(2,))),
     Decoder("OPERA", "opera", questions=100, captions=False),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECODERS}

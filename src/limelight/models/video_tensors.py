@@ -26,7 +26,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from limelight.errors import ModelError, UnsupportedError
+from limelight.errors import MediaError, ModelError, UnsupportedError
 
 # Modes of interpolate that torchvision maps PIL's filters to.
 _MODES = {
@@ -47,7 +47,7 @@ class Plain(BaseVideoProcessor):  # type: ignore[misc]
 
     def convert_to_rgb(self, video: Tensor, **_: Any) -> Tensor:
         if video.shape[-3] not in (1, 3):
-            raise ValueError(f"frames of {video.shape[-3]} channels, expected 3")
+            raise MediaError(f"frames of {video.shape[-3]} channels, expected 3", hint="hand in RGB or grey frames")
         return video if video.shape[-3] == 3 else video.expand(*video.shape[:-3], 3, *video.shape[-2:])
 
     def resize(self, image: Tensor, size: Any, resample: Any = None, antialias: bool = True, **_: Any) -> Tensor:
@@ -114,7 +114,9 @@ def _target(image: Tensor, size: Any) -> tuple[int, int]:
     elif size.height and size.width:
         found = (size.height, size.width)
     else:
-        raise ValueError(f"cannot tell a height and width from {size}")
+        raise UnsupportedError(
+            f"cannot tell a height and width from {size}", hint="pip install torchvision for this processor"
+        )
     return int(found[0]), int(found[1])
 
 

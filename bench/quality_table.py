@@ -18,7 +18,7 @@ COST = {
     "cached LIME, margin": "cached LIME, 1 update", "cached LIME, difference": "cached LIME, 1 update",
     "cached LIME, margin, text positions": "cached LIME, 1 update",
     "cached LIME, margin, gated": "cached LIME, gated 20 %", "cached LIME, paper weights": "cached LIME, 1 Adam update",
-    **{name: name for name in ("VCD", "ICD", "M3ID", "PAI", "AvisC", "DoLa", "DeCo", "MemVR", "OPERA")},
+    **{name: name for name in ("VCD", "ICD", "M3ID", "PAI", "AvisC", "DoLa", "DeCo", "MemVR")},
 }  # fmt: skip
 
 

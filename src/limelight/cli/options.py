@@ -28,7 +28,10 @@ def remember_debug(context: typer.Context, value: bool) -> bool:
 
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A shipped miniature (demo-vision), a checkpoint folder, or a Hub name.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A shipped miniature (demo-vision, demo-audio), a checkpoint folder, or a Hub name."
+    ),
 ]
 Images = Annotated[
     list[Path] | None, typer.Option("--image", help="Picture file; repeat for several.", rich_help_panel=INPUT)

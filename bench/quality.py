@@ -25,6 +25,7 @@ import numpy as np
 from bench import quality_score as score
 from bench.quality_data import CACHE, CELLS, TEXT_CELLS
 from bench.quality_decoders import BY_NAME, DECODERS, Decoder
+from bench.quality_rows import mixture, row_of
 
 VISION = "bench.quality_data"  # the module that knows a miniature's questions; bench.quality_audio_data is the other
 
@@ -34,7 +35,6 @@ DEV_QUESTIONS = 100
 QUESTIONS = 1000
 CAPTIONS = 200
 SHARE_QUESTIONS = 60
-MIXTURES = (0.9, 0.7, 0.5)
 
 
 def fingerprint(model: str = "demo-vision") -> str:
@@ -190,34 +190,6 @@ def _transcribe(
     return {"texts": [texts[a.id] for a in asked], "truth": [a.truth for a in asked]}
 
 
-def mixture(accuracy: dict[str, float], right: float) -> float:
-    """Accuracy when a share ``right`` of the hints is right, over both kinds of hint and both visibilities."""
-    parts = [
-        right * accuracy[f"{kind}-right/{seen}"] + (1 - right) * accuracy[f"{kind}-wrong/{seen}"]
-        for kind in ("E", "C")
-        for seen in ("clear", "poor")
-    ]
-    return float(np.mean(parts))
-
-
-def fixed_hint_auc(cells: dict[str, list[dict[str, Any]]]) -> float:
-    """AUC among questions whose hint says the same (present, or absent), right as often as wrong.
-
-    Within such a group the hint cannot tell yes from no, so a rule that only trusts the text less leaves it alone.
-    """
-    found = []
-    for kind in ("E", "C"):
-        for seen in ("clear", "poor"):
-            for right, wrong in zip(cells[f"{kind}-right/{seen}"], cells[f"{kind}-wrong/{seen}"], strict=True):
-                for said in (True, False):
-                    parts = [(np.array(r["margin"]), np.array(r["truth"])) for r in (right, wrong)]
-                    keep = [parts[0][1] == said, parts[1][1] != said]
-                    margin = np.concatenate([m[k] for (m, _), k in zip(parts, keep, strict=True)])
-                    truth = np.concatenate([t[k] for (_, t), k in zip(parts, keep, strict=True)])
-                    found.append(score.auc(margin, truth))
-    return float(np.mean(found))
-
-
 class Bench:
     """Runs jobs on worker processes, with a line of progress for each."""
 
@@ -295,59 +267,6 @@ class Bench:
             "inside": (done[-1].get("inside"), done[-1].get("chance")),
             "seconds": sum(r["seconds"] for r in done),
         }
-
-
-def row_of(decoder: Decoder, raw: dict[str, Any], greedy: dict[str, Any] | None) -> dict[str, Any]:
-    """Numbers of one decoder, over its seeds; paired against greedy."""
-    cells: dict[str, Any] = {}
-    pairs: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
-    for where, runs in raw["cells"].items():
-        per = []
-        right = []
-        for run in runs:
-            truth, yes = np.array(run["truth"]), np.array(run["yes"])
-            per.append(score.yes_no(np.array(run["margin"]), yes, truth))
-            right.append(yes == truth)
-        numbers = {k: float(np.mean([p[k] for p in per])) for k in per[0]}
-        numbers["unparsed"] = float(np.mean([run["unparsed"] for run in runs]))
-        if greedy is not None:
-            base = greedy["cells"][where][0]
-            same = slice(0, len(runs[0]["truth"]))  # a costly row answers the first questions of each cell
-            truth, margin = np.array(base["truth"])[same], np.array(base["margin"])[same]
-            mine, theirs = np.mean(right, axis=0), np.array(base["yes"])[same] == truth
-            numbers["vs_greedy"] = score.paired(mine, theirs)
-            moved = score.matched(margin, numbers["yes_ratio"])
-            numbers["greedy_at_same_yes_ratio"] = float((moved == truth).mean())
-            numbers["fixed"] = int(((right[0]) & ~theirs).sum())
-            numbers["broken"] = int((~right[0] & theirs).sum())
-            if where in TEXT_CELLS:
-                pairs.append((mine, theirs))
-        cells[where] = numbers
-    accuracy = {w: c["accuracy"] for w, c in cells.items()}
-    out: dict[str, Any] = {
-        "cells": cells,
-        "questions": len(next(iter(raw["cells"].values()))[0]["truth"]),
-        "mixtures": {str(m): mixture(accuracy, m) for m in MIXTURES},
-        "auc_fixed_hint": fixed_hint_auc(raw["cells"]),
-        "image_share": raw["share"],
-        "seconds": raw["seconds"],
-        "captions": {
-            where: {
-                k: float(np.mean([score.chair(_sets(r))[k] for r in runs]))
-                for k in ("chair_s", "chair_i", "recall", "mentions")
-            }
-            for where, runs in raw["captions"].items()
-        },
-    }
-    if pairs:
-        out["text_cells_vs_greedy"] = score.paired(
-            np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs])
-        )
-    return out
-
-
-def _sets(run: dict[str, Any]) -> list[tuple[set[str], frozenset[str]]]:
-    return [(set(s), frozenset(t)) for s, t in zip(run["said"], run["truth"], strict=True)]
 
 
 def ceilings(n: int) -> dict[str, dict[str, float]]:

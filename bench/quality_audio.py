@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from bench import quality_score as score
-from bench.quality import Bench, fingerprint, row_of
+from bench.quality import Bench, fingerprint
 from bench.quality_audio_decoders import BY_NAME, DECODERS
 from bench.quality_decoders import Decoder
+from bench.quality_rows import row_of
 
 RESULTS = Path(__file__).parent / "results" / "quality_audio.json"
 WORLD = "bench.quality_audio_data"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bench.quality_decoders import Decoder
-from bench.quality_decoders import _grid as grid
+from bench.quality_decoders import Decoder, grid
 
 DECODERS: tuple[Decoder, ...] = (
     Decoder("greedy", "greedy"),

@@ -28,7 +28,7 @@ class Decoder:
         return strategy(self.method, **{**settings, **self.change})
 
 
-def _grid(**values: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
+def grid(**values: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
     rows: list[dict[str, Any]] = [{}]
     for name, choices in values.items():
         rows = [{**row, name: choice} for row in rows for choice in choices]
@@ -38,29 +38,29 @@ def _grid(**values: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
 DECODERS: tuple[Decoder, ...] = (
     Decoder("greedy", "greedy"),
     Decoder("sampled", "greedy", sample_seeds=(0, 1, 2)),
-    Decoder("exact LIME (paper)", "lime", _grid(lr=(3e-4, 3e-3, 1e-2))),
+    Decoder("exact LIME (paper)", "lime", grid(lr=(3e-4, 3e-3, 1e-2))),
     Decoder("exact LIME, text positions", "lime", like="exact LIME (paper)", change={"reward": "text"}, control=True, captions=False, questions=300),
     Decoder("random direction, equal norm", "lime", like="exact LIME (paper)", change={"direction": "random"}, control=True, captions=False, questions=300),
-    Decoder("exact LIME, margin", "lime", _grid(objective=("margin",), lr=(1e-3, 3e-3, 1e-2)), captions=False, questions=300),
-    Decoder("cached LIME, paper weights", "lime-cached", _grid(objective=("paper",), rule=("adam",), lr=(6e-3, 6e-2)), captions=False, questions=300),
-    Decoder("cached LIME, difference", "lime-cached", _grid(objective=("difference",), lr=(1e-3, 3e-3, 1e-2, 3e-2))),
-    Decoder("cached LIME, margin", "lime-cached", _grid(objective=("margin",), lr=(1e-3, 3e-3, 1e-2, 3e-2))),
-    Decoder("cached LIME, margin, 3 updates", "lime-cached", _grid(objective=("margin",), updates=(3,), lr=(1e-3, 3e-3, 1e-2)), captions=False, questions=300),
+    Decoder("exact LIME, margin", "lime", grid(objective=("margin",), lr=(1e-3, 3e-3, 1e-2)), captions=False, questions=300),
+    Decoder("cached LIME, paper weights", "lime-cached", grid(objective=("paper",), rule=("adam",), lr=(6e-3, 6e-2)), captions=False, questions=300),
+    Decoder("cached LIME, difference", "lime-cached", grid(objective=("difference",), lr=(1e-3, 3e-3, 1e-2, 3e-2))),
+    Decoder("cached LIME, margin", "lime-cached", grid(objective=("margin",), lr=(1e-3, 3e-3, 1e-2, 3e-2))),
+    Decoder("cached LIME, margin, 3 updates", "lime-cached", grid(objective=("margin",), updates=(3,), lr=(1e-3, 3e-3, 1e-2)), captions=False, questions=300),
     Decoder(
         "cached LIME, margin, gated", "lime-cached", like="cached LIME, margin",
         change={"gate": "uncertain", "threshold": 0.95},
     ),
     Decoder("cached LIME, margin, text positions", "lime-cached", like="cached LIME, margin", change={"reward": "text"}, control=True, captions=False, questions=300),
-    Decoder("relevance-contrastive", "relevance-contrastive", _grid(alpha=(1.0, 2.0, 4.0, 8.0))),
-    Decoder("relevance-contrastive, CP-LRP", "relevance-contrastive", _grid(composite=("cp-lrp",), alpha=(1.0, 2.0, 4.0, 8.0))),
-    Decoder("VCD", "vcd", _grid(alpha=(0.5, 1.0, 2.0, 3.0))),
-    Decoder("ICD", "icd", _grid(alpha=(0.5, 1.0, 2.0, 3.0))),
-    Decoder("M3ID", "m3id", _grid(decay=(0.02, 0.1, 0.3, 0.7))),
-    Decoder("PAI", "pai", _grid(alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
-    Decoder("AvisC", "avisc", _grid(alpha=(0.5, 1.0, 2.0, 3.0))),
-    Decoder("DoLa", "dola", _grid(layers=("low", "high"))),
-    Decoder("DeCo", "deco", _grid(alpha=(0.3, 0.6, 1.0))),
-    Decoder("MemVR", "memvr", _grid(ratio=(0.06, 0.12, 0.25, 0.5), start=(0,), stop=(2,))),
+    Decoder("relevance-contrastive", "relevance-contrastive", grid(alpha=(1.0, 2.0, 4.0, 8.0))),
+    Decoder("relevance-contrastive, CP-LRP", "relevance-contrastive", grid(composite=("cp-lrp",), alpha=(1.0, 2.0, 4.0, 8.0))),
+    Decoder("VCD", "vcd", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
+    Decoder("ICD", "icd", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
+    Decoder("M3ID", "m3id", grid(decay=(0.02, 0.1, 0.3, 0.7))),
+    Decoder("PAI", "pai", grid(alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
+    Decoder("AvisC", "avisc", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
+    Decoder("DoLa", "dola", grid(layers=("low", "high"))),
+    Decoder("DeCo", "deco", grid(alpha=(0.3, 0.6, 1.0))),
+    Decoder("MemVR", "memvr", grid(ratio=(0.06, 0.12, 0.25, 0.5), start=(0,), stop=(2,))),
     Decoder("OPERA", "opera", questions=100, captions=False),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECODERS}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -69,9 +68,7 @@ def test_a_client_that_leaves_while_waiting_is_forgotten(serve: Serve) -> None:
 def test_time_is_up(serve: Serve, stream: bool) -> None:
     gate = Gate(free=1)
     with serve(strategy=gate, limits=Limits(timeout=1.5 if stream else 0.6)) as running:
-        began = time.monotonic()
         got = running.post({"model": MODEL, "messages": ask(), "max_tokens": 8, "stream": stream})
-        assert time.monotonic() - began < 10
         if stream:  # it had begun
             assert got.status_code == 200
             last = [json.loads(line[6:]) for line in got.text.splitlines() if line.startswith("data: ")][-1]

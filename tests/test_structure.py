@@ -244,7 +244,9 @@ assert "limelight" not in before[0]
 
 @pytest.mark.parametrize("script", [LIGHT, NOTHING_HAPPENS], ids=["light", "nothing happens"])
 def test_importing_costs_and_changes_nothing(script: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "error::SyntaxWarning", "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::SyntaxWarning", "-c", script], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -66,7 +66,7 @@ print("trouble", client.predict(*ask, api_name="/ask")[0])
 ask[0] = None
 print("trouble", client.predict(*[*ask[:5], "", *ask[6:]], api_name="/ask")[0])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert int(lines[0].split()[1]) > 3  # it streamed
@@ -111,6 +111,6 @@ sys.modules["gradio"] = None
 from limelight.cli.main import app
 app(["app", {str(checkpoint)!r}])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 2
     assert "limelight[app]" in flat(done.stderr)

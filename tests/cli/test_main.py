@@ -52,13 +52,13 @@ def commands() -> dict[str, object]:
 
 def test_help_is_light() -> None:
     code = "import sys; from limelight.cli import main; print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert result.stdout.strip() == "[]"
 
 
 def test_module_and_version() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "limelight", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "limelight", "--version"], capture_output=True, text=True, check=True, timeout=240
     )
     assert re.fullmatch(r"limelight \d+\.\d+\.\d+\S*\n", result.stdout)
 

@@ -30,6 +30,7 @@ def test_it_runs_and_prints_what_is_stored() -> None:
         text=True,
         cwd=NOTEBOOK.parents[1],
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     stored, again, shown = json.loads(done.stdout.splitlines()[-1])

@@ -36,7 +36,7 @@ def test_mkdocs_builds_without_a_warning(tmp_path: Path) -> None:
             pytest.skip(f"{package} is not installed (pip install 'limelight[docs]')")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT, check=False,
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     page = (tmp_path / "reference.html").read_text(encoding="utf-8")

@@ -72,7 +72,7 @@ def test_snippets_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch, serv
 def test_examples_run(example: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, example], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+        [sys.executable, example], capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()

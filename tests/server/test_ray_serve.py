@@ -36,8 +36,9 @@ run(app({"model": "demo-vision", "replicas": 2, "cpus": 0.5, "queue": 8}), "127.
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A process of its own: Ray leaves warnings and threads behind."""
+    log = tmp_path_factory.mktemp("serve") / "log"  # not a pipe: Ray's daemons inherit it and keep it open
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,7 +48,7 @@ def url() -> Iterator[str]:
         "RAY_SERVE_DISABLE_SHUTTING_DOWN_INGRESS_REPLICAS_FORCEFULLY": "1", "RAY_USAGE_STATS_ENABLED": "0",
     }  # fmt: skip
     command = [sys.executable, "-W", "ignore", "-c", SERVER, str(port)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as started:
+    with log.open("wb") as sink, subprocess.Popen(command, env=environment, stderr=sink, stdout=sink) as started:
         address = f"http://127.0.0.1:{port}"
         end = time.monotonic() + 240
         try:
@@ -59,9 +60,7 @@ def url() -> Iterator[str]:
                     pass
                 if started.poll() is not None or time.monotonic() > end:
                     started.kill()
-                    pytest.fail(
-                        f"Ray Serve did not start: {(started.stderr.read() if started.stderr else b'')[-2000:]!r}"
-                    )
+                    pytest.fail(f"Ray Serve did not start: {log.read_text(errors='replace')[-4000:]}")
                 time.sleep(0.5)
             yield address
         finally:
@@ -70,7 +69,7 @@ def url() -> Iterator[str]:
                 started.wait(60)
             except subprocess.TimeoutExpired:
                 started.kill()
-    assert started.returncode == 0
+    assert started.returncode == 0, log.read_text(errors="replace")[-4000:]
 
 
 def post(url: str, **body: Any) -> httpx.Response:

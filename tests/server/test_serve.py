@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
         "LIMELIGHT_API_KEY": KEY,
         "COLUMNS": "200",
     }
-    command = [sys.executable, "-m", "limelight", "serve", MODEL, "--port", "0", "--strategy", "meter"]
+    # one by one and slowly: six requests cannot all be answered between two looks at the line
+    slow = ["--batch", "1", "--strategy", "lime"]
+    command = [sys.executable, "-m", "limelight", "serve", MODEL, "--port", "0", *slow]
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as started:
@@ -57,23 +60,26 @@ def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[str], 
     got: list[httpx.Response] = []
 
     def post() -> None:
-        got.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30, trust_env=False))
+        got.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=120, trust_env=False))
 
     inside = [threading.Thread(target=post) for _ in range(6)]
     for thread in inside:
         thread.start()
     with httpx.Client(trust_env=False, headers=headers) as http:
-        while "limelight_running 1.0" not in http.get(f"{url}/metrics").text:
-            pass
-    waiting = httpx.get(f"{url}/health", trust_env=False).json()["waiting"]
+        end = time.monotonic() + 60
+        while not (
+            re.search(r"limelight_waiting [1-9]", told := http.get(f"{url}/metrics").text)
+            and "limelight_running 1.0" in told
+        ):
+            assert time.monotonic() < end, told
+            assert any(t.is_alive() for t in inside), got
     started.send_signal(signal.SIGTERM)
     for thread in inside:
-        thread.join(30)
-    assert waiting > 0
+        thread.join(120)
     assert [g.status_code for g in got] == [200] * 6
     assert len({g.json()["choices"][0]["message"]["content"] for g in got}) == 1
     assert "image" in got[0].json()["limelight"]["shares"]
-    assert started.wait(20) in (0, -signal.SIGTERM)
+    assert started.wait(60) in (0, -signal.SIGTERM)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health", trust_env=False)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from limelight.report import playable
 from limelight.report.media import Media
 from limelight.report.page import Case, save_page
 from tests.report.examples import generation, picture, prompt, tone
@@ -202,6 +204,80 @@ def test_sound_video_and_tiles(opened: Open) -> None:
     assert len(set(hues)) == 3  # one a modality
     canvases = page.locator("canvas")
     assert all(canvases.nth(i).evaluate(PIXELS)["drawn"] for i in range(canvases.count()))
+
+
+def player(page: Any, case: int = 0, column: int = 0) -> Any:
+    return page.locator(f'[data-case="{case}"] [data-column="{column}"] audio')
+
+
+AT = "(a) => [a.currentTime, a.paused]"
+
+
+def comes_true(page: Any, script: str, seconds: float = 60) -> None:
+    """Asks again until it is so (the page's policy forbids ``wait_for_function``, which evaluates text)."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(script):
+        assert time.monotonic() < end, f"not within {seconds} s: {script}"
+        page.wait_for_timeout(50)
+
+
+def test_a_sound_is_played_from_where_it_is_clicked(opened: Open) -> None:
+    of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
+    page = opened(Case([generation(of, [" A", " dog"]), generation(of, [" A", " cat"], strategy="lime")]))
+    one, two = player(page), player(page, column=1)
+    comes_true(page, "[...document.querySelectorAll('audio')].every((a) => a.readyState >= 1)")
+    assert one.evaluate("(a) => a.duration") == pytest.approx(2.0, abs=0.01)
+    assert one.evaluate(AT) == [0, True]  # nothing sounds by itself
+    stage = page.locator('[data-column="0"] .stage')
+    box = stage.bounding_box()
+    stage.hover(position={"x": box["width"] * 0.75, "y": 20})
+    assert stage.locator(".hand").get_attribute("data-second").startswith("1.5")
+    stage.click(position={"x": box["width"] * 0.25, "y": 20})
+    seconds, paused = one.evaluate(AT)
+    assert (seconds >= 0.49, paused) == (True, False)
+    comes_true(page, "parseFloat(document.querySelector('.head').style.left) > 24")
+    page.locator('[data-column="1"] .stage').click(position={"x": 10, "y": 20})
+    assert [a.evaluate(AT)[1] for a in (one, two)] == [True, False]  # one at a time
+    page.mouse.move(0, 0)
+    assert stage.locator(".hand").is_hidden()
+
+
+def test_the_stretch_of_a_word_is_played_by_keyboard(opened: Open) -> None:
+    of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
+    page = opened(Case([generation(of, [" A", " dog"])]))
+    word(page, 0, 1).focus()
+    told = page.locator(".facts .when").inner_text()
+    start, stop = (float(t) for t in told.removeprefix("Half of its support in the sound: ").split(" s")[0].split("–"))
+    bracket = page.locator(".bracket").bounding_box()
+    stage = page.locator(".stage").bounding_box()
+    assert (bracket["x"] - stage["x"]) / stage["width"] == pytest.approx(start / 2, abs=0.02)
+    assert bracket["width"] / stage["width"] == pytest.approx((stop - start) / 2, abs=0.02)
+    reached = []
+    for _ in range(12):  # the native controls lie between; how many stops they have is the browser's
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.tagName + ' ' + document.activeElement.textContent"))
+        if reached[-1] == "BUTTON play it":
+            break
+    assert "AUDIO " in reached
+    page.keyboard.press("Enter")
+    assert player(page).evaluate(AT)[0] >= start - 0.01
+    comes_true(page, "document.querySelector('audio').paused")  # it stops by itself
+    assert player(page).evaluate(AT)[0] >= stop - 0.01
+
+
+def test_what_cannot_be_played_is_told(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
+    windows = prompt(*[("audio", 25, None, 0.04)] * 2, media={"audio": [tone()]})
+    case = Case([generation(of, [" A", " dog"])])
+    monkeypatch.setattr(playable, "LARGEST", len(playable.playable(*tone())) * 2)
+    page = opened(case, Case([generation(windows, [" A"])]), case)
+    assert [player(page, case=c).count() for c in range(3)] == [1, 1, 0]
+    assert page.locator('[data-case="1"] figure:last-of-type figcaption').inner_text() == "sound 1, 2.0 s"
+    assert "Too long to be played" in page.locator('[data-case="2"] .untold').inner_text()
+    assert page.locator('[data-case="2"] .when button').count() == 0
+    assert page.locator('[data-case="2"] canvas').first.evaluate(PIXELS)["drawn"]
+    player(page).evaluate("(a) => { a.src = 'data:audio/flac;base64,AAAA'; }")
+    assert "cannot play" in page.locator('[data-case="0"] .untold').inner_text()
 
 
 def test_it_can_be_read_without_script(opened: Open) -> None:

@@ -13,8 +13,10 @@ import httpx
 import openai
 import pytest
 
+from limelight.report.page import render_page
 from limelight.server.pages import Shelf, served
 from limelight.server.problems import ApiError
+from tests.report.examples import generation, prompt, tone
 from tests.server.conftest import MODEL, Running, Serve, ask, create
 
 PAGE = {"limelight": {"page": True}}
@@ -87,6 +89,29 @@ def test_the_script_runs_under_the_policy(client: openai.OpenAI) -> None:
         page.locator(".w").nth(1).hover()
         assert "on" in (page.locator(".w").nth(1).get_attribute("class") or "").split()
         assert page.locator("canvas").first.is_visible()
+        browser.close()
+    assert problems == []
+
+
+def test_a_sound_plays_under_the_policy() -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = os.environ.get("CHROMIUM", shutil.which("chromium") or shutil.which("chromium-browser") or "")
+    if not chromium:
+        pytest.skip("no chromium on this machine (apt-get install chromium, or set CHROMIUM)")
+    of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
+    answer = served(gzip.compress(render_page(generation(of, [" A", " dog"])).encode()))
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("console", lambda m: problems.append(m.text))
+        page.on("pageerror", lambda e: problems.append(str(e)))
+        page.route("**/pages/x", lambda r: r.fulfill(headers=dict(answer.headers), body=bytes(answer.body).decode()))
+        page.goto("https://limelight.invalid/pages/x")
+        page.locator("html[data-ready]").wait_for(state="attached")
+        page.locator(".stage").click(position={"x": 40, "y": 20})
+        seconds, paused = page.locator("audio").evaluate("(a) => [a.currentTime, a.paused]")
+        assert (seconds > 0, paused) == (True, False)
         browser.close()
     assert problems == []
 

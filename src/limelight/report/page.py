@@ -17,6 +17,7 @@ from limelight.errors import SettingError
 from limelight.report.figure import MODALITY_COLOURS, checked
 from limelight.report.heat import AGAINST, OPACITY, SUPPORTS
 from limelight.report.payload import Case, case_payload
+from limelight.report.playable import bounded
 from limelight.types import Generation
 
 _NAMES = {"image": "picture", "audio": "sound", "video": "video"}
@@ -25,7 +26,10 @@ _NAMES = {"image": "picture", "audio": "sound", "video": "video"}
 def render_page(
     cases: Case | Generation | Sequence[Case | Generation], *, title: str = "Where the words come from", note: str = ""
 ) -> str:
-    """The page as text. It holds everything it needs: no script, style, font or picture is fetched from anywhere.
+    """The page as text. It holds everything it needs: no script, style, font, picture or sound is fetched from anywhere.
+
+    Sounds can be played, up to :data:`limelight.report.playable.LARGEST` characters of them; of one that is too long the
+    page says so, and shows it all the same.
 
     Args:
         cases: answers to show; several answers to one prompt go into one :class:`Case`.
@@ -37,6 +41,7 @@ def render_page(
     if not rows:
         raise SettingError("a page needs at least one case", hint="render_page(generation)")
     payload = [case_payload(c) for c in rows]
+    bounded([sound for p in payload for sound in p["media"]["sounds"]])
     data, heat = _packed(payload)
     return str(
         _template("page.html.j2").render(

@@ -13,7 +13,9 @@ from PIL import Image
 
 from limelight.errors import SettingError
 from limelight.report import heat
+from limelight.report.heard import stretch
 from limelight.report.media import Media
+from limelight.report.playable import playable
 from limelight.report.views import View, views
 from limelight.report.waveform import decibels, peaks
 from limelight.report.words import Word, aligned, perceptual, word_relevance, word_shares, words
@@ -166,7 +168,8 @@ def _word(
 
 
 def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str, Any]:
-    """Percept scores as int8 of ``full`` (base64), and the largest text scores by number of the prompt item."""
+    """Percept scores as int8 of ``full`` (base64), the largest text scores by number of the prompt item, and for each
+    view of a sound that holds support, when: the shortest stretch with half of it."""
     values = heat.scores(relevance)
     parts = [v.cells(values).ravel() for v in shown]
     percept = np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -175,7 +178,7 @@ def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str,
     text = [i for s in relevance.spans_of("text") for i in range(s.start, s.stop)]
     strength = np.abs(values[text])
     order = [text[i] for i in np.argsort(-strength, kind="stable")[:TOP_TEXT] if strength[i] > _LEAST]
-    out = {
+    out: dict[str, Any] = {
         "h": base64.b64encode(packed.tobytes()).decode("ascii"),
         "m": _short(full),
         "x": [[i if i < length else -1 - (i - length), _short(float(values[i]))] for i in order],
@@ -183,6 +186,10 @@ def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str,
     }
     if percept.size and float(np.abs(percept).max()) > 1.2 * full:
         out["cl"] = 1
+    for i, view in enumerate(shown):
+        found = stretch(parts[i], view.span.seconds) if view.kind == "audio" and view.span.seconds else None
+        if found is not None:
+            out.setdefault("w", []).append([i, *(round(t, 3) for t in found)])
     return out
 
 
@@ -222,7 +229,7 @@ def _prompt_items(generation: Generation, spans: Sequence[Span], shown: Sequence
 
 
 def media_payload(media: Media) -> dict[str, Any]:
-    """Pictures and frames as data URLs, sounds as peaks and a spectrogram."""
+    """Pictures and frames as data URLs; sounds as data URLs, peaks and a spectrogram."""
     return {
         "pictures": [{"src": data_url(p, LONGEST_SIDE["image"]), "w": p.width, "h": p.height} for p in media.pictures],
         "videos": [[data_url(f, LONGEST_SIDE["video"]) for f in media.frames(i)] for i in range(len(media.videos))],
@@ -249,6 +256,7 @@ def _sound(samples: heat.Floats, rate: int) -> dict[str, Any]:
     packed = np.rint(peaks(samples, 600) * 127).astype(np.int8)
     return {
         "seconds": round(samples.size / rate, 4),
+        "src": playable(samples, rate),
         "peaks": base64.b64encode(packed.tobytes()).decode("ascii"),
         "spectrogram": _encoded(Image.merge("LA", (Image.new("L", loud.size), loud)), "png"),
         "top_khz": round(top / 1000, 2),

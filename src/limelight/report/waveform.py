@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
-from limelight.report.heard import heard
+from limelight.report.heard import stretch
 from limelight.types import Relevance, Span
 
 
@@ -31,7 +31,7 @@ def waveform(
     """The waveform and the spectrogram with the heat of each moment on them, and the signed relevance a position.
 
     Relevance is known a position, that is a stretch of time, so that its colour is the same at all frequencies. The
-    shortest stretch that holds half of the support is marked (:func:`limelight.report.heard.heard`).
+    shortest stretch that holds half of the support is marked (:func:`limelight.report.heard.stretch`).
 
     Args:
         samples: mono ``[n]`` at ``rate`` Hz; None draws the relevance alone.
@@ -79,7 +79,7 @@ def waveform(
     bars.bar((np.arange(len(values)) + 0.5) * each, values, width=each, color=_colours(values))
     bars.axhline(0, color="#444", linewidth=0.6)
     bars.set_ylabel("relevance", fontsize=8)
-    _mark(bars, relevance, span, values, each)
+    _mark(bars, span, values, each)
     bars.set_xlabel("seconds" if span.seconds or length else "positions (duration not known)", fontsize=8)
     for one in axes:
         one.set_xlim(0, end)
@@ -129,12 +129,9 @@ def _heat(
     axes.imshow(heat.rgba(values[None], full), extent=extent, aspect="auto", interpolation="bilinear", alpha=alpha)
 
 
-def _mark(axes: Any, relevance: Relevance, span: Span, values: heat.Floats, each: float) -> None:
+def _mark(axes: Any, span: Span, values: heat.Floats, each: float) -> None:
     """A bracket over the shortest stretch that holds half of the support within this sound."""
-    own = Relevance(
-        relevance.scores[span.start : span.stop], ("",) * len(span), (Span(0, len(span), "audio", None, each),), -1
-    )
-    found = heard(own)
+    found = stretch(values, each)
     if found is None or span.seconds is None:
         return
     top = float(max(values.max(), 0.0))

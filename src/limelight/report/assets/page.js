@@ -82,8 +82,55 @@
     }
   }
 
-  function buildViews(media, views, holder, alone) { // one painter a picture, frame, tile or sound: (word, sum of heat) => void
-    const painters = [];
+  const between = (from, to) => `${from.toFixed(2)}–${to.toFixed(2)} s`;
+  document.addEventListener("play", (event) => document.querySelectorAll("audio").forEach((a) => a !== event.target && a.pause()), true);
+
+  function buildPlayer(sound, label, figure) { // plays a sound; where its picture is drawn, pointing tells the second, clicking plays from there
+    const untold = (text) => el("p", { className: "untold" }, text);
+    if (!sound.src) {
+      figure.append(untold(sound.unheard));
+      return null;
+    }
+    const audio = el("audio", { controls: "", preload: "metadata", src: sound.src, "aria-label": `play ${label}` }), stage = figure.querySelector(".stage");
+    audio.addEventListener("error", () => audio.replaceWith(untold("This browser cannot play the sound.")));
+    figure.append(audio);
+    let until = Infinity, aim = 0;
+    const play = (from, to = Infinity) => {
+      [until, aim] = [to, from];
+      audio.currentTime = from;
+      audio.play().catch(() => {}); // the controls show that it does not play
+    };
+    const check = () => {
+      if (audio.currentTime < until) return;
+      until = Infinity;
+      audio.pause();
+    };
+    audio.addEventListener("seeking", () => { if (Math.abs(audio.currentTime - aim) > 0.01) until = Infinity; }); // moved by hand
+    if (!stage) return play;
+    const head = el("i", { className: "head", hidden: "" }), hand = el("i", { className: "hand", hidden: "" });
+    stage.classList.add("heard");
+    stage.append(head, hand);
+    const part = (event) => Math.max(0, Math.min(1, (event.clientX - stage.getBoundingClientRect().left) / stage.clientWidth));
+    const follow = () => {
+      check();
+      head.hidden = audio.paused && !audio.currentTime;
+      head.style.left = `${Math.min(1, audio.currentTime / sound.seconds) * 100}%`;
+      if (!audio.paused) requestAnimationFrame(follow);
+    };
+    for (const kind of ["play", "seeked", "timeupdate", "pause"]) audio.addEventListener(kind, kind === "timeupdate" ? check : follow);
+    stage.addEventListener("pointermove", (event) => {
+      hand.hidden = false;
+      hand.style.left = `${part(event) * 100}%`;
+      hand.classList.toggle("left", part(event) > 0.8);
+      hand.dataset.second = `${(part(event) * sound.seconds).toFixed(2)} s`;
+    });
+    stage.addEventListener("pointerleave", () => { hand.hidden = true; });
+    stage.addEventListener("click", (event) => play(part(event) * sound.seconds));
+    return play;
+  }
+
+  function buildViews(media, views, holder, alone) { // one painter a picture, frame, tile or sound: (word, sum of heat) => void; players by view
+    const painters = [], players = new Map();
     const scale = el("div", { className: "scale" }, el("span"), el("i", { "aria-hidden": "true" }, el("span", {}, "against"), el("span", {}, "supports")), el("span"));
     const stage = (label, source, small, shape) => {
       const canvas = el("canvas", { role: "img", "aria-label": label });
@@ -112,9 +159,16 @@
         }
         const seconds = sound ? sound.seconds : (v.seconds ?? 0) * v.n;
         holder.lastChild.querySelector("figcaption").replaceChildren(...(seconds ? [0, 0.25, 0.5, 0.75, 1].map((f) => el("span", {}, (f * seconds).toFixed(1) + " s")) : [v.label]));
+        const bracket = el("i", { className: "bracket", hidden: "" });
+        const play = sound && buildPlayer(sound, v.label, holder.lastChild);
+        if (play) players.set(views.indexOf(v), play);
+        if (sound) holder.lastChild.querySelector(".stage").append(bracket);
         painters.push((word) => {
           paintSound(canvas, cut(word), sound);
           paintGrid(band, cut(word), 1, v.n, [0, 0, 1, 1], false);
+          const found = word.w?.find(([i]) => views[i] === v);
+          bracket.hidden = !found;
+          if (found) bracket.style.cssText = `left:${(found[1] / seconds) * 100}%;width:${((Math.min(found[2], seconds) - found[1]) / seconds) * 100}%`;
         });
       } else if (v.frames) {
         const [rows, columns] = v.grid.slice(-2), size = rows * columns;
@@ -134,12 +188,17 @@
         painters.push((word) => paintGrid(canvas, cut(word), ...flat, source ? v.box : [0, 0, 1, 1], Boolean(source)));
       }
     }
+    media.sounds.forEach((sound, i) => { // whose windows are drawn one by one
+      if (views.some((v) => v.kind === "audio" && v.source === i)) return;
+      holder.append(el("figure", { className: "view" }, el("figcaption", {}, `sound ${i + 1}, ${sound.seconds.toFixed(1)} s`)));
+      buildPlayer(sound, `sound ${i + 1}`, holder.lastChild);
+    });
     if (views.length) holder.append(scale);
     painters.push((word) => {
       scale.firstChild.textContent = word.m === undefined ? "" : (word.cl ? "≤ " : "") + "−" + number(word.m);
       scale.lastChild.textContent = word.m === undefined ? "" : (word.cl ? "≥ " : "+") + number(word.m);
     });
-    return painters;
+    return { painters, players };
   }
 
   function buildPrompt(shown, column) { // the prompt and the answer so far; tints the positions that matter
@@ -195,7 +254,7 @@
   const signed = (v) => (v === null ? "–" : (v >= 0 ? "+" : "−") + number(Math.abs(v)));
   const bar = (v, most) => el("span", {}, el("i", { style: `width:${(Math.abs(v ?? 0) / most) * 100}%;background:var(--${v >= 0 ? "supports" : "against"})` }));
 
-  function facts(holder, shown, column, word) {
+  function facts(holder, shown, column, word, players) {
     const spelled = new Map(shown.prompt.filter(Array.isArray).map(([i, t]) => [i, t]));
     const children = [el("p", { className: "word" }, el("b", {}, word.t), word.lp === undefined ? "" : `probability ${number(word.lp)}`)];
     if (word.sh) {
@@ -204,6 +263,11 @@
         el("p", { className: "shares" }, ...shares.map(([m, v]) => el("span", {}, el("i", { style: `background:var(--${m})` }), el("b", {}, percent(v)), " " + m))));
       if (word.h === undefined) children.push(el("p", {}, "Only shares were computed for this word, no heat map."));
     } else children.push(el("p", {}, "No relevance was computed for this word."));
+    for (const [i, from, to] of word.w ?? []) {
+      const button = el("button", { type: "button" }, "play it"), name = word.w.length > 1 ? shown.views[i].label : "the sound";
+      button.addEventListener("click", () => players.get(i)(from, to));
+      children.push(el("p", { className: "when" }, `Half of its support in ${name}: ${between(from, to)} `, ...(players.has(i) ? [button] : [])));
+    }
     const decided = (moved, ...told) => children.push(el("p", { className: "decoder" + (moved ? " moved" : "") }, ...told));
     const did = word.i ? "The decoder intervened" : "The decoder did not intervene";
     if (word.g !== undefined) decided(true, `${did}. Greedy would have said `, el("b", {}, visible(word.g)), " here.");
@@ -240,7 +304,7 @@
       root.querySelector(".split").classList.toggle("beside", !wide && shown.views.length > 0);
       const told = el("div"); // what changes from word to word; the prompt, which may be long, stays where it is
       root.querySelector(".facts").append(told, el("h4", {}, "Prompt"), prompt);
-      return { column, root, tint, scroll, painters: buildViews(shown.media, shown.views, root.querySelector(".views"), shown.columns.length === 1),
+      return { column, root, tint, scroll, ...buildViews(shown.media, shown.views, root.querySelector(".views"), shown.columns.length === 1),
         buttons: [...root.querySelectorAll(".w")], facts: told, status: root.querySelector("[role=status]"), at: -1 };
     });
     const state = { pinned: null };
@@ -254,7 +318,7 @@
       const total = heatOf(word)?.reduce((a, x) => a + Math.abs(x), 0);
       one.painters.forEach((paint) => paint(word, total));
       one.tint(word);
-      facts(one.facts, shown, one.column, word);
+      facts(one.facts, shown, one.column, word, one.players);
       one.scroll();
     }
     function counterpart(k, i, other) { // by way of the first answer

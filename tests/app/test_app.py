@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -10,27 +11,33 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import checkpoint, photo  # noqa: F401
+import limelight
+from tests.cli.conftest import checkpoint, photo, watcher  # noqa: F401
 from tests.cli.test_main import flat
+from tests.models.films import film
+from tests.report.test_page import data_of
 from tests.report.test_page_browser import browser  # noqa: F401
+
+RECORDING = Path(limelight.__file__).parent / "demo" / "audio" / "examples" / "C-wrong-003.flac"
 
 NEEDS_GRADIO = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed (pip install 'limelight[app]')"
 )
 
 
-@pytest.fixture(scope="module")
-def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
+@contextmanager
+def running(model: str | Path, log: Path) -> Iterator[str]:
+    """``limelight app`` as a process of its own; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("app") / "log"
-    command = [sys.executable, "-m", "limelight", "app", str(checkpoint), "--port", str(port)]
+    command = [sys.executable, "-m", "limelight", "app", str(model), "--port", str(port)]
     with log.open("wb") as sink:
         app = subprocess.Popen(command, stdout=sink, stderr=sink, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     url = f"http://127.0.0.1:{port}"
@@ -43,38 +50,124 @@ def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 break
             except OSError:
                 time.sleep(0.2)
+        else:
+            pytest.fail(f"it did not answer: {log.read_text()}")
         yield url
     finally:
         app.terminate()
-        app.wait(20)
+        try:
+            app.wait(20)
+        except subprocess.TimeoutExpired:
+            app.kill()
+            app.wait(20)
+
+
+@pytest.fixture(scope="module")
+def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
+    with running(checkpoint, tmp_path_factory.mktemp("app") / "log") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def listening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running("demo-audio", tmp_path_factory.mktemp("app") / "log") as url:
+        yield url
+
+
+def told(address: str, *asks: list[str]) -> list[list[Any]]:
+    """What Gradio's own client is told of each question (Python source): all outputs, update by update."""
+    script = f"""
+import json
+from gradio_client import Client, handle_file
+client = Client({address!r}, verbose=False)
+for ask in [{", ".join("[" + ", ".join(ask) + "]" for ask in asks)}]:
+    job = client.submit(*ask, api_name="/ask")
+    job.result(timeout=200)
+    print(json.dumps(job.outputs()))
+"""
+    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def asking(*media: Path | None, words: str = "is there a cup ?", settings: str = "alpha=8") -> list[str]:
+    files = [f"handle_file({str(m)!r})" if m else "None" for m in media]
+    return [*files, repr(words), "'greedy'", "''", "'relevance-contrastive'", repr(settings), "5", "False", "1.0", "0"]
+
+
+def page_of(updates: list[Any]) -> str:
+    """The page that the last update offers for download."""
+    given = updates[-1][2]
+    return Path(given["value"] if isinstance(given, dict) else given).read_text(encoding="utf-8")
 
 
 @NEEDS_GRADIO
 def test_an_answer_over_the_api(address: str, photo: Path) -> None:  # noqa: F811
-    script = f"""
-from gradio_client import Client, handle_file
-client = Client({address!r}, verbose=False)
-ask = [handle_file({str(photo)!r}), "is there a cup ?", "greedy", "", "relevance-contrastive", "alpha=8", 5, False, 1.0, 0]
-job = client.submit(*ask, api_name="/ask")
-job.result()
-told = job.outputs()
-print("updates", len(told))
-print("page", "<iframe" in str(told[-1][1]), "sandbox" in str(told[-1][1]))
-print("file", open(told[-1][2]["value"] if isinstance(told[-1][2], dict) else told[-1][2]).read(15))
-ask[5] = "alfa=8"
-print("trouble", client.predict(*ask, api_name="/ask")[0])
-ask[0] = None
-print("trouble", client.predict(*[*ask[:5], "", *ask[6:]], api_name="/ask")[0])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
-    assert int(lines[0].split()[1]) > 3  # it streamed
-    assert lines[1] == "page True True"
-    assert lines[2] == "file <!doctype html>"
-    assert "no setting" in lines[3]
-    assert "alfa" in lines[3]
-    assert "nothing to look at" in lines[4]
+    answer, wrong, bare = told(address, asking(photo), asking(photo, settings="alfa=8"), asking(None, settings=""))
+    assert len(answer) > 3  # it streamed
+    assert "<iframe" in answer[-1][1]
+    assert 'sandbox="allow-scripts"' in answer[-1][1]
+    assert page_of(answer).startswith("<!doctype html")
+    assert "no setting" in wrong[-1][0]
+    assert "alfa" in wrong[-1][0]
+    assert "nothing to look at" in bare[-1][0]
+
+
+@NEEDS_GRADIO
+def test_a_film_over_the_api(watcher: Path, tmp_path: Path, photo: Path) -> None:  # noqa: F811
+    clip = film(tmp_path / "a.mp4")
+    with running(watcher, tmp_path / "log") as url:
+        answer, both, broken = told(
+            url,
+            asking(None, clip, words="what is here ?", settings=""),
+            asking(photo, clip, words="what is here ?", settings=""),
+            asking(None, photo, words="what is here ?", settings=""),
+        )
+    assert len(answer) > 3
+    shown = data_of(page_of(answer))["cases"][0]
+    assert [v["kind"] for v in shown["views"]] == ["video"]
+    assert len(shown["media"]["videos"][0]) == 8
+    assert all(w["sh"]["video"] > 0 for column in shown["columns"] for w in column["words"])
+    shown = data_of(page_of(both))["cases"][0]
+    assert [v["kind"] for v in shown["views"]] == ["image", "video"]
+    assert 'role="alert"' in broken[-1][0]  # a picture handed in as a film
+
+
+@NEEDS_GRADIO
+def test_a_sound_over_the_api(listening: str) -> None:
+    (answer,) = told(listening, asking(RECORDING, words="Describe the sounds in order.", settings=""))
+    shown = data_of(page_of(answer))["cases"][0]
+    assert [v["kind"] for v in shown["views"]] == ["audio"]
+    assert shown["media"]["sounds"][0]["seconds"] == 4.0
+    assert shown["media"]["sounds"][0]["src"].startswith("data:audio/")
+    assert "frog" in [w["t"] for w in shown["columns"][0]["words"]]
+
+
+@NEEDS_GRADIO
+def test_a_sound_in_a_browser(listening: str, browser: Any) -> None:  # noqa: F811
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page = context.new_page()
+    outside: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda r: None if r.url.startswith((listening, "data:", "blob:")) else outside.append(r.url))
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.goto(listening)
+    page.get_by_label("Question").wait_for(timeout=60_000)
+    page.get_by_text("Is there a sound of a dog in the audio?").first.click()  # one of the miniature's questions
+    page.get_by_label("Clear").wait_for(timeout=60_000)  # its sound has come
+    assert page.get_by_label("Question").input_value().endswith("Is there a sound of a dog in the audio?")
+    assert page.get_by_label("Share").count() == 0
+    page.get_by_role("button", name="Ask", exact=True).click()
+    inner = page.frame_locator('iframe[title="Where the words come from"]')
+    inner.locator("html[data-ready]").wait_for(state="attached", timeout=90_000)
+    inner.locator(".stage").first.click(position={"x": 60, "y": 20})
+    seconds, paused = inner.locator("audio").first.evaluate("(a) => [a.currentTime, a.paused]")
+    context.close()
+    assert (seconds > 0, paused) == (True, False)  # the frame may play what the page holds
+    assert (outside, errors) == ([], [])
 
 
 @NEEDS_GRADIO
@@ -88,6 +181,8 @@ def test_in_a_browser(address: str, photo: Path, browser: Any) -> None:  # noqa:
     page.goto(address)
     page.get_by_label("Question").wait_for(timeout=60_000)
     page.set_input_files("input[type=file]", str(photo))
+    page.get_by_label("Remove Image").wait_for(timeout=60_000)  # it has been uploaded
+    assert page.get_by_label("Share").count() == 0
     page.get_by_label("Question").fill("is there a cup ?")
     page.get_by_role("button", name="Ask", exact=True).click()
     inner = page.frame_locator('iframe[title="Where the words come from"]')

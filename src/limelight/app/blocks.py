@@ -18,6 +18,7 @@ from limelight.types import Generation
 
 Chooser = Callable[[str, Sequence[str]], Strategy]  # (name, ["key=value", ...]) -> Strategy
 NOTHING = "(none)"
+PLACEHOLDERS = {"image": "What is in the picture?", "video": "What is in the film?", "audio": "What is to be heard?"}
 FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 CSS = """
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 12px; }
@@ -52,7 +53,8 @@ def build(
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 parts = [_upload(m, alone=len(desk.modalities) == 1) for m in desk.modalities]
-                words = gr.Textbox(label="Question", lines=2, placeholder="What is in the picture?", submit_btn=False)
+                hint = PLACEHOLDERS.get(next(iter(desk.modalities), ""), "")
+                words = gr.Textbox(label="Question", lines=2, placeholder=hint, submit_btn=False)
                 first, first_set = _strategy("Strategy", known, "greedy")
                 second, second_set = _strategy("Beside it", {NOTHING: "", **known}, "relevance-contrastive")
                 with gr.Accordion("Length and sampling", open=False):
@@ -67,7 +69,7 @@ def build(
                 download = gr.DownloadButton("Download the page", visible=False)
                 page = gr.HTML("")
         if examples and parts:
-            gr.Examples([list(e) for e in examples], [parts[0], words], label="From the miniature's held-out pictures")
+            gr.Examples([list(e) for e in examples], [parts[0], words], label="Held-out questions of the miniature")
 
         def ask(*given: Any) -> Iterator[tuple[Any, Any, Any]]:
             files = dict(zip(desk.modalities, given, strict=False))
@@ -99,11 +101,12 @@ def build(
 
 
 def _upload(modality: str, *, alone: bool) -> Any:
+    buttons = ["download"]  # and not Gradio's own: one of them sends the file to a forum
     if modality == "image":
-        return gr.Image(type="filepath", label="Picture", height=260, sources=["upload", "clipboard"])
+        return gr.Image(type="filepath", label="Picture", height=260, sources=["upload", "clipboard"], buttons=buttons)
     if modality == "audio":
-        return gr.Audio(type="filepath", label="Sound", sources=["upload"])
-    return gr.Video(label="Video", height=260 if alone else 180, sources=["upload"])
+        return gr.Audio(type="filepath", label="Sound", sources=["upload"], buttons=buttons)
+    return gr.Video(label="Video", height=260 if alone else 180, sources=["upload"], buttons=buttons)
 
 
 def _strategy(label: str, known: Mapping[str, str], value: str) -> tuple[Any, Any]:

@@ -87,10 +87,12 @@ def _known() -> dict[str, str]:
 
 
 def _examples(model: str) -> list[tuple[str, str]]:
-    """Pictures and questions that ship with the miniature."""
-    if model != "demo-vision":
-        return []
-    from limelight.demo.outcome import EXAMPLES
+    """Pictures or recordings, and questions, that ship with a miniature."""
+    from limelight.demo.outcome import AUDIO, VISION
 
-    rows = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))["examples"][:4]
-    return [(str(EXAMPLES / row["image"]), row["text"]) for row in rows]
+    homes = {"demo-vision": (VISION / "examples", "image"), "demo-audio": (AUDIO / "examples", "audio")}
+    if model not in homes:
+        return []
+    folder, kind = homes[model]
+    rows = json.loads((folder / "examples.json").read_text(encoding="utf-8"))["examples"][:4]
+    return [(str(folder / row[kind]), row["text"]) for row in rows]

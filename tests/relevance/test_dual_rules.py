@@ -15,11 +15,11 @@ from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, REL
 from limelight.relevance.dual_attention import Mode
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_gated import _quick_slope
+from limelight.relevance.dual_linear import biased_twin, unbiased_twin
 from limelight.relevance.dual_rules import (
     DualRules,
     _activation_twin,
     _gated_twin,
-    _linear_twin,
     _norm_twin,
     _table_twin,
 )
@@ -198,7 +198,14 @@ def test_the_probe_of_a_fused_gate_bears_bfloat16() -> None:
 @layouts
 def test_linear_with_a_bias(graph: str, flat: bool) -> None:
     module = nn.Linear(D, 7, dtype=torch.float64)
-    check_in(graph, flat, lambda mode: _linear_twin(module, mode), module, module)
+    check_in(graph, flat, lambda mode: biased_twin(module, mode), module, module)
+
+
+@modes
+@layouts
+def test_linear_without_a_bias(graph: str, flat: bool) -> None:
+    module = nn.Linear(D, 7, bias=False, dtype=torch.float64)
+    check_in(graph, flat, lambda mode: unbiased_twin(module, mode), module, module)
 
 
 def test_a_linear_that_something_wraps_keeps_its_wrapper() -> None:
@@ -212,7 +219,7 @@ def test_a_linear_that_something_wraps_keeps_its_wrapper() -> None:
         return original(x)
 
     module.forward = hooked  # type: ignore[method-assign]
-    check(_linear_twin(module, Mode(batch=B, channels=CHANNELS)), module, original)
+    check(biased_twin(module, Mode(batch=B, channels=CHANNELS)), module, original)
     assert calls[0] == CHANNELS * B
 
 

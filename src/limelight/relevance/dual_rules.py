@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import attention_hooks, check_bound
-from limelight.models.offload import device_of, weight_of
+from limelight.models.offload import device_of
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_forward, sites_of
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
@@ -35,6 +34,7 @@ from limelight.relevance.dual_experts import experts_twin
 from limelight.relevance.dual_factor import factor_twins
 from limelight.relevance.dual_gated import gated_product
 from limelight.relevance.dual_gates import gate_twin, router_twin
+from limelight.relevance.dual_linear import biased_twin, plain, unbiased_twin
 from limelight.relevance.experts import ExpertsSpec
 from limelight.relevance.gated_attention import GateSpec
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, is_linear
@@ -68,27 +68,6 @@ def _norm_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
             value = original(x[: block_rows(x, mode.channels)]).detach()[None].to(y.device, wide)
             y = torch.cat([rules.gradient_of(y[:1], value) if mode.graph != "none" else value, y[1:]])
         return y.reshape(x.shape).to(x.dtype)
-
-    return forward
-
-
-def _linear_twin(module: Any, mode: Mode) -> Callable[..., Tensor]:
-    original, bias = module.forward, weight_of(module, "bias")
-    if bias is None:
-        raise UnknownKindError(f"{type(module).__name__} has no bias to leave out", hint=FALLBACK)
-    exact = type(module) is nn.Linear and "forward" not in vars(module)  # not where accelerate put a hook
-
-    def forward(x: Tensor) -> Tensor:
-        if mode.channels == 1:
-            return original(x)  # type: ignore[no-any-return]
-        b = block_rows(x, mode.channels)
-        if exact:
-            out: Tensor = functional.linear(x, module.weight)
-            flag = out.new_zeros(x.shape[0], *([1] * (x.ndim - 1)))
-            flag[:b] = 1
-            return out + flag * bias
-        out = original(x)
-        return torch.cat([out[:b], out[b:] - bias.to(out.device, out.dtype)])
 
     return forward
 
@@ -223,17 +202,20 @@ class DualRules:
             elif site.kind is Kind.GATE and isinstance(site.spec, GateSpec):
                 gate: Any = site.spec.gate
                 biased = isinstance(getattr(gate, "bias", None), Tensor)
-                linear = _linear_twin(gate, mode) if biased else gate.forward
+                linear = biased_twin(gate, mode) if biased else gate.forward
                 self.forwards.append((gate, gate_twin(site.spec, mode, linear)))
                 gates.add(id(gate))
         deciding = gates | {id(m) for s in sites_of(adapter) if s.kind is Kind.ROUTER for m in s.module.modules()}
         within = {id(m) for m in adapter.decoder.layers.modules()}
+        taken = {id(module) for module, _ in self.forwards}
         for module in adapter.decoder.modules():
             if id(module) in deciding:
                 continue
             own = {**module._parameters, **module._buffers}  # a wrapper's bias may be that of the linear inside
             if is_linear(module) and isinstance(own.get("bias"), Tensor):
-                self.forwards.append((module, _linear_twin(module, mode)))
+                self.forwards.append((module, biased_twin(module, mode)))
+            elif plain(module) and id(module) not in taken:
+                self.forwards.append((module, unbiased_twin(module, mode)))
             elif isinstance(module, nn.Embedding) and id(module) not in within:
                 self.forwards.append((module, _table_twin(module, mode)))
 

@@ -42,6 +42,11 @@ def test_the_other_order_serves_few_rows_of_tall_matrices(monkeypatch: pytest.Mo
     ):
         product(torch.ones(rows, shape[1], dtype=dtype), torch.ones(shape, dtype=dtype))
     assert taken == [1, FEW + 1, 3, 2]
+    taken.clear()
+    asking = torch.ones(2, 6, requires_grad=True)
+    product(asking, torch.ones(8, 6))
+    product(asking, torch.ones(12, 6))
+    assert taken == [2]
 
 
 def test_one_block_is_the_module_itself() -> None:

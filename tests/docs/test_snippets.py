@@ -2,20 +2,22 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.server.process import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if BLOCK.search(p.read_text())]
 SERVED = "http://127.0.0.1:8000"  # where a page says that `limelight serve demo-vision` listens
+HEARD = 'model="demo-audio", file='  # tests/server/test_spoken.py runs that block against a server that hears
 
 
 def test_every_page_with_snippets_is_found() -> None:
@@ -23,47 +25,28 @@ def test_every_page_with_snippets_is_found() -> None:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Callable[[], str]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """Starts the server that a page talks to, once, when a page does."""
-    started: list[subprocess.Popen[bytes]] = []
-    url = ""
+    with ExitStack() as stack:
 
-    def start() -> str:
-        nonlocal url
-        if not started:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            url = f"http://127.0.0.1:{port}"
-            command = [sys.executable, "-m", "limelight", "serve", "demo-vision", "--port", str(port)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            started.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            )
-            for _ in range(600):
-                assert started[0].poll() is None, "the server ended"
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                    break
-                except OSError:
-                    time.sleep(0.2)
-        return url
+        @cache
+        def start() -> str:
+            log = tmp_path_factory.mktemp("served") / "log"
+            return stack.enter_context(serving("demo-vision", log))[1]
 
-    yield start
-    for process in started:
-        process.terminate()
-        process.wait(30)
+        yield start
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_snippets_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch, served: Callable[[], str]) -> None:
     monkeypatch.chdir(ROOT)
-    blocks = BLOCK.findall(page.read_text())
+    blocks = [b for b in BLOCK.findall(page.read_text()) if HEARD not in b]
     assert blocks
     scope: dict[str, object] = {"__name__": page.stem}
     for block in blocks:
         if SERVED in block:
             pytest.importorskip("openai", reason="the openai client is not installed")
+            pytest.importorskip("uvicorn", reason="the extra `server` is not installed")
             block = block.replace(SERVED, served())
         exec(compile(block, str(page), "exec"), scope)
 

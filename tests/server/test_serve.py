@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -19,40 +18,21 @@ from typer.testing import CliRunner
 
 from limelight.cli.main import app
 from tests.server.conftest import MODEL, ask
+from tests.server.process import serving
 
 KEY = "from the environment"
 
 
 @pytest.fixture
-def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A server with a key and its address."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "LIMELIGHT_API_KEY": KEY,
-        "COLUMNS": "200",
-    }
     # one by one and slowly: six requests cannot all be answered between two looks at the line
-    slow = ["--batch", "1", "--strategy", "lime"]
-    command = [sys.executable, "-m", "limelight", "serve", MODEL, "--port", "0", *slow]
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as started:
-        try:
-            lines = []
-            for line in started.stderr or ():
-                lines.append(line)
-                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                    break
-            else:
-                pytest.fail("".join(lines))
-            yield started, found[0]
-        finally:
-            started.kill()
+    slow = ("--batch", "1", "--strategy", "lime")
+    with serving(MODEL, tmp_path / "log", *slow, environment={"LIMELIGHT_API_KEY": KEY}) as started:
+        yield started
 
 
-def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[str], str]) -> None:
+def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[bytes], str]) -> None:
     started, url = process
     headers = {"Authorization": f"Bearer {KEY}"}
     body = {"model": MODEL, "messages": ask(), "max_tokens": 12, "limelight": {"grounding": True}}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limelight.models.attention import AttentionCall, AttentionHook, softmax_with_sinks
+from limelight.relevance import dual_fused_attention as fused
 from limelight.relevance import rules
 from limelight.relevance.composites import Composite
 from limelight.relevance.dual_cache import DualCache
@@ -50,6 +51,8 @@ class DualAttention(AttentionHook):
                 torch.cat([rules.divided(x[:b], n), x[b:]]) for x, n in zip((q, k, v), self.divisors, strict=True)
             )
         beside = call.layer in self.cache.reading
+        if not beside and self._fuses(call, channels):
+            return self._fused(call, channels), None
         if mode.write and not beside:
             self.cache.write(call.layer, k, v)
         if beside:
@@ -81,6 +84,29 @@ class DualAttention(AttentionHook):
             parts.append(run(call, queries[:, :, :, :, start:stop], used, piece))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)  # [B, Hkv, 1 + C, G, Q, d]
         return out.permute(2, 0, 4, 1, 3, 5).reshape(rows, length, heads, v.shape[-1]), None
+
+    def _fuses(self, call: AttentionCall, channels: int) -> bool:
+        mode, q = self.mode, call.query
+        plain = mode.offsets is None and call.softcap is None and call.sinks is None and self.through_scores
+        wide = q.dtype is call.value.dtype and q.dtype in (torch.float32, torch.float64)
+        return mode.graph == "true" and channels > 1 and q.shape[2] == 1 and plain and wide
+
+    def _fused(self, call: AttentionCall, channels: int) -> Tensor:
+        """:meth:`_block` of one position without offsets, cap and sinks. It is written to the cache in any case: what lies
+        behind the cache's length counts for nothing until :meth:`DualCache.advance`, and is written again by then."""
+        q, k, v, b = call.query, call.key, call.value, self.mode.batch
+        rows, heads, _, dim = q.shape
+        kv = k.shape[1]
+        self.cache.write(call.layer, k, v)
+        keys, values = (blocks(x[:rows], channels) for x in self.cache.read(call.layer, extra=1) or ())
+        flat = q.reshape(channels, b, kv, heads // kv, dim).permute(1, 2, 0, 3, 4).reshape(b, kv, -1, dim)
+        mask = call.mask if call.mask is None or call.mask.shape[0] != rows else call.mask[:b]
+        raw = fused.scores(flat, blocks(k, channels), keys)
+        out, weights = fused.mix(raw, blocks(v, channels), values, mask, call.scaling, self.divisors)
+        if self.mode.tap is not None:
+            self.mode.tap(call.layer, raw, weights, flat, out)
+        out = out.reshape(b, kv, channels, heads // kv, -1).permute(2, 0, 1, 3, 4)
+        return out.reshape(rows, 1, heads, v.shape[-1])
 
     def _block(self, call: AttentionCall, q: Tensor, pairs: list[tuple[Tensor, Tensor]], mask: Tensor | None) -> Tensor:
         mode, layer = self.mode, call.layer

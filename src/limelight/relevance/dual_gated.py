@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 
 from limelight.relevance import rules
+from limelight.relevance.dual_fused import gated
 from limelight.relevance.dual_mode import Mode
+
+_WIDE = (torch.float32, torch.float64)
 
 
 def gated_product(mode: Mode, z: Tensor, u: Tensor, value: Tensor) -> Tensor:
     """``[a u, (a' u + a u') / 2]`` for blocks ``z``, ``u`` [1 + C, ...]; ``value`` is ``a = act(z)`` of block 0."""
     if mode.graph == "none":
         return _product(z, u, value)
+    if mode.graph == "true" and z.dtype is u.dtype is value.dtype and z.dtype in _WIDE:
+        return gated(z, u, value)
     slope = mode.slope(z[0], value).to(z.dtype)
     a0 = rules.gradient_of(z[0] * slope, value) if mode.graph == "surrogate" else value
     first = mode.shared(a0 * u[0], 2)

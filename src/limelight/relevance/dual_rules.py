@@ -32,6 +32,7 @@ from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, bl
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_experts import experts_twin
 from limelight.relevance.dual_factor import factor_twins
+from limelight.relevance.dual_fused import root_mean_square
 from limelight.relevance.dual_gated import gated_product
 from limelight.relevance.dual_gates import gate_twin, router_twin
 from limelight.relevance.dual_linear import biased_twin, plain, unbiased_twin
@@ -54,6 +55,9 @@ def _norm_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
             return original(x, *args, **kwargs)  # type: ignore[no-any-return]
         wide = torch.promote_types(x.dtype, torch.float32)
         y = blocks(x, mode.channels).to(wide)
+        if mode.graph == "true" and x.dtype is torch.float32 and not spec.center and bias is None:
+            known = None if gain is None else gain.to(y.device, wide).detach()
+            return root_mean_square(y, known, eps).reshape(x.shape)
         if spec.center:
             y = y - y.mean(-1, keepdim=True)
         base = y[0]

@@ -244,7 +244,7 @@ def switched(decoder: nn.Module) -> Iterator[None]:
     before: list[tuple[Any, Any]] = []
     seen: set[int] = set()
     for module in modules_of(decoder):
-        config = getattr(module, "config", None)
+        config = vars(module).get("config")  # asking every module that has none by getattr is slow
         if config is None or id(config) in seen or not hasattr(config, "_attn_implementation"):
             continue
         seen.add(id(config))

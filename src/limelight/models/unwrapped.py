@@ -42,16 +42,15 @@ def unwrapped(model: Any) -> Any:
     return inner
 
 
-def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+def modules_of(model: nn.Module) -> list[nn.Module]:
     """Every module once, like ``model.modules()`` in another order; light enough for every token."""
-    seen: set[int] = set()
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            yield module
-            waiting.extend(child for child in module._modules.values() if child is not None)
+    found, seen = [model], {id(model)}
+    for module in found:  # which grows
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+    return found
 
 
 @contextmanager

@@ -179,20 +179,20 @@ RELEASED_AUDIO = _named("released-audio", (1, 1, 1))
 
 COMPOSITES = {c.name: c for c in (ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO)}
 
-_Structure = tuple[int, ...]
-_SURVEYS: WeakKeyDictionary[nn.Module, tuple[_Structure, list[Site]]] = WeakKeyDictionary()
-_GATES: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
-_DIFFERENTIABLE: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
+Structure = tuple[int, ...]
+_SURVEYS: WeakKeyDictionary[nn.Module, tuple[Structure, list[Site]]] = WeakKeyDictionary()
+_GATES: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
+_DIFFERENTIABLE: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
 
 
-def _structure(adapter: Adapter) -> _Structure:
-    """Which module instances there are: adapters and quantisers exchange them."""
+def structure(adapter: Adapter) -> Structure:
+    """Which module instances there are: adapters and quantisers exchange them. A walk over the modules: take it along."""
     return (*map(id, modules_of(adapter.decoder)), id(adapter.head))
 
 
-def sites_of(adapter: Adapter) -> list[Site]:
-    """The survey of a model, made once and again when its modules have been exchanged."""
-    now = _structure(adapter)
+def sites_of(adapter: Adapter, now: Structure | None = None) -> list[Site]:
+    """The survey of a model, made once and again when its modules have been exchanged (``now``: its structure)."""
+    now = structure(adapter) if now is None else now
     with adapter.exclusive():  # modules are probed by running them
         known = _SURVEYS.get(adapter.decoder)
         if known is None or known[0] != now:
@@ -200,9 +200,9 @@ def sites_of(adapter: Adapter) -> list[Site]:
     return known[1]
 
 
-def require_gradients(adapter: Adapter) -> None:
+def require_gradients(adapter: Adapter, now: Structure | None = None) -> None:
     """Raise NotDifferentiableError when a linear layer or the head lets no gradient through."""
-    now = _structure(adapter)
+    now = structure(adapter) if now is None else now
     if _DIFFERENTIABLE.get(adapter.decoder) != now:
         deciding = {id(r) for m in adapter.decoder.layers.modules() for _, r in routers(m)}
         parts = [(n, m) for n, m in adapter.decoder.layers.named_modules(prefix="layers") if id(m) not in deciding]
@@ -212,10 +212,10 @@ def require_gradients(adapter: Adapter) -> None:
 
 
 @contextmanager
-def gates_checked(adapter: Adapter) -> Iterator[tuple[AttentionHook, ...]]:
+def gates_checked(adapter: Adapter, now: Structure | None = None) -> Iterator[tuple[AttentionHook, ...]]:
     """The first forward inside is checked: gates of attention do what their rule takes them to do. Yields its hook."""
-    now = _structure(adapter)
-    gates = [(s.name, s.module, s.spec) for s in sites_of(adapter) if isinstance(s.spec, GateSpec)]
+    now = structure(adapter) if now is None else now
+    gates = [(s.name, s.module, s.spec) for s in sites_of(adapter, now) if isinstance(s.spec, GateSpec)]
     if not gates or _GATES.get(adapter.decoder) == now:
         yield ()
         return
@@ -243,9 +243,10 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
     """
     with ExitStack() as stack:
         stack.enter_context(adapter.exclusive())
-        require_gradients(adapter)
+        now = structure(adapter)
+        require_gradients(adapter, now)
         if composite.rules:
-            for site in sites_of(adapter):
+            for site in sites_of(adapter, now):
                 rule = composite.rules.get(site.kind)
                 if rule is not None:
                     stack.callback(rule(site))
@@ -255,7 +256,7 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
             plain = adapter.head_scalars
             adapter.head_scalars = replace(plain, rule=rules.identity)
             stack.callback(setattr, adapter, "head_scalars", plain)
-        last = stack.enter_context(gates_checked(adapter)) if composite.rules else ()
+        last = stack.enter_context(gates_checked(adapter, now)) if composite.rules else ()
         seen = stack.enter_context(attention_hooks(*inner, *hooks, *last))
         runs: list[int] = []
         stack.callback(adapter.decoder.register_forward_hook(lambda *_: runs.append(1)).remove)

@@ -166,6 +166,23 @@ def test_the_check_of_the_twins_runs_once_a_model_and_again_when_modules_change(
         stream(adapter, call, percept)
 
 
+def test_a_door_that_opens_later_is_tried_then() -> None:
+    """A model that hears first and sees afterwards: its door for pictures was shut at the first prompt."""
+    adapter = fresh("qwen3_omni_thinker")
+    inputs, call, percept = prompt("qwen3_omni_thinker", adapter)
+    kinds = adapter.modality_ids(inputs)
+    seen = torch.nn.functional.max_pool1d((kinds == 1).float(), 3, 1, 1).bool()[0]  # with its two markers
+    heard = {k: v[:, ~seen] if v.shape[:2] == kinds.shape else v for k, v in inputs.items() if "image" not in k}
+    heard.pop("pixel_values")
+    alone = adapter.capture(heard)
+    assert alone.doors is None and call.doors is not None
+    own = adapter.decoder._deepstack_process
+    adapter.decoder._deepstack_process = lambda hidden, where, features: own(hidden, where, features.relu())
+    stream(adapter, alone, adapter.modality_ids(heard) > 0)
+    with pytest.raises(UnknownKindError, match="no forward twin"):
+        stream(adapter, call, percept)
+
+
 def test_attention_beside_the_interface_is_refused() -> None:
     adapter = fresh("llava_gqa")
     attention = adapter.decoder.layers[1].self_attn

@@ -13,13 +13,13 @@ from limelight.models.adapter import Adapter
 from limelight.models.attention import attention_hooks
 from limelight.models.beside import reading_layers
 from limelight.models.capture import DecoderCall
-from limelight.relevance.composites import Composite, gates_checked
+from limelight.relevance.composites import Composite, Structure, gates_checked, structure
 from limelight.relevance.dual_attention import FALLBACK, Mode
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_inputs import repeated, tail
 from limelight.relevance.dual_rules import DualRules
 
-_CHECKED: WeakKeyDictionary[nn.Module, set[tuple[object, ...]]] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[nn.Module, tuple[Structure, set[tuple[object, ...]]]] = WeakKeyDictionary()
 
 
 def reading(adapter: Adapter, call: DecoderCall) -> set[int]:
@@ -27,35 +27,43 @@ def reading(adapter: Adapter, call: DecoderCall) -> set[int]:
     return set() if call.beside is None else reading_layers(adapter.decoder, call.beside.name)
 
 
+def _ending(call: DecoderCall, count: int) -> DecoderCall:
+    """The last positions of a prompt, behind what stands beside it."""
+    kwargs = {k: tail(v, count) for k, v in call.kwargs.items()}
+    if call.beside is not None:
+        kwargs |= {k: call.kwargs[k][:, :, -count:] for k in call.beside.masks}
+    if call.doors is not None:
+        kwargs[call.doors.where] = call.kwargs[call.doors.where][:, -count:]
+    embeds, mask = (torch.cat([x[:, : call.front], x[:, -count:]], dim=1) for x in (call.embeds, call.mask))
+    return replace(call, embeds=embeds, mask=mask, kwargs=kwargs)
+
+
 def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
-    """Run tangents t, 2 t, -t and 0 through the decoder, once a model: all that no twin covers must be linear on them.
+    """Run tangents t, 2 t, -t and 0 through the decoder: all that no twin covers must be linear on them.
+
+    Once a model, composite and way by which something enters: a prompt that only sounds opens no door for pictures.
 
     Biases, learned positions, gates and activations written as functions are not, and would be silently wrong.
 
     Raises:
         UnknownKindError: it is not.
     """
-    key = (composite.name, *map(id, adapter.decoder.modules()))
-    if key in _CHECKED.setdefault(adapter.decoder, set()):
+    now = structure(adapter)
+    before, checked = _CHECKED.get(adapter.decoder, ((), set()))
+    checked = checked if before == now else set()
+    key = (composite.name, call.doors, None if call.beside is None else (call.beside.name, call.beside.masks))
+    if key in checked:
         return
-    count = min(2, call.length)
-    piece = call.row(0)
-    count = min(count, call.length - call.front)
-    embeds = torch.cat([piece.embeds[:, : piece.front], piece.embeds[:, -count:]], dim=1)
-    mode, cache = Mode(channels=5), DualCache(count, reading(adapter, call))
+    piece = _ending(call.row(0), min(2, call.length - call.front))
+    embeds = piece.embeds
+    mode, cache = Mode(channels=5), DualCache(piece.length - piece.front, reading(adapter, call))
     twins = DualRules(adapter, mode, cache, composite)
-    kwargs = {k: repeated(k, tail(v, count), 5) for k, v in piece.kwargs.items()}
-    if piece.beside is not None:
-        kwargs |= {k: repeated(k, piece.kwargs[k][:, :, -count:], 5) for k in piece.beside.masks}
+    kwargs = {k: repeated(k, v, 5) for k, v in piece.kwargs.items()}
     if piece.doors is not None:  # let something enter by every door
-        where = piece.kwargs[piece.doors.where][:, -count:]
-        embeds, kwargs[piece.doors.where] = piece.doors.probe(embeds, where, 5)
-    with torch.no_grad(), gates_checked(adapter) as hooks, adapter.routed(), attention_hooks(*hooks):
+        embeds, kwargs[piece.doors.where] = piece.doors.probe(embeds, piece.kwargs[piece.doors.where], 5)
+    with torch.no_grad(), gates_checked(adapter, now) as hooks, adapter.routed(), attention_hooks(*hooks):
         if hooks:
-            given = {k: tail(v, count) for k, v in piece.kwargs.items()}
-            if piece.doors is not None:
-                given[piece.doors.where] = piece.kwargs[piece.doors.where][:, -count:]
-            adapter.decoder(use_cache=False, **replace(piece, kwargs=given).arguments(piece.embeds[:, -count:]))
+            adapter.decoder(use_cache=False, **piece.arguments())
     with torch.no_grad(), twins.attached():
         rows = torch.cat([embeds, embeds / 2, embeds, embeds / -2, torch.zeros_like(embeds)])
         given = replace(piece, kwargs=kwargs).arguments(rows)
@@ -71,4 +79,4 @@ def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> 
             f"{size:.2g} come out {error:.2g} away from linear, no tangent as {float(none.abs().max()):.2g}",
             hint=f"{FALLBACK}; where activations are quantised too, load weight-only quantisation",
         )
-    _CHECKED[adapter.decoder].add(key)
+    _CHECKED[adapter.decoder] = (now, checked | {key})

@@ -113,6 +113,15 @@ def test_only_states_of_the_decoders_width() -> None:
     assert found is not None and found[0].count == 12 and bool(found[2].all())
 
 
+def test_masks_of_states_additive_or_not() -> None:
+    sees = torch.tensor([[1, 0, 1, 0], [0, 0, 1, 0]]).bool()[None, None]  # [B, 1, T, N]
+    additive = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+    embeds, states = torch.randn(1, 2, 8), torch.randn(1, 4, 8)
+    for mask in (sees, sees.long(), additive):
+        found = find_beside(embeds, {"cross_attention_states": states, "cross_attention_mask": mask})
+        assert found is not None and found[2].tolist() == [[True, False, True, False]]
+
+
 class Leaky(nn.Module):
     """A decoder that places its pixels in the embeddings and adds them behind its layers as well."""
 
@@ -136,15 +145,39 @@ class Leaky(nn.Module):
         return (out.last_hidden_state if pixels is None else out.last_hidden_state + pixels.mean(),)
 
 
+class Whole(nn.Module):
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False, **media: Any
+    ) -> Any:
+        return self.decoder(input_ids=input_ids, **media)
+
+
 def test_media_that_go_another_way_too_raise() -> None:
     decoder = Leaky(built("llava").decoder)
-
-    class Whole(nn.Module):
-        def forward(self, input_ids: Tensor, pixels: Tensor, use_cache: bool = False) -> Any:
-            return decoder(input_ids=input_ids, pixels=pixels)
-
     inputs = {"input_ids": torch.tensor([[1, 9, IMAGE]]), "pixels": torch.ones(1, 3)}
     for _ in range(2):
         with pytest.raises(UnsupportedError, match="not by its embeddings alone") as caught:
-            capture(Whole(), decoder, inputs, {})
+            capture(Whole(decoder), decoder, inputs, {})
         assert caught.value.hint
+
+
+class Tidy(Leaky):
+    """Its pixels are in the embeddings and nowhere else, its sound is not; at padding it says nothing that counts."""
+
+    def forward(self, pixels: Tensor | None = None, sound: Tensor | None = None, **given: Any) -> Any:
+        (hidden,) = super().forward(pixels=sound, **given)
+        return (hidden.index_fill(1, torch.tensor([0]), float("nan")),)
+
+
+def test_what_is_computed_at_padding_and_what_comes_later() -> None:
+    """The first prompt is padded; the second brings a medium that has not been asked about."""
+    decoder = Tidy(built("llava").decoder)
+    ids = torch.tensor([[0, 1, 9, IMAGE]])
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    assert capture(Whole(decoder), decoder, {**inputs, "pixels": torch.ones(1, 3)}, {}).length == 4
+    with pytest.raises(UnsupportedError, match="not by its embeddings alone"):
+        capture(Whole(decoder), decoder, {**inputs, "sound": torch.ones(1, 3)}, {})

@@ -60,8 +60,9 @@ def find_beside(embeds: Tensor, kwargs: Mapping[str, Any]) -> tuple[Beside, Tens
         seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         for key in masks:
             mask = kwargs[key]
-            if mask.ndim == 4 and mask.shape[-1] == states.shape[1]:  # additive [B, 1, T, N]
-                seen = (mask > torch.finfo(mask.dtype).min / 2).any(dim=2)[:, 0].expand_as(seen)
+            if mask.ndim == 4 and mask.shape[-1] == states.shape[1]:  # [B, 1, T, N], additive or True where seen
+                sees = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask != 0
+                seen = sees.any(dim=2)[:, 0].expand_as(seen)
         return Beside(name, int(states.shape[1]), masks), states, seen
     return None
 

@@ -197,16 +197,17 @@ def _grown_mask(mask: Tensor, window: int | None) -> Tensor:
     return torch.cat([torch.cat([mask, column], dim=-1), row], dim=-2)
 
 
-_PLACED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_PLACED: WeakKeyDictionary[nn.Module, set[frozenset[str]]] = WeakKeyDictionary()
 
 
 def _check_placed(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], got: Mapping[str, Any]) -> None:
-    """Once a model: the decoder on merged embeddings alone gives what it gives with its media.
+    """Once a model and kind of media: the decoder on merged embeddings alone gives what it gives with its media.
 
     Raises:
         UnsupportedError: it does not, so something of the media goes another way.
     """
-    if decoder in _PLACED:
+    media = frozenset(k for k, v in inputs.items() if k not in _KEPT | _DROPPED and _tensors(v))
+    if media in _PLACED.setdefault(decoder, set()):
         return
     seen: list[Tensor] = []
     handle = decoder.register_forward_hook(lambda *a: seen.append(a[-1][0]))
@@ -216,6 +217,9 @@ def _check_placed(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any
             decoder(**{k: v for k, v in got.items() if k not in _DROPPED or k == "inputs_embeds"}, use_cache=False)
     finally:
         handle.remove()
+    given = inputs.get("attention_mask")
+    if isinstance(given, Tensor) and given.shape == seen[0].shape[:2]:  # nobody reads what is computed at padding
+        seen = [x[given.bool().to(x.device)] for x in seen]
     whole, alone = seen
     slack = 1e-5 if whole.dtype in (torch.float32, torch.float64) else 2e-2
     if whole.shape != alone.shape or not torch.allclose(whole, alone, rtol=slack, atol=slack):
@@ -223,7 +227,7 @@ def _check_placed(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any
             f"{type(decoder).__name__} takes its media itself, and not by its embeddings alone: relevance would miss them",
             hint="only plain decoding (greedy) works on this family so far",
         )
-    _PLACED[decoder] = True
+    _PLACED[decoder].add(media)
 
 
 def capture(

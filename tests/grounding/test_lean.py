@@ -65,6 +65,16 @@ def test_narrow_models_and_soft_caps_are_left_to_the_hooks() -> None:
     assert torch.equal(capped, want)
 
 
+def test_offsets_follow_their_layer_to_its_device() -> None:
+    """A model over several devices, as far as one device can show: the device of shapes alone."""
+    q, k, v = (torch.randn(2, h, 5, 8, device="meta") for h in (4, 2, 2))
+    deltas = lean(ATTN_LRP, dtype=torch.float32)
+    with attention_hooks(deltas):
+        out = attention(Module().eval(), q, k, v, None)[0]
+    assert out.device.type == "meta"
+    assert {p.device.type for p in deltas.parameters()} == {"cpu"}
+
+
 def test_hooks_of_others_are_not_passed_over() -> None:
     class Other(AttentionHook):
         seen = 0

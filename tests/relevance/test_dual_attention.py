@@ -247,3 +247,13 @@ def test_a_mode_of_its_own_never_reads_the_mask_of_padding(monkeypatch: pytest.M
     x.mask = whole[:1]
     c, _ = forward_mode(x, Case(), ATTN_LRP, Mode(batch=B))
     assert torch.equal(a[:, 0], c[:, 0])
+
+
+def test_a_mask_of_one_row_of_keys_for_all_queries() -> None:
+    """Blocks of queries behind the first one, too."""
+    x = Inputs.drawn()
+    x.mask = x.mask[:, :, -1:]
+    short, _ = forward_mode(x, Case(), ATTN_LRP, Mode(batch=B, block=3))
+    x.mask = x.mask.expand(-1, -1, NEW, -1)
+    whole, _ = forward_mode(x, Case(), ATTN_LRP, Mode(batch=B, block=64))
+    torch.testing.assert_close(short, whole, atol=1e-12, rtol=0)

@@ -41,6 +41,7 @@ MASKS = {
     "window": causal(window=3),
     "padded": padded(),
     "two-way": torch.zeros(1, 1, 9, 9, dtype=torch.float64),
+    "keys alone": causal(2)[:, :, 6:7],
     "none": None,
 }
 masks = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())

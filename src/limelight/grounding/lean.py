@@ -42,7 +42,7 @@ class LeanDeltas(Deltas):
         q, k, v = (divided(x, n) for x, n in zip((q, k, v), self.divisors, strict=True))
         groups = q.shape[1] // k.shape[1]
         k, v = repeat_heads(k, groups), repeat_heads(v, groups)
-        if call.layer in self.keys:
-            k, v = k + self.keys[call.layer], v + self.values[call.layer]
+        if call.layer in self.keys:  # layers may be spread over several devices
+            k, v = k + self.keys[call.layer].to(k.device), v + self.values[call.layer].to(v.device)
         out = lean_attention(q, k, v, fit_mask(call.mask, k.shape[2]), call.scaling)
         return out.transpose(1, 2).contiguous(), None

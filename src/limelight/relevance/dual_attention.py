@@ -69,6 +69,7 @@ class DualAttention(AttentionHook):
         mask = call.mask
         if mask is not None:
             mask = mask[:b] if mask.shape[0] == rows else mask
+            mask = mask.expand(-1, -1, length, -1)
         total = sum(x.shape[3] for x, _ in pairs)
         quick = mode.graph == "none" and mode.offsets is None and mode.tap is None
         run = self._quick if quick and len(pairs) == 1 and call.softcap is None and call.sinks is None else self._block

@@ -128,9 +128,10 @@ class _Gradient(torch.autograd.Function):
 def lean_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, block: int = BLOCK) -> Tensor:
     """``softmax(scale q k^T + mask) v``, twice differentiable in q, k and v.
 
-    Shapes: q ``[B, H, Q, d]``, k ``[B, H, K, d]``, v ``[B, H, K, e]``, additive mask ``[B or 1, 1, Q, K]`` or None;
+    Shapes: q ``[B, H, Q, d]``, k ``[B, H, K, d]``, v ``[B, H, K, e]``, additive mask ``[B or 1, 1, Q or 1, K]`` or None;
     returns ``[B, H, Q, e]``. float32 or float64.
     """
+    mask = None if mask is None else mask.expand(-1, -1, q.shape[2], -1)  # one row of keys for all queries
     pieces = pieces_of(mask, q.shape[2], k.shape[2], block)
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in (q, k, v)):
         out = q.new_empty((*q.shape[:-1], v.shape[-1]))

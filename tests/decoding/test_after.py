@@ -15,8 +15,10 @@ from limelight.decoding.registry import strategies
 from limelight.decoding.strategy import Run
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.capture import following
 from tests.decoding.loops import FAMILIES, batch_of, inputs_of
 from tests.tiny import built, llava, llava_inputs, tokenizer
+from tests.zoo import ZOO
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lime": {"steps": 3, "lr": 1e-2}, "lime-cached": {"lr": 1e-2}, "pai": {"start": 0}, "icd": {},
@@ -205,6 +207,19 @@ def test_the_meter_runs_from_the_start_beside_a_strategy_that_waits() -> None:
     steps = out.steps[0]  # type: ignore[index]
     assert all(s.shares and s.candidates for s in steps)
     assert [s.intervened for s in steps] == [False, False, True, True, True]
+
+
+def test_positions_go_on_by_the_rule_of_single_words() -> None:
+    """As many words as you like at once, or one after another."""
+    adapter = built("qwen2_5_vl")
+    inputs = ZOO["qwen2_5_vl"].inputs(adapter.model)
+    call = adapter.capture({k: v[:, :12] if v.shape[-1] == 18 else v for k, v in inputs.items()})  # ends in a picture
+    want = call.kwargs["position_ids"]
+    ids, kinds = inputs["input_ids"][:, :12], torch.zeros(1, 12, dtype=torch.long)
+    run = Run(adapter, ids, {"position_ids": want}, kinds, kinds.bool(), None)  # type: ignore[arg-type]
+    for _ in range(3):
+        want = torch.cat([want, following(want[..., -1:])], dim=-1)
+    assert torch.equal(extended(run, [[9, 10, 11]]).kwargs["position_ids"], want)
 
 
 def test_inputs_that_nobody_knows_how_to_go_on() -> None:

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from limelight.decoding.greedy import GreedySession
 from limelight.decoding.strategy import Detail, Outlook, Run, Session, Strategy
 from limelight.errors import SettingError, UnsupportedError
+from limelight.models.capture import following
 from limelight.models.spans import grown
 
 _TWO_WAY = ("paligemma",)
@@ -171,11 +172,8 @@ def _longer(name: str, value: Any, run: Run, n: int) -> Any:
         return value
     prompt = run.ids.shape[1]
     if name == "position_ids":
-        last = value[..., -1:]
-        if value.ndim == 3:  # M-RoPE [.., t, h, w]: words go on behind the largest of the three
-            last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
-        steps = torch.arange(1, n + 1, device=value.device, dtype=value.dtype)
-        return torch.cat([value, last + steps], dim=-1)
+        first = following(value[..., -1:])
+        return torch.cat([value, first + torch.arange(n, device=value.device, dtype=value.dtype)], dim=-1)
     if value.shape == run.ids.shape and (name == "attention_mask" or "token_type" in name):
         return torch.nn.functional.pad(value, (0, n), value=int(name == "attention_mask"))
     if (

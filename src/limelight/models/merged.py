@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from limelight.errors import PromptError, UnsupportedError
+from limelight.errors import HookError, PromptError, UnsupportedError
 
 
 class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -26,7 +26,11 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     placeholder = ""
 
     def features(self, **media: Any) -> Tensor:
-        raise NotImplementedError
+        """Raises HookError: a subclass brings its own."""
+        raise HookError(
+            f"{type(self).__name__} has media {', '.join(self.media) or 'of no name'} and no features() to read them with",
+            hint="define features(**media), which returns [n, positions, width of the decoder]",
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]

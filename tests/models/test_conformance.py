@@ -21,7 +21,6 @@ from tests.zoo import FOUNDATION, ZOO
 
 # Families beyond the foundation that relevance does not cover yet, and what they must say instead of being wrong.
 RAISES: dict[str, tuple[str, str]] = {
-    "gemma3n": ("UnknownKindError", "gated mlp"),
     "qwen4_exp": ("UnknownKindError", "hyper_connection"),
     "glm5_next": ("UnknownKindError", "b_proj"),
     "inkling": ("UnknownKindError", "r_proj"),

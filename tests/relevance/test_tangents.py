@@ -19,7 +19,6 @@ from tests.zoo import FOUNDATION, ZOO
 
 # Families without tangents so far: what they must say instead of being wrong.
 RAISES: dict[str, tuple[type[LimelightError], str]] = {
-    "gemma3n": (UnknownKindError, "gated MLP"),
     "qwen4_exp": (UnknownKindError, "hyper_connection"),
     "minimax_m3_vl": (UnknownKindError, "mlp"),  # act(gate) * up without an activation module
     "unlimited_ocr": (UnsupportedError, "layers of its own kind of cache"),  # a window that spares the prompt

@@ -1,8 +1,9 @@
 """Gemma 3n: several residual streams (AltUp), low-rank side branches, an input for each layer, K/V shared by layers."""
 
+import torch
 import transformers as hf
 
-from .base import Model, Tiny, family
+from .base import Model, Tensors, Tiny, family, seeded
 from .gemma4 import GLOBAL, LOCAL
 from .parts import LEAD, TAIL, pixels, text
 from .stand_in import without_timm
@@ -14,7 +15,7 @@ def gemma3n() -> Model:
     words = text(
         "gemma3n_text", num_hidden_layers=4, layer_types=[LOCAL, GLOBAL] * 2, num_key_value_heads=2, head_dim=8,
         num_kv_shared_layers=2, sliding_window=8, hidden_size_per_layer_input=8, vocab_size_per_layer_input=100,
-        laurel_rank=4, altup_num_inputs=2, activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+        laurel_rank=4, altup_num_inputs=3, activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
         final_logit_softcapping=6.0,
     )  # fmt: skip
     audio = dict(
@@ -30,9 +31,16 @@ def gemma3n() -> Model:
         return hf.Gemma3nForConditionalGeneration(config)
 
 
+def seen_and_heard(seed: int) -> Tensors:
+    """A picture of four positions, and 64 frames of sound: four positions, too."""
+    frames = {"input_features": seeded(seed, 1, 64, 16), "input_features_mask": torch.ones(1, 64, dtype=torch.bool)}
+    return pixels(seed) | frames
+
+
 ROWS: list[Tiny] = [
     family(
-        "gemma3n", gemma3n, (*LEAD, 3, ("image", 4), 4, *TAIL), {"image": IMAGE, "audio": AUDIO}, pixels,
+        "gemma3n", gemma3n, (*LEAD, 3, ("image", 4), 4, 8, ("audio", 4), 9, *TAIL), {"image": IMAGE, "audio": AUDIO},
+        seen_and_heard,
         traits="rmsnorm gated gqa qk_norm sliding sandwich kv_shared per_layer_inputs streams",
         decoder="model.language_model",
         notes="A patch embedding stands in for the MobileNet tower. Hidden states have a leading axis of streams.",

@@ -16,7 +16,6 @@ WHY: dict[str, str] = {
     "b_proj": "linear-attention layers keep a state instead of keys and values",
     "r_proj": "relative positions and convolutions inside attention",
     "indexer": "sparse attention: an indexer chooses the keys each query sees",
-    "gated mlp": "an activation that keeps the largest entries only, and several residual streams that are rescaled",
     "mlp": "a gate that is clamped and shifted in line",
     "norm": "a norm that scales before it normalises",
     "names no image": "config and processor name no token that stands for the picture",

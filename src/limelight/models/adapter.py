@@ -17,6 +17,7 @@ from limelight.models.attention import no_attention_hooks, switched
 from limelight.models.capture import DecoderCall, capture
 from limelight.models.exclusive import lock_of
 from limelight.models.families import Family, family_of
+from limelight.models.hard_tokens import hard_tokens
 from limelight.models.offload import device_of
 from limelight.models.per_layer import per_layer_inputs
 from limelight.models.spans import grown, layouts
@@ -245,9 +246,15 @@ class Adapter:
         """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them; with those of its layers behind
         where they have inputs of their own (:mod:`limelight.models.per_layer`)."""
         out: Tensor = self.model.get_input_embeddings()(ids)
+        if self._hard_tokens is not None:
+            out = self._hard_tokens(ids, out)
         if self._layer_inputs is not None:
             out = torch.cat([out, self._layer_inputs(ids).flatten(2).to(out)], dim=-1)
         return out.to(ids.device)
+
+    @cached_property
+    def _hard_tokens(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        return hard_tokens(self.whole)
 
     @cached_property
     def _layer_inputs(self) -> Callable[[Tensor], Tensor] | None:

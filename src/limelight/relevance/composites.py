@@ -23,12 +23,16 @@ from limelight.models.attention import AttentionHook, attention_hooks, check_bou
 from limelight.models.unwrapped import modules_of
 from limelight.relevance import rules
 from limelight.relevance.differentiable import check_differentiable
+from limelight.relevance.dual_mode import Mode
 from limelight.relevance.experts import ExpertsSpec, experts_rule, router_rule, routers
 from limelight.relevance.gated_attention import GateSpec, checked, gate_rule
+from limelight.relevance.held_streams import hold_streams
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, survey
 from limelight.relevance.mixer_parts import Divisors, Mixer
 from limelight.relevance.mixers import mixer_rule
 from limelight.relevance.scales import scale_rule
+from limelight.relevance.sparse_gate import sparse_hooks
+from limelight.relevance.streams import StreamsSpec
 
 Undo = Callable[[], None]
 Rule = Callable[[Site], Undo]
@@ -111,7 +115,15 @@ def _gated_rule(site: Site) -> Undo:
     def halve(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (rules.uniform(args[0], 2), *args[1:])
 
-    return spec.down.register_forward_pre_hook(halve).remove
+    undo = [spec.down.register_forward_pre_hook(halve).remove]
+    if spec.spread is not None and spec.gate is not None:
+        undo += sparse_hooks(spec.gate, spec.act, spec.spread)
+
+    def take_off() -> None:
+        for one in undo:
+            one()
+
+    return take_off
 
 
 def _written_rule(spec: GatedSpec, gate: nn.Module, up: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,6 +137,12 @@ def _written_rule(spec: GatedSpec, gate: nn.Module, up: nn.Module, original: Cal
         return out
 
     return forward
+
+
+def _streams_rule(site: Site) -> Undo:
+    if not isinstance(site.spec, StreamsSpec):
+        raise HookError(f"{site.name} has no spec of its streams", hint="use sites from kinds.survey")
+    return hold_streams(site.spec, Mode(graph="surrogate"))()
 
 
 def _scale_rule(site: Site) -> Undo:
@@ -165,6 +183,7 @@ _ELEMENTWISE: dict[Kind, Rule] = {
     Kind.SELECTION: _router_rule,
     Kind.SCALE: _scale_rule,
     Kind.EXPERTS: _experts_rule,
+    Kind.STREAMS: _streams_rule,
 }
 
 

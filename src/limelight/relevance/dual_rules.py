@@ -7,6 +7,7 @@ module instances like the rules, and come off again.
     linear      bias on block 0 only
     activation  z' * const(act(z) / z)
     gated       (a' u + a u') / 2
+    streams     block 0's quotients of lengths: :mod:`limelight.relevance.held_streams`
     gate, router   block 0's decision holds for all
     experts     :mod:`limelight.relevance.dual_experts`
     attention   :mod:`limelight.relevance.dual_attention`
@@ -38,9 +39,12 @@ from limelight.relevance.dual_gates import gate_twin, router_twin
 from limelight.relevance.dual_linear import biased_twin, plain, unbiased_twin
 from limelight.relevance.experts import ExpertsSpec
 from limelight.relevance.gated_attention import GateSpec
+from limelight.relevance.held_streams import hold_streams
 from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, is_linear
 from limelight.relevance.mixer_parts import Mixer
 from limelight.relevance.mixers import mixer_twin
+from limelight.relevance.sparse_gate import kept_blocks
+from limelight.relevance.streams import StreamsSpec
 
 
 def _norm_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
@@ -104,6 +108,8 @@ def _gated_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
             return original(x)  # type: ignore[no-any-return]
         gate, up = split(x)
         z, u = blocks(gate, mode.channels), blocks(up, mode.channels)
+        if spec.spread is not None:
+            z = kept_blocks(mode, z, spec.spread)
         out: Tensor = down(gated_product(mode, z, u, activation(act, z[0])).reshape(up.shape))
         return out
 
@@ -174,6 +180,7 @@ class DualRules:
         self.adapter, self.mode, self.cache, self.composite = adapter, mode, cache, composite
         self.attention = DualAttention(mode, cache, composite)
         self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
+        self.hooks: list[Callable[[], Callable[[], None]]] = []
         with adapter.exclusive():  # modules are probed by running them
             self._build()
 
@@ -199,6 +206,8 @@ class DualRules:
                     "is no forward twin",
                     hint=FALLBACK,
                 )
+            elif isinstance(site.spec, StreamsSpec):
+                self.hooks.append(hold_streams(site.spec, mode))
             elif site.kind is Kind.ROUTER:
                 self.forwards.append((site.module, router_twin(site.module, mode)))
             elif site.kind is Kind.EXPERTS and isinstance(site.spec, ExpertsSpec):
@@ -230,6 +239,8 @@ class DualRules:
             stack.enter_context(self.adapter.exclusive())
             for module, forward in self.forwards:
                 stack.callback(replace_forward(module, forward))
+            for put_on in self.hooks:
+                stack.callback(put_on())
             stack.enter_context(self.adapter.routed())
             seen = stack.enter_context(attention_hooks(self.attention))
             yield

@@ -9,6 +9,7 @@
     EXPERTS, ROUTER   of a mixture: :mod:`limelight.relevance.experts`
     SCALE       scales its input by what its further arguments say, linear in it
     MIXER       a recurrence or convolution in place of attention: :mod:`limelight.relevance.mixers`
+    STREAMS     several residual streams, rescaled on their way in and out: :mod:`limelight.relevance.streams`
     LINEAR      plain for relevance
 
 A module that owns parameters and fits none of these raises, so that no rule is ever silently missing.
@@ -17,7 +18,7 @@ A module that owns parameters and fits none of these raises, so that no rule is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -34,6 +35,8 @@ from limelight.relevance.gated_attention import GateSpec, gate_spec
 from limelight.relevance.mixer_parts import Mixer
 from limelight.relevance.mixers import mixer_spec
 from limelight.relevance.scales import takes_more
+from limelight.relevance.sparse_gate import kept, spread_of
+from limelight.relevance.streams import StreamsSpec, side_branch, stream_router, streams_spec
 
 
 class Kind(Enum):
@@ -47,6 +50,7 @@ class Kind(Enum):
     EXPERTS = "experts"
     ROUTER = "router"
     SELECTION = "selection"
+    STREAMS = "streams"
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class GatedSpec:
     """The linear after the gated product, and where the gate is: two linears, or one with both halves.
 
     ``factor``: the product's other factor is this argument of the layer itself (Gemma's per-layer inputs).
+    ``spread``: only what stands out of the gate by so many deviations is kept (:mod:`limelight.relevance.sparse_gate`).
     """
 
     act: nn.Module
@@ -82,6 +87,7 @@ class GatedSpec:
     fused: nn.Module | None = None
     factor: str = ""
     written: bool = False  # the MLP calls the activation as a function: no module of its own, ``act`` stands in
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Site:
     kind: Kind
     name: str
     module: nn.Module
-    spec: NormSpec | GatedSpec | GateSpec | ExpertsSpec | Mixer | None = None
+    spec: NormSpec | GatedSpec | GateSpec | ExpertsSpec | Mixer | StreamsSpec | None = None
 
 
 def survey(decoder: nn.Module) -> list[Site]:
@@ -102,12 +108,18 @@ def survey(decoder: nn.Module) -> list[Site]:
     """
     sites: list[Site] = []
     covered: set[int] = set()
+    if (streams := streams_spec(decoder)) is not None:
+        sites.append(Site(Kind.STREAMS, "streams", decoder, streams))
     for name, module in _parts(decoder):
         if id(module) in covered:
             continue
         for inner, router in routers(module):
             sites.append(Site(Kind.ROUTER, f"{name}.{inner}", router))
             covered.update(map(id, router.modules()))
+        mixing = stream_router(module)
+        if mixing is not None:
+            sites.append(Site(Kind.ROUTER, f"{name}.{mixing[0]}", mixing[1]))
+            covered.add(id(mixing[1]))
         if stacked(module) and (experts := experts_spec(module, _activation_of(module))) is not None:
             sites.append(Site(Kind.EXPERTS, name, module, experts))
             covered.update(map(id, module.modules()))
@@ -134,7 +146,7 @@ def survey(decoder: nn.Module) -> list[Site]:
         spec = gated_spec(module)
         if spec is not None:
             sites.append(Site(Kind.GATED, name, module, spec))
-        else:
+        elif mixing is None:
             _check_container(name, module)
     kinds = {s.kind for s in sites}
     missing = {Kind.NORM, Kind.ATTENTION} - kinds
@@ -226,6 +238,8 @@ def _check_container(name: str, module: nn.Module) -> None:
     loose = [(n, tuple(p.shape)) for n, p in module.named_parameters(recurse=False) if p.ndim > 1]
     linears = [c for c in module.children() if is_linear(c)]
     if loose or (len(linears) >= 2 and _activation_of(module) is None and not _has_act_function(module)):
+        if not loose and side_branch(module):
+            return
         raise UnknownKindError(
             f"{name} ({type(module).__name__}) holds {loose or f'{len(linears)} linears without an activation module'}",
             hint="no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py",
@@ -318,8 +332,10 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
     if len(into) == 1 and into[0].out_features == 2 * width:
         return GatedSpec(act, down, fused=into[0])
     if len(into) == 2 and all(c.out_features == width for c in into):
-        gate, up = _which_gate(module, act, down, into[0], into[1])
-        return GatedSpec(act, down, gate=gate, up=up)
+        spread = spread_of(module)
+        acts = act if spread is None else lambda z: act(kept(z, spread))
+        gate, up = _which_gate(module, acts, down, into[0], into[1])
+        return GatedSpec(act, down, gate=gate, up=up, spread=spread)
     return None
 
 
@@ -344,7 +360,7 @@ def _written_gate(module: nn.Module, linears: list[Any]) -> GatedSpec | None:
 
 
 def _which_gate(
-    module: nn.Module, act: nn.Module, down: nn.Module, first: nn.Module, second: nn.Module
+    module: nn.Module, act: Callable[[Tensor], Tensor], down: nn.Module, first: nn.Module, second: nn.Module
 ) -> tuple[nn.Module, nn.Module]:
     """Probe which of two linears goes through the activation."""
     sums = [0.0, 0.0]

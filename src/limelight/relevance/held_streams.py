@@ -1,0 +1,160 @@
+"""What rescales residual streams on their way into the layers and out of them, held constant (AltUp of Gemma 3n).
+
+    in        stream i enters as ``P_i x * rms(x) / rms(P_i x)``: the quotient is a constant, as 1/std of a norm is
+    out       stream i leaves as ``U_i h_i * rms(h_0) / rms(U_i h_i)``: the same; then their mean goes into the final norm
+
+The rescaling stands in the decoder's own forward and has no module. But there is one right behind it, the first layer
+and the final norm: a hook there hands on the value that came, with the gradient of the rule or, in a dual forward, its
+tangents. Whether the value is what the rule takes it to be is asked at the first run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import UnknownKindError
+from limelight.relevance import rules
+from limelight.relevance.dual_mode import Mode, block_rows, blocks
+from limelight.relevance.streams import StreamsSpec
+
+HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
+LEAST = 1e-5  # of a mean square, in the quotient
+
+
+def hold_streams(spec: StreamsSpec, mode: Mode) -> Callable[[], Callable[[], None]]:
+    """Hooks that hold the rescaling constant; the result puts them on and returns what takes them off again."""
+    hooks = _Hooks(spec, mode)
+    return hooks.put_on
+
+
+class _Hooks:
+    """``sent``, ``left``: what the projections put out in this run; ``first``: stream 0 behind the last layer."""
+
+    def __init__(self, spec: StreamsSpec, mode: Mode) -> None:
+        self.spec, self.mode = spec, mode
+        self.asked: set[str] = set()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.sent: dict[int, Tensor] = {}
+        self.left: dict[int, Tensor] = {}
+        self.first: Tensor | None = None
+        self.waiting: set[str] = set()  # of the decoder's run: a norm that somebody runs alone is not met
+
+    def put_on(self) -> Callable[[], None]:
+        spec = self.spec
+        handles = [
+            spec.decoder.register_forward_pre_hook(self.start),
+            spec.decoder.register_forward_hook(self.stop),
+            spec.first.register_forward_pre_hook(self.enter, with_kwargs=True),
+            spec.last.register_forward_hook(self.leave),
+            spec.norm.register_forward_pre_hook(self.merge),
+        ]
+        for name, modules in (("sent", spec.into), ("left", spec.out)):
+            handles += [m.register_forward_hook(self._keeping(name, i)) for i, m in enumerate(modules)]
+
+        def take_off() -> None:
+            for handle in handles:
+                handle.remove()
+            self._forget()
+
+        return take_off
+
+    def start(self, *_: Any) -> None:
+        self._forget()
+        self.waiting = {"first layer", "final norm"}
+
+    def stop(self, *_: Any) -> None:
+        missed = sorted(self.waiting)
+        self._forget()
+        if missed:
+            raise UnknownKindError(f"the decoder has streams and ran without its {' and '.join(missed)}", hint=HINT)
+
+    def enter(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if "first layer" not in self.waiting:
+            return None
+        self.waiting.remove("first layer")
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        count = 1 + len(self.spec.into)
+        if hidden.ndim != 4 or hidden.shape[0] != count:
+            raise UnknownKindError(
+                f"expected {count} streams to enter the first layer, got {tuple(hidden.shape)}", hint=HINT
+            )
+        parts = _all(self.sent, len(self.spec.into))
+        if self._idle(hidden):
+            return None
+        held = [hidden[0]]
+        for part, came in zip(parts, hidden[1:], strict=True):
+            held.append(self._held(_rescaled(self.mode, part.to(came.device), hidden[0]), came, f"stream {len(held)}"))
+        hidden = torch.stack(held)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    def leave(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.first = (output[0] if isinstance(output, tuple) else output)[0]
+
+    def merge(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if "final norm" not in self.waiting:
+            return None
+        self.waiting.remove("final norm")
+        mean: Tensor = args[0]
+        parts = _all(self.left, len(self.spec.out))
+        if self.first is None:
+            raise UnknownKindError("the decoder ran its final norm before its last layer", hint=HINT)
+        if self._idle(mean):
+            return None
+        first = self.first.to(mean.device)
+        total = blocks(first, self.mode.channels).to(torch.promote_types(mean.dtype, torch.float32))
+        for part in parts:
+            total = total + _rescaled(self.mode, part.to(mean.device), first)
+        return (self._held(total / (1 + len(parts)), mean, "the mean of the streams"), *args[1:])
+
+    def _keeping(self, name: str, index: int) -> Callable[..., None]:
+        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+            getattr(self, name)[index] = output
+
+        return keep
+
+    def _idle(self, x: Tensor) -> bool:
+        """The model's own run and its own gradient are wanted."""
+        return self.mode.channels == 1 and (self.mode.graph != "surrogate" or not x.requires_grad)
+
+    def _held(self, ruled: Tensor, came: Tensor, what: str) -> Tensor:
+        """``ruled [1 + C, B, T, D]`` as rows, block 0 with the value that ``came``; the two are compared once."""
+        value = came[: block_rows(came, self.mode.channels)].detach()
+        if what not in self.asked:
+            slack = 1e-4 if came.dtype in (torch.float32, torch.float64) else 5e-2
+            error, size = float((ruled[0].detach() - value).abs().max()), float(value.abs().max())
+            if not error <= slack * (1 + size):
+                raise UnknownKindError(
+                    f"{what} is not rescaled to the length of stream 0: {error:.2g} off at a size of {size:.2g}",
+                    hint=HINT,
+                )
+            self.asked.add(what)
+        own = ruled[0].to(came.dtype)
+        own = value if self.mode.graph == "none" else rules.gradient_of(own, value)
+        return torch.cat([own[None], ruled[1:].to(came.dtype)]).reshape(came.shape)
+
+
+def _all(parts: dict[int, Tensor], count: int) -> list[Tensor]:
+    """The projections of all streams, in order.
+
+    Raises:
+        UnknownKindError: the decoder has not made all of them.
+    """
+    if len(parts) != count:
+        raise UnknownKindError(f"the decoder has {count} projections of streams and ran {len(parts)}", hint=HINT)
+    return [parts[i] for i in range(count)]
+
+
+def _rescaled(mode: Mode, part: Tensor, first: Tensor) -> Tensor:
+    """``part [rows, T, D]`` as long as ``first`` is, ``[1 + C, B, T, D]``, wide; the quotient is block 0's."""
+    wide = torch.promote_types(part.dtype, torch.float32)
+    p, h = (blocks(x, mode.channels).to(wide) for x in (part, first))
+    size = h[0].pow(2).mean(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny).sqrt()
+    return p * mode.const(size / p[0].pow(2).mean(-1, keepdim=True).clamp(min=LEAST).sqrt())

@@ -113,6 +113,6 @@ def test_two_askers_take_turns(desk: Desk) -> None:
     for t in threads:
         t.start()
     for t in threads:
-        t.join()
+        t.join(200)
     for name, told in found.items():
         assert told.answers[0].token_ids == plain(desk, name).token_ids

@@ -13,8 +13,8 @@ from limelight.benchmarks.loading import load
 from limelight.benchmarks.task import task, tasks
 from limelight.cli.answering import _item
 
-datasets = pytest.importorskip("datasets")
-soundfile = pytest.importorskip("soundfile")
+datasets = pytest.importorskip("datasets", reason="datasets is not installed (pip install 'limelight[bench]')")
+soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
 
 
 def sound() -> dict[str, Any]:

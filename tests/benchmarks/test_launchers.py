@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,14 +11,15 @@ import pytest
 
 from limelight.benchmarks import rowlog
 from limelight.benchmarks.results import open_results, read_results
+from tests.running import finished
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {
-    "torch": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable, "-m", "limelight"],
-    # --multi_gpu starts a process a shard; without GPUs as well
+    "torch": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable, "-m", "limelight"],
+    # ports of their own: two runs on one machine; --multi_gpu starts a process a shard; without GPUs as well
     "accelerate": [
         "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "limelight",
+        "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "limelight",
     ],
 }  # fmt: skip
 
@@ -34,14 +34,7 @@ def test_two_processes_share_a_run(launcher: str, tmp_path: Path) -> None:
         "--limit", "4", "--max-new-tokens", "2", "--out", str(tmp_path / "run"), "--shard", "auto",
     ]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *LAUNCHERS[launcher], *bench],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = finished([sys.executable, *LAUNCHERS[launcher], *bench], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     parts = {p.name: [r["id"] for r in rowlog.read(p)] for p in (tmp_path / "run").glob("rows.*.jsonl")}
     assert {name: len(ids) for name, ids in parts.items()} == {"rows.0of2.jsonl": 4, "rows.1of2.jsonl": 4}

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from limelight.benchmarks import lmms_eval_plugin as plugin
 from limelight.errors import MissingExtraError
+from tests.running import finished
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,7 +108,7 @@ def test_in_the_real_harness(tmp_path: Path) -> None:
         "--include_path", str(tmp_path / "task"), "--tasks", "limelight_tiny",
         "--output_path", str(tmp_path / "out"), "--log_samples",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    done = finished(command, cwd=tmp_path, env=env)
     said = done.stdout[-3000:] + done.stderr[-3000:]
     assert done.returncode == 0, said
     assert list((tmp_path / "out").rglob("*_results.json")), said  # it exits with 0 after an error, too

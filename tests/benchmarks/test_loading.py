@@ -64,7 +64,7 @@ def test_repeated_rows_and_empty_files(pope: Path) -> None:
 @pytest.fixture
 def hub_copy(tmp_path: Path) -> Path:
     """A folder that `datasets` reads like a repository of the Hub, with pictures inside."""
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (pip install 'limelight[bench]')")
     from PIL import Image
 
     image = Image.new("RGB", (4, 4), "red")
@@ -110,6 +110,6 @@ def test_tasks_without_a_copy_on_the_hub() -> None:
 
 
 def test_a_hub_that_cannot_be_read(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
+    pytest.importorskip("datasets", reason="datasets is not installed (pip install 'limelight[bench]')")
     with pytest.raises(DataError, match="could not read"):
         load(task("pope"), f"hub:{tmp_path / 'nothing'}")

@@ -303,7 +303,13 @@ from pathlib import Path
 from tests.benchmarks.test_runner import toy
 from limelight.benchmarks.runner import run
 
+left = int(sys.argv[3])
+
 def answer(sample):
+    global left
+    left -= 1
+    if left < 0:
+        time.sleep(600)  # until it is killed, however late that is
     with open(sys.argv[2], "a") as log:
         log.write(sample.id + "\\n")
     time.sleep(0.01)
@@ -319,18 +325,22 @@ def test_kill_9_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     rng = random.Random(0)
     for attempt in range(3):
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(out), str(asked)], cwd=ROOT, env=env)
-        if attempt == 2:
-            assert child.wait(timeout=60) == 0
-            break
-        have = len(rows(out)) if (out / "rows.jsonl").exists() else 0
-        deadline = time.monotonic() + 60
-        while not ((out / "rows.jsonl").exists() and len(rows(out)) >= have + 20):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.05)
-        child.send_signal(signal.SIGKILL)
-        assert child.wait(timeout=60) == -signal.SIGKILL
+        answers = "80" if attempt < 2 else "300"
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(out), str(asked), answers], cwd=ROOT, env=env)
+        try:
+            if attempt == 2:
+                assert child.wait(timeout=120) == 0
+                break
+            have = len(rows(out)) if (out / "rows.jsonl").exists() else 0
+            deadline = time.monotonic() + 120
+            while not ((out / "rows.jsonl").exists() and len(rows(out)) >= have + 20):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(rng.random() * 0.05)
+        finally:
+            child.kill()
+            ended = child.wait(timeout=60)
+        assert ended == -signal.SIGKILL
         kept = rows(out)
         if attempt == 1:
             with (out / "rows.jsonl").open("ab") as log:

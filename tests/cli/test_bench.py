@@ -138,7 +138,7 @@ def test_judges(tmp_path: Path) -> None:
 
 
 def test_sounds_of_the_hub_are_decoded() -> None:
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     file = io.BytesIO()
     soundfile.write(file, [0.0, 0.5, -0.5, 0.0], 8000, format="WAV")
     samples, rate = _item({"bytes": file.getvalue(), "path": "a.wav"})

@@ -16,7 +16,7 @@ from tests.cli.conftest import Run
 @pytest.mark.parametrize("name", sorted(WRITERS))
 def test_a_task_on_a_model(name: str, tmp_path: Path, listener: Path, run: Run) -> None:
     """Pictures on the shipped miniature, sounds on a tiny random Qwen2-Audio."""
-    pytest.importorskip("soundfile")
+    pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     best = WRITERS[name](tmp_path / "data")
     make_media(tmp_path / "data")
     model = listener if task(name).modality == "audio" else "demo-vision"

@@ -14,7 +14,7 @@ from limelight.demo.sound_language import DESCRIBE
 from limelight.demo.synthesis import RATE, make
 from tests.cli.conftest import Run
 
-soundfile = pytest.importorskip("soundfile")
+soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
 DOG, BELL = (0.4, 1.3), (2.2, 3.4)
 
 

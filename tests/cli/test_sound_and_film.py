@@ -15,7 +15,7 @@ from tests.cli.tiny_audio import RATE, speech
 from tests.models.films import film
 from tests.report.test_page import data_of
 
-soundfile = pytest.importorskip("soundfile")
+soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
 ASK = ("--prompt", "what is here ?")
 
 

@@ -23,7 +23,7 @@ from tests.cli.tiny_audio import RATE, WINDOW, speech
 from tests.tiny import audio_processor
 from tests.zoo import ZOO
 
-soundfile = pytest.importorskip("soundfile")
+soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
 SECONDS = 5.0
 
 

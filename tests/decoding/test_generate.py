@@ -125,7 +125,7 @@ def test_sampling_with_a_seed(vision: Adapter, picture: Image.Image) -> None:
 def test_stop_strings_streamers_and_steps_as_they_come(vision: Adapter, picture: Image.Image) -> None:
     plain = ask(vision, media={"image": picture})
     heard: list[Step] = []
-    streamer = TextIteratorStreamer(vision.tokenizer, skip_prompt=True, timeout=30)
+    streamer = TextIteratorStreamer(vision.tokenizer, skip_prompt=True, timeout=120)
     thread = threading.Thread(
         target=ask, args=(vision,),
         kwargs={
@@ -135,7 +135,7 @@ def test_stop_strings_streamers_and_steps_as_they_come(vision: Adapter, picture:
     )  # fmt: skip
     thread.start()
     text = "".join(streamer)
-    thread.join()
+    thread.join(200)
     assert text == "".join(s.text for s in plain.steps[:2])
     assert [s.token for s in heard] == list(plain.token_ids[:2])
 

@@ -32,14 +32,14 @@ def test_a_text_iterator_streamer_gets_every_word_and_ends(strategy: Any) -> Non
     plain = run(adapter, strategy)
     words = tokenizer()
     for twice in (False, True):  # bound alone, or passed to generate() too
-        streamer = TextIteratorStreamer(words, skip_prompt=True, timeout=30)
+        streamer = TextIteratorStreamer(words, skip_prompt=True, timeout=120)
         extra = {"streamer": streamer} if twice else {}
         thread = threading.Thread(
             target=run, args=(adapter, strategy), kwargs={"bound": {"streamer": streamer}, **extra}
         )
         thread.start()
         text = "".join(streamer)
-        thread.join()
+        thread.join(200)
         assert text == words.decode(plain[0, -4:])
         assert streamer.text_queue.empty()
 
@@ -170,7 +170,7 @@ def test_two_threads_with_two_models_and_strategies_do_not_mix() -> None:
     adapters = {name: fresh(name) for name, _ in jobs}
     want = {name: run(adapters[name], s, inputs_of(adapters[name], name)) for name, s in jobs}
     wrong: list[Any] = []
-    gate = threading.Barrier(2)
+    gate = threading.Barrier(2, timeout=60)
 
     def work(name: str, strategy: Any) -> None:
         try:
@@ -185,7 +185,7 @@ def test_two_threads_with_two_models_and_strategies_do_not_mix() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(200)
     assert not wrong
 
 

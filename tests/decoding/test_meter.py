@@ -192,7 +192,7 @@ def test_steps_come_as_tokens_are_chosen(adapter: Adapter) -> None:
     """Streaming: each word's numbers are there when the word is."""
     inputs = llava_inputs(adapter.model)
     seen: list[Any] = []
-    streamer = TextIteratorStreamer(Spell(), skip_prompt=True, timeout=20.0)
+    streamer = TextIteratorStreamer(Spell(), skip_prompt=True, timeout=120.0)
     words: list[str] = []
     had: list[int] = []
 
@@ -213,7 +213,7 @@ def test_steps_come_as_tokens_are_chosen(adapter: Adapter) -> None:
     )
     thread.start()
     words = list(streamer)
-    thread.join()
+    thread.join(200)
     assert "".join(words).split() == [str(step.token) for _, step in seen]
     assert had == [0, 1, 2, 3, 4]
     assert all(step.shares for _, step in seen)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+
+from tests.running import finished
 
 pytest.importorskip("nbclient", reason="nbclient is not installed (pip install nbclient ipykernel)")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
@@ -24,14 +25,7 @@ def test_it_runs_and_prints_what_is_stored() -> None:
 
     from tools.notebook import NOTEBOOK
 
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", AGAIN],
-        capture_output=True,
-        text=True,
-        cwd=NOTEBOOK.parents[1],
-        check=False,
-        timeout=300,
-    )
+    done = finished([sys.executable, "-W", "ignore", "-c", AGAIN], cwd=NOTEBOOK.parents[1])
     assert done.returncode == 0, done.stderr[-3000:]
     stored, again, shown = json.loads(done.stdout.splitlines()[-1])
     assert any(stored)

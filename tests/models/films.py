@@ -24,7 +24,7 @@ def film(
 
     ``lit``: the frames that have the square; all when left out.
     """
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="PyAV is not installed (pip install 'limelight[video]')")
     height, width = size
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4" if path.suffix == ".avi" else "libx264", rate=rate)
@@ -99,7 +99,7 @@ def internvl() -> Any:
 
 
 def smolvlm() -> Any:
-    pytest.importorskip("num2words")
+    pytest.importorskip("num2words", reason="num2words is not installed (pip install 'limelight[video]')")
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
     own = dict(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})

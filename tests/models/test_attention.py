@@ -176,21 +176,21 @@ def test_threads_never_see_each_others_hooks() -> None:
     inside, done, results = threading.Event(), threading.Event(), []
 
     def other() -> None:
-        inside.wait()
+        inside.wait(60)
         results.append(attention(Module().eval(), q, k, v, mask)[0])
         done.set()
 
     class Zero(AttentionHook):
         def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
             inside.set()
-            done.wait(10)
+            assert done.wait(60)
             return out * 0
 
     thread = threading.Thread(target=other)
     thread.start()
     with attention_hooks(Zero()):
         mine = attention(Module().eval(), q, k, v, mask)[0]
-    thread.join()
+    thread.join(60)
     assert not mine.any()
     assert torch.equal(results[0], plain)
 

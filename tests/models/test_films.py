@@ -163,7 +163,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize("filter_", ["BICUBIC", "BILINEAR", "LANCZOS", "NEAREST"])
 def test_resizing_is_torchvisions(filter_: str) -> None:
-    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    functional = pytest.importorskip(
+        "torchvision.transforms.v2.functional", reason="torchvision is not installed; the library does not need it"
+    )
     for shape, size in (((2, 4, 3, 40, 60), (28, 56)), ((1, 3, 3, 30, 20), (64, 64))):
         frames = torch.randint(0, 256, shape, dtype=torch.uint8)
         want = functional.resize(frames, list(size), getattr(functional.InterpolationMode, filter_), antialias=True)

@@ -122,7 +122,7 @@ def test_sound_for_a_picture_and_the_other_way_round(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_sound_is_mono_float32(tmp_path: Path, channels: int) -> None:
-    pytest.importorskip("soundfile")
+    pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     got = read_audio(sound(tmp_path / "a.wav", channels=channels), 16000)
     assert got.dtype == np.float32
     assert got.shape == (1600,)
@@ -131,8 +131,8 @@ def test_sound_is_mono_float32(tmp_path: Path, channels: int) -> None:
 
 
 def test_sound_is_resampled(tmp_path: Path) -> None:
-    pytest.importorskip("soundfile")
-    pytest.importorskip("soxr")
+    pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
+    pytest.importorskip("soxr", reason="soxr is not installed (pip install 'limelight[audio]')")
     got = read_audio(sound(tmp_path / "a.wav", rate=8000, seconds=0.5), 16000)
     assert abs(len(got) - 8000) <= 2
     samples = np.sin(np.arange(4000) / 8000 * 2 * np.pi * 440).astype(np.float32)
@@ -165,14 +165,14 @@ def test_sound_is_bounded_before_and_after_decoding(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         read_audio((np.zeros(1600), 16000), 16000, max_seconds=0.05)
     assert "limit" in str(caught.value)
-    pytest.importorskip("soundfile")
+    pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     with pytest.raises(MediaError) as caught:
         read_audio(sound(tmp_path / "a.wav", seconds=0.2), 16000, max_seconds=0.1)
     assert "limit" in str(caught.value)
 
 
 def test_a_corrupt_sound(tmp_path: Path) -> None:
-    pytest.importorskip("soundfile")
+    pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     (tmp_path / "a.wav").write_bytes(b"RIFF no sound at all")
     with pytest.raises(MediaError) as caught:
         read_audio(tmp_path / "a.wav", 16000)
@@ -221,7 +221,7 @@ def test_video_from_pictures() -> None:
 
 
 def test_video_from_a_file(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="PyAV is not installed (pip install 'limelight[video]')")
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -247,7 +247,7 @@ def test_video_from_a_file(tmp_path: Path) -> None:
 
 
 def test_films_that_are_broken_turned_or_without_frames(tmp_path: Path) -> None:
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="PyAV is not installed (pip install 'limelight[video]')")
     whole = film(tmp_path / "a.mp4", range(10, 240, 2), rate=10, size=(64, 64))
     clip = read_video(whole, 5)
     assert clip.fps == 10

@@ -17,7 +17,7 @@ from tests.models.test_processors import audioflamingo3
 from tests.tiny import audio_processor
 from tests.zoo import ZOO
 
-soundfile = pytest.importorskip("soundfile")
+soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
 RATE = 16000
 
 
@@ -27,7 +27,7 @@ def tone(seconds: float = 0.5, rate: int = RATE, hz: float = 440.0) -> np.ndarra
 
 def by_av(path: Path, samples: np.ndarray[Any, Any], codec: str, rate: int = RATE) -> Path:
     """A file of a format that soundfile does not write."""
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="PyAV is not installed (pip install 'limelight[video]')")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")

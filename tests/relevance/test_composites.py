@@ -162,7 +162,7 @@ def test_two_threads_with_two_models_do_not_mix() -> None:
         (n, c.name): attribute(adapters[n], inputs[n], composite=c).scores for n in names for c in (ATTN_LRP, CP_LRP)
     }
     wrong: list[Any] = []
-    gate = threading.Barrier(2)
+    gate = threading.Barrier(2, timeout=60)
 
     def work(name: str, composite: Composite) -> None:
         try:
@@ -179,5 +179,5 @@ def test_two_threads_with_two_models_do_not_mix() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(200)
     assert not wrong

@@ -41,6 +41,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
     def open_page(*cases: Case, **settings: Any) -> Any:
         context = browser.new_context(viewport={"width": 1280, "height": 900}, **settings)
+        context.set_default_timeout(120_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda m: troubles.append(f"{m.type}: {m.text}"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,7 +97,7 @@ class Gate:
             outlook = self.inner.next(tokens)
             outlook.logits[:, self.ends] = float("-inf")
             if self.count >= self.gate.free:
-                self.gate.permits.acquire(timeout=20)
+                self.gate.permits.acquire(timeout=60)
             self.count += 1
             self.gate.tokens += 1
             return outlook
@@ -112,17 +114,30 @@ class Running:
     chat: Chat
 
     def openai(self, **more: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 30, **more})
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 120, **more})
 
     def post(self, body: Any = None, **more: Any) -> httpx.Response:
         given = {"json": body} if body is not None else {}
-        return httpx.post(f"{self.url}/v1/chat/completions", **given, timeout=30, trust_env=False, **more)
+        return httpx.post(f"{self.url}/v1/chat/completions", **given, timeout=120, trust_env=False, **more)
 
     def post_to(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", timeout=30, trust_env=False, **more)
+        return httpx.post(f"{self.url}{path}", timeout=120, trust_env=False, **more)
+
+    def give(self, seconds: float) -> None:
+        """From now on a request has so long."""
+        self.chat.offer = replace(self.chat.offer, limits=replace(self.chat.offer.limits, timeout=seconds))
+
+    def send(self, body: Any) -> socket.socket:
+        """A request whose answer is not awaited; closing the socket is leaving."""
+        host, port = self.url.removeprefix("http://").split(":")
+        data = json.dumps(body).encode()
+        link = socket.create_connection((host, int(port)), timeout=60)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        link.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        return link
 
     def metric(self, name: str) -> float:
-        page = httpx.get(f"{self.url}/metrics", trust_env=False).text
+        page = httpx.get(f"{self.url}/metrics", trust_env=False, timeout=60).text
         return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name))
 
 
@@ -143,7 +158,7 @@ def served(adapter: Adapter, offer: Offer) -> Iterator[Running]:
         thread.join(20)
 
 
-def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come true"

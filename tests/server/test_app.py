@@ -18,20 +18,22 @@ def test_the_key(serve: Serve) -> None:
         good = {"Authorization": "Bearer s3cret-ключ".encode()}
         for bad in ({}, {"Authorization": "Bearer s3cret"}, {"Authorization": b"Bearer \xff\xfe"}, {"Authorization": "Basic x"},
                     {"Authorization": "s3cret-ключ".encode()}):  # fmt: skip
-            got = httpx.get(f"{running.url}/v1/models", headers=bad, trust_env=False)
+            got = httpx.get(f"{running.url}/v1/models", headers=bad, trust_env=False, timeout=60)
             assert got.status_code == 401
             assert got.json()["error"]["code"] == "invalid_api_key"
         for path in ("/metrics", "/openapi.json", "/v1/none"):
-            assert httpx.get(f"{running.url}{path}", trust_env=False).status_code == 401
-        assert httpx.get(f"{running.url}/health", trust_env=False).status_code == 200
-        assert httpx.get(f"{running.url}/v1/models", headers=good, trust_env=False).status_code == 200
+            assert httpx.get(f"{running.url}{path}", trust_env=False, timeout=60).status_code == 401
+        assert httpx.get(f"{running.url}/health", trust_env=False, timeout=60).status_code == 200
+        assert httpx.get(f"{running.url}/v1/models", headers=good, trust_env=False, timeout=60).status_code == 200
         with pytest.raises(openai.AuthenticationError):
             running.openai(api_key="wrong").models.list()
         for name in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
             headers = {**good, "Host": name}
-            assert httpx.get(f"{running.url}/v1/models", headers=headers, trust_env=False).status_code == 421
+            assert (
+                httpx.get(f"{running.url}/v1/models", headers=headers, trust_env=False, timeout=60).status_code == 421
+            )
         headers = {**good, "Host": "localhost:99"}
-        assert httpx.get(f"{running.url}/v1/models", headers=headers, trust_env=False).status_code == 200
+        assert httpx.get(f"{running.url}/v1/models", headers=headers, trust_env=False, timeout=60).status_code == 200
 
 
 def test_loopback_and_the_names_it_goes_by() -> None:
@@ -42,7 +44,7 @@ def test_loopback_and_the_names_it_goes_by() -> None:
 
 
 def test_the_openapi_document_describes_the_request(server: Running) -> None:
-    document = httpx.get(f"{server.url}/openapi.json", trust_env=False).json()
+    document = httpx.get(f"{server.url}/openapi.json", trust_env=False, timeout=60).json()
     schemas = document["components"]["schemas"]
     body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/ChatRequest"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -300,15 +299,15 @@ def test_a_short_answer_does_not_wait_for_a_long_one_and_who_leaves_frees_its_ro
         long = pool.submit(running.post, {**body, "max_tokens": 5})
         until(lambda: len(running.chat.worker.queue) == 3)
         gate.open(1)
-        assert first.result(20).status_code == 200
+        assert first.result(60).status_code == 200
         until(lambda: len(running.chat.worker.current) == 3)
         gate.open(2)
-        assert short.result(20).json()["usage"]["completion_tokens"] == 2  # while the others are at it
-        leaving.result(20)
+        assert short.result(60).json()["usage"]["completion_tokens"] == 2  # while the others are at it
+        leaving.result(60)
         until(lambda: running.chat.door.inside.total() == 1)
         assert running.chat.worker.current
         gate.open()
-        assert long.result(20).json()["usage"]["completion_tokens"] == 5
+        assert long.result(60).json()["usage"]["completion_tokens"] == 5
         until(lambda: not running.chat.worker.current)
         assert gate.tokens <= 7  # not the 900 of the client that left
         assert running.metric('limelight_batch_answers_bucket{le="4.0"}') == 2
@@ -317,17 +316,18 @@ def test_a_short_answer_does_not_wait_for_a_long_one_and_who_leaves_frees_its_ro
 
 def test_a_row_whose_time_is_up_leaves_the_others_alone(serve: Serve) -> None:
     gate = Gate(name="greedy")
-    with serve(strategy=gate, limits=Limits(timeout=3)) as running, ThreadPoolExecutor(3) as pool:
+    with serve(strategy=gate) as running, ThreadPoolExecutor(3) as pool:
         body = {"model": MODEL, "messages": ask(), "max_tokens": 3}
         first = pool.submit(running.post, {**body, "max_tokens": 1})
         until(lambda: running.chat.worker.current)
-        early = pool.submit(running.post, body)
-        until(lambda: len(running.chat.worker.queue) == 1)
-        threading.Event().wait(1.5)
         late = pool.submit(running.post, body)
+        until(lambda: len(running.chat.worker.queue) == 1)
+        running.give(5)  # what this test has for the next lines, until the batch has begun
+        early = pool.submit(running.post, body)
         until(lambda: len(running.chat.worker.queue) == 2)
         gate.open(2)
-        assert first.result(10).status_code == 200
-        assert early.result(10).status_code == 504
+        assert first.result(60).status_code == 200
+        until(lambda: len(running.chat.worker.current) == 2)
+        assert early.result(60).status_code == 504
         gate.open()
-        assert late.result(10).status_code == 200
+        assert late.result(60).status_code == 200

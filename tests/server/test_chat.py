@@ -158,7 +158,7 @@ def test_models_health_metrics_and_unknown_paths(server: Running, client: openai
     assert client.models.retrieve(MODEL).owned_by == "limelight"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other/model")
-    with httpx.Client(base_url=server.url, trust_env=False) as http:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as http:
         assert http.get("/health").json() == {"status": "ok", "waiting": 0}
         before = server.metric("limelight_tokens_total")
         create(client, max_tokens=2)
@@ -201,7 +201,7 @@ def test_pictures_of_every_kind(server: Running) -> None:
 
 
 def test_sound_is_heard() -> None:
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     wave = np.sin(np.arange(8000) * 0.1).astype(np.float32)
     out = io.BytesIO()
     soundfile.write(out, wave, 16000, format="WAV", subtype="FLOAT")

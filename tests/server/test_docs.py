@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from limelight.cli.main import app
+from tests.running import finished
 from tests.server.conftest import Running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def test_the_curl_example_runs(server: Running) -> None:
     section = PAGE.partition("## curl")[2].partition("##")[0]
     lines = [line[4:] for line in section.splitlines() if line.startswith("    ") and "limelight serve" not in line]
     command = "\n".join(lines).replace(HOME, server.url)
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = finished(["bash", "-c", command], cwd=ROOT, seconds=120)
     told = json.loads(done.stdout)
     assert told["choices"][0]["message"]["content"].startswith("A picture of")
     assert told["limelight"]["tokens"]

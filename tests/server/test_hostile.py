@@ -212,7 +212,7 @@ def test_broken_http(server: Running) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for data in (b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
                  b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\nabc"):  # fmt: skip
-        with socket.create_connection((host, int(port)), timeout=5) as link:
+        with socket.create_connection((host, int(port)), timeout=60) as link:
             link.sendall(data)
     server.post(GOOD)
 
@@ -221,7 +221,7 @@ def test_a_body_that_does_not_come(adapter: Adapter) -> None:
     with served(adapter, Offer(MODEL, limits=Limits(body_seconds=0.2))) as running:
         host, port = running.url.removeprefix("http://").split(":")
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
-        with socket.create_connection((host, int(port)), timeout=20) as link:
+        with socket.create_connection((host, int(port)), timeout=60) as link:
             link.sendall(head + b"{")
             assert b" 408 " in link.recv(100)
         until(lambda: not running.chat.door.inside)

@@ -16,7 +16,7 @@ from tests.server.conftest import MODEL, Gate, Serve, ask, create, until
 
 def test_a_full_house_says_429_and_health_still_answers(serve: Serve) -> None:
     gate = Gate()
-    with serve(strategy=gate, limits=Limits(queue=2, timeout=20)) as running, ThreadPoolExecutor(3) as pool:
+    with serve(strategy=gate, limits=Limits(queue=2, timeout=120)) as running, ThreadPoolExecutor(3) as pool:
         body = {"model": MODEL, "messages": ask(), "max_tokens": 3}
         inside = [pool.submit(running.post, body) for _ in range(3)]
         until(lambda: running.chat.door.inside.total() == 3)
@@ -28,14 +28,14 @@ def test_a_full_house_says_429_and_health_still_answers(serve: Serve) -> None:
             create(running.openai())
         assert httpx.get(f"{running.url}/health", timeout=10, trust_env=False).status_code == 200
         gate.open()
-        assert {f.result().status_code for f in inside} == {200}
+        assert {f.result(60).status_code for f in inside} == {200}
         assert running.post(body).status_code == 200
         assert not running.chat.door.inside
 
 
 def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
     gate = Gate(free=2)
-    with serve(strategy=gate, limits=Limits(timeout=20)) as running:
+    with serve(strategy=gate, limits=Limits(timeout=120)) as running:
         with running.openai() as client:
             stream = create(client, max_tokens=900, stream=True)
             assert next(iter(stream)).choices[0].delta.role == "assistant"
@@ -50,24 +50,25 @@ def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
 
 def test_a_client_that_leaves_while_waiting_is_forgotten(serve: Serve) -> None:
     gate = Gate()
-    with serve(strategy=gate, limits=Limits(timeout=20)) as running:
+    with serve(strategy=gate, limits=Limits(timeout=120)) as running:
         body = {"model": MODEL, "messages": ask(), "max_tokens": 2}
         first = threading.Thread(target=running.post, args=(body,))
         first.start()
         until(lambda: running.chat.worker.current)
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=0.5, trust_env=False)
+        with running.send(body):
+            until(lambda: len(running.chat.worker.queue) == 1)
         until(lambda: running.chat.door.inside.total() == 1)
         assert len(running.chat.worker.queue) == 0
         gate.open()
-        first.join(10)
+        first.join(60)
         assert gate.tokens == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_time_is_up(serve: Serve, stream: bool) -> None:
     gate = Gate(free=1)
-    with serve(strategy=gate, limits=Limits(timeout=1.5 if stream else 0.6)) as running:
+    with serve(strategy=gate) as running:
+        running.give(3 if stream else 0.6)
         got = running.post({"model": MODEL, "messages": ask(), "max_tokens": 8, "stream": stream})
         if stream:  # it had begun
             assert got.status_code == 200
@@ -80,6 +81,7 @@ def test_time_is_up(serve: Serve, stream: bool) -> None:
             last = got.json()
         assert last["error"]["code"] == "timeout"
         gate.open()
+        running.give(120)
         until(lambda: not running.chat.worker.current)
         assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
 
@@ -108,7 +110,7 @@ def test_one_client_may_only_fill_its_share(serve: Serve) -> None:
             until(lambda: running.chat.door.inside.total() == 2)
             assert running.post(body).json()["error"]["message"].startswith("1 requests of yours")
             gate.open()
-            assert {f.result().status_code for f in inside} == {200}
+            assert {f.result(60).status_code for f in inside} == {200}
 
 
 def test_clients_take_turns(serve: Serve) -> None:
@@ -117,7 +119,7 @@ def test_clients_take_turns(serve: Serve) -> None:
     order: list[str] = []
 
     def post(url: str, address: str) -> None:
-        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=30) as http:
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=120) as http:
             assert http.post(f"{url}/v1/chat/completions", json=body).status_code == 200
         order.append(address)
 
@@ -130,5 +132,5 @@ def test_clients_take_turns(serve: Serve) -> None:
             gate.open(1)
             until(lambda count=count: len(order) == count)  # type: ignore[misc]
         for done in inside:
-            done.result()
+            done.result(60)
     assert order.index("127.0.0.2") <= 2  # though it came last of five

@@ -19,7 +19,7 @@ SMALL = Limits(media_bytes=10_000, pixels=10_000, seconds=1.0, samples=40_000)
 
 
 def wav(seconds: float = 0.5, rate: int = 16000, channels: int = 1, kind: str = "WAV") -> bytes:
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     out = io.BytesIO()
     wave = np.sin(np.arange(int(seconds * rate)) * 0.05).astype(np.float32)
     soundfile.write(out, np.stack([wave] * channels, axis=1), rate, format=kind)
@@ -72,7 +72,7 @@ def test_sounds_that_are_refused(data: bytes, kind: str, match: str) -> None:
 
 
 def test_a_wav_with_nan_is_refused() -> None:
-    soundfile = pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     out = io.BytesIO()
     soundfile.write(out, np.full(100, np.nan, np.float32), 16000, format="WAV", subtype="FLOAT")
     with pytest.raises(MediaError, match="NaN"):

@@ -54,7 +54,7 @@ def check(operation: Any, examples: int, modes: list[Any]) -> int:
         if isinstance(case.body, dict) and case.body.get("model") and len(sent) % 2:
             case.body = {**case.body, "model": MODEL}  # further than the name of the model
         sent.append(case)
-        case.call_and_validate(checks=CHECKS, timeout=30)
+        case.call_and_validate(checks=CHECKS, timeout=120)
 
     run()
     return len(sent)

@@ -7,6 +7,7 @@ import gzip
 import os
 import re
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ PAGE = {"limelight": {"page": True}}
 
 
 def fetched(url: str, **more: Any) -> httpx.Response:
-    return httpx.get(url, trust_env=False, **more)
+    return httpx.get(url, trust_env=False, **{"timeout": 60, **more})
 
 
 def test_an_answer_names_its_page(server: Running, client: openai.OpenAI) -> None:
@@ -148,7 +149,8 @@ def test_the_shelf_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await shelf.get(await shelf.put(bytes(500))) is None
         last = await shelf.put(bytes(1))
         now = [0.0]
-        monkeypatch.setattr("limelight.server.pages.time.monotonic", lambda: now[0])
+        clock = SimpleNamespace(monotonic=lambda: now[0])  # that of everybody would stop the servers of other tests
+        monkeypatch.setattr("limelight.server.pages.time", clock)
         shelf.kept[last] = (10.0, b"x")
         assert await shelf.get(last) == b"x"
         now[0] = 10.1

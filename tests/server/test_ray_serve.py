@@ -66,7 +66,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             started.terminate()
             try:
-                started.wait(60)
+                started.wait(120)
             except subprocess.TimeoutExpired:
                 started.kill()
     assert started.returncode == 0, log.read_text(errors="replace")[-4000:]
@@ -75,19 +75,24 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def post(url: str, **body: Any) -> httpx.Response:
     asked = {"model": MODEL, "messages": ask(), "max_tokens": 12, **body}
     headers = {"Authorization": f"Bearer {KEY}"}
-    return httpx.post(f"{url}/v1/chat/completions", json=asked, headers=headers, timeout=60, trust_env=False)
+    return httpx.post(f"{url}/v1/chat/completions", json=asked, headers=headers, timeout=120, trust_env=False)
 
 
 @pytest.mark.slow
 def test_two_replicas_answer_stream_and_share_their_pages(url: str) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(lambda _: post(url), range(24)))
-    assert {g.status_code for g in got} == {200}
-    assert len({g.json()["choices"][0]["message"]["content"] for g in got}) == 1
-    replicas = {g.headers["x-limelight-replica"] for g in got}
+    got: list[httpx.Response] = []
+    replicas: set[str] = set()
+    for _ in range(10):  # Ray draws who answers
+        with ThreadPoolExecutor(8) as pool:
+            got += pool.map(lambda _: post(url), range(24))
+        assert {g.status_code for g in got} == {200}
+        replicas = {g.headers["x-limelight-replica"] for g in got}
+        if len(replicas) == 2:
+            break
     assert len(replicas) == 2
+    assert len({g.json()["choices"][0]["message"]["content"] for g in got}) == 1
 
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=120)
     with client.chat.completions.with_streaming_response.create(
         model=MODEL, messages=ask(), max_tokens=12, stream=True  # type: ignore[arg-type]
     ) as raw:  # fmt: skip
@@ -99,20 +104,24 @@ def test_two_replicas_answer_stream_and_share_their_pages(url: str) -> None:
 
     page = post(url, max_tokens=2, limelight={"page": True}).json()["limelight"]["page_url"]
     headers = {"Authorization": f"Bearer {KEY}"}
-    with ThreadPoolExecutor(4) as pool:
-        pages = list(pool.map(lambda _: httpx.get(page, headers=headers, timeout=60, trust_env=False), range(16)))
-    assert {p.status_code for p in pages} == {200}
-    assert {p.headers["x-limelight-replica"] for p in pages} == replicas
+    pages: list[httpx.Response] = []
+    for _ in range(10):
+        with ThreadPoolExecutor(4) as pool:
+            pages += pool.map(lambda _: httpx.get(page, headers=headers, timeout=120, trust_env=False), range(16))
+        assert {p.status_code for p in pages} == {200}
+        if (found := {p.headers["x-limelight-replica"] for p in pages}) == replicas:
+            break
+    assert found == replicas
     assert "default-src 'none'" in pages[0].headers["content-security-policy"]
 
-    assert httpx.get(page, timeout=60, trust_env=False).status_code == 401
+    assert httpx.get(page, timeout=120, trust_env=False).status_code == 401
     with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0, timeout=120).models.list()
     refused = post(url, messages=ask(url="file:///etc/passwd"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_media")
 
     with httpx.stream(
-        "POST", f"{url}/v1/chat/completions", headers=headers, timeout=60, trust_env=False,
+        "POST", f"{url}/v1/chat/completions", headers=headers, timeout=120, trust_env=False,
         json={"model": MODEL, "messages": ask(), "max_tokens": 50, "stream": True},
     ) as leaving:  # fmt: skip
         next(leaving.iter_lines())

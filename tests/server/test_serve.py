@@ -27,7 +27,7 @@ KEY = "from the environment"
 def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A server with a key and its address."""
     # one by one and slowly: six requests cannot all be answered between two looks at the line
-    slow = ("--batch", "1", "--strategy", "lime")
+    slow = ("--batch", "1", "--strategy", "lime", "--timeout", "300", "--drain", "300")
     with serving(MODEL, tmp_path / "log", *slow, environment={"LIMELIGHT_API_KEY": KEY}) as started:
         yield started
 
@@ -36,16 +36,16 @@ def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[bytes]
     started, url = process
     headers = {"Authorization": f"Bearer {KEY}"}
     body = {"model": MODEL, "messages": ask(), "max_tokens": 12, "limelight": {"grounding": True}}
-    assert httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False).status_code == 401
+    assert httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=60).status_code == 401
     got: list[httpx.Response] = []
 
     def post() -> None:
-        got.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=120, trust_env=False))
+        got.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=300, trust_env=False))
 
     inside = [threading.Thread(target=post) for _ in range(6)]
     for thread in inside:
         thread.start()
-    with httpx.Client(trust_env=False, headers=headers) as http:
+    with httpx.Client(trust_env=False, headers=headers, timeout=60) as http:
         end = time.monotonic() + 60
         while not (
             re.search(r"limelight_waiting [1-9]", told := http.get(f"{url}/metrics").text)
@@ -55,13 +55,13 @@ def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[bytes]
             assert any(t.is_alive() for t in inside), got
     started.send_signal(signal.SIGTERM)
     for thread in inside:
-        thread.join(120)
+        thread.join(300)
     assert [g.status_code for g in got] == [200] * 6
     assert len({g.json()["choices"][0]["message"]["content"] for g in got}) == 1
     assert "image" in got[0].json()["limelight"]["shares"]
     assert started.wait(60) in (0, -signal.SIGTERM)
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health", trust_env=False)
+        httpx.get(f"{url}/health", trust_env=False, timeout=60)
 
 
 def run(*arguments: object) -> tuple[int, str]:

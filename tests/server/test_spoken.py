@@ -6,13 +6,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.running import finished
 from tests.server.process import serving
 
 pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
@@ -46,9 +46,7 @@ def shell() -> list[str]:
 
 def run(line: str, folder: Path) -> str:
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
-    )  # fmt: skip
+    done = finished(["bash", "-c", line], cwd=folder, env={**os.environ, "PYTHONPATH": path}, seconds=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

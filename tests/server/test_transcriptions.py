@@ -208,7 +208,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("parts", "param"), REFUSED.values(), ids=REFUSED)
 def test_what_is_refused(server: Running, parts: dict[str, Any], param: str) -> None:
-    got = httpx.post(f"{server.url}/v1/audio/transcriptions", files=parts, timeout=30, trust_env=False)
+    got = httpx.post(f"{server.url}/v1/audio/transcriptions", files=parts, timeout=120, trust_env=False)
     assert 400 <= got.status_code < 500, got.text[:300]
     error = got.json()["error"]
     assert (error["param"] or "").startswith(param)

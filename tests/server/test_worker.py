@@ -82,11 +82,11 @@ def test_an_exception_ends_its_job_alone(error: Exception, status: int, caplog: 
     worker.start()
     worker.submit(job("a", fail, events.append))
     worker.submit(job("a", lambda _: done.set()))
-    assert done.wait(5)
+    assert done.wait(60)
     assert [e.problem.status for e in events if isinstance(e, Failed)] == [status]
     assert "secret" not in str(events[0].problem.payload())
     assert worker.errors == (status == 500)
-    assert worker.stop(5)
+    assert worker.stop(60)
     assert not worker.alive
 
 
@@ -95,13 +95,13 @@ def test_a_cancelled_job_never_starts_and_stopping_cancels_the_running_one() -> 
 
     def long(own: Any) -> None:
         started.set()
-        ran.append(own[0].cancelled.wait(5))
+        ran.append(own[0].cancelled.wait(60))
 
     running, waiting = job("a", long), job("a", lambda _: ran.append("no"))
     worker.start()
     worker.submit(running)
     worker.submit(waiting)
-    assert started.wait(5)
+    assert started.wait(60)
     worker.cancel(waiting)
-    assert worker.stop(5)
+    assert worker.stop(60)
     assert ran == [True]

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from io import StringIO
 from typing import Any, Literal, get_args
 
-from limelight.benchmarks.compare import Difference, Pair, compare, differing
+from limelight.benchmarks.compare import Difference, compare, differing
 from limelight.benchmarks.manifest import differences
 from limelight.benchmarks.results import Results, Run
 from limelight.benchmarks.scorers.measure import Metric, Unit
@@ -113,13 +113,6 @@ def differing_table(baseline: Run, other: Run, parser: str = "", *, limit: int |
         tuple(rows),
         tuple(notes),
     )
-
-
-def pair_rows(pairs: Iterable[Pair]) -> list[dict[str, object]]:
-    """Differing answers as JSON rows."""
-    return [
-        {"verdict": p.verdict, "id": p.id, "prompt": p.prompt, "target": p.target, "a": p.a, "b": p.b} for p in pairs
-    ]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

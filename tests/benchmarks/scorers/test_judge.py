@@ -60,7 +60,7 @@ def endpoint() -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
         server.shutdown()
-        thread.join()
+        thread.join(60)
 
 
 def test_the_judge_is_asked_as_the_interface_says(endpoint: str) -> None:

@@ -125,3 +125,36 @@ def test_weights_that_nobody_brings_in(plain: Any, inputs: dict[str, Tensor]) ->
         limelight.attribute(empty, inputs)
     assert caught.value.hint
     assert snapshot(plain) == before
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm3_vl", "nemotron_h_omni"])  # delta net, short convolution, Mamba-2
+def test_mixers_refuse_and_greedy_works(name: str, tmp_path: Path) -> None:
+    plain = ZOO[name].build()
+    plain.set_attn_implementation("eager")
+    plain.generation_config.eos_token_id = None
+    tensors = ZOO[name].inputs(plain)
+    want = results(plain, tensors, ("greedy",))
+    model = offloaded(plain, tmp_path, "cpu")
+    check_equal(results(model, tensors, ("greedy",)), want, 1e-5)
+    before = {n: (vars(m).get("forward"), dict(m._forward_pre_hooks)) for n, m in model.named_modules()}
+    for what in ("attribution", "meter", "cached", "exact"):
+        with pytest.raises(UnsupportedError, match="offloaded") as caught:
+            results(model, tensors, (what,))
+        assert "device_map" in (caught.value.hint or "")
+    after = {n: (vars(m).get("forward"), dict(m._forward_pre_hooks)) for n, m in model.named_modules()}
+    assert after == before
+    check_equal(results(model, tensors, ("greedy",)), want, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma4", "glm4v", "glm4v_moe", "lfm2_vl", "minicpmv4_6", "mllama", "phi4_multimodal"]
+)
+def test_families_that_fail_by_themselves_when_every_module_is_offloaded(name: str, tmp_path: Path) -> None:
+    """docs/deployments.md names them; one that no longer fails belongs among the tested."""
+    plain = ZOO[name].build()
+    tensors = ZOO[name].inputs(plain)
+    model = offloaded(plain, tmp_path, "cpu")
+    with torch.no_grad():
+        plain(**tensors)
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+            model(**tensors)

@@ -27,6 +27,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     pytest.importorskip("ray", reason="ray is not installed (pip install 'limelight[ray]')")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # a cluster of its own
     marker = str(tmp_path / "killed")
 
     def make():  # type: ignore[no-untyped-def]

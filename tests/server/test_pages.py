@@ -21,6 +21,7 @@ from tests.report.examples import generation, prompt, tone
 from tests.server.conftest import MODEL, Running, Serve, ask, create
 
 PAGE = {"limelight": {"page": True}}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
 def fetched(url: str, **more: Any) -> httpx.Response:
@@ -81,7 +82,7 @@ def test_the_script_runs_under_the_policy(client: openai.OpenAI) -> None:
         pytest.skip("no chromium on this machine (apt-get install chromium, or set CHROMIUM)")
     got = create(client, max_tokens=3, extra_body=PAGE)
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = started.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page()
         problems: list[str] = []
         page.on("console", lambda m: problems.append(m.text))
@@ -102,7 +103,7 @@ def test_a_sound_plays_under_the_policy() -> None:
     of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
     answer = served(gzip.compress(render_page(generation(of, [" A", " dog"])).encode()))
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = started.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page()
         problems: list[str] = []
         page.on("console", lambda m: problems.append(m.text))

@@ -228,6 +228,24 @@ def test_what_looks_like_a_mixer_and_computes_otherwise_raises() -> None:
     attribute(adapter, ZOO["qwen3_5"].inputs(adapter.model))
 
 
+def test_the_fused_norm_of_flash_linear_attention() -> None:
+    """It calls its epsilon otherwise; which one a model gets depends on what is installed."""
+    adapter = fresh("qwen3_5")
+    norm = adapter.decoder.layers[0].linear_attn.norm
+    want = attribute(adapter, ZOO["qwen3_5"].inputs(adapter.model)).scores
+
+    class Fused(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps, self.activation = norm.weight, norm.variance_epsilon, norm.activation
+
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return type(norm).forward(norm, x, gate)
+
+    adapter.decoder.layers[0].linear_attn.norm = Fused()
+    torch.testing.assert_close(attribute(adapter, ZOO["qwen3_5"].inputs(adapter.model)).scores, want)
+
+
 def test_a_module_with_a_convolution_is_not_yet_a_mixer() -> None:
     other = torch.nn.Module()
     other.conv = torch.nn.Conv1d(4, 4, 3, groups=4)

@@ -9,7 +9,7 @@ from torch.autograd.functional import jvp
 
 from limelight.errors import UnknownKindError
 from limelight.relevance.dual_mode import Mode
-from limelight.relevance.kinds import gated_spec
+from limelight.relevance.gated import gated_spec
 from limelight.relevance.sparse_gate import kept, kept_blocks, kept_tangent, spread_of
 from tests.tiny import fresh
 

@@ -25,9 +25,10 @@ from limelight.relevance import rules
 from limelight.relevance.differentiable import check_differentiable
 from limelight.relevance.dual_mode import Mode
 from limelight.relevance.experts import ExpertsSpec, experts_rule, router_rule, routers
+from limelight.relevance.gated import GatedSpec
 from limelight.relevance.gated_attention import GateSpec, checked, gate_rule
 from limelight.relevance.held_streams import hold_streams
-from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, survey
+from limelight.relevance.kinds import Kind, NormSpec, Site, survey
 from limelight.relevance.mixer_parts import Divisors, Mixer
 from limelight.relevance.mixers import mixer_rule
 from limelight.relevance.scales import scale_rule

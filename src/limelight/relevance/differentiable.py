@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limelight.errors import NotDifferentiableError, UnknownKindError
 from limelight.models.offload import device_of
-from limelight.relevance.kinds import is_linear
+from limelight.relevance.probing import is_linear
 
 
 def check_differentiable(modules: Iterable[tuple[str, nn.Module]]) -> None:

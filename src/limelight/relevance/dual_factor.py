@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limelight.relevance import rules
 from limelight.relevance.dual_mode import Mode, blocks
-from limelight.relevance.kinds import GatedSpec
+from limelight.relevance.gated import GatedSpec
 
 
 def factor_twins(layer: nn.Module, spec: GatedSpec, mode: Mode) -> list[tuple[nn.Module, Callable[..., Any]]]:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import attention_hooks, check_bound
-from limelight.models.offload import device_of
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_forward, sites_of
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
@@ -38,11 +37,13 @@ from limelight.relevance.dual_gated import gated_product
 from limelight.relevance.dual_gates import gate_twin, router_twin
 from limelight.relevance.dual_linear import biased_twin, plain, unbiased_twin
 from limelight.relevance.experts import ExpertsSpec
+from limelight.relevance.gated import HALVES, GatedSpec
 from limelight.relevance.gated_attention import GateSpec
 from limelight.relevance.held_streams import hold_streams
-from limelight.relevance.kinds import GatedSpec, Kind, NormSpec, Site, is_linear
+from limelight.relevance.kinds import Kind, NormSpec, Site
 from limelight.relevance.mixer_parts import Mixer
 from limelight.relevance.mixers import mixer_twin
+from limelight.relevance.probing import is_linear
 from limelight.relevance.sparse_gate import kept_blocks
 from limelight.relevance.streams import StreamsSpec
 
@@ -99,7 +100,7 @@ def _gated_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
     spec = site.spec
     if not isinstance(spec, GatedSpec):
         raise UnknownKindError(f"{site.name}: a gated MLP without a spec", hint=FALLBACK)
-    split = _split_of(site, spec)
+    split = _split_of(spec)
     act, down, original = spec.act, spec.down, site.module.forward
     activation = type(act).forward
 
@@ -132,37 +133,14 @@ def _table_twin(module: nn.Module, mode: Mode) -> Callable[..., Tensor]:
     return forward
 
 
-def _split_of(site: Site, spec: GatedSpec) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """x -> (gate, up); for a fused linear the order of its halves is probed."""
+def _split_of(spec: GatedSpec) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """x -> (gate, up)."""
     if spec.gate is not None and spec.up is not None:
         gate, up = spec.gate, spec.up
         return lambda x: (gate(x), up(x))
     fused: Any = spec.fused
-    floating = next((p for p in site.module.parameters() if p.is_floating_point()), torch.empty(0))
-    x = torch.linspace(-1, 1, int(fused.in_features)).reshape(1, 1, -1).to(device_of(fused), floating.dtype)
-    slack = 1e-3 if floating.dtype in (torch.float32, torch.float64) else 5e-2
-    with torch.no_grad():
-        want = site.module(x)
-        h = fused(x)
-        half = h.shape[-1] // 2
-        orders = {
-            "gate, up": (slice(0, half), slice(half, None)),
-            "up, gate": (slice(half, None), slice(0, half)),
-            "interleaved": (slice(0, None, 2), slice(1, None, 2)),
-        }
-        errors = {
-            n: float((spec.down(spec.act(h[..., g]) * h[..., u]) - want).abs().max()) for n, (g, u) in orders.items()
-        }
-    best = min(errors, key=lambda n: errors[n])
-    if errors[best] > slack * (1 + float(want.abs().max())):
-        raise UnknownKindError(f"{site.name}: cannot tell gate from up in its fused linear", hint=FALLBACK)
-    g, u = orders[best]
-
-    def split(x: Tensor) -> tuple[Tensor, Tensor]:
-        h = fused(x)
-        return h[..., g], h[..., u]
-
-    return split
+    halves = HALVES[spec.order]
+    return lambda x: halves(fused(x))
 
 
 class DualRules:

@@ -21,14 +21,11 @@ from torch.nn import functional
 
 from limelight.models.offload import device_of, offloading, present
 from limelight.relevance import rules
+from limelight.relevance.gated import HALVES
+from limelight.relevance.probing import REFUSALS, apart, slack
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
-_ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
-    "gate, up": lambda h: (h[..., : h.shape[-1] // 2], h[..., h.shape[-1] // 2 :]),
-    "up, gate": lambda h: (h[..., h.shape[-1] // 2 :], h[..., : h.shape[-1] // 2]),
-    "interleaved": lambda h: (h[..., ::2], h[..., 1::2]),
-    "no gate": lambda h: (h, None),
-}
+_ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {**HALVES, "no gate": lambda h: (h, None)}
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,13 @@ def _reproduces(spec: ExpertsSpec, module: nn.Module, experts: int, width: int, 
         with torch.no_grad():
             want = module(x, *routing)
             got = spec.run(module, x[None], routing, lambda z, u: spec.value(z) if u is None else spec.value(z) * u)[0]
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError):
+    except REFUSALS:
         return False
-    slack = 1e-4 if x.dtype in (torch.float32, torch.float64) else 5e-2
-    return want.shape == got.shape and float((want - got).abs().max()) <= slack * (1 + float(want.abs().max()))
+    if want.shape != got.shape:
+        return False
+    if size > 1 and not bool(torch.isfinite(want).all()):
+        return True  # larger than float16 can hold: what small inputs say has to do
+    return apart(got, want) <= slack(x.dtype, 1e-3, 5e-2)
 
 
 def _noise(shape: tuple[int, ...]) -> Tensor:

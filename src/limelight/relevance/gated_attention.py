@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from limelight.errors import UnknownKindError
 from limelight.models.attention import AttentionHook
 from limelight.relevance import rules
-
-HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
+from limelight.relevance.probing import HINT, apart, slack
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,7 @@ def checked(gates: list[tuple[str, Any, GateSpec]]) -> Iterator[AttentionHook]:
                 mixed = seen.mixed[layer].transpose(1, 2)  # [B, Q, H, d]
                 gate = torch.sigmoid(values[layer]).reshape(*mixed.shape[:3], -1)
                 want, got = (mixed * gate).flatten(2), args[0].detach().reshape(*mixed.shape[:2], -1)
-                slack = 1e-4 if got.dtype in (torch.float32, torch.float64) else 5e-2
-                if float((want - got).abs().max()) > slack * (1 + float(got.abs().max())):
+                if not apart(want, got) <= slack(got.dtype, 1e-3, 5e-2):
                     raise UnknownKindError(
                         f"{name} does something else with its gate than to multiply its output by the sigmoid",
                         hint=HINT,

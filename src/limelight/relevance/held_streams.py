@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from limelight.errors import UnknownKindError
 from limelight.relevance import rules
 from limelight.relevance.dual_mode import Mode, block_rows, blocks
+from limelight.relevance.probing import HINT, apart, slack
 from limelight.relevance.streams import StreamsSpec
 
-HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
 LEAST = 1e-5  # of a mean square, in the quotient
 
 
@@ -128,12 +128,10 @@ class _Hooks:
         """``ruled [1 + C, B, T, D]`` as rows, block 0 with the value that ``came``; the two are compared once."""
         value = came[: block_rows(came, self.mode.channels)].detach()
         if what not in self.asked:
-            slack = 1e-4 if came.dtype in (torch.float32, torch.float64) else 5e-2
-            error, size = float((ruled[0].detach() - value).abs().max()), float(value.abs().max())
-            if not error <= slack * (1 + size):
+            error = apart(ruled[0], value)
+            if not error <= slack(came.dtype, 1e-3, 5e-2):
                 raise UnknownKindError(
-                    f"{what} is not rescaled to the length of stream 0: {error:.2g} off at a size of {size:.2g}",
-                    hint=HINT,
+                    f"{what} is not rescaled to the length of stream 0: {error:.2g} of its size off", hint=HINT
                 )
             self.asked.add(what)
         own = ruled[0].to(came.dtype)

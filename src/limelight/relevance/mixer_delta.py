@@ -32,6 +32,7 @@ from limelight.relevance.mixer_parts import (
     convolved,
     decays,
     masked,
+    norm_eps,
     normed,
     pieces,
 )
@@ -77,7 +78,7 @@ class DeltaNet:
             q, k, v = (torch.cat([rules.divided(t[:1], d), t[1:]]) for t, d in zip((q, k, v), divisors, strict=True))
         empty = v.new_zeros(*v.shape[:3], q.shape[-1], v.shape[-1])
         o, first, last = scanned(erase, q, k, v, empty if state is None else blocks(state[1], mode.channels), divisors)
-        o = normed(mode, o.transpose(2, 3), m.norm.variance_epsilon) * m.norm.weight.to(wide)  # [1 + C, B, N, H, dv]
+        o = normed(mode, o.transpose(2, 3), norm_eps(m.norm)) * m.norm.weight.to(wide)  # [1 + C, B, N, H, dv]
         z = blocks(m.in_proj_z(x).reshape(rows, n, *o.shape[3:]), mode.channels).to(wide)
         out = gated_product(mode, z, o, activation(m.norm.activation)(z[0])).reshape(rows, n, -1)
         y: Tensor = m.out_proj(out.to(x.dtype))

@@ -25,6 +25,7 @@ from limelight.relevance.mixer_parts import (
     convolved,
     decays,
     masked,
+    norm_eps,
     normed,
     pieces,
 )
@@ -70,7 +71,7 @@ class Mamba2:
         y = (y + m.D.to(wide)[:, None, None] * v).transpose(2, 3).reshape(*blocks(gate, mode.channels).shape)
         z = blocks(gate, mode.channels).to(wide)
         y = gated_product(mode, z, y, functional.silu(z[0]))
-        y = normed(mode, y, m.norm.variance_epsilon, inner // m.norm.group_size) * m.norm.weight.to(wide)
+        y = normed(mode, y, norm_eps(m.norm), inner // m.norm.group_size) * m.norm.weight.to(wide)
         out: Tensor = m.out_proj(y.reshape(rows, n, -1).to(x.dtype))
         return out, ((before, first.flatten(0, 1)), (after, h.flatten(0, 1)))
 

@@ -93,6 +93,11 @@ def normed(mode: Mode, x: Tensor, eps: float, groups: int = 1) -> Tensor:
     return (y * scale).reshape(x.shape)
 
 
+def norm_eps(norm: Any) -> float:
+    """transformers' norms call it ``variance_epsilon``, the fused ones of flash-linear-attention ``eps``."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
 def decays(g: Tensor) -> Tensor:
     """``exp(g_{j+1} + ... + g_i)`` for j <= i, else 0: ``[..., N]`` -> ``[..., N, N]``."""
     total = g.cumsum(-1)

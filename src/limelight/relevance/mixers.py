@@ -26,8 +26,8 @@ from limelight.relevance.mixer_conv import short_conv
 from limelight.relevance.mixer_delta import delta_net
 from limelight.relevance.mixer_mamba import mamba2
 from limelight.relevance.mixer_parts import Divisors, Mixer
+from limelight.relevance.probing import HINT, apart, slack
 
-HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
 _CACHES = ("cache_params", "past_key_values")
 
 
@@ -56,8 +56,7 @@ def mixer_spec(name: str, module: Any) -> Mixer | None:
     with torch.no_grad():
         want = module(x)
         got, _ = found.run(Mode(batch=2), x, None, (1, 1, 1))
-    slack = 1e-4 if x.dtype in (torch.float32, torch.float64) else 5e-2
-    if not torch.allclose(got.float(), want.float(), rtol=slack, atol=slack * float(want.abs().max())):
+    if not apart(got, want) <= slack(x.dtype, 1e-3, 5e-2):
         raise UnknownKindError(
             f"{name} ({type(module).__name__}) looks like a {found.kind} but computes something else", hint=HINT
         )

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import UnknownKindError
-
-HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
+from limelight.relevance.probing import HINT, apart, slack
 
 
 def scale_rule(name: str, module: nn.Module) -> Callable[..., Tensor]:
@@ -26,9 +25,8 @@ def scale_rule(name: str, module: nn.Module) -> Callable[..., Tensor]:
         with torch.no_grad():
             other = x.detach().flip(-1)
             both = original(x.detach() + other, *args, **kwargs)
-            apart = out.detach() + original(other, *args, **kwargs)
-        slack = 1e-4 if out.dtype in (torch.float32, torch.float64) else 5e-2
-        if out.shape != x.shape or float((both - apart).abs().max()) > slack * (1 + float(both.abs().max())):
+            parts = out.detach() + original(other, *args, **kwargs)
+        if out.shape != x.shape or not apart(parts, both) <= slack(out.dtype, 1e-4, 5e-2):
             raise UnknownKindError(f"{name} ({type(module).__name__}) is not linear in its first argument", hint=HINT)
         return out
 

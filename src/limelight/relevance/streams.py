@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.models.offload import device_of
+from limelight.relevance.probing import REFUSALS, apart, slack
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _mixes_linearly(module: Any, router: nn.Module, width: int, streams: int) ->
             x, y, a, b = (sample(*s, 2, 3, width) for s in ((streams,), (streams,), (), ()))
             pairs = [(module.predict(x + y), module.predict(x) + module.predict(y))]
             pairs += [(module.correct(x + y, a + b), module.correct(x, a) + module.correct(y, b))]
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+    except REFUSALS:
         return False
     finally:
         handle.remove()
@@ -93,7 +94,7 @@ def side_branch(module: nn.Module) -> bool:
     try:
         with torch.no_grad():
             out, want = module(x), x + norms[0](up(down(x)))
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+    except REFUSALS:
         return False
     return isinstance(out, Tensor) and _near(out, want)
 
@@ -105,5 +106,4 @@ def _like(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _near(got: Tensor, want: Tensor) -> bool:
-    slack = 1e-4 if got.dtype in (torch.float32, torch.float64) else 5e-2
-    return got.shape == want.shape and float((got - want).abs().max()) <= slack * (1 + float(want.abs().max()))
+    return got.shape == want.shape and apart(got, want) <= slack(got.dtype, 1e-3, 5e-2)

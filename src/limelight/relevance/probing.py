@@ -1,0 +1,66 @@
+"""Asking a module what it does, on a small sample: is it elementwise, and does it compute what a formula says?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from limelight.models.offload import device_of
+
+HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)  # of a module that is handed a sample
+
+
+def is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None and not isinstance(module, (nn.ModuleList, nn.Sequential))
+
+
+def is_linear(module: nn.Module) -> bool:
+    """nn.Linear, its quantised relatives and adapters around it (all state their in_features)."""
+    return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
+
+
+def sample(shape: tuple[int, ...], module: nn.Module) -> Tensor:
+    """Normal noise where and in what type the module computes."""
+    parameter = next(module.parameters(), None)
+    dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(device=device_of(module), dtype=dtype)
+
+
+def slack(dtype: torch.dtype, wide: float, narrow: float) -> float:
+    """How far rounding may lead: ``wide`` in float32 and float64, ``narrow`` in 16 bits."""
+    return wide if dtype in (torch.float32, torch.float64) else narrow
+
+
+def apart(got: Tensor, want: Tensor) -> float:
+    """Largest difference, in units of the largest entry of ``want``; infinity where either is not finite."""
+    got, want = got.detach().float(), want.detach().float()
+    size, error = float(want.abs().max()), float((got - want).abs().max())
+    if error == 0.0:
+        return 0.0
+    return error / size if size > 0 and error < float("inf") else float("inf")  # NaN fails both
+
+
+def elementwise(module: nn.Module) -> str:
+    """``activation``, ``identity`` or ``other``."""
+    x = sample((1, 2, 8), module) * 2
+    try:
+        with torch.no_grad():
+            whole, alone = module(x), module(x[..., 3:4])
+    except REFUSALS:
+        return "other"
+    if not isinstance(whole, Tensor) or whole.shape != x.shape:
+        return "other"
+    near = slack(whole.dtype, 1e-5, 2e-2)  # vectorised kernels round differently
+    if not torch.allclose(whole[..., 3:4], alone, rtol=near, atol=near):
+        return "other"
+    return "identity" if torch.equal(whole, x) else "activation"
+
+
+def activation_of(module: nn.Module) -> nn.Module | None:
+    """The first child that is an elementwise function without parameters."""
+    for child in module.children():
+        if is_leaf(child) and not list(child.parameters()) and elementwise(child) == "activation":
+            return child
+    return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import UnsupportedError
+from limelight.grounding.cache_offsets import DenseOffsets
 from limelight.models.attention import AttentionCall, attention, attention_hooks
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, AttentionRule, Composite
 from limelight.relevance.dual_attention import NEAR_ZERO, DualAttention, Mode, block_rows, blocks
@@ -211,6 +212,30 @@ def second_order(x: Inputs, case: Case, composite: Composite, g: Tensor, number:
         grads = torch.autograd.grad(scalar, joined, create_graph=True, allow_unused=True, materialize_grads=True)
         scalar = sum(((grad * y[1]).sum() for grad, y in zip(grads, (x.q, x.k, x.v), strict=True)), torch.zeros(()))
     return list(torch.autograd.grad(scalar, new, allow_unused=True, materialize_grads=True))
+
+
+@masked_cases
+@both
+@pytest.mark.parametrize("graph", ["true", "surrogate", "none"])
+def test_offsets_on_sixteen_bit_keys(case: Case, composite: Composite, graph: str) -> None:
+    """Offsets and their products are float32; what comes out is of the model's type."""
+    x = Inputs.drawn()
+    offsets = DenseOffsets(1e-2, HEADS // KV)
+    offsets.keys[3], offsets.values[3] = (
+        noise(s, B, KV, HEADS // KV, PREFIX + NEW, d).float() for s, d in ((7, D), (8, WIDTH))
+    )
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        cache = DualCache(1)
+        cache.write(3, rows(x.k[:, :, :, :-1]).to(dtype), rows(x.v[:, :, :, :-1]).to(dtype))
+        cache.advance(PREFIX + NEW - 1)
+        hook = DualAttention(Mode(batch=B, graph=graph, write=False, offsets=offsets), cache, composite)
+        mask = x.mask[:, :, -1:].clamp_min(torch.finfo(dtype).min).to(dtype)
+        last = (rows(y[:, :, :, -1:]).to(dtype) for y in (x.q, x.k, x.v))
+        sinks = x.sinks.to(dtype) if case.sinks else None
+        found.append(hook.attend(AttentionCall(x.module, 3, *last, mask, 0.4, case.softcap, sinks))[0])
+    assert found[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found[0].double(), found[1], atol=0.03 * float(found[1].abs().max()), rtol=0)
 
 
 def test_blocks_of_flattened_rows() -> None:

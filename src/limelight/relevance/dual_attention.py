@@ -136,7 +136,7 @@ class DualAttention(AttentionHook):
             scores = scores + bias
         sinks = call.sinks
         if sinks is not None:
-            weights = softmax_with_sinks(scores.reshape(b, kv * group, length, -1), sinks, scores.dtype).reshape(
+            weights = softmax_with_sinks(scores.reshape(b, kv * group, length, -1), sinks, q.dtype).reshape(
                 b, kv, size, -1
             )
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from limelight.errors import HookError, NotFiniteError, SettingError, UnknownKin
 from limelight.models.adapter import Adapter
 from limelight.models.attention import attention
 from limelight.relevance.attribute import attribute
-from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT
+from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, sites_of
+from limelight.relevance.gated import GatedSpec
 from limelight.relevance.tangents import Channel, DualStream
 from tests.relevance.forward_mode import after, backward_sums, close, prefilled, stream
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
@@ -158,12 +160,25 @@ def test_the_check_of_the_twins_runs_once_a_model_and_again_when_modules_change(
     adapter.decoder.register_forward_hook(lambda *_: runs.append(1))
     stream(adapter, call, percept)
     stream(adapter, call, percept)
-    assert len(runs) == 1
+    assert len(runs) == 2  # the decoder itself, and with its twins
     stream(adapter, call, percept, CP_LRP)
-    assert len(runs) == 2
+    assert len(runs) == 4
     adapter.decoder.layers[1] = Shifted(adapter.decoder.layers[1], lambda x: x + 1)
     with pytest.raises(UnknownKindError):
         stream(adapter, call, percept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_twins_that_compute_something_else_are_refused(dtype: torch.dtype) -> None:
+    """A gate taken for the other factor, as if a probe had erred: linear on tangents, and wrong in every value."""
+    adapter = fresh("llava_gqa", dtype)
+    _, call, percept = prompt("llava_gqa", adapter)
+    for number, site in enumerate(sites := sites_of(adapter)):
+        if isinstance(site.spec, GatedSpec):
+            sites[number] = replace(site, spec=replace(site.spec, gate=site.spec.up, up=site.spec.gate))
+    with pytest.raises(UnknownKindError, match="something else than it does") as caught:
+        stream(adapter, call, percept)
+    assert "exact mode" in caught.value.hint
 
 
 def test_a_door_that_opens_later_is_tried_then() -> None:

@@ -1,12 +1,13 @@
-"""Is every operation of a decoder that no forward twin covers linear on tangents? Asked once a model."""
+"""Do the twins compute what the decoder computes, and is all that none covers linear on tangents? Asked once a model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limelight.errors import UnknownKindError
 from limelight.models.adapter import Adapter
@@ -18,6 +19,7 @@ from limelight.relevance.dual_attention import FALLBACK, Mode
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_inputs import repeated, tail
 from limelight.relevance.dual_rules import DualRules
+from limelight.relevance.probing import apart, slack
 
 _CHECKED: WeakKeyDictionary[nn.Module, tuple[Structure, set[tuple[object, ...]]]] = WeakKeyDictionary()
 
@@ -25,6 +27,12 @@ _CHECKED: WeakKeyDictionary[nn.Module, tuple[Structure, set[tuple[object, ...]]]
 def reading(adapter: Adapter, call: DecoderCall) -> set[int]:
     """Layers that attend to states beside the prompt."""
     return set() if call.beside is None else reading_layers(adapter.decoder, call.beside.name)
+
+
+def _last(out: Any) -> Tensor:
+    """Hidden states of the last position, ``[rows, D]``."""
+    hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+    return hidden[:, -1].detach().float()
 
 
 def _ending(call: DecoderCall, count: int) -> DecoderCall:
@@ -41,12 +49,12 @@ def _ending(call: DecoderCall, count: int) -> DecoderCall:
 def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
     """Run tangents t, 2 t, -t and 0 through the decoder: all that no twin covers must be linear on them.
 
-    Once a model, composite and way by which something enters: a prompt that only sounds opens no door for pictures.
-
-    Biases, learned positions, gates and activations written as functions are not, and would be silently wrong.
+    Biases, learned positions, gates and activations written as functions are not, and would be silently wrong. The
+    values beside the tangents must be the decoder's own. Asked once a model, composite and way by which something
+    enters: a prompt that only sounds opens no door for pictures.
 
     Raises:
-        UnknownKindError: it is not.
+        UnknownKindError: they are not.
     """
     now = structure(adapter)
     before, checked = _CHECKED.get(adapter.decoder, ((), set()))
@@ -55,23 +63,27 @@ def require_twins(adapter: Adapter, call: DecoderCall, composite: Composite) -> 
     if key in checked:
         return
     piece = _ending(call.row(0), min(2, call.length - call.front))
-    embeds = piece.embeds
+    embeds, one = piece.embeds, dict(piece.kwargs)
     mode, cache = Mode(channels=5), DualCache(piece.length - piece.front, reading(adapter, call))
     twins = DualRules(adapter, mode, cache, composite)
     kwargs = {k: repeated(k, v, 5) for k, v in piece.kwargs.items()}
     if piece.doors is not None:  # let something enter by every door
-        embeds, kwargs[piece.doors.where] = piece.doors.probe(embeds, piece.kwargs[piece.doors.where], 5)
+        embeds, one[piece.doors.where] = piece.doors.probe(piece.embeds, piece.kwargs[piece.doors.where], 1)
+        kwargs[piece.doors.where] = piece.doors.probe(piece.embeds, piece.kwargs[piece.doors.where], 5)[1]
     with torch.no_grad(), gates_checked(adapter, now) as hooks, adapter.routed(), attention_hooks(*hooks):
-        if hooks:
-            adapter.decoder(use_cache=False, **piece.arguments())
+        own = _last(adapter.decoder(use_cache=False, **replace(piece, kwargs=one).arguments(embeds)))[0]
     with torch.no_grad(), twins.attached():
         rows = torch.cat([embeds, embeds / 2, embeds, embeds / -2, torch.zeros_like(embeds)])
         given = replace(piece, kwargs=kwargs).arguments(rows)
-        out = adapter.decoder(past_key_values=cache, use_cache=True, **given)
-    hidden = (out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0])[:, -1].detach().float()
-    _, half, whole, minus, none = hidden
+        value, half, whole, minus, none = _last(adapter.decoder(past_key_values=cache, use_cache=True, **given))
     error = float(torch.maximum((whole - 2 * half).abs(), (half + minus).abs()).max())
-    limit = 1e-3 if embeds.dtype in (torch.float32, torch.float64) else 5e-2
+    limit = slack(embeds.dtype, 1e-3, 5e-2)
+    if not apart(value, own) <= 5 * limit:  # in 16 bits a router may decide otherwise
+        raise UnknownKindError(
+            f"the forward twins of {type(adapter.decoder).__name__} compute something else than it does: hidden states "
+            f"{apart(value, own):.2g} of their size apart",
+            hint=f"{FALLBACK}; was a module changed after its first use? Wrap the model again",
+        )
     size = float(whole.abs().max())
     if not (error <= limit * size and float(none.abs().max()) <= 1e-6 * size):
         raise UnknownKindError(

@@ -28,11 +28,9 @@ RAISES: dict[str, tuple[str, str]] = {
     "minimax_m3_vl": ("UnknownKindError", "mlp"),
     "muse_spark": ("UnknownKindError", "norm"),
     "idefics": ("NotMultimodalError", "names no image"),
-    "kosmos2": ("NotMultimodalError", "names no image"),
-    "kosmos2_5": ("NotMultimodalError", "names no image"),
 }
 # generate() of these hands on to an inner language model, which knows no placeholder: custom_generate(whole=) tells.
-HANDED_ON = ("blip2", "instructblip", "instructblipvideo")
+HANDED_ON = ("blip2", "instructblip", "instructblipvideo", "kosmos2")
 
 # Their percepts stand beside the prompt and are read by cross-attention.
 BESIDE = ("mllama",)

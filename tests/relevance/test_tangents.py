@@ -26,7 +26,7 @@ RAISES: dict[str, tuple[type[LimelightError], str]] = {
     **dict.fromkeys(("dots3_note", "mistral_large4"), (UnsupportedError, "indexer")),  # sparse attention
     **dict.fromkeys(("inkling", "inkling2"), (UnknownKindError, "r_proj")),
     "muse_spark": (UnknownKindError, "post_feedforward_layernorm"),  # scaled before it is normalised
-    **dict.fromkeys(("idefics", "kosmos2", "kosmos2_5"), (LimelightError, "names no image")),
+    "idefics": (LimelightError, "names no image"),
 }  # fmt: skip
 FALLBACK = re.compile(r"greedy|GRADIENT_INPUT|exact mode|modality_ids|generate\(\)")
 # Their rotary embedding computes in float32: relevance through q and k is rounded in both routes.

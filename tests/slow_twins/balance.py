@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from limelight.models.adapter import Adapter
 from limelight.models.attention import AttentionHook
+from limelight.models.marked import is_positions
 from limelight.models.per_layer import PerPosition
 from limelight.relevance.composites import Composite, attached
 from limelight.relevance.kinds import Kind, survey
@@ -54,6 +55,11 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
     def keep_positions(_: Any, __: Any, output: Tensor) -> None:
         biased.append((output, output))
 
+    def keep_table(_: Any, __: Any, output: Tensor) -> Tensor:  # made without a graph
+        leaf = output.clone().requires_grad_(True)
+        biased.append((leaf, leaf))
+        return leaf + 0
+
     def keep_activation(_: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         z = args[0].detach()
         rest = output.detach() - z * (output.detach() / (z + 1e-10))
@@ -67,6 +73,8 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
                 stack.callback(module.register_forward_hook(keep_bias).remove)
             if isinstance(module, nn.Embedding):
                 stack.callback(module.register_forward_hook(keep_positions).remove)
+            elif is_positions(module):
+                stack.callback(module.register_forward_hook(keep_table).remove)
         for site in survey(adapter.decoder):
             if site.kind is Kind.ACTIVATION:
                 stack.callback(site.module.register_forward_hook(keep_activation).remove)

@@ -86,6 +86,7 @@ def grid(seed: int) -> Tensors:
 
 
 PROMPT = (*LEAD, ("image", 4), *TAIL)
+BEHIND = "transformers counts a generated word's position from the padding on, so a padded row does not go on as alone"
 OWN = (
     "Adds its own float mask, whatever the attention implementation. The projection of the image shares its attention."
 )
@@ -103,13 +104,13 @@ ROWS: list[Tiny] = [
         types="mm_token_type_ids", traits="rmsnorm gated gqa mrope", decoder="model.language_model",
     ),
     family(
-        "kosmos2", kosmos2, PROMPT, TOKENS, pixels, extra=marked, traits="layernorm fc12 bias",
+        "kosmos2", kosmos2, PROMPT, TOKENS, pixels, extra=marked, no_batch=BEHIND, traits="layernorm fc12 bias",
         decoder="text_model.model", marks="no_float64 ids_at_decoder own_generate",
         notes=OWN + " Its mask overflows in float64 unless that is torch's default.",
     ),
     family(
-        "kosmos2_5", kosmos2_5, PROMPT, TOKENS, flattened, extra=marked, traits="layernorm fc12 bias",
-        decoder="text_model.model", notes=OWN,
+        "kosmos2_5", kosmos2_5, PROMPT, TOKENS, flattened, extra=marked, no_batch=BEHIND,
+        traits="layernorm fc12 bias", decoder="text_model.model", notes=OWN,
         marks="ids_at_decoder",
     ),
 ]  # fmt: skip

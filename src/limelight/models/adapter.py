@@ -18,6 +18,7 @@ from limelight.models.capture import DecoderCall, capture
 from limelight.models.exclusive import lock_of
 from limelight.models.families import Family, family_of
 from limelight.models.hard_tokens import hard_tokens
+from limelight.models.marked import PLACES
 from limelight.models.offload import device_of
 from limelight.models.per_layer import per_layer_inputs
 from limelight.models.spans import grown, layouts
@@ -57,7 +58,7 @@ class Adapter:
         self.decoder: Any = detect.find_decoder(model)
         self.traits = detect.decoder_traits(model, self.decoder)
         self.family: Family = family_of(self.whole.config)
-        self.placeholders = detect.placeholder_ids(self.whole, processor)
+        self.placeholders = {} if self.family.marked else detect.placeholder_ids(self.whole, processor)
         head = self.model.get_output_embeddings()
         if head is None:
             inner = [m for m in model.modules() if m is not model and getattr(m, "lm_head", None) is not None]
@@ -159,6 +160,8 @@ class Adapter:
         return ids
 
     def placeholder_names(self) -> str:
+        if self.family.marked:
+            return f"where {PLACES} is not 0"
         return ", ".join(f"{m} = {i}" for i, m in sorted(self.placeholders.items()))
 
     def _modalities(self, inputs: Mapping[str, Any]) -> Tensor:

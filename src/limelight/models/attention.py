@@ -177,7 +177,8 @@ def attention(
         attention_mask = selected(kwargs["indices"], attention_mask, query, key)
     active = _ACTIVE.get()
     hooks = active.hooks if active else ()
-    layer = int(getattr(module, "layer_idx", -1))
+    index = getattr(module, "layer_idx", None)
+    layer = -1 if index is None else int(index)  # a tower that shares the decoder's config
     if active:
         active.seen.add(layer)
     if dropout and module.training:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limelight.errors import HookError, PromptError, UnsupportedError
 from limelight.models.beside import Beside, find_beside
 from limelight.models.doors import Doors, find_doors
+from limelight.models.marked import FEATURES, PLACES, placed
 from limelight.models.per_layer import PerPosition, find_per_position
 
 # Arguments of a decoder call that belong to one particular call and must not be replayed.
@@ -166,6 +167,8 @@ class DecoderCall:
                 return torch.cat([value, value.new_ones(value.shape[0], 1)], dim=1)
             if value.ndim == 4:
                 return _grown_mask(value, self.windows.get(""))
+        if name == PLACES:
+            return torch.cat([value, value.new_zeros(value.shape[0], 1)], dim=1)
         if "position" in name and value.shape[-1] == length:
             return torch.cat([value, following(value[..., -1:])], dim=-1)
         typed = value.dtype == torch.bool or name.endswith("token_type_ids")
@@ -248,6 +251,9 @@ def capture(
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         got.update(zip(names, args, strict=False))
         got.update(kwargs)
+        if (embeds := placed(decoder, got)) is not None:
+            got["placed"] = embeds
+            raise _Captured
         if got.get("inputs_embeds") is not None or not _media(got):
             raise _Captured
 
@@ -272,6 +278,12 @@ def capture(
         if "merged" in got:  # the decoder has placed the media itself: from here on it is called with what came of that
             want = got.pop("merged")
             got = {k: v for k, v in got.items() if k in _KEPT or not _tensors(v)} | {"inputs_embeds": want}
+            for handle in handles:
+                handle.remove()
+            _check_placed(model, decoder, inputs, got)
+        elif "placed" in got:
+            want = got.pop("placed")
+            got = {k: v for k, v in got.items() if k not in ("input_ids", FEATURES)} | {"inputs_embeds": want}
             for handle in handles:
                 handle.remove()
             _check_placed(model, decoder, inputs, got)

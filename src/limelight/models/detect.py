@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, NotMultimodalError, PromptError
+from limelight.models.marked import places
 from limelight.models.offload import device_of
 from limelight.models.unwrapped import unwrapped
 from limelight.types import MODALITIES, Modality
@@ -258,7 +259,8 @@ def _named_ids(source: Any) -> dict[int, Modality]:
 def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = None) -> Tensor:
     """int64 ``[B, T]``, index into ``MODALITIES``: where each position comes from.
 
-    Order of evidence: a mask from the caller (``modality_ids``), the processor's ``mm_token_type_ids``, token ids.
+    Order of evidence: a mask from the caller (``modality_ids``), the processor's own (:mod:`limelight.models.marked`),
+    its ``mm_token_type_ids``, token ids.
     """
     given = inputs.get("modality_ids")
     if isinstance(given, Tensor):
@@ -269,6 +271,8 @@ def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = N
             "cannot tell which positions are perceptual without input_ids",
             hint="pass input_ids, or modality_ids with 0 text, 1 image, 2 video, 3 audio",
         )
+    if (marked := places(inputs)) is not None:
+        return marked
     types = inputs.get("mm_token_type_ids")
     if isinstance(types, Tensor) and types.shape == ids.shape and bool((types > 0).any()):
         return types.long()

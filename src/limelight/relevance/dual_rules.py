@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.attention import attention_hooks, check_bound
+from limelight.models.marked import is_positions
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_forward, sites_of
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
@@ -207,7 +208,7 @@ class DualRules:
                 self.forwards.append((module, biased_twin(module, mode)))
             elif plain(module) and id(module) not in taken:
                 self.forwards.append((module, unbiased_twin(module, mode)))
-            elif isinstance(module, nn.Embedding) and id(module) not in within:
+            elif (isinstance(module, nn.Embedding) or is_positions(module)) and id(module) not in within:
                 self.forwards.append((module, _table_twin(module, mode)))
 
     @contextmanager

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from limelight.errors import UnknownKindError
 from limelight.models.detect import is_attention
+from limelight.models.marked import is_positions
 from limelight.models.offload import weight_of
 from limelight.models.unwrapped import unwrapped
 from limelight.relevance.experts import ExpertsSpec, experts_spec, routers, stacked
@@ -180,7 +181,7 @@ def _parts(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that take part in a decoder forward: its layers and its direct leaf norms; embeddings and rotary left out."""
     for name, child in decoder.named_children():
         child = unwrapped(child)
-        if isinstance(child, nn.Embedding) or _is_rotary(child):
+        if isinstance(child, nn.Embedding) or _is_rotary(child) or is_positions(child):
             continue
         if name == "layers" or is_leaf(child):
             for inner, module in child.named_modules(prefix=name):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.capture import DecoderCall, following
+from limelight.models.marked import PLACES
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.dual_attention import FALLBACK, Mode, Offsets
@@ -86,7 +87,7 @@ class DualStream:
         composite: Composite = ATTN_LRP,
         reserve: int = 64,
     ) -> None:
-        self.types = {k: v[:, -1:] for k, v in call.kwargs.items() if k.endswith("token_type_ids")}
+        self.types = {k: v[:, -1:] for k, v in call.kwargs.items() if k.endswith("token_type_ids") or k == PLACES}
         front, beside = call.front, set(() if call.beside is None else call.beside.masks)
         self.seen_beside = {k: call.kwargs[k][:, :, -1:] for k in beside}  # by the last word, and by those to come
         known = _PLAIN | beside | self.types.keys() | (set() if call.doors is None else {call.doors.where})
@@ -117,7 +118,9 @@ class DualStream:
         windowed = bool(types - {"full_attention"}) or bool(
             getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         )
-        self.simple_mask = not windowed and self.positions is not None and bool(call.mask[:, front:].all())
+        own = hasattr(adapter.decoder, "_prepare_decoder_attention_mask")  # makes its mask itself, of one [B, T]
+        whole = self.positions is not None and bool(call.mask[:, front:].all())
+        self.simple_mask = whole and not windowed and not own
         ready = call.kwargs.get("attention_mask")
         self.ready_masks = last_rows(ready, call.windows) if isinstance(ready, Mapping) else None
 

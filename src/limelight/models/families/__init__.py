@@ -46,6 +46,7 @@ class Family:
         extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
         seconds: of sound that the positions of one sound stand for, where features cannot tell: ``config -> seconds``.
         published: how to load checkpoints in a layout that transformers does not know.
+        marked: no token stands for its media: a mask beside the ids says where they are.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Family:
     transcribe: str = "Transcribe the speech."
     seconds: Callable[[Any], float] | None = None
     published: Published | None = None
+    marked: bool = False
 
 
 GENERIC = Family("generic", ())

@@ -1,0 +1,43 @@
+"""Media whose places a mask beside the ids marks (Kosmos-2, Kosmos-2.5), in a decoder that puts them there itself.
+
+No token stands for them, so the mask is the evidence of what is where. The leaf of relevance is what the decoder starts
+from: words' embeddings with the media in their places, before it scales them and adds positions (which are biases).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PLACES, FEATURES = "image_embeds_position_mask", "image_embeds"
+
+
+def placed(decoder: Any, got: Mapping[str, Any]) -> Tensor | None:
+    """``[B, T, D]``: the merged embeddings of a decoder's call that holds ids, media and their places; else None."""
+    ids, where, features = (got.get(name) for name in ("input_ids", PLACES, FEATURES))
+    if not (isinstance(ids, Tensor) and isinstance(where, Tensor) and isinstance(features, Tensor)):
+        return None
+    with torch.no_grad():
+        embeds: Tensor = decoder.get_input_embeddings()(ids).clone()
+        embeds[where.to(embeds.device) != 0] = features.to(embeds).reshape(-1, embeds.shape[-1])
+    return embeds
+
+
+def places(inputs: Mapping[str, Any]) -> Tensor | None:
+    """int64 ``[B, T]``, 1 at a picture; None where the inputs mark no places."""
+    where, ids = inputs.get(PLACES), inputs.get("input_ids")
+    if not isinstance(where, Tensor) or not isinstance(ids, Tensor):
+        return None
+    marked = (where != 0).long()
+    return torch.nn.functional.pad(marked, (0, ids.shape[1] - marked.shape[1]))  # what was generated is text
+
+
+def is_positions(module: nn.Module) -> bool:
+    """A table of positions without parameters (sinusoids): no embedding by its type, a bias all the same."""
+    if next(module.children(), None) is not None or next(module.parameters(), None) is not None:
+        return False
+    tables = [b for b in module.buffers(recurse=False) if b.ndim == 2]
+    return len(tables) == 1 and hasattr(module, "num_positions") and hasattr(module, "padding_idx")

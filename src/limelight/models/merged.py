@@ -77,7 +77,16 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Merge, decode, logits."""
+        """Merge, decode, logits.
+
+        Raises:
+            UnsupportedError: labels, for there is no loss.
+        """
+        kwargs.pop("return_dict", None)
+        if kwargs.pop("labels", None) is not None:
+            raise UnsupportedError(
+                f"{type(self).__name__} computes no loss", hint="compute it from the logits, shifted by one position"
+            )
         if inputs_embeds is None:
             if input_ids is None:
                 raise PromptError("neither input_ids nor inputs_embeds", hint="pass what the processor returned")
@@ -88,7 +97,10 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             hidden = hidden[:, logits_to_keep]
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden), past_key_values=out.past_key_values)
+        return CausalLMOutputWithPast(
+            logits=self.lm_head(hidden), past_key_values=out.past_key_values, hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )  # fmt: skip
 
     def prepare_inputs_for_generation(
         self, *args: Any, is_first_iteration: bool = False, **kwargs: Any

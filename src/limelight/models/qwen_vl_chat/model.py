@@ -49,7 +49,6 @@ class QwenVLChatForConditionalGeneration(MergedModel):
         **kwargs: Any,
     ) -> Any:
         """As transformers' multimodal models: ``pixel_values`` ``[n, 3, side, side]`` in the order of the placeholders."""
-        kwargs.pop("return_dict", None)
         return self.run(
             input_ids, {"pixel_values": pixel_values}, inputs_embeds=inputs_embeds, logits_to_keep=logits_to_keep,
             attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,

@@ -92,7 +92,6 @@ class SalmonnForConditionalGeneration(MergedModel):
 
         ``input_features`` [n, bins, frames] are Whisper's, ``fbank`` [n, frames, 128] with ``fbank_mask`` BEATs'.
         """
-        kwargs.pop("return_dict", None)
         media = {"input_features": input_features, "fbank": fbank, "fbank_mask": fbank_mask}
         return self.run(
             input_ids, media, inputs_embeds=inputs_embeds, logits_to_keep=logits_to_keep, attention_mask=attention_mask,

@@ -54,6 +54,17 @@ class Wrapped(nn.Module):
         return self.inner(x) + torch.cat([low, low.new_zeros(*low.shape[:-1], self.out_features - 2)], -1) + self.bias
 
 
+def test_what_a_hook_adds_to_the_head_is_no_relevance() -> None:
+    adapter = widen(fresh("llava_gqa", torch.float64))
+    _, call, percept = prompt("llava_gqa", adapter)
+    want, phi = prefilled(adapter, call, percept)
+    handle = adapter.head.register_forward_hook(lambda _m, _a, out: out * 2 + 1)
+    got, again = prefilled(adapter, call, percept)
+    handle.remove()
+    close(got, want * 2 + 1)
+    close(again, phi * 2)
+
+
 def test_an_adapted_head_and_its_bias() -> None:
     adapter = widen(fresh("llava_gqa", torch.float64))
     adapter.model.lm_head = adapter.head = Wrapped(adapter.head)  # type: ignore[arg-type]

@@ -13,8 +13,13 @@ FEW = 8  # rows
 
 def plain_head(head: nn.Module) -> bool:
     """A linear layer without a bias, neither quantised, adapted, hooked nor dispatched by accelerate."""
+    return plain(head) and not adds(head)
+
+
+def adds(head: nn.Module) -> bool:
+    """Whether the head may make something of nothing: a bias, that of an adapter, or what a hook does."""
     hooked = bool(head._forward_hooks or head._forward_pre_hooks)  # theirs is the last word on what comes out
-    return plain(head) and not hooked and getattr(head, "bias", None) is None
+    return hooked or type(head) is not nn.Linear or head.bias is not None
 
 
 def project(head: nn.Module, hidden: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
@@ -27,7 +27,7 @@ from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.dual_attention import FALLBACK, Mode, Offsets
 from limelight.relevance.dual_cache import DualCache
 from limelight.relevance.dual_check import reading, require_twins
-from limelight.relevance.dual_head import plain_head, project
+from limelight.relevance.dual_head import adds, plain_head, project
 from limelight.relevance.dual_inputs import last_rows, longer, repeated
 from limelight.relevance.dual_rules import DualRules
 
@@ -249,7 +249,7 @@ class DualStream:
         raw = project(head, hidden)
         raw = raw.to(self.call.embeds.device, torch.promote_types(raw.dtype, torch.float32))
         logits, phi = raw[0], raw[1:]
-        if not (type(head) is nn.Linear and head.bias is None):  # an adapter may hide a bias: ask the module
+        if adds(head):  # ask the module what
             phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw)
         logits, phi = self._scaled(logits, phi, output.graph)
         if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(phi).all()):

@@ -31,7 +31,7 @@ HALVES: dict[str, Halves] = {  # how gate and up lie in the output of one linear
     "up, gate": lambda h: (h[..., h.shape[-1] // 2 :], h[..., : h.shape[-1] // 2]),
     "interleaved": lambda h: (h[..., ::2], h[..., 1::2]),
 }
-_SIZES = (1.0, 10.0, 100.0)  # clamped gates show themselves only where they are large
+_SIZES = (1.0, 100.0, 10.0)  # clamped gates show themselves only where they are large
 _FACTOR = "per_layer_input"
 
 
@@ -152,13 +152,15 @@ def _best(module: nn.Module, into: Any, ways: dict[str, Callable[[Tensor], Tenso
                 out = module(x)
                 out = out[0] if isinstance(out, tuple) else out
                 if size > 1 and not bool(torch.isfinite(out).all()):
-                    break  # larger than float16 can hold
+                    continue  # larger than float16 can hold
                 errors = {name: apart(way(x), out) for name, way in ways.items()}
         except REFUSALS:
             return None
         if not min(errors.values()) <= slack(out.dtype, 1e-3, 5e-2):
             return None
         total = {name: total[name] + error for name, error in errors.items()}
+        if size > 1:
+            break
     return min(total, key=lambda name: total[name])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from limelight.errors import LimelightError, NotDifferentiableError, UnknownKindError
+from limelight.errors import LimelightError, NotDifferentiableError, NotFiniteError, UnknownKindError
 from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import ATTN_LRP, GRADIENT_INPUT, sites_of
 from limelight.relevance.differentiable import check_differentiable
@@ -249,6 +249,23 @@ def test_weights_made_under_inference_mode_raise() -> None:
     with pytest.raises(NotDifferentiableError) as caught:
         attribute(model, {k: v.clone() for k, v in ZOO["llava"].inputs(built("llava").model).items()})
     assert "inference" in str(caught.value).lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("llava", "layers.0.mlp.down_proj"), ("llava", "layers.1.input_layernorm"), ("llava", "norm"),
+        ("glm4v_moe", "layers.1.mlp.experts"), ("qwen3_5", "layers.0.linear_attn.in_proj_z"),
+    ],
+)  # fmt: skip
+def test_a_module_whose_weights_are_nan_is_of_no_kind(name: str, part: str) -> None:
+    adapter = fresh(name)
+    weight = next(adapter.decoder.get_submodule(part).parameters())
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    with pytest.raises(NotFiniteError) as caught:
+        survey(adapter.decoder)
+    assert caught.value.hint
 
 
 def test_linears_are_told_by_their_features() -> None:

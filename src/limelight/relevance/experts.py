@@ -22,7 +22,7 @@ from torch.nn import functional
 from limelight.models.offload import device_of, offloading, present
 from limelight.relevance import rules
 from limelight.relevance.gated import HALVES
-from limelight.relevance.probing import REFUSALS, apart, slack
+from limelight.relevance.probing import REFUSALS, apart, require_finite, slack
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
 _ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {**HALVES, "no gate": lambda h: (h, None)}
@@ -114,6 +114,7 @@ def _reproduces(spec: ExpertsSpec, module: nn.Module, experts: int, width: int, 
         return False
     if size > 1 and not bool(torch.isfinite(want).all()):
         return True  # larger than float16 can hold: what small inputs say has to do
+    require_finite(module, want)
     return apart(got, want) <= slack(x.dtype, 1e-3, 5e-2)
 
 

@@ -20,6 +20,7 @@ from limelight.relevance.probing import (
     elementwise,
     is_leaf,
     is_linear,
+    require_finite,
     sample,
     slack,
 )
@@ -153,6 +154,7 @@ def _best(module: nn.Module, into: Any, ways: dict[str, Callable[[Tensor], Tenso
                 out = out[0] if isinstance(out, tuple) else out
                 if size > 1 and not bool(torch.isfinite(out).all()):
                     continue  # larger than float16 can hold
+                require_finite(module, out)
                 errors = {name: apart(way(x), out) for name, way in ways.items()}
         except REFUSALS:
             return None

@@ -43,6 +43,7 @@ from limelight.relevance.probing import (
     elementwise,
     is_leaf,
     is_linear,
+    require_finite,
     sample,
     slack,
 )
@@ -251,6 +252,7 @@ def probe_norm(module: nn.Module) -> NormSpec | None:
         return None
     if not isinstance(out, Tensor) or out.shape != x.shape:
         return None
+    require_finite(module, out)
     found: dict[float, NormSpec] = {}
     for center in (False, True):
         base = x.float() - (x.float().mean(-1, keepdim=True) if center else 0)

@@ -26,7 +26,7 @@ from limelight.relevance.mixer_conv import short_conv
 from limelight.relevance.mixer_delta import delta_net
 from limelight.relevance.mixer_mamba import mamba2
 from limelight.relevance.mixer_parts import Divisors, Mixer
-from limelight.relevance.probing import HINT, apart, slack
+from limelight.relevance.probing import HINT, apart, require_finite, slack
 
 _CACHES = ("cache_params", "past_key_values")
 
@@ -56,6 +56,7 @@ def mixer_spec(name: str, module: Any) -> Mixer | None:
     with torch.no_grad():
         want = module(x)
         got, _ = found.run(Mode(batch=2), x, None, (1, 1, 1))
+    require_finite(module, want)
     if not apart(got, want) <= slack(x.dtype, 1e-3, 5e-2):
         raise UnknownKindError(
             f"{name} ({type(module).__name__}) looks like a {found.kind} but computes something else", hint=HINT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from limelight.errors import NotFiniteError
 from limelight.models.offload import device_of
 
 HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
@@ -40,6 +41,15 @@ def apart(got: Tensor, want: Tensor) -> float:
     if error == 0.0:
         return 0.0
     return error / size if size > 0 and error < float("inf") else float("inf")  # NaN fails both
+
+
+def require_finite(module: nn.Module, out: Tensor) -> None:
+    """Raise NotFiniteError when what a module makes of ordinary noise is NaN or infinite: no formula fits that."""
+    if not bool(torch.isfinite(out).all()):
+        raise NotFiniteError(
+            f"{type(module).__name__} makes NaN or infinity of a normal input",
+            hint="check weights and dtype; try float32",
+        )
 
 
 def elementwise(module: nn.Module) -> str:

@@ -46,7 +46,7 @@ def shell() -> list[str]:
 
 def run(line: str, folder: Path) -> str:
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
-    done = finished(["bash", "-c", line], cwd=folder, env={**os.environ, "PYTHONPATH": path}, seconds=120)
+    done = finished(["sh", "-c", line], cwd=folder, env={**os.environ, "PYTHONPATH": path}, seconds=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -14,9 +14,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 from PIL import ImageFile
+
+# examples that do not depend on chance (on the modules that are loaded they do), no clock, no memory of former runs
+hypothesis.settings.register_profile("limelight", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("limelight")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("LIMELIGHT_SHARED", ROOT.parent / "shared"))

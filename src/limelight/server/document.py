@@ -60,7 +60,8 @@ def _ref(name: str) -> dict[str, Any]:
     return {"schema": {"$ref": _REF.format(model=name)}}
 
 
-_EVENTS = {"text/event-stream": {"schema": _STRING}}
+# `itemSchema` (OpenAPI 3.2): of each event; before it, readers do not agree whether `schema` is of the stream or of an event
+_EVENTS = {"text/event-stream": {"itemSchema": _object({"data": _STRING}, event=_STRING)}}
 _TEXT = {"text/plain": {"schema": _STRING}}
 # (path, method) -> what a 200 holds, by media type.
 GOOD: dict[tuple[str, str], dict[str, Any]] = {

@@ -29,9 +29,11 @@ def widen(adapter: Adapter) -> Adapter:
 
 def _forward(module: nn.Module, spec: Any) -> Any:
     def forward(x: Tensor) -> Tensor:
+        if spec.first:
+            x = x * (module.weight + 1 if spec.plus_one else module.weight)
         x = x - x.mean(-1, keepdim=True) if spec.center else x
         x = x / (x.square().mean(-1, keepdim=True) + spec.eps).sqrt()
-        if module._parameters.get("weight") is not None:
+        if module._parameters.get("weight") is not None and not spec.first:
             x = x * (module.weight + 1 if spec.plus_one else module.weight)
         return x if module._parameters.get("bias") is None else x + module.bias
 

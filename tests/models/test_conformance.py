@@ -26,7 +26,6 @@ RAISES: dict[str, tuple[str, str]] = {
     "inkling": ("UnknownKindError", "r_proj"),
     "inkling2": ("UnknownKindError", "r_proj"),
     "minimax_m3_vl": ("UnknownKindError", "mlp"),
-    "muse_spark": ("UnknownKindError", "norm"),
     "idefics": ("NotMultimodalError", "names no image"),
 }
 # generate() of these hands on to an inner language model, which knows no placeholder: custom_generate(whole=) tells.

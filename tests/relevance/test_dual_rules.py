@@ -44,6 +44,14 @@ class OnePlus(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
 
 
+class ScaledFirst(OnePlus):
+    """The weight scales what comes in (Muse Spark)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * (1 + self.weight)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
 class Weightless(nn.Module):
     dim, eps = D, 1e-6
 
@@ -60,18 +68,19 @@ def layer_norm(**settings: Any) -> nn.LayerNorm:
 
 NORMS = {
     "rms": WideNorm(noise(3, D), 1e-6), "one plus": OnePlus(), "weightless": Weightless(), "layer": layer_norm(),
-    "layer without bias": layer_norm(bias=False), "layer of a large eps": layer_norm(eps=0.5),
+    "scaled first": ScaledFirst(), "layer without bias": layer_norm(bias=False), "layer of a large eps": layer_norm(eps=0.5),
 }  # fmt: skip
 
 
 def norm_by_rule(module: Any, x: Tensor) -> Tensor:
     """1/std is a constant; a bias adds to the value alone."""
+    x = x * (1 + module.weight) if isinstance(module, ScaledFirst) else x
     centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
     eps = getattr(module, "eps", None) or module.variance_epsilon
     scale = (centred.pow(2).mean(-1, keepdim=True) + eps).rsqrt().detach()
     out = centred * scale
     if isinstance(module, OnePlus):
-        return out * (1 + module.weight)
+        return out if isinstance(module, ScaledFirst) else out * (1 + module.weight)
     if not isinstance(module, Weightless):
         out = out * module.weight
     return out if getattr(module, "bias", None) is None else out + module.bias

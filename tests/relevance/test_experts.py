@@ -16,6 +16,7 @@ from limelight.relevance.dual_experts import experts_twin
 from limelight.relevance.dual_gates import router_twin
 from limelight.relevance.experts import ExpertsSpec, experts_rule, experts_spec, router_rule, routers
 from limelight.relevance.kinds import Kind, survey
+from tests.relevance.test_dual_rules import ScaledFirst
 from tests.slow_twins import experts as twin
 from tests.tiny import built, fresh
 from tests.zoo import ZOO
@@ -63,6 +64,40 @@ class Stacked(nn.Module):
             gate, up = self.split(into.T)
             found.append((gate.T, up.T, out))
         return found
+
+
+class Normed(Stacked):
+    """A norm that scales first behind every expert (Muse Spark)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.post_expert_norm = ScaledFirst()
+
+    def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for e in range(E):
+            row, slot = torch.where(index == e)
+            into, out = self.expert(e)
+            gate, up = self.split(x[row] @ into.T)
+            mixed = self.post_expert_norm((self.act(gate) * up) @ out.T)
+            total.index_add_(0, row, mixed * weights[row, slot, None])
+        return total
+
+    def held(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Slowly, with the rules as detached factors; the value is that of forward."""
+        rows = []
+        norm = self.post_expert_norm
+        for n in range(len(x)):
+            total = torch.zeros(D, dtype=x.dtype)
+            for e, w in zip(index[n].tolist(), weights[n], strict=True):
+                into, out = self.expert(e)
+                gate, up = self.split(x[n] @ into.T)
+                ruled = gate * (self.act(gate) / (gate + twin.EPS)).detach()
+                product = (ruled + (self.act(gate) - ruled).detach()) * up
+                y = (out @ (product / 2 + (product / 2).detach())) * (1 + norm.weight)
+                total = total + w.detach() * y / (y.detach().square().mean() + norm.eps).sqrt()
+            rows.append(total)
+        return torch.stack(rows)
 
 
 class Sorted(Stacked):
@@ -191,6 +226,33 @@ def test_sorted_experts_keep_the_blocks_inside_each_expert() -> None:
             chosen = torch.full((N, 1), e)
             want = twin.tangent(x[e, 0], x[e, c], module.listed(), chosen, one, nn.functional.silu)
             torch.testing.assert_close(out[e, c], want, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("graph", ["none", "surrogate", "true"])
+def test_a_norm_behind_every_expert(graph: str) -> None:
+    module, (index, weights) = Normed(), routing()
+    spec = spec_of(module)
+    assert spec.after is not None and spec.after.first and spec.norm is module.post_expert_norm
+    x = noise(7, N, D).requires_grad_(True)
+    out = experts_rule(module, spec)(x, index, weights)
+    torch.testing.assert_close(out, module(x, index, weights))
+    want = module.held(x, index, weights)
+    torch.testing.assert_close(want, out)
+    r, t = noise(8, N, D), noise(9, 2, N, D)
+    got, slow = (torch.autograd.grad((y * r).sum(), x)[0] for y in (out, want))
+    torch.testing.assert_close(got, slow, atol=1e-11, rtol=1e-11)
+    mode = Mode(batch=1, channels=3, graph=graph)
+    rows = torch.cat([x[None], t])
+    with torch.set_grad_enabled(graph != "none"):
+        dual = experts_twin(module, spec, mode)(rows.reshape(-1, D), index.repeat(3, 1), weights.repeat(3, 1))
+    dual = dual.reshape(rows.shape)
+    torch.testing.assert_close(dual[0], module(x, index, weights))
+    ruled = torch.autograd.functional.jacobian(lambda y: module.held(y, index, weights), x.detach())
+    torch.testing.assert_close(dual[1:].detach(), torch.einsum("ndme,cme->cnd", ruled, t), atol=1e-11, rtol=1e-11)
+    if graph == "true":
+        value = torch.autograd.grad((module(x, index, weights) * r).sum(), x)[0]
+        (own,) = torch.autograd.grad((dual[0] * r).sum(), x, retain_graph=True)
+        torch.testing.assert_close(own, value, atol=1e-11, rtol=1e-11)
 
 
 class Block(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.muse_spark.modeling_muse_spark import MuseSparkTextInputScaledRMSNorm
 
 from limelight.errors import LimelightError, NotDifferentiableError, NotFiniteError, UnknownKindError
 from limelight.relevance.attribute import attribute
@@ -41,6 +42,7 @@ NORMS: list[tuple[Any, tuple[bool, bool, bool, bool]]] = [
     (lambda: nn.LayerNorm(16), (True, True, True, False)),
     (lambda: nn.LayerNorm(16, bias=False), (True, True, False, False)),
     (Plain, (False, False, False, False)),
+    (lambda: MuseSparkTextInputScaledRMSNorm(16), (False, True, False, True)),
 ]
 
 
@@ -77,6 +79,7 @@ def test_every_norm_is_told_by_what_it_does(make: Any, want: Any, dtype: torch.d
     spec = probe_norm(shaken(make()).to(dtype))
     assert spec is not None
     assert (spec.center, spec.weight is not None, spec.bias is not None, spec.plus_one) == want
+    assert spec.first == ("InputScaled" in type(make()).__name__)
 
 
 def test_a_gain_follows_its_weight() -> None:

@@ -62,6 +62,29 @@ class Scale(nn.Module):
         return x.sign() * x.abs() ** self.power * self.scale * positions[..., None]
 
 
+class ResidualGate(nn.Module):
+    """Both weigh (Muse Spark); bent: the residual decides how much is added."""
+
+    def __init__(self, bent: bool) -> None:
+        super().__init__()
+        self.gate, self.bent = nn.Parameter(torch.tensor([0.3, -0.2, 0.9])), bent
+
+    def forward(self, residual: Tensor, hidden_states: Tensor) -> Tensor:
+        share = torch.sigmoid(self.gate * residual if self.bent else self.gate)
+        return (1 - self.gate) * residual + share * hidden_states
+
+
+def test_a_gate_on_the_residual_is_linear_in_both_or_refused() -> None:
+    x, y = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    assert takes_more(ResidualGate(False))
+    for arguments in ((x, y), (x,)):
+        more = {} if len(arguments) == 2 else {"hidden_states": y}
+        got = scale_rule("a", ResidualGate(False))(*arguments, **more)
+        assert torch.equal(got, ResidualGate(False)(x, y))
+        with pytest.raises(UnknownKindError, match="not linear"):
+            scale_rule("a", ResidualGate(True))(*arguments, **more)
+
+
 def test_a_scale_by_position_is_linear_or_refused() -> None:
     x, positions = torch.randn(2, 4, 3), torch.arange(4.0)
     assert takes_more(Scale())

@@ -25,7 +25,6 @@ RAISES: dict[str, tuple[type[LimelightError], str]] = {
     "glm5_next": (UnknownKindError, "b_proj"),
     **dict.fromkeys(("dots3_note", "mistral_large4"), (UnsupportedError, "indexer")),  # sparse attention
     **dict.fromkeys(("inkling", "inkling2"), (UnknownKindError, "r_proj")),
-    "muse_spark": (UnknownKindError, "post_feedforward_layernorm"),  # scaled before it is normalised
     "idefics": (LimelightError, "names no image"),
 }  # fmt: skip
 FALLBACK = re.compile(r"greedy|GRADIENT_INPUT|exact mode|modality_ids|generate\(\)")

@@ -17,7 +17,6 @@ WHY: dict[str, str] = {
     "r_proj": "relative positions and convolutions inside attention",
     "indexer": "sparse attention: an indexer chooses the keys each query sees",
     "mlp": "a gate that is clamped and shifted in line",
-    "norm": "a norm that scales before it normalises",
     "names no image": "config and processor name no token that stands for the picture",
     "layers of its own kind of cache": "a window that spares the prompt is kept in a cache of the family's own",
     "deepstack": "vision features enter again in deeper layers",

@@ -28,9 +28,10 @@ from limelight.relevance.experts import ExpertsSpec, experts_rule, router_rule, 
 from limelight.relevance.gated import GatedSpec
 from limelight.relevance.gated_attention import GateSpec, checked, gate_rule
 from limelight.relevance.held_streams import hold_streams
-from limelight.relevance.kinds import Kind, NormSpec, Site, survey
+from limelight.relevance.kinds import Kind, Site, survey
 from limelight.relevance.mixer_parts import Divisors, Mixer
 from limelight.relevance.mixers import mixer_rule
+from limelight.relevance.norms import NormSpec
 from limelight.relevance.scales import scale_rule
 from limelight.relevance.sparse_gate import sparse_hooks
 from limelight.relevance.streams import StreamsSpec
@@ -90,6 +91,8 @@ def _norm_rule(site: Site) -> Undo:
         if not x.requires_grad:
             return value  # type: ignore[no-any-return]
         x = x.to(value.device)  # accelerate may run the module elsewhere
+        if (intake := spec.intake) is not None:
+            x = x * intake.to(x)
         return rules.frozen_norm(x, value, gain=spec.gain, center=spec.center, eps=spec.eps)
 
     return replace_forward(site.module, forward)

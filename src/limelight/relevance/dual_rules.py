@@ -41,9 +41,10 @@ from limelight.relevance.experts import ExpertsSpec
 from limelight.relevance.gated import HALVES, GatedSpec
 from limelight.relevance.gated_attention import GateSpec
 from limelight.relevance.held_streams import hold_streams
-from limelight.relevance.kinds import Kind, NormSpec, Site
+from limelight.relevance.kinds import Kind, Site
 from limelight.relevance.mixer_parts import Mixer
 from limelight.relevance.mixers import mixer_twin
+from limelight.relevance.norms import NormSpec
 from limelight.relevance.probing import is_linear
 from limelight.relevance.sparse_gate import kept_blocks
 from limelight.relevance.streams import StreamsSpec
@@ -54,13 +55,15 @@ def _norm_twin(site: Site, mode: Mode) -> Callable[..., Tensor]:
     original = site.module.forward
     if not isinstance(spec, NormSpec):
         raise UnknownKindError(f"{site.name}: a norm without a spec", hint=FALLBACK)
-    gain, bias, eps = spec.gain, spec.bias, spec.eps
+    gain, intake, bias, eps = spec.gain, spec.intake, spec.bias, spec.eps
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if mode.channels == 1 and mode.graph != "surrogate":
             return original(x, *args, **kwargs)  # type: ignore[no-any-return]
         wide = torch.promote_types(x.dtype, torch.float32)
         y = blocks(x, mode.channels).to(wide)
+        if intake is not None:
+            y = y * intake.to(y.device, wide)
         if mode.graph == "true" and x.dtype is torch.float32 and not spec.center and bias is None:
             known = None if gain is None else gain.to(y.device, wide).detach()
             return root_mean_square(y, known, eps).reshape(x.shape)

@@ -22,6 +22,7 @@ from torch.nn import functional
 from limelight.models.offload import device_of, offloading, present
 from limelight.relevance import rules
 from limelight.relevance.gated import HALVES
+from limelight.relevance.norms import NormSpec, probe_norm
 from limelight.relevance.probing import REFUSALS, apart, require_finite, slack
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
@@ -38,6 +39,7 @@ class ExpertsSpec:
         transposed: experts are ``[in, out]`` matrices (else ``[out, in]``).
         order: how gate and up lie in the fused output; ``no gate``: it is what the activation gets, and nothing else.
         sorted: forward takes ``[E * N, D]``, every expert's input in turn, instead of ``(x, indices, weights)``.
+        after, norm: what each expert puts out is normed, in front of its weight (Muse Spark), and the module that does it.
     """
 
     act: nn.Module
@@ -46,6 +48,8 @@ class ExpertsSpec:
     transposed: bool
     order: str
     sorted: bool
+    after: NormSpec | None = None
+    norm: nn.Module | None = None
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         return x @ weight if self.transposed else functional.linear(x, weight)
@@ -54,13 +58,30 @@ class ExpertsSpec:
         """The activation itself, whatever has been put on the instance."""
         return type(self.act).forward(self.act, gate)  # type: ignore[no-any-return]
 
-    def run(self, module: nn.Module, x: Tensor, routing: tuple[Tensor, ...], product: Product) -> Tensor:
-        """The experts on ``x`` [R, N, D], R blocks with one routing (indices and weights [N, k]; none where sorted)."""
+    def run(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        routing: tuple[Tensor, ...],
+        product: Product,
+        normed: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The experts on ``x`` [R, N, D], R blocks with one routing (indices and weights [N, k]; none where sorted).
+
+        ``normed``: the norm behind an expert; left out: with its 1/std as a constant.
+        """
+
+        def out_of(mixed: Tensor, weight: Tensor) -> Tensor:
+            y = self.apply(mixed, weight)
+            if self.after is None:
+                return y
+            return self.after.through(y, y.detach()).to(y.dtype) if normed is None else normed(y)
+
         fused, down = (present(module, name) for name in (self.fused, self.down))
         split = _ORDERS[self.order]
         if self.sorted:
             rows = x.reshape(x.shape[0], fused.shape[0], -1, x.shape[-1])
-            parts = [self.apply(product(*split(self.apply(rows[:, e], w))), down[e]) for e, w in enumerate(fused)]
+            parts = [out_of(product(*split(self.apply(rows[:, e], w))), down[e]) for e, w in enumerate(fused)]
             return torch.stack(parts, dim=1).reshape(x.shape)
         index, weights = routing
         out = torch.zeros_like(x)
@@ -69,7 +90,7 @@ class ExpertsSpec:
                 continue
             slot, row = torch.where((index == expert).T)
             mixed = product(*split(self.apply(x[:, row], fused[expert])))
-            mixed = self.apply(mixed, down[expert]) * weights[row, slot, None]
+            mixed = out_of(mixed, down[expert]) * weights[row, slot, None]
             out = out.index_add(1, row, mixed.to(out.dtype))
         return out
 
@@ -81,6 +102,10 @@ def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None
         return None
     if any(p.device.type == "meta" for p in own.values()) and offloading(module) is None:
         return None
+    norms = [(n, c) for c in module.children() if (n := probe_norm(c)) is not None]
+    if len(norms) > 1 or any(n.center or n.bias is not None for n, _ in norms):
+        return None
+    after, norm = norms[0] if norms else (None, None)
     takes = len(inspect.signature(type(module).forward).parameters) - 1
     if takes not in (1, 3):
         return None
@@ -90,7 +115,7 @@ def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None
         if into[0] != out[0] or into[1] % out[2] or halves not in (1, 2) or into[2] != out[1]:
             continue
         for order in (o for o in _ORDERS if (o == "no gate") == (halves == 1)):
-            spec = ExpertsSpec(act, fused, down, transposed, order, takes == 1)
+            spec = ExpertsSpec(act, fused, down, transposed, order, takes == 1, after, norm)
             if all(_reproduces(spec, module, int(into[0]), int(into[2]), size) for size in (1.0, 30.0)):
                 return spec
     return None

@@ -87,6 +87,7 @@ def checked(gates: list[tuple[str, Any, GateSpec]]) -> Iterator[AttentionHook]:
     """
     seen = _Seen()
     values: dict[int, Tensor] = {}
+    normed: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for name, module, spec in gates:
             layer = int(module.layer_idx)
@@ -98,7 +99,7 @@ def checked(gates: list[tuple[str, Any, GateSpec]]) -> Iterator[AttentionHook]:
             def compare(_: Any, args: tuple[Tensor, ...], layer: int = layer, name: str = name) -> None:
                 if layer not in values or layer not in seen.mixed:
                     raise UnknownKindError(f"{name} has what looks like a gate and does not use it", hint=HINT)
-                mixed = seen.mixed[layer].transpose(1, 2)  # [B, Q, H, d]
+                mixed = normed.pop(layer, seen.mixed[layer].transpose(1, 2))  # [B, Q, H, d]
                 gate = torch.sigmoid(values[layer]).reshape(*mixed.shape[:3], -1)
                 want, got = (mixed * gate).flatten(2), args[0].detach().reshape(*mixed.shape[:2], -1)
                 if not apart(want, got) <= slack(got.dtype, 1e-3, 5e-2):
@@ -107,6 +108,14 @@ def checked(gates: list[tuple[str, Any, GateSpec]]) -> Iterator[AttentionHook]:
                         hint=HINT,
                     )
 
+            def after(_: Any, __: Any, output: Tensor, layer: int = layer) -> None:
+                if layer in seen.mixed:  # else it is run alone, as a probe does
+                    normed[layer] = output.detach().reshape(seen.mixed[layer].transpose(1, 2).shape)
+
+            if isinstance(
+                between := getattr(module, "o_norm", None), nn.Module
+            ):  # a norm of its own in front of the gate
+                stack.callback(between.register_forward_hook(after).remove)
             stack.callback(spec.gate.register_forward_hook(keep).remove)
             stack.callback(module.o_proj.register_forward_pre_hook(compare).remove)
         yield seen

@@ -22,30 +22,25 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from limelight.errors import UnknownKindError
 from limelight.models.detect import is_attention
 from limelight.models.marked import is_positions
-from limelight.models.offload import weight_of
 from limelight.models.unwrapped import unwrapped
 from limelight.relevance.experts import ExpertsSpec, experts_spec, routers, stacked
 from limelight.relevance.gated import GatedSpec, gated_spec
 from limelight.relevance.gated_attention import GateSpec, gate_spec
+from limelight.relevance.glue import linear_around
 from limelight.relevance.mixer_parts import Mixer
 from limelight.relevance.mixers import mixer_spec
+from limelight.relevance.norms import NormSpec, probe_norm
 from limelight.relevance.probing import (
     HINT,
-    REFUSALS,
     activation_of,
-    apart,
     elementwise,
     is_leaf,
     is_linear,
-    require_finite,
-    sample,
-    slack,
 )
 from limelight.relevance.scales import takes_more
 from limelight.relevance.streams import StreamsSpec, side_branch, stream_router, streams_spec
@@ -63,25 +58,6 @@ class Kind(Enum):
     ROUTER = "router"
     SELECTION = "selection"
     STREAMS = "streams"
-
-
-@dataclass(frozen=True)
-class NormSpec:
-    """``out = (x - center * mean) / std * gain + bias``; the gain is ``weight``, or ``1 + weight`` (``plus_one``)."""
-
-    center: bool
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    plus_one: bool = False
-
-    @property
-    def gain(self) -> Tensor | None:
-        """What multiplies, read now: weights may have moved or changed dtype since the survey."""
-        if self.weight is None or not self.plus_one:
-            return None if self.weight is None else self.weight.detach()
-        weight = self.weight.detach()
-        return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -223,44 +199,9 @@ def _check_container(name: str, module: nn.Module, covered: set[int]) -> None:
     loose = [(n, tuple(p.shape)) for n, p in module.named_parameters(recurse=False) if p.ndim > 1]
     linears = [c for c in module.children() if is_linear(c) and id(c) not in covered]
     if loose or (len(linears) >= 2 and activation_of(module) is None):
-        if not loose and side_branch(module):
+        if not loose and (side_branch(module) or linear_around(module, covered)):
             return
         raise UnknownKindError(
             f"{name} ({type(module).__name__}) holds {loose or f'{len(linears)} linears without an activation module'}",
             hint=HINT,
         )
-
-
-def probe_norm(module: nn.Module) -> NormSpec | None:
-    """The spec that reproduces the module's output on a sample best, or None when none does."""
-    weight, bias = (weight_of(module, name) for name in ("weight", "bias"))
-    shapes = {tuple(p.shape) for p in module.parameters(recurse=False)}
-    if any(not 0 < len(shape) < 3 for shape in shapes) or len(shapes) > 1:  # [heads, d]: a weight of each head's own
-        return None
-    dim = getattr(module, "dim", None)
-    width = dim if isinstance(dim, int) and dim > 0 else 16
-    last = tuple(weight.shape) if weight is not None else (width,)
-    eps = next(
-        (float(v) for n in ("variance_epsilon", "eps", "norm_eps") if isinstance(v := getattr(module, n, None), float)),
-        1e-6,
-    )
-    x = sample((2, 3, *last), module) * 3 + 0.5
-    try:
-        with torch.no_grad():
-            out = module(x)
-    except REFUSALS:
-        return None
-    if not isinstance(out, Tensor) or out.shape != x.shape:
-        return None
-    require_finite(module, out)
-    found: dict[float, NormSpec] = {}
-    for center in (False, True):
-        base = x.float() - (x.float().mean(-1, keepdim=True) if center else 0)
-        unit = base * torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps)
-        for plus_one in (False, True) if weight is not None else (False,):
-            spec = NormSpec(center, weight, bias, eps, plus_one)
-            want = unit if spec.gain is None else unit * spec.gain.float()
-            want = want if bias is None else want + bias.detach().float()
-            found.setdefault(apart(out, want), spec)
-    best = min(found)
-    return found[best] if best <= slack(out.dtype, 1e-4, 3e-2) else None

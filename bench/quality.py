@@ -16,6 +16,7 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -282,15 +283,26 @@ def ceilings(n: int) -> dict[str, dict[str, float]]:
     return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"decoders: {', '.join(BY_NAME)}")
+def arguments(doc: str | None, names: Iterable[str], questions: int, captions: int, out: Path) -> argparse.Namespace:
+    """The command line of both quality benches."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"decoders: {', '.join(names)}")
     parser.add_argument("--table", action="store_true", help="print the committed table, run nothing")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--questions", type=int, default=QUESTIONS, help="a cell")
-    parser.add_argument("--captions", type=int, default=CAPTIONS, help="a set")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    parser.add_argument("--questions", type=int, default=questions, help="a cell")
+    parser.add_argument("--captions", type=int, default=captions, help="a set")
+    parser.add_argument("--out", type=Path, default=out)
+    return parser.parse_args()
+
+
+def save(results: Mapping[str, Any], out: Path) -> None:
+    """After every row, so that a run that is stopped goes on behind it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def main() -> None:
+    args = arguments(__doc__, BY_NAME, QUESTIONS, CAPTIONS, RESULTS)
     from bench.quality_table import pareto, render
 
     if args.table:
@@ -325,8 +337,7 @@ def main() -> None:
             "trials": trials,
             **row,
         }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        save(results, args.out)
     print(render(results))
     pareto(results, args.out.with_suffix(".png"))
 

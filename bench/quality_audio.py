@@ -9,7 +9,6 @@ As in `bench.quality`: a setting is chosen on dev by accuracy at a 70:30 mixture
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench import quality_score as score
-from bench.quality import Bench, fingerprint
+from bench.quality import Bench, arguments, fingerprint, save
 from bench.quality_audio_decoders import BY_NAME, DECODERS
 from bench.quality_decoders import Decoder
 from bench.quality_rows import row_of
@@ -63,14 +62,7 @@ def ceilings(bench: Bench) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"decoders: {', '.join(BY_NAME)}")
-    parser.add_argument("--table", action="store_true", help="print the committed table, run nothing")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--questions", type=int, default=QUESTIONS, help="a cell")
-    parser.add_argument("--captions", type=int, default=CAPTIONS, help="a set")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = arguments(__doc__, BY_NAME, QUESTIONS, CAPTIONS, RESULTS)
     from bench.quality_audio_table import render
 
     if args.table:
@@ -99,8 +91,7 @@ def main() -> None:
             "inside": raw["inside"], "speech": speech_row(said, None if plain else greedy_said),
             **row_of(decoder, raw, None if plain else greedy),
         }  # fmt: skip
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        save(results, args.out)
     print(render(results))
 
 

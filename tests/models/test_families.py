@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from limelight.models import families as package
 from limelight.models.families import GENERIC, Family, PaperSettings, families, family_of
 from tests.tiny import built
+from tests.zoo import ZOO
 
 PAPER = {
     "llava": PaperSettings(lr=3e-4, kl_weight=0.1, tau=0.1, steps=7, markers=False),
@@ -48,3 +51,14 @@ def test_a_config_finds_its_family() -> None:
     assert family_of(config("gemma3")).extra_inputs is not None
     assert family_of(config("unheard of")) is GENERIC
     assert family_of(SimpleNamespace()) is GENERIC
+
+
+def test_seconds_of_gemma3n() -> None:
+    """16 frames of 10 ms a position, here and in the published models."""
+    from transformers import Gemma3nConfig
+
+    adapter = built("gemma3n")
+    spans = adapter.spans(ZOO["gemma3n"].inputs(adapter.model))
+    assert [s.seconds for s in spans if s.modality == "audio"] == [pytest.approx(0.16)]
+    assert adapter.family.seconds is not None
+    assert adapter.family.seconds(Gemma3nConfig()) == pytest.approx(30.08)

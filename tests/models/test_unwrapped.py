@@ -69,10 +69,10 @@ def test_lora_merged_in_place_switched_off_and_on_again(plain: Any, inputs: dict
     own = results(plain, inputs, ("attribution", "cached"))
     model.merge_adapter()
     check_equal(results(model, inputs, ("attribution", "cached")), unmerged, 1e-4)
-    model.unmerge_adapter()
+    model.unmerge_adapter()  # which leaves the roundings of both ways in the weights
     with model.disable_adapter():
-        check_equal(results(model, inputs, ("attribution", "cached")), own, 1e-5)
-    check_equal(results(model, inputs, ("attribution", "cached")), unmerged, 1e-5)
+        check_equal(results(model, inputs, ("attribution", "cached")), own, 5e-5)
+    check_equal(results(model, inputs, ("attribution", "cached")), unmerged, 5e-5)
 
 
 def test_a_wrapped_model_is_told_apart_by_what_is_inside() -> None:

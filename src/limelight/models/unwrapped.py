@@ -67,9 +67,11 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
         own = vars(module)
         if own.get("_compiled_call_impl") is not None:
             before.append((own, "_compiled_call_impl", own["_compiled_call_impl"]))
+        if "forward" not in own:  # hundreds of modules, at every token
+            continue
         inner = module._modules.get("_orig_mod")
         original: Callable[..., Any] | None = (
-            inner if inner is not None else getattr(own.get("forward"), "_torchdynamo_orig_callable", None)
+            inner if inner is not None else getattr(own["forward"], "_torchdynamo_orig_callable", None)
         )
         if original is not None:
             before.append((own, "forward", own["forward"]))

@@ -203,14 +203,20 @@ class Bench:
     def run(self, jobs: list[tuple[Any, ...]], title: str) -> list[dict[str, Any]]:
         results: dict[int, dict[str, Any]] = {}
         started = time.time()
+
+        def keep(index: int, result: dict[str, Any]) -> None:
+            results[index] = result
+            left = (time.time() - started) / len(results) * (len(jobs) - len(results))
+            print(f"  {title}: {len(results)}/{len(jobs)}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
         if self.workers == 1:
-            return [job(*j, self.world) for j in jobs]
-        with ProcessPoolExecutor(self.workers) as pool:
-            futures = {pool.submit(job, *j, self.world): i for i, j in enumerate(jobs)}
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                left = (time.time() - started) / len(results) * (len(jobs) - len(results))
-                print(f"  {title}: {len(results)}/{len(jobs)}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            for i, one in enumerate(jobs):
+                keep(i, job(*one, self.world))
+        else:
+            with ProcessPoolExecutor(self.workers) as pool:
+                futures = {pool.submit(job, *one, self.world): i for i, one in enumerate(jobs)}
+                for future in as_completed(futures):
+                    keep(futures[future], future.result())
         return [results[i] for i in range(len(jobs))]
 
     def choose(

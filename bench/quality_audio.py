@@ -23,8 +23,8 @@ from bench.quality_rows import row_of
 
 RESULTS = Path(__file__).parent / "results" / "quality_audio.json"
 WORLD = "bench.quality_audio_data"
-QUESTIONS, CAPTIONS, PHRASES, DEV = 200, 60, 40, 30
-COSTLY_CAPTIONS, COSTLY_PHRASES = 24, 20  # of rows that cost a hundred times as much
+QUESTIONS, CAPTIONS, PHRASES, DEV = 1000, 200, 100, 100
+COSTLY_CAPTIONS, COSTLY_PHRASES = 50, 40  # of rows that cost a hundred times as much
 
 
 def speech_row(runs: dict[str, list[dict[str, Any]]], greedy: dict[str, list[dict[str, Any]]] | None) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def main() -> None:
         said = transcribed(bench, decoder, settings) if decoder.captions else {}
         results["rows"][decoder.name] = {
             "settings": settings, "change": decoder.change, "control": decoder.control, "trials": trials,
-            "inside": raw["inside"], "speech": speech_row(said, None if plain else greedy_said),
+            "described": costly.captions if decoder.questions else bench.captions, "inside": raw["inside"],
+            "transcribed": COSTLY_PHRASES if decoder.questions else PHRASES, "speech": speech_row(said, None if plain else greedy_said),
             **row_of(decoder, raw, None if plain else greedy),
         }  # fmt: skip
         save(results, args.out)

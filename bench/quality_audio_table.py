@@ -7,17 +7,21 @@ from typing import Any
 
 from bench.quality_audio_data import CAPTION_SETS, CELLS, QUIET_SETS, SPEECH_SETS
 from bench.quality_audio_decoders import DECODERS
-from bench.quality_table import _head, _interval, _mark, _row
+from bench.quality_table import _head, _interval, _row
 
 BLIND = "control: greedy that never sees the hint"
 PROBE = "probe of the audio tokens (ceiling)"
 
 
+def _named(name: str, row: dict[str, Any], count: int, all_of_them: int) -> str:
+    """A control is called one, and a row on fewer questions, captions or phrases says on how many."""
+    return (f"control: {name}" if row["control"] else name) + (f" (n = {count})" if count < all_of_them else "")
+
+
 def render(results: dict[str, Any]) -> str:
     """Accuracy, F1 of "no", summary with paired intervals, captions, speech, settings."""
     rows = [(d.name, results["rows"][d.name]) for d in DECODERS if d.name in results["rows"]]
-    named = [(name if row["questions"] == results["questions"] else _mark(name, row), row) for name, row in rows]
-    named = [(f"control: {n}" if row["control"] and not n.startswith("control") else n, row) for n, row in named]
+    named = [(_named(name, row, row["questions"], results["questions"]), row) for name, row in rows]
     out: list[str] = []
     for key, title in (("accuracy", "accuracy"), ("f1_no", 'F1 with "no" as the positive class')):
         out += [f"Yes/no questions: {title}, {results['questions']} questions a cell (test)", ""]
@@ -42,16 +46,18 @@ def render(results: dict[str, Any]) -> str:
         ]))  # fmt: skip
     out += ["", f"Captions of clear recordings: CHAIR_s / CHAIR_i / recall, {results['captions']} a set (test)", ""]
     out.append(_head(["decoder", *[f"hint {c}" for c in CAPTION_SETS]]))
-    for name, row in named:
+    for plain, row in rows:
         if row["captions"]:
+            name = _named(plain, row, row["described"], results["captions"])
             cells = ["{chair_s:.3f} / {chair_i:.3f} / {recall:.3f}".format(**row["captions"][c]) for c in CAPTION_SETS]
             out.append(_row(name, cells))
     out += [
         "", f"Transcription: word error rate, and words invented a recording where nobody speaks, {results['phrases']} a set (test)", "",
     ]  # fmt: skip
     out.append(_head(["decoder", *SPEECH_SETS, *QUIET_SETS, "broken/clear, errors a phrase minus greedy [95 %]"]))
-    for name, row in named:
+    for plain, row in rows:
         if row["speech"]:
+            name = _named(plain, row, row["transcribed"], results["phrases"])
             rates = [f"{row['speech'][c]['rate']:.3f}" for c in (*SPEECH_SETS, *QUIET_SETS)]
             out.append(_row(name, [*rates, _interval(row["speech"]["broken/clear"].get("errors_vs_greedy"))]))
     missing = [d.name for d in DECODERS if d.name not in results["rows"]]

@@ -83,7 +83,10 @@ def llava_inputs(model: Any, seed: int = 1) -> dict[str, Tensor]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Everything a context or a call must leave as it found it: weights and their versions, instances, hooks, configs."""
+    """Everything a context or a call must leave as it found it: weights and their versions, instances, hooks, configs.
+
+    What transformers itself hangs on a tower at its first run, to hand on hidden states, is not counted.
+    """
     state: dict[str, Any] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         state[f"tensor {name}"] = (tensor.data_ptr(), tensor._version, tensor.requires_grad, tensor.dtype)
@@ -94,12 +97,13 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         state[f"module {name}"] = (
             id(module),
             module.training,
-            tuple(sorted(k for k in vars(module) if k != "_modules")),
+            tuple(sorted(vars(module).keys() - {"_modules", "_output_capturing_hooks_installed"})),
         )
         state[f"forward {name}"] = vars(module).get("forward")
         for key, value in vars(module).items():
             if "hooks" in key and isinstance(value, dict):
-                state[f"{key} {name}"] = tuple(value)
+                own = "transformers.utils.output_capturing"
+                state[f"{key} {name}"] = tuple(k for k, hook in value.items() if getattr(hook, "__module__", "") != own)
         config = getattr(module, "config", None)
         if config is not None:
             state[f"attention {name}"] = getattr(config, "_attn_implementation_internal", None)

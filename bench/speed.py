@@ -4,7 +4,7 @@
     python -m bench.speed --quick    a short version of it, in under three minutes
     python -m bench.speed --gpu      a 7B-shaped LLaVA with random bfloat16 weights on the first GPU
 
-Each (setting, prompt length, batch) runs in a process of its own, in turn with the others and several times over:
+Each (setting, prompt length, batch) runs in a process of its own, in turn with greedy decoding of the same model there:
 process time of one thread, median (of a gated setting: mean) and spread over tokens and repeats; peak memory beyond the loaded model; FLOPs by
 counting matrix products. The model has random weights: LM 512 wide, 8 layers, 8 heads, vocabulary 32000, LLaVA-shaped.
 """
@@ -87,10 +87,10 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
     model = build(length, gpu=gpu)
     device = "cuda" if gpu else "cpu"
     inputs = prompt(length, batch, device, next(model.parameters()).dtype)
-    strategy = settings()[name]()
     clock = (lambda: (torch.cuda.synchronize(), time.perf_counter())[1]) if gpu else time.process_time
 
-    def run(count: int, at: Any) -> None:
+    def run(setting: str, count: int, at: Any) -> None:
+        strategy = settings()[setting]()
         fn = limelight.custom_generate(strategy, tensors=inputs, on_step=lambda row, step: at() if row == 0 else None)
         with torch.no_grad():
             model.generate(
@@ -102,25 +102,35 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
                 disable_compile=True,
             )
 
+    def timed(setting: str, count: int) -> tuple[float, list[float]]:
+        """Seconds of the first token and of each later one."""
+        stamps = [clock()]
+        run(setting, count, lambda: stamps.append(clock()))
+        return stamps[1] - stamps[0], [b - a for a, b in itertools.pairwise(stamps[1:])] or [stamps[1] - stamps[0]]
+
     loaded = torch.cuda.memory_allocated() if gpu else peak_bytes()
     seconds: list[float] = []
     firsts: list[float] = []
-    uncached = name in UNCACHED or "uncached" in name
-    for repeat in range(repeats + (not uncached)):
-        stamps = [clock()]
-        run(tokens, lambda stamps=stamps: stamps.append(clock()))
-        warm = not uncached and repeat == 0
-        if not warm:
-            firsts.append(stamps[1] - stamps[0])
-            later = [b - a for a, b in itertools.pairwise(stamps[1:])]
-            seconds += later or [firsts[-1]]
-    peak = (torch.cuda.max_memory_allocated() if gpu else peak_bytes()) - loaded
+    base: list[float] = []
+    base_firsts: list[float] = []
+    if name not in UNCACHED and "uncached" not in name:
+        timed(name, tokens)  # the first run warms up
+    for repeat in range(repeats):
+        first, later = timed(name, tokens)
+        firsts.append(first)
+        seconds += later
+        if repeat == 0:
+            peak = (torch.cuda.max_memory_allocated() if gpu else peak_bytes()) - loaded
+            timed("greedy", 2)
+        first, later = timed("greedy", max(tokens, 8))  # in turn: a machine's pace drifts within minutes
+        base_firsts.append(first)
+        base += later
     counted: float | None = None
     if flops and not gpu:
         model.set_attn_implementation("eager")
         marks: list[int] = []
         with FlopCounter() as counter:
-            run(1 if name in UNCACHED else 3, lambda: marks.append(counter.total))
+            run(name, 1 if name in UNCACHED else 3, lambda: marks.append(counter.total))
         counted = float(marks[0] if len(marks) == 1 else (marks[-1] - marks[0]) / (len(marks) - 1))
     middle = statistics.mean if "gated" in name else statistics.median  # a gate's rare costly tokens count
     return {
@@ -130,6 +140,8 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
         "seconds_per_token": middle(seconds) / batch,
         "spread": [min(seconds) / batch, max(seconds) / batch],
         "first_token_seconds": statistics.median(firsts) / batch,
+        "greedy_seconds_per_token": statistics.median(base) / batch,
+        "greedy_first_token_seconds": statistics.median(base_firsts) / batch,
         "peak_bytes": peak,
         "flops_per_token": None if counted is None else counted / batch,
     }
@@ -216,11 +228,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row over the greedy runs that it took turns with; rows of old files over their group's greedy row."""
     base = {(r["prompt_tokens"], r["batch"]): r for r in rows if r["name"] == "greedy"}
     for r in rows:
         greedy = base[r["prompt_tokens"], r["batch"]]
-        r["ratio_to_greedy"] = r["seconds_per_token"] / greedy["seconds_per_token"]
-        r["prefill_ratio"] = r["first_token_seconds"] / greedy["first_token_seconds"]
+        same, first = r.get("greedy_seconds_per_token"), r.get("greedy_first_token_seconds")
+        r["ratio_to_greedy"] = r["seconds_per_token"] / (same or greedy["seconds_per_token"])
+        r["prefill_ratio"] = r["first_token_seconds"] / (first or greedy["first_token_seconds"])
     return rows
 
 

@@ -239,26 +239,29 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds a token over prompt length, batch 1."""
+    """Cost over prompt length, batch 1, as ratios to greedy at that length: groups of different runs can be put side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name in dict.fromkeys(r["name"] for r in rows):
+    for i, name in enumerate(dict.fromkeys(r["name"] for r in rows if r["batch"] == 1)):
         points = sorted(
-            (r["prompt_tokens"], 1e3 * r["seconds_per_token"]) for r in rows if r["name"] == name and r["batch"] == 1
+            (r["prompt_tokens"], r["ratio_to_greedy"]) for r in rows if r["name"] == name and r["batch"] == 1
         )
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        axes.plot(*zip(*points, strict=True), marker="osDv^P*X"[i % 8], color=f"C{i % 10}", label=name)
+    lengths = sorted({r["prompt_tokens"] for r in rows})
     axes.set(
         xscale="log",
         yscale="log",
         xlabel="prompt tokens",
-        ylabel="ms a token (one thread)",
-        title="Cost over prompt length",
+        ylabel="x plain cached greedy at that length (one thread)",
+        title="Cost of a token over prompt length",
     )
-    axes.grid(alpha=0.3, which="both")
+    axes.set_xticks(lengths, [str(n) for n in lengths])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=130)
 

@@ -1,9 +1,10 @@
-"""Commands that tests run: bounded in time, with all that they start, and with files for what they say."""
+"""Processes of tests: bounded in time, with all that they start, and with files for what they say."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -42,3 +43,20 @@ def finished(
             started.wait(30)
             raise subprocess.TimeoutExpired(late.cmd, late.timeout, *said()) from None
         return subprocess.CompletedProcess(command, code, *said())
+
+
+def ended(process: subprocess.Popen[bytes], seconds: float = 30) -> int:
+    """Ask a process to end; kill it where it has not within ``seconds``. Its exit status."""
+    process.terminate()
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(30)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on, for commands that do not choose one themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from tests.cli.test_main import flat
 from tests.models.films import film
 from tests.report.test_page import data_of
 from tests.report.test_page_browser import browser  # noqa: F401
+from tests.running import ended, free_port
 
 PATIENCE = 180_000  # ms; of a browser on a machine that does other things
 RECORDING = Path(limelight.__file__).parent / "demo" / "audio" / "examples" / "C-wrong-003.flac"
@@ -35,9 +35,7 @@ NEEDS_GRADIO = pytest.mark.skipif(
 @contextmanager
 def running(model: str | Path, log: Path) -> Iterator[str]:
     """``limelight app`` as a process of its own; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "limelight", "app", str(model), "--port", str(port)]
     with log.open("wb") as sink:
         app = subprocess.Popen(command, stdout=sink, stderr=sink, env={**os.environ, "HF_HUB_OFFLINE": "1"})
@@ -55,12 +53,7 @@ def running(model: str | Path, log: Path) -> Iterator[str]:
             pytest.fail(f"it did not answer: {log.read_text()}")
         yield url
     finally:
-        app.terminate()
-        try:
-            app.wait(20)
-        except subprocess.TimeoutExpired:
-            app.kill()
-            app.wait(20)
+        ended(app)
 
 
 @pytest.fixture(scope="module")

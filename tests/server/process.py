@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.running import ended
+
 
 @contextmanager
 def serving(
@@ -31,9 +33,4 @@ def serving(
             time.sleep(0.1)
         yield started, found[0]
     finally:
-        started.terminate()
-        try:
-            started.wait(30)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait(30)
+        ended(started)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 import limelight
 from limelight.errors import SettingError
+from tests.running import ended, free_port
 from tests.server.conftest import MODEL, ask
 
 pytest.importorskip("ray.serve", reason="the extra `ray` is not installed (pip install 'ray[serve]')")
@@ -39,9 +39,7 @@ run(app({"model": "demo-vision", "replicas": 2, "cpus": 0.5, "queue": 8}), "127.
 @contextmanager
 def serving(log: Path) -> Iterator[str]:
     """A process of its own (Ray leaves warnings and threads behind) and its address; "" where it gave up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LIMELIGHT_API_KEY": KEY,
         "PYTHONPATH": str(Path(limelight.__file__).parents[1]), "RAY_USAGE_STATS_ENABLED": "0",
@@ -62,13 +60,8 @@ def serving(log: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield address
     finally:
-        started.terminate()
-        try:
-            started.wait(120)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait(30)
-    assert not address or started.returncode == 0, log.read_text(errors="replace")[-4000:]
+        status = ended(started, 120)
+    assert not address or status == 0, log.read_text(errors="replace")[-4000:]
 
 
 def healthy(address: str) -> bool:

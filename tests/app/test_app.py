@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 
 import limelight
+from tests.browser import browser, watched  # noqa: F401
 from tests.cli.conftest import checkpoint, photo, watcher  # noqa: F401
 from tests.cli.test_main import flat
 from tests.models.films import film
 from tests.report.test_page import data_of
-from tests.report.test_page_browser import browser  # noqa: F401
 from tests.running import ended, free_port
 
-PATIENCE = 180_000  # ms; of a browser on a machine that does other things
 RECORDING = Path(limelight.__file__).parent / "demo" / "audio" / "examples" / "C-wrong-003.flac"
 
 NEEDS_GRADIO = pytest.mark.skipif(
@@ -142,57 +141,41 @@ def test_a_sound_over_the_api(listening: str) -> None:
 
 @NEEDS_GRADIO
 def test_a_sound_in_a_browser(listening: str, browser: Any) -> None:  # noqa: F811
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    outside: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda r: None if r.url.startswith((listening, "data:", "blob:")) else outside.append(r.url))
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.goto(listening)
-    page.get_by_label("Question").wait_for(timeout=PATIENCE)
-    page.get_by_text("Is there a sound of a dog in the audio?").first.click()  # one of the miniature's questions
-    page.get_by_label("Clear").wait_for(timeout=PATIENCE)  # its sound has come
-    assert page.get_by_label("Question").input_value().endswith("Is there a sound of a dog in the audio?")
-    assert page.get_by_label("Share").count() == 0
-    page.get_by_role("button", name="Ask", exact=True).click()
-    inner = page.frame_locator('iframe[title="Where the words come from"]')
-    inner.locator("html[data-ready]").wait_for(state="attached", timeout=PATIENCE)
-    inner.locator(".stage").first.click(position={"x": 60, "y": 20})
-    seconds, paused = inner.locator("audio").first.evaluate("(a) => [a.currentTime, a.paused]")
-    context.close()
-    assert (seconds > 0, paused) == (True, False)  # the frame may play what the page holds
-    assert (outside, errors) == ([], [])
+    with watched(browser, listening, quiet=False) as page:
+        page.goto(listening)
+        page.get_by_label("Question").wait_for()
+        page.get_by_text("Is there a sound of a dog in the audio?").first.click()  # one of the miniature's questions
+        page.get_by_label("Clear").wait_for()  # its sound has come
+        assert page.get_by_label("Question").input_value().endswith("Is there a sound of a dog in the audio?")
+        assert page.get_by_label("Share").count() == 0
+        page.get_by_role("button", name="Ask", exact=True).click()
+        inner = page.frame_locator('iframe[title="Where the words come from"]')
+        inner.locator("html[data-ready]").wait_for(state="attached")
+        inner.locator(".stage").first.click(position={"x": 60, "y": 20})
+        seconds, paused = inner.locator("audio").first.evaluate("(a) => [a.currentTime, a.paused]")
+        assert (seconds > 0, paused) == (True, False)  # the frame may play what the page holds
 
 
 @NEEDS_GRADIO
 def test_in_a_browser(address: str, photo: Path, browser: Any) -> None:  # noqa: F811
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    outside: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url))
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.goto(address)
-    page.get_by_label("Question").wait_for(timeout=PATIENCE)
-    page.set_input_files("input[type=file]", str(photo))
-    page.get_by_label("Remove Image").wait_for(timeout=PATIENCE)  # it has been uploaded
-    assert page.get_by_label("Share").count() == 0
-    page.get_by_label("Question").fill("is there a cup ?")
-    page.get_by_role("button", name="Ask", exact=True).click()
-    inner = page.frame_locator('iframe[title="Where the words come from"]')
-    inner.locator("html[data-ready]").wait_for(state="attached", timeout=PATIENCE)
-    assert inner.locator(".column").count() == 2
-    inner.locator(".w").first.hover()
-    assert inner.locator(".facts .word b").first.inner_text() == inner.locator(".w").first.inner_text()
-    with page.expect_download() as saved:
-        page.get_by_role("link", name="Download the page").or_(
-            page.get_by_role("button", name="Download the page")
-        ).click()
-    assert Path(saved.value.path()).read_text(encoding="utf-8").startswith("<!doctype html>")
-    context.close()
-    assert (outside, errors) == ([], [])
+    with watched(browser, address, quiet=False) as page:
+        page.goto(address)
+        page.get_by_label("Question").wait_for()
+        page.set_input_files("input[type=file]", str(photo))
+        page.get_by_label("Remove Image").wait_for()  # it has been uploaded
+        assert page.get_by_label("Share").count() == 0
+        page.get_by_label("Question").fill("is there a cup ?")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        inner = page.frame_locator('iframe[title="Where the words come from"]')
+        inner.locator("html[data-ready]").wait_for(state="attached")
+        assert inner.locator(".column").count() == 2
+        inner.locator(".w").first.hover()
+        assert inner.locator(".facts .word b").first.inner_text() == inner.locator(".w").first.inner_text()
+        with page.expect_download() as saved:
+            page.get_by_role("link", name="Download the page").or_(
+                page.get_by_role("button", name="Download the page")
+            ).click()
+        assert Path(saved.value.path()).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_without_the_extra_it_says_what_to_install(checkpoint: Path) -> None:  # noqa: F811

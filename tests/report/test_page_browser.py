@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,27 +12,14 @@ import pytest
 from limelight.report import playable
 from limelight.report.media import Media
 from limelight.report.page import Case, save_page
+from tests.browser import browser  # noqa: F401
 from tests.report.examples import generation, picture, prompt, tone
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-CHROMIUM = os.environ.get("CHROMIUM", shutil.which("chromium") or shutil.which("chromium-browser") or "")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 Open = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM:
-        pytest.skip("no chromium on this machine (apt-get install chromium, or set CHROMIUM)")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
+def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:  # noqa: F811
     """Opens cases as a page; at the end of the test nothing may have been logged, thrown or requested."""
     troubles: list[str] = []
     contexts = []
@@ -342,7 +327,7 @@ def test_axe_finds_no_barrier(opened: Open, scheme: str) -> None:
     assert len(result["passes"]) > 30
 
 
-def test_a_browser_that_cannot_unpack_says_so(opened: Open, browser: Any, tmp_path: Path) -> None:
+def test_a_browser_that_cannot_unpack_says_so(opened: Open, browser: Any, tmp_path: Path) -> None:  # noqa: F811
     context = browser.new_context()
     page = context.new_page()
     page.add_init_script("delete globalThis.DecompressionStream")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import os
 import re
-import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +15,11 @@ import pytest
 from limelight.report.page import render_page
 from limelight.server.pages import Shelf, served
 from limelight.server.problems import ApiError
+from tests.browser import chromium, watched
 from tests.report.examples import generation, prompt, tone
 from tests.server.conftest import MODEL, Running, Serve, ask, create
 
 PAGE = {"limelight": {"page": True}}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
 def fetched(url: str, **more: Any) -> httpx.Response:
@@ -75,47 +73,26 @@ def test_a_browser_may_run_its_script_alone(client: openai.OpenAI) -> None:
     assert "no-store" in page.headers["cache-control"]
 
 
-def test_the_script_runs_under_the_policy(client: openai.OpenAI) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("CHROMIUM", shutil.which("chromium") or shutil.which("chromium-browser") or "")
-    if not chromium:
-        pytest.skip("no chromium on this machine (apt-get install chromium, or set CHROMIUM)")
+def test_the_script_runs_under_the_policy(server: Running, client: openai.OpenAI) -> None:
     got = create(client, max_tokens=3, extra_body=PAGE)
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page()
-        problems: list[str] = []
-        page.on("console", lambda m: problems.append(m.text))
-        page.on("pageerror", lambda e: problems.append(str(e)))
+    with chromium() as browser, watched(browser, server.url) as page:
         page.goto(got.limelight["page_url"])
         page.locator(".w").nth(1).hover()
         assert "on" in (page.locator(".w").nth(1).get_attribute("class") or "").split()
         assert page.locator("canvas").first.is_visible()
-        browser.close()
-    assert problems == []
 
 
 def test_a_sound_plays_under_the_policy() -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("CHROMIUM", shutil.which("chromium") or shutil.which("chromium-browser") or "")
-    if not chromium:
-        pytest.skip("no chromium on this machine (apt-get install chromium, or set CHROMIUM)")
     of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
     answer = served(gzip.compress(render_page(generation(of, [" A", " dog"])).encode()))
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page()
-        problems: list[str] = []
-        page.on("console", lambda m: problems.append(m.text))
-        page.on("pageerror", lambda e: problems.append(str(e)))
+    home = "https://limelight.invalid/pages/x"
+    with chromium() as browser, watched(browser, home) as page:
         page.route("**/pages/x", lambda r: r.fulfill(headers=dict(answer.headers), body=bytes(answer.body).decode()))
-        page.goto("https://limelight.invalid/pages/x")
+        page.goto(home)
         page.locator("html[data-ready]").wait_for(state="attached")
         page.locator(".stage").click(position={"x": 40, "y": 20})
         seconds, paused = page.locator("audio").evaluate("(a) => [a.currentTime, a.paused]")
         assert (seconds > 0, paused) == (True, False)
-        browser.close()
-    assert problems == []
 
 
 def test_pages_need_the_key(serve: Serve) -> None:

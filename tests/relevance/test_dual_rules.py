@@ -24,7 +24,8 @@ from limelight.relevance.dual_rules import (
     _table_twin,
 )
 from limelight.relevance.gated import gated_spec
-from limelight.relevance.kinds import Kind, Site, probe_norm
+from limelight.relevance.kinds import Kind, Site
+from limelight.relevance.norms import probe_norm
 from limelight.relevance.rules import EPS, slope
 from tests.tiny import WideNorm, fresh, snapshot
 

@@ -32,7 +32,7 @@ HALVES: dict[str, Halves] = {  # how gate and up lie in the output of one linear
     "up, gate": lambda h: (h[..., h.shape[-1] // 2 :], h[..., : h.shape[-1] // 2]),
     "interleaved": lambda h: (h[..., ::2], h[..., 1::2]),
 }
-_SIZES = (1.0, 100.0, 10.0)  # clamped gates show themselves only where they are large
+_SIZES = (1.0, 100.0, 10.0)  # clamped gates show themselves only where they are large; 10 where 100 overflows
 _FACTOR = "per_layer_input"
 
 

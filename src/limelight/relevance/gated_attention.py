@@ -102,7 +102,7 @@ def checked(gates: list[tuple[str, Any, GateSpec]]) -> Iterator[AttentionHook]:
                 mixed = normed.pop(layer, seen.mixed[layer].transpose(1, 2))  # [B, Q, H, d]
                 gate = torch.sigmoid(values[layer]).reshape(*mixed.shape[:3], -1)
                 want, got = (mixed * gate).flatten(2), args[0].detach().reshape(*mixed.shape[:2], -1)
-                if not apart(want, got) <= slack(got.dtype, 1e-3, 5e-2):
+                if not apart(want, got) <= slack(got.dtype, 1e-5, 5e-2):
                     raise UnknownKindError(
                         f"{name} does something else with its gate than to multiply its output by the sigmoid",
                         hint=HINT,
@@ -112,9 +112,8 @@ def checked(gates: list[tuple[str, Any, GateSpec]]) -> Iterator[AttentionHook]:
                 if layer in seen.mixed:  # else it is run alone, as a probe does
                     normed[layer] = output.detach().reshape(seen.mixed[layer].transpose(1, 2).shape)
 
-            if isinstance(
-                between := getattr(module, "o_norm", None), nn.Module
-            ):  # a norm of its own in front of the gate
+            between = getattr(module, "o_norm", None)  # a norm of its own in front of the gate
+            if isinstance(between, nn.Module):
                 stack.callback(between.register_forward_hook(after).remove)
             stack.callback(spec.gate.register_forward_hook(keep).remove)
             stack.callback(module.o_proj.register_forward_pre_hook(compare).remove)

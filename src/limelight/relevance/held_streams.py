@@ -129,7 +129,7 @@ class _Hooks:
         value = came[: block_rows(came, self.mode.channels)].detach()
         if what not in self.asked:
             error = apart(ruled[0], value)
-            if not error <= slack(came.dtype, 1e-3, 5e-2):
+            if not error <= slack(came.dtype, 1e-5, 5e-2):
                 raise UnknownKindError(
                     f"{what} is not rescaled to the length of stream 0: {error:.2g} of its size off", hint=HINT
                 )

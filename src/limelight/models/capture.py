@@ -273,17 +273,16 @@ def capture(
         except _Captured:
             pass
 
+    want: Tensor | None = None
     try:
         run(model, **{k: v for k, v in inputs.items() if k != "past_key_values"})
         if "merged" in got:  # the decoder has placed the media itself: from here on it is called with what came of that
             want = got.pop("merged")
             got = {k: v for k, v in got.items() if k in _KEPT or not _tensors(v)} | {"inputs_embeds": want}
-            for handle in handles:
-                handle.remove()
-            _check_placed(model, decoder, inputs, got)
         elif "placed" in got:
             want = got.pop("placed")
             got = {k: v for k, v in got.items() if k not in ("input_ids", FEATURES)} | {"inputs_embeds": want}
+        if want is not None:
             for handle in handles:
                 handle.remove()
             _check_placed(model, decoder, inputs, got)

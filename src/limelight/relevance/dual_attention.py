@@ -136,9 +136,8 @@ class DualAttention(AttentionHook):
             scores = scores + bias
         sinks = call.sinks
         if sinks is not None:
-            weights = softmax_with_sinks(scores.reshape(b, kv * group, length, -1), sinks, q.dtype).reshape(
-                b, kv, size, -1
-            )
+            by_head = scores.reshape(b, kv * group, length, -1)
+            weights = softmax_with_sinks(by_head, sinks, q.dtype).reshape(b, kv, size, -1)
         else:
             weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
         rows = weights

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limelight.models.offload import device_of
-from limelight.relevance.probing import REFUSALS, apart, slack
+from limelight.relevance.probing import REFUSALS, apart, is_linear, sample, slack
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def streams_spec(decoder: nn.Module) -> StreamsSpec | None:
 
 
 def _square(module: Any) -> bool:
-    return getattr(module, "in_features", None) is not None and module.in_features == module.out_features
+    return is_linear(module) and module.in_features == module.out_features
 
 
 def stream_router(module: Any) -> tuple[str, nn.Module] | None:
@@ -52,7 +51,7 @@ def stream_router(module: Any) -> tuple[str, nn.Module] | None:
     """
     if not (callable(getattr(module, "predict", None)) and callable(getattr(module, "correct", None))):
         return None
-    sizes = {n: (c.in_features, c.out_features) for n, c in module.named_children() if hasattr(c, "in_features")}
+    sizes = {n: (c.in_features, c.out_features) for n, c in module.named_children() if is_linear(c)}
     for name, (width, streams) in sizes.items():
         others = sorted(s for n, s in sizes.items() if n != name)
         if width > streams and others == sorted([(streams, streams), (streams, streams**2)]):
@@ -62,16 +61,12 @@ def stream_router(module: Any) -> tuple[str, nn.Module] | None:
 
 
 def _mixes_linearly(module: Any, router: nn.Module, width: int, streams: int) -> bool:
-    generator = torch.Generator().manual_seed(0)
-
-    def sample(*shape: int) -> Tensor:
-        return _like(module, torch.randn(*shape, generator=generator))
-
-    scores = sample(2, 3, streams)
+    scores = sample((2, 3, streams), module)
+    drawn = sample((2 * streams + 2, 2, 3, width), module)
+    x, y, a, b = drawn[:streams], drawn[streams:-2], drawn[-2], drawn[-1]
     handle = router.register_forward_hook(lambda *_: scores)
     try:
         with torch.no_grad():
-            x, y, a, b = (sample(*s, 2, 3, width) for s in ((streams,), (streams,), (), ()))
             pairs = [(module.predict(x + y), module.predict(x) + module.predict(y))]
             pairs += [(module.correct(x + y, a + b), module.correct(x, a) + module.correct(y, b))]
     except REFUSALS:
@@ -83,26 +78,20 @@ def _mixes_linearly(module: Any, router: nn.Module, width: int, streams: int) ->
 
 def side_branch(module: nn.Module) -> bool:
     """Whether this is a low-rank branch beside a layer (LAuReL), ``x + norm(B A x)``: its parts have their own rules."""
-    linears: list[Any] = [c for c in module.children() if hasattr(c, "in_features")]
-    norms: list[Any] = [c for c in module.children() if not hasattr(c, "in_features")]
+    linears: list[Any] = [c for c in module.children() if is_linear(c)]
+    norms: list[Any] = [c for c in module.children() if not is_linear(c)]
     if len(linears) != 2 or len(norms) != 1 or next(module.parameters(recurse=False), None) is not None:
         return False
     down, up = linears
     if (down.in_features, down.out_features) != (up.out_features, up.in_features):
         return False
-    x = _like(module, torch.randn(2, 3, down.in_features, generator=torch.Generator().manual_seed(0)))
+    x = sample((2, 3, int(down.in_features)), module)
     try:
         with torch.no_grad():
             out, want = module(x), x + norms[0](up(down(x)))
     except REFUSALS:
         return False
     return isinstance(out, Tensor) and _near(out, want)
-
-
-def _like(module: nn.Module, x: Tensor) -> Tensor:
-    """``x`` where and as the module computes."""
-    floating = next((p.dtype for p in module.parameters() if p.is_floating_point()), x.dtype)
-    return x.to(device_of(module), floating)
 
 
 def _near(got: Tensor, want: Tensor) -> bool:

@@ -186,6 +186,7 @@ def test_two_threads_with_two_models_and_strategies_do_not_mix() -> None:
         thread.start()
     for thread in threads:
         thread.join(200)
+        assert not thread.is_alive()
     assert not wrong
 
 

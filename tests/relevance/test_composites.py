@@ -180,4 +180,5 @@ def test_two_threads_with_two_models_do_not_mix() -> None:
             thread.start()
         for thread in threads:
             thread.join(200)
+            assert not thread.is_alive()
     assert not wrong

@@ -54,8 +54,12 @@ class Stacked(nn.Module):
             row, slot = torch.where(index == e)
             into, out = self.expert(e)
             gate, up = self.split(x[row] @ into.T)
-            total.index_add_(0, row, (self.act(gate) * up) @ out.T * weights[row, slot, None])
+            y = self.after((self.act(gate) * up) @ out.T)
+            total.index_add_(0, row, y * weights[row, slot, None])
         return total
+
+    def after(self, y: Tensor) -> Tensor:
+        return y
 
     def listed(self) -> list[twin.Expert]:
         found = []
@@ -73,15 +77,8 @@ class Normed(Stacked):
         super().__init__()
         self.post_expert_norm = ScaledFirst()
 
-    def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        total = torch.zeros_like(x)
-        for e in range(E):
-            row, slot = torch.where(index == e)
-            into, out = self.expert(e)
-            gate, up = self.split(x[row] @ into.T)
-            mixed = self.post_expert_norm((self.act(gate) * up) @ out.T)
-            total.index_add_(0, row, mixed * weights[row, slot, None])
-        return total
+    def after(self, y: Tensor) -> Tensor:
+        return self.post_expert_norm(y)
 
     def held(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Slowly, with the rules as detached factors; the value is that of forward."""

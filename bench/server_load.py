@@ -72,13 +72,15 @@ def child(port: int, queue: int, batch: int) -> None:
 
     import limelight
     from limelight.server.app import create_app
-    from limelight.server.house import Offer
     from limelight.server.limits import Limits
     from limelight.server.run import configured
+    from limelight.server.state import ServerConfig
 
     torch.set_num_threads(1)
     logging.getLogger("limelight.server").setLevel(logging.CRITICAL)
-    offer = Offer(MODEL, strategy=Faulty(), limits=Limits(queue=queue, per_client=queue, timeout=300), batch=batch)
+    offer = ServerConfig(
+        MODEL, strategy=Faulty(), limits=Limits(queue=queue, per_client=queue, timeout=300), batch=batch
+    )
     server = configured(create_app(limelight.load(MODEL), offer), "127.0.0.1", port, drain_seconds=120)
     server.config.log_level, server.config.access_log = "error", False
     server.config.configure_logging()

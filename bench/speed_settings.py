@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.decoding.lime import Lime, rewarded
-from limelight.decoding.lime_cached import LimeCached, LimeCachedSession
+from limelight.decoding.methods.lime import Lime, rewarded
+from limelight.decoding.methods.lime_cached import LimeCached, LimeCachedSession
 from limelight.decoding.registry import strategy
-from limelight.decoding.strategy import Outlook, Run
+from limelight.decoding.strategy import Run, StepOutput
 from limelight.grounding.deltas import Deltas
 from limelight.grounding.objectives import kl, paper_loss
-from limelight.models.attention import repeat_heads
+from limelight.models.runtime.attention import repeat_heads
 from limelight.relevance.attribute import input_relevance
 from limelight.relevance.composites import ATTN_LRP, attached
 
@@ -49,10 +49,10 @@ class _UncachedSession:
         kept = {k: v for k, v in self.run.inputs.items() if k not in dropped}
         return {**kept, "pixel_values": self.run.tensors["pixel_values"], "input_ids": self.ids}
 
-    def next(self, tokens: Tensor | None) -> Outlook:
+    def next(self, tokens: Tensor | None) -> StepOutput:
         if tokens is not None:
             self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        return Outlook(self.run.adapter.model(**self.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1])
+        return StepOutput(self.run.adapter.model(**self.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1])
 
 
 class _Added(Deltas):
@@ -91,7 +91,7 @@ class _NaiveSession(_UncachedSession):
         self.mask = run.mask
 
     @torch.enable_grad()
-    def next(self, tokens: Tensor | None) -> Outlook:
+    def next(self, tokens: Tensor | None) -> StepOutput:
         adapter = self.run.adapter
         if tokens is not None:
             self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
@@ -124,7 +124,7 @@ class _NaiveSession(_UncachedSession):
                     adam.step()
         finally:
             handle.remove()
-        return Outlook(logits.detach())
+        return StepOutput(logits.detach())
 
 
 class _EveryFifth(LimeCachedSession):

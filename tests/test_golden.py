@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limelight import golden
-from limelight.decoding import lime
+from limelight.decoding.methods import lime
 from limelight.errors import DataError
 from limelight.golden import QUANTITIES, TOLERANCE, compare, floor_of, main, runs_in
 from limelight.relevance import composites

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.models.adapter import Adapter
-from limelight.models.capture import DecoderCall
+from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.dual_mode import Mode
 from limelight.relevance.kinds import Kind, survey
 from tests.tiny import fresh

@@ -27,12 +27,12 @@ _WHERE = {
     "custom_generate": "decoding.loop",
     "generate": "decoding.generate",
     "generate_many": "decoding.many",
-    "greedy": "decoding.greedy",
-    "lime": "decoding.lime",
-    "lime_cached": "decoding.lime_cached",
+    "greedy": "decoding.methods.greedy",
+    "lime": "decoding.methods.lime",
+    "lime_cached": "decoding.methods.lime_cached",
     "load": "models.loading",
-    "meter": "decoding.meter",
-    "relevance_contrastive": "decoding.relevance_contrastive",
+    "meter": "decoding.methods.meter",
+    "relevance_contrastive": "decoding.methods.relevance_contrastive",
     "strategy": "decoding.registry",
     "transcribe": "decoding.transcribe",
     "wrap": "models.adapter",
@@ -41,14 +41,14 @@ _WHERE = {
 if TYPE_CHECKING:
     from limelight.decoding.after import after
     from limelight.decoding.generate import generate
-    from limelight.decoding.greedy import greedy
-    from limelight.decoding.lime import lime
-    from limelight.decoding.lime_cached import lime_cached
     from limelight.decoding.loop import custom_generate
     from limelight.decoding.many import generate_many
-    from limelight.decoding.meter import meter
+    from limelight.decoding.methods.greedy import greedy
+    from limelight.decoding.methods.lime import lime
+    from limelight.decoding.methods.lime_cached import lime_cached
+    from limelight.decoding.methods.meter import meter
+    from limelight.decoding.methods.relevance_contrastive import relevance_contrastive
     from limelight.decoding.registry import strategy
-    from limelight.decoding.relevance_contrastive import relevance_contrastive
     from limelight.decoding.transcribe import transcribe
     from limelight.errors import LimelightError
     from limelight.models.adapter import Adapter, wrap

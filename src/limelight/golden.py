@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.decoding.lime import Iteration, optimise
+from limelight.decoding.methods.lime import Iteration, optimise
 from limelight.errors import DataError, LimelightError
 from limelight.models.adapter import Adapter
 from limelight.models.families import PaperSettings

@@ -140,7 +140,7 @@ def test_a_model_without_a_meter_is_told_of_the_flag(
     def refused(*_: object, **__: object) -> object:
         raise UnsupportedError("no forward mode here", hint="greedy works")
 
-    monkeypatch.setattr("limelight.decoding.meter.meter_stream", refused)
+    monkeypatch.setattr("limelight.decoding.methods.meter.meter_stream", refused)
     page = tmp_path / "o.html"
     ask = ("generate", checkpoint, "--image", photo, *ASK, "--html", page)
     assert "greedy works; if it is the meter" in flat(run(*ask).stderr)

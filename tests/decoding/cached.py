@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
 import limelight
-from limelight.decoding import lime_cached as module
-from limelight.decoding.lime_cached import LimeCached, lime_cached
+from limelight.decoding.methods import lime_cached as module
+from limelight.decoding.methods.lime_cached import LimeCached, lime_cached
 from limelight.grounding.cache_offsets import Gradient
 from limelight.models.adapter import Adapter
-from limelight.models.capture import DecoderCall
+from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.attribute import input_relevance
 from limelight.relevance.composites import COMPOSITES, attached
 from tests.slow_twins import cache_scope as twin

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from limelight.decoding.beams import choose, fork
-from limelight.models.stream import Stream
+from limelight.models.runtime.cached_decoder import Stream
 from tests.decoding.peers import CLOSE, double, inputs_of
 from tests.slow_twins.full import last_logits
 

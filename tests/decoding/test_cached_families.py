@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.decoding.cached import run
-from tests.decoding.test_meter import WORKING
+from tests.decoding.methods.test_meter import WORKING
 from tests.tiny import built, snapshot
 from tests.zoo import ZOO
 

@@ -12,7 +12,7 @@ from transformers import StaticCache
 import limelight
 from limelight.decoding.loop import custom_generate
 from limelight.types import Prompt
-from tests.models.test_exclusive import STRATEGIES
+from tests.models.runtime.test_locks import STRATEGIES
 from tests.tiny import built, llava, llava_inputs
 from tests.zoo import ZOO
 

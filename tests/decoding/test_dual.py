@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.dual import TOP, captured, check_composite, explainer, kinds, open_stream, split_channels
-from limelight.decoding.strategy import Chooser, Run
+from limelight.decoding.strategy import Run, TokenSampler
 from limelight.errors import PromptError, SettingError
 from limelight.models.adapter import Adapter
 from tests.tiny import built, llava, llava_inputs
@@ -19,7 +19,7 @@ from tests.zoo import ZOO
 def a_run(modality_ids: Tensor, adapter: Any = None, mask: Tensor | None = None, **more: Any) -> Run:
     ids = torch.ones_like(modality_ids)
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-    return Run(adapter, ids, {}, modality_ids, mask, Chooser(None, sample=False), **more)
+    return Run(adapter, ids, {}, modality_ids, mask, TokenSampler(None, sample=False), **more)
 
 
 IMAGE_ONLY = torch.tensor([[0, 1, 1, 0], [0, 0, 3, 0]])
@@ -101,7 +101,9 @@ def test_captured_gives_tensors_that_enter_a_graph() -> None:
         inputs = llava_inputs(adapter.model)
         where = adapter.modality_ids(inputs)
         more = {k: v for k, v in inputs.items() if k != "input_ids"}
-        run = Run(adapter, inputs["input_ids"], more, where, torch.ones_like(where).bool(), Chooser(None, sample=False))
+        run = Run(
+            adapter, inputs["input_ids"], more, where, torch.ones_like(where).bool(), TokenSampler(None, sample=False)
+        )
         call, modality = captured(run)
     assert not call.embeds.is_inference() and not modality.is_inference()
     call.embeds.requires_grad_(True)
@@ -113,7 +115,7 @@ def test_a_prompt_without_a_percept_is_refused() -> None:
     inputs = ZOO["llava"].inputs(adapter.model)
     words = {"input_ids": torch.tensor([[1, 31, 32]]), "attention_mask": torch.ones(1, 3).long()}
     where = torch.zeros(1, 3, dtype=torch.long)
-    run = Run(adapter, words["input_ids"], {}, where, where.bool() | True, Chooser(None, sample=False))
+    run = Run(adapter, words["input_ids"], {}, where, where.bool() | True, TokenSampler(None, sample=False))
     with pytest.raises(PromptError, match="empty modality span") as caught:
         captured(run)
     assert caught.value.hint and inputs

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from limelight.decoding.instruments import (
-    Exits,
+    LogitLens,
     check_layers,
     final_norm,
     first_input,
@@ -40,7 +40,7 @@ def test_hooks_leave_other_threads_alone() -> None:
 
 def test_exits_are_the_layers_before_the_final_norm() -> None:
     adapter, inputs = deep(), deep_inputs()
-    exits = Exits(adapter, (0, 2, 3))
+    exits = LogitLens(adapter, (0, 2, 3))
     with torch.no_grad(), exits.watching():
         adapter.model(**inputs)
     trace = stack.run(adapter.model, stack.prompt(adapter.model, inputs, torch.zeros(1, 0, dtype=torch.long)))

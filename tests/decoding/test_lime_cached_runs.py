@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import limelight
-from limelight.decoding.lime_cached import LimeCached, lime_cached
+from limelight.decoding.methods.lime_cached import LimeCached, lime_cached
 from limelight.errors import LimelightError, SettingError
 from limelight.models.adapter import Adapter
 from limelight.relevance.composites import ATTN_LRP

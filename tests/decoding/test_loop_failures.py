@@ -17,7 +17,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import limelight
-from limelight.decoding.strategy import Chooser, Detail, Outlook, Run
+from limelight.decoding.strategy import Detail, Run, StepOutput, TokenSampler
 from limelight.errors import NotFiniteError, PromptError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute
@@ -68,7 +68,7 @@ class Broken:
         inner = limelight.greedy().session(run)
 
         class Session:
-            def next(self, tokens: Tensor | None) -> Outlook:
+            def next(self, tokens: Tensor | None) -> StepOutput:
                 if tokens is not None:
                     raise ZeroDivisionError
                 return inner.next(tokens)
@@ -237,8 +237,8 @@ def test_nan_logits_of_a_strategy_raise() -> None:
 
         def session(self, run: Run) -> Any:
             class Session:
-                def next(self, tokens: Tensor | None) -> Outlook:
-                    return Outlook(torch.full((1, 128), float("nan")))
+                def next(self, tokens: Tensor | None) -> StepOutput:
+                    return StepOutput(torch.full((1, 128), float("nan")))
 
             return Session()
 
@@ -255,11 +255,11 @@ def test_what_a_strategy_knows_becomes_the_step() -> None:
             inner = limelight.greedy().session(run)
 
             class Session:
-                def next(self, tokens: Tensor | None) -> Outlook:
+                def next(self, tokens: Tensor | None) -> StepOutput:
                     logits = inner.next(tokens).logits
                     detail = Detail(shares={"image": 0.5}, intervened=True, plain=3, losses={"kl": (0.1,)},
                                     candidates=((4, 1.5, 0.5),), flagged=True)  # fmt: skip
-                    return Outlook(logits, (detail,))
+                    return StepOutput(logits, (detail,))
 
             return Session()
 
@@ -279,7 +279,7 @@ def test_a_chooser_leaves_the_logits_alone() -> None:
 
     logits = torch.randn(2, 5)
     before = logits.clone()
-    chooser = Chooser(LogitsProcessorList([InPlace()]), sample=False)
+    chooser = TokenSampler(LogitsProcessorList([InPlace()]), sample=False)
     assert not chooser.scores(torch.zeros(2, 1).long(), logits).any()
     assert torch.equal(logits, before)
-    assert torch.equal(Chooser(None, sample=False).scores(torch.zeros(2, 1).long(), logits), logits)
+    assert torch.equal(TokenSampler(None, sample=False).scores(torch.zeros(2, 1).long(), logits), logits)

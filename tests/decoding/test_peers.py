@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from limelight.decoding import registry
-from limelight.decoding.aad import aad
-from limelight.decoding.avisc import avisc
-from limelight.decoding.deco import deco
-from limelight.decoding.dola import dola
-from limelight.decoding.greedy import greedy
-from limelight.decoding.icd import icd
 from limelight.decoding.loop import GroundedOutput
-from limelight.decoding.m3id import m3id
-from limelight.decoding.memvr import memvr
-from limelight.decoding.opera import opera
-from limelight.decoding.pai import pai
+from limelight.decoding.methods.aad import aad
+from limelight.decoding.methods.avisc import avisc
+from limelight.decoding.methods.deco import deco
+from limelight.decoding.methods.dola import dola
+from limelight.decoding.methods.greedy import greedy
+from limelight.decoding.methods.icd import icd
+from limelight.decoding.methods.m3id import m3id
+from limelight.decoding.methods.memvr import memvr
+from limelight.decoding.methods.opera import opera
+from limelight.decoding.methods.pai import pai
+from limelight.decoding.methods.vcd import vcd
 from limelight.decoding.strategy import Strategy
-from limelight.decoding.vcd import vcd
 from limelight.models.adapter import Adapter
 from tests.decoding.peers import CLOSE, double, emitted, inputs_of, plain_tokens, run
 from tests.tiny import snapshot

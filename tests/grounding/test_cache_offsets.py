@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limelight.errors import SettingError
 from limelight.grounding.cache_offsets import DenseOffsets, Gradient, LowRankOffsets, Tap, gradients_of, same_head
-from limelight.models.attention import AttentionCall
+from limelight.models.runtime.attention import AttentionCall
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite
 from limelight.relevance.dual_attention import DualAttention, Mode
 from limelight.relevance.dual_cache import DualCache

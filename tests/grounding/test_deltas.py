@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.grounding.deltas import Deltas
-from limelight.models.attention import attention, attention_hooks, repeat_heads
+from limelight.models.runtime.attention import attention, attention_hooks, repeat_heads
 
 
 class Module(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from limelight.grounding.lean import LeanDeltas
-from limelight.models.attention import AttentionHook, attention, attention_hooks
+from limelight.models.runtime.attention import AttentionHook, attention, attention_hooks
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, AttentionRule, Composite
 from tests.grounding.test_deltas import Module, tensors
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limelight.models.video_tensors import plain_class, processor_class
+from limelight.media.video_tensors import plain_class, processor_class
 from tests.tiny import tokenizer
 from tests.zoo.llava import PINPOINTS
 

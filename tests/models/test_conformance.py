@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import limelight
 from limelight.errors import HookError, LimelightError, ModelError, UnknownKindError
 from limelight.models.adapter import Adapter
-from limelight.models.attention import NAME, AttentionHook, attention_hooks
+from limelight.models.runtime.attention import NAME, AttentionHook, attention_hooks
 from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite, attached
 from tests.slow_twins.balance import sheet

@@ -14,10 +14,10 @@ from PIL import Image
 
 import limelight
 from limelight.errors import MediaError, ModelError, UnsupportedError
+from limelight.media.video import read_video
+from limelight.media.video_tensors import load_processor, plain_class, resized
 from limelight.models.adapter import Adapter
-from limelight.models.clips import read_video
 from limelight.models.prompts import video_metadata
-from limelight.models.video_tensors import load_processor, plain_class, resized
 from limelight.relevance.attribute import attribute
 from limelight.types import Clip
 from tests.models.films import FILMS, film, qwen3_vl

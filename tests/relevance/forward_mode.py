@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limelight.models.adapter import Adapter
-from limelight.models.capture import DecoderCall
+from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.attribute import input_relevance
 from limelight.relevance.composites import ATTN_LRP, Composite, attached
 from limelight.relevance.tangents import DualStream, modality_channel, text_channel

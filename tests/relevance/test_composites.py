@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limelight.errors import HookError
 from limelight.models.adapter import Adapter
-from limelight.models.attention import AttentionHook
+from limelight.models.runtime.attention import AttentionHook
 from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import (
     ATTN_LRP,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite, attached
-from tests.models.test_doors import DEEPSTACK
+from tests.models.inputs.test_deepstack import DEEPSTACK
 from tests.relevance.forward_mode import after, backward_sums, close, prefilled, stream
 from tests.wide import prompt, wide
 from tests.zoo import ZOO

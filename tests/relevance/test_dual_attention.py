@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limelight.errors import UnsupportedError
 from limelight.grounding.cache_offsets import DenseOffsets
-from limelight.models.attention import AttentionCall, attention, attention_hooks
+from limelight.models.runtime.attention import AttentionCall, attention, attention_hooks
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, AttentionRule, Composite
 from limelight.relevance.dual_attention import NEAR_ZERO, DualAttention, Mode, block_rows, blocks
 from limelight.relevance.dual_cache import DualCache

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limelight.models.attention import AttentionCall
+from limelight.models.runtime.attention import AttentionCall
 from limelight.relevance.composites import ATTN_LRP, CP_LRP
 from limelight.relevance.dual_attention import DualAttention, Mode
 from limelight.relevance.dual_cache import DualCache

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limelight.errors import UnsupportedError
-from limelight.models.capture import _grown_mask
+from limelight.models.runtime.capture import _grown_mask
 from limelight.relevance.dual_inputs import last_rows, longer, repeated, tail
 
 LOW = torch.finfo(torch.float32).min

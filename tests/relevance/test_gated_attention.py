@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from limelight.decoding.lime_cached import LimeCached
+from limelight.decoding.methods.lime_cached import LimeCached
 from limelight.errors import UnknownKindError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limelight.decoding.lime_cached import LimeCached
+from limelight.decoding.methods.lime_cached import LimeCached
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, NotFiniteError, SettingError, UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.attention import attention
+from limelight.models.runtime.attention import attention
 from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, sites_of
 from limelight.relevance.gated import GatedSpec

@@ -24,13 +24,13 @@ import openai
 from torch import Tensor
 
 import limelight
-from limelight.decoding.greedy import Greedy
-from limelight.decoding.strategy import Outlook, Run
+from limelight.decoding.methods.greedy import Greedy
+from limelight.decoding.strategy import Run, StepOutput
 from limelight.models.adapter import Adapter
 from limelight.server.app import create_app
 from limelight.server.chat import Chat
-from limelight.server.house import Offer
 from limelight.server.run import configured
+from limelight.server.state import ServerConfig
 
 EXAMPLES = Path(limelight.__file__).parent / "demo" / "vision" / "examples"
 MODEL = "demo-vision"
@@ -93,7 +93,7 @@ class Gate:
             self.gate, self.inner, self.count = gate, Greedy().session(run), 0
             self.ends = run.adapter.model.generation_config.eos_token_id
 
-        def next(self, tokens: Tensor | None) -> Outlook:
+        def next(self, tokens: Tensor | None) -> StepOutput:
             outlook = self.inner.next(tokens)
             outlook.logits[:, self.ends] = float("-inf")
             if self.count >= self.gate.free:
@@ -142,7 +142,7 @@ class Running:
 
 
 @contextmanager
-def served(adapter: Adapter, offer: Offer) -> Iterator[Running]:
+def served(adapter: Adapter, offer: ServerConfig) -> Iterator[Running]:
     app = create_app(adapter, offer)
     server = configured(app, "127.0.0.1", 0, drain_seconds=5)
     server.config.log_level = "critical"
@@ -172,7 +172,7 @@ def adapter() -> Adapter:
 
 @pytest.fixture(scope="session")
 def server(adapter: Adapter) -> Iterator[Running]:
-    with served(adapter, Offer(MODEL)) as running:
+    with served(adapter, ServerConfig(MODEL)) as running:
         yield running
 
 
@@ -189,6 +189,6 @@ def serve(adapter: Adapter) -> Serve:
     """``with serve(strategy=..., limits=..., **offer) as running``."""
 
     def call(**offer: Any) -> AbstractContextManager[Running]:
-        return served(adapter, replace(Offer(MODEL), **offer))
+        return served(adapter, replace(ServerConfig(MODEL), **offer))
 
     return call

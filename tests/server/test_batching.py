@@ -16,7 +16,7 @@ from limelight.decoding.registry import strategies
 from limelight.decoding.strategy import Run, Session, Strategy
 from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.server.answering import TOGETHER, Finished, Order, Said, rows_of
+from limelight.server.answering import TOGETHER, Finished, GenerationRequest, TokenEvent, rows_of
 from limelight.server.batching import answer, groups
 from limelight.server.conversation import Conversation
 from limelight.server.limits import Limits
@@ -36,7 +36,7 @@ def conversation(words: str, colour: str | None = "white") -> Conversation:
 class Heard:
     """A job and what it was told."""
 
-    order: Order
+    order: GenerationRequest
     events: list[Any] = field(default_factory=list)
     job: Job = field(init=False)
 
@@ -49,7 +49,7 @@ class Heard:
 
     @property
     def text(self) -> str:
-        return "".join(e.delta for e in self.events if isinstance(e, (Said, Finished)))
+        return "".join(e.delta for e in self.events if isinstance(e, (TokenEvent, Finished)))
 
     @property
     def failed(self) -> list[int]:
@@ -57,7 +57,7 @@ class Heard:
 
 
 def work(
-    adapter: Adapter, orders: Sequence[Order | Heard], batch: int = 8, limits: Limits | None = None
+    adapter: Adapter, orders: Sequence[GenerationRequest | Heard], batch: int = 8, limits: Limits | None = None
 ) -> list[Heard]:
     heard = [o if isinstance(o, Heard) else Heard(o) for o in orders]
 
@@ -98,7 +98,7 @@ class Counted:
 def test_a_batch_answers_what_each_gets_alone(adapter: Adapter, name: str, sampling: dict[str, Any]) -> None:
     steps = {"steps": 3} if name == "lime" else {}  # its answers cost a backward pass a step
     orders = [
-        Order(
+        GenerationRequest(
             conversation(w, c), limelight.strategy(name, **steps), grounding=name in ("greedy", "vcd"), sampling=sampling,
             seeds=(s if sampling else None,), new_tokens=n,
         )
@@ -119,7 +119,9 @@ def test_a_batch_answers_what_each_gets_alone(adapter: Adapter, name: str, sampl
 
 def test_only_what_was_shown_to_be_apart_shares_a_batch(adapter: Adapter) -> None:
     settings = {"memvr": {"start": 0, "stop": 2}}
-    orders = {n: Order(conversation("x"), limelight.strategy(n, **settings.get(n, {}))) for n in strategies()}
+    orders = {
+        n: GenerationRequest(conversation("x"), limelight.strategy(n, **settings.get(n, {}))) for n in strategies()
+    }
     assert {n for n, o in orders.items() if o.key is not None} == set(TOGETHER) & set(orders) == set(TOGETHER)
     plain = orders["greedy"]
     lime = limelight.lime
@@ -138,7 +140,7 @@ def test_only_what_was_shown_to_be_apart_shares_a_batch(adapter: Adapter) -> Non
 
 
 def test_words_alone_share_a_batch_too(adapter: Adapter) -> None:
-    orders = [Order(conversation(w, None), limelight.greedy(), new_tokens=5) for w in WORDS]
+    orders = [GenerationRequest(conversation(w, None), limelight.greedy(), new_tokens=5) for w in WORDS]
     together = work(adapter, orders)
     assert [h.text for h in together] == [work(adapter, [o])[0].text for o in orders]
 
@@ -146,18 +148,22 @@ def test_words_alone_share_a_batch_too(adapter: Adapter) -> None:
 def test_pictures_of_unequal_number_are_answered_all_the_same(adapter: Adapter) -> None:
     red, green = (Image.new("RGB", (112, 112), c) for c in ("red", "green"))
     orders = [
-        Order(Conversation([("user", [*p, "Is there a cup in the picture?"])]), limelight.greedy(), new_tokens=4)
+        GenerationRequest(
+            Conversation([("user", [*p, "Is there a cup in the picture?"])]), limelight.greedy(), new_tokens=4
+        )
         for p in ([red], [red, green], [green])
     ]
     assert [h.text for h in work(adapter, orders)] == [work(adapter, [o])[0].text for o in orders]
 
 
 def test_every_row_has_its_own_end(adapter: Adapter) -> None:
-    (whole,) = work(adapter, [Order(conversation("Describe the picture."), limelight.greedy(), new_tokens=12)])
+    (whole,) = work(
+        adapter, [GenerationRequest(conversation("Describe the picture."), limelight.greedy(), new_tokens=12)]
+    )
     stop = whole.text[3:7]
     counted = Counted(limelight.greedy())
     orders = [
-        Order(conversation("Describe the picture."), counted, new_tokens=n, stops=s, top=t)
+        GenerationRequest(conversation("Describe the picture."), counted, new_tokens=n, stops=s, top=t)
         for n, s, t in ((2, (), 0), (12, (stop,), 0), (12, (), 3))
     ]
     short, stopped, long = work(adapter, orders)
@@ -165,12 +171,12 @@ def test_every_row_has_its_own_end(adapter: Adapter) -> None:
     assert (short.finished[0].new_tokens, short.finished[0].reason) == (2, "length")
     assert (stopped.text, stopped.finished[0].reason) == (whole.text[: whole.text.index(stop)].strip(), "stop")
     assert long.text == whole.text
-    assert all(len(e.top) == 3 for e in long.events if isinstance(e, Said) and e.step)
-    assert not any(e.top for e in short.events if isinstance(e, Said))
+    assert all(len(e.top) == 3 for e in long.events if isinstance(e, TokenEvent) and e.step)
+    assert not any(e.top for e in short.events if isinstance(e, TokenEvent))
 
 
 def test_who_is_cancelled_leaves_the_others_alone(adapter: Adapter) -> None:
-    orders = [Order(conversation(w), limelight.greedy(), new_tokens=6) for w in WORDS]
+    orders = [GenerationRequest(conversation(w), limelight.greedy(), new_tokens=6) for w in WORDS]
     alone = [work(adapter, [o])[0] for o in orders]
     gone = Heard(orders[1])
     gone.job.emit = lambda event: (gone.events.append(event), gone.job.cancelled.set())  # leaves at the first token
@@ -180,7 +186,7 @@ def test_who_is_cancelled_leaves_the_others_alone(adapter: Adapter) -> None:
 
 
 def test_what_one_request_breaks_is_its_own_affair(adapter: Adapter) -> None:
-    good = Order(conversation("Describe the picture."), limelight.greedy(), new_tokens=3)
+    good = GenerationRequest(conversation("Describe the picture."), limelight.greedy(), new_tokens=3)
     long = replace(good, conversation=conversation("cup " * 200))
     blank = replace(good, conversation=Conversation([("user", [Image.new("L", (0, 0)), "x"])]))
     first, second, third, fourth = work(adapter, [good, long, blank, good], limits=Limits(prompt_tokens=100))
@@ -193,7 +199,7 @@ def test_a_batch_that_fails_is_tried_one_by_one(
     adapter: Adapter, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     counted = Counted(limelight.greedy(), most=1, error=error)
-    orders = [Order(conversation(w), counted, new_tokens=3) for w in WORDS]
+    orders = [GenerationRequest(conversation(w), counted, new_tokens=3) for w in WORDS]
     heard = work(adapter, orders)
     assert counted.sizes == [3, 1, 1, 1]
     assert all(h.finished and not h.failed for h in heard)
@@ -218,7 +224,7 @@ def test_what_breaks_on_the_way_ends_the_answers_that_have_begun(adapter: Adapte
             return Late(run)
 
     breaks = Breaks(limelight.greedy())
-    orders = [Order(conversation("Describe the picture."), breaks, new_tokens=n) for n in (2, 9)]
+    orders = [GenerationRequest(conversation("Describe the picture."), breaks, new_tokens=n) for n in (2, 9)]
     short, long = work(adapter, orders)
     assert (len(short.finished), short.failed) == (1, [])
     assert (long.finished, long.failed) == ([], [500])
@@ -227,7 +233,7 @@ def test_what_breaks_on_the_way_ends_the_answers_that_have_begun(adapter: Adapte
 
 def test_groups_are_bounded(adapter: Adapter) -> None:
     def rows(words: Sequence[str], strategy: str = "greedy") -> list[Any]:
-        orders = [Order(conversation(w), limelight.strategy(strategy), new_tokens=4) for w in words]
+        orders = [GenerationRequest(conversation(w), limelight.strategy(strategy), new_tokens=4) for w in words]
         return [row for o in orders for row in rows_of(Heard(o).job, adapter, Limits())]
 
     five = rows([WORDS[0]] * 5)
@@ -241,7 +247,9 @@ def test_groups_are_bounded(adapter: Adapter) -> None:
 
 def test_several_answers_have_seeds_in_a_row(adapter: Adapter) -> None:
     counted = Counted(limelight.greedy())
-    order = Order(conversation("Describe the picture."), counted, sampling=SAMPLED, seeds=(5, 6, 7), new_tokens=8)
+    order = GenerationRequest(
+        conversation("Describe the picture."), counted, sampling=SAMPLED, seeds=(5, 6, 7), new_tokens=8
+    )
     (together,) = work(adapter, [order])
     assert (counted.sizes, [f.of for f in together.finished]) == ([3], [3, 3, 3])
     for finished in together.finished:

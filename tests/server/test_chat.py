@@ -17,7 +17,7 @@ from PIL import Image
 import limelight
 from limelight.decoding.registry import strategies
 from limelight.models.adapter import Adapter
-from limelight.server.house import Offer
+from limelight.server.state import ServerConfig
 from tests.server.conftest import MODEL, Running, alike, ask, create, data_url, example, served
 from tests.tiny import audio_processor, built
 
@@ -216,7 +216,7 @@ def test_sound_is_heard() -> None:
         relevance=False,
         max_new_tokens=3,
     )
-    with served(tiny, Offer(MODEL)) as running:
+    with served(tiny, ServerConfig(MODEL)) as running:
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": 3}
         got = running.post({**body, "limelight": {"grounding": True}}).json()
         assert got["choices"][0]["message"]["content"] == want.text

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from limelight.models.adapter import Adapter
-from limelight.server.house import Offer
 from limelight.server.limits import Limits
+from limelight.server.state import ServerConfig
 from tests.server.conftest import MODEL, Running, ask, data_url, example, png, served, until
 
 SMALL = Limits(body_bytes=300_000, media_bytes=100_000, pixels=1_000_000, seconds=2, prompt_tokens=300, new_tokens=32)
@@ -25,7 +25,7 @@ SMALL = Limits(body_bytes=300_000, media_bytes=100_000, pixels=1_000_000, second
 
 @pytest.fixture(scope="module")
 def server(adapter: Adapter) -> Iterator[Running]:
-    with served(adapter, Offer(MODEL, limits=SMALL)) as running:
+    with served(adapter, ServerConfig(MODEL, limits=SMALL)) as running:
         yield running
 
 
@@ -218,7 +218,7 @@ def test_broken_http(server: Running) -> None:
 
 
 def test_a_body_that_does_not_come(adapter: Adapter) -> None:
-    with served(adapter, Offer(MODEL, limits=Limits(body_seconds=0.2))) as running:
+    with served(adapter, ServerConfig(MODEL, limits=Limits(body_seconds=0.2))) as running:
         host, port = running.url.removeprefix("http://").split(":")
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
         with socket.create_connection((host, int(port)), timeout=60) as link:

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from limelight.models.adapter import Adapter
-from limelight.server.house import Offer
 from limelight.server.limits import Limits
+from limelight.server.state import ServerConfig
 from tests.server.conftest import MODEL, Running, served, until
 from tests.tiny import audio_processor, built
 
@@ -40,7 +40,7 @@ PATHS = {
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     hearing = Adapter(built("qwen2_audio").model, audio_processor())
-    with served(hearing, Offer(MODEL, limits=LIMITS)) as running:
+    with served(hearing, ServerConfig(MODEL, limits=LIMITS)) as running:
         yield running
 
 

@@ -19,8 +19,8 @@ import pytest
 import limelight
 from limelight.decoding.transcribe import token_limit
 from limelight.models.adapter import Adapter
-from limelight.server.house import Offer
 from limelight.server.limits import Limits
+from limelight.server.state import ServerConfig
 from tests.server.conftest import MODEL, Running, alike, served
 from tests.tiny import audio_processor, built
 
@@ -46,7 +46,7 @@ def hearing() -> Adapter:
 
 @pytest.fixture(scope="module")
 def server(hearing: Adapter) -> Iterator[Running]:
-    with served(hearing, Offer(MODEL, limits=LIMITS)) as running:
+    with served(hearing, ServerConfig(MODEL, limits=LIMITS)) as running:
         yield running
 
 
@@ -240,7 +240,7 @@ def test_sizes_are_bounded(server: Running) -> None:
 
 def test_a_model_that_only_sees_says_so(adapter: Adapter) -> None:
     with (
-        served(adapter, Offer(MODEL)) as running,
+        served(adapter, ServerConfig(MODEL)) as running,
         pytest.raises(openai.BadRequestError, match="does not hear") as caught,
     ):
         asked(running.openai())

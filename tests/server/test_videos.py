@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import limelight
 from limelight.errors import LimelightError, MediaError
+from limelight.media.video import read_video
 from limelight.models.adapter import Adapter
-from limelight.models.clips import read_video
-from limelight.server.house import Offer
 from limelight.server.limits import Limits
+from limelight.server.state import ServerConfig
 from limelight.server.videos import CONTAINERS, container_of, decode_video
 from tests.models.films import FILMS, SHADES, film
 from tests.server.conftest import MODEL, ask, data_url, png, served
@@ -179,7 +179,7 @@ def test_the_official_client_shows_a_video(tmp_path: Path, adapter: Adapter) -> 
             "content": [{**part, "video_url": {"url": "https://a.example/a.mp4"}}, messages[0]["content"][1]],
         }
     ]
-    with served(seeing, Offer(MODEL, limits=Limits(frames=8))) as running:
+    with served(seeing, ServerConfig(MODEL, limits=Limits(frames=8))) as running:
         client = running.openai()
         asked: dict[str, Any] = {"model": MODEL, "max_tokens": 3, "extra_body": {"limelight": {"grounding": True}}}
         got = client.chat.completions.create(messages=messages, **asked)
@@ -191,7 +191,7 @@ def test_the_official_client_shows_a_video(tmp_path: Path, adapter: Adapter) -> 
         assert "".join(c.choices[0].delta.content or "" for c in streamed if c.choices) == want.text
         with pytest.raises(openai.BadRequestError, match="none is fetched"):
             client.chat.completions.create(messages=bad, **asked)
-    with served(adapter, Offer(MODEL)) as running:
+    with served(adapter, ServerConfig(MODEL)) as running:
         with pytest.raises(openai.BadRequestError, match="takes image"):
             running.openai().chat.completions.create(messages=messages, model=MODEL, max_tokens=2)
         assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 1}).status_code == 200

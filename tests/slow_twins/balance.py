@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from limelight.models.adapter import Adapter
-from limelight.models.attention import AttentionHook
-from limelight.models.marked import is_positions
-from limelight.models.per_layer import PerPosition
+from limelight.models.inputs.per_layer import PerPosition
+from limelight.models.inputs.position_mask import is_positions
+from limelight.models.runtime.attention import AttentionHook
 from limelight.relevance.composites import Composite, attached
 from limelight.relevance.kinds import Kind, survey
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from limelight.models.adapter import Adapter
-from limelight.models.attention import AttentionHook
-from limelight.models.capture import DecoderCall
+from limelight.models.runtime.attention import AttentionHook
+from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import Composite, attached
 from tests.slow_twins.llama import EPS, Weights, rotation
 

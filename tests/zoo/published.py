@@ -8,8 +8,8 @@ from .parts import AUDIO, IMAGE, LEAD, TAIL, TEXT, mel, text
 
 
 def qwen_vl_chat() -> Model:
-    from limelight.models.qwen_vl_chat.config import QwenVLChatConfig
-    from limelight.models.qwen_vl_chat.model import QwenVLChatForConditionalGeneration
+    from limelight.models.checkpoints.qwen_vl_chat.config import QwenVLChatConfig
+    from limelight.models.checkpoints.qwen_vl_chat.model import QwenVLChatForConditionalGeneration
 
     vision = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4,
@@ -24,8 +24,8 @@ def qwen_vl_chat() -> Model:
 
 
 def salmonn() -> Model:
-    from limelight.models.salmonn.config import BeatsConfig, SalmonnConfig
-    from limelight.models.salmonn.model import SalmonnForConditionalGeneration
+    from limelight.models.checkpoints.salmonn.config import BeatsConfig, SalmonnConfig
+    from limelight.models.checkpoints.salmonn.model import SalmonnForConditionalGeneration
 
     whisper = hf.WhisperConfig(
         num_mel_bins=16, d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24,

@@ -16,7 +16,7 @@ from limelight.errors import LimelightError
 from limelight.report.notebook import shares_html, words_html
 from limelight.types import Generation
 
-Chooser = Callable[[str, Sequence[str]], Strategy]  # (name, ["key=value", ...]) -> Strategy
+TokenSampler = Callable[[str, Sequence[str]], Strategy]  # (name, ["key=value", ...]) -> Strategy
 NOTHING = "(none)"
 PLACEHOLDERS = {"image": "What is in the picture?", "video": "What is in the film?", "audio": "What is to be heard?"}
 FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
@@ -36,7 +36,7 @@ def theme() -> Any:
 
 
 def build(
-    desk: Desk, choose: Chooser, known: Mapping[str, str], *, name: str, examples: Sequence[Any] = ()
+    desk: Desk, choose: TokenSampler, known: Mapping[str, str], *, name: str, examples: Sequence[Any] = ()
 ) -> gr.Blocks:
     """The app over one model.
 

@@ -12,8 +12,8 @@ from limelight.decoding.explain import explained, watched
 from limelight.decoding.generate import generate
 from limelight.decoding.strategy import Strategy
 from limelight.errors import PromptError
+from limelight.media.image import read_image
 from limelight.models.adapter import Adapter
-from limelight.models.media import read_image
 from limelight.report.media import Media, seen_box
 from limelight.report.page import Case, render_page
 from limelight.types import Generation, Prompt, Step

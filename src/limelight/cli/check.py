@@ -15,8 +15,8 @@ from torch import Tensor
 
 from limelight.errors import LimelightError
 from limelight.models.adapter import Adapter
-from limelight.models.capture import DecoderCall
 from limelight.models.detect import DecoderTraits
+from limelight.models.runtime.capture import DecoderCall
 from limelight.types import Prompt
 
 QUESTION = "What is this?"

@@ -94,7 +94,7 @@ def media_of(
         SettingError: a number of frames without a video.
         MediaError: a video that cannot be read.
     """
-    from limelight.models.clips import FRAMES, read_video
+    from limelight.media.video import FRAMES, read_video
 
     if frames is not None and not video:
         raise SettingError("--frames would have no effect", hint="add --video film.mp4, or leave it out")

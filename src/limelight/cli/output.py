@@ -10,8 +10,8 @@ from typing import Any
 
 from limelight.cli.terminal import out, plain_value
 from limelight.errors import SettingError
+from limelight.media.image import read_image
 from limelight.models.adapter import Adapter
-from limelight.models.media import read_image
 from limelight.report import heat
 from limelight.report.heard import heard
 from limelight.report.media import Media, seen_box

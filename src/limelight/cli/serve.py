@@ -99,9 +99,9 @@ def serve(
     """
     try:
         from limelight.server.app import create_app
-        from limelight.server.house import Offer
         from limelight.server.limits import Limits
         from limelight.server.run import configured, host_names, is_loopback
+        from limelight.server.state import ServerConfig
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "limelight"):
@@ -127,7 +127,7 @@ def serve(
         if not allow_pickle:
             _safetensors_only(Path(model))
         adapter = None if replicas else terminal.load(model, dtype, device, trust_remote_code)
-    served = Offer(
+    served = ServerConfig(
         name or model,
         chosen,
         offered,

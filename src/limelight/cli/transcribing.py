@@ -16,9 +16,9 @@ from limelight.cli.transcripts import Row, row
 from limelight.decoding.strategy import Strategy
 from limelight.decoding.transcribe import MAX_SECONDS, cut, segment
 from limelight.errors import SettingError
+from limelight.media.audio import read_audio
 from limelight.models.adapter import Adapter
 from limelight.models.prompts import sampling_rate
-from limelight.models.sound import read_audio
 from limelight.types import Step
 
 
@@ -58,7 +58,7 @@ class Job:
 
         Raises:
             SettingError: an interrupted run had other settings or another sound.
-            MediaError: see :mod:`limelight.models.sound`.
+            MediaError: see :mod:`limelight.media.audio`.
         """
         rate = sampling_rate(self.adapter)
         samples = read_audio(self.file, rate, max_seconds=MAX_SECONDS)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from limelight.decoding.greedy import GreedySession
-from limelight.decoding.strategy import Detail, Outlook, Run, Session, Strategy
+from limelight.decoding.methods.greedy import GreedySession
+from limelight.decoding.strategy import Detail, Run, Session, StepOutput, Strategy
 from limelight.errors import SettingError, UnsupportedError
-from limelight.models.capture import following
+from limelight.models.runtime.capture import following
 from limelight.models.spans import grown
 
 _TWO_WAY = ("paligemma",)
@@ -68,7 +68,7 @@ class AfterSession:
         self.plain = GreedySession(run)
         self.inner: Session | None = None
 
-    def next(self, tokens: Tensor | None) -> Outlook:
+    def next(self, tokens: Tensor | None) -> StepOutput:
         for row, token in enumerate([] if tokens is None else tokens.tolist()):
             self.said[row].append(token)
             self.thinking[row] = self.thinking[row] and not self.ends(self.said[row], False)
@@ -85,9 +85,9 @@ class AfterSession:
         def explain(row: int, token: int) -> Detail:
             return (plain if thinking[row] else inner).detail(row, token)
 
-        return Outlook(logits, explain=explain)
+        return StepOutput(logits, explain=explain)
 
-    def _inner(self, tokens: Tensor | None) -> Outlook:
+    def _inner(self, tokens: Tensor | None) -> StepOutput:
         """The strategy's own outlook, once a row is past the marker."""
         if self.inner is not None:
             return self.inner.next(tokens)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limelight.errors import UnsupportedError
-from limelight.models.stream import Stream
+from limelight.models.runtime.cached_decoder import Stream
 
 
 def fork(stream: Stream, rows: Sequence[int]) -> Stream:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limelight.decoding.strategy import Run
 from limelight.errors import PromptError, SettingError, UnsupportedError
-from limelight.models.stream import Stream
+from limelight.models.runtime.cached_decoder import Stream
 
 Change = Callable[[str, Tensor, Mapping[str, Any]], Tensor]
 

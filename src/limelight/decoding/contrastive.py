@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from limelight.decoding.strategy import Detail, Outlook, Run
+from limelight.decoding.strategy import Detail, Run, StepOutput
 from limelight.errors import SettingError
-from limelight.models.stream import Stream
+from limelight.models.runtime.cached_decoder import Stream
 
 Combine = Callable[[Tensor, Tensor, int], Tensor]
 Around = Callable[[], AbstractContextManager[None]]
@@ -79,7 +79,7 @@ class ContrastSession:
         self.prefills = (main_prefill, contrast_prefill)
         self.count = 0
 
-    def next(self, tokens: Tensor | None) -> Outlook:
+    def next(self, tokens: Tensor | None) -> StepOutput:
         around = self.prefills if tokens is None else (nullcontext, nullcontext)
         with around[0]():
             plain = self.main.next(tokens)
@@ -87,7 +87,7 @@ class ContrastSession:
             other = self.contrast.next(tokens)
         self.count += 1
         out = self.combine(plain, other, self.count)
-        return Outlook(out, details(plain, out))
+        return StepOutput(out, details(plain, out))
 
 
 def check_range(method: str, name: str, value: object, low: float, high: float = math.inf, *, hint: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from limelight.decoding.strategy import Detail, Run
 from limelight.errors import SettingError
 from limelight.grounding.objectives import check_groups
-from limelight.models.capture import DecoderCall
+from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
 from limelight.relevance.tangents import Channel, DualStream, modality_channel
 from limelight.types import MODALITIES

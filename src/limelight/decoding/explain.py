@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from limelight.decoding.greedy import Greedy
-from limelight.decoding.meter import Metered
-from limelight.decoding.meter import meter as with_meter
+from limelight.decoding.methods.greedy import Greedy
+from limelight.decoding.methods.meter import Metered
+from limelight.decoding.methods.meter import meter as with_meter
 from limelight.decoding.strategy import Strategy
 from limelight.models.adapter import wrap
 from limelight.relevance.attribute import attribute_generated

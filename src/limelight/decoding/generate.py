@@ -6,9 +6,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limelight.decoding.greedy import Greedy
 from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
-from limelight.decoding.meter import meter as metered
+from limelight.decoding.methods.greedy import Greedy
+from limelight.decoding.methods.meter import meter as metered
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
 from limelight.errors import UnsupportedError
@@ -40,7 +40,7 @@ def generate(
         strategy: a Strategy, a name from ``limelight strategies``, or None: the model as it is.
         relevance: compute every emitted token's relevance and modality shares, where the strategy can.
         meter: run the grounding meter beside the strategy: shares, candidates and flags of every step as it is generated
-            (``on_step``), at the price of one more cached row; see :mod:`limelight.decoding.meter`.
+            (``on_step``), at the price of one more cached row; see :mod:`limelight.decoding.methods.meter`.
         seed: for sampling (``do_sample=True``).
         generation_kwargs: as for ``model.generate``: max_new_tokens, do_sample, temperature, repetition_penalty ...
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.attention import AttentionCall, AttentionHook
-from limelight.models.unwrapped import unwrapped
+from limelight.models.runtime.attention import AttentionCall, AttentionHook
+from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance.norms import probe_norm
 
 # Decoder arguments through which the percept enters beside the merged embeddings.
@@ -227,7 +227,7 @@ def final_norm(adapter: Adapter) -> nn.Module:
     return fitting[0]
 
 
-class Exits:
+class LogitLens:
     """Logits of intermediate layers at the last position: the final norm and the head on their hidden states.
 
     Layer 0 is what enters the first layer, layer i what leaves the i-th of them; all are taken before the final norm

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from limelight.decoding.strategy import Chooser, Outlook, Run, Strategy
+from limelight.decoding.strategy import Run, StepOutput, Strategy, TokenSampler
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
-from limelight.models.handed_on import inside
+from limelight.models.runtime.inner_model import inside
 from limelight.types import Span, Step
 
 OnStep = Callable[[int, Step], None]
@@ -82,7 +82,7 @@ def custom_generate(
                 stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, adapter)
             rows = input_ids.shape[0]
             seeds = None if seed is None else [seed + r for r in range(rows)] if isinstance(seed, int) else list(seed)
-            chooser = Chooser(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
+            chooser = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
             run = _run(
                 adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details, stopping_criteria
             )
@@ -105,7 +105,7 @@ def _run(
     adapter: Adapter,
     ids: Tensor,
     kwargs: dict[str, Any],
-    chooser: Chooser,
+    chooser: TokenSampler,
     config: Any,
     modality: Tensor | None,
     details: bool,
@@ -261,7 +261,7 @@ def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
         streamer.end()
 
 
-def _step(adapter: Adapter, outlook: Outlook, processed: Tensor, tokens: Tensor, row: int) -> Step:
+def _step(adapter: Adapter, outlook: StepOutput, processed: Tensor, tokens: Tensor, row: int) -> Step:
     token = int(tokens[row])
     detail = outlook.detail(row, token)
     spelled = tuple((t, adapter.tokens([t])[0], logit, phi) for t, logit, phi in detail.candidates)

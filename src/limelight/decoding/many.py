@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.generate import answer_of, settings_of
-from limelight.decoding.greedy import Greedy
 from limelight.decoding.loop import GroundedOutput, custom_generate
+from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
 from limelight.errors import SettingError, UnsupportedError

@@ -1,4 +1,4 @@
-"""Decoding methods by name, found by listing this folder: every module with a ``STRATEGIES`` table takes part."""
+"""Decoding methods by name, found by listing ``methods/``: every module of ``methods`` ends in a ``STRATEGIES`` table."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from limelight.errors import SettingError
 def strategies() -> dict[str, Callable[..., Strategy]]:
     """name -> factory with keyword settings."""
     found: dict[str, Callable[..., Strategy]] = {}
-    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        module = importlib.import_module(f"limelight.decoding.{info.name}")
+    for info in pkgutil.iter_modules([str(Path(__file__).parent / "methods")]):
+        module = importlib.import_module(f"limelight.decoding.methods.{info.name}")
         found.update(getattr(module, "STRATEGIES", {}))
     return dict(sorted(found.items()))
 

@@ -28,7 +28,7 @@ class Detail:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class StepOutput:
     """Logits ``[B, V]`` (float32 or better) of the next token, before processors.
 
     ``details`` has a Detail a row where it does not depend on the token; ``explain(row, token)`` is asked after the
@@ -45,7 +45,7 @@ class Outlook:
         return self.details[row] if self.details else Detail()
 
 
-class Chooser:
+class TokenSampler:
     """From logits to tokens, as transformers does it: processors, then argmax or multinomial sampling.
 
     Args:
@@ -108,7 +108,7 @@ class Run:
     kwargs: dict[str, Any]
     modality_ids: Tensor
     mask: Tensor
-    chooser: Chooser
+    chooser: TokenSampler
     config: Any = None
     details: bool = False
     stopping: Any = None
@@ -127,7 +127,7 @@ class Run:
 class Session(Protocol):
     """A strategy at work on one prompt batch."""
 
-    def next(self, tokens: Tensor | None) -> Outlook:
+    def next(self, tokens: Tensor | None) -> StepOutput:
         """Append ``tokens`` [B] (None at the start) and say what may come next."""
         ...
 

@@ -11,11 +11,11 @@ from limelight.decoding.generate import generate
 from limelight.decoding.loop import OnStep
 from limelight.decoding.strategy import Strategy
 from limelight.errors import MediaError, SettingError
+from limelight.media.audio import Samples, read_audio
+from limelight.media.split_on_silence import Piece, pieces
+from limelight.media.truncation import window_seconds
 from limelight.models.adapter import Adapter, wrap
-from limelight.models.heard import window_seconds
 from limelight.models.prompts import sampling_rate
-from limelight.models.silence import Piece, pieces
-from limelight.models.sound import Samples, read_audio
 from limelight.types import Generation
 
 CHUNK_SECONDS = 30.0

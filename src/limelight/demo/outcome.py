@@ -14,9 +14,9 @@ import numpy.typing as npt
 from limelight.demo.language import NO, YES
 from limelight.demo.synthesis import RATE
 from limelight.errors import DataError
+from limelight.media.audio import read_audio
+from limelight.media.image import read_image
 from limelight.models.adapter import Adapter
-from limelight.models.media import read_image
-from limelight.models.sound import read_audio
 from limelight.relevance.attribute import attribute
 from limelight.report.media import Media, seen_box
 from limelight.report.overlay import overlay

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from limelight.models.attention import AttentionHook
+from limelight.models.runtime.attention import AttentionHook
 
 
 class Deltas(AttentionHook):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limelight.grounding.deltas import Deltas
-from limelight.models.attention import AttentionCall, active_hooks, fit_mask, repeat_heads
+from limelight.models.runtime.attention import AttentionCall, active_hooks, fit_mask, repeat_heads
 from limelight.relevance.composites import AttentionRule, Composite
 from limelight.relevance.lean_attention import lean_attention
 from limelight.relevance.rules import divided

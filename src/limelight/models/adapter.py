@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, ModelError, NotFiniteError, PromptError, UnsupportedError
 from limelight.models import detect
-from limelight.models.attention import no_attention_hooks, switched
-from limelight.models.capture import DecoderCall, capture
-from limelight.models.exclusive import lock_of
 from limelight.models.families import Family, family_of
-from limelight.models.hard_tokens import hard_tokens
-from limelight.models.marked import PLACES
-from limelight.models.offload import device_of
-from limelight.models.per_layer import per_layer_inputs
+from limelight.models.inputs.media_vocabulary import hard_tokens
+from limelight.models.inputs.per_layer import per_layer_inputs
+from limelight.models.inputs.position_mask import PLACES
+from limelight.models.runtime.attention import no_attention_hooks, switched
+from limelight.models.runtime.capture import DecoderCall, capture
+from limelight.models.runtime.locks import lock_of
+from limelight.models.runtime.offload import device_of
+from limelight.models.runtime.wrappers import uncompiled, unwrapped
 from limelight.models.spans import grown, layouts
-from limelight.models.unwrapped import uncompiled, unwrapped
 from limelight.types import MODALITIES, Prompt, Span
 
 
@@ -247,7 +247,7 @@ class Adapter:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them; with those of its layers behind
-        where they have inputs of their own (:mod:`limelight.models.per_layer`)."""
+        where they have inputs of their own (:mod:`limelight.models.inputs.per_layer`)."""
         out: Tensor = self.model.get_input_embeddings()(ids)
         if self._hard_tokens is not None:
             out = self._hard_tokens(ids, out)

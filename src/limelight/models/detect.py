@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, NotMultimodalError, PromptError
-from limelight.models.marked import places
-from limelight.models.offload import device_of
-from limelight.models.unwrapped import unwrapped
+from limelight.models.inputs.position_mask import places
+from limelight.models.runtime.offload import device_of
+from limelight.models.runtime.wrappers import unwrapped
 from limelight.types import MODALITIES, Modality
 
 _ID_NAMES: dict[Modality, tuple[str, ...]] = {
@@ -259,7 +259,7 @@ def _named_ids(source: Any) -> dict[int, Modality]:
 def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = None) -> Tensor:
     """int64 ``[B, T]``, index into ``MODALITIES``: where each position comes from.
 
-    Order of evidence: a mask from the caller (``modality_ids``), the processor's own (:mod:`limelight.models.marked`),
+    Order of evidence: a mask from the caller (``modality_ids``), the processor's own (:mod:`limelight.models.inputs.position_mask`),
     its ``mm_token_type_ids``, token ids.
     """
     given = inputs.get("modality_ids")

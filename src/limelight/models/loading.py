@@ -10,8 +10,8 @@ from torch import nn
 
 from limelight.errors import ModelError, NotFiniteError
 from limelight.models.adapter import Adapter
+from limelight.models.checkpoints.formats import config_of
 from limelight.models.families import families
-from limelight.models.published import config_of
 
 PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio"}
 
@@ -41,7 +41,7 @@ def load(
     """
     from transformers import AutoConfig
 
-    from limelight.models.video_tensors import load_processor
+    from limelight.media.video_tensors import load_processor
 
     source = packaged(str(name)) if str(name) in PACKAGED else name
     found = _published(source, dtype)

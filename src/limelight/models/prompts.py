@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from limelight.errors import LimelightError, MediaError, PromptError
+from limelight.media.audio import read_audio
+from limelight.media.image import read_image
+from limelight.media.truncation import check_heard
+from limelight.media.video import read_video
 from limelight.models.adapter import Adapter
-from limelight.models.clips import read_video
-from limelight.models.heard import check_heard
-from limelight.models.media import read_image
-from limelight.models.sound import read_audio
 from limelight.types import MODALITIES, Clip, Prompt
 
 Message = Mapping[str, Any]
@@ -29,7 +29,7 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
 
     Raises:
         PromptError: nothing was asked, no media, or the processor's placeholders do not match them.
-        MediaError: see :mod:`limelight.models.media`.
+        MediaError: see :mod:`limelight.media.image`.
     """
     if adapter.processor is None:
         raise PromptError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limelight.errors import NotFiniteError, SettingError
 from limelight.models.adapter import Adapter, wrap
-from limelight.models.capture import DecoderCall
+from limelight.models.runtime.capture import DecoderCall
 from limelight.models.spans import grown
 from limelight.relevance.composites import ATTN_LRP, Composite, attached
 from limelight.types import MODALITIES, Relevance, Span

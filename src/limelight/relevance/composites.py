@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError
 from limelight.models.adapter import Adapter
-from limelight.models.attention import AttentionHook, attention_hooks, check_bound
-from limelight.models.unwrapped import modules_of
+from limelight.models.runtime.attention import AttentionHook, attention_hooks, check_bound
+from limelight.models.runtime.wrappers import modules_of
 from limelight.relevance import rules
 from limelight.relevance.differentiable import check_differentiable
 from limelight.relevance.dual_mode import Mode

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import NotDifferentiableError, UnknownKindError
-from limelight.models.offload import device_of
+from limelight.models.runtime.offload import device_of
 from limelight.relevance.probing import is_linear
 
 

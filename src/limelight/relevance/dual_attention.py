@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limelight.models.attention import AttentionCall, AttentionHook, softmax_with_sinks
+from limelight.models.runtime.attention import AttentionCall, AttentionHook, softmax_with_sinks
 from limelight.relevance import dual_fused_attention as fused
 from limelight.relevance import rules
 from limelight.relevance.composites import Composite

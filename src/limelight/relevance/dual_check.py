@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from limelight.errors import UnknownKindError
 from limelight.models.adapter import Adapter
-from limelight.models.attention import attention_hooks
-from limelight.models.beside import reading_layers
-from limelight.models.capture import DecoderCall
+from limelight.models.inputs.cross_attention import reading_layers
+from limelight.models.runtime.attention import attention_hooks
+from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import Composite, Structure, gates_checked, structure
 from limelight.relevance.dual_attention import FALLBACK, Mode
 from limelight.relevance.dual_cache import DualCache

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limelight.errors import UnknownKindError
-from limelight.models.offload import weight_of
+from limelight.models.runtime.offload import weight_of
 from limelight.relevance.dual_mode import FALLBACK, Mode, block_rows
 
 FEW = 4  # rows up to which the other order was cheaper wherever it was measured

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.attention import attention_hooks, check_bound
-from limelight.models.marked import is_positions
+from limelight.models.inputs.position_mask import is_positions
+from limelight.models.runtime.attention import attention_hooks, check_bound
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_forward, sites_of
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limelight.models.offload import device_of, offloading, present
+from limelight.models.runtime.offload import device_of, offloading, present
 from limelight.relevance import rules
 from limelight.relevance.gated import HALVES
 from limelight.relevance.norms import NormSpec, probe_norm

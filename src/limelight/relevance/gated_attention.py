@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import UnknownKindError
-from limelight.models.attention import AttentionHook
+from limelight.models.runtime.attention import AttentionHook
 from limelight.relevance import rules
 from limelight.relevance.probing import HINT, apart, slack
 

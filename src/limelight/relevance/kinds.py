@@ -26,8 +26,8 @@ from torch import nn
 
 from limelight.errors import UnknownKindError
 from limelight.models.detect import is_attention
-from limelight.models.marked import is_positions
-from limelight.models.unwrapped import unwrapped
+from limelight.models.inputs.position_mask import is_positions
+from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance.experts import ExpertsSpec, experts_spec, routers, stacked
 from limelight.relevance.gated import GatedSpec, gated_spec
 from limelight.relevance.gated_attention import GateSpec, gate_spec

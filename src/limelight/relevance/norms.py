@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from limelight.models.offload import weight_of
+from limelight.models.runtime.offload import weight_of
 from limelight.relevance.probing import REFUSALS, apart, require_finite, sample, slack
 
 

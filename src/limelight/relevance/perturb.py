@@ -16,7 +16,7 @@ import torch
 
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
-from limelight.models.capture import DecoderCall
+from limelight.models.runtime.capture import DecoderCall
 from limelight.types import Span
 
 Baseline = Literal["mean", "zero"]

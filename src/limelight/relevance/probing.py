@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import NotFiniteError
-from limelight.models.offload import device_of
+from limelight.models.runtime.offload import device_of
 
 HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add a kind in limelight/relevance/kinds.py"
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)  # of a module that is handed a sample

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.capture import DecoderCall, following
-from limelight.models.marked import PLACES
+from limelight.models.inputs.position_mask import PLACES
+from limelight.models.runtime.capture import DecoderCall, following
 from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.dual_attention import FALLBACK, Mode, Offsets

@@ -23,7 +23,7 @@ TOGETHER = frozenset({"greedy", "meter", "lime", "lime-cached", "relevance-contr
 
 
 @dataclass(frozen=True)
-class Said:
+class TokenEvent:
     """One token of answer ``index``: its step (None for the end-of-text token), the text that may now be shown, rivals."""
 
     step: Step | None
@@ -33,7 +33,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Ask:
+class PromptSpec:
     """One answer that an order wants: to which prompt, from which seed, how long; ``stretch``: the seconds it hears."""
 
     prompt: Prompt
@@ -60,7 +60,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Order:
+class GenerationRequest:
     """What a request wants of the model: an answer a seed.
 
     Attributes:
@@ -97,14 +97,14 @@ class Order:
         kinds = self.conversation.kinds
         return self.strategy.name, settings, self.grounding, tuple(sorted(self.sampling.items())), kinds
 
-    def asks(self, adapter: Adapter, limits: Limits) -> list[Ask]:
+    def asks(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
         """Every answer that is wanted. In the worker's thread: media are decoded here.
 
         Raises:
             ApiError: the chat template refuses the turns. LimelightError: media that cannot be read, see the library.
         """
         prompt = prepared(adapter, self.conversation, limits)
-        return [Ask(prompt, seed, self.new_tokens) for seed in self.seeds]
+        return [PromptSpec(prompt, seed, self.new_tokens) for seed in self.seeds]
 
 
 @dataclass(eq=False)
@@ -112,10 +112,10 @@ class Row:
     """One answer on its way: a row of a batch."""
 
     job: Job
-    order: Order
+    order: GenerationRequest
     index: int
     of: int
-    ask: Ask
+    ask: PromptSpec
     room: int
     ends: frozenset[int]
     text: GrowingText
@@ -141,7 +141,9 @@ class Row:
         self.steps.append(step)
         self.ended = step.token in self.ends
         delta = self.text.push(step.token)
-        self.job.tell(Said(None, delta, (), self.index) if self.ended else Said(step, delta, top, self.index))
+        self.job.tell(
+            TokenEvent(None, delta, (), self.index) if self.ended else TokenEvent(step, delta, top, self.index)
+        )
         if self.stopped:
             self.finish()
 
@@ -166,9 +168,9 @@ def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
     """The rows that a job's order asks for.
 
     Raises:
-        ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``Order.asks``.
+        ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``GenerationRequest.asks``.
     """
-    order: Order = job.order
+    order: GenerationRequest = job.order
     tokenizer, ends = adapter.tokenizer, ends_of(adapter)
     asked = order.asks(adapter, limits)
     rows = []

@@ -16,12 +16,12 @@ import limelight
 from limelight.models.adapter import Adapter
 from limelight.server.chat import Chat
 from limelight.server.document import described
-from limelight.server.endpoint import House
+from limelight.server.endpoint import AppState
 from limelight.server.guard import Guard
-from limelight.server.house import Offer
 from limelight.server.metrics import Counted, Metrics
 from limelight.server.pages import Pages, Shelf, served
 from limelight.server.problems import ApiError, internal, invalid
+from limelight.server.state import ServerConfig
 from limelight.server.transcriptions import Transcriptions
 from limelight.server.worker import Worker
 
@@ -29,17 +29,17 @@ STOP_SECONDS = 30.0
 log = logging.getLogger("limelight.server")
 
 
-def create_app(adapter: Adapter, offer: Offer, pages: Pages | None = None) -> FastAPI:
+def create_app(adapter: Adapter, offer: ServerConfig, pages: Pages | None = None) -> FastAPI:
     """An ASGI application over a model that is already loaded; its worker lives as long as the application runs.
 
     Args:
         pages: where report pages are kept; None: in this process's memory, bounded.
 
     Example:
-        >>> app = create_app(limelight.load("demo-vision"), Offer("demo-vision"))  # doctest: +SKIP
+        >>> app = create_app(limelight.load("demo-vision"), ServerConfig("demo-vision"))  # doctest: +SKIP
     """
     worker = Worker(offer.batch)
-    house = House(adapter, offer, worker, Metrics(worker), Shelf() if pages is None else pages)
+    house = AppState(adapter, offer, worker, Metrics(worker), Shelf() if pages is None else pages)
     chat, speech = Chat(house), Transcriptions(house)
 
     @contextlib.asynccontextmanager
@@ -80,7 +80,7 @@ def _routes(app: FastAPI, chat: Chat, speech: Transcriptions) -> None:
         return served(await chat.house.pages.get(name))
 
 
-def _about(app: FastAPI, house: House) -> None:
+def _about(app: FastAPI, house: AppState) -> None:
     offer, worker = house.offer, house.worker
     card = {
         "id": offer.model,

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from limelight.decoding.generate import settings_of
-from limelight.decoding.greedy import Greedy
 from limelight.decoding.loop import custom_generate, decode
 from limelight.decoding.many import collate, pad_id, shifted
-from limelight.decoding.meter import meter
-from limelight.decoding.strategy import Chooser, Run, Session, Strategy
+from limelight.decoding.methods.greedy import Greedy
+from limelight.decoding.methods.meter import meter
+from limelight.decoding.strategy import Run, Session, Strategy, TokenSampler
 from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.server.answering import Row, rows_of
@@ -33,7 +33,7 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
 
     def __init__(self, rows: Sequence[Row], adapter: Adapter) -> None:
         self.rows, self.adapter = rows, adapter
-        self.chooser: Chooser | None = None
+        self.chooser: TokenSampler | None = None
         self.pending: dict[int, Step] = {}
 
     def stepped(self, row: int, step: Step) -> None:
@@ -76,7 +76,7 @@ class Watched:
 
 
 def answer(jobs: Sequence[Job], adapter: Adapter, limits: Limits, batch: int, fail: Fail) -> None:
-    """Work on jobs of one key; each is told :class:`Said` a token and :class:`Finished` an answer, or fails by itself."""
+    """Work on jobs of one key; each is told :class:`TokenEvent` a token and :class:`Finished` an answer, or fails by itself."""
     rows: list[Row] = []
     for job in jobs:
         try:
@@ -121,7 +121,7 @@ def _attempt(rows: Sequence[Row], adapter: Adapter) -> Exception | None:
 
 
 def decode_together(rows: Sequence[Row], adapter: Adapter) -> None:
-    """One batch. Rows whose settings agree (``Order.key``), or rows of one order.
+    """One batch. Rows whose settings agree (``GenerationRequest.key``), or rows of one order.
 
     Raises:
         UnsupportedError: these prompts cannot share a batch. LimelightError: see :func:`limelight.generate`.
@@ -159,7 +159,7 @@ def _plain(adapter: Adapter, seeds: list[int] | None, watch: Watch) -> Callable[
     def method(
         model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
     ) -> Any:  # fmt: skip
-        chooser = Chooser(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
+        chooser = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
         run = Run(adapter, input_ids, kwargs, torch.zeros_like(input_ids), mask.bool(), chooser, generation_config)

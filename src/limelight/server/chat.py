@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
-from limelight.decoding.greedy import Greedy
-from limelight.server.answering import Finished, Order, Said
-from limelight.server.chosen import strategy_of
+from limelight.decoding.methods.greedy import Greedy
+from limelight.server.answering import Finished, GenerationRequest, TokenEvent
 from limelight.server.conversation import read
 from limelight.server.endpoint import Endpoint, sse
 from limelight.server.pages import PageMaker
 from limelight.server.problems import invalid
 from limelight.server.replies import Reply
 from limelight.server.schema import ChatRequest, parse
+from limelight.server.token_options import strategy_of
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ChatShape:
     def opening(self) -> list[str]:
         return [sse(self.reply.opening(index)) for index in range(self.asked.answers)]
 
-    def events(self, event: Said | Finished) -> list[str]:
+    def events(self, event: TokenEvent | Finished) -> list[str]:
         chunk = self.reply.closing(event) if isinstance(event, Finished) else self.reply.token(event)
         return [] if chunk is None else [sse(chunk)]
 
@@ -47,14 +47,14 @@ class ChatShape:
     def closing(self, done: Sequence[Finished]) -> list[str]:
         return [*([sse(self.reply.total(done))] if self.reply.usage else []), sse("[DONE]")]
 
-    def whole(self, said: Sequence[Said], done: Sequence[Finished]) -> Response:
+    def whole(self, said: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
         return JSONResponse(self.reply.whole(said, done))
 
 
 class Chat(Endpoint):
     """The endpoint over one model."""
 
-    async def accepted(self, request: Request, body: bytes) -> tuple[Order, ChatShape]:
+    async def accepted(self, request: Request, body: bytes) -> tuple[GenerationRequest, ChatShape]:
         offer, house = self.offer, self.house
         asked = await asyncio.to_thread(parse, body)
         if asked.model != offer.model:
@@ -74,7 +74,7 @@ class Chat(Endpoint):
         sampling = {
             "do_sample": True, "temperature": asked.temperature or 1.0, "top_p": asked.top_p or 1.0, "top_k": 0
         } if asked.samples else {}  # fmt: skip
-        order = Order(
+        order = GenerationRequest(
             conversation, strategy, own.grounding, own.page, sampling, seeds_of(asked), asked.stops,
             asked.wanted_tokens, asked.top_logprobs or 0,
         )  # fmt: skip

@@ -13,13 +13,22 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect, Request
 
 from limelight.models.adapter import Adapter
-from limelight.server.answering import Finished, Order, Said
+from limelight.server.answering import Finished, GenerationRequest, TokenEvent
 from limelight.server.batching import answer
-from limelight.server.house import Deadline, Door, EventStream, Inbox, Offer, client_of, read_body, unless_gone
 from limelight.server.metrics import Metrics
 from limelight.server.pages import Pages
 from limelight.server.problems import ApiError, internal
 from limelight.server.remote import Fetcher
+from limelight.server.state import (
+    AdmissionControl,
+    Deadline,
+    EventQueue,
+    EventStream,
+    ServerConfig,
+    client_of,
+    read_body,
+    unless_gone,
+)
 from limelight.server.worker import Failed, Job, Worker, log
 
 CLIENT_GONE = 499
@@ -36,7 +45,7 @@ class Shape(Protocol):
         """Events before the first token."""
         ...
 
-    def events(self, event: Said | Finished) -> list[str]:
+    def events(self, event: TokenEvent | Finished) -> list[str]:
         """Events for one of the model's."""
         ...
 
@@ -48,7 +57,7 @@ class Shape(Protocol):
         """Events after the last answer."""
         ...
 
-    def whole(self, said: Sequence[Said], done: Sequence[Finished]) -> Response: ...
+    def whole(self, said: Sequence[TokenEvent], done: Sequence[Finished]) -> Response: ...
 
 
 @dataclass(eq=False)
@@ -57,7 +66,7 @@ class Exchange:
 
     shape: Shape
     job: Job
-    inbox: Inbox
+    inbox: EventQueue
     deadline: Deadline
     finished: list[Finished] = field(default_factory=list)
     failed: bool = False
@@ -68,20 +77,20 @@ class Exchange:
 
 
 @dataclass
-class House:
+class AppState:
     """What the endpoints of one server share."""
 
     adapter: Adapter
-    offer: Offer
+    offer: ServerConfig
     worker: Worker
     metrics: Metrics
     pages: Pages
-    door: Door = field(init=False)
+    door: AdmissionControl = field(init=False)
     fetcher: Fetcher = field(init=False)
     placeholders: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.door = Door(self.offer.limits)
+        self.door = AdmissionControl(self.offer.limits)
         self.fetcher = Fetcher(self.offer.remote_hosts, self.offer.limits)
         self.placeholders = _placeholders(self.adapter)
 
@@ -91,11 +100,11 @@ class Endpoint:
 
     media_type = "application/json"
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: AppState) -> None:
         self.house, self.offer = house, house.offer
         self.worker, self.metrics, self.door = house.worker, house.metrics, house.door
 
-    async def accepted(self, request: Request, body: bytes) -> tuple[Order, Shape]:
+    async def accepted(self, request: Request, body: bytes) -> tuple[GenerationRequest, Shape]:
         """Everything that can be refused without the model."""
         raise NotImplementedError
 
@@ -119,7 +128,7 @@ class Endpoint:
                 order, shape = await self.accepted(request, body)
         except TimeoutError:
             raise deadline.problem() from None
-        inbox = Inbox()
+        inbox = EventQueue()
         job = Job(client, self._work, inbox.put, order, order.key, len(order.seeds))
         exchange = Exchange(shape, job, inbox, deadline)
         self.worker.submit(job)
@@ -140,7 +149,7 @@ class Endpoint:
         self.metrics.batch.observe(sum(job.rows for job in jobs))
         answer(jobs, self.house.adapter, self.offer.limits, self.worker.batch, self.worker.fail)
 
-    async def _next(self, exchange: Exchange, seconds: float | None = None) -> Said | Finished:
+    async def _next(self, exchange: Exchange, seconds: float | None = None) -> TokenEvent | Finished:
         """The next event.
 
         Raises:
@@ -156,7 +165,7 @@ class Endpoint:
         if isinstance(event, Failed):
             exchange.failed = True
             raise event.problem
-        if not isinstance(event, (Said, Finished)):
+        if not isinstance(event, (TokenEvent, Finished)):
             raise TypeError(f"unexpected event {type(event).__name__}")
         if isinstance(event, Finished):
             if not exchange.finished or event.stretch is not None:
@@ -167,16 +176,16 @@ class Endpoint:
                 await exchange.shape.settled(exchange.finished)
         return event
 
-    async def _whole(self, exchange: Exchange, event: Said | Finished) -> Response:
-        said: list[Said] = []
+    async def _whole(self, exchange: Exchange, event: TokenEvent | Finished) -> Response:
+        said: list[TokenEvent] = []
         while True:
-            if isinstance(event, Said):
+            if isinstance(event, TokenEvent):
                 said.append(event)
             if exchange.done:
                 return exchange.shape.whole(said, exchange.finished)
             event = await self._next(exchange)
 
-    async def _stream(self, exchange: Exchange, event: Said | Finished) -> AsyncIterator[str]:
+    async def _stream(self, exchange: Exchange, event: TokenEvent | Finished) -> AsyncIterator[str]:
         shape = exchange.shape
         try:
             for text in shape.opening():

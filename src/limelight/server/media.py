@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from limelight.errors import LimelightError, MediaError, MissingExtraError
-from limelight.models.media import read_image
+from limelight.media.image import read_image
 from limelight.server.limits import Limits
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no format whose reader runs programs or reads other files

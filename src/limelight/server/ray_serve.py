@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from limelight.errors import MissingExtraError, SettingError
-from limelight.server.house import Offer
 from limelight.server.limits import Limits
 from limelight.server.pages import Shelf
+from limelight.server.state import ServerConfig
 
 PAGES = "limelight-pages"
 REPLICA = b"x-limelight-replica"
@@ -104,7 +104,7 @@ class Named:
         await self.app(scope, receive, named)
 
 
-def application(load: Callable[[], Any], offer: Offer, replicas: Replicas | None = None) -> Any:
+def application(load: Callable[[], Any], offer: ServerConfig, replicas: Replicas | None = None) -> Any:
     """A Ray Serve application.
 
     Args:
@@ -172,7 +172,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
     from limelight.decoding.registry import strategy
 
     limits = Limits(queue=asked.queue, per_client=asked.queue, timeout=asked.timeout)
-    offer = Offer(
+    offer = ServerConfig(
         asked.model, strategy(asked.strategy), limits=limits, api_key=os.environ.get(KEY_VARIABLE) or None,
         batch=asked.batch,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limelight.decoding.strategy import Strategy
-from limelight.server.answering import Finished, Said
+from limelight.server.answering import Finished, TokenEvent
 from limelight.types import MODALITIES, Step
 
 TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, plain decoding"
@@ -33,7 +33,7 @@ class Reply:
     def opening(self, index: int = 0) -> dict[str, Any]:
         return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def token(self, said: Said) -> dict[str, Any] | None:
+    def token(self, said: TokenEvent) -> dict[str, Any] | None:
         """A chunk, or None when there is nothing to tell yet."""
         steps = [] if said.step is None else [(said.step, said)]
         tokens = [grounded(s) for s, _ in steps] if self.grounding else []
@@ -53,7 +53,7 @@ class Reply:
         """The last chunk of a stream with ``include_usage``: no choices."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_of(done)}
 
-    def whole(self, said: Sequence[Said], done: Sequence[Finished]) -> dict[str, Any]:
+    def whole(self, said: Sequence[TokenEvent], done: Sequence[Finished]) -> dict[str, Any]:
         done = sorted(done, key=lambda d: d.index)
         rows = [[(s.step, s) for s in said if s.index == d.index and s.step is not None] for d in done]
         about = self._about(done[0].seed)
@@ -129,7 +129,7 @@ def grounded(step: Step) -> dict[str, Any]:
     }
 
 
-def logprob(step: Step, said: Said) -> dict[str, Any]:
+def logprob(step: Step, said: TokenEvent) -> dict[str, Any]:
     return {
         **_spelled(step.text, step.logprob if math.isfinite(step.logprob) else -9999.0),
         "top_logprobs": [_spelled(t, v) for t, v in said.top],

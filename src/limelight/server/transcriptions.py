@@ -14,18 +14,18 @@ from starlette.requests import Request
 
 from limelight.decoding.transcribe import cut, prompt_for, token_limit
 from limelight.errors import MediaError
+from limelight.media.audio import read_audio
 from limelight.models.adapter import Adapter
 from limelight.models.prompts import sampling_rate
-from limelight.models.sound import read_audio
 from limelight.server import media
-from limelight.server.answering import Ask, Finished, Order, Said
-from limelight.server.chosen import strategy_of
+from limelight.server.answering import Finished, GenerationRequest, PromptSpec, TokenEvent
 from limelight.server.conversation import Conversation, Sound
 from limelight.server.endpoint import Endpoint, sse
 from limelight.server.forms import SpeechRequest, parse_form
 from limelight.server.limits import Limits
 from limelight.server.problems import invalid
 from limelight.server.replies import grounded, mean_shares, number, plain
+from limelight.server.token_options import strategy_of
 
 LANGUAGES = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
@@ -37,13 +37,13 @@ LANGUAGES = {
 
 
 @dataclass(frozen=True)
-class SpeechOrder(Order):
+class SpeechRequestSpec(GenerationRequest):
     """A sound to transcribe: an answer a piece, cut at silences as :func:`limelight.transcribe` does."""
 
     words: str = ""
     first_seed: int | None = None
 
-    def asks(self, adapter: Adapter, limits: Limits) -> list[Ask]:
+    def asks(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
         sound = next(p for _, parts in self.conversation.turns for p in parts if isinstance(p, Sound))
         try:
             rate = sampling_rate(adapter)
@@ -53,7 +53,7 @@ class SpeechOrder(Order):
                 start, stop = piece.start / rate, piece.stop / rate
                 prompt = adapter.prepare(self.words, {"audio": (samples[piece.start : piece.stop], rate)})
                 seed = None if self.first_seed is None else self.first_seed + k
-                found.append(Ask(prompt, seed, min(token_limit(stop - start), limits.new_tokens), (start, stop)))
+                found.append(PromptSpec(prompt, seed, min(token_limit(stop - start), limits.new_tokens), (start, stop)))
         except MediaError as error:
             raise invalid(f"{error.message} ({error.hint})", param="file", code="invalid_media") from error
         return found
@@ -64,11 +64,11 @@ class SpeechShape:
     """A transcription in one of OpenAI's formats. Pieces decode side by side; a stream tells them in order."""
 
     asked: SpeechRequest
-    order: Order
+    order: GenerationRequest
     turn: int = 0
     said: bool = False
     begun: bool = False
-    waiting: dict[int, list[Said | Finished]] = field(default_factory=dict)
+    waiting: dict[int, list[TokenEvent | Finished]] = field(default_factory=dict)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -78,7 +78,7 @@ class SpeechShape:
     def opening(self) -> list[str]:
         return []
 
-    def events(self, event: Said | Finished) -> list[str]:
+    def events(self, event: TokenEvent | Finished) -> list[str]:
         self.waiting.setdefault(event.index, []).append(event)
         told: list[str] = []
         while self.waiting.get(self.turn):
@@ -90,9 +90,9 @@ class SpeechShape:
                 self.begun = False
         return told
 
-    def _told(self, event: Said | Finished) -> list[str]:
+    def _told(self, event: TokenEvent | Finished) -> list[str]:
         extra: dict[str, Any] = {}
-        if isinstance(event, Said) and event.step is not None:
+        if isinstance(event, TokenEvent) and event.step is not None:
             if self.asked.logprobs:
                 extra["logprobs"] = [_logprob(event.step)]
                 self.logprobs += extra["logprobs"]
@@ -113,7 +113,7 @@ class SpeechShape:
         final = {"type": "transcript.text.done", "text": joined(done), **extra, "usage": usage_of(done)}
         return [sse({**final, "limelight": self._about(done, tokens=False)}), sse("[DONE]")]
 
-    def whole(self, said: Sequence[Said], done: Sequence[Finished]) -> Response:
+    def whole(self, said: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
         pieces, form = sorted(done, key=lambda d: d.index), self.asked.response_format
         if form in ("text", "srt", "vtt"):
             text = joined(pieces) + "\n" if form == "text" else subtitles(pieces, form)
@@ -147,7 +147,7 @@ class Transcriptions(Endpoint):
 
     media_type = "multipart/form-data"
 
-    async def accepted(self, request: Request, body: bytes) -> tuple[Order, SpeechShape]:
+    async def accepted(self, request: Request, body: bytes) -> tuple[GenerationRequest, SpeechShape]:
         offer, adapter, limits = self.offer, self.house.adapter, self.offer.limits
         asked, data = await parse_form(request, body, limits)
         if asked.model != offer.model:
@@ -166,7 +166,7 @@ class Transcriptions(Endpoint):
         strategy = strategy_of(asked.limelight, offer.strategy, offer.strategies)
         samples = asked.temperature >= 1e-4
         seed = secrets.randbits(31) if samples else None
-        order = SpeechOrder(
+        order = SpeechRequestSpec(
             Conversation([("user", [Sound(data, None), words])]), strategy, asked.limelight.grounding,
             sampling={"do_sample": True, "temperature": asked.temperature, "top_p": 1.0, "top_k": 0} if samples else {},
             words=words, first_seed=seed,

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limelight.models.published import Published
+from limelight.models.checkpoints.formats import Published
 from limelight.models.spans import Pictures
 
 

@@ -1,8 +1,8 @@
 """Qwen-VL-Chat: the paper's third vision column; its own checkpoint layout, read into transformers' parts."""
 
+from limelight.models.checkpoints.formats import Published
+from limelight.models.checkpoints.qwen_vl_chat import checkpoint
 from limelight.models.families import Family, PaperSettings
-from limelight.models.published import Published
-from limelight.models.qwen_vl_chat import checkpoint
 
 FAMILY = Family(
     "qwen-vl-chat",

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from limelight.models.checkpoints.formats import Published
+from limelight.models.checkpoints.salmonn import checkpoint
 from limelight.models.families import Family, PaperSettings
-from limelight.models.published import Published
-from limelight.models.salmonn import checkpoint
 
 
 def seconds(config: Any) -> float:

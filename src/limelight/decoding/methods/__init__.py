@@ -1,0 +1,1 @@
+"""Decoding methods, one a file; each ends in ``STRATEGIES = {name: factory}``."""

@@ -1,0 +1,123 @@
+"""AAD: push the logits away from those of the same question about silence.
+
+Source: Hsu et al., "Reducing Object Hallucination in Large Audio-Language Models via Audio-Aware Decoding", 2025
+(arXiv 2506.07233), section III.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limelight.decoding.contrast_inputs import disturbed, percept, without
+from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
+from limelight.decoding.strategy import Run
+from limelight.errors import SettingError, UnsupportedError
+from limelight.models.runtime.cached_decoder import Stream
+from limelight.types import MODALITIES
+
+_AUDIO = MODALITIES.index("audio")
+
+
+@dataclass(frozen=True)
+class Aad:
+    """``(1 + alpha) l - alpha l'``, ``l'`` without the sound.
+
+    Args:
+        alpha: strength of the contrast; 0 is the model itself.
+        variant: ``silent``: ``l'`` from silence of the same length (the paper); ``absent``: from no audio features (the
+            released code): each sound's positions shrink to one that holds the placeholder's own embedding.
+        beta: plausibility cut, in [0, 1]; the method has none, 0 drops none.
+        silence: the value of silent features; None asks the processor's feature extractor.
+
+    Differs from the released code (Qwen2-Audio): its second run is not cached; there both prompts start with "Focus on
+    the given audio and answer the following question.", which is the caller's business here.
+    """
+
+    alpha: float = 0.5
+    variant: str = "silent"
+    beta: float = 0.0
+    silence: float | None = None
+
+    def __post_init__(self) -> None:
+        check_range("aad", "alpha", self.alpha, 0.0, hint="the paper: 0.5")
+        check_range("aad", "beta", self.beta, 0.0, 1.0, hint="the paper has no cut: 0")
+        check_choice("aad", "variant", self.variant, ("silent", "absent"))
+
+    @property
+    def name(self) -> str:
+        return "aad"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> ContrastSession:
+        """Raises UnsupportedError on a prompt without sound, SettingError where silence cannot be made."""
+        audio = percept(run) & (run.modality_ids == _AUDIO)
+        if not bool(audio.any(-1).all()):
+            raise UnsupportedError(
+                "aad contrasts a sound with silence; this prompt holds a row without sound",
+                hint="for pictures and video use vcd() or m3id()",
+            )
+        contrast = self._silent(run) if self.variant == "silent" else self._absent(run, audio)
+        return ContrastSession(run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
+
+    def _silent(self, run: Run) -> Stream:
+        value = silent_value(run) if self.silence is None else self.silence
+        alone = bool((run.modality_ids[percept(run)] == _AUDIO).all())
+
+        def hush(name: str, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+            return torch.full_like(features, value)
+
+        def sounding(name: str) -> bool:
+            return alone or any(part in name for part in ("audio", "input_features", "input_values"))
+
+        return disturbed(run, hush, only=sounding, method="aad")
+
+    def _absent(self, run: Run, audio: Tensor) -> Stream:
+        if bool((percept(run) & ~audio).any()):
+            raise UnsupportedError(
+                "aad's variant 'absent' takes all media out of the prompt; this one also holds pictures or video",
+                hint='use variant="silent"',
+            )
+        again = torch.zeros_like(audio)
+        again[:, 1:] = audio[:, 1:] & audio[:, :-1]
+        return without(run, again)
+
+
+def silent_value(run: Run) -> float:
+    """What the model's feature extractor makes of a second of zeros.
+
+    Raises:
+        SettingError: there is no extractor, or its silence is not one constant.
+    """
+    processor = run.adapter.processor
+    extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
+    if extractor is None:
+        raise SettingError(
+            "aad needs the processor's feature extractor to know what silence looks like",
+            hint='custom_generate(aad(), processor=processor), aad(silence=value), or aad(variant="absent")',
+        )
+    rate = int(getattr(extractor, "sampling_rate", 16000))
+    made = extractor(np.zeros(rate, dtype=np.float32), sampling_rate=rate, return_tensors="np")
+    name = extractor.model_input_names[0]
+    features = np.asarray(made[name], dtype=np.float64)
+    if features.size == 0 or not np.isfinite(features).all() or np.ptp(features) > 1e-4:
+        raise SettingError(
+            f"silence is not one constant in this model's features ({features.min():.3g} to {features.max():.3g})",
+            hint='use aad(variant="absent")',
+        )
+    return float(features.flat[0])
+
+
+def aad(**settings: Any) -> Aad:
+    """Audio-aware decoding; see :class:`Aad` for the settings."""
+    return Aad(**settings)
+
+
+STRATEGIES = {"aad": Aad}

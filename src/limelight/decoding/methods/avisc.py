@@ -1,0 +1,130 @@
+"""AvisC: push the logits away from those of the image tokens that draw attention whatever is asked.
+
+Source: Woo et al., "Don't Miss the Forest for the Trees: Attentional Vision Calibration for Large Vision Language
+Models", 2024 (arXiv 2405.17820); formulas as in the released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.contrast_inputs import percept
+from limelight.decoding.contrastive import ContrastSession, amplified, check_range
+from limelight.decoding.instruments import DecoderHook, key_places, masked_percept, refuse_cross_attention
+from limelight.decoding.strategy import Run
+from limelight.models.adapter import Adapter
+from limelight.models.runtime.attention import attention_hooks, check_bound
+from limelight.models.runtime.cached_decoder import Stream
+
+
+@dataclass(frozen=True)
+class Avisc:
+    """``(1 + alpha) l - alpha l'``, ``l'`` from the over-attended ("blind") positions alone; implausible tokens dropped.
+
+    Blind are the percept's positions whose attention from the prompt's last query (mean over heads and over the layers
+    that attend to the percept most) exceeds mean + ``lam`` standard deviations. The others' embeddings are zeroed.
+
+    Args:
+        alpha: strength of the contrast; 0 is the model itself. The released scripts set 1 to 3 by model and benchmark.
+        beta: plausibility cut, in [0, 1]; 0 drops none.
+        gamma: the most attending layers that hold this share of all layers' attention to the percept are averaged.
+        lam: standard deviations above the mean.
+
+    Blind tokens are found once, at the prompt, as in the released code (the paper's text finds them at each token).
+    Differs from it: means and deviations of each row of a batch are its own; video and sound likewise; LLaVA's
+    hard-coded span 35..611 is detected.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    gamma: float = 0.5
+    lam: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("avisc", "alpha", self.alpha, 0.0, hint="1 is the released code's default")
+        check_range("avisc", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
+        check_range("avisc", "gamma", self.gamma, 0.0, 1.0, hint="the paper: 0.5")
+        check_range("avisc", "lam", self.lam, float("-inf"), hint="the paper: 1")
+
+    @property
+    def name(self) -> str:
+        return "avisc"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> ContrastSession:
+        """Raises UnsupportedError on a cross-attention model."""
+        refuse_cross_attention(run.adapter, "avisc")
+        places = percept(run)
+        record = Attended(run.adapter, places)
+
+        @contextmanager
+        def listening() -> Iterator[None]:
+            with run.adapter.routed(), attention_hooks(record) as seen:
+                yield
+            check_bound(seen, set(run.adapter.attention_layers))
+
+        @contextmanager
+        def blinded() -> Iterator[None]:
+            with masked_percept(run.adapter, ~places | record.blind(self.gamma, self.lam)):
+                yield
+
+        contrast = Stream.fresh(run.adapter, run.ids, run.kwargs)
+        return ContrastSession(
+            run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta),
+            main_prefill=listening, contrast_prefill=blinded,
+        )  # fmt: skip
+
+
+class Attended(DecoderHook):
+    """Keeps what the last query attends to, mean over heads, layer by layer: ``[B, T]`` each."""
+
+    def __init__(self, adapter: Adapter, places: Tensor) -> None:
+        super().__init__(adapter)
+        self.places = places
+        self.weights: dict[int, Tensor] = {}
+
+    def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
+        if not self.inside:
+            return out
+        length = self.places.shape[1]
+        last = weights[..., -1, :].mean(dim=1).to(torch.promote_types(weights.dtype, torch.float32))
+        whole = last.new_zeros(self.places.shape)
+        keys = min(length, last.shape[-1])
+        whole[:, length - keys :] = last[:, :keys]
+        self.weights[layer] = whole * key_places(self.places, length, length)
+        return out
+
+    def blind(self, gamma: float, lam: float) -> Tensor:
+        """bool ``[B, T]``: the over-attended positions of the percept."""
+        stack = torch.stack([self.weights[layer] for layer in sorted(self.weights)])
+        return torch.stack([over_attended(stack[:, r], self.places[r], gamma, lam) for r in range(stack.shape[1])])
+
+
+def over_attended(weights: Tensor, places: Tensor, gamma: float, lam: float) -> Tensor:
+    """bool ``[T]`` from one row's attention ``[layers, T]`` and its percept ``[T]``."""
+    own = weights[:, places]
+    share = own.sum(-1)
+    order = share.argsort(descending=True)
+    held = (share[order] / share.sum()).cumsum(0)
+    count = int((held < gamma).sum()) + 1
+    mean = own[order[:count]].mean(dim=0)
+    spread = mean.std() if len(mean) > 1 else mean.new_zeros(())
+    out = torch.zeros_like(places)
+    out[places] = mean >= mean.mean() + lam * spread
+    return out
+
+
+def avisc(**settings: Any) -> Avisc:
+    """Attentional vision calibration; see :class:`Avisc` for the settings."""
+    return Avisc(**settings)
+
+
+STRATEGIES = {"avisc": Avisc}

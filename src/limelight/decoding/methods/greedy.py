@@ -1,0 +1,56 @@
+"""The model as it is: ordinary cached decoding, greedy or sampled. The baseline of every table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.models.runtime.cached_decoder import Stream
+from limelight.relevance.attribute import attribute_generated
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """No intervention. With ``do_sample=True`` in generate this is plain sampling."""
+
+    @property
+    def name(self) -> str:
+        return "greedy"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, run: Run) -> GreedySession:
+        return GreedySession(run)
+
+
+class GreedySession:
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.stream = Stream(run.adapter, run.ids, run.kwargs)
+
+    def next(self, tokens: Tensor | None) -> StepOutput:
+        logits = self.stream.next(tokens)
+        return StepOutput(logits, explain=lambda row, token: self._explain(logits, row, token))
+
+    def _explain(self, logits: Tensor, row: int, token: int) -> Detail:
+        plain = int(logits[row].argmax())
+        if not self.run.details:
+            return Detail(plain=plain)
+        generated = [*self.stream.ids[row, self.run.ids.shape[1] :].tolist(), token]
+        spans = self.run.spans[row] if self.run.spans else None
+        relevance = attribute_generated(
+            self.run.adapter, self.run.inputs, generated, row=row, prompt_spans=spans, last_only=True
+        )[-1]
+        return Detail(relevance, relevance.shares(), plain=plain)
+
+
+def greedy() -> Greedy:
+    """The model as it is."""
+    return Greedy()
+
+
+STRATEGIES = {"greedy": Greedy}

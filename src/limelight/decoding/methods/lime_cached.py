@@ -1,0 +1,318 @@
+"""LIME at the price of decoding: offsets seen by the current query only, gradients from one-token dual graphs.
+
+Two changes to the paper's loop (arXiv 2605.01766, algorithm 1). Cache scope: the prefix's hidden states stay frozen, as
+in a KV cache, so a forward is one token against the cache. Forward-mode relevance: Phi is read off tangent rows, so an
+update needs one ordinary reverse pass over one token, not a double backward over the sequence.
+
+Differs from the paper: the scope; the step (``rule="normalised"`` keeps low-rank factors and never materialises
+``[H, T, d]``; ``"adam"`` is the paper's optimiser in this scope); the default objective rewards the percept's influence
+on the decision instead of its support for the token already chosen; one update instead of six.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
+from limelight.decoding.methods.lime import rewarded
+from limelight.decoding.strategy import Run, StepOutput
+from limelight.errors import SettingError
+from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap, gradients_of
+from limelight.grounding.gate import Gate
+from limelight.grounding.objectives import check_groups, kl
+from limelight.relevance.attribute import input_relevance
+from limelight.relevance.composites import COMPOSITES, attached, require_gradients
+from limelight.relevance.tangents import Channel, contrast_channel, modality_channel, text_channel
+
+OBJECTIVES = ("margin", "difference", "normalised", "paper")
+Offsets = LowRankOffsets | DenseOffsets
+
+
+@dataclass(frozen=True)
+class LimeCached:
+    """Cached LIME.
+
+    Args:
+        updates: optimisation steps a token.
+        lr: root mean square of one update's entries.
+        objective: ``margin``: maximise |Phi_M(top1 - top2)|; ``difference``: Phi_M - Phi_T of the top token;
+            ``normalised``: its log-softmax over the two groups' means; ``paper``: the paper's loss at zero offsets,
+            through weights from one full backward (``refresh``).
+        gradient: ``true``, or ``surrogate`` (the authors' second-order pass through the rules).
+        rule: ``normalised`` (low rank) or ``adam`` (materialised; its first step is a sign step).
+        heads: offsets per ``query`` head or per ``kv`` head.
+        kl_weight: pull toward the unchanged distribution (acts from the second update on).
+        tau: temperature of the paper's weights.
+        layers: layers that get offsets (all when None).
+        refresh: recompute the paper's weights every so many tokens (0: once, at the prompt; tokens generated since
+            weigh nothing).
+        gate, threshold: see :class:`Gate`.
+        reward: ``modality``, or ``text`` (a control: the same objective on the text positions).
+
+    The paper's objective counts the media's markers in where its family does, as exact mode; the others do not.
+    """
+
+    updates: int = 1
+    lr: float = 1e-3
+    objective: str = "margin"
+    gradient: str = "true"
+    rule: str = "normalised"
+    heads: str = "query"
+    kl_weight: float = 0.1
+    tau: float = 0.1
+    composite: str = "attnlrp"
+    layers: tuple[int, ...] | None = None
+    refresh: int = 0
+    gate: str = "always"
+    threshold: float = 0.95
+    reward: str = "modality"
+
+    def __post_init__(self) -> None:
+        check_composite(self.composite)
+        Gate(self.gate, self.threshold)
+        for name, value, allowed in (
+            ("objective", self.objective, OBJECTIVES),
+            ("gradient", self.gradient, ("true", "surrogate")),
+            ("rule", self.rule, ("normalised", "adam")),
+            ("heads", self.heads, ("query", "kv")),
+            ("reward", self.reward, ("modality", "text")),
+        ):
+            if value not in allowed:
+                raise SettingError(f"{name} is {value!r}", hint=f"one of {', '.join(allowed)}")
+        if not all(isinstance(count, int) for count in (self.updates, self.refresh)):
+            raise SettingError(
+                f"updates and refresh are whole numbers, got {self.updates!r} and {self.refresh!r}",
+                hint="one update is the default",
+            )
+        positive = all(0 < x < math.inf for x in (self.lr, self.tau))
+        if self.updates < 1 or not positive or not 0 <= self.kl_weight < math.inf or self.refresh < 0:
+            raise SettingError(
+                f"updates {self.updates}, lr {self.lr}, tau {self.tau}, kl_weight {self.kl_weight}, refresh {self.refresh}",
+                hint="updates >= 1, lr > 0, tau > 0, kl_weight >= 0, refresh >= 0; relevance-contrastive needs no update",
+            )
+        if self.refresh and self.objective != "paper":
+            raise SettingError(
+                f"refresh is {self.refresh}, but objective {self.objective!r} has no weights to refresh",
+                hint="refresh goes with objective='paper'",
+            )
+        listed = isinstance(self.layers, (tuple, list)) and all(isinstance(n, int) for n in self.layers)
+        if self.layers is not None and not (listed and self.layers):
+            raise SettingError(
+                f"expected layers as one or more indices, such as (0, 1), got {self.layers!r}",
+                hint="layers=None is all of them; greedy has offsets in none",
+            )
+
+    @property
+    def name(self) -> str:
+        return "lime-cached"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> LimeCachedSession:
+        return LimeCachedSession(self, run)
+
+
+class LimeCachedSession:
+    def __init__(self, strategy: LimeCached, run: Run) -> None:
+        self.strategy, self.run = strategy, run
+        self.gate = Gate(strategy.gate, strategy.threshold)
+        self.ids = run.ids
+        self.count = 0
+        layers = strategy.layers
+        unknown = sorted(set(layers or ()) - set(run.adapter.attention_layers))
+        if unknown:
+            raise SettingError(
+                f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}"
+            )
+        require_gradients(run.adapter)
+        self.layers = set(run.adapter.attention_layers if layers is None else layers)
+        self.call, self.percept = captured(run)
+        markers = strategy.objective == "paper" and run.adapter.family.paper.markers
+        kinds = self.call.modality(run.modality_ids.clone())
+        self.modality = rewarded(kinds, self.call.mask, markers=markers, reward=strategy.reward)
+        check_groups(self.modality, self.call.mask)
+        self.dual = open_stream(run, self.call, self._channels(), strategy.composite)
+
+    def _channels(self) -> list[Channel]:
+        """The first channel is always Phi_M of the percept: gate and meter read it; the second is the objective's."""
+        mask = self.call.mask
+        meter = modality_channel(self.percept, mask)
+        objective = self.strategy.objective
+        text = self.strategy.reward == "text"
+        self.split = split_channels(self.run, mask)
+        if objective == "difference":
+            contrast = contrast_channel(self.modality, mask)
+            own = [replace(contrast, generated=1.0) if text else contrast]  # what is said is text
+        elif objective == "paper":
+            own = [self._paper_channel()]
+        else:
+            own = [text_channel(self.percept, mask)] if objective == "normalised" or text else []
+        return [meter, *own, *self.split]
+
+    def _paper_channel(self) -> Channel:
+        """``w_i = (softmax(R / tau)_i - 1[i in M] / |M|) / tau``: <w, R> has the paper loss's gradient at zero offsets."""
+        adapter, call, modality = self.run.adapter, self.call, self.modality
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            adapter.frozen(),
+            attached(adapter, COMPOSITES[self.strategy.composite]),
+        ):
+            embeds = call.embeds.clone().requires_grad_(True)
+            logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[:, 0]
+            target = self.run.chooser.scores(self.ids, logits.detach()).argmax(-1, keepdim=True)
+            relevance = input_relevance(logits.gather(-1, target).sum(), embeds).detach()
+        tau = self.strategy.tau
+        weights = torch.softmax((relevance / tau).masked_fill(~call.mask, float("-inf")), dim=-1)
+        weights = (weights - modality.to(weights.dtype) / modality.sum(-1, keepdim=True)) / tau
+        return Channel("paper", weights, 0.0)
+
+    def next(self, tokens: Tensor | None) -> StepOutput:
+        with torch.inference_mode(False), torch.no_grad():
+            fresh = tokens is None
+            if tokens is not None:
+                tokens = tokens.clone()
+                self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
+                fresh = self._refreshed(tokens)
+            if fresh:
+                output = self.dual.prefill()
+                self.dual.rewind()
+                logits, phi = self.dual.heads(output)
+            elif tokens is not None:
+                self.dual.append(tokens)
+                if self.gate.kind == "always":
+                    return self._optimised(None, None, torch.ones_like(tokens, dtype=torch.bool), write=True)
+                logits, phi = self.dual.heads(self.dual.current(write=True))
+                self.dual.rewind()
+            opened = self.gate.opens(logits, phi[0])
+            if bool(opened.any()):
+                outlook = self._optimised(logits, phi, opened, write=False)
+            else:
+                outlook = self._outlook(logits, logits, phi, opened, {})
+            self.dual.cache.advance(1)
+            return outlook
+
+    def _refreshed(self, tokens: Tensor) -> bool:
+        """Whether prompt and answer so far have become the prompt of a new stream, with weights of their own."""
+        if not self.strategy.refresh:
+            return False
+        self.count += 1
+        self.call = self.call.appended(self.run.adapter.embed(tokens[:, None]))
+        said = self.percept.new_zeros(len(tokens), 1)
+        self.percept = torch.cat([self.percept, said], dim=1)
+        self.modality = torch.cat([self.modality, said | (self.strategy.reward == "text")], dim=1)
+        if self.count % self.strategy.refresh:
+            return False
+        self.dual = open_stream(self.run, self.call, self._channels(), self.strategy.composite)
+        return True
+
+    def _outlook(
+        self, out: Tensor, logits: Tensor, phi: Tensor, opened: Tensor, losses: dict[str, list[Tensor]]
+    ) -> StepOutput:
+        """``out`` [B, V] with what the unchanged model's logits and Phi [C, B, V] tell."""
+        first = phi.shape[0] - len(self.split)
+        split = {c.name: p for c, p in zip(self.split, phi[first:], strict=True)}
+        return StepOutput(out, explain=explainer(self.run, logits, phi[0], split=split, opened=opened, losses=losses))
+
+    def _optimised(self, logits: Tensor | None, phi: Tensor | None, opened: Tensor, *, write: bool) -> StepOutput:
+        """``updates`` steps on the current position; ``write`` when its keys and values are not in the cache yet."""
+        s = self.strategy
+        traits = self.run.adapter.traits
+        group = {layer: traits.group(layer) for layer in self.layers}
+        per_kv = s.heads == "kv"
+        offsets: Offsets = (
+            LowRankOffsets(s.lr, group, self._positions(), per_kv)
+            if s.rule == "normalised"
+            else DenseOffsets(s.lr, group, per_kv)
+        )
+        losses: dict[str, list[Tensor]] = {"kl": [], "relevance": [], "total": []}
+        for step in range(s.updates):
+            taps: list[Tap] = []
+            output = self.dual.current(
+                graph=s.gradient,
+                write=write and step == 0,
+                offsets=offsets if step else None,
+                tap=lambda *seen, into=taps: into.append(Tap(*seen)) if seen[0] in self.layers else None,
+            )
+            if write and step == 0:
+                self.dual.rewind()
+            with torch.enable_grad():
+                loss, kl_loss, logits, phi = self._loss(output, logits, phi, step)
+                total = loss + s.kl_weight * kl_loss
+                gradients = gradients_of(total.sum(), taps)
+            for name, value in (("kl", kl_loss), ("relevance", loss), ("total", total)):
+                losses[name].append(value.detach())
+            offsets.update(gradients)
+        final = self.dual.current(write=False, offsets=offsets, tangents=False)
+        if write:
+            self.dual.cache.advance(1)
+        changed = self.dual.heads(final)[0]
+        if logits is None or phi is None:
+            raise SettingError("no forward was run", hint="updates >= 1")
+        out = torch.where(opened[:, None], changed, logits)
+        return self._outlook(out, logits, phi, opened, losses)
+
+    def _positions(self) -> dict[int, Tensor]:
+        """Real positions ``[B]`` that each layer's offsets stand at: the prompt's, or those of states beside it."""
+        front, reading = self.call.front, self.dual.cache.reading
+        words, states = self.dual.mask[:, front:].sum(-1), self.dual.mask[:, :front].sum(-1)
+        return {layer: states if layer in reading else words for layer in self.layers}
+
+    def _loss(
+        self, output: Any, logits: Tensor | None, phi: Tensor | None, step: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The objective's loss ``[B]``, the KL, and the unchanged model's logits and Phi."""
+        s, dual = self.strategy, self.dual
+        now: Tensor | None = None
+        if logits is None or phi is None or step > 0:
+            now, everything = dual.heads(output)
+            if logits is None or phi is None:
+                logits, phi = now.detach(), everything.detach()
+        current = logits if now is None else now.detach()
+        best = self._two_best(current)
+        parts = dual.phi_of(output, best)  # [C, B, 2]
+        loss = self._objective(parts)
+        kl_loss = torch.zeros_like(loss)
+        if step > 0 and s.kl_weight and now is not None:
+            kl_loss = kl(torch.log_softmax(logits, dim=-1), now)
+        return loss, kl_loss, logits, phi
+
+    def _two_best(self, logits: Tensor) -> Tensor:
+        """The chosen candidate and its rival ``[B, 2]``; the model's own runner-up where processors leave one only."""
+        scores = self.run.chooser.scores(self.ids, logits)
+        first = scores.argmax(-1, keepdim=True)
+        rest, own = (x.scatter(-1, first, float("-inf")) for x in (scores, logits))
+        rest = torch.where(rest.amax(-1, keepdim=True).isneginf(), own, rest)
+        return torch.cat([first, rest.argmax(-1, keepdim=True)], dim=-1)
+
+    def _objective(self, parts: Tensor) -> Tensor:
+        s = self.strategy
+        rewarded = parts[1] if s.reward == "text" and s.objective == "margin" else parts[0]
+        if s.objective == "margin":
+            return -(rewarded[:, 0] - rewarded[:, 1]).abs()
+        if s.objective == "difference":
+            return -parts[1, :, 0]
+        if s.objective == "paper":
+            return parts[1, :, 0]
+        mask = self.dual.mask
+        count = self.percept.sum(-1)
+        text = (mask.sum(-1) - count).clamp_min(1)
+        mean_m, mean_t = parts[0, :, 0] / count, parts[1, :, 0] / text
+        if s.reward == "text":
+            mean_m, mean_t = mean_t, mean_m
+        scale = (mean_m.detach().abs() + mean_t.detach().abs()).clamp_min(1e-12)
+        return -torch.nn.functional.logsigmoid((mean_m - mean_t) / scale)
+
+
+def lime_cached(**settings: Any) -> LimeCached:
+    """LIME at the price of decoding; see :class:`LimeCached`."""
+    return LimeCached(**settings)
+
+
+STRATEGIES = {"lime-cached": LimeCached}

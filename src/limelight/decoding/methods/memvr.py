@@ -1,0 +1,187 @@
+"""MemVR: where a middle layer is uncertain, the next layer's MLP looks at the image again.
+
+Source: Zou et al., "Look Twice Before You Answer: Memory-Space Visual Retracing for Hallucination Mitigation in
+Multimodal Large Language Models", ICML 2025 (arXiv 2410.03577); formulas as in the released code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.decoding.contrast_inputs import percept
+from limelight.decoding.contrastive import check_range
+from limelight.decoding.instruments import (
+    check_layers,
+    decoder_layers,
+    final_norm,
+    first_input,
+    in_proportion,
+    mlp_of,
+    post_hook,
+    refuse_cross_attention,
+    tensor_of,
+)  # fmt: skip
+from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.errors import SettingError
+from limelight.models.runtime.cached_decoder import Stream
+
+PUBLISHED = (5, 16)  # of 32 layers
+
+
+@dataclass(frozen=True)
+class Memvr:
+    """``FFN(x) <- (1 - r) FFN(x) + r c (x V^T) V`` in one layer of a forward, ``c`` matching the mean magnitudes.
+
+    ``V`` are the percept's merged embeddings. The layer is the one after the first whose prediction, the final norm and
+    head on its last position, is uncertain: entropy of its top ten tokens over log 10 above ``threshold``.
+
+    Args:
+        ratio: r, in [0, 1]; 0 is the model itself.
+        threshold: of the entropy, in [0, 1].
+        start, stop: layers (from 0) ``start < layer < stop`` are asked; None: 5 and 16 of LLaMA-7B's 32, in proportion.
+
+    Differs from the released code: each row of a batch decides for itself and matches its own magnitudes, padding left
+    out; nothing stays on the model. ``plain`` costs one more cached forward a token and is known only where details are
+    wanted. ``intervened``: the image was looked at again in this token's forward.
+    """
+
+    ratio: float = 0.12
+    threshold: float = 0.75
+    start: int | None = None
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("memvr", "ratio", self.ratio, 0.0, 1.0, hint="the paper: 0.12")
+        check_range("memvr", "threshold", self.threshold, 0.0, 1.0, hint="the paper: 0.75")
+        if self.start is not None and self.stop is not None and self.stop <= self.start + 1:
+            raise SettingError(
+                f"memvr: no layer lies between start {self.start} and stop {self.stop}", hint="the paper: 5 and 16"
+            )
+
+    @property
+    def name(self) -> str:
+        return "memvr"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def asked(self, depth: int) -> range:
+        """Indices of the layers whose entropy is looked at."""
+        low, high = in_proportion(PUBLISHED, depth)
+        return range((low if self.start is None else self.start) + 1, high if self.stop is None else self.stop)
+
+    def session(self, run: Run) -> MemvrSession:
+        """Raises SettingError on layers the model lacks, UnsupportedError on a cross-attention model."""
+        return MemvrSession(self, run)
+
+
+class MemvrSession:
+    def __init__(self, strategy: Memvr, run: Run) -> None:
+        self.run = run
+        adapter = run.adapter
+        refuse_cross_attention(adapter, "memvr")
+        depth = len(decoder_layers(adapter))
+        layers = strategy.asked(depth)
+        check_layers(adapter, layers, "memvr", last=depth - 2)
+        self.retrace = Retrace(strategy, run, layers)
+        self.main = Stream(adapter, run.ids, run.kwargs)
+        self.plain = Stream.fresh(adapter, run.ids, run.kwargs) if run.details else None
+
+    def next(self, tokens: Tensor | None) -> StepOutput:
+        with self.retrace.attached(prefill=tokens is None):
+            out = self.main.next(tokens)
+        plain = None if self.plain is None else self.plain.next(tokens).argmax(-1)
+        fired = self.retrace.fired.tolist()
+        return StepOutput(
+            out,
+            tuple(Detail(intervened=f, plain=None if plain is None else int(plain[r])) for r, f in enumerate(fired)),
+        )
+
+
+class Retrace:
+    """The hooks of one forward: layers that are asked, and MLPs that may look again."""
+
+    def __init__(self, strategy: Memvr, run: Run, layers: range) -> None:
+        self.ratio, self.threshold, self.layers = strategy.ratio, strategy.threshold, layers
+        self.adapter = run.adapter
+        self.norm = final_norm(run.adapter)
+        self.mlps: dict[int, nn.Module] = {i + 1: mlp_of(run.adapter, i + 1) for i in layers}
+        self.places, self.mask = percept(run), run.mask
+        self.memory: list[Tensor] = []
+        self.fired = torch.zeros(run.ids.shape[0], dtype=torch.bool, device=run.ids.device)
+        self.due: dict[int, Tensor] = {}
+        self.real: Tensor | None = None
+
+    @contextmanager
+    def attached(self, *, prefill: bool) -> Iterator[None]:
+        """Hooks on this block's forward; gone after it, whatever happens."""
+        self.fired = torch.zeros_like(self.fired)
+        self.due = {}
+        self.real = self.mask if prefill else None
+        with ExitStack() as stack:
+            if prefill:
+                stack.enter_context(first_input(self.adapter, self._remember))
+            modules = decoder_layers(self.adapter)
+            for i in self.layers if self.ratio > 0 else ():
+                stack.enter_context(post_hook(modules[i], partial(self._ask, i)))
+                stack.enter_context(post_hook(self.mlps[i + 1], partial(self._look, i + 1)))
+            yield
+
+    def _remember(self, embeds: Tensor) -> None:
+        self.memory = [embeds[row, self.places[row]] for row in range(embeds.shape[0])]
+
+    def _ask(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        logits = self.adapter.logits(self.norm(tensor_of(output)[:, -1]))
+        unsure = entropy(logits.to(torch.promote_types(logits.dtype, torch.float32))) > self.threshold
+        due = unsure & ~self.fired
+        if bool(due.any()):
+            self.due[layer + 1] = due
+            self.fired = self.fired | due
+
+    def _look(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        due = self.due.get(layer)
+        if due is None:
+            return None
+        x = args[0] if args else kwargs["hidden_states"]
+        out = output[0] if isinstance(output, tuple) else output
+        mixed = out.clone().view(x.shape)  # experts may hand back [B * T, D]
+        for row in due.nonzero()[:, 0].tolist():
+            real = slice(None) if self.real is None else self.real[row]
+            mixed[row, real] = looked_again(x[row, real], mixed[row, real], self.memory[row], self.ratio)
+        mixed = mixed.view(out.shape)
+        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+
+
+def entropy(logits: Tensor, top: int = 10) -> Tensor:
+    """Entropy ``[B]`` of the ``top`` most likely tokens among themselves, over its maximum log(top)."""
+    top = min(top, logits.shape[-1])
+    s = torch.log_softmax(logits.topk(top, dim=-1).values, dim=-1)
+    return -(s.exp() * s).sum(-1) / math.log(top)
+
+
+def looked_again(x: Tensor, out: Tensor, memory: Tensor, ratio: float) -> Tensor:
+    """``(1 - r) FFN(x) + r c (x V^T) V`` for one row: x, out ``[n, D]``, V ``[m, D]``.
+
+    ``c = mean |FFN(x)| / mean |(x V^T) V|``.
+    """
+    wide = torch.promote_types(out.dtype, torch.float32)
+    v = memory.to(x.device, wide)
+    seen = (x.to(wide) @ v.T) @ v
+    scale = out.to(wide).abs().mean() / seen.abs().mean().clamp_min(torch.finfo(wide).tiny)
+    return ((1 - ratio) * out.to(wide) + ratio * scale * seen).to(out.dtype)
+
+
+def memvr(**settings: Any) -> Memvr:
+    """Memory-space visual retracing; see :class:`Memvr` for the settings."""
+    return Memvr(**settings)
+
+
+STRATEGIES = {"memvr": Memvr}

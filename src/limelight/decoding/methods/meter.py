@@ -1,0 +1,139 @@
+"""The grounding meter: which share of every generated word comes from what is seen or heard, while it is generated.
+
+No backward pass and no second forward: one tangent row beside the cache (:mod:`limelight.relevance.tangents`). Decoding
+is the model's own. Source: this library (AttnLRP in forward mode); the paper has no such meter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
+from limelight.decoding.strategy import Detail, Run, Session, StepOutput, Strategy
+from limelight.errors import SettingError
+from limelight.relevance.tangents import DualStream, modality_channel
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Plain decoding with modality shares, Phi_M of the top candidates, and a flag, token by token.
+
+    Args:
+        composite: ``attnlrp`` or ``cp-lrp`` (whose parts sum to the logit, biases aside).
+    """
+
+    composite: str = "attnlrp"
+
+    def __post_init__(self) -> None:
+        check_composite(self.composite)
+
+    @property
+    def name(self) -> str:
+        return "meter"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> MeterSession:
+        return MeterSession(self, run)
+
+
+class MeterSession:
+    def __init__(self, strategy: Meter, run: Run) -> None:
+        self.run = run
+        self.dual = meter_stream(run, strategy.composite)
+
+    def next(self, tokens: Tensor | None) -> StepOutput:
+        logits, phi, split = measure(self.dual, tokens)
+        return StepOutput(logits, explain=explainer(self.run, logits, phi, split=split))
+
+
+def meter_stream(run: Run, composite: str) -> DualStream:
+    """The prompt's dual stream: Phi_M, and a channel a modality where there are several."""
+    call, modality = captured(run)
+    channels = [modality_channel(modality, call.mask), *split_channels(run, call.mask)]
+    return open_stream(run, call, channels, composite)
+
+
+def measure(dual: DualStream, tokens: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Logits ``[B, V]`` after ``tokens`` (None: after the prompt), Phi_M ``[B, V]``, and Phi of each modality if several."""
+    with torch.inference_mode(False), torch.no_grad():
+        if tokens is None:
+            output = dual.prefill()
+        else:
+            dual.append(tokens.clone())
+            output = dual.current()
+        logits, phi = dual.heads(output)
+    return logits, phi[0], {c.name: p for c, p in zip(dual.channels[1:], phi[1:], strict=True)}
+
+
+@dataclass(frozen=True)
+class Metered:
+    """Any strategy with a meter running beside it: its answer, and the unchanged model's grounding of each token."""
+
+    inner: Strategy
+    composite: str = "attnlrp"
+
+    def __post_init__(self) -> None:
+        check_composite(self.composite)
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.inner.settings(), "meter": self.composite}
+
+    def session(self, run: Run) -> MeteredSession:
+        return MeteredSession(self, run)
+
+
+class MeteredSession:
+    def __init__(self, strategy: Metered, run: Run) -> None:
+        self.inner: Session = strategy.inner.session(run)
+        self.meter = Meter(strategy.composite).session(run)
+
+    def next(self, tokens: Tensor | None) -> StepOutput:
+        outlook, metered = self.inner.next(tokens), self.meter.next(tokens)
+
+        def explain(row: int, token: int) -> Detail:
+            own, seen = outlook.detail(row, token), metered.detail(row, token)
+            return replace(
+                own,
+                shares=own.shares or seen.shares,
+                plain=seen.plain,
+                candidates=seen.candidates,
+                flagged=seen.flagged,
+            )
+
+        return StepOutput(outlook.logits, explain=explain)
+
+
+def meter(strategy: Strategy | None = None, *, composite: str | None = None) -> Strategy:
+    """Plain decoding with the grounding meter, or ``strategy`` with the meter beside it.
+
+    Args:
+        composite: ``attnlrp`` (default) or ``cp-lrp``.
+
+    Raises:
+        SettingError: ``strategy`` carries a meter of another composite already.
+    """
+    if strategy is None or strategy.name == "greedy":
+        return Meter(composite or "attnlrp")
+    waits = "after" in strategy.settings()  # then it measures the answer only
+    if strategy.name in ("meter", "lime-cached", "relevance-contrastive") and not waits:  # they carry the meter already
+        own = strategy.settings()["composite"]
+        if composite not in (None, own):
+            raise SettingError(
+                f"{strategy.name} measures with {own!r}, a meter with {composite!r} was asked for",
+                hint=f"give the strategy itself composite={composite!r}",
+            )
+        return strategy
+    return Metered(strategy, composite or "attnlrp")
+
+
+STRATEGIES = {"meter": Meter}

@@ -1,0 +1,121 @@
+"""OPERA: beam search that distrusts tokens which follow a summary, and takes back what followed one too long.
+
+Source: Huang et al., "OPERA: Alleviating Hallucination in Multi-Modal Large Language Models via Over-Trust Penalty and
+Retrospection-Allocation", CVPR 2024 (arXiv 2311.17911); formulas and constants as in the released code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.contrastive import check_range
+from limelight.decoding.instruments import refuse_cross_attention
+from limelight.decoding.methods.opera_search import Beam, Search, Weighing
+from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.errors import SettingError, UnsupportedError
+from limelight.models.runtime.cached_decoder import Stream
+
+
+@dataclass(frozen=True)
+class Opera:
+    """Beam search on ``l - weight * phi`` of each beam's likeliest candidates, with roll-back.
+
+    ``a`` is the last layer's attention, the largest over heads, each query's row summing to 1. ``phi`` of a candidate
+    is ``1e-7 max_j prod_{r >= j} sigma a[r, j]`` over the answer's positions so far, itself included; while the answer is
+    no longer than ``warmup``, it is minus its attention to the percept. When in every beam the same j was the largest
+    more than ``threshold`` times, the answer returns to token j and goes on otherwise, at most ``candidates`` times a
+    place.
+
+    Args:
+        beams, candidates, sigma, threshold, weight, warmup: see above; the defaults are the published ones.
+
+    The whole answer is found before its first token is emitted: a streamer gets it at once, and ``logprob`` is 0.
+    Each step holds ``beams * candidates`` copies of the prompt's cache.
+
+    Differs from the released code (LLaVA, MiniGPT-4, InstructBLIP, Shikra; two further forwards a candidate): a
+    candidate's forward is kept when it is chosen; logits processors act before the candidates are taken; the products
+    are summed as logarithms (there float16, which overflows) and bounded by 1e30; the history of j follows its beam;
+    the answer starts from one beam, not from copies at -1e9. Rows of a batch are searched one after the other.
+    """
+
+    beams: int = 5
+    candidates: int = 5
+    sigma: float = 50.0
+    threshold: int = 15
+    weight: float = 1.0
+    warmup: int = 10
+
+    def __post_init__(self) -> None:
+        for name, least, usual in (("beams", 1, 5), ("candidates", 1, 5), ("threshold", 0, 15), ("warmup", 0, 10)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise SettingError(
+                    f"opera: expected {name} of at least {least}, got {value!r}", hint=f"the paper: {usual}"
+                )
+        check_range("opera", "sigma", self.sigma, 1e-9, hint="the paper: 50")
+        check_range("opera", "weight", self.weight, 0.0, hint="the paper: 1")
+
+    @property
+    def name(self) -> str:
+        return "opera"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> OperaSession:
+        """Raises UnsupportedError when sampling, or on a cross-attention model."""
+        if run.chooser.sample:
+            raise UnsupportedError(
+                "opera is a beam search and cannot sample", hint="do_sample=False, or another strategy"
+            )
+        refuse_cross_attention(run.adapter, "opera")
+        return OperaSession(self, run)
+
+
+class OperaSession:
+    """Searches at the first call, then tells its answer token by token."""
+
+    def __init__(self, strategy: Opera, run: Run) -> None:
+        self.strategy, self.run = strategy, run
+        self.answers: list[Beam] = []
+        self.count = 0
+        self.width = 0
+
+    def next(self, tokens: Tensor | None) -> StepOutput:
+        if tokens is None:
+            base = Stream.fresh(self.run.adapter, self.run.ids, self.run.kwargs)
+            logits = base.next(None)
+            self.width = logits.shape[-1]
+            weighing = Weighing(**self.strategy.settings())
+            self.answers = [Search(weighing, self.run, base, logits, r).best() for r in range(logits.shape[0])]
+        else:
+            self._check(tokens)
+            self.count += 1
+        out = torch.full((len(self.answers), self.width), float("-inf"), device=self.run.ids.device)
+        told = []
+        for row, answer in enumerate(self.answers):
+            over = self.count >= len(answer.tokens)
+            token, plain = (0, 0) if over else (answer.tokens[self.count], answer.plain[self.count])
+            out[row, token] = 0.0
+            told.append(Detail(intervened=token != plain, plain=plain))
+        return StepOutput(out, tuple(told))
+
+    def _check(self, tokens: Tensor) -> None:
+        for row, (answer, token) in enumerate(zip(self.answers, tokens.tolist(), strict=True)):
+            if self.count < len(answer.tokens) and answer.tokens[self.count] != token:
+                raise UnsupportedError(
+                    f"row {row} emitted token {token} where opera's search had found {answer.tokens[self.count]}",
+                    hint="a logits processor that forces tokens cannot be combined with opera",
+                )
+
+
+def opera(**settings: Any) -> Opera:
+    """Over-trust penalty and retrospection-allocation; see :class:`Opera` for the settings."""
+    return Opera(**settings)
+
+
+STRATEGIES = {"opera": Opera}

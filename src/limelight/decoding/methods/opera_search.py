@@ -1,0 +1,249 @@
+"""The search inside OPERA: beams on one cache, their attention to what they said, and the way back."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.beams import choose, fork
+from limelight.decoding.contrast_inputs import percept
+from limelight.decoding.instruments import DecoderHook, key_places
+from limelight.decoding.strategy import Run
+from limelight.models.adapter import Adapter
+from limelight.models.runtime.attention import attention_hooks, check_bound
+from limelight.models.runtime.cached_decoder import Stream
+
+SHRINK = math.log(1e-7)
+LARGEST = math.log(1e30)
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """OPERA's settings; see :class:`limelight.decoding.methods.opera.Opera`."""
+
+    beams: int
+    candidates: int
+    sigma: float
+    threshold: int
+    weight: float
+    warmup: int
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A continuation: its score, log ``prod_{r >= j} sigma a[r, j]`` [n], the largest j of each step, greedy's words."""
+
+    tokens: tuple[int, ...]
+    score: float
+    columns: Tensor
+    peaks: tuple[int, ...] = ()
+    plain: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """A token that may extend a beam; ``ahead`` is its row in the look-ahead stream, where it has been fed already."""
+
+    score: float
+    parent: int
+    token: int
+    ahead: int = -1
+
+
+@dataclass
+class State:
+    """What a roll-back needs of the moment at which every beam had n tokens."""
+
+    beams: list[Beam]
+    ended: list[tuple[float, Beam]]
+    taken: set[tuple[int, int]] = field(default_factory=set)
+    barred: set[tuple[int, int]] = field(default_factory=set)
+
+
+class Search:
+    """OPERA's beam search on one row of a prefilled batch."""
+
+    def __init__(self, weighing: Weighing, run: Run, base: Stream, logits: Tensor, row: int) -> None:
+        self.weighing, self.run, self.base, self.row = weighing, run, base, row
+        self.watch = LastRow(run.adapter)
+        self.places = percept(run)[row : row + 1]
+        self.stream = fork(base, [row])
+        self.logits = logits[row : row + 1]
+        self.ids = self.stream.ids
+        self.ahead = self.first = self.logits
+        empty = torch.zeros(0, device=run.ids.device)
+        self.beams = [Beam((), 0.0, empty)]
+        self.ended: list[tuple[float, Beam]] = []
+        self.states: list[State] = []
+        self.returns: Counter[int] = Counter()
+
+    def best(self) -> Beam:
+        while self.beams and not self._done():
+            self._step()
+        return max(self.ended, key=lambda pair: pair[0])[1]
+
+    def _step(self) -> None:
+        n = len(self.beams[0].tokens)
+        del self.states[n:]
+        self.states.append(State(self.beams, list(self.ended)))
+        chances, tokens, rows = self._look_ahead()
+        sums, own = self._columns(rows, n)
+        peak_values, peaks = sums.max(dim=-1)  # [beams, candidates]
+        stayed = [_most_common(p) for p in peaks.tolist()]
+        self.beams = [replace(b, peaks=(*b.peaks, p)) for b, p in zip(self.beams, stayed, strict=True)]
+        place = self._summary(stayed, n)
+        if place is not None:
+            self._take_back(place)
+            return
+        if n + 1 <= self.weighing.warmup:
+            penalty = -own
+        else:
+            penalty = (peak_values + SHRINK).clamp_max(LARGEST).exp()
+        scores = torch.log_softmax(chances - self.weighing.weight * penalty, dim=-1)
+        width = tokens.shape[1]
+        options = [
+            Option(b.score + float(scores[i, c]), i, int(tokens[i, c]), i * width + c)
+            for i, b in enumerate(self.beams)
+            for c in range(width)
+            if math.isfinite(float(scores[i, c]))
+        ]
+        self._extend(options, sums)
+
+    def _look_ahead(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidate logits and ids ``[k, C]``, their attention rows ``[k, C, K]``; the stream then has k * C rows."""
+        self.ids = self.stream.ids
+        processed = self.run.chooser.scores(self.ids, self.logits)
+        chances, tokens = processed.topk(min(self.weighing.candidates, processed.shape[-1]), dim=-1)
+        k, width = tokens.shape
+        choose(self.stream, [i for i in range(k) for _ in range(width)])
+        self.ahead, rows = self._feed(tokens.flatten())
+        return chances, tokens, rows.reshape(k, width, -1)
+
+    def _feed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        with self.run.adapter.routed(), attention_hooks(self.watch) as seen:
+            logits = self.stream.next(tokens)
+        check_bound(seen, {self.watch.layer})
+        return logits, self.watch.row
+
+    def _columns(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Log products ``[k, C, n + 1]`` with the candidate's row, and its attention to the percept ``[k, C]``."""
+        k, width, keys = rows.shape
+        answer = rows.new_zeros(k, width, n + 1)
+        count = min(keys, n + 1)
+        answer[..., n + 1 - count :] = rows[..., keys - count :]
+        before = torch.stack([b.columns for b in self.beams])[:, None].expand(k, width, n)
+        before = torch.cat([before, before.new_zeros(k, width, 1)], dim=-1)
+        length = self.places.shape[1] + n + 1
+        own = (rows * key_places(self.places, keys, length)).sum(-1)
+        return before + (self.weighing.sigma * answer).log(), own
+
+    def _summary(self, peaks: list[int], n: int) -> int | None:
+        """How many tokens to return to, when all beams have leaned on one token for too long."""
+        place = _most_common(peaks)
+        leaned = all(Counter(b.peaks)[place] > self.weighing.threshold for b in self.beams)
+        if not leaned or place < self.weighing.warmup:
+            return None
+        for kept in (place + 1, place):
+            if kept < n and self.returns[kept] < self.weighing.candidates:
+                self.returns[kept] += 1
+                return kept
+        return None
+
+    def _take_back(self, n: int) -> None:
+        """Return to ``n`` tokens and go on with tokens that were not taken there."""
+        state = self.states[n]
+        state.barred |= state.taken
+        self.beams, self.ended = state.beams, list(state.ended)
+        del self.states[n + 1 :]
+        self.stream = fork(self.base, [self.row] * len(self.beams))
+        self.logits = self.first.expand(len(self.beams), -1)
+        for step in range(n):
+            self.logits = self.stream.next(self.ids.new_tensor([b.tokens[step] for b in self.beams]))
+        self.ids = self.stream.ids
+        processed = self.run.chooser.scores(self.ids, self.logits).clone()
+        for parent, token in state.barred:
+            processed[parent, token] = float("-inf")
+        scores = torch.log_softmax(processed, dim=-1)
+        count = min(2 * self.weighing.beams, scores.shape[-1])
+        values, tokens = scores.topk(count, dim=-1)
+        options = [
+            Option(b.score + float(values[i, c]), i, int(tokens[i, c]))
+            for i, b in enumerate(self.beams)
+            for c in range(count)
+            if math.isfinite(float(values[i, c]))
+        ]
+        self._extend(options, None)
+
+    def _extend(self, options: list[Option], sums: Tensor | None) -> None:
+        """The best options become the beams; those that end the answer join the ended ones."""
+        options = sorted(options, key=lambda o: -o.score)[: 2 * self.weighing.beams]
+        greedy = self.logits.argmax(-1).tolist()
+        ids = torch.stack([torch.cat([self.ids[o.parent], self.ids.new_tensor([o.token])]) for o in options])
+        stops = self.run.stopping(ids, None).tolist()
+        live: list[Option] = []
+        for rank, (option, stop) in enumerate(zip(options, stops, strict=True)):
+            if not stop and len(live) < self.weighing.beams:
+                live.append(option)
+            elif stop and rank < self.weighing.beams:
+                self._end(self._child(option, greedy))
+        self.states[-1].taken = {(o.parent, o.token) for o in live}
+        children = [self._child(o, greedy) for o in live]
+        if live and sums is not None:
+            kept = [o.ahead for o in live]
+            choose(self.stream, kept)
+            self.logits = self.ahead[kept]
+            columns = list(sums.flatten(0, 1)[kept])
+        elif live:
+            n = len(self.beams[0].tokens)
+            choose(self.stream, [o.parent for o in live])
+            self.beams = [self.beams[o.parent] for o in live]
+            self.logits, rows = self._feed(self.ids.new_tensor([o.token for o in live]))
+            columns = list(self._columns(rows[:, None], n)[0][:, 0])
+        self.beams = [replace(c, columns=column) for c, column in zip(children, columns, strict=True)] if live else []
+
+    def _child(self, option: Option, greedy: list[int]) -> Beam:
+        parent = self.beams[option.parent]
+        return Beam(
+            (*parent.tokens, option.token), option.score, parent.columns, parent.peaks,
+            (*parent.plain, greedy[option.parent]),
+        )  # fmt: skip
+
+    def _end(self, beam: Beam) -> None:
+        self.ended.append((beam.score / self._length(len(beam.tokens)), beam))
+        self.ended = sorted(self.ended, key=lambda pair: -pair[0])[: self.weighing.beams]
+
+    def _done(self) -> bool:
+        """As transformers' beam search: no live beam can still beat the worst of ``beams`` ended ones."""
+        if len(self.ended) < self.weighing.beams:
+            return False
+        best = max(b.score for b in self.beams)
+        return self.ended[-1][0] >= best / self._length(len(self.beams[0].tokens))
+
+    def _length(self, n: int) -> float:
+        penalty = getattr(self.run.config, "length_penalty", None)
+        return float(n ** (1.0 if penalty is None else penalty))
+
+
+class LastRow(DecoderHook):
+    """The last query's attention in the last layer: the largest over heads, summing to 1 ``[B, K]``."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__(adapter)
+        self.layer = max(self.modules)
+        self.row = torch.zeros(0)
+
+    def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
+        if layer == self.layer and self.inside:
+            largest = weights[..., -1, :].amax(dim=1).float()
+            self.row = largest / largest.sum(-1, keepdim=True)
+        return out
+
+
+def _most_common(values: list[int]) -> int:
+    """The most frequent value, the smallest of several."""
+    counts = Counter(values)
+    return min(counts, key=lambda v: (-counts[v], v))

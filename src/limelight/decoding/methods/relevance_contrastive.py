@@ -1,0 +1,97 @@
+"""Relevance-contrastive decoding: ``l'(v) = l(v) + alpha * Phi_M(v)``.
+
+Ours, not the paper's. Phi_M(v) is the percept's part of each candidate's logit, read off one dual forward; amplifying
+it is a first-order twin of contrastive decoding, in which Phi_M stands for ``l(v) - l_without_image(v)``, with no
+second prompt and no optimisation. It is a knob of how far to trust the text against the percept: where the text is
+right and the picture poor, turning it up costs accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.dual import check_composite, explainer
+from limelight.decoding.methods.meter import measure, meter_stream
+from limelight.decoding.strategy import Run, StepOutput
+from limelight.errors import SettingError
+from limelight.grounding.gate import Gate
+
+
+@dataclass(frozen=True)
+class RelevanceContrastive:
+    """``l + alpha * Phi_M``, with an adaptive plausibility cut.
+
+    Args:
+        alpha: how far to trust the percept against the text; 0 is the model itself.
+        beta: tokens with ``p < beta * max p`` are dropped (Li et al., 2023, eq. 4); 0 drops none.
+        decay: alpha at the t-th generated token is ``alpha * exp(-decay * t)``.
+        composite: ``attnlrp`` or ``cp-lrp``.
+        gate, threshold: intervene always, where uncertain, or where ungrounded (:class:`Gate`).
+    """
+
+    alpha: float = 2.0
+    beta: float = 0.1
+    decay: float = 0.0
+    composite: str = "attnlrp"
+    gate: str = "always"
+    threshold: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_composite(self.composite)
+        Gate(self.gate, self.threshold)
+        if not math.isfinite(self.alpha):
+            raise SettingError(
+                f"alpha must be finite, got {self.alpha}", hint="2 is a modest default, 0 the model itself"
+            )
+        if not 0 <= self.beta <= 1:
+            raise SettingError(f"beta lies in [0, 1], got {self.beta}", hint="0.1 is the usual cut")
+        if not 0 <= self.decay < math.inf:
+            raise SettingError(f"decay must not be negative, got {self.decay}", hint="0 keeps alpha constant")
+
+    @property
+    def name(self) -> str:
+        return "relevance-contrastive"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, run: Run) -> RelevanceContrastiveSession:
+        return RelevanceContrastiveSession(self, run)
+
+
+class RelevanceContrastiveSession:
+    def __init__(self, strategy: RelevanceContrastive, run: Run) -> None:
+        self.strategy, self.run = strategy, run
+        self.gate = Gate(strategy.gate, strategy.threshold)
+        self.count = 0
+        self.dual = meter_stream(run, strategy.composite)
+
+    def next(self, tokens: Tensor | None) -> StepOutput:
+        logits, phi, split = measure(self.dual, tokens)
+        alpha = self.strategy.alpha * math.exp(-self.strategy.decay * self.count)
+        self.count += 1
+        opened = self.gate.opens(logits, phi) & (alpha != 0)
+        out = amplified(logits, phi, alpha, self.strategy.beta)
+        out = torch.where(opened[:, None], out, logits)
+        return StepOutput(out, explain=explainer(self.run, logits, phi, split=split, opened=opened))
+
+
+def amplified(logits: Tensor, phi: Tensor, alpha: float, beta: float) -> Tensor:
+    """``l + alpha * Phi``; tokens with ``l < log(beta) + max l`` of the unchanged model get -inf."""
+    out = logits + alpha * phi
+    if beta > 0 and alpha != 0:
+        out = out.masked_fill(logits < math.log(beta) + logits.amax(-1, keepdim=True), float("-inf"))
+    return out
+
+
+def relevance_contrastive(**settings: Any) -> RelevanceContrastive:
+    """See :class:`RelevanceContrastive`."""
+    return RelevanceContrastive(**settings)
+
+
+STRATEGIES = {"relevance-contrastive": RelevanceContrastive}

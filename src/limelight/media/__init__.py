@@ -1,0 +1,1 @@
+"""Pictures, sound and film: bytes to checked media, before any model sees them."""

@@ -1,0 +1,1 @@
+"""Features that reach a decoder beside its input embeddings, one kind a file."""

@@ -1,0 +1,263 @@
+"""The one attention function of the library, and the hooks it runs.
+
+Registered with transformers under the name ``limelight`` (attention AND mask: a name without a mask function gets no
+causal mask at all). Without hooks it computes what every model's own ``eager`` attention computes, in the same order
+of operations, so the logits are bit-equal. Hooks live in a ContextVar: two threads never see each other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import HookError, UnsupportedError
+from limelight.models.runtime.wrappers import modules_of
+
+NAME = "limelight"
+# Arguments of some families' own attention that change its result and that this one does not compute.
+_CHANGING = frozenset({"position_bias", "sinks", "block_indices", "alibi"})
+
+
+class AttentionHook:
+    """What may be done inside attention. Every method is the identity here; override what you need.
+
+    Shapes: ``q`` [B, H, Q, d], ``k``/``v`` [B, Hkv, K, d] (after rotary and cache), scores and weights [B, H, Q, K],
+    out [B, H, Q, d]. ``layer`` is the attention module's ``layer_idx``.
+    """
+
+    def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Before the key/value heads are repeated."""
+        return q, k, v
+
+    def raw_scores(self, layer: int, scores: Tensor, q: Tensor) -> Tensor:
+        """``q k^T``, before scaling, soft-cap and mask."""
+        return scores
+
+    def softcap(self, layer: int, scores: Tensor, value: Tensor) -> Tensor:
+        """``value = cap * tanh(scores / cap)``, where a soft-cap exists."""
+        return value
+
+    def scores(self, layer: int, scores: Tensor) -> Tensor:
+        """Scaled, soft-capped and masked, before the softmax."""
+        return scores
+
+    def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
+        """After ``weights @ v``."""
+        return out
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None] | None:
+        """Replace the whole computation ([B, Q, H, d], weights), or return None to leave it alone."""
+        return None
+
+
+@dataclass
+class AttentionCall:
+    """The arguments the model handed to the attention function."""
+
+    module: nn.Module
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
+
+
+@dataclass
+class _Active:
+    hooks: tuple[AttentionHook, ...]
+    seen: set[int] = field(default_factory=set)
+
+
+_ACTIVE: ContextVar[_Active | None] = ContextVar("limelight_attention", default=None)
+
+
+@contextmanager
+def attention_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
+    """Run ``hooks`` (outermost context first) inside every attention call of this thread of control.
+
+    Yields the set of layer indices that have called the attention function so far.
+    """
+    outer = _ACTIVE.get()
+    active = _Active((outer.hooks if outer else ()) + hooks)
+    token = _ACTIVE.set(active)
+    try:
+        yield active.seen
+    finally:
+        _ACTIVE.reset(token)
+        if outer is not None:
+            outer.seen |= active.seen
+
+
+def active_hooks() -> tuple[AttentionHook, ...]:
+    """The hooks of this thread of control, outermost first."""
+    active = _ACTIVE.get()
+    return active.hooks if active else ()
+
+
+def check_bound(seen: set[int], expected: set[int]) -> None:
+    """Raise HookError when a layer of ``expected`` never called the attention function: its hooks did nothing."""
+    missing = sorted(expected - seen)
+    if missing:
+        raise HookError(
+            f"attention hooks did not bind: expected layers {sorted(expected)}, layers {missing} never called them",
+            hint="this attention does not go through transformers' attention interface; run `limelight models --check`",
+        )
+
+
+@contextmanager
+def no_attention_hooks() -> Iterator[None]:
+    """Leave every hook of the surrounding context out (for a reference forward)."""
+    token = _ACTIVE.set(None)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def repeat_heads(x: Tensor, groups: int) -> Tensor:
+    """[B, Hkv, K, d] -> [B, Hkv * groups, K, d], each head repeated ``groups`` times in place."""
+    if groups == 1:
+        return x
+    b, h, k, d = x.shape
+    return x[:, :, None].expand(b, h, groups, k, d).reshape(b, h * groups, k, d)
+
+
+def fit_mask(mask: Tensor | None, keys: int) -> Tensor | None:
+    """Cut an additive mask [B, 1, Q, K'] to the keys present, as the models' eager attention does."""
+    if mask is None:
+        return None
+    return mask if mask.shape[-1] == keys else mask[..., :keys]
+
+
+def softmax_with_sinks(scores: Tensor, sinks: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """float32 softmax over keys; learned ``sinks`` [H] add one column that is dropped again."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(dtype)
+    b, h, q, _ = scores.shape
+    column = sinks.reshape(1, -1, 1, 1).expand(b, h, q, 1).to(scores.dtype)
+    joined = torch.cat([scores, column], dim=-1)
+    joined = joined - joined.max(dim=-1, keepdim=True).values
+    return torch.softmax(joined, dim=-1, dtype=joined.dtype)[..., :-1].to(dtype)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Eager attention with hooks. Same arguments and results as transformers' attention functions.
+
+    Raises:
+        UnsupportedError: an argument that would change the result and is not computed here; dropout.
+    """
+    unknown = {n: v for n, v in kwargs.items() if v is not None and n != "position_ids"}  # used before, by the rotation
+    odd = [n for n, v in unknown.items() if n in _CHANGING or _floats(v)]
+    if odd:
+        raise UnsupportedError(
+            f"{type(module).__name__} hands its attention {', '.join(odd)}, which limelight's attention does not compute",
+            hint="only methods that leave the attention alone (greedy, vcd, m3id) work on this family",
+        )
+    if kwargs.get("indices") is not None:
+        attention_mask = selected(kwargs["indices"], attention_mask, query, key)
+    active = _ACTIVE.get()
+    hooks = active.hooks if active else ()
+    index = getattr(module, "layer_idx", None)
+    layer = -1 if index is None else int(index)  # a tower that shares the decoder's config
+    if active:
+        active.seen.add(layer)
+    if dropout and module.training:
+        raise UnsupportedError(
+            "attention dropout is active: relevance and grounding need the model in eval mode", hint="call model.eval()"
+        )
+    scaling = float(query.shape[-1] ** -0.5) if scaling is None else scaling
+    for hook in hooks:
+        done = hook.attend(AttentionCall(module, layer, query, key, value, attention_mask, scaling, softcap, s_aux))
+        if done is not None:
+            return done
+    for hook in hooks:
+        query, key, value = hook.qkv(layer, query, key, value)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_heads(key, groups), repeat_heads(value, groups)
+    scores = torch.matmul(query, key.transpose(2, 3))
+    for hook in hooks:
+        scores = hook.raw_scores(layer, scores, query)
+    scores = scores * scaling
+    if softcap is not None:
+        capped = torch.tanh(scores / softcap) * softcap
+        for hook in hooks:
+            capped = hook.softcap(layer, scores, capped)
+        scores = capped
+    mask = fit_mask(attention_mask, key.shape[-2])
+    if mask is not None:
+        scores = scores + mask
+    for hook in hooks:
+        scores = hook.scores(layer, scores)
+    weights = softmax_with_sinks(scores, s_aux, query.dtype)
+    out = torch.matmul(weights, value)
+    for hook in hooks:
+        out = hook.out(layer, out, weights)
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def selected(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """Sparse attention as a mask: each query sees the keys ``indices`` [B, Q, k] name, as far as ``mask`` lets it."""
+    low = torch.finfo(query.dtype).min
+    hidden = torch.ones((*indices.shape[:2], key.shape[2]), dtype=torch.bool, device=query.device)
+    hidden = hidden.scatter(-1, indices.long(), False)[:, None]
+    if mask is None:
+        mask = query.new_zeros(1, 1, 1, key.shape[2])
+    return mask.masked_fill(hidden, low)
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def register() -> None:
+    """Make the function known to transformers under ``NAME`` (idempotent; replaces nothing)."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, eager_mask)
+
+
+@contextmanager
+def switched(decoder: nn.Module) -> Iterator[None]:
+    """Route the attention of ``decoder`` (the text stack only) through :func:`attention` inside the block."""
+    register()
+    before: list[tuple[Any, Any]] = []
+    seen: set[int] = set()
+    for module in modules_of(decoder):
+        config = vars(module).get("config")  # asking every module that has none by getattr is slow
+        if config is None or id(config) in seen or not hasattr(config, "_attn_implementation"):
+            continue
+        seen.add(id(config))
+        before.append((config, config._attn_implementation_internal))
+        config._attn_implementation_internal = NAME
+    if not before:
+        raise HookError(
+            f"expected {type(decoder).__name__} or its layers to carry a transformers config, found none",
+            hint="pass the transformers model itself, not a module taken out of it",
+        )
+    try:
+        yield
+    finally:
+        for config, value in before:
+            config._attn_implementation_internal = value

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from limelight.decoding.methods.m3id import M3id, m3id
+from limelight.errors import PromptError, SettingError
+from tests.decoding.peers import (
+    CLOSE,
+    TOKENS,
+    check_against_twin,
+    deep,
+    deep_inputs,
+    double,
+    emitted,
+    inputs_of,
+    percept_of,
+    run,
+)
+from tests.slow_twins import m3id as twin
+from tests.slow_twins import stack
+from tests.zoo import ZOO
+
+FAMILIES = ["llava", "internvl", "gemma3", "qwen2_5_vl", "qwen2_5_vl_video", "qwen2_audio", "mllama"]
+
+
+def level(x: Tensor) -> Tensor:
+    """Up to a constant a row: what a distribution is."""
+    return torch.log_softmax(x, dim=-1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equals_the_slow_twin(name: str) -> None:
+    adapter = double(name)
+    inputs = inputs_of(name, "batch")
+    out = run(adapter, inputs, m3id(decay=0.3, beta=0.05))
+    tokens = emitted(out, inputs)
+    places = percept_of(adapter, inputs)
+    assert out.logits is not None
+    for t in range(TOKENS):
+        rows = [twin_row(name, row, places, tokens[row : row + 1, :t]) for row in (0, 1)]
+        torch.testing.assert_close(level(out.logits[t]), level(torch.cat(rows)), **CLOSE)
+
+
+def twin_row(name: str, row: int, places: Tensor, tokens: Tensor) -> Tensor:
+    """A row of the batch, alone."""
+    adapter = double(name)
+    alone = ZOO[name].inputs(adapter.model, row=row)
+    return twin.m3id(adapter.model, alone, percept_of(adapter, alone), tokens, 0.3, 0.05)
+
+
+def test_zeroed_embeddings_equal_the_slow_twin() -> None:
+    adapter, inputs = deep(), deep_inputs()
+    out = run(adapter, inputs, m3id(decay=0.3, beta=0.05, variant="zero"))
+    tokens = emitted(out, inputs)
+    places = percept_of(adapter, inputs)
+    wanted = []
+    for t in range(TOKENS):
+        embeds = stack.prompt(adapter.model, inputs, tokens[:, :t])
+        embeds[: places.shape[1]][places[0]] = 0
+        blind = stack.run(adapter.model, embeds).logits[-1:]
+        wanted.append(level(twin.m3id(adapter.model, inputs, places, tokens[:, :t], 0.3, 0.05, blind)))
+    out.logits = tuple(level(x) for x in out.logits or ())
+    check_against_twin(out, wanted, rows=1)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_audio", "mllama"])
+def test_zero_hears_and_sees_nothing(name: str) -> None:
+    """The zeroed run does not depend on the media, by whatever door they enter."""
+    adapter, inputs = double(name), inputs_of(name)
+    louder = {k: v * 3 + 1 if v.is_floating_point() else v for k, v in inputs.items()}
+    blind = []
+    for media in (inputs, louder):
+        out = run(adapter, media, m3id(decay=0.5, beta=0, variant="zero"), n=1)
+        plain = run(adapter, media, m3id(decay=0), n=1)
+        assert out.logits is not None
+        assert plain.logits is not None
+        real = plain.logits[0]
+        g = torch.tensor(-0.5, dtype=torch.float64).exp()
+        blind.append(level(real) - (level(out.logits[0]) - level(real)) * g / (1 - g))
+    difference = blind[0] - blind[1]
+    assert float((difference - difference.mean()).abs().max()) < 1e-6
+
+
+def test_the_prompt_must_hold_words() -> None:
+    adapter, inputs = double("llava"), inputs_of("llava")
+    bare = {k: v[:, 3:19] if k in ("input_ids", "attention_mask") else v for k, v in inputs.items()}
+    with pytest.raises(PromptError, match="without its percept"):
+        run(adapter, bare, m3id())
+
+
+@pytest.mark.parametrize("wrong", [{"decay": -0.1}, {"beta": 2}, {"variant": "blur"}])
+def test_settings_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match="m3id"):
+        M3id(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""Inputs of the layers' own (Gemma 4): leaves at words, constants at percepts, in every direction."""
+
+from __future__ import annotations
+
+import torch
+
+from limelight.models.inputs.per_layer import PerPosition, find_per_position, per_layer_inputs
+from limelight.relevance.attribute import attribute
+from limelight.relevance.tangents import DualStream, modality_channel
+from tests.tiny import built, fresh
+from tests.wide import prompt
+from tests.zoo import ZOO
+
+
+def test_the_leaf_holds_words_and_the_rest_is_constant() -> None:
+    adapter = built("gemma4")
+    inputs, call, percept = prompt("gemma4", adapter)
+    door = call.doors
+    assert isinstance(door, PerPosition)
+    layers, width = len(adapter.decoder.layers), adapter.traits.hidden
+    assert door.shape == (layers, 8) and door.width == width
+    assert call.embeds.shape[-1] == width + layers * 8
+    features, constant = call.embeds[..., width:], call.kwargs[door.where].flatten(2)
+    assert not bool(features[percept].any()) and not bool(constant[~percept].any())
+    words = adapter.embed(inputs["input_ids"])
+    assert torch.equal(words[~percept], call.embeds[~percept])
+    lookup = per_layer_inputs(adapter.decoder)
+    assert lookup is not None
+    assert torch.equal(lookup(inputs["input_ids"])[~percept].flatten(1), features[~percept])
+    assert per_layer_inputs(built("llava").decoder) is None
+
+
+def test_what_a_placeholder_has_in_the_table_counts_for_no_percept() -> None:
+    """Its row changes the logits, as a bias does, and is no part of the relevance at the picture."""
+    adapter = fresh("gemma4", torch.float64)
+    inputs = ZOO["gemma4"].inputs(adapter.model)
+    _, call, percept = prompt("gemma4", adapter)
+    relevance = attribute(adapter, inputs, 9)
+    door = call.doors
+    assert isinstance(door, PerPosition)
+    phi = {}
+    for name, kwargs in (
+        ("own", call.kwargs),
+        ("gone", {**call.kwargs, door.where: torch.zeros_like(call.kwargs[door.where])}),
+    ):
+        given = type(call)(call.embeds, call.mask, kwargs, call.windows, door)
+        with torch.no_grad():
+            stream = DualStream(adapter, given, [modality_channel(percept, call.mask)])
+            logits, found = stream.heads(stream.prefill())
+        phi[name] = (float(logits[0, 9]), float(found[0, 0, 9]))
+    assert phi["own"][0] != phi["gone"][0]
+    assert abs(phi["own"][1] - float(relevance.scores[percept[0]].sum())) < 1e-9
+
+
+def test_features_of_every_position_only() -> None:
+    embeds = torch.randn(2, 5, 8)
+    assert find_per_position(embeds, {"attention_mask": torch.zeros(2, 5, 5, 5)}, None) is None
+    assert find_per_position(embeds, {"other": torch.zeros(2, 4, 3, 2)}, None) is None
+    found = find_per_position(embeds, {"own": torch.ones(2, 5, 3, 2)}, None)
+    assert found is not None
+    door, wide, constant = found
+    assert (door.name, door.shape, wide.shape[-1]) == ("own", (3, 2), 14) and not bool(constant.any())
+    first, named = door.opened(wide, None)
+    assert torch.equal(first, embeds) and torch.equal(named["own"], torch.ones(2, 5, 3, 2))

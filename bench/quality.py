@@ -68,12 +68,17 @@ def job(
 
     import torch
 
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     started = time.process_time()
     work = {"questions": _answer, "captions": _describe, "share": _share, "speech": _transcribe}[kind]
-    out = work(data, data.decoder(name), split, where, n, settings, seed)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out = work(data, data.decoder(name), split, where, n, settings, seed)
+    finally:
+        logging.disable(before)
     out["seconds"] = time.process_time() - started
     CACHE.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".part").write_text(json.dumps(out))

@@ -18,7 +18,9 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("AAD, no audio", "aad", grid(variant=("absent",), alpha=(0.5, 1.0, 2.0))),
     Decoder("VCD", "vcd", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("M3ID", "m3id", grid(decay=(0.02, 0.1, 0.3, 0.7))),
+    Decoder("M3ID, released", "m3id", grid(variant=("released",), decay=(0.02, 0.1, 0.3, 0.7))),
     Decoder("PAI", "pai", grid(alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
+    Decoder("PAI, first token too", "pai", grid(first_token=("boosted",), alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
     Decoder("AvisC", "avisc", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("DoLa", "dola", grid(layers=("low", "high"))),
 )  # fmt: skip

@@ -56,11 +56,13 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("VCD", "vcd", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("ICD", "icd", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("M3ID", "m3id", grid(decay=(0.02, 0.1, 0.3, 0.7))),
+    Decoder("M3ID, released", "m3id", grid(variant=("released",), decay=(0.02, 0.1, 0.3, 0.7))),
     Decoder("PAI", "pai", grid(alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
+    Decoder("PAI, first token too", "pai", grid(first_token=("boosted",), alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
     Decoder("AvisC", "avisc", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("DoLa", "dola", grid(layers=("low", "high"))),
     Decoder("DeCo", "deco", grid(alpha=(0.3, 0.6, 1.0))),
-    Decoder("MemVR", "memvr", grid(ratio=(0.06, 0.12, 0.25, 0.5), start=(0,), stop=(2,))),
+    Decoder("MemVR", "memvr", grid(ratio=(0.06, 0.12, 0.25, 0.5))),
     Decoder("OPERA", "opera", questions=100, captions=False),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECODERS}

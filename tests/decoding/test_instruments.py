@@ -93,7 +93,10 @@ def test_parts_of_the_decoder() -> None:
     assert final_norm(adapter) is adapter.decoder.norm
     assert mlp_of(adapter, 2) is adapter.decoder.layers[2].mlp
     check_layers(adapter, (0, 3), "m")
-    for layers, match in (((4,), r"m: expected layers within 0\.\.3, got layers \[4\]"), ((), "got none")):
+    for layers, match in (
+        ((4,), r"m: expected one or more layers within 0\.\.3, got layers \[4\]"),
+        ((), "no layer at all"),
+    ):
         with pytest.raises(SettingError, match=match):
             check_layers(adapter, layers, "m")
 

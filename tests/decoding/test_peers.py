@@ -19,8 +19,9 @@ from limelight.decoding.methods.opera import opera
 from limelight.decoding.methods.pai import pai
 from limelight.decoding.methods.vcd import vcd
 from limelight.decoding.strategy import Strategy
+from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
-from tests.decoding.peers import CLOSE, double, emitted, inputs_of, plain_tokens, run
+from tests.decoding.peers import CLOSE, deep, deep_inputs, double, emitted, inputs_of, plain_tokens, run
 from tests.tiny import snapshot
 from tests.zoo import ZOO
 
@@ -28,13 +29,15 @@ WORDS = (60, 61, 62)
 PEERS: dict[str, Strategy] = {
     "vcd": vcd(),
     "icd": icd(instruction=WORDS),
-    "m3id": m3id(decay=0.3),
-    "m3id zero": m3id(decay=0.3, variant="zero"),
-    "pai": pai(alpha=0.5, start=0),
+    "m3id": m3id(decay=0.3, gate=0.9),
+    "m3id released": m3id(decay=0.3, variant="released"),
+    "m3id zero": m3id(decay=0.3, gate=0.9, without="zero"),
+    "pai": pai(alpha=0.5),
+    "pai boosted": pai(alpha=0.5, first_token="boosted"),
     "dola": dola(layers=(0, 1)),
     "deco": deco(layers=(0, 1)),
     "avisc": avisc(),
-    "memvr": memvr(ratio=0.5, threshold=0.5, start=-1, stop=1),
+    "memvr": memvr(ratio=0.5, threshold=0.5),
 }
 SOUND: dict[str, Strategy] = {
     **PEERS, "aad": aad(silence=-1.5), "aad absent": aad(variant="absent"),
@@ -45,10 +48,10 @@ NEUTRAL: dict[str, Strategy] = {
     "icd": icd(alpha=0, instruction=WORDS),
     "m3id": m3id(decay=0),
     "aad": aad(alpha=0, silence=-1.5),
-    "pai": pai(alpha=0, gamma=1, start=0),
+    "pai": pai(alpha=0, gamma=1),
     "deco": deco(alpha=0),
     "avisc": avisc(alpha=0),
-    "memvr": memvr(ratio=0, start=-1, stop=1),
+    "memvr": memvr(ratio=0),
 }
 every_peer = pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in PEERS.items()])
 on_sound = pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in SOUND.items()])
@@ -108,6 +111,19 @@ def test_it_does_something_and_says_so(strategy: Strategy) -> None:
     first = out.steps[0][0]
     assert first.intervened
     assert first.plain == int(plain[0].argmax())
+
+
+@pytest.mark.parametrize("name", ["avisc", "deco", "dola", "icd", "m3id", "memvr", "opera", "pai", "vcd"])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_the_defaults_work_at_every_depth(name: str, layers: int) -> None:
+    adapter = deep(layers)
+    strategy = registry.strategy(name, **({"instruction": WORDS} if name == "icd" else {}))
+    inputs = deep_inputs()
+    if name == "memvr" and layers == 1:
+        with pytest.raises(SettingError, match="at least 2 layers"):
+            run(adapter, inputs, strategy)
+        return
+    assert emitted(run(adapter, inputs, strategy, n=2), inputs).shape == (1, 2)
 
 
 @that_samples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,11 +37,20 @@ def js(p: Tensor, q: Tensor) -> float:
     return total
 
 
-def dola(final: Tensor, early: Tensor, beta: float) -> Tensor:
+def released(p: Tensor, q: Tensor) -> float:
+    """``(KL(m || p) + KL(m || q)) / 2``: what the authors' kl_div(log p, m) computes, up to the vocabulary's size."""
+    total = 0.0
+    for a, b in zip(p.tolist(), q.tolist(), strict=True):
+        m = (a + b) / 2
+        total += (m * math.log(m / a) + m * math.log(m / b)) / 2
+    return total
+
+
+def dola(final: Tensor, early: Tensor, beta: float, distance: Callable[[Tensor, Tensor], float] = released) -> Tensor:
     rows = []
     for row in range(final.shape[0]):
         p = torch.softmax(final[row], 0)
-        distances = [js(p, torch.softmax(e[row], 0)) for e in early]
+        distances = [distance(p, torch.softmax(e[row], 0)) for e in early]
         base = early[distances.index(max(distances)), row]
         rows.append(torch.log_softmax(final[row], 0) - torch.log_softmax(base, 0))
     return dropped_below(torch.stack(rows), final, beta)

@@ -18,13 +18,23 @@ def m3id(
     percept: Tensor,
     tokens: Tensor,
     decay: float,
+    *,
+    gate: float,
     beta: float,
     blind: Tensor | None = None,
 ) -> Tensor:
-    """``[B, V]`` after ``tokens`` [B, t]; ``blind`` are the second run's logits where it is another one."""
+    """``[B, V]`` after ``tokens`` [B, t]; ``blind`` are the second run's logits where it is another one.
+
+    The paper: ``s + 1[max s < log 0.3] (1 - g) / g (s - s')``, nothing cut. As released: ``gate`` 1 and a cut.
+    """
     real = last_logits(model, inputs, tokens)
     if blind is None:
         blind = words_only(model, inputs["input_ids"], inputs["attention_mask"], percept, tokens)
     g = math.exp(-decay * (tokens.shape[1] + 1))
     s, s_blind = torch.log_softmax(real, -1), torch.log_softmax(blind, -1)
-    return dropped_below(s + (1 - g) / g * (s - s_blind), real, beta)
+    rows = []
+    for row in range(len(s)):
+        certain = float(s[row].max()) >= math.log(gate) if 0 < gate < 1 else gate == 0
+        contrasted = s[row] + (1 - g) / g * (s[row] - s_blind[row])
+        rows.append(s[row] if certain else dropped_below(contrasted[None], real[row : row + 1], beta)[0])
+    return torch.stack(rows)

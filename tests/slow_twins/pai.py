@@ -13,10 +13,17 @@ from tests.slow_twins.full import dropped_below, words_only
 
 
 def boosted(
-    model: Any, inputs: Mapping[str, Any], percept: Tensor, tokens: Tensor, alpha: float, layers: range
+    model: Any,
+    inputs: Mapping[str, Any],
+    percept: Tensor,
+    tokens: Tensor,
+    alpha: float,
+    layers: range,
+    *,
+    late: bool = False,
 ) -> Tensor:
-    """``[1, V]`` after ``tokens`` [1, t] with raised attention in ``layers``."""
-    first = percept.shape[1] - 1
+    """``[1, V]`` after ``tokens`` [1, t] with raised attention in ``layers``; ``late``: not in the prompt's forward."""
+    first = percept.shape[1] - (0 if late else 1)
 
     def scores(layer: int, s: Tensor) -> Tensor:
         if layer not in layers:
@@ -32,10 +39,10 @@ def boosted(
 
 def pai(
     model: Any, inputs: Mapping[str, Any], percept: Tensor, tokens: Tensor,
-    alpha: float, gamma: float, beta: float, layers: range,
+    alpha: float, gamma: float, beta: float, layers: range, *, late: bool,
 ) -> Tensor:  # fmt: skip
     """``[1, V]`` log-probabilities, guided and cut."""
-    s = torch.log_softmax(boosted(model, inputs, percept, tokens, alpha, layers), -1)
+    s = torch.log_softmax(boosted(model, inputs, percept, tokens, alpha, layers, late=late), -1)
     blind = words_only(model, inputs["input_ids"], inputs["attention_mask"], percept, tokens)
     s_blind = torch.log_softmax(blind, -1)
     return dropped_below(gamma * (s - s_blind) + s_blind, s, beta)

@@ -58,15 +58,28 @@ def decoder_layers(adapter: Adapter) -> list[nn.Module]:
     return [unwrapped(layer) for layer in adapter.decoder.layers]
 
 
-def check_layers(adapter: Adapter, layers: Sequence[int], method: str, *, last: int | None = None) -> None:
-    """Raise SettingError unless ``layers`` is not empty and lies in ``[0, last]`` (default: the last layer's index)."""
-    last = len(decoder_layers(adapter)) - 1 if last is None else last
+def check_layers(
+    adapter: Adapter, layers: Sequence[int], method: str, *, last: int | None = None, asked: str = ""
+) -> None:
+    """Raise SettingError unless ``layers`` is not empty and lies in ``[0, last]`` (default: the last layer's index).
+
+    ``asked`` says what the caller set, where that is not the layers themselves.
+    """
+    depth = len(decoder_layers(adapter))
+    last = depth - 1 if last is None else last
     beyond = [i for i in layers if not 0 <= i <= last]
-    if beyond or not layers:
+    if not beyond and layers:
+        return
+    have = f"this model has {depth} layers, 0 to {depth - 1}"
+    if last < 0:
         raise SettingError(
-            f"{method}: expected layers within 0..{last}, got {f'layers {beyond}' if beyond else 'none'}",
-            hint=f"this model has {len(decoder_layers(adapter))} layers; choose the layers for it",
+            f"{method} needs a model of at least {depth - last} layers; {have}", hint="use another method"
         )
+    got = f"layers {beyond}" if beyond else "no layer at all"
+    raise SettingError(
+        f"{method}: expected one or more layers within 0..{last}, got {got}{f' ({asked})' if asked else ''}",
+        hint=f"{have}; choose the layers for it, or leave them out for the published ones in proportion",
+    )
 
 
 def refuse_cross_attention(adapter: Adapter, method: str) -> None:
@@ -151,7 +164,7 @@ def _masked_door(name: str, value: Any, places: Tensor | None, keep: Tensor) -> 
         return value * 0
     if places is None or any(p.shape[0] != int(places.sum()) for p in pieces):
         raise UnsupportedError(
-            f"the percept also enters by {name!r}, whose positions are not told", hint='use variant="drop"'
+            f"the percept also enters by {name!r}, whose positions are not told", hint='use without="drop"'
         )
     kept = keep[places[..., 0] if places.ndim == 3 else places][:, None]
     out = [p * kept.to(p.dtype) for p in pieces]
@@ -183,9 +196,12 @@ def key_places(places: Tensor, keys: int, length: int) -> Tensor:
     return whole[:, length - keys : length] if keys < length else whole[:, :keys]
 
 
-def in_proportion(layers: tuple[int, int], depth: int, of: int = 32) -> tuple[int, int]:
-    """Layer numbers published for a model of ``of`` layers, for one of ``depth``; at most ``depth - 1``."""
-    first, last = (min(round(i * depth / of), depth - 1) for i in layers)
+def in_proportion(layers: tuple[int, int], depth: int, of: int = 32, *, beyond: int = 0) -> tuple[int, int]:
+    """First and last layer published for a model of ``of`` layers, for one of ``depth``: never empty, whatever the depth.
+
+    At most ``depth - 1 - beyond``: ``beyond`` layers must follow the last one.
+    """
+    first, last = (max(0, min(round(i * depth / of), depth - 1 - beyond)) for i in layers)
     return first, last
 
 

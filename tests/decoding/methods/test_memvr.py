@@ -79,10 +79,25 @@ def test_a_row_alone_and_in_a_batch(name: str) -> None:
         assert torch.allclose(alone.logits[0], plain) != alone.steps[0][0].intervened
 
 
-def test_published_layers() -> None:
+def test_published_layers_in_proportion() -> None:
     assert memvr().asked(32) == range(6, 16)
     assert memvr().asked(28) == range(5, 14)
+    assert memvr().asked(4) == range(1, 3)
     assert memvr(start=2, stop=5).asked(8) == range(3, 5)
+    assert memvr(start=2).asked(32) == range(3, 16)
+    for depth in range(2, 90):
+        asked = memvr().asked(depth)
+        assert asked
+        assert asked[-1] <= depth - 2
+
+
+def test_the_defaults_work_on_a_small_model() -> None:
+    adapter, inputs = deep(), deep_inputs()
+    places, none = percept_of(adapter, inputs), torch.zeros(1, 0, dtype=torch.long)
+    out = run(adapter, inputs, memvr(threshold=0.0), n=1)
+    wanted, fired = twin.memvr(adapter.model, inputs, places, none, 0.12, 0.0, range(1, 3))
+    check_against_twin(out, [wanted], rows=1)
+    assert fired
 
 
 def test_formulas() -> None:
@@ -123,8 +138,12 @@ def test_the_model_is_untouched_even_after_an_error() -> None:
 def test_what_it_cannot_do() -> None:
     with pytest.raises(UnsupportedError, match="cross-attention"):
         run(double("mllama"), inputs_of("mllama"), memvr())
-    with pytest.raises(SettingError, match="got none"):
-        run(double("llava"), inputs_of("llava"), memvr())
+    with pytest.raises(SettingError, match=r"within 0\.\.0, got no layer at all \(start=2, stop=None\)") as raised:
+        run(double("llava"), inputs_of("llava"), memvr(start=2))
+    assert "this model has 2 layers, 0 to 1" in str(raised.value.hint)
+    single = Adapter(llava(num_hidden_layers=1))
+    with pytest.raises(SettingError, match=r"memvr needs a model of at least 2 layers"):
+        run(single, llava_inputs(single.model), memvr())
     with pytest.raises(SettingError, match=r"layers \[3\]"):
         run(deep(), deep_inputs(), memvr(start=0, stop=4))
 

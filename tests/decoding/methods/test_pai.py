@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,16 +34,45 @@ def level(x: Tensor) -> Tensor:
     return torch.log_softmax(x, dim=-1)
 
 
+@pytest.mark.parametrize("first_token", ["released", "boosted"])
 @pytest.mark.parametrize("layers", [range(2, 4), range(1, 2)])
-def test_equals_the_slow_twin(layers: range) -> None:
+def test_equals_the_slow_twin(layers: range, first_token: str) -> None:
     adapter, inputs = deep(), deep_inputs()
     stop = None if layers.stop == 4 else layers.stop
-    out = run(adapter, inputs, pai(alpha=0.4, gamma=1.3, beta=0.05, start=layers.start, stop=stop))
+    settings: dict[str, Any] = {"alpha": 0.4, "gamma": 1.3, "beta": 0.05, "start": layers.start, "stop": stop}
+    out = run(adapter, inputs, pai(**settings, first_token=first_token))
     tokens = emitted(out, inputs)
     places = percept_of(adapter, inputs)
-    wanted = [twin.pai(adapter.model, inputs, places, tokens[:, :t], 0.4, 1.3, 0.05, layers) for t in range(TOKENS)]
+    late = first_token == "released"
+    wanted = [
+        twin.pai(adapter.model, inputs, places, tokens[:, :t], 0.4, 1.3, 0.05, layers, late=late) for t in range(TOKENS)
+    ]
     out.logits = tuple(level(x) for x in out.logits or ())
     check_against_twin(out, [level(w) for w in wanted], rows=1)
+
+
+def test_the_released_codes_first_token_knows_guidance_only() -> None:
+    """There the flag that the guidance switches is set before the prompt's forward and cleared behind it."""
+    adapter, inputs = double("qwen2_audio"), inputs_of("qwen2_audio", "batch")
+
+    def first(**settings: Any) -> Tensor:
+        return (run(adapter, inputs, pai(**settings), n=1).logits or ())[0]
+
+    assert pai() == pai(first_token="released")
+    torch.testing.assert_close(first(alpha=0.9, gamma=1.5), first(alpha=0, gamma=1.5))
+    assert not torch.allclose(first(alpha=0.9, gamma=1.5, first_token="boosted"), first(alpha=0, gamma=1.5))
+    raised = first(alpha=0.9, gamma=1)
+    assert torch.equal(raised, first(alpha=0.9, gamma=1, first_token="boosted"))
+    assert not torch.allclose(raised, first(alpha=0, gamma=1))
+
+
+def test_published_layers_in_proportion() -> None:
+    assert pai().raised(32) == range(2, 32)
+    assert pai().raised(28) == range(2, 28)
+    assert pai().raised(4) == range(4)
+    assert pai().raised(1) == range(1)
+    assert pai(start=2).raised(4) == range(2, 4)
+    assert pai(start=3, stop=9).raised(32) == range(3, 9)
 
 
 class Uncached(AttentionHook):
@@ -102,15 +133,15 @@ def test_guidance_alone_and_attention_alone() -> None:
     places = percept_of(adapter, inputs)
     none = torch.zeros(1, 0, dtype=torch.long)
     guided = run(adapter, inputs, pai(alpha=0, gamma=1.5, beta=0), n=1).logits
-    wanted = twin.pai(adapter.model, inputs, places, none, 0.0, 1.5, 0.0, range(0))
+    wanted = twin.pai(adapter.model, inputs, places, none, 0.0, 1.5, 0.0, range(0), late=False)
     assert guided is not None
     torch.testing.assert_close(level(guided[0]), level(wanted), **CLOSE)
     assert torch.equal(emitted(run(adapter, inputs, pai(alpha=0, gamma=1)), inputs), plain_tokens(adapter, inputs))
 
 
 def test_layers_the_model_lacks() -> None:
-    with pytest.raises(SettingError, match=r"within 0\.\.1"):
-        run(double("llava"), inputs_of("llava"), pai())
+    with pytest.raises(SettingError, match=r"within 0\.\.1, got no layer at all \(start=2, stop=None\)"):
+        run(double("llava"), inputs_of("llava"), pai(start=2))
     with pytest.raises(SettingError, match=r"layers \[4\]"):
         run(deep(), deep_inputs(), pai(start=0, stop=5))
 
@@ -137,7 +168,10 @@ def test_attention_that_goes_another_way_is_found_out(monkeypatch: pytest.Monkey
     assert snapshot(adapter.model) == before
 
 
-@pytest.mark.parametrize("wrong", [{"alpha": -1}, {"gamma": 0.5}, {"beta": 2}, {"start": -1}, {"start": 3, "stop": 3}])
-def test_settings_out_of_range(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [{"alpha": -1}, {"gamma": 0.5}, {"beta": 2}, {"start": -1}, {"start": 3, "stop": 3}, {"first_token": "plain"}],
+)
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match="pai"):
-        Pai(**wrong)  # type: ignore[arg-type]
+        Pai(**wrong)

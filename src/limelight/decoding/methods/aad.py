@@ -35,8 +35,12 @@ class Aad:
         beta: plausibility cut, in [0, 1]; the method has none, 0 drops none.
         silence: the value of silent features; None asks the processor's feature extractor.
 
-    Differs from the released code (Qwen2-Audio): its second run is not cached; there both prompts start with "Focus on
-    the given audio and answer the following question.", which is the caller's business here.
+    Differs from the paper: nothing known in ``variant="silent"``.
+    Differs from the released code (Qwen2-Audio, greedy only): its default is ``absent``, with ``silent`` left to the
+    reader; its second run is not cached; its contrast is a logits processor behind generate()'s own ones, which see the
+    first run's logits only (Qwen2-Audio's generation_config sets a repetition penalty of 1.1), where here they act on the
+    contrasted logits; there both prompts start with "Focus on the given audio and answer the following question.", which
+    is the caller's business here. Sampling, any model that hears.
     """
 
     alpha: float = 0.5

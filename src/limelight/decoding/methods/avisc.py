@@ -36,9 +36,12 @@ class Avisc:
         gamma: the most attending layers that hold this share of all layers' attention to the percept are averaged.
         lam: standard deviations above the mean.
 
-    Blind tokens are found once, at the prompt, as in the released code (the paper's text finds them at each token).
-    Differs from it: means and deviations of each row of a batch are its own; video and sound likewise; LLaVA's
-    hard-coded span 35..611 is detected.
+    Differs from the paper: blind tokens are found once, at the prompt, as in the released code (the paper's text finds
+    them at each token).
+    Differs from the released code (LLaVA-1.5, InstructBLIP; sampling only): means and deviations of each row of a batch
+    are its own, there the batch's; the percept's positions are detected, there LLaVA's are 35 to 610; ``lam`` is the
+    paper's 1, its POPE script has 0.99; zeros only, there ones or noise may stand in the blinded places; NaN in the
+    second run is an error here, there the first run's logits take their place. Video, sound and greedy decoding.
     """
 
     alpha: float = 1.0

@@ -31,7 +31,10 @@ class Deco:
         layers: first and last layer that m is looked for in (0 is the embedding, i the output of the i-th layer); None:
             20 to 28 of LLaMA-7B's 32, in proportion elsewhere.
 
-    Differs from the released code: each row of a batch has its own candidates and layer; alpha 0 cuts nothing.
+    Differs from the paper: nothing known.
+    Differs from the released code (LLaVA-1.5, InstructBLIP and others, batch 1): each row of a batch has its own
+    candidates and layer; alpha 0 cuts nothing, there it still bars all but the candidates; 20 to 28 there for every
+    model. Any family and modality.
     """
 
     alpha: float = 0.6

@@ -33,9 +33,12 @@ class Icd:
         where: ``user``: directly in front of the first picture, video or sound and its start marker, which is inside
             the user's turn in every chat template; ``front``: after the BOS token.
 
-    Differs from the released code (LLaVA-1.5, InstructBLIP, MiniGPT-4): there the instruction replaces LLaVA's system
-    prompt, or goes to InstructBLIP's Q-Former too; here it is inserted as tokens, since a custom decoding method
-    receives a prompt, not messages. Batches, greedy, any modality.
+    Differs from the paper: where the instruction stands, see below.
+    Differs from the released code (LLaVA-1.5, InstructBLIP, MiniGPT-4; batch 1, sampling only): there the instruction
+    replaces LLaVA's system prompt, or goes to InstructBLIP's Q-Former too; here it is inserted as tokens, since a custom
+    decoding method receives a prompt, not messages. There the logits against a disturbed picture can be added to those
+    against the instruction; that sum is not offered. Its scripts try five instructions, of which the default here is the
+    "confused" one, and pass alpha 1, as here; the sampler alone would take 0.5. Batches, greedy, any modality.
     """
 
     alpha: float = 1.0

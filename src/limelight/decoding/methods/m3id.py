@@ -1,8 +1,7 @@
 """M3ID: push the logits away from those without the picture, more the longer the answer gets.
 
 Source: Favero et al., "Multi-Modal Hallucination Control by Visual Information Grounding", CVPR 2024 (arXiv
-2403.14003). The authors released no code; the formula in use is that of AvisC's repository (Woo et al.,
-2024), which adds the plausibility cut.
+2403.14003), section 4. The authors released no code; the one in use is that of AvisC's repository (Woo et al., 2024).
 """
 
 from __future__ import annotations
@@ -11,37 +10,62 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from limelight.decoding.contrast_inputs import percept, without
 from limelight.decoding.contrastive import ContrastSession, check_choice, check_range, guided
 from limelight.decoding.instruments import masked_percept
 from limelight.decoding.strategy import Run
+from limelight.errors import SettingError
 from limelight.models.runtime.cached_decoder import Stream
+
+GATE = {"paper": 0.3, "released": 1.0}
+BETA = {"paper": 0.0, "released": 0.1}
 
 
 @dataclass(frozen=True)
 class M3id:
-    """``s + ((1 - g) / g) (s - s')`` with ``g = exp(-decay * t)``, t = 1 at the first token; ``s`` log-softmax.
+    """``s + [max p < gate] ((1 - g) / g) (s - s')``, ``g = exp(-decay * t)``, t = 1 at the first token.
+
+    ``s`` and ``s'`` are the log-softmax of the logits with and without the percept, ``p = exp(s)``.
 
     Args:
         decay: how fast the picture is believed to be forgotten; 0 is the model itself.
-        beta: plausibility cut, in [0, 1]; 0 drops none.
-        variant: ``drop``: ``s'`` from the prompt without the percept's positions (the paper); ``zero``: from zeroed
-            embeddings in their place, which keeps positions and length (ours, for models that insist on media).
+        variant: which defaults ``gate`` and ``beta`` take: ``paper`` (gate 0.3, no cut), or ``released``, as AvisC's
+            repository has it (no gate, cut 0.1).
+        gate: contrast only where the likeliest token of the model is less probable than this; 1: at every token.
+        beta: plausibility cut where the contrast acts, in [0, 1]; 0 drops none.
+        without: ``drop``: ``s'`` from the prompt without the percept's positions (paper and released code); ``zero``: from
+            zeroed embeddings in their place, which keeps positions and length (ours, for models that insist on media).
 
-    Differs from AvisC's code: the position ids of the second prompt are its own; start and end markers around the media
-    stay in it; any modality, batches, greedy. The logits keep the model's constant, so that decay 0 gives them back.
+    Differs from the paper: nothing known in ``variant="paper"``. The two variants are different methods: a first token
+    that is at least 30 % certain, as most answers to yes/no questions are, is never changed by the paper's.
+    Differs from AvisC's code (LLaVA-1.5, InstructBLIP; one prompt at a time; sampling only; decay fixed at 0.02): a cut
+    of 0.1 and no gate there (``variant="released"``); any family and modality, batches, greedy decoding; start and end
+    markers around the media, which LLaVA-1.5 does not have, stay in the second prompt. The logits keep the model's
+    constant, so that decay 0 gives them back.
     """
 
     decay: float = 0.02
-    beta: float = 0.1
-    variant: str = "drop"
+    variant: str = "paper"
+    gate: float | None = None
+    beta: float | None = None
+    without: str = "drop"
 
     def __post_init__(self) -> None:
         check_range("m3id", "decay", self.decay, 0.0, hint="the paper: 0.02")
-        check_range("m3id", "beta", self.beta, 0.0, 1.0, hint="0.1 is in use")
-        check_choice("m3id", "variant", self.variant, ("drop", "zero"))
+        if self.variant in ("drop", "zero"):
+            raise SettingError(
+                f"m3id: variant is {self.variant!r}; expected paper or released",
+                hint=f"how the percept is taken out is called without={self.variant!r}",
+            )
+        check_choice("m3id", "variant", self.variant, ("paper", "released"))
+        check_choice("m3id", "without", self.without, ("drop", "zero"))
+        if self.gate is not None:
+            check_range("m3id", "gate", self.gate, 0.0, 1.0, hint="the paper: 0.3; 1 is no gate")
+        if self.beta is not None:
+            check_range("m3id", "beta", self.beta, 0.0, 1.0, hint="the paper: 0 (no cut); the released code: 0.1")
 
     @property
     def name(self) -> str:
@@ -51,14 +75,23 @@ class M3id:
         return asdict(self)
 
     def session(self, run: Run) -> ContrastSession:
+        gate = GATE[self.variant] if self.gate is None else self.gate
+        beta = BETA[self.variant] if self.beta is None else self.beta
+
         def combine(logits: Tensor, other: Tensor, t: int) -> Tensor:
-            return guided(logits, other, math.expm1(self.decay * t), self.beta)
+            out = guided(logits, other, math.expm1(self.decay * t), beta)
+            return out if gate >= 1 else torch.where(unsure(logits, gate)[:, None], out, logits)
 
         gone = percept(run)
-        if self.variant == "drop":
+        if self.without == "drop":
             return ContrastSession(run, without(run, gone), combine)
         contrast = Stream.fresh(run.adapter, run.ids, run.kwargs)
         return ContrastSession(run, contrast, combine, contrast_prefill=lambda: masked_percept(run.adapter, ~gone))
+
+
+def unsure(logits: Tensor, gate: float) -> Tensor:
+    """bool ``[B]``: rows whose likeliest token has a probability below ``gate``."""
+    return torch.softmax(logits, dim=-1).amax(dim=-1) < gate
 
 
 def m3id(**settings: Any) -> M3id:

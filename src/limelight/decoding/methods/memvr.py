@@ -33,7 +33,7 @@ from limelight.decoding.strategy import Detail, Run, StepOutput
 from limelight.errors import SettingError
 from limelight.models.runtime.cached_decoder import Stream
 
-PUBLISHED = (5, 16)  # of 32 layers
+PUBLISHED = (6, 15)  # of 32 layers, both included: "5 < layer < 16" in the released code
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,15 @@ class Memvr:
     Args:
         ratio: r, in [0, 1]; 0 is the model itself.
         threshold: of the entropy, in [0, 1].
-        start, stop: layers (from 0) ``start < layer < stop`` are asked; None: 5 and 16 of LLaMA-7B's 32, in proportion.
+        start, stop: layers (from 0) ``start < layer < stop`` are asked; None: 5 and 16 of LLaMA-7B's 32 (so 6 to 15), in
+            proportion elsewhere. The last layer cannot be asked: the one after it would have to look.
 
-    Differs from the released code: each row of a batch decides for itself and matches its own magnitudes, padding left
-    out; nothing stays on the model. ``plain`` costs one more cached forward a token and is known only where details are
-    wanted. ``intervened``: the image was looked at again in this token's forward.
+    Differs from the paper: nothing known.
+    Differs from the released code (LLaVA-1.5, Qwen-VL, GLM-4V): each row of a batch decides for itself and matches its
+    own magnitudes, padding left out (there the batch is one mean, and its entropies are summed); with several pictures
+    all of them are looked at again, there the last; nothing stays on the model. Its scripts set the ratio by model and
+    benchmark (0.1 in the example, 0.12 in the paper). ``plain`` costs one more cached forward a token and is known only
+    where details are wanted. ``intervened``: the image was looked at again in this token's forward.
     """
 
     ratio: float = 0.12
@@ -74,9 +78,9 @@ class Memvr:
         return asdict(self)
 
     def asked(self, depth: int) -> range:
-        """Indices of the layers whose entropy is looked at."""
-        low, high = in_proportion(PUBLISHED, depth)
-        return range((low if self.start is None else self.start) + 1, high if self.stop is None else self.stop)
+        """Indices of the layers whose entropy is looked at, in a model of ``depth`` layers."""
+        first, last = in_proportion(PUBLISHED, depth, beyond=1)
+        return range(first if self.start is None else self.start + 1, last + 1 if self.stop is None else self.stop)
 
     def session(self, run: Run) -> MemvrSession:
         """Raises SettingError on layers the model lacks, UnsupportedError on a cross-attention model."""
@@ -90,7 +94,7 @@ class MemvrSession:
         refuse_cross_attention(adapter, "memvr")
         depth = len(decoder_layers(adapter))
         layers = strategy.asked(depth)
-        check_layers(adapter, layers, "memvr", last=depth - 2)
+        check_layers(adapter, layers, "memvr", last=depth - 2, asked=f"start={strategy.start}, stop={strategy.stop}")
         self.retrace = Retrace(strategy, run, layers)
         self.main = Stream(adapter, run.ids, run.kwargs)
         self.plain = Stream.fresh(adapter, run.ids, run.kwargs) if run.details else None

@@ -36,10 +36,13 @@ class Opera:
     The whole answer is found before its first token is emitted: a streamer gets it at once, and ``logprob`` is 0.
     Each step holds ``beams * candidates`` copies of the prompt's cache.
 
+    Differs from the paper: the penalty on attention in the first ``warmup`` tokens, which only the released code has.
     Differs from the released code (LLaVA, MiniGPT-4, InstructBLIP, Shikra; two further forwards a candidate): a
-    candidate's forward is kept when it is chosen; logits processors act before the candidates are taken; the products
-    are summed as logarithms (there float16, which overflows) and bounded by 1e30; the history of j follows its beam;
-    the answer starts from one beam, not from copies at -1e9. Rows of a batch are searched one after the other.
+    candidate's forward is kept when it is chosen; logits processors act before the candidates are taken, there on the
+    penalised log-probabilities; the products are summed as logarithms (there float16, which overflows) and bounded by
+    1e30; the history of j follows its beam, and reaches back to the start of the answer (there 512 tokens); tokens barred
+    at a roll-back get -inf (there the smallest logit); the answer starts from one beam, not from copies at -1e9. ``warmup``
+    also bounds the roll-back, which there has a 10 of its own. Rows of a batch are searched one after the other.
     """
 
     beams: int = 5

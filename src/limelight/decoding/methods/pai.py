@@ -13,13 +13,22 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.contrast_inputs import percept, without
-from limelight.decoding.contrastive import check_range, details, guided
-from limelight.decoding.instruments import DecoderHook, check_layers, decoder_layers, key_places, refuse_cross_attention
+from limelight.decoding.contrastive import check_choice, check_range, details, guided
+from limelight.decoding.instruments import (
+    DecoderHook,
+    check_layers,
+    decoder_layers,
+    in_proportion,
+    key_places,
+    refuse_cross_attention,
+)  # fmt: skip
 from limelight.decoding.strategy import Detail, Run, StepOutput
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import attention_hooks, check_bound
 from limelight.models.runtime.cached_decoder import Stream
+
+PUBLISHED = (2, 31)  # of 32 layers, both included
 
 
 @dataclass(frozen=True)
@@ -28,27 +37,38 @@ class Pai:
 
     Args:
         alpha: how much the percept's attention scores are raised; 0 leaves attention alone.
-        gamma: guidance, at least 1; ``s'`` is the log-softmax without the percept. 1: no second prompt and no cut.
-        beta: plausibility cut of the guidance, in [0, 1]; 0 drops none.
-        start, stop: layers ``start <= layer < stop``; None: to the last layer (the paper: 2 to 32 of LLaVA-7B's 32).
+        gamma: guidance, at least 1; ``s'`` is the log-softmax without the percept, attention unraised. 1: no second
+            prompt and no cut.
+        beta: plausibility cut of the guidance, in [0, 1], measured on the raised run; 0 drops none.
+        start, stop: layers (from 0) ``start <= layer < stop``; None: 2 and 32 of LLaVA-7B's 32, in proportion elsewhere.
+        first_token: ``released``: with guidance on, the forward of the prompt is not raised, so that the boost acts from
+            the second token on (the released code: a flag that the guidance switches off is first set after the prompt);
+            ``boosted``: the first token is raised too, as the paper describes it. Without guidance both are the same.
 
+    Differs from the paper: the first token of guided decoding, see ``first_token``.
     Differs from the released code (LLaVA-1.5, MiniGPT-4, Shikra; LLaMA attention copied): any model whose attention
-    goes through transformers' interface, batches, video and sound; the second prompt has positions of its own. The
-    logits keep the model's constant, so that alpha 0 and gamma 1 give them back. ``plain`` costs one more cached
-    forward a token and is known only where details are wanted.
+    goes through transformers' interface, batches of unequal prompts, video and sound. The raised scores are those after
+    the mask, and masked ones stay masked. There guidance is a logits processor behind generate()'s own ones; here
+    processors act on the guided logits. There ``gamma=1`` with guidance asked for raises nothing at all; here it is
+    no guidance. Its scripts set gamma 1.1 for captions and 2 for POPE, alpha 0.2 to 0.5 by model. The logits keep the
+    model's constant, so that alpha 0 and gamma 1 give them back. ``plain`` costs one more cached forward a token and is
+    known only where details are wanted.
     """
 
     alpha: float = 0.2
     gamma: float = 1.1
     beta: float = 0.1
-    start: int = 2
+    start: int | None = None
     stop: int | None = None
+    first_token: str = "released"
 
     def __post_init__(self) -> None:
         check_range("pai", "alpha", self.alpha, 0.0, hint="the paper: 0.2 for LLaVA-1.5")
         check_range("pai", "gamma", self.gamma, 1.0, hint="the paper: 1.1; 1 is no guidance")
         check_range("pai", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
-        if self.start < 0 or (self.stop is not None and self.stop <= self.start):
+        check_choice("pai", "first_token", self.first_token, ("released", "boosted"))
+        start = 0 if self.start is None else self.start
+        if start < 0 or (self.stop is not None and self.stop <= start):
             raise SettingError(
                 f"pai: expected 0 <= start < stop, got {self.start} and {self.stop}", hint="the paper: 2 and 32"
             )
@@ -60,6 +80,11 @@ class Pai:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
+    def raised(self, depth: int) -> range:
+        """Indices of the layers whose attention is raised, in a model of ``depth`` layers."""
+        first, last = in_proportion(PUBLISHED, depth)
+        return range(first if self.start is None else self.start, last + 1 if self.stop is None else self.stop)
+
     def session(self, run: Run) -> PaiSession:
         """Raises SettingError on layers the model lacks, UnsupportedError on a cross-attention model."""
         return PaiSession(self, run)
@@ -70,11 +95,13 @@ class PaiSession:
         self.strategy, self.run = strategy, run
         adapter = run.adapter
         refuse_cross_attention(adapter, "pai")
-        stop = len(decoder_layers(adapter)) if strategy.stop is None else strategy.stop
-        wanted = range(strategy.start, stop)
-        check_layers(adapter, wanted, "pai")
+        wanted = strategy.raised(len(decoder_layers(adapter)))
+        asked = f"start={strategy.start}, stop={strategy.stop}"
+        check_layers(adapter, wanted, "pai", asked=asked)
         self.layers = set(wanted) & set(adapter.attention_layers)
-        check_layers(adapter, sorted(self.layers), "pai")
+        check_layers(
+            adapter, sorted(self.layers), "pai", asked=f"{asked}, attention in {sorted(adapter.attention_layers)}"
+        )
         self.boost = Boost(adapter, percept(run), self.layers, strategy.alpha)
         self.main = Stream(adapter, run.ids, run.kwargs)
         self.contrast = without(run, percept(run)) if strategy.gamma > 1 else None
@@ -91,7 +118,9 @@ class PaiSession:
         return StepOutput(out, details(self.plain.next(tokens), out))
 
     def _boosted(self, tokens: Tensor | None) -> Tensor:
-        if self.strategy.alpha == 0:
+        late = self.contrast is not None and self.strategy.first_token == "released"
+        if self.strategy.alpha == 0 or (tokens is None and late):
+            self.boost.length = self.run.ids.shape[1]
             return self.main.next(tokens)
         self.boost.length = self.run.ids.shape[1] if tokens is None else self.boost.length + 1
         with self.run.adapter.routed(), attention_hooks(self.boost) as seen:

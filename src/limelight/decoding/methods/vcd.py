@@ -33,8 +33,11 @@ class Vcd:
         seed: of the noise. Every picture, spectrogram or waveform gets noise that starts from it, so a row of a batch
             meets the noise it would meet alone.
 
-    Differs from the released code (LLaVA-1.5, InstructBLIP, Qwen-VL, batch 1, sampling only): any family, batches,
-    greedy too; seeded noise instead of the global state. Video frames and sound features are noised likewise: ours.
+    Differs from the paper: nothing known; video frames and sound features, noised likewise, are ours.
+    Differs from the released code (LLaVA-1.5, InstructBLIP, Qwen-VL; batch 1, sampling only): any family, batches,
+    greedy too; seeded noise instead of the global state. In its first release the second run read the first one's cache
+    from the second token on, so that only the first was contrasted; later releases and this keep the two apart. Its
+    scripts pass alpha 1, as here; the sampler alone would take 0.5.
     """
 
     alpha: float = 1.0

@@ -36,7 +36,7 @@ class Opera:
     The whole answer is found before its first token is emitted: a streamer gets it at once, and ``logprob`` is 0.
     Each step holds ``beams * candidates`` copies of the prompt's cache.
 
-    Differs from the paper: the penalty on attention in the first ``warmup`` tokens, which only the released code has.
+    The penalty on attention in the first ``warmup`` tokens is the released code's.
     Differs from the released code (LLaVA, MiniGPT-4, InstructBLIP, Shikra; two further forwards a candidate): a
     candidate's forward is kept when it is chosen; logits processors act before the candidates are taken, there on the
     penalised log-probabilities; the products are summed as logarithms (there float16, which overflows) and bounded by

@@ -118,10 +118,7 @@ def test_a_batch_answers_what_each_gets_alone(adapter: Adapter, name: str, sampl
 
 
 def test_only_what_was_shown_to_be_apart_shares_a_batch(adapter: Adapter) -> None:
-    settings = {"memvr": {"start": 0, "stop": 2}}
-    orders = {
-        n: GenerationRequest(conversation("x"), limelight.strategy(n, **settings.get(n, {}))) for n in strategies()
-    }
+    orders = {n: GenerationRequest(conversation("x"), limelight.strategy(n)) for n in strategies()}
     assert {n for n, o in orders.items() if o.key is not None} == set(TOGETHER) & set(orders) == set(TOGETHER)
     plain = orders["greedy"]
     lime = limelight.lime

@@ -21,8 +21,8 @@ from tests.tiny import llava, llava_inputs, snapshot
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {}, "meter": {}, "lime": {"steps": 3, "lr": 1e-2}, "lime-cached": {"lr": 1e-2},
-    "relevance-contrastive": {}, "m3id": {}, "dola": {}, "pai": {"start": 0}, "avisc": {}, "vcd": {},
-    "memvr": {"start": -1, "stop": 1, "threshold": 0.0}, "opera": {"beams": 2, "candidates": 2},
+    "relevance-contrastive": {}, "m3id": {"variant": "released"}, "dola": {}, "pai": {}, "avisc": {}, "vcd": {},
+    "memvr": {"threshold": 0.0}, "opera": {"beams": 2, "candidates": 2},
 }  # fmt: skip
 TOKENS = 4
 

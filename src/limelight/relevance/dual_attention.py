@@ -74,17 +74,30 @@ class DualAttention(AttentionHook):
         quick = mode.graph == "none" and mode.offsets is None and mode.tap is None
         run = self._quick if quick and len(pairs) == 1 and call.softcap is None and call.sinks is None else self._block
         parts = []
-        for start in range(0, length, mode.block):
-            stop = min(start + mode.block, length)
+        size = mode.queries_at_once(rows * heads * total, q.device.type)
+        for start in range(0, length, size):
+            stop = min(start + size, length)
             piece = mask[:, :, start:stop] if mask is not None else None
             seen = total - length + stop
             used = pairs
-            if piece is not None and seen < total and len(pairs) == 1 and bool((piece[..., seen:] < 0).all()):
+            if (
+                piece is not None
+                and seen < total
+                and len(pairs) == 1
+                and self._hidden(call.mask, start, piece[..., seen:])
+            ):
                 piece = piece[..., :seen]
                 used = [(x[:, :, :, :seen], y[:, :, :, :seen]) for x, y in pairs]
             parts.append(run(call, queries[:, :, :, :, start:stop], used, piece))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)  # [B, Hkv, 1 + C, G, Q, d]
         return out.permute(2, 0, 4, 1, 3, 5).reshape(rows, length, heads, v.shape[-1]), None
+
+    def _hidden(self, mask: Tensor | None, start: int, later: Tensor) -> bool:
+        """Whether the mask hides all later positions from the queries that begin at ``start``: asked once per forward."""
+        key = (id(mask), start)
+        if key not in self.mode.trims:
+            self.mode.trims[key] = bool((later < 0).all())
+        return self.mode.trims[key]
 
     def _fuses(self, call: AttentionCall, channels: int) -> bool:
         mode, q = self.mode, call.query

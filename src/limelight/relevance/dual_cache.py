@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,34 @@ class DualCache:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.states: dict[int, dict[int, tuple[Tensor, ...]]] = {}
+        self.slot: Tensor | None = None
+        self.window = 0
+
+    @contextmanager
+    def static(self, slot: Tensor, window: int) -> Iterator[None]:
+        """Inside the block every shape is fixed, as a captured CUDA graph needs it: a new position is written at index
+        ``slot`` (int64 ``[1]``, on the device), and the first ``window`` positions are read, whatever they hold."""
+        self.slot, self.window = slot, window
+        try:
+            yield
+        finally:
+            self.slot, self.window = None, 0
+
+    def enlarge(self, capacity: int) -> None:
+        """Room for that many positions in every layer."""
+        self.capacity = max(self.capacity, capacity)
+        for store in (self.keys, self.values):
+            for layer, buffer in store.items():
+                if buffer.shape[2] < capacity:
+                    grown = buffer.new_zeros((*buffer.shape[:2], capacity, buffer.shape[3]))
+                    grown[:, :, : self.length] = buffer[:, :, : self.length]
+                    store[layer] = grown
+
+    def clear_behind(self) -> None:
+        """Zeros behind the present length: a position that is masked must still hold finite numbers."""
+        for store in (self.keys, self.values):
+            for buffer in store.values():
+                buffer[:, :, self.length :] = 0
 
     @property
     def layers(self) -> Any:
@@ -67,6 +96,10 @@ class DualCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store ``[rows, Hkv, N, d]`` behind the present length (which :meth:`advance` moves)."""
+        if self.slot is not None:
+            self.keys[layer].index_copy_(2, self.slot, key.detach())
+            self.values[layer].index_copy_(2, self.slot, value.detach())
+            return
         stop = self.length + key.shape[2]
         for store, new in ((self.keys, key), (self.values, value)):
             buffer = store.get(layer)
@@ -108,7 +141,7 @@ class DualCache:
 
     def read(self, layer: int, extra: int = 0) -> tuple[Tensor, Tensor] | None:
         """Views ``[rows, Hkv, length + extra, d]`` of one layer, or None when nothing is stored."""
-        stop = self.length + extra
+        stop = self.window if self.slot is not None else self.length + extra
         if stop == 0 or layer not in self.keys:
             return None
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from limelight.errors import UnsupportedError
 from limelight.relevance import rules
 
 FALLBACK = "use exact mode (lime(), attribute()), which needs no forward twin"
+GPU_SCORES = 2**27  # attention scores held at a time by a prefill on a GPU: 256 MiB in 16 bits
 NEAR_ZERO = 1e-6  # below it, d/dz of f(z) / (z + 1e-10) is an artefact of the 1e-10
 
 
@@ -39,7 +40,8 @@ class Mode:
             second-order pass) or ``true`` (the gradient of the value).
         write: store the new keys and values as they are computed.
         tap: when set, called with (layer, raw scores, weights, q, out) of the current token.
-        block: queries handled at a time in a prefill, so that their scores stay in the processor's cache.
+        block: queries handled at a time in a prefill on a processor, so that their scores stay in its cache.
+        trims: what is known of the masks of the present forward (asking a GPU's tensors waits for it): once per mask.
     """
 
     batch: int = 1
@@ -49,6 +51,11 @@ class Mode:
     offsets: Offsets | None = None
     tap: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None
     block: int = 64
+    trims: dict[tuple[int, int], bool] = field(default_factory=dict)
+
+    def queries_at_once(self, scores_per_query: int, device: str) -> int:
+        """How many queries of a prefill are handled at a time, for that many scores (all rows and heads) per query."""
+        return self.block if device == "cpu" else max(self.block, GPU_SCORES // max(scores_per_query, 1))
 
     def const(self, x: Tensor) -> Tensor:
         """A factor of the rules: a constant unless the true gradient is wanted."""

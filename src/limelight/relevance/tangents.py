@@ -30,6 +30,7 @@ from limelight.relevance.dual_check import reading, require_twins
 from limelight.relevance.dual_head import adds, plain_head, project
 from limelight.relevance.dual_inputs import last_rows, longer, repeated
 from limelight.relevance.dual_rules import DualRules
+from limelight.relevance.dual_static import StaticStep
 
 _PLAIN = frozenset({"attention_mask", "position_ids"})
 
@@ -119,10 +120,11 @@ class DualStream:
             getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         )
         own = hasattr(adapter.decoder, "_prepare_decoder_attention_mask")  # makes its mask itself, of one [B, T]
-        whole = self.positions is not None and bool(call.mask[:, front:].all())
-        self.simple_mask = whole and not windowed and not own
+        self.full_attention = self.positions is not None and not windowed and not own
+        self.simple_mask = self.full_attention and bool(call.mask[:, front:].all())
         ready = call.kwargs.get("attention_mask")
         self.ready_masks = last_rows(ready, call.windows) if isinstance(ready, Mapping) else None
+        self.static = StaticStep(self)
 
     @property
     def rows(self) -> int:
@@ -139,10 +141,10 @@ class DualStream:
         if self.call.doors is not None:
             kwargs[self.call.doors.where] = self.call.doors.spread(self.call.kwargs[self.call.doors.where], self.rows)
         rows = replace(self.call, kwargs=kwargs)
-        with torch.no_grad(), self._set(rows=self.rows, write=True), self.rules.attached():
+        with torch.no_grad(), self.working(rows=self.rows, write=True), self.rules.attached():
             out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
         self.cache.advance(self.call.length - self.call.front)
-        return self._output(out)
+        return self.output_of(out)
 
     def append(self, tokens: Tensor) -> None:
         """Make ``tokens`` [B] the current position (not yet in the cache)."""
@@ -179,6 +181,9 @@ class DualStream:
             offsets: what the current query sees added to K and V.
             tangents: False runs block 0 alone.
         """
+        plainly = graph == "none" and write and tangents and offsets is None and tap is None
+        if plainly and self.static.ready():
+            return self.static.run()
         first = self.cache.length + 1 == self.call.length - self.call.front
         weights = [
             c.prompt[:, -1:] if first else torch.full((self.batch, 1), c.generated, device=self.embeds.device)
@@ -196,7 +201,7 @@ class DualStream:
         differentiable = graph != "none"
         with (
             torch.set_grad_enabled(differentiable),
-            self._set(rows=rows, graph=graph, write=write, offsets=offsets, tap=tap),
+            self.working(rows=rows, graph=graph, write=write, offsets=offsets, tap=tap),
             self.rules.attached(),
         ):
             if differentiable:
@@ -208,7 +213,7 @@ class DualStream:
             out = self.adapter.decoder(
                 inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra
             )
-            output = self._output(out, graph)  # inside: a view taken under no_grad would lose its graph
+            output = self.output_of(out, graph)  # inside: a view taken under no_grad would lose its graph
         if write:
             self.cache.advance(1)
         return output
@@ -220,13 +225,18 @@ class DualStream:
             return self.embeds.new_zeros((1, 1, 1, self.cache.length + 1))
         return self.mask[:, self.call.front :].long().repeat(rows // self.batch, 1)
 
-    def _output(self, out: Any, graph: str = "none") -> DualOutput:
+    def output_of(self, out: Any, graph: str = "none") -> DualOutput:
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         last = hidden[:, -1].to(self.call.embeds.device)
         return DualOutput(last.reshape(-1, self.batch, hidden.shape[-1]), graph)
 
+    @property
+    def generated_weights(self) -> list[float]:
+        """Each channel's weight of a generated position."""
+        return [c.generated for c in self.channels]
+
     @contextmanager
-    def _set(
+    def working(
         self, *, rows: int, write: bool, graph: str = "none", offsets: Offsets | None = None, tap: Any = None
     ) -> Iterator[None]:
         mode = self.mode
@@ -237,6 +247,7 @@ class DualStream:
         finally:
             mode.channels = 1
             mode.graph, mode.write, mode.offsets, mode.tap = "none", True, None, None
+            mode.trims.clear()
 
     def heads(self, output: DualOutput) -> tuple[Tensor, Tensor]:
         """Logits ``[B, V]`` and Phi ``[C, B, V]``, float32 or better.

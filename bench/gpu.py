@@ -229,9 +229,36 @@ class Bench:
         total = sum(back.scores[s.start : s.stop].sum().item() for s in back.spans if s.modality == "image")
         row["phi_forward"], row["phi_backward"] = float(phi[0, 0, target]), float(total)
         row["phi_std_over_vocabulary"] = float(phi[0, 0].std())
+        row["largest_difference_of_captured_steps"] = self.captured(call, seen)
         same = self.model_generate(greedy, inputs, 8)
         plain = self.model.generate(**inputs, max_new_tokens=8, do_sample=False)
         row["greedy_tokens_equal"] = bool((same == plain).all())
+
+    def captured(self, call: Any, seen: Any) -> dict[str, float]:
+        """Ordinary steps against fixed-shape steps (CUDA graphs where there is a GPU), over 24 tokens, in the logits' and
+        Phi's own units; beside it their standard deviation over the vocabulary."""
+        import limelight
+        from limelight.relevance.dual_static import StaticStep
+        from limelight.relevance.tangents import DualStream, modality_channel
+
+        out = []
+        for static in (False, True):
+            dual = DualStream(limelight.wrap(self.model), call, [modality_channel(seen, call.mask)], reserve=64)
+            if not static:
+                dual.static.wanted = False
+            elif not self.clock.cuda:
+                dual.static = StaticStep(dual, graphs=False)
+            dual.prefill()
+            values = []
+            for i in range(24):
+                dual.append(torch.full((dual.batch,), 5 + i, device=self.size.device))
+                values.append([x.clone() for x in dual.heads(dual.current())])
+            out.append([torch.stack(x) for x in zip(*values, strict=True)])
+        (logits, phi), (own_logits, own_phi) = out
+        return {
+            "logits": float((logits - own_logits).abs().max()), "logits_std": float(logits.std()),
+            "phi": float((phi - own_phi).abs().max()), "phi_std": float(phi.std()),
+        }  # fmt: skip
 
     def profile(self, strategy: Callable[[], Any] | None, row: dict[str, Any]) -> None:
         """Where a token's time goes: kernels, their summed time, and the wall-clock (batch 1, 600 tokens)."""
@@ -281,6 +308,7 @@ def plan(bench: Bench) -> Iterator[tuple[str, Callable[[dict[str, Any]], None], 
         what = {"batch": batch, "prompt_tokens": length}
         first = (batch, length) == GROUPS[0]
         yield "greedy, limelight's loop", partial(bench.decoding, greedy, batch, length), what
+        yield "greedy, captured", partial(bench.decoding, Captured, batch, length), what
         for name in SETTINGS if batch * length <= 5000 else SETTINGS[:3]:
             yield name, partial(bench.decoding, known[name], batch, length), what
         if batch == 1:
@@ -289,10 +317,10 @@ def plan(bench: Bench) -> Iterator[tuple[str, Callable[[dict[str, Any]], None], 
             yield "attribute", partial(bench.attribution, length), what
         if first:
             yield "agreement", bench.agreement, what
-            yield "profile: plain greedy", partial(bench.profile, None), what
-            yield "profile: meter", partial(bench.profile, known["meter"]), what
-            yield "profile: 1 update", partial(bench.profile, known["cached LIME, 1 update"]), what
             yield "exact LIME, one token", bench.exact, what
+    what = {"batch": 1, "prompt_tokens": 600}
+    yield "profile: plain greedy", partial(bench.profile, None), what
+    yield "profile: meter", partial(bench.profile, known["meter"]), what
     yield "flash attention baseline", partial(flash, bench), {"batch": 1, "prompt_tokens": 2400}
 
 
@@ -304,6 +332,31 @@ def flash(bench: Bench, row: dict[str, Any]) -> None:
         bench.decoding(bench_meter, 1, 2400, row)
     finally:
         bench.model.set_attn_implementation(before)
+
+
+class Captured:
+    """Greedy decoding on a dual stream without tangents: what the captured step costs for the model alone."""
+
+    name = "greedy, captured"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, run: Any) -> Any:
+        from limelight.decoding.dual import captured, open_stream
+
+        dual = open_stream(run, captured(run)[0], [], "attnlrp")
+
+        class Session:
+            def next(self, tokens: Any) -> Any:
+                from limelight.decoding.strategy import StepOutput
+
+                with torch.no_grad():
+                    if tokens is not None:
+                        dual.append(tokens)
+                    return StepOutput(dual.heads(dual.prefill() if tokens is None else dual.current())[0])
+
+        return Session()
 
 
 def bench_meter() -> Any:

@@ -21,7 +21,14 @@ def short(row: dict[str, Any]) -> str:
         parts.append(f"peak +{row['peak_bytes'] / 2**30:.2f} GiB")
     parts += [
         f"{k}: {row[k]}"
-        for k in ("error", "left_out", "phi_forward", "phi_backward", "greedy_tokens_equal")
+        for k in (
+            "error",
+            "left_out",
+            "phi_forward",
+            "phi_backward",
+            "greedy_tokens_equal",
+            "largest_difference_of_captured_steps",
+        )
         if k in row
     ]
     return "  ".join(parts)

@@ -11,6 +11,7 @@ from torch import Tensor
 from limelight.errors import NotFiniteError, SettingError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.capture import DecoderCall
+from limelight.models.runtime.fused import fused_attention
 from limelight.models.spans import grown
 from limelight.relevance.composites import ATTN_LRP, Composite, attached
 from limelight.types import MODALITIES, Relevance, Span
@@ -90,9 +91,9 @@ def attribute_generated(
     if ids.shape[1] == 0:
         raise SettingError("no generated tokens to attribute", hint="pass at least one token id")
     start = call.length
-    for j in range(ids.shape[1] - 1):
-        with torch.no_grad():
-            call = call.appended(adapter.embed(ids[:, j : j + 1]))
+    with torch.no_grad():
+        for token in ids[0, :-1]:
+            call = call.appended(adapter.embed(token.reshape(1, 1)))
     targets = [(start - 1 + j, int(token)) for j, token in enumerate(ids[0])]
     targets = targets[-1:] if last_only else targets
     return relevance_of(
@@ -150,9 +151,15 @@ def relevance_of(
     else:
         spans = grown(prompt_spans, call.length)
     out: list[Relevance] = []
-    with torch.inference_mode(False), torch.enable_grad(), adapter.frozen(), attached(adapter, composite):
-        call = call.cloned()
-        embeds = call.embeds.requires_grad_(True)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        adapter.frozen(),
+        attached(adapter, composite),
+        fused_attention(),
+    ):
+        call = call.ordinary()
+        embeds = call.embeds.detach().requires_grad_(True)
         hidden = adapter.hidden(call, embeds)
         for j, (position, target) in enumerate(targets):
             logits = adapter.logits(hidden[:, position : position + 1])[0, 0]

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.attention import AttentionHook, attention_hooks, check_bound
+from limelight.models.runtime.attention import AttentionHook, check_bound
 from limelight.models.runtime.wrappers import modules_of
 from limelight.relevance import rules
+from limelight.relevance.attachment import Attachment, holding, set_aside
 from limelight.relevance.differentiable import check_differentiable
 from limelight.relevance.dual_mode import Mode
 from limelight.relevance.experts import ExpertsSpec, experts_rule, router_rule, routers
@@ -56,15 +58,17 @@ class Composite:
 class AttentionRule(AttentionHook):
     """Divides the gradient through q, k and v: after rotary, before head repetition and offsets."""
 
-    def __init__(self, divisors: tuple[int, int, int]) -> None:
-        self.divisors = divisors
+    def __init__(self, divisors: tuple[int, int, int], only: frozenset[int] | None = None) -> None:
+        self.divisors, self.only = divisors, only
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b, c = (rules.divided(x, n) for x, n in zip((q, k, v), self.divisors, strict=True))
         return a, b, c
 
     def softcap(self, layer: int, scores: Tensor, value: Tensor) -> Tensor:
-        return rules.identity(scores, value) if self.divisors[0] and scores.requires_grad else value
+        if self.divisors == (1, 1, 1) or not self.divisors[0] or not scores.requires_grad:
+            return value
+        return rules.identity(scores, value)
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Undo:
@@ -87,9 +91,10 @@ def _norm_rule(site: Site) -> Undo:
         raise HookError(f"{site.name} has no norm spec", hint="use sites from kinds.survey")
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        value = original(x, *args, **kwargs)
         if not x.requires_grad:
-            return value  # type: ignore[no-any-return]
+            return original(x, *args, **kwargs)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            value = original(x, *args, **kwargs)
         x = x.to(value.device)  # accelerate may run the module elsewhere
         if (intake := spec.intake) is not None:
             x = x * intake.to(x)
@@ -102,8 +107,11 @@ def _activation_rule(site: Site) -> Undo:
     original = site.module.forward
 
     def forward(z: Tensor) -> Tensor:
-        value = original(z)
-        return rules.identity(z, value) if z.requires_grad else value
+        if not z.requires_grad:
+            return original(z)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            value = original(z)
+        return rules.identity(z, value)
 
     return replace_forward(site.module, forward)
 
@@ -219,7 +227,8 @@ def sites_of(adapter: Adapter, now: Structure | None = None) -> list[Site]:
     with adapter.exclusive():  # modules are probed by running them
         known = _SURVEYS.get(adapter.decoder)
         if known is None or known[0] != now:
-            known = _SURVEYS[adapter.decoder] = (now, survey(adapter.decoder))
+            with set_aside(adapter):
+                known = _SURVEYS[adapter.decoder] = (now, survey(adapter.decoder))
     return known[1]
 
 
@@ -229,7 +238,7 @@ def require_gradients(adapter: Adapter, now: Structure | None = None) -> None:
     if _DIFFERENTIABLE.get(adapter.decoder) != now:
         deciding = {id(r) for m in adapter.decoder.layers.modules() for _, r in routers(m)}
         parts = [(n, m) for n, m in adapter.decoder.layers.named_modules(prefix="layers") if id(m) not in deciding]
-        with adapter.exclusive():
+        with set_aside(adapter):
             check_differentiable([*parts, ("the head", adapter.head)])
         _DIFFERENTIABLE[adapter.decoder] = now
 
@@ -257,32 +266,36 @@ def gates_checked(adapter: Adapter, now: Structure | None = None) -> Iterator[tu
 def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: AttentionHook) -> Iterator[None]:
     """The composite's rules on this model's decoder inside the block, and further attention ``hooks`` after them.
 
+    Blocks may be nested, also by what attaches rules itself (:func:`attribute`, strategies): the innermost rules hold, and
+    those around them are back afterwards. ``hooks`` of the surrounding block stay active.
+
     On exit, also after an exception, the instances are as they were (the model is bit-equal).
 
     Raises:
         UnknownKindError: a module has no known kind (not for GRADIENT_INPUT, which needs none).
         NotDifferentiableError: a linear layer lets no gradient through (some quantised kinds).
-        HookError: attention did not go through the hooks.
+        HookError: attention did not go through the hooks; or rules are attached in the middle of a forward that has some.
     """
     with ExitStack() as stack:
         stack.enter_context(adapter.exclusive())
         now = structure(adapter)
         require_gradients(adapter, now)
-        if composite.rules:
-            for site in sites_of(adapter, now):
+        sites = sites_of(adapter, now) if composite.rules else []
+
+        def put_on(inner: ExitStack) -> tuple[AttentionHook, ...]:
+            for site in sites:
                 rule = composite.rules.get(site.kind)
                 if rule is not None:
-                    stack.callback(rule(site))
+                    inner.callback(rule(site))
+            if composite.rules and adapter.head_scalars.cap is not None:
+                plain = adapter.head_scalars
+                adapter.head_scalars = replace(plain, rule=rules.identity)
+                inner.callback(setattr, adapter, "head_scalars", plain)
+            return inner.enter_context(gates_checked(adapter, now)) if composite.rules else ()
+
         stack.enter_context(adapter.routed())
-        inner = (AttentionRule(composite.attention),) if composite.attention != (1, 1, 1) else ()
-        if composite.rules and adapter.head_scalars.cap is not None:
-            plain = adapter.head_scalars
-            adapter.head_scalars = replace(plain, rule=rules.identity)
-            stack.callback(setattr, adapter, "head_scalars", plain)
-        last = stack.enter_context(gates_checked(adapter, now)) if composite.rules else ()
-        seen = stack.enter_context(attention_hooks(*inner, *hooks, *last))
-        runs: list[int] = []
-        stack.callback(adapter.decoder.register_forward_hook(lambda *_: runs.append(1)).remove)
+        mine = Attachment(AttentionRule(composite.attention, frozenset(now)), put_on)
+        seen = stack.enter_context(holding(adapter, mine, *hooks))
         yield
-        if runs:
+        if mine.runs:
             check_bound(seen, set(adapter.attention_layers))

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.inputs.position_mask import is_positions
-from limelight.models.runtime.attention import attention_hooks, check_bound
+from limelight.models.runtime.attention import AttentionHook, active_hooks, check_bound
+from limelight.models.runtime.wrappers import modules_of
 from limelight.relevance import rules
+from limelight.relevance.attachment import Attachment, holding, set_aside
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite, replace_forward, sites_of
 from limelight.relevance.dual_attention import FALLBACK, DualAttention, Mode, block_rows, blocks
 from limelight.relevance.dual_cache import DualCache
@@ -161,9 +163,10 @@ class DualRules:
             )
         self.adapter, self.mode, self.cache, self.composite = adapter, mode, cache, composite
         self.attention = DualAttention(mode, cache, composite)
+        self.attention.only = frozenset(map(id, modules_of(adapter.decoder)))
         self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
         self.hooks: list[Callable[[], Callable[[], None]]] = []
-        with adapter.exclusive():  # modules are probed by running them
+        with set_aside(adapter):  # twins go around the modules' own forwards, and modules are probed by running them
             self._build()
 
     def _build(self) -> None:
@@ -216,14 +219,24 @@ class DualRules:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The twins on the model inside the block, also off again after an exception."""
-        with ExitStack() as stack:
-            stack.enter_context(self.adapter.exclusive())
+        """The twins on the model inside the block, also off again after an exception; rules of a surrounding block wait.
+
+        Raises:
+            UnsupportedError: attention hooks of the caller are active, which twins do not run.
+        """
+
+        def put_on(stack: ExitStack) -> tuple[AttentionHook, ...]:
             for module, forward in self.forwards:
                 stack.callback(replace_forward(module, forward))
-            for put_on in self.hooks:
-                stack.callback(put_on())
-            stack.enter_context(self.adapter.routed())
-            seen = stack.enter_context(attention_hooks(self.attention))
+            for hook in self.hooks:
+                stack.callback(hook())
+            return ()
+
+        with self.adapter.routed(), holding(self.adapter, Attachment(self.attention, put_on)) as seen:
+            others = sorted({type(h).__name__ for h in active_hooks() if h.only is None})
+            if others:
+                raise UnsupportedError(
+                    f"expected no attention hooks around forward-mode relevance, got {', '.join(others)}", hint=FALLBACK
+                )
             yield
             check_bound(seen, set(self.adapter.attention_layers))

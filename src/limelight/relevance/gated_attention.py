@@ -69,11 +69,10 @@ def gate_rule(spec: GateSpec) -> Callable[..., Tensor]:
 class _Seen(AttentionHook):
     """What attention put out, layer by layer."""
 
-    mixed: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
 
-    def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
-        self.mixed[layer] = out.detach()
-        return out
+    def attended(self, layer: int, out: Tensor) -> None:
+        self.outputs[layer] = out.detach()
 
 
 @contextmanager
@@ -97,9 +96,9 @@ def checked(gates: list[tuple[str, Any, GateSpec]]) -> Iterator[AttentionHook]:
                 values[layer] = gate.detach().flatten(2) if spec.heads else gate.detach()
 
             def compare(_: Any, args: tuple[Tensor, ...], layer: int = layer, name: str = name) -> None:
-                if layer not in values or layer not in seen.mixed:
+                if layer not in values or layer not in seen.outputs:
                     raise UnknownKindError(f"{name} has what looks like a gate and does not use it", hint=HINT)
-                mixed = normed.pop(layer, seen.mixed[layer].transpose(1, 2))  # [B, Q, H, d]
+                mixed = normed.pop(layer, seen.outputs[layer].transpose(1, 2))  # [B, Q, H, d]
                 gate = torch.sigmoid(values[layer]).reshape(*mixed.shape[:3], -1)
                 want, got = (mixed * gate).flatten(2), args[0].detach().reshape(*mixed.shape[:2], -1)
                 if not apart(want, got) <= slack(got.dtype, 1e-5, 5e-2):
@@ -109,8 +108,8 @@ def checked(gates: list[tuple[str, Any, GateSpec]]) -> Iterator[AttentionHook]:
                     )
 
             def after(_: Any, __: Any, output: Tensor, layer: int = layer) -> None:
-                if layer in seen.mixed:  # else it is run alone, as a probe does
-                    normed[layer] = output.detach().reshape(seen.mixed[layer].transpose(1, 2).shape)
+                if layer in seen.outputs:  # else it is run alone, as a probe does
+                    normed[layer] = output.detach().reshape(seen.outputs[layer].transpose(1, 2).shape)
 
             between = getattr(module, "o_norm", None)  # a norm of its own in front of the gate
             if isinstance(between, nn.Module):

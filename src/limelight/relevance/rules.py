@@ -28,6 +28,46 @@ class _GradientOf(torch.autograd.Function):
         return grad, None
 
 
+class _Identity(torch.autograd.Function):
+    """Value of ``value``, gradient times ``value / z``, which is computed on the way back from the two."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(z, value)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        z, value = ctx.saved_tensors
+        factor = slope(z, value).to(z.dtype)
+        grad = grad.to(z.device, z.dtype)
+        return (grad * factor if torch.is_grad_enabled() else factor.mul_(grad)), None
+
+
+class _FrozenNorm(torch.autograd.Function):
+    """Value of ``value``, gradient times a gain and a constant 1/std, of which one number a row is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gain: Tensor | None, center: bool, eps: float) -> Tensor:
+        base = x.to(torch.promote_types(x.dtype, torch.float32))
+        if center:
+            base = base - base.mean(-1, keepdim=True)
+        ctx.save_for_backward(torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps), gain)
+        ctx.center, ctx.dtype = center, x.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scale, gain = ctx.saved_tensors
+        grad = grad.to(scale.device, scale.dtype)
+        if gain is not None:
+            grad = grad * gain.to(scale.device, scale.dtype)
+        grad = grad * scale
+        if ctx.center:
+            grad = grad - grad.mean(-1, keepdim=True)
+        return grad.to(ctx.dtype), None, None, None, None
+
+
 class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -72,33 +112,23 @@ def slope(z: Tensor, value: Tensor) -> Tensor:
     Zero where ``z + eps`` all but vanishes (z near -eps, where there is no relevance to pass).
     """
     wide = torch.promote_types(z.dtype, torch.float32)
-    z, value = z.detach().to(wide), value.detach().to(wide)
-    shifted = z + EPS
+    shifted = z.detach().to(wide) + EPS
     gone = shifted.abs() < EPS / 2
-    return torch.where(gone, torch.zeros_like(z), value / torch.where(gone, torch.ones_like(z), shifted))
+    return torch.div(value.detach().to(wide), shifted, out=shifted).masked_fill_(gone, 0.0)
 
 
 def identity(z: Tensor, value: Tensor) -> Tensor:
     """The identity rule of an elementwise function: ``act(z)`` passes relevance on as ``z * const(act(z) / z)``.
 
-    AttnLRP, section 3.3.1 (component-wise non-linearities).
+    AttnLRP, section 3.3.1 (component-wise non-linearities). Keeps ``z`` and ``act(z)`` for the way back, as the function's
+    own gradient and the product that follows it do.
     """
-    return gradient_of((z * slope(z, value).to(z.dtype)).to(value.dtype), value)
+    out: Tensor = _Identity.apply(z, value.detach())  # type: ignore[no-untyped-call]
+    return out
 
 
 def frozen_norm(x: Tensor, value: Tensor, *, gain: Tensor | None, center: bool, eps: float) -> Tensor:
     """A norm whose 1/std is a constant: AttnLRP, proposition 3.4. ``gain`` is the weight as it multiplies."""
-    return gradient_of(norm_tangent(x, x, gain=gain, center=center, eps=eps).to(value.dtype), value)
-
-
-def norm_tangent(x: Tensor, tangent: Tensor, *, gain: Tensor | None, center: bool, eps: float) -> Tensor:
-    """``tangent`` through the norm at ``x`` with 1/std of ``x`` held constant; no bias."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    base = x.detach().to(wide)
-    tangent = tangent.to(wide)
-    if center:
-        base = base - base.mean(-1, keepdim=True)
-        tangent = tangent - tangent.mean(-1, keepdim=True)
-    scale = torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps)
-    out = tangent * scale
-    return out if gain is None else out * gain.detach().to(wide)
+    gain = None if gain is None else gain.detach()
+    out: Tensor = _FrozenNorm.apply(x, value.detach(), gain, center, eps)  # type: ignore[no-untyped-call]
+    return out

@@ -25,6 +25,7 @@ from limelight.models.runtime.attention import (
     softmax_with_sinks,
     switched,
 )
+from limelight.models.runtime.fused import additive_mask
 from tests.tiny import built, fresh, snapshot
 from tests.zoo import ZOO
 
@@ -216,7 +217,7 @@ def test_it_is_registered_with_its_mask_and_replaces_nothing() -> None:
     register()
     register()
     assert AttentionInterface()[NAME] is attention
-    assert AttentionMaskInterface()[NAME] is AttentionMaskInterface()["eager"]
+    assert AttentionMaskInterface()[NAME] is additive_mask
     assert {n: AttentionInterface()[n] for n in before} == before
 
 

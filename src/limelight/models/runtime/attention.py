@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, UnsupportedError
+from limelight.models.runtime import fused
 from limelight.models.runtime.wrappers import modules_of
 
 NAME = "limelight"
@@ -29,7 +30,12 @@ class AttentionHook:
 
     Shapes: ``q`` [B, H, Q, d], ``k``/``v`` [B, Hkv, K, d] (after rotary and cache), scores and weights [B, H, Q, K],
     out [B, H, Q, d]. ``layer`` is the attention module's ``layer_idx``.
+
+    Attributes:
+        only: ids of the attention modules it is for (of one model among several); None: all.
     """
+
+    only: frozenset[int] | None = None
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Before the key/value heads are repeated."""
@@ -50,6 +56,9 @@ class AttentionHook:
     def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
         """After ``weights @ v``."""
         return out
+
+    def attended(self, layer: int, out: Tensor) -> None:
+        """Sees what attention puts out, after every :meth:`out`; for hooks that need no weights."""
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None] | None:
         """Replace the whole computation ([B, Q, H, d], weights), or return None to leave it alone."""
@@ -86,8 +95,15 @@ def attention_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
 
     Yields the set of layer indices that have called the attention function so far.
     """
+    with exactly_hooks(*active_hooks(), *hooks) as seen:
+        yield seen
+
+
+@contextmanager
+def exactly_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
+    """:func:`attention_hooks` with these alone: those of the surrounding contexts wait unless they are among them."""
     outer = _ACTIVE.get()
-    active = _Active((outer.hooks if outer else ()) + hooks)
+    active = _Active(hooks)
     token = _ACTIVE.set(active)
     try:
         yield active.seen
@@ -174,9 +190,11 @@ def attention(
             hint="only methods that leave the attention alone (greedy, vcd, m3id) work on this family",
         )
     if kwargs.get("indices") is not None:
+        if fused.left_out(module, attention_mask, query, key, kwargs.get("is_causal")):
+            attention_mask = fused.causal_mask(query, key)
         attention_mask = selected(kwargs["indices"], attention_mask, query, key)
     active = _ACTIVE.get()
-    hooks = active.hooks if active else ()
+    hooks = () if active is None else tuple(h for h in active.hooks if h.only is None or id(module) in h.only)
     index = getattr(module, "layer_idx", None)
     layer = -1 if index is None else int(index)  # a tower that shares the decoder's config
     if active:
@@ -186,12 +204,22 @@ def attention(
             "attention dropout is active: relevance and grounding need the model in eval mode", hint="call model.eval()"
         )
     scaling = float(query.shape[-1] ** -0.5) if scaling is None else scaling
+    causal = fused.left_out(module, attention_mask, query, key, kwargs.get("is_causal"))
+    if causal and any(_overrides(hook, "attend") for hook in hooks):
+        attention_mask, causal = fused.causal_mask(query, key), False
     for hook in hooks:
         done = hook.attend(AttentionCall(module, layer, query, key, value, attention_mask, scaling, softcap, s_aux))
         if done is not None:
             return done
     for hook in hooks:
         query, key, value = hook.qkv(layer, query, key, value)
+    if _fuses(hooks, query, key, value, attention_mask, softcap, s_aux):
+        out = fused.attend(query, key, value, fit_mask(attention_mask, key.shape[-2]), scaling, causal)
+        for hook in hooks:
+            hook.attended(layer, out)
+        return out.transpose(1, 2).contiguous(), None
+    if causal:
+        attention_mask = fused.causal_mask(query, key)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_heads(key, groups), repeat_heads(value, groups)
     scores = torch.matmul(query, key.transpose(2, 3))
@@ -212,6 +240,8 @@ def attention(
     out = torch.matmul(weights, value)
     for hook in hooks:
         out = hook.out(layer, out, weights)
+    for hook in hooks:
+        hook.attended(layer, out)
     return out.transpose(1, 2).contiguous(), weights
 
 
@@ -225,6 +255,27 @@ def selected(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor) -
     return mask.masked_fill(hidden, low)
 
 
+def _overrides(hook: AttentionHook, name: str) -> bool:
+    return getattr(type(hook), name) is not getattr(AttentionHook, name)
+
+
+def _fuses(
+    hooks: tuple[AttentionHook, ...],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> bool:
+    """The fused kernel is wanted, and nothing needs scores or weights."""
+    if fused.fused_state() is None or softcap is not None or sinks is not None:
+        return False
+    if not query.dtype == key.dtype == value.dtype or (mask is not None and not mask.is_floating_point()):
+        return False
+    return not any(_overrides(hook, name) for hook in hooks for name in ("raw_scores", "scores", "out"))
+
+
 def _floats(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -232,10 +283,9 @@ def _floats(value: Any) -> bool:
 def register() -> None:
     """Make the function known to transformers under ``NAME`` (idempotent; replaces nothing)."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
+    AttentionMaskInterface.register(NAME, fused.additive_mask)
 
 
 @contextmanager

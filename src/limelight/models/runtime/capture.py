@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -109,14 +109,20 @@ class DecoderCall:
         )
 
     def cloned(self) -> DecoderCall:
-        """Plain copies of every tensor: what was made under inference_mode cannot enter a graph."""
+        """Plain copies of every tensor."""
+        return self._each(lambda x: x.clone())
 
-        def copy(value: Any) -> Any:
+    def ordinary(self) -> DecoderCall:
+        """The same with copies of what was made under inference_mode, which cannot enter a graph."""
+        return self._each(lambda x: x.clone() if x.is_inference() else x)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> DecoderCall:
+        def walk(value: Any) -> Any:
             if isinstance(value, Mapping):
-                return {k: copy(v) for k, v in value.items()}
-            return value.clone() if isinstance(value, Tensor) else value
+                return {k: walk(v) for k, v in value.items()}
+            return change(value) if isinstance(value, Tensor) else value
 
-        return replace(self, embeds=copy(self.embeds), mask=copy(self.mask), kwargs=copy(self.kwargs))
+        return replace(self, embeds=walk(self.embeds), mask=walk(self.mask), kwargs=walk(self.kwargs))
 
     def row(self, index: int) -> DecoderCall:
         """One row of the batch, padding included."""

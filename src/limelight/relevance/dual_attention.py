@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limelight.models.runtime.attention import AttentionCall, AttentionHook, softmax_with_sinks
+from limelight.relevance import dual_flash as flash
 from limelight.relevance import dual_fused_attention as fused
 from limelight.relevance import rules
 from limelight.relevance.composites import Composite
@@ -55,6 +56,9 @@ class DualAttention(AttentionHook):
             return self._fused(call, channels), None
         if mode.write and not beside:
             self.cache.write(call.layer, k, v)
+            if (starts := self._one_pass(call, channels)) is not None:
+                tangent = call.scaling / self.divisors[0] if self.through_scores else 0.0
+                return flash.attend(q, k, v, starts, channels, call.scaling, tangent, 1 / self.divisors[2]), None
         if beside:
             segments = [(k, v)]
         elif mode.write and mode.graph == "none":
@@ -91,6 +95,22 @@ class DualAttention(AttentionHook):
             parts.append(run(call, queries[:, :, :, :, start:stop], used, piece))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)  # [B, Hkv, 1 + C, G, Q, d]
         return out.permute(2, 0, 4, 1, 3, 5).reshape(rows, length, heads, v.shape[-1]), None
+
+    def _one_pass(self, call: AttentionCall, channels: int) -> Tensor | None:
+        """Where each row begins, int32 ``[B]``, if this prefill can be computed in one pass over its keys."""
+        mode, q, k, mask = self.mode, call.query, call.key, call.mask
+        length, dim = q.shape[2:]
+        plain = mode.graph == "none" and mode.offsets is None and mode.tap is None
+        whole = self.cache.length == 0 and self.cache.slot is None and length > 1 and k.shape[2] == length
+        same = k.shape[-1] == call.value.shape[-1] and k.dtype is q.dtype is call.value.dtype
+        if mask is None or channels == 1 or call.softcap is not None or call.sinks is not None:
+            return None
+        if not (plain and whole and same and flash.trusted(q.dtype, dim, q.device)):
+            return None
+        if id(mask) not in mode.starts:
+            start = flash.causal_starts(mask[: mode.batch], length)
+            mode.starts[id(mask)] = None if start is None else start.expand(mode.batch).contiguous()
+        return mode.starts[id(mask)]
 
     def _hidden(self, mask: Tensor | None, start: int, later: Tensor) -> bool:
         """Whether the mask hides all later positions from the queries that begin at ``start``: asked once per forward."""

@@ -41,7 +41,8 @@ class Mode:
         write: store the new keys and values as they are computed.
         tap: when set, called with (layer, raw scores, weights, q, out) of the current token.
         block: queries handled at a time in a prefill on a processor, so that their scores stay in its cache.
-        trims: what is known of the masks of the present forward (asking a GPU's tensors waits for it): once per mask.
+        trims, starts: what is known of the masks of the present forward (asking a GPU's tensors waits for it): whether a
+            block of queries sees nothing behind it, and where each row begins if the mask is causal.
     """
 
     batch: int = 1
@@ -52,6 +53,7 @@ class Mode:
     tap: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None
     block: int = 64
     trims: dict[tuple[int, int], bool] = field(default_factory=dict)
+    starts: dict[int, Tensor | None] = field(default_factory=dict)
 
     def queries_at_once(self, scores_per_query: int, device: str) -> int:
         """How many queries of a prefill are handled at a time, for that many scores (all rows and heads) per query."""

@@ -248,6 +248,7 @@ class DualStream:
             mode.channels = 1
             mode.graph, mode.write, mode.offsets, mode.tap = "none", True, None, None
             mode.trims.clear()
+            mode.starts.clear()
 
     def heads(self, output: DualOutput) -> tuple[Tensor, Tensor]:
         """Logits ``[B, V]`` and Phi ``[C, B, V]``, float32 or better.

@@ -17,14 +17,15 @@ SRC = Path(limelight.__file__).parent
 ROOT = "limelight"
 # package -> packages it may import from (itself always).
 ALLOWED: dict[str, set[str]] = {
-    "types": {"errors"},
+    "types": {"errors", "thinking"},
     "errors": set(),
+    "thinking": {"errors"},
     "media": {"types", "errors"},
     "models": {"types", "errors", "media"},
     "relevance": {"types", "errors", "media", "models"},
     "grounding": {"types", "errors", "media", "models", "relevance"},
-    "decoding": {"types", "errors", "media", "models", "relevance", "grounding"},
-    "benchmarks": {"types", "errors"},
+    "decoding": {"types", "errors", "thinking", "media", "models", "relevance", "grounding"},
+    "benchmarks": {"types", "errors", "thinking"},
     "report": {"types", "errors"},
     "demo": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},
     "app": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},
@@ -32,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         "types",
         "errors",
+        "thinking",
         "media",
         "models",
         "relevance",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from limelight.errors import SettingError
+from limelight.thinking import MARKERS, Markers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -286,12 +287,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Record:
-    """One answered question: what a scorer reads."""
+    """One answered question: what a scorer reads.
+
+    ``answer`` is what was said without thoughts (:mod:`limelight.thinking`), whatever was passed: this is the one place
+    that all scorers, judges and comparisons share.
+    """
 
     id: str
     answer: str
     target: Any = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    markers: Markers = field(default=MARKERS, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answer", self.markers.answer(self.answer))
 
 
 PathLike = str | Path

@@ -16,6 +16,7 @@ from typing import Any
 from limelight.benchmarks.extras import need
 from limelight.benchmarks.loading import row_seed
 from limelight.errors import SettingError, UnsupportedError
+from limelight.thinking import MARKERS, spoken
 
 EXTRA = "lmms-eval"
 
@@ -108,16 +109,19 @@ def _model_class() -> Any:
             doc = self.task_dict[task][split][doc_id]
             messages = protocol.ChatMessages(messages=doc_to_messages(doc)).to_hf_messages()
             settings, stops = generation_settings(asked)
+            # thoughts hold blank lines and whatever else ends an answer: a model that thinks is cut afterwards
+            thinks = MARKERS.used_by(self.adapter.tokenizer)
             answer = limelight.generate(
                 self.adapter,
                 messages=messages,
                 strategy=self.strategy,
                 relevance=False,
                 seed=row_seed(self.seed, f"{task}/{split}/{doc_id}"),
-                stop_strings=stops or None,
+                stop_strings=None if thinks else stops or None,
                 **settings,
             )
-            text = until_stop(answer.text, stops)
+            said = spoken(self.adapter.tokenizer, answer.token_ids, answer.prompt.tensors["input_ids"][0].tolist())
+            text = until_stop(MARKERS.answer(said.text, opened=said.opened), stops)
             self.cache_hook.add_partial("generate_until", (context, asked), text)
             return instance.GenerationResult(text, instance.TokenCounts(output_tokens=len(answer.token_ids)))
 

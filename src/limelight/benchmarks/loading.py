@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from limelight.benchmarks.data import Folder, check_media, missing
+from limelight.benchmarks.data import BadRow, Folder, Rejected, check_media, missing
 from limelight.benchmarks.extras import need
 from limelight.benchmarks.task import HubTable, Task
 from limelight.errors import DataError, SettingError
@@ -22,7 +20,8 @@ from limelight.types import PathLike, Sample
 class Loaded:
     """Samples in order, the splits they come from, facts of the files read, and the texts that scoring needs again.
 
-    ``places`` are (number of the split, position in it): a limit does not change them.
+    ``places`` are (number of the split, position in it): neither a limit nor a bad row changes them. ``bad`` are the
+    rows that were left out; ``where`` says of each id where its row stands.
     """
 
     samples: tuple[Sample, ...]
@@ -30,6 +29,8 @@ class Loaded:
     splits: tuple[str, ...]
     facts: Mapping[str, Mapping[str, Any]]
     assets: Mapping[str, str]
+    bad: tuple[BadRow, ...] = ()
+    where: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(
@@ -41,8 +42,9 @@ def load(
     suffix: str = "",
     seed: int = 0,
     check: bool = True,
+    skip_bad_rows: bool = False,
 ) -> Loaded:
-    """The samples of a run.
+    """The samples of a run, every row of which is checked: its fields, its label, its id, its media.
 
     Args:
         data: a folder; ``"hub"`` for the task's own copies on the Hugging Face Hub, ``"hub:REPO"`` for another copy
@@ -51,30 +53,95 @@ def load(
         limit: at most so many samples a split.
         suffix: appended to every prompt, such as ``" Please answer this question with one word."``.
         seed: of the run; every sample gets its own in ``meta["seed"]``, from this and its id alone.
-        check: raise when pictures or sounds are missing.
+        check: look for the pictures and sounds too.
+        skip_bad_rows: leave out rows that cannot be asked or scored and count them, instead of raising.
+
+    Raises:
+        SettingError: no such split, or a limit below 1.
+        DataError: files are missing; or rows are bad, each named with file and line.
     """
     unknown = [s for s in splits if s not in task.splits]
     if unknown:
         raise SettingError(f"{task.name} has no split {unknown[0]!r}", hint=f"its splits are {list(task.splits)}")
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be at least 1, got {limit}", hint="leave it out for all rows")
+    rejected = Rejected()
     by_split, facts, assets = (
-        _from_hub(task, str(data), splits) if str(data).partition(":")[0] == "hub" else _from_folder(task, data, splits)
+        _from_hub(task, str(data), splits, rejected)
+        if str(data).partition(":")[0] == "hub"
+        else _from_folder(task, data, splits, rejected)
     )
-    numbered = [
-        ((task.splits.index(split), k), sample)
-        for split, samples in by_split.items()
-        for k, sample in enumerate(islice(samples, limit))
-    ]
+    numbered: list[tuple[tuple[int, int], Sample]] = []
+    first: dict[str, str] = {}  # id -> where it stands
+    there = Media()
+    for split, samples in by_split.items():
+        before, taken = len(rejected.bad), 0
+        for sample in samples:
+            at = taken + len(rejected.bad) - before  # bad rows keep their place, for the day they are corrected
+            if limit is not None and at >= limit:
+                break
+            problem = (
+                f"has the id {sample.id!r} twice, first in {first[sample.id]}" if sample.id in first else
+                unaskable(sample) or (there.problem(sample) if check and skip_bad_rows else "")
+            )  # fmt: skip
+            if problem:
+                rejected.add(BadRow(rejected.at, problem, sample.id))
+            else:
+                first[sample.id] = rejected.at or "this task"
+                numbered.append(((task.splits.index(split), at), sample))
+                taken += 1
+            if at + 1 == limit:
+                break
     found = [sample for _, sample in numbered]
-    if twice := [i for i, n in Counter(s.id for s in found).items() if n > 1]:
-        raise DataError(f"{task.name} has the id {twice[0]!r} twice", hint="the question file repeats a row")
+    if rejected.bad and not (skip_bad_rows and found):
+        raise complaint(task, rejected.bad, len(found))
     if not found:
         raise DataError(f"{task.name} has no rows in {', '.join(by_split)}", hint="check the files of the data folder")
-    if check:
+    if check and not skip_bad_rows:
         check_media(found, task.media)
     ready = [replace(s, prompt=s.prompt + suffix, meta={**s.meta, "seed": row_seed(seed, s.id)}) for s in found]
-    return Loaded(tuple(ready), tuple(place for place, _ in numbered), tuple(by_split), facts, assets)
+    places = tuple(place for place, _ in numbered)
+    return Loaded(tuple(ready), places, tuple(by_split), facts, assets, tuple(rejected.bad), first)
+
+
+class Media:
+    """Which media files exist; each is looked up once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, bool] = {}
+
+    def problem(self, sample: Sample) -> str:
+        """Which file of a sample is missing, if any."""
+        for kind, items in sample.media.items():
+            for path in (Path(x) for x in items if isinstance(x, str | Path)):
+                if path not in self._known:
+                    self._known[path] = path.is_file()
+                if not self._known[path]:
+                    return f"its {kind} {path} does not exist"
+        return ""
+
+
+def unaskable(sample: Sample) -> str:
+    """What keeps a sample from being asked, if anything: no words, a medium that is none, a truth that cannot be kept."""
+    if not isinstance(sample.prompt, str) or not sample.prompt.strip():
+        return f"has no question to ask, but {sample.prompt!r}"
+    if empty := [kind for kind, items in sample.media.items() if any(x is None for x in items)]:
+        return f"has no {empty[0]}"
+    try:
+        json.dumps([sample.target, dict(sample.meta)], allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return f"its target or meta is not JSON: {error}"
+    return ""
+
+
+def complaint(task: Task, bad: Sequence[BadRow], good: int) -> DataError:
+    """The error that names rows which cannot be asked or scored."""
+    some = "\n".join([*(f"    {row}" for row in bad[:10]), *(["    ..."] if len(bad) > 10 else [])])
+    return DataError(
+        f"{len(bad)} of {len(bad) + good} rows of {task.name} cannot be asked and scored:\n{some}",
+        hint="correct them (nothing was asked yet), or leave them out with --skip-bad-rows (skip_bad_rows=True), which "
+        "counts them in the results",
+    )
 
 
 def row_seed(seed: int, row_id: str) -> int:
@@ -85,15 +152,15 @@ def row_seed(seed: int, row_id: str) -> int:
 Found = tuple[dict[str, Iterable[Sample]], Mapping[str, Mapping[str, Any]], dict[str, str]]
 
 
-def _from_folder(task: Task, data: PathLike | None, splits: Sequence[str]) -> Found:
+def _from_folder(task: Task, data: PathLike | None, splits: Sequence[str], rejected: Rejected) -> Found:
     wanted = {s: [n for n in task.files(s) if n.required] for s in task.splits if s in (splits or task.splits)}
     if data is None:
         files = dict.fromkeys(n for needed in wanted.values() for n in needed)
         if files:
             listed = "\n".join(f"    {n}" for n in files)
             raise DataError(f"{task.name} reads files; it looks for\n{listed}", hint="pass --data DIR")
-        return {s: task.load(Folder(Path()), s) for s in wanted}, {}, {}
-    folder = Folder(Path(data))
+        return {s: task.load(Folder(Path(), rejected=rejected), s) for s in wanted}, {}, {}
+    folder = Folder(Path(data), rejected=rejected)
     there = [s for s, needed in wanted.items() if all(folder.locate(n) for n in needed)]
     if not there or (splits and len(there) < len(wanted)):
         lost = [n for s, needed in wanted.items() if s not in there for n in needed if not folder.locate(n)]
@@ -102,7 +169,7 @@ def _from_folder(task: Task, data: PathLike | None, splits: Sequence[str]) -> Fo
     return {s: task.load(folder, s) for s in there}, folder.facts, assets
 
 
-def _from_hub(task: Task, data: str, splits: Sequence[str]) -> Found:
+def _from_hub(task: Task, data: str, splits: Sequence[str], rejected: Rejected) -> Found:
     without = [s for s in splits if s not in task.hub]
     if not task.hub or without:
         raise SettingError(
@@ -115,13 +182,16 @@ def _from_hub(task: Task, data: str, splits: Sequence[str]) -> Found:
         table = task.hub[split]
         rows, fact = hub_rows(table, data.partition(":")[2] or table.repo)
         facts[f"{fact['repo']}:{table.name or 'default'}:{table.split}"] = fact
-        found[split] = converted(table, rows)
+        found[split] = converted(table, rows, rejected)
     return found, facts, {}
 
 
-def converted(table: HubTable, rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
-    """Samples of the rows that belong to the split."""
-    return (s for i, row in enumerate(rows) if (s := table.convert(row, i)) is not None)
+def converted(table: HubTable, rows: Sequence[Mapping[str, Any]], rejected: Rejected) -> Iterator[Sample]:
+    """Samples of the rows that belong to the split; bad rows, such as a picture that cannot be decoded, are kept aside."""
+    for number in range(len(rows)):
+        with rejected.row(f"{table.repo}, {table.split}, row {number}"):
+            if (sample := table.convert(rows[number], number)) is not None:
+                yield sample
 
 
 def hub_rows(table: HubTable, repo: str) -> tuple[Any, dict[str, Any]]:

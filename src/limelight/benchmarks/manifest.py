@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -63,7 +63,8 @@ def part_name(stem: str, shard: tuple[int, int], suffix: str) -> str:
 class Start:
     """A run about to start or resume: the settings that must agree with what lies in the folder, and those that may not.
 
-    A limit may grow: ``limit`` is the number of rows a split, None for all.
+    A limit may grow: ``limit`` is the number of rows a split, None for all. Data may be corrected: answers are kept
+    with what was asked, so what the files hold now is compared question by question (:mod:`limelight.benchmarks.resume`).
     """
 
     identity: Mapping[str, Any]
@@ -71,20 +72,29 @@ class Start:
     total: int
     limit: int | None
     parser: str
+    thoughts: Sequence[Sequence[str]] | None = None
+    bad_rows: Sequence[str] = ()
 
     def check(self, folder: Path) -> None:
-        """Raise ``SettingError`` when the folder holds a run with other settings, or one that went further."""
+        """Raise ``SettingError`` when the folder holds a run with other settings, one that went further, or answers of
+        nobody knows which run."""
+        for rows in folder.glob("rows*.jsonl"):
+            if rows.stat().st_size and not rows.with_name(f"run{rows.name[4:-1]}").exists():
+                raise SettingError(
+                    f"{folder} holds the answers {rows.name}, but not run{rows.name[4:-1]}, which says what they answer",
+                    hint="put that file back, or use another --out: answers of another run must not mix with these",
+                )
         for path in manifests(folder):
             there = read_manifest(path)
-            compare(path, there["identity"], self._identity())
+            compare(path, settled(there["identity"]), settled(self._identity()))
             if self.limit is not None and (there["limit"] is None or there["limit"] > self.limit):
                 raise SettingError(
                     f"{folder} holds a run of {there['limit'] or 'all'} rows a split, and the limit is now {self.limit}",
                     hint="leave the limit as it was or raise it, or use another --out",
                 )
 
-    def write(self, folder: Path) -> None:
-        """Write the manifest of this shard, with this session added."""
+    def write(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write the manifest of this shard, with this session added; ``about`` says more of the session."""
         path = folder / part_name("run", self.shard, ".json")
         sessions = read_manifest(path)["sessions"] if path.exists() else []
         write_json(
@@ -96,7 +106,9 @@ class Start:
                 "total": self.total,
                 "limit": self.limit,
                 "parser": self.parser,
-                "sessions": [*sessions, session()],
+                "thoughts": None if self.thoughts is None else [list(pair) for pair in self.thoughts],
+                "bad_rows": list(self.bad_rows),
+                "sessions": [*sessions, {**session(), **(about or {})}],
             },
         )
 
@@ -121,7 +133,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is not a run of format {FORMAT}", hint="it was written by another version of limelight"
         )
+    lost = [k for k, kind in _KEYS.items() if not isinstance(found.get(k), kind)]
+    if lost:
+        raise DataError(
+            f"{path} has no {', '.join(lost)}", hint="it was changed by hand: put it back as it was written"
+        )
     return found
+
+
+_KEYS: Mapping[str, type] = {"identity": dict, "shard": list, "total": int, "sessions": list}
+
+
+def settled(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change in a run: all but the hashes of its data."""
+    return {k: v for k, v in identity.items() if k != "data"}
 
 
 def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -6,17 +6,20 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from limelight.benchmarks import rowlog
-from limelight.benchmarks.manifest import compare, manifests, part_name, read_manifest
+from limelight.benchmarks.engine import describe
+from limelight.benchmarks.manifest import compare, manifests, part_name, read_manifest, settled
 from limelight.benchmarks.scorers.grounding import faithfulness
 from limelight.benchmarks.scorers.measure import Block, Metric, evaluate
+from limelight.benchmarks.scoring import scored
 from limelight.benchmarks.task import Scoring, Task, task
 from limelight.errors import DataError
+from limelight.thinking import THINKING, Markers, markers_of
 from limelight.types import PathLike, Record
 
 ASSETS = "assets"
@@ -86,49 +89,79 @@ class Run:
         )
 
     @cached_property
+    def markers(self) -> Markers:
+        """What marks thoughts in the answers: the run's own markers, and the one its strategy waits for."""
+        found = markers_of(self.manifest.get("thoughts"))
+        after = (self.settings.get("strategy_settings") or {}).get("after")
+        own = isinstance(after, str) and after.strip() and after != THINKING
+        return found.plus(("", str(after))) if found.pairs and own else found
+
+    @property
+    def bad_rows(self) -> Sequence[str]:
+        """The rows of the data that were left out, with what is wrong with them."""
+        found: Sequence[str] = self.manifest.get("bad_rows") or ()
+        return found
+
+    @cached_property
     def records(self) -> tuple[Record, ...]:
-        """The answered samples; a reply's meta and the prompt join the sample's meta, judgements too."""
+        """The answered samples, without their thoughts; a reply's meta and the prompt join the sample's meta, judgements
+        too."""
         judged = {}
         if (self.path / JUDGEMENTS).exists():
             judged = {i: r["judgement"] for i, r in rowlog.latest(rowlog.read(self.path / JUDGEMENTS)).items()}
         return tuple(
             Record(
                 i,
-                row["answer"],
-                row["target"],
+                row["answer"][int(row.get("reply", {}).get("answer_from", 0)) :],
+                row.get("target"),
                 {**row["meta"], **row.get("reply", {}), "prompt": row["prompt"]}
                 | ({"judgement": judged[i]} if i in judged else {}),
+                self.markers,
             )
             for i, row in self.rows.items()
             if not row.get("error")
         )
+
+    def thoughts(self) -> dict[str, int]:
+        """How many answers came with thoughts, and of how many nothing is left without them."""
+        raw = {i: str(row["answer"]) for i, row in self.rows.items() if not row.get("error")}
+        return {
+            "answers": sum(r.answer != raw[r.id] for r in self.records),
+            "without_an_answer": sum(not r.answer and bool(raw[r.id].strip()) for r in self.records),
+        }
 
     def scoring(self, parser: str = "", **options: Any) -> Scoring:
         chosen = self.task.parser(parser or self.manifest.get("parser", ""))
         return Scoring(chosen, self.path / ASSETS if (self.path / ASSETS).is_dir() else None, options)
 
     def blocks(self, parser: str = "", **options: Any) -> list[Block]:
-        """The scorer's columns; see ``scorers.measure``."""
-        scored = self.task.score(self.records, self.scoring(parser, **options))
-        return [*scored, *faithfulness(self.records)]
+        """The scorer's columns; see ``scorers.measure``. Answers that make the scorer raise are left out."""
+        return self._scored(parser, options)[0]
+
+    def _scored(self, parser: str, options: Mapping[str, Any]) -> tuple[list[Block], dict[str, Exception]]:
+        scoring = self.scoring(parser, **options)
+        return scored(lambda records: [*self.task.score(records, scoring), *faithfulness(records)], self.records)
 
     def score(
         self, parser: str = "", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **options: Any
     ) -> Results:
         """The numbers, with bootstrap intervals."""
-        metrics = evaluate(self.blocks(parser, **options), resamples=resamples, level=level, seed=seed)
+        blocks, failed = self._scored(parser, options)
+        metrics = evaluate(blocks, resamples=resamples, level=level, seed=seed)
         seconds = sum(float(row["seconds"]) for row in self.rows.values())
-        return Results(self, metrics, self.scoring(parser).parser, seconds)
+        unscored = {i: describe(error) for i, error in failed.items()}
+        return Results(self, metrics, self.scoring(parser).parser, seconds, unscored)
 
 
 @dataclass(frozen=True)
 class Results:
-    """Metrics of a run, by name."""
+    """Metrics of a run, by name; ``unscored``: id -> error of the answers that made the scorer raise."""
 
     run: Run
     metrics: Mapping[str, Metric]
     parser: str
     seconds: float
+    unscored: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What ``results.json`` holds: the numbers, what they were computed from, and all that is needed to repeat it."""
@@ -144,6 +177,9 @@ class Results:
             "total": run.total,
             "complete": run.complete,
             "errors": {"count": len(run.errors), "types": dict(Counter(e["type"] for e in run.errors.values()))},
+            "unscored": {"count": len(self.unscored), "rows": {i: e["message"] for i, e in self.unscored.items()}},
+            "bad_rows": {"count": len(run.bad_rows), "rows": list(run.bad_rows)},
+            "thoughts": run.thoughts(),
             "answer_seconds": round(self.seconds, 3),
             "tokens_per_second": None if math.isnan(run.speed) else round(run.speed, 3),
             "peak_gb": None if math.isnan(run.peak_gb) else round(run.peak_gb, 3),
@@ -167,11 +203,13 @@ def open_results(folder: PathLike, own_task: Task | None = None) -> Run:
         raise DataError(f"{path} holds no run", hint="point at a folder that limelight bench wrote with --out")
     parts = [read_manifest(p) for p in found]
     for p, part in zip(found[1:], parts[1:], strict=True):
-        compare(p, part["identity"], parts[0]["identity"])
+        compare(p, settled(part["identity"]), settled(parts[0]["identity"]))
     rows: dict[str, rowlog.Row] = {}
     for part in parts:
         log = path / part_name("rows", (part["shard"][0], part["shard"][1]), ".jsonl")
-        rows |= rowlog.latest(rowlog.read(log)) if log.exists() else {}
+        found_rows = rowlog.read(log) if log.exists() else []
+        rowlog.check_answers(log, found_rows)
+        rows |= {i: row for i, row in rowlog.latest(found_rows).items() if not row.get("dropped")}
     ordered = dict(sorted(rows.items(), key=lambda item: tuple(item[1]["place"])))
     total = max(int(part["total"]) for part in parts)
     sessions = [s for part in parts for s in part["sessions"]]

@@ -1,13 +1,17 @@
-"""JSON lines that survive kill -9: appended and fsynced row by row, half a line at the end repaired, one writer."""
+"""JSON lines that survive kill -9 and a full disk: appended and fsynced row by row, half a line at the end repaired, one
+writer."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -21,58 +25,85 @@ class RowLog:
 
     Raises:
         SettingError: another process is writing it.
-        DataError: a line that is not the last one is broken, which no interrupted writer leaves behind.
+        DataError: a line that is not the last one is broken, which no interrupted writer leaves behind; or the folder
+            cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
         self.repaired = 0
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None  # without a buffer, which would write again, and fail again, when it is closed
+        self._end = 0
         self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
 
     def __enter__(self) -> RowLog:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise SettingError(
-                f"another process is writing {self.path}", hint="wait for it, or give this run its own --out or --shard"
-            ) from error
-        try:
-            content = self.path.read_bytes() if self.path.exists() else b""
-            self.rows, good = parse(self.path, content)
-            self.repaired = len(content) - good
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-            self._file.truncate(good)
-            self._file.seek(0, os.SEEK_END)
-            self._sync()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                raise SettingError(
+                    f"another process is writing {self.path}",
+                    hint="wait for it, or give this run its own --out or --shard",
+                ) from error
+            try:
+                content = self.path.read_bytes() if self.path.exists() else b""
+                self.rows, self._end = parse(self.path, content)
+                self.repaired = len(content) - self._end
+                self._file = FileIO(self.path, "r+" if self.path.exists() else "w+")
+                self._file.truncate(self._end)
+                os.fsync(self._file.fileno())
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # every row was synced when it was appended
+                self._file.close()
             self._file = None
         self._lock.release()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write the row and wait until it is on the disk."""
+        """Write the row and wait until it is on the disk.
+
+        Raises:
+            DataError: it could not be written (disk full); nothing of it is left, and the rows before it are safe.
+        """
         if self._file is None:
             raise SettingError(f"{self.path} is not open for writing", hint="use it in a with statement")
-        self._file.write(
-            json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
-        )
-        self._sync()
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            with writing(self.path):
+                self._file.seek(self._end)
+                done = 0
+                while done < len(line):
+                    done += self._file.write(line[done:])
+                os.fsync(self._file.fileno())
+        except BaseException:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            raise
+        self._end += len(line)
 
-    def _sync(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What keeps a file from being written, as the library's error."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}",
+            hint="what was written before is safe; "
+            + ("free some space" if full else "make its folder writable, or pass another --out")
+            + " and run the same command again",
+        ) from error
 
 
 def parse(path: Path, content: bytes) -> tuple[list[Row], int]:
@@ -98,6 +129,37 @@ def read(path: Path) -> list[Row]:
     return parse(path, path.read_bytes())[0]
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time inside the block; raises ``DataError`` where the lock cannot be written."""
+    lock = FileLock(path)
+    with writing(path):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_answers(path: Path, rows: Iterable[Row]) -> None:
+    """Raise ``DataError`` for a row of answers that lacks what every row has; it names the line and what is expected."""
+    for number, row in enumerate(rows, 1):
+        place = row.get("place")
+        plain = isinstance(place, list) and len(place) == 2 and all(type(x) is int for x in place)
+        said = row.get("error") or row.get("dropped") or all(isinstance(row.get(k), t) for k, t in _ANSWERED.items())
+        if not plain or not said or not isinstance(row.get("seconds"), (int, float)):
+            lost = [k for k in ("place", "seconds", *(() if row.get("error") else _ANSWERED)) if k not in row]
+            raise DataError(
+                f"line {number} of {path} (question {row['id']!r}) is no answer of a run: "
+                + (f"it has no {', '.join(lost)}" if lost else "place, seconds, answer or meta is of another kind"),
+                hint="a row has place [split, position], seconds, answer and meta; take that line out, "
+                "and its question is asked again",
+            )
+
+
+_ANSWERED: Mapping[str, type] = {"answer": str, "meta": dict, "prompt": str}
+
+
 def latest(rows: Iterable[Row]) -> dict[str, Row]:
     """id -> its last row, in order of first appearance: a retried error is replaced by its answer."""
     return {str(row["id"]): row for row in rows}
@@ -112,11 +174,22 @@ def _row(line: bytes) -> Row | None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all; raises ``DataError`` where it cannot be written."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises ``DataError`` where it cannot be written."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with writing(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise

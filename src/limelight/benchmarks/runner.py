@@ -13,20 +13,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from limelight.benchmarks import manifest, rowlog
+from limelight.benchmarks import manifest, resume, rowlog
+from limelight.benchmarks.data import BadRow
 from limelight.benchmarks.engine import Engine, Local, Outcome, describe
-from limelight.benchmarks.loading import Loaded, load
+from limelight.benchmarks.loading import Loaded, complaint, load
 from limelight.benchmarks.progress import Progress
 from limelight.benchmarks.results import ASSETS, JUDGEMENTS, Results, Run, open_results
 from limelight.benchmarks.scorers.judge import Judge
+from limelight.benchmarks.scoring import unscorable
 from limelight.benchmarks.task import Answer, AnswerMany, Task
 from limelight.benchmarks.task import task as task_named
 from limelight.errors import DataError, SettingError
+from limelight.thinking import markers_of
 from limelight.types import PathLike, Sample
 
 
@@ -48,56 +50,108 @@ def run(
     parser: str = "",
     judge: Judge | None = None,
     check: bool = True,
+    skip_bad_rows: bool = False,
+    thoughts: Sequence[Sequence[str]] | None = None,
     progress: bool = True,
     max_errors_in_a_row: int = 25,
 ) -> Results:
     """Run a benchmark, or resume it: samples that have an answer in ``out`` are not asked again, failed ones are.
 
+    All rows of the data are checked before anything is asked. An answer stands as long as its prompt and media do: a
+    corrected label is scored with the old answer, a changed picture is asked about again.
+
     Args:
         answer, answer_many, batch_size: what answers, one by one or in batches; ``sample.meta["seed"]`` is the seed of
             the sample, the same in every order, batch and shard.
         engine: answers instead, elsewhere (``ray_engine.RayEngine``).
-        data, splits, limit, suffix, check: see :func:`limelight.benchmarks.loading.load`.
+        data, splits, limit, suffix, check, skip_bad_rows: see :func:`limelight.benchmarks.loading.load`.
         shard: (i, n): every n-th sample from the i-th on; all shards share ``out``.
         settings: JSON values that the answers depend on (model, strategy, generation settings). A run is not resumed
             with other settings.
         parser: how answers are read, by name; does not change the answers.
+        thoughts: pairs of texts around thoughts, beside the usual ones (:data:`limelight.thinking.MARKERS`); ``()`` scores
+            answers as they are. Thoughts are kept in the rows and left out of all scores.
         judge: rates answers after they are given (MMHal-Bench).
         max_errors_in_a_row: stop when so many answers in a row raise: something is wrong for good.
 
     Raises:
         SettingError: ``out`` holds a run with other settings, or is being written by another process.
-        DataError: files are missing or malformed, or too many errors in a row.
+        DataError: files are missing, rows are bad, ``out`` cannot be written, or too many errors in a row.
     """
     chosen = task_named(task) if isinstance(task, str) else task
     parser = chosen.parser(parser)
     i, n = shard
     if not 0 <= i < n:
         raise SettingError(f"shard {i}/{n} does not exist", hint=f"i must be in 0..{n - 1}")
-    loaded = load(chosen, data, splits=splits, limit=limit, suffix=suffix, seed=seed, check=check)
+    markers_of(thoughts)  # raises where they are none
+    loaded = load(
+        chosen, data, splits=splits, limit=limit, suffix=suffix, seed=seed, check=check, skip_bad_rows=skip_bad_rows
+    )
+    loaded = _scorable(chosen, loaded, parser, skip_bad_rows)
     folder = Path(out)
     identity = _identity(chosen, loaded, suffix, seed, settings or {})
-    start = manifest.Start(identity, shard, len(loaded.samples), limit, parser)
+    bad = [str(row) for row in loaded.bad]
+    start = manifest.Start(identity, shard, len(loaded.samples), limit, parser, thoughts, bad)
     start.check(folder)
     with rowlog.RowLog(folder / manifest.part_name("rows", shard, ".jsonl")) as log:
-        start.write(folder)
-        for name, text in loaded.assets.items():
-            (folder / ASSETS).mkdir(exist_ok=True)
-            (folder / ASSETS / name).write_text(text, encoding="utf-8")
+        rowlog.check_answers(log.path, log.rows)
         # by place, not by position in the list: a shard stays the same when the limit grows
         mine = [(place, s) for place, s in zip(loaded.places, loaded.samples, strict=True) if sum(place) % n == i]
-        done = {key for key, row in rowlog.latest(log.rows).items() if not row.get("error")}
-        todo = {s.id: (place, s) for place, s in mine if s.id not in done}
+        stands = resume.standing(log.rows, mine, frozenset(s.id for s in loaded.samples))
+        if len(stands.gone) > len(loaded.bad):
+            _lost(folder, shard, identity, stands.gone)
+        with rowlog.locked(folder / "run.lock"):
+            start.check(folder)  # once more: another shard may have begun with other settings
+            start.write(folder, {"asks": len(stands.todo), "corrects": len(stands.rows), "drops": len(stands.gone)})
+            for name, text in loaded.assets.items():
+                with rowlog.writing(folder / ASSETS):
+                    (folder / ASSETS).mkdir(exist_ok=True)
+                rowlog.write_bytes(folder / ASSETS / name, text.encode())
+        now = rowlog.latest(log.rows)
+        for row in (*stands.rows, *(resume.dropped(now[key]) for key in stands.gone)):
+            log.append(row)
+        todo = dict(stands.todo)
         with _bar(progress, chosen.name, len(mine), len(mine) - len(todo)) as bar:
             _answer(log, engine or Local(answer, answer_many, batch_size), todo, bar, max_errors_in_a_row)
     # one shard at a time: whoever comes last sees the rows of all
-    with FileLock(folder / "results.json.lock"):
+    with rowlog.locked(folder / "results.json.lock"):
         finished = open_results(folder, chosen)
         if judge is not None and (n == 1 or finished.complete):
             finished = rate(finished, judge, progress=progress)
         results = finished.score(parser)
         rowlog.write_json(folder / "results.json", results.to_json())
     return results
+
+
+def _scorable(task: Task, loaded: Loaded, parser: str, skip_bad_rows: bool) -> Loaded:
+    """The samples that have a truth to be scored against; raises ``DataError`` for others unless they are skipped."""
+    bad = unscorable(task, loaded.samples, loaded.assets, parser)
+    if not bad:
+        return loaded
+    rows = [BadRow(loaded.where.get(i, row.where), row.problem, i) for i, row in bad.items()]
+    kept = [k for k, s in enumerate(loaded.samples) if s.id not in bad]
+    if not skip_bad_rows or not kept:
+        raise complaint(task, [*loaded.bad, *rows], len(kept))
+    return replace(
+        loaded,
+        samples=tuple(loaded.samples[k] for k in kept),
+        places=tuple(loaded.places[k] for k in kept),
+        bad=(*loaded.bad, *rows),
+    )
+
+
+def _lost(folder: Path, shard: tuple[int, int], identity: Mapping[str, Any], gone: Sequence[str]) -> None:
+    """Raise because the data no longer hold questions that were answered: these are other data."""
+    path = folder / manifest.part_name("run", shard, ".json")
+    there = manifest.read_manifest(path)["identity"]
+    lines = [
+        f"    {k}: {a!r} there, {b!r} now" for k, a, b in manifest.differences(there["data"], identity["data"], "data")
+    ]
+    raise SettingError(
+        f"{folder} holds answers to {len(gone)} questions, first {gone[0]}, that the data no longer hold:\n"
+        + "\n".join(lines),
+        hint="use the data of that run to resume it, or another --out for these",
+    )
 
 
 def shard_from_environment(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
@@ -182,11 +236,7 @@ def _row(place: tuple[int, int], sample: Sample, outcome: Outcome) -> dict[str, 
     row: dict[str, Any] = {"id": sample.id, "place": list(place), "seconds": round(outcome.seconds, 4)}
     if outcome.reply is None:
         return row | {"error": outcome.error}
-    media = {
-        m: [Path(x).name if isinstance(x, str | Path) else "in memory" for x in xs] for m, xs in sample.media.items()
-    }
-    row |= {"answer": outcome.reply.text, "target": sample.target, "prompt": sample.prompt, "media": media}
-    row["meta"] = dict(sample.meta)
+    row |= {"answer": outcome.reply.text, **resume.asked(sample), **resume.scored_by(place, sample)}
     return row | ({"reply": dict(outcome.reply.meta)} if outcome.reply.meta else {})
 
 

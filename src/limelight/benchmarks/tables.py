@@ -82,8 +82,13 @@ def side_by_side(
     for name, values in (("tokens/s", [r.run.speed for r in results]), ("peak GB", [r.run.peak_gb for r in results])):
         if not all(map(math.isnan, values)):
             rows.append((name, *(number(v, "") for v in values)))
-    if any(r.run.errors for r in results):
-        rows.append(("rows failed", *(str(len(r.run.errors)) for r in results)))
+    lost = {
+        "rows failed": [len(r.run.errors) for r in results],
+        "rows that could not be scored": [len(r.unscored) for r in results],
+        "bad rows left out": [len(r.run.bad_rows) for r in results],
+        "answers that are all thought": [r.run.thoughts()["without_an_answer"] for r in results],
+    }
+    rows += [(name, *map(str, counts)) for name, counts in lost.items() if any(counts)]
     return Table(_title(results), header, tuple(rows), tuple(_notes(results)))
 
 

@@ -36,6 +36,7 @@ class Reply:
             (temporal grounding);
             ``curves``: attribution -> ``{"insertion": [...], "deletion": [...]}``, the probability of the decision at
             equal fractions of positions kept or removed (faithfulness);
+            ``answer_from``: where in ``text`` the answer begins, for thoughts that no marker in the text tells;
             ``tokens``: how many tokens were generated; ``peak_gb``: the most memory the device held so far.
     """
 

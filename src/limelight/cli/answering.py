@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from limelight.benchmarks.extras import need
 from limelight.benchmarks.task import Reply
+from limelight.thinking import THINKING, Spoken, markers_of, spoken
 from limelight.types import Generation, Modality, Relevance, Sample
 
 
@@ -20,7 +21,8 @@ class ModelAnswer:
 
     ``relevance`` asks for shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
     scores divided by the sum of their absolute values. ``faithfulness`` names the attributions whose insertion and
-    deletion curves are recorded.
+    deletion curves are recorded. All of these are about the answer, not about thoughts before it; ``thoughts`` are the
+    texts that mark them, see :func:`limelight.thinking.markers_of`.
     """
 
     model: str
@@ -32,6 +34,7 @@ class ModelAnswer:
     dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False
+    thoughts: tuple[tuple[str, str], ...] | None = None
 
     def identity(self) -> dict[str, Any]:
         """What the answers depend on, for the run's manifest."""
@@ -85,18 +88,37 @@ class ModelAnswer:
 
     def _reply(self, adapter: Any, sample: Sample, answer: Generation) -> Reply:
         special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
-        meta = {"tokens": len(answer.token_ids), **grounding_meta(answer, special)}
-        if self.faithfulness:
+        said, behind = self._said(adapter, answer.prompt.tensors["input_ids"][0].tolist(), answer.token_ids)
+        kept = replace(answer, steps=tuple(s for s, own in zip(answer.steps, said.answered, strict=True) if own))
+        meta = {"tokens": len(answer.token_ids), **behind, **grounding_meta(kept, special)}
+        if self.faithfulness and any(said.answered):
             from limelight.cli.faithfulness import curves
 
-            seed = int(sample.meta["seed"])
-            meta["curves"] = curves(adapter, _messages(sample), answer.token_ids[0], self.faithfulness, seed=seed)
+            first = said.answered.index(True)
+            meta["curves"] = curves(
+                adapter, _messages(sample), answer.token_ids[first], self.faithfulness, seed=int(sample.meta["seed"]),
+                thoughts=answer.token_ids[:first],
+            )  # fmt: skip
         device = adapter.device
         if device.type == "cuda":
             import torch
 
             meta["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-        return Reply(answer.text, meta)
+        return Reply(said.text, meta)
+
+    def _said(self, adapter: Any, prompt: Sequence[int], ids: Sequence[int]) -> tuple[Spoken, dict[str, int]]:
+        """What was said with its thoughts marked, and where the answer begins in it where the markers do not tell."""
+        markers, after = markers_of(self.thoughts), self.settings.get("after")
+        if isinstance(after, int) and markers.pairs:
+            markers = markers.plus(("", str(adapter.tokenizer.decode([after], skip_special_tokens=False))))
+        elif isinstance(after, str) and after != THINKING and markers.pairs:
+            markers = markers.plus(("", after))
+        said = spoken(adapter.tokenizer, ids, prompt, markers)
+        usual = markers_of(self.thoughts).answer(said.text)
+        own = markers.answer(said.text, opened=said.opened)
+        if own == usual:
+            return said, {}
+        return said, {"answer_from": len(said.text) - len(own) if own and said.text.endswith(own) else len(said.text)}
 
     def _text_only(self, adapter: Any, sample: Sample) -> Reply:
         """A question without a picture or sound: there is nothing to ground in, so the model answers as it is."""
@@ -109,10 +131,9 @@ class ModelAnswer:
         with torch.random.fork_rng(enabled=bool(self.generation.get("do_sample"))):
             torch.manual_seed(int(sample.meta["seed"]))
             ids = adapter.model.generate(**inputs, **{"do_sample": False, **self.generation})
-        new = ids[0, inputs["input_ids"].shape[1] :].tolist()
-        return Reply(
-            adapter.tokenizer.decode(new, skip_special_tokens=True).strip(), {"tokens": len(new), "text_only": True}
-        )
+        length = inputs["input_ids"].shape[1]
+        said, behind = self._said(adapter, ids[0, :length].tolist(), ids[0, length:].tolist())
+        return Reply(said.text, {"tokens": len(said.answered), "text_only": True, **behind})
 
 
 def _messages(sample: Sample) -> list[dict[str, Any]]:

@@ -105,6 +105,17 @@ def bench(
     skip_media_check: Annotated[
         bool, typer.Option("--skip-media-check", help="Start although files are missing.")
     ] = False,
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option("--skip-bad-rows", help="Leave out rows that cannot be asked or scored, and count them."),
+    ] = False,
+    thoughts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further texts around a model's thoughts, as OPEN...CLOSE; repeat for several; 'none' scores answers "
+            "with their thoughts. <think>...</think> and other usual ones are known."
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the tasks.")] = False,
 ) -> None:
@@ -123,6 +134,7 @@ def bench(
         raise SettingError("--strategies names none", hint="such as greedy,sampled,lime; see limelight strategies")
     where = shard_from_environment() if shard == "auto" else parse_shard(shard)
     judge = judge_from(judge_url, judge_model, judge_key, judge_template)
+    markers = thoughts_of(thoughts)
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens or chosen.max_new_tokens}
     curves = methods_of(faithfulness)
     prepared: list[tuple[str, dict[str, Any], Engine]] = []
@@ -138,6 +150,7 @@ def bench(
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            thoughts=markers,
         )
         asked = _engine(engine, answer, workers, gpus, address, batch_size)
         prepared.append((name, answer.identity(), asked))
@@ -156,16 +169,31 @@ def bench(
             parser=parser,
             judge=judge,
             check=not skip_media_check,
+            skip_bad_rows=skip_bad_rows,
+            thoughts=markers,
             progress=not quiet,
         )
         for name, identity, asked in prepared
     ]
     typer.echo(render([side_by_side(finished, names=names)]))
-    if any(r.run.errors for r in finished):
+    if any(r.run.errors or r.unscored for r in finished):
         raise typer.Exit(1)
 
 
 bench.__doc__ = f"{bench.__doc__}\n{EXAMPLES}"
+
+
+def thoughts_of(texts: list[str] | None) -> tuple[tuple[str, str], ...] | None:
+    """``["<plan>...</plan>"]`` as pairs, ``["none"]`` as no pairs, None as it is."""
+    if not texts:
+        return None
+    if [t.strip().lower() for t in texts] == ["none"]:
+        return ()
+    parts = [t.partition("...") for t in texts]
+    wrong = [t for t, (_, dots, close) in zip(texts, parts, strict=True) if not dots or not close.strip()]
+    if wrong:
+        raise SettingError(f"--thoughts {wrong[0]!r} is not OPEN...CLOSE", hint="such as '<plan>...</plan>', or none")
+    return tuple((a.strip(), b.strip()) for a, _, b in parts)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -40,17 +40,24 @@ def curves(
     *,
     seed: int = 0,
     steps: int = STEPS,
+    thoughts: Sequence[int] = (),
 ) -> dict[str, dict[str, list[float]]]:
     """For each method: ``relevance`` of the perceptual positions, and p(token) along ``insertion`` and ``deletion``.
 
-    Both curves have ``steps + 1`` values at equal fractions of positions (all of them when there are fewer).
+    ``thoughts`` are token ids that were said before the token and count as part of the prompt. Both curves have ``steps + 1`` values at equal fractions of positions (all of them when there are fewer).
     """
+    import torch
+
     from limelight.relevance.attribute import relevance_of
     from limelight.relevance.composites import COMPOSITES
     from limelight.relevance.perturb import decision, perceptual
 
     prompt = adapter.prepare(messages)
     call = adapter.capture(prompt.tensors)
+    said = torch.tensor([list(thoughts)], dtype=torch.long, device=call.embeds.device)
+    for j in range(len(thoughts)):
+        with torch.no_grad():
+            call = call.appended(adapter.embed(said[:, j : j + 1]))
     positions = perceptual(prompt.spans)
     ask = decision(adapter, call, positions, token)
     found = {}
@@ -59,7 +66,15 @@ def curves(
             scores = np.random.default_rng(seed).standard_normal(len(positions))
         else:
             at = [(call.length - 1, token)]
-            (relevance,) = relevance_of(adapter, call, prompt.tensors, at, composite=COMPOSITES[name])
+            (relevance,) = relevance_of(
+                adapter,
+                call,
+                prompt.tensors,
+                at,
+                composite=COMPOSITES[name],
+                generated=said[0],
+                prompt_spans=prompt.spans,
+            )
             scores = relevance.scores[positions].double().numpy()
         found[name] = {
             "relevance": scores.tolist(),

@@ -20,6 +20,7 @@ from limelight.decoding.strategy import Detail, Run, Session, StepOutput, Strate
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.runtime.capture import following
 from limelight.models.spans import grown
+from limelight.thinking import MARKERS, THINKING
 
 _TWO_WAY = ("paligemma",)
 
@@ -30,7 +31,8 @@ class After:
 
     Args:
         inner: any strategy.
-        marker: a text such as ``</think>``, looked for in what has been generated; or a token id.
+        marker: a text such as ``</think>``, looked for in what has been generated; a token id; or ``"thinking"``: any of
+            the texts that end thoughts (:data:`limelight.thinking.MARKERS`, by which benchmarks tell thoughts from answers).
 
     A prompt that ends with the marker (chat templates that switch thinking off write it there) counts as thought over.
     An answer in which the marker never comes is the model's own: every ``Step.intervened`` is False.
@@ -114,14 +116,15 @@ def ending_with(marker: str | int, tokenizer: Any) -> Callable[[Sequence[int], b
             f"after={marker!r} is a text, and there is no tokenizer to read it with",
             hint="custom_generate(strategy, processor=processor), or give the token id",
         )
-    window = len(marker.encode()) + 8
+    texts = MARKERS.closings if marker == THINKING else (marker,)
+    window = max(len(m.encode()) for m in texts) + 8
 
     def by_text(ids: Sequence[int], loose: bool) -> bool:
         text = str(tokenizer.decode(list(ids[-window:]), skip_special_tokens=False))
         if loose:
-            return text.rstrip().endswith(marker.strip())
+            return text.rstrip().endswith(tuple(m.strip() for m in texts))
         before = str(tokenizer.decode(list(ids[-window:-1]), skip_special_tokens=False)) if len(ids) > 1 else ""
-        return marker in text and text.count(marker) > before.count(marker)
+        return any(text.count(m) > before.count(m) for m in texts)
 
     return by_text
 

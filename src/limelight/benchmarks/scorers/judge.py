@@ -11,6 +11,7 @@ from typing import Any
 from limelight.benchmarks.extras import need
 from limelight.benchmarks.scorers.measure import Block, block, count, share
 from limelight.errors import LimelightError, SettingError
+from limelight.thinking import MARKERS
 from limelight.types import Record
 
 Judge = Callable[[Record], str]
@@ -97,8 +98,11 @@ class ChatJudge:
 
 
 def rating(text: str) -> int | None:
-    """The rating 0-6 named last as "rating: N"; None when there is none. (The official script wants exactly one.)"""
-    found = re.findall(r"rating\W{0,4}\s*([0-6])(?![0-9.])", text, flags=re.IGNORECASE)
+    """The rating 0-6 named last as "rating: N", outside of the judge's thoughts; None when there is none.
+
+    (The official script wants exactly one.)
+    """
+    found = re.findall(r"rating\W{0,4}\s*([0-6])(?![0-9.])", MARKERS.answer(text), flags=re.IGNORECASE)
     return int(found[-1]) if found else None
 
 

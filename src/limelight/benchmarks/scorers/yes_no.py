@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from limelight.benchmarks.scorers.measure import Array, Block, Measure, Sums, block, count, ratio, share
 from limelight.errors import DataError
@@ -91,16 +91,34 @@ PARSERS: Mapping[str, Parser] = {
 _COLUMNS = ("n", "correct", "tp", "fp", "tn", "fn", "lost_positive", "lost_negative", "yes", "unparsed", "empty")
 
 
-def gold_label(record: Record) -> YesNo:
-    """The record's target as "yes" or "no"; raises ``DataError`` when it is neither."""
-    text = str(record.target).strip().lower()
-    if text in ("yes", "1"):
+_YES, _NO = ("yes", "y", "true", "t", "1", "1.0"), ("no", "n", "false", "f", "0", "0.0")
+
+
+def label(value: Any) -> YesNo:
+    """A label as "yes" or "no", however it is spelled: "Yes ", "yes.", true, 1, "FALSE".
+
+    Raises:
+        DataError: it is neither.
+    """
+    spelled = str(value).strip(" \t\r\n.,;:!\"'").lower()
+    if spelled in _YES:
         return "yes"
-    if text in ("no", "0"):
+    if spelled in _NO:
         return "no"
     raise DataError(
-        f"question {record.id} has the label {record.target!r}, not yes or no", hint="check the question file"
+        f"the label {value!r} is not yes or no",
+        hint="correct it: yes, no, true, false, 1 and 0 are read, in any case",
     )
+
+
+def gold_label(record: Record) -> YesNo:
+    """The record's target as "yes" or "no"; raises ``DataError`` when it is neither."""
+    try:
+        return label(record.target)
+    except DataError as error:
+        raise DataError(
+            f"question {record.id} has the label {record.target!r}, not yes or no", hint="check the question file"
+        ) from error
 
 
 def columns_of(record: Record, parser: Parser, positive: YesNo) -> dict[str, float]:

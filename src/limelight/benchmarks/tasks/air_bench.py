@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, text
 from limelight.benchmarks.scorers.choice import choice
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
 from limelight.benchmarks.task import HubTable, Scoring, Task
+from limelight.errors import DataError
 from limelight.types import Record, Sample
 
 SPLITS = ("speech", "sound", "music")
@@ -33,27 +34,33 @@ def part(task_name: str) -> str:
 def _sample(row: Mapping[str, Any], split: str, media: Sequence[Any]) -> Sample:
     where = META.names[0]
     choices = [row.get(f"choice_{letter}") for letter in "abcd"]
-    listed = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", choices, strict=True))
-    name = f"{column(where, row, 'task_name')}_{column(where, row, 'dataset_name')}"
+    answer = text(where, row, "answer_gt")
+    if answer not in choices:
+        raise DataError(f"the answer {answer!r} is none of the choices {choices}", hint="correct the row")
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True))
+    name = f"{text(where, row, 'task_name')}_{text(where, row, 'dataset_name')}"
     return Sample(
-        f"{split}/{name}/{column(where, row, 'uniq_id')}",
-        f"{_ASK}\n{column(where, row, 'question')}\n{listed}",
+        f"{split}/{name}/{text(where, row, 'uniq_id')}",
+        f"{_ASK}\n{text(where, row, 'question')}\n{listed}",
         {"audio": media},
-        column(where, row, "answer_gt"),
+        answer,
         {"split": split, "task": name, "choices": [c for c in choices if c is not None]},
     )
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
     """The official prompt, which lists the missing choices of two-way questions as "C. None"."""
-    for row in folder.rows(META):
-        task_name = column(META.names[0], row, "task_name")
+
+    def sample(row: Mapping[str, Any]) -> Sample | None:
+        task_name = text(META.names[0], row, "task_name")
         if part(task_name) != split:
-            continue
-        file = f"{task_name}_{column(META.names[0], row, 'dataset_name')}/{column(META.names[0], row, 'path')}"
+            return None
+        file = f"{task_name}_{text(META.names[0], row, 'dataset_name')}/{text(META.names[0], row, 'path')}"
         if task_name == "Audio_Grounding":  # its meta rows say wav, its files are flac
             file = f"{file[:-3]}flac"
-        yield _sample(row, split, [folder.media(SOUNDS, file)])
+        return _sample(row, split, [folder.media(SOUNDS, file)])
+
+    yield from folder.samples(META, sample)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from limelight.benchmarks.data import Folder, Needed
+from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.amber import Vocabulary, amber_score, generative
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.yes_no import label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError, SettingError
 from limelight.types import Record, Sample
@@ -34,17 +35,36 @@ SPLITS = ("generative", "existence", "attribute", "relation")
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
     annotations = folder.rows(ANNOTATIONS)
-    for row in folder.rows(QUERIES):
-        truth = annotations[row["id"] - 1] if row["id"] <= len(annotations) else {}
-        if truth.get("id") != row["id"] or truth.get("type") not in KINDS:
-            raise DataError(f"query {row['id']} has no annotation of a known type", hint="use the files of one release")
+    where = QUERIES.names[0]
+
+    def sample(row: Mapping[str, Any]) -> Sample | None:
+        number = row.get("id")
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= len(annotations):
+            raise DataError(f"expected an id from 1 to {len(annotations)}, got {number!r}", hint="correct the row")
+        truth = annotations[number - 1]
+        if truth.get("id") != number or truth.get("type") not in KINDS:
+            raise DataError(f"query {number} has no annotation of a known type", hint="use the files of one release")
         if KINDS[truth["type"]] != split:
-            continue
-        target = {"truth": truth["truth"], "hallu": truth["hallu"]} if split == "generative" else truth["truth"]
-        meta = {"split": split, "type": truth["type"], "cluster": row["image"]}
-        yield Sample(
-            f"{split}/{row['id']}", row["query"], {"image": [folder.media(PICTURES, row["image"])]}, target, meta
+            return None
+        target = _named(truth) if split == "generative" else label(column(truth.where, truth, "truth"))
+        image = text(where, row, "image")
+        meta = {"split": split, "type": truth["type"], "cluster": image}
+        return Sample(
+            f"{split}/{number}", text(where, row, "query"), {"image": [folder.media(PICTURES, image)]}, target, meta
         )
+
+    yield from folder.samples(QUERIES, sample)
+
+
+def _named(truth: Row) -> dict[str, list[str]]:
+    """The objects that are there, and those likely to be imagined."""
+    found = {key: column(truth.where, truth, key) for key in ("truth", "hallu")}
+    for key, names in found.items():
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise DataError(
+                f"{truth.where}: {key} should be a list of objects, got {names!r}", hint="correct the annotation"
+            )
+    return found
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block
 from limelight.benchmarks.scorers.wer import PARSERS, quiet, speech
@@ -28,16 +29,7 @@ def _needed(split: str) -> Needed:
 def load(folder: Folder, split: str) -> Iterator[Sample]:
     """LibriSpeech's own layout, or a manifest: rows without text are silence or noise, of the kind that ``kind`` says."""
     if split == "manifest":
-        where = _needed(split).names[0]
-        for number, row in enumerate(folder.rows(_needed(split))):
-            file, text = str(column(where, row, "audio", "path")), str(column(where, row, "text", "sentence") or "")
-            meta: dict[str, Any] = {
-                "split": split,
-                "kind": row.get("kind") or ("speech" if text.strip() else "silence"),
-            }
-            if row.get("seconds"):
-                meta["seconds"] = float(row["seconds"])
-            yield Sample(f"{split}/{number}/{file}", PROMPT, {"audio": [folder.root / file]}, text, meta)
+        yield from _manifest(folder, split)
         return
     base = folder.find(_needed(split))
     transcripts = sorted(base.rglob("*.trans.txt"))
@@ -45,10 +37,34 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
         raise DataError(f"no *.trans.txt under {base}", hint=f"unpack {split}.tar.gz from {LIBRISPEECH}")
     for path in transcripts:
         name = path.relative_to(folder.root).as_posix()
-        for line in folder.text(Needed((name,), LIBRISPEECH)).splitlines():
-            utterance, _, text = line.partition(" ")
-            meta = {"split": split, "kind": "speech", "cluster": utterance.split("-")[0]}
-            yield Sample(f"{split}/{utterance}", PROMPT, {"audio": [path.parent / f"{utterance}.flac"]}, text, meta)
+        for number, line in enumerate(folder.text(Needed((name,), LIBRISPEECH)).splitlines(), 1):
+            utterance, _, words = line.strip().partition(" ")
+            if not utterance:
+                continue
+            with folder.rejected.row(f"{path}, line {number}"):
+                if not words.strip():
+                    raise DataError(f"{utterance} has no transcript", hint="expected 'utterance WORDS'")
+                meta = {"split": split, "kind": "speech", "cluster": utterance.split("-")[0]}
+                yield Sample(
+                    f"{split}/{utterance}", PROMPT, {"audio": [path.parent / f"{utterance}.flac"]}, words, meta
+                )
+
+
+def _manifest(folder: Folder, split: str) -> Iterator[Sample]:
+    where = _needed(split).names[0]
+
+    def sample(row: Row) -> Sample:
+        file, words = text(where, row, "audio", "path"), column(where, row, "text", "sentence")
+        if not isinstance(words, str):
+            raise DataError(f"the text is {words!r}", hint='say "" where nobody speaks')
+        meta: dict[str, Any] = {"split": split, "kind": row.get("kind") or ("speech" if words.strip() else "silence")}
+        if row.get("seconds"):
+            meta["seconds"] = float(row["seconds"])
+            if not 0 < meta["seconds"] < math.inf:
+                raise DataError(f"the sound lasts {meta['seconds']} seconds", hint="correct the row")
+        return Sample(f"{split}/{row.number}/{file}", PROMPT, {"audio": [folder.root / file]}, words, meta)
+
+    yield from folder.samples(_needed(split), sample)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
@@ -67,7 +83,8 @@ def _hub(split: str) -> HubTable:
 
     def convert(row: Mapping[str, Any], number: int) -> Sample | None:
         meta = {"split": split, "kind": "speech", "cluster": str(row["id"]).split("-")[0]}
-        return Sample(f"{split}/{row['id']}", PROMPT, {"audio": [row["audio"]]}, row["text"], meta)
+        words = text("LibriSpeech", row, "text")
+        return Sample(f"{split}/{row['id']}", PROMPT, {"audio": [row["audio"]]}, words, meta)
 
     return HubTable("openslr/librispeech_asr", "validation" if part == "dev" else part, convert, config)
 

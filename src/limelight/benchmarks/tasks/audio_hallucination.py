@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.yes_no import label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.types import Record, Sample
 
@@ -25,16 +26,19 @@ def _file(split: str) -> Needed:
 def load(folder: Folder, split: str) -> Iterator[Sample]:
     """Rows entry_id, audio_index, prompt_text, object, attribute, label, sampling; the sound is {audio_index}.wav."""
     name = _file(split).names[0]
-    for row in folder.rows(_file(split)):
-        sound = str(column(name, row, "audio_index"))
+
+    def sample(row: Mapping[str, Any]) -> Sample:
+        sound = text(name, row, "audio_index")
         meta = {"split": split, "cluster": sound, "object": row.get("object", "")}
-        yield Sample(
-            f"{split}/{column(name, row, 'entry_id')}",
-            column(name, row, "prompt_text"),
+        return Sample(
+            f"{split}/{text(name, row, 'entry_id')}",
+            text(name, row, "prompt_text"),
             {"audio": [folder.media(SOUNDS, sound if sound.endswith(".wav") else f"{sound}.wav")]},
-            column(name, row, "label").strip().lower(),
+            label(column(name, row, "label")),
             meta,
         )
+
+    yield from folder.samples(_file(split), sample)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from limelight.benchmarks.data import Folder, Needed
+from limelight.benchmarks.data import Folder, Needed, Row, text
 from limelight.benchmarks.scorers.chair import Lexicon, chair
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block
@@ -37,21 +37,27 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
     names = {c["id"]: c["name"] for c in instances["categories"]}
     files = {i["id"]: i["file_name"] for i in instances["images"]}
     if folder.locate(IMAGES):
-        chosen = [int(row["image_id"]) for row in folder.rows(IMAGES)]
-        lost = [i for i in chosen if i not in files]
-        if lost:
-            raise DataError(f"pictures {lost[:5]} are not in val2014", hint=f"check {IMAGES.names[0]}")
+        listed = [(row.where, row) for row in folder.rows(IMAGES)]
     else:
-        chosen = random.Random(0).sample(sorted(files), min(COUNT, len(files)))
+        drawn = random.Random(0).sample(sorted(files), min(COUNT, len(files)))
+        listed = [(f"picture {i} of {INSTANCES.names[0]}", Row(image_id=i)) for i in drawn]
     objects: dict[int, set[str]] = defaultdict(set)
     for a in instances["annotations"]:
         objects[a["image_id"]].add(names[a["category_id"]])
     references: dict[int, list[str]] = defaultdict(list)
     for a in folder.json(CAPTIONS)["annotations"]:
         references[a["image_id"]].append(a["caption"])
-    for i in dict.fromkeys(chosen):
-        target = {"objects": sorted(objects[i]), "captions": references[i]}
-        yield Sample(f"{split}/{i}", PROMPT, {"image": [folder.media(COCO, files[i])]}, target, {"split": split})
+    done: set[int] = set()  # a caption log may name a picture several times
+    for where, row in listed:
+        with folder.rejected.row(where):
+            i = int(text(where, row, "image_id"))
+            if i not in files:
+                raise DataError(f"picture {i} is not in val2014", hint=f"check {IMAGES.names[0]}")
+            if i not in done:
+                done.add(i)
+                target = {"objects": sorted(objects[i]), "captions": references[i]}
+                picture = folder.media(COCO, files[i])
+                yield Sample(f"{split}/{i}", PROMPT, {"image": [picture]}, target, {"split": split})
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:

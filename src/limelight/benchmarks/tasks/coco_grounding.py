@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import (
     Sign,
     box_coverage,
@@ -17,10 +18,11 @@ from limelight.benchmarks.scorers.grounding import (
     reliance,
 )
 from limelight.benchmarks.scorers.measure import Block, block, count
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.yes_no import label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.benchmarks.tasks.chair import INSTANCES
 from limelight.benchmarks.tasks.pope import COCO, ORIGIN
+from limelight.errors import DataError
 from limelight.types import Record, Sample
 
 QUESTIONS = Needed(
@@ -41,27 +43,33 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
     for a in instances["annotations"]:
         if not a.get("iscrowd"):
             objects[a["image_id"], names[a["category_id"]]].append(a)
-    for row in folder.rows(QUESTIONS):
-        text, image = column(QUESTIONS.names[0], row, "text"), column(QUESTIONS.names[0], row, "image")
-        asked = re.fullmatch(r"Is there an? (.+) in the (?:image|imange)\?", text)
+    where = QUESTIONS.names[0]
+
+    def sample(row: Mapping[str, Any]) -> Sample | None:
+        question, image = text(where, row, "text"), text(where, row, "image")
+        asked = re.fullmatch(r"Is there an? (.+) in the (?:image|imange)\?", question)
         picture = pictures.get(image)
         found = objects.get((picture["id"], asked[1]), []) if asked and picture else []
-        if row["label"] != "yes" or not picture or not found:
-            continue
+        if label(column(where, row, "label")) != "yes" or not picture or not found:
+            return None
         target = _region(found, float(picture["width"]), float(picture["height"]))
         meta = {"split": split, "cluster": image, "object": asked[1] if asked else "", "gold": "yes"}
-        yield Sample(f"{split}/{row['question_id']}", text, {"image": [folder.media(COCO, image)]}, target, meta)
+        name = f"{split}/{text(where, row, 'question_id')}"
+        return Sample(name, question, {"image": [folder.media(COCO, image)]}, target, meta)
+
+    yield from folder.samples(QUESTIONS, sample)
 
 
 def _region(found: Sequence[Mapping[str, Any]], w: float, h: float) -> dict[str, Any]:
-    boxes = [a["bbox"] for a in found]
+    def inside(x: float, y: float, width: float, height: float) -> list[float]:
+        return [min(1.0, max(0.0, v)) for v in (x / w, y / h, (x + width) / w, (y + height) / h)]
+
+    boxes = [box for a in found if (box := inside(*a["bbox"]))[0] < box[2] and box[1] < box[3]]
+    if not boxes:
+        raise DataError("none of the object's boxes lies in the picture", hint=f"check {INSTANCES.names[0]}")
     drawn = [p for a in found for p in (a.get("segmentation") or ()) if isinstance(p, list)]
-    return {
-        "boxes": [
-            [x / w, y / h, min(1.0, (x + bw) / w), min(1.0, (y + bh) / h)] for x, y, bw, bh in boxes if bw * bh > 0
-        ],
-        "polygons": [[x / (h if k % 2 else w) for k, x in enumerate(p)] for p in drawn],
-    }
+    whole = [p for p in drawn if len(p) >= 6 and len(p) % 2 == 0]
+    return {"boxes": boxes, "polygons": [[x / (h if k % 2 else w) for k, x in enumerate(p)] for p in whole]}
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
@@ -76,7 +84,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
             if r.target["polygons"]:
                 masked.append((r, found, polygon_coverage(grid, r.target["polygons"])))
     lost = block("", [(r.id, {"lost": float(image_relevance(r) is None)}) for r in records], [_LOST], (), ("lost",))
-    seen = [Record(r.id, r.answer, r.meta["gold"], r.meta) for r in records]
+    seen = [replace(r, target=r.meta["gold"]) for r in records]
     answers = [yes_no("seen", seen, scoring.parser)] if seen else []
     masks = [grounding_block("masks", masked, sign)] if masked else []
     return [grounding_block("spatial", boxed, sign), *masks, lost, *answers, *reliance("", records, "image")]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.grounding import Sign, audio_relevance, event_coverage, grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block, block, count
 from limelight.benchmarks.scorers.yes_no import yes_no
@@ -28,20 +30,32 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
     """One question a clip and kind of event in it; the target is the list of [onset, offset], in seconds."""
     sounds = Needed((f"audio/{split}/", f"audio/{split}/public/", "audio/", "./"), ORIGIN)
     events: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for row in folder.rows(_file(split)):
-        clip, label = column(FILES[split][0], row, "filename"), column(FILES[split][0], row, "event_label")
-        if not label or not row["onset"]:
-            continue  # clips without events
+    where = FILES[split][0]
+    rows: dict[tuple[str, str], str] = {}
+
+    def event(row: Row) -> None:
+        clip, label = text(where, row, "filename"), column(where, row, "event_label")
+        onset, offset = (column(where, row, name) for name in ("onset", "offset"))
+        if not label or onset in ("", None):
+            return  # clips without events
         try:
-            span = float(row["onset"]), float(row["offset"])
-        except ValueError as error:
+            span = float(onset), float(offset)
+        except (TypeError, ValueError) as error:
             raise DataError(f"{clip}: {error}", hint="onset and offset are seconds") from error
+        if not 0 <= span[0] <= span[1] < math.inf:
+            raise DataError(f"{clip}: an event from {onset} to {offset} s", hint="expected 0 <= onset < offset")
         if span[1] > span[0]:
             events[clip, label].append(span)
+            rows.setdefault((clip, label), row.where)
+
+    for _ in folder.samples(_file(split), event):
+        pass
     for (clip, label), spans in events.items():
-        prompt = f"Is there a sound of {label.replace('_', ' ').lower()} in the audio?"
-        meta = {"split": split, "cluster": clip, "label": label, "gold": "yes"}
-        yield Sample(f"{split}/{clip}/{label}", prompt, {"audio": [folder.media(sounds, clip)]}, sorted(spans), meta)
+        with folder.rejected.row(rows[clip, label]):
+            prompt = f"Is there a sound of {label.replace('_', ' ').lower()} in the audio?"
+            meta = {"split": split, "cluster": clip, "label": label, "gold": "yes"}
+            sound = folder.media(sounds, clip)
+            yield Sample(f"{split}/{clip}/{label}", prompt, {"audio": [sound]}, sorted(spans), meta)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
@@ -57,7 +71,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
             rows.append((r, scores, event_coverage(len(scores), seconds, [(on, off) for on, off in r.target])))
     labels = sorted({str(r.meta["label"]) for r, _, _ in rows})
     each = [grounding_block(f"temporal/{n}", [x for x in rows if x[0].meta["label"] == n], sign) for n in labels]
-    heard = [Record(r.id, r.answer, r.meta["gold"], r.meta) for r in records]
+    heard = [replace(r, target=r.meta["gold"]) for r in records]
     lost = block("", [(r.id, {"lost": float(audio_relevance(r) is None)}) for r in records], [_LOST], (), ("lost",))
     answers = [yes_no("heard", heard, scoring.parser)] if heard else []
     return [grounding_block("temporal", rows, sign), *each, lost, *answers, *reliance("", records, "audio")]

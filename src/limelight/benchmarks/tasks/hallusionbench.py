@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.groups import all_correct
 from limelight.benchmarks.scorers.measure import Block
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.yes_no import label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.types import Record, Sample
 
@@ -20,18 +20,22 @@ _KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id", "visua
 
 
 def _sample(row: Mapping[str, Any], media: Mapping[str, Sequence[Any]]) -> Sample:
-    meta = {k: str(column(FILE.names[0], row, k)) for k in _KEYS}
+    meta = {k: text(FILE.names[0], row, k) for k in _KEYS}
     meta["cluster"] = "/".join(meta[k] for k in ("category", "subcategory", "set_id"))
     name = "/".join(meta[k] for k in _KEYS[:5])
-    target = "yes" if str(column(FILE.names[0], row, "gt_answer")) == "1" else "no"
-    return Sample(name, column(FILE.names[0], row, "question"), media, target, meta)
+    return Sample(
+        name, text(FILE.names[0], row, "question"), media, label(column(FILE.names[0], row, "gt_answer")), meta
+    )
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
     """All rows; the 178 of visual_input 0 come without a picture."""
-    for row in folder.rows(FILE):
+
+    def sample(row: Mapping[str, Any]) -> Sample:
         name = row.get("filename")
-        yield _sample(row, {"image": [folder.media(PICTURES, str(name).removeprefix("./"))]} if name else {})
+        return _sample(row, {"image": [folder.media(PICTURES, str(name).removeprefix("./"))]} if name else {})
+
+    yield from folder.samples(FILE, sample)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:

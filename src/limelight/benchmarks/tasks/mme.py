@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.groups import pairs
 from limelight.benchmarks.scorers.measure import Block, total_block
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.yes_no import label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.errors import DataError
 from limelight.types import Record, Sample
@@ -30,17 +31,20 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
     pictures = base / "images" if inside.is_dir() else base
     if not texts:
         raise DataError(f"no question files (*.txt) in {base}", hint=f"they come with the pictures, from {ORIGIN}")
-    for text in texts:
-        name = text.relative_to(folder.root).as_posix()
-        found = [p for p in pictures.glob(f"{text.stem}.*") if p.suffix.lower() in (".jpg", ".png", ".jpeg")]
-        image = found[0] if found else pictures / f"{text.stem}.jpg"
+    for file in texts:
+        name = file.relative_to(folder.root).as_posix()
+        found = [
+            p for p in pictures.glob(f"{glob.escape(file.stem)}.*") if p.suffix.lower() in (".jpg", ".png", ".jpeg")
+        ]
+        image = found[0] if found else pictures / f"{file.stem}.jpg"
         lines = folder.text(Needed((name,), ORIGIN)).splitlines()
-        for number, line in enumerate(x for x in lines if x.strip()):
-            question, tab, label = line.rpartition("\t")
-            if not tab:
-                raise DataError(f"{name}: {line!r} is not 'question TAB answer'", hint=f"fetch it again from {ORIGIN}")
-            meta = {"split": split, "cluster": f"{split}/{text.stem}"}
-            yield Sample(f"{split}/{text.stem}/{number}", question, {"image": [image]}, label.strip().lower(), meta)
+        for number, (at, line) in enumerate((at, x) for at, x in enumerate(lines, 1) if x.strip()):
+            with folder.rejected.row(f"{file}, line {at}"):
+                question, tab, answer = line.rstrip().rpartition("\t")
+                if not tab or not question.strip():
+                    raise DataError(f"{line!r} is not 'question TAB answer'", hint=f"fetch it again from {ORIGIN}")
+                meta = {"split": split, "cluster": f"{split}/{file.stem}"}
+                yield Sample(f"{split}/{file.stem}/{number}", question, {"image": [image]}, label(answer), meta)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
@@ -61,8 +65,8 @@ def _hub(split: str) -> HubTable:
         if column("MME", row, "category") != split:
             return None
         meta = {"split": split, "cluster": f"{split}/{row['question_id']}"}
-        answer = row["answer"].strip().lower()
-        return Sample(f"{row['question_id']}/{number}", row["question"], {"image": [row["image"]]}, answer, meta)
+        question = text("MME", row, "question")
+        return Sample(f"{row['question_id']}/{number}", question, {"image": [row["image"]]}, label(row["answer"]), meta)
 
     return HubTable("lmms-lab/MME", "test", convert)
 

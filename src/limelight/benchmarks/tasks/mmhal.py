@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, Row, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.judge import rated
 from limelight.benchmarks.scorers.measure import Block
@@ -19,15 +19,19 @@ PICTURES = Needed(("images/", "mmhal/images/", "./"), ORIGIN)
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
     """Rows of the official response template; pictures are named like the end of their ``image_src``."""
-    for number, row in enumerate(folder.rows(FILE)):
-        name = PurePosixPath(column(FILE.names[0], row, "image_src", "image_path", "image_id")).name
-        yield Sample(
-            f"{number:03d}",
-            column(FILE.names[0], row, "question"),
+
+    def sample(row: Row) -> Sample:
+        name = PurePosixPath(text(FILE.names[0], row, "image_src", "image_path", "image_id")).name
+        contents = row.get("image_content") or []
+        return Sample(
+            f"{row.number:03d}",
+            text(FILE.names[0], row, "question"),
             {"image": [folder.media(PICTURES, name)]},
-            column(FILE.names[0], row, "gt_answer"),
-            {"type": row.get("question_type", ""), "contents": row.get("image_content", [])},
+            text(FILE.names[0], row, "gt_answer"),
+            {"type": row.get("question_type") or "", "contents": [contents] if isinstance(contents, str) else contents},
         )
+
+    yield from folder.samples(FILE, sample)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from limelight.benchmarks.data import Folder, Needed, column
+from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.yes_no import label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.types import Record, Sample
 
@@ -28,15 +28,18 @@ def _file(split: str) -> Needed:
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
     pictures = GQA if split.startswith("gqa") else COCO
-    for row in folder.rows(_file(split)):
-        image = column(split, row, "image")
-        yield Sample(
-            f"{split}/{column(split, row, 'question_id')}",
-            column(split, row, "text", "question"),
+
+    def sample(row: Mapping[str, Any]) -> Sample:
+        image = text(split, row, "image")
+        return Sample(
+            f"{split}/{text(split, row, 'question_id')}",
+            text(split, row, "text", "question"),
             {"image": [folder.media(pictures, image)]},
-            column(split, row, "label", "answer").strip().lower(),
+            label(column(split, row, "label", "answer")),
             {"split": split, "cluster": image},
         )
+
+    yield from folder.samples(_file(split), sample)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
@@ -54,8 +57,8 @@ def _hub(sampling: str) -> HubTable:
         if column("POPE", row, "category") != sampling:
             return None
         meta = {"split": f"coco/{sampling}", "cluster": row["image_source"]}
-        name = f"coco/{sampling}/{row['question_id']}"
-        return Sample(name, row["question"], {"image": [row["image"]]}, row["answer"].strip().lower(), meta)
+        name = f"coco/{sampling}/{text('POPE', row, 'question_id')}"
+        return Sample(name, text("POPE", row, "question"), {"image": [row["image"]]}, label(row["answer"]), meta)
 
     return HubTable("lmms-lab/POPE", "test", convert)
 

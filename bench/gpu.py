@@ -31,6 +31,7 @@ from bench.gpu_table import short, table
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 GROUPS = ((1, 600), (1, 2400), (8, 600), (8, 2400))  # batch, prompt tokens
+LATER = ("meter", "relevance-contrastive", "VCD")  # what is measured at the other shapes
 SETTINGS = ("meter", "relevance-contrastive", "cached LIME, 1 update", "VCD", "M3ID")
 
 
@@ -216,6 +217,7 @@ class Bench:
     def agreement(self, row: dict[str, Any]) -> None:
         """Phi_M of the forward route against the sum of the backward route, in this dtype; greedy = plain greedy."""
         import limelight
+        from limelight.relevance import dual_flash
         from limelight.relevance.tangents import DualStream, modality_channel
 
         adapter = limelight.wrap(self.model)
@@ -229,6 +231,11 @@ class Bench:
         total = sum(back.scores[s.start : s.stop].sum().item() for s in back.spans if s.modality == "image")
         row["phi_forward"], row["phi_backward"] = float(phi[0, 0, target]), float(total)
         row["phi_std_over_vocabulary"] = float(phi[0, 0].std())
+        row["one_pass_prefill"] = {
+            f"{dtype}, {dim}": dual_flash.trusted(dtype, dim, torch.device(self.size.device))
+            for dtype in (torch.float32, torch.bfloat16, torch.float16)
+            for dim in dual_flash.HEADS
+        }
         row["largest_difference_of_captured_steps"] = self.captured(call, seen)
         same = self.model_generate(greedy, inputs, 8)
         plain = self.model.generate(**inputs, max_new_tokens=8, do_sample=False)
@@ -309,7 +316,7 @@ def plan(bench: Bench) -> Iterator[tuple[str, Callable[[dict[str, Any]], None], 
         first = (batch, length) == GROUPS[0]
         yield "greedy, limelight's loop", partial(bench.decoding, greedy, batch, length), what
         yield "greedy, captured", partial(bench.decoding, Captured, batch, length), what
-        for name in SETTINGS if batch * length <= 5000 else SETTINGS[:3]:
+        for name in SETTINGS if first else LATER:
             yield name, partial(bench.decoding, known[name], batch, length), what
         if batch == 1:
             yield "audit", partial(bench.forwards, batch, length), what

@@ -28,6 +28,7 @@ def short(row: dict[str, Any]) -> str:
             "phi_backward",
             "greedy_tokens_equal",
             "largest_difference_of_captured_steps",
+            "one_pass_prefill",
         )
         if k in row
     ]

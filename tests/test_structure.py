@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "grounding": {"types", "errors", "media", "models", "relevance"},
     "decoding": {"types", "errors", "thinking", "media", "models", "relevance", "grounding"},
     "benchmarks": {"types", "errors", "thinking"},
-    "report": {"types", "errors"},
+    "report": {"types", "errors", "media"},
     "demo": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},
     "app": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},
     "golden": {"types", "errors", "media", "models", "relevance", "grounding", "decoding"},

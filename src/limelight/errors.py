@@ -16,6 +16,11 @@
     └── MissingExtraError         an optional dependency is not installed
 
 Each carries ``hint``: what to do next, in one sentence. ``str(error)`` shows message and hint.
+
+Warnings are for what was done and may not be what was meant:
+
+    LimelightWarning
+    └── MediaWarning              a picture, sound or video was taken otherwise than as a whole
 """
 
 from __future__ import annotations
@@ -89,3 +94,11 @@ class MissingExtraError(LimelightError, ImportError):
             f"this needs the package {package!r}, which is not installed",
             hint=f"pip install 'limelight[{extra}]'",
         )
+
+
+class LimelightWarning(UserWarning):
+    """Base of the library's warnings: the work was done, and something about it should be known."""
+
+
+class MediaWarning(LimelightWarning):
+    """A file that is cut short, of which only the first picture is looked at, or whose values had to be guessed."""

@@ -129,7 +129,7 @@ def test_media_of_a_prompt(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_shown(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="cannot show a int"):
+    with pytest.raises(MediaError, match="got int"):
         picture(3)
     broken = tmp_path / "b.png"
     broken.write_bytes(b"not a picture")

@@ -103,7 +103,10 @@ def build(
 def _upload(modality: str, *, alone: bool) -> Any:
     buttons = ["download"]  # and not Gradio's own: one of them sends the file to a forum
     if modality == "image":
-        return gr.Image(type="filepath", label="Picture", height=260, sources=["upload", "clipboard"], buttons=buttons)
+        # image_mode=None: the file as it is; Gradio would decode it in this process, and drop what is transparent
+        return gr.Image(
+            type="filepath", image_mode=None, label="Picture", height=260, sources=["upload", "clipboard"], buttons=buttons
+        )  # fmt: skip
     if modality == "audio":
         return gr.Audio(type="filepath", label="Sound", sources=["upload"], buttons=buttons)
     return gr.Video(label="Video", height=260 if alone else 180, sources=["upload"], buttons=buttons)

@@ -5,18 +5,29 @@ Sound is read in :mod:`limelight.media.audio`, video in :mod:`limelight.media.vi
 
 from __future__ import annotations
 
+import io
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image
 
-from limelight.errors import MediaError
+from limelight.errors import LimelightError, MediaError, MediaWarning
+from limelight.media.pixels import WHITE, colour, from_array, is_array, rgb
 
 MAX_PIXELS = 64_000_000
 MAX_SECONDS = 30 * 60.0
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".mp3", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi"})
+_MANY = frozenset({"GIF", "PNG", "WEBP", "TIFF", "AVIF"})  # formats whose files may hold several pictures in a row
+_TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 def kind_of(path: str | Path) -> str:
@@ -36,46 +47,115 @@ def kind_of(path: str | Path) -> str:
     )
 
 
-def read_image(source: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An RGB picture from a file or a PIL image, turned upright by its EXIF orientation.
+def read_image(
+    source: Any,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: Any = WHITE,
+    formats: Sequence[str] | None = None,
+) -> Image.Image:
+    """An upright RGB picture of what a person sees: from a file, a file's bytes, a PIL image, an array or a tensor.
+
+    Values, transparency and colours: :func:`limelight.media.pixels.rgb`; arrays:
+    :func:`limelight.media.pixels.from_array`. EXIF orientation is applied. Of an animation (GIF, APNG, WebP) or a TIFF of
+    several pages the first picture is read, with a :class:`MediaWarning`; of a PIL image the one it stands at.
+
+    Args:
+        source: also ``{"bytes": ..., "path": ...}``, as Hugging Face's datasets have it.
+        background: the colour behind transparent pixels.
+        formats: Pillow's names of the formats that may be read; all by default.
 
     Raises:
         MediaError: missing, not a picture, cut short, or more than ``max_pixels``.
+        SettingError: ``background`` is no colour.
     """
-    from PIL import ImageOps
-
+    colour(background)
+    if isinstance(source, Mapping):
+        source = unwrapped(source)
     if isinstance(source, Image.Image):
-        image = source
-    else:
-        path = existing(source)
-        if path.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
-            raise MediaError(
-                f"{path.name} is {kind_of(path)}, expected a picture", hint="pass it as --audio or --video"
-            )
-        try:
-            image = Image.open(path)
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise MediaError(
-                f"{path.name} is not a picture that can be read: {error}", hint="open and re-save it as PNG"
-            ) from error
-    if image.width * image.height > max_pixels:
-        if image is not source:
-            image.close()
-        raise MediaError(
-            f"the picture has {image.width} x {image.height} pixels, the limit is {max_pixels:,}",
-            hint="make it smaller first",
-        )
-    if not image.width or not image.height:
-        raise MediaError(f"the picture is {image.width} x {image.height} pixels", hint="it needs at least one pixel")
+        return _decoded(source, max_pixels, background)
+    if is_array(source):
+        shape = [n for n in getattr(source, "shape", ()) if n > 4]
+        _check_size(int(np.prod(shape[:2], dtype=np.int64)) if shape else 1, tuple(shape[:2]), max_pixels)
+        return rgb(from_array(source), background)
+    file, name = opened(source)
+    if isinstance(file, Path) and file.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
+        raise MediaError(f"{name} is {kind_of(file)}, expected a picture", hint="pass it as --audio or --video")
+    try:
+        image = Image.open(file, formats=None if formats is None else tuple(formats))
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{name} has too many pixels: {error}", hint="make it smaller first") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a decoder fed with anything raises anything
+        known = f" of a kind read here ({', '.join(formats)})" if formats else " that can be read"
+        raise MediaError(f"{name} is not a picture{known}: {error}", hint="open and re-save it as PNG") from error
+    with image:
+        if _holds_several(image):
+            warnings.warn(f"{name} holds several pictures: only the first is looked at", MediaWarning, stacklevel=2)
+        return _decoded(image, max_pixels, background)
+
+
+def _decoded(image: Image.Image, max_pixels: int, background: Any) -> Image.Image:
+    _check_size(image.width * image.height, image.size, max_pixels)
     try:
         image.load()
-        upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+        upright = rgb(image, background)
+    except (LimelightError, MediaWarning, MemoryError):
+        raise
+    except Exception as error:  # see read_image
         raise MediaError(f"the picture is corrupt: {error}", hint="get the file again, or re-save it as PNG") from error
-    finally:
-        if image is not source:
-            image.close()
-    return upright
+    return upright if turn is None else upright.transpose(turn)
+
+
+def _holds_several(image: Image.Image) -> bool:
+    if image.format not in _MANY:
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))  # n_frames would read all of them
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  # what comes after the first picture is broken; the first is read all the same
+        return True
+
+
+def _check_size(pixels: int, size: tuple[int, ...], most: int) -> None:
+    if pixels > most:
+        raise MediaError(
+            f"the picture has {' x '.join(map(str, size))} pixels, the limit is {most:,}", hint="make it smaller first"
+        )
+    if not pixels:
+        raise MediaError(f"the picture is {' x '.join(map(str, size))} pixels", hint="it needs at least one pixel")
+
+
+def unwrapped(source: Mapping[str, Any]) -> Any:
+    """The bytes or the path of ``{"bytes": ..., "path": ...}``.
+
+    Raises:
+        MediaError: it holds neither.
+    """
+    found = next((source[k] for k in ("bytes", "path") if source.get(k) is not None), None)
+    if found is None:
+        raise MediaError(
+            f"expected bytes or a path in the mapping, got {sorted(map(str, source))[:9]}",
+            hint="{'bytes': data} or {'path': 'file'}",
+        )
+    return found
+
+
+def opened(source: Any) -> tuple[Path | io.BytesIO, str]:
+    """A file's path, or its bytes as a file, and what to call it in errors.
+
+    Raises:
+        MediaError: see :func:`existing`; or no bytes.
+    """
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        path = existing(source)
+        return path, path.name
+    if not len(source):
+        raise MediaError("the file is empty (0 bytes)", hint="get the file again")
+    return io.BytesIO(source), "the file"
 
 
 def existing(source: Any) -> Path:

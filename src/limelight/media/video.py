@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from limelight.errors import MediaError, MissingExtraError, SettingError
+from limelight.errors import LimelightError, MediaError, MediaWarning, MissingExtraError, SettingError
+from limelight.media.container import contained
+from limelight.media.frames import displayed, picture
 from limelight.media.image import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     MAX_PIXELS,
     MAX_SECONDS,
-    existing,
     kind_of,
+    opened,
     read_image,
+    unwrapped,
 )
+from limelight.media.pixels import WHITE, frames_from_array, is_array
 from limelight.types import Clip
 
 FRAMES = 8
 MAX_FRAMES = 768
+_HINT = "convert it to MP4 (H.264)"
 
 
-def read_video(source: Any, frames: int = FRAMES, *, max_seconds: float = MAX_SECONDS) -> Clip:
+def read_video(
+    source: Any,
+    frames: int = FRAMES,
+    *,
+    max_seconds: float = MAX_SECONDS,
+    max_pixels: int = MAX_PIXELS,
+    max_total_pixels: int | None = None,
+    container: str | None = None,
+    codecs: frozenset[str] | None = None,
+    background: Any = WHITE,
+) -> Clip:
     """``frames`` evenly spaced RGB frames of a file (first and last included), with their times.
 
-    A :class:`Clip` is taken as it is. A list of pictures says nothing about time, and is taken as one picture a second;
-    build a Clip for anything else.
+    Upright by the display matrix, with square pixels, transparency on ``background``, HDR brought to SDR. Where frames
+    were shown for unequal times, even in time; else even in number.
+
+    A :class:`Clip` is taken as it is. A list of pictures, or an array or a tensor ``[T, H, W, C]`` or ``[T, C, H, W]``, says
+    nothing about time, and is taken as one picture a second; build a Clip for anything else. A file that ends before
+    its header says gives frames of what is there, with a :class:`MediaWarning`.
+
+    Args:
+        max_pixels: of one frame; ``max_total_pixels`` of all frames that must be decoded.
+        container: the demuxer to use; None: told from the file. ``codecs``: those that are read; all by default.
 
     Raises:
         MediaError: missing, not a video, too long, too large, cut short, or no frames.
@@ -42,71 +68,165 @@ def read_video(source: Any, frames: int = FRAMES, *, max_seconds: float = MAX_SE
     if isinstance(source, (list, tuple)):
         if not source:
             raise MediaError("the video has no frames", hint="pass at least one picture")
-        return Clip(_same_size([read_image(frame) for frame in source]), tuple(map(float, range(len(source)))))
-    path = existing(source)
-    if path.suffix.lower() in IMAGE_SUFFIXES | AUDIO_SUFFIXES:
-        raise MediaError(f"{path.name} is {kind_of(path)}, expected a video", hint="pass it as --image or --audio")
+        return _one_a_second([read_image(frame, max_pixels=max_pixels, background=background) for frame in source])
+    if is_array(source) and not isinstance(source, Image.Image):
+        return _one_a_second(
+            [read_image(f, max_pixels=max_pixels, background=background) for f in frames_from_array(source)]
+        )
+    file, name = opened(unwrapped(source) if isinstance(source, Mapping) else source)
+    if isinstance(file, Path) and file.suffix.lower() in IMAGE_SUFFIXES | AUDIO_SUFFIXES:
+        raise MediaError(f"{name} is {kind_of(file)}, expected a video", hint="pass it as --image or --audio")
     try:
         import av
     except ImportError as error:
         raise MissingExtraError("av", "video") from error
+    film = _Film(av, file, name, max_seconds, max_pixels, max_total_pixels, container, codecs, background)
     try:
-        return _decode(path, frames, max_seconds)
-    except (av.FFmpegError, IndexError, OverflowError) as error:
-        raise MediaError(
-            f"{path.name} is not a video that can be read: {error}", hint="convert it to MP4 (H.264)"
-        ) from error
+        return film.clip(frames)
+    except (LimelightError, MediaWarning, MemoryError):
+        raise
+    except Exception as error:  # a decoder fed with anything raises anything
+        raise MediaError(f"{name} is not a video that can be read: {error}", hint=_HINT) from error
 
 
-def _decode(path: Path, frames: int, max_seconds: float) -> Clip:
-    import av
-
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise MediaError(f"{path.name} has no video in it", hint="pass sound as --audio")
-        seconds = (container.duration or 0) / 1e6
-        if seconds > max_seconds:
-            raise MediaError(
-                f"{path.name} lasts {seconds:.0f} s, the limit is {max_seconds:.0f} s", hint="cut it into pieces"
-            )
-        stream = container.streams.video[0]
-        if stream.width * stream.height > MAX_PIXELS:
-            raise MediaError(
-                f"the frames have {stream.width} x {stream.height} pixels, the limit is {MAX_PIXELS:,}",
-                hint="make the video smaller first",
-            )
-        # a header's count of frames is missing or wrong often enough; counting packets does not decode
-        total = sum(1 for packet in container.demux(stream) if packet.size)
-        rate = float(stream.average_rate or stream.guessed_rate or 0) or (total / seconds if seconds else 1.0)
-    if not total:
-        raise MediaError(f"{path.name} has no frames", hint="check the file in a player")
-    wanted = set(np.linspace(0, total - 1, min(frames, total)).round().astype(int).tolist())
-    pictures, times = [], []
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        first: float | None = None
-        for i, frame in enumerate(container.decode(stream)):
-            at = float(frame.time) if frame.time is not None else i / rate
-            first = at if first is None else first
-            if i not in wanted:
-                continue
-            picture = frame.to_image()
-            turned = int(getattr(frame, "rotation", 0) or 0)
-            pictures.append((picture.rotate(turned, expand=True) if turned else picture).convert("RGB"))
-            times.append(max(0.0, at - first))
-            if len(pictures) == len(wanted):
-                break
-    if len(pictures) < len(wanted):
-        raise MediaError(
-            f"only {len(pictures)} of the {len(wanted)} frames that were asked for could be decoded from {path.name}",
-            hint="the file is cut short: get it again, or re-encode it",
-        )
-    return Clip(tuple(pictures), tuple(times), rate, max(total / rate, times[-1] + 1 / rate))
-
-
-def _same_size(pictures: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
+def _one_a_second(pictures: Sequence[Image.Image]) -> Clip:
     sizes = sorted({p.size for p in pictures})
     if len(sizes) > 1:
         raise MediaError(f"the frames differ in size: {sizes[:4]}", hint="bring them to one size first")
-    return tuple(pictures)
+    return Clip(tuple(pictures), tuple(map(float, range(len(pictures)))))
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the packets of a film say, before anything is decoded: times are in seconds, in the order shown."""
+
+    count: int
+    times: Sequence[float]
+    rate: float
+    aspect: float
+
+
+@dataclass(frozen=True)
+class _Film:
+    av: Any
+    file: Path | io.BytesIO
+    name: str
+    max_seconds: float
+    max_pixels: int
+    max_total_pixels: int | None
+    container: str | None
+    codecs: frozenset[str] | None
+    background: Any
+
+    def clip(self, frames: int) -> Clip:
+        facts = self._facts()
+        wanted = _spaced(facts, frames)
+        clip, decoded = self._decoded(facts, wanted)
+        if decoded <= max(wanted):
+            if decoded < 0.9 * facts.count:
+                raise MediaError(
+                    f"only {decoded} of {facts.count} frames of {self.name} could be decoded",
+                    hint="the file is cut short: get it again, or re-encode it",
+                )
+            # VP8 has packets that show nothing
+            shown = _Facts(decoded, (), facts.rate, facts.aspect)
+            clip, decoded = self._decoded(shown, _spaced(shown, frames))
+        return clip
+
+    def _facts(self) -> _Facts:
+        with contained(self.av, self.file, self.container) as film:
+            if not film.streams.video:
+                raise MediaError(f"{self.name} has no video in it", hint="pass sound as sound (--audio)")
+            stream = film.streams.video[0]
+            codec = str(stream.codec_context.name)
+            if self.codecs is not None and codec not in self.codecs:
+                raise MediaError(f"the video is coded as {codec[:32]}, which is not read here", hint=_HINT)
+            aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 0) or 1.0
+            width, height = stream.codec_context.width, stream.codec_context.height
+            self._check_size(width, height, aspect)
+            told = (film.duration or 0) / 1e6
+            self._check_length(told)
+            count, ends, times = 0, 0.0, []
+            # a header's count of frames is missing or wrong often enough; counting packets does not decode
+            for packet in film.demux(stream, *film.streams.audio[:1]):
+                if not packet.size:
+                    continue
+                at = packet.pts if packet.pts is not None else packet.dts
+                seconds = None if at is None or packet.time_base is None else float(at * packet.time_base)
+                if seconds is not None:
+                    ends = max(ends, seconds + float((packet.duration or 0) * packet.time_base))
+                if packet.stream is not stream:
+                    continue
+                count += 1
+                if seconds is not None:
+                    times.append(seconds)
+                    self._check_length(max(times[0], seconds) - min(times[0], seconds))
+                if self.max_total_pixels is not None and count * width * height > self.max_total_pixels:
+                    raise MediaError(
+                        f"the video has more than {self.max_total_pixels:,} pixels over all its frames",
+                        hint="make it smaller, or take fewer frames a second",
+                    )
+            rate = float(stream.average_rate or stream.guessed_rate or 0) or (count / told if told else 1.0)
+            listed = int(stream.frames or 0)
+            start = (film.start_time or 0) / 1e6
+        if not count:
+            raise MediaError(f"{self.name} has no frames", hint="check the file in a player")
+        missing = told - max(0.0, ends - start) if times else 0.0
+        if listed - count > max(1, 0.02 * listed) or missing > max(0.5, 2 / rate, 0.02 * told):
+            of = f"{count} of {listed} frames" if listed > count else f"{told - missing:.1f} s of {told:.1f} s"
+            warnings.warn(f"{self.name} is cut short: {of} are there", MediaWarning, stacklevel=4)
+        return _Facts(count, sorted(times) if len(times) == count else (), rate, aspect)
+
+    def _check_size(self, width: int, height: int, aspect: float) -> None:
+        width, height = displayed(width, height, aspect)
+        if not 0 < width * height <= self.max_pixels:
+            raise MediaError(
+                f"the video has {width} x {height} pixels a frame, the limit is {self.max_pixels:,}",
+                hint="make it smaller first",
+            )
+
+    def _check_length(self, seconds: float) -> None:
+        if seconds > self.max_seconds:
+            raise MediaError(
+                f"{self.name} lasts more than {self.max_seconds:g} s, which is the limit", hint="cut it into pieces"
+            )
+
+    def _decoded(self, facts: _Facts, wanted: set[int]) -> tuple[Clip, int]:
+        """The wanted frames, and how many were decoded (none is after the last wanted one)."""
+        pictures: list[Image.Image] = []
+        times: list[float] = []
+        decoded = pixels = 0
+        first: float | None = None
+        with contained(self.av, self.file, self.container) as film:
+            stream = film.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in film.decode(stream):
+                self._check_size(frame.width, frame.height, facts.aspect)  # a stream may change its size on the way
+                pixels += frame.width * frame.height
+                if self.max_total_pixels is not None and pixels > self.max_total_pixels:
+                    break
+                at = float(frame.time) if frame.time is not None else decoded / facts.rate
+                first = at if first is None else first
+                if decoded in wanted:
+                    pictures.append(picture(frame, facts.aspect, self.background))
+                    times.append(max(at - first, times[-1] if times else 0.0))
+                decoded += 1
+                if decoded > max(wanted):
+                    break
+        if not pictures:
+            raise MediaError(f"no frame of {self.name} could be decoded", hint="re-encode the video")
+        if len({p.size for p in pictures}) > 1:
+            raise MediaError("the frames differ in size", hint="re-encode the video")
+        duration = max(facts.count / facts.rate, times[-1] + 1 / facts.rate)
+        return Clip(tuple(pictures), tuple(times), facts.rate, duration), decoded
+
+
+def _spaced(facts: _Facts, frames: int) -> set[int]:
+    """Numbers of the frames to look at, in the order shown."""
+    count = min(frames, facts.count)
+    steps = np.diff(np.asarray(facts.times))
+    if count < 3 or not len(steps) or steps.max() <= 1.5 * max(float(np.median(steps)), 1e-9):
+        return set(np.linspace(0, facts.count - 1, count).round().astype(int).tolist())
+    times = np.asarray(facts.times)
+    targets = np.linspace(times[0], times[-1], count)
+    return {int(np.abs(times - t).argmin()) for t in targets}

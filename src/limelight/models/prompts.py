@@ -24,8 +24,8 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
     """Messages in the Hugging Face chat format, or one user's words with ``media = {"image": [...], "audio": [...]}``.
 
     A content item is ``{"type": "image", "image": object or file}`` (likewise audio, video) or ``{"type": "text", ...}``.
-    Sound and video are decoded once: ``Prompt.media`` holds them as the model was given them, ``(samples, rate)`` and
-    :class:`Clip`.
+    Media are decoded once: ``Prompt.media`` holds them as the model was given them, RGB pictures, ``(samples, rate)`` and
+    :class:`Clip`. Files are decoded in this process; see :mod:`limelight.media.worker` for files of strangers.
 
     Raises:
         PromptError: nothing was asked, no media, or the processor's placeholders do not match them.
@@ -54,6 +54,7 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
             hint="pass media of a kind the model was made for",
         )
     rate = sampling_rate(adapter)
+    found["image"] = [read_image(i) for i in found["image"]]
     found["audio"] = [(read_audio(a, rate), rate) for a in found["audio"]]
     found["video"] = [read_video(v) for v in found["video"]]
     tensors = adapter.complete(_tensors(adapter, turns, found))
@@ -165,7 +166,7 @@ def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, lis
     text = _text(adapter, turns)
     arguments: dict[str, Any] = {}
     if found["image"]:
-        arguments["images"] = [read_image(i) for i in found["image"]]
+        arguments["images"] = found["image"]
     if found["audio"]:
         arguments["audio"] = [samples for samples, _ in found["audio"]]
         arguments["sampling_rate"] = found["audio"][0][1]

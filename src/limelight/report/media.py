@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
-from limelight.errors import MediaError, SettingError
+from limelight.errors import SettingError
+from limelight.media.image import read_image
 from limelight.types import Clip, Prompt
 
 Box = tuple[float, float, float, float]
@@ -78,20 +78,12 @@ class Media:
 
 
 def picture(source: Any) -> Image.Image:
-    """An upright RGB picture from an object or a file.
+    """An upright RGB picture from an object or a file, as the models see it.
 
     Raises:
-        MediaError: neither a PIL picture nor a readable picture file.
+        MediaError: see :func:`read_image`.
     """
-    if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source).convert("RGB")
-    if isinstance(source, (str, Path)):
-        try:
-            with Image.open(source) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, Image.DecompressionBombError) as error:
-            raise MediaError(f"{Path(source).name} cannot be shown: {error}", hint="pass a readable picture") from error
-    raise MediaError(f"cannot show a {type(source).__name__} as a picture", hint="pass a PIL picture or a file")
+    return read_image(source)
 
 
 def seen_box(image_processor: Any, size: tuple[int, int]) -> Box:

@@ -6,7 +6,7 @@
 
 A server process on 127.0.0.1 over the shipped miniature, one CPU thread. Well-behaved clients ask a fixed set of questions
 with several strategies, streamed and not, sampled and not; each answer must equal the one that the same request got when it
-was alone: text, number of tokens, interventions and flags exactly, shares to 1e-3 (a padded batch rounds differently). Beside them, four clients misbehave: one vanishes mid-stream, one vanishes while waiting,
+was alone: text, number of tokens, interventions and flags exactly, contributions to 1e-3 (a padded batch rounds differently). Beside them, four clients misbehave: one vanishes mid-stream, one vanishes while waiting,
 one sends malformed bodies, one asks for a decoding method that raises inside the worker. At the end SIGTERM, with every
 client still waiting for an answer.
 """

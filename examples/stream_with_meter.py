@@ -1,4 +1,4 @@
-"""Words as they are generated, each with the share of its logit that comes from the picture."""
+"""Words as they are generated, each with the part of its logit that comes from the picture, by the meter."""
 
 from importlib.resources import files
 
@@ -15,6 +15,6 @@ limelight.generate(
     relevance=False,
     max_new_tokens=16,
     on_step=lambda row, step: print(
-        f"{step.text:12} {step.shares['image']:.0%}{'  ?' if step.flagged else ''}", flush=True
+        f"{step.text:12} {step.contributions['image']:.0%}{'  ?' if step.flagged else ''}", flush=True
     ),
 )

@@ -25,14 +25,14 @@ ALL = ("attribution", *STRATEGIES)
 
 
 def result(model: Any, inputs: Mapping[str, Any], what: str) -> Tensor:
-    """Relevance of each position; or logits, shares and Phi of three tokens' candidates. Float64, flat."""
+    """Relevance of each position; or logits, contributions and Phi of three tokens' candidates. Float64, flat."""
     if what == "attribution":
         return limelight.attribute(model, inputs).scores.double()
     out = model.generate(
         **inputs, custom_generate=custom_generate(STRATEGIES[what]), max_new_tokens=3, do_sample=False,
         disable_compile=True, return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
-    told = [x for s in out.steps[0] for x in (*s.shares.values(), *(n for c in s.candidates for n in c[2:]))]
+    told = [x for s in out.steps[0] for x in (*s.contributions.values(), *(n for c in s.candidates for n in c[2:]))]
     return torch.cat([torch.cat(out.logits).double().flatten(), torch.tensor(told, dtype=torch.float64)])
 
 

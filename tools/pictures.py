@@ -16,7 +16,7 @@ from limelight.demo.outcome import EXAMPLES
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT
 from limelight.report import heat
 from limelight.report.figure import MODALITY_COLOURS, new_figure, shown
-from limelight.report.words import rather_than, word_shares, words
+from limelight.report.words import rather_than, word_contributions, word_shares, words
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "images"
 PICTURE = EXAMPLES / "E-wrong-000.png"
@@ -61,7 +61,7 @@ def rules_compared(adapter: Any) -> Figure:
 
 
 def metered(adapter: Any) -> Figure:
-    """The meter's share of every word, and of the same words by a backward pass."""
+    """The picture's contribution to every word by the meter, and its share of the same words by a backward pass."""
     said = limelight.generate(
         adapter, messages="Describe the picture.", media={"image": str(PICTURE)}, strategy=watched(), relevance=False
     )
@@ -70,13 +70,13 @@ def metered(adapter: Any) -> Figure:
     figure = new_figure(8.6, 2.4)
     axes = figure.subplots()
     at = np.arange(len(found))
-    for offset, source, label, alpha in (
-        (-0.2, said, "meter: |Φ_M| of the logit", 1.0),
-        (0.2, late, "backward: sum of |R|", 0.45),
+    for offset, parts, label, alpha in (
+        (-0.2, word_contributions, "meter: |Φ_M| of the logit", 1.0),
+        (0.2, word_shares, "backward: sum of |R|", 0.45),
     ):
         axes.bar(
             at + offset,
-            [word_shares(source, w)["image"] for w in found],
+            [parts(late, w)["image"] for w in found],
             0.38,
             label=label,
             alpha=alpha,

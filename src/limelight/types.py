@@ -230,13 +230,19 @@ class Step:
     Attributes:
         token, text: id and spelling.
         logprob: natural log of its probability in the distribution it was chosen from (after processors).
-        relevance: where it came from, when asked for.
-        shares: modality -> share of its relevance, from the cheapest source that ran ({} when nothing did).
+        relevance: where it came from, by a backward pass: under exact LIME's own, optimised forward there, else of the
+            unchanged model. None where it was not asked for.
+        shares: modality -> ``sum |R_i|`` over its positions by that over all; ``relevance.shares()``, so in [0, 1] and
+            summing to 1. {} where there is no relevance.
         intervened: whether the strategy changed the distribution at this token.
         plain: the token the unchanged model would have chosen greedily, when the strategy knows it.
         losses: name -> values, one an optimisation step.
         candidates: (token id, spelling, logit, Phi_M) of the top candidates, when a meter ran.
         flagged: the chosen token is not supported by the percept while a rival is (the meter's flag).
+        contributions: modality -> its part of the token's logit ``l``, by the meter in forward mode:
+            ``|Phi_m| / (sum_m |Phi_m| + |l - sum_m Phi_m|)`` with Phi_m summed over the modality's positions, signs and all;
+            text is the rest. In [0, 1], summing to 1. {} where no meter ran. Not comparable with ``shares``, in which
+            positions of one modality that pull in opposite directions do not cancel.
     """
 
     token: int
@@ -249,6 +255,7 @@ class Step:
     losses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     candidates: tuple[tuple[int, str, float, float], ...] = ()
     flagged: bool = False
+    contributions: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -269,9 +276,18 @@ class Generation:
         return str(importlib.import_module("limelight.report.notebook").generation_html(self))
 
     def shares(self) -> dict[str, float]:
-        """Mean modality shares over the generated tokens that have them."""
-        rows = [s.shares for s in self.steps if s.shares]
-        return {m: sum(r.get(m, 0.0) for r in rows) / len(rows) for m in MODALITIES if any(m in r for r in rows)}
+        """Mean of ``Step.shares`` (of the relevance, by backward) over the tokens that have them; {} without any."""
+        return mean_parts([s.shares for s in self.steps])
+
+    def contributions(self) -> dict[str, float]:
+        """Mean of ``Step.contributions`` (to the logit, by the meter) over the tokens that have them; {} without any."""
+        return mean_parts([s.contributions for s in self.steps])
+
+
+def mean_parts(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of modality -> part over the rows that are not empty, in the order of MODALITIES; {} without any."""
+    told = [r for r in rows if r]
+    return {m: sum(r.get(m, 0.0) for r in told) / len(told) for m in MODALITIES if any(m in r for r in told)}
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_words_come_with_their_shares_and_then_the_page(desk: Desk) -> None:
     grown = [len(p.answers[0].steps) for p in told if len(p.answers) == 1]
     assert grown == sorted(grown)
     assert grown[-1] == 5
-    assert all(s.shares for p in told for a in p.answers for s in a.steps)
+    assert all(s.contributions for p in told for a in p.answers for s in a.steps)
     last = told[-1]
     assert [p.page != "" for p in told] == [False] * (len(told) - 1) + [True]
     for answer, name in zip(last.answers, ("greedy", "relevance-contrastive"), strict=True):

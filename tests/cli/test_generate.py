@@ -94,6 +94,30 @@ def test_no_relevance_is_plain_decoding(run: Run, checkpoint: Path, photo: Path)
     assert document["text"] == json.loads(run("generate", checkpoint, "--image", photo, *ASK, "--json").stdout)["text"]
 
 
+@pytest.mark.parametrize("strategy", ["vcd", "relevance-contrastive", "meter"])
+def test_every_strategys_words_have_a_relevance(
+    run: Run, checkpoint: Path, photo: Path, tmp_path: Path, strategy: str
+) -> None:
+    picture = tmp_path / "o.png"
+    asked = ("generate", checkpoint, "--image", photo, *ASK, "--strategy", strategy, "--json")
+    document = json.loads(run(*asked, "--overlay", picture, "--word", -1).stdout)
+    assert picture.stat().st_size > 0
+    assert sum(document["shares"].values()) == pytest.approx(1, abs=1e-4)
+    assert all("relevance" in w for w in document["words"])
+    assert all(sum(s["shares"].values()) == pytest.approx(1, abs=1e-4) for s in document["steps"])
+    assert bool(document["contributions"]) == (strategy != "vcd")
+    plain = json.loads(run(*asked, "--no-relevance").stdout)
+    assert plain["shares"] == {}
+    assert plain["contributions"] == document["contributions"]
+    assert all(w["shares"] == {} and w["perceptual_share"] is None for w in plain["words"])
+
+
+def test_the_meters_parts_are_named_as_such(run: Run, checkpoint: Path, photo: Path) -> None:
+    asked = ("generate", checkpoint, "--image", photo, *ASK, "--strategy", "meter")
+    assert "of the logits, by the meter" in flat(run(*asked, "--no-relevance").stderr)
+    assert "by the meter" not in flat(run(*asked).stderr)
+
+
 def test_loading_is_quiet_and_leaves_transformers_as_it_was() -> None:
     from transformers.utils import logging
 

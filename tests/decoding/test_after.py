@@ -72,7 +72,7 @@ def test_plain_until_the_marker_then_the_strategy_on_prompt_and_thoughts(name: s
     assert [s.token for s in steps[2:]] == [s.token for s in theirs]
     assert not any(s.intervened for s in steps[:2])
     assert [s.intervened for s in steps[2:]] == [s.intervened for s in theirs]
-    assert [s.shares for s in steps[2:]] == [pytest.approx(s.shares, abs=1e-4) for s in theirs]
+    assert [s.contributions for s in steps[2:]] == [pytest.approx(s.contributions, abs=1e-4) for s in theirs]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -205,7 +205,7 @@ def test_the_meter_runs_from_the_start_beside_a_strategy_that_waits() -> None:
     marker = int(thoughts(model, inputs)[0, 1])
     out = decoded(model, inputs, limelight.meter(after(marker, limelight.lime_cached(lr=1e-2))))
     steps = out.steps[0]  # type: ignore[index]
-    assert all(s.shares and s.candidates for s in steps)
+    assert all(s.contributions and s.candidates for s in steps)
     assert [s.intervened for s in steps] == [False, False, True, True, True]
 
 

@@ -29,10 +29,10 @@ LOGITS = torch.tensor([[3.0, 2.5, 2.0, 1.0, 0.5, 0.0, -1.0], [0.0, 4.0, 1.0, 1.0
 def test_shares_are_group_shares_under_the_rows_own_modality() -> None:
     phi = torch.tensor([[1.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0]])
     explain = explainer(a_run(IMAGE_ONLY), LOGITS, phi)
-    assert explain(0, 0).shares == pytest.approx({"image": 1 / 3, "text": 2 / 3})
-    assert explain(0, 1).shares == pytest.approx({"image": 2 / 6.5, "text": 4.5 / 6.5})
-    assert explain(1, 4).shares == pytest.approx({"audio": 5 / 6.1, "text": 1.1 / 6.1})
-    assert explain(1, 0).shares == {"audio": 0.0, "text": 1.0}  # logit and Phi both zero
+    assert explain(0, 0).contributions == pytest.approx({"image": 1 / 3, "text": 2 / 3})
+    assert explain(0, 1).contributions == pytest.approx({"image": 2 / 6.5, "text": 4.5 / 6.5})
+    assert explain(1, 4).contributions == pytest.approx({"audio": 5 / 6.1, "text": 1.1 / 6.1})
+    assert explain(1, 0).contributions == {"audio": 0.0, "text": 1.0}  # logit and Phi both zero
 
 
 def test_several_modalities_have_shares_of_their_own() -> None:
@@ -41,7 +41,7 @@ def test_several_modalities_have_shares_of_their_own() -> None:
     split = {"video": torch.full((1, 7), 1.0), "audio": torch.full((1, 7), -0.5)}
     explain = explainer(run, LOGITS[:1], torch.full((1, 7), 0.5), split=split)
     total = 1 + 0.5 + 2.5
-    assert explain(0, 0).shares == pytest.approx({"video": 1 / total, "audio": 0.5 / total, "text": 2.5 / total})
+    assert explain(0, 0).contributions == pytest.approx({"video": 1 / total, "audio": 0.5 / total, "text": 2.5 / total})
     channels = split_channels(run, run.mask)
     assert [c.name for c in channels] == ["video", "audio"]
     assert [c.prompt[0].tolist() for c in channels] == [[0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0]]

@@ -51,7 +51,7 @@ def test_batch_rows_are_their_runs_alone(name: str, settings: dict[str, Any]) ->
             close(together.logits[j][row], alone.logits[j][0], 1e-6)
             mine, other = together.steps[row][j], alone.steps[0][j]
             assert mine.intervened == other.intervened
-            assert mine.shares == pytest.approx(other.shares, abs=1e-6)
+            assert mine.contributions == pytest.approx(other.contributions, abs=1e-6)
             assert mine.losses.keys() == other.losses.keys()
             for key, curve in mine.losses.items():
                 assert curve == pytest.approx(other.losses[key], abs=1e-6)

@@ -87,6 +87,7 @@ def generation(of: Prompt, pieces: Sequence[str], *, strategy: str = "greedy", t
                 losses={"relevance": (3.2, 2.9), "kl": (0.0, 0.01)} if strategy == "lime" else {},
                 candidates=((token, piece, 5.0, 1.2), (9, " mug", 4.1, -0.3)) if strategy == "meter" else (),
                 flagged=strategy == "meter" and i == 1,
+                contributions={"text": 0.75, "image": 0.25} if strategy == "meter" else {},
             )
         )  # fmt: skip
     said = "".join(pieces).strip() if text is None else text

@@ -22,6 +22,17 @@ def test_generation() -> None:
     assert "data:image" not in generation_html(generation(of, [" A"], details=False))
 
 
+def test_the_meters_parts_are_not_passed_off_as_shares() -> None:
+    of = prompt(("image", 49, (7, 7), None), media={"image": [picture()]})
+    said = "part of the logit, by the meter"
+    metered = generation_html(generation(of, [" A", " cup"], strategy="meter", details=False))
+    assert f"each a {said}" in metered
+    assert f"25% image; ({said})" in metered
+    both = generation_html(generation(of, [" A", " cup"], strategy="meter"))
+    assert said not in both
+    assert "(share of the relevance)" in both
+
+
 def test_a_missing_file_shows_the_heat_alone() -> None:
     of = prompt(("image", 49, (7, 7), None), media={"image": ["/nowhere/x.png"]})
     assert "data:image/png" in generation_html(generation(of, [" A"]))

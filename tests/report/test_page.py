@@ -214,3 +214,23 @@ def test_the_page_stays_small() -> None:
     said = generation(of, [f" w{i}" for i in range(60)])
     each = (len(render_page(Case([said], Media([picture(640, 480)])))) - len(render_page(generation(of, [" w"])))) / 59
     assert each < 4000  # bytes a word at 4000 positions of noise, which packs badly: 400 words in 1.4 MB
+
+
+def test_what_a_word_is_shaded_by_is_said() -> None:
+    """Shares of the relevance where there is one; else the meter's contributions to the logit, under their own name."""
+    of = vision()
+    both = generation(of, [" A", " cup"], strategy="meter")
+    alone = generation(of, [" A", " cup"], strategy="meter", details=False)
+    columns = [case_payload(Case([g]))["columns"][0] for g in (both, alone)]
+    for column in columns:
+        assert column["contributions"] == {"text": 0.75, "image": 0.25}
+        assert all(w["co"] == {"text": 0.75, "image": 0.25} for w in column["words"])
+    assert [c["by_meter"] for c in columns] == [False, True]
+    assert columns[0]["shares"] == {m: round(v, 4) for m, v in both.shares().items()}
+    assert all(w["p"] == round(1 - w["sh"]["text"], 4) for w in columns[0]["words"])
+    assert columns[1]["shares"] == {}
+    assert all("sh" not in w and w["p"] == 0.25 for w in columns[1]["words"])
+    said = "(of the logits, by the meter)"
+    assert said in render_page(alone)
+    assert said not in render_page(both)
+    assert re.search(r"<b>25 %</b> image", render_page(alone))

@@ -8,7 +8,20 @@ import pytest
 import torch
 
 from limelight.errors import SettingError
-from limelight.report.words import aligned, choose, perceptual, rather_than, word_relevance, word_shares, words
+from limelight.report.words import (
+    CONTRIBUTIONS,
+    SHARES,
+    aligned,
+    choose,
+    known_parts,
+    perceptual,
+    rather_than,
+    word_contributions,
+    word_parts,
+    word_relevance,
+    word_shares,
+    words,
+)
 from tests.report.examples import generation, prompt, relevance
 
 PROMPT = prompt(("image", 16, (4, 4), None))
@@ -67,6 +80,19 @@ def test_shares_without_relevance() -> None:
     assert word_shares(said, word) == {}
     assert perceptual({}) is None
     assert perceptual({"text": 0.25, "image": 0.5, "audio": 0.25}) == 0.75
+
+
+def test_contributions_are_the_meters_and_shares_the_relevances() -> None:
+    both = generation(PROMPT, [" A", " pie"], strategy="meter")
+    word = words(both)[1]
+    assert word_contributions(both, word) == {"text": 0.75, "image": 0.25}
+    assert word_shares(both, word) == word_parts(both, word) == both.steps[1].shares != word_contributions(both, word)
+    alone = generation(PROMPT, [" A", " pie"], strategy="meter", details=False)
+    assert word_shares(alone, word) == {}
+    assert word_parts(alone, word) == word_contributions(alone, word)
+    bare = generation(PROMPT, [" A", " pie"], details=False)
+    assert word_parts(bare, word) == {}
+    assert [known_parts(g) for g in (both, alone, bare)] == [SHARES, CONTRIBUTIONS, ""]
 
 
 def test_choose() -> None:

@@ -113,7 +113,7 @@ def test_a_batch_answers_what_each_gets_alone(adapter: Adapter, name: str, sampl
         assert (got.text, got.finished[0].reason) == (want.text, want.finished[0].reason)
         for a, b in zip(got.finished[0].steps, want.finished[0].steps, strict=True):
             assert a.logprob == pytest.approx(b.logprob, abs=1e-3)
-            assert a.shares == pytest.approx(b.shares, abs=1e-3)
+            assert a.contributions == pytest.approx(b.contributions, abs=1e-3)
             assert (a.intervened, a.plain) == (b.intervened, b.plain)
 
 

@@ -61,8 +61,8 @@ def test_grounding_is_the_librarys(client: openai.OpenAI, adapter: Adapter, stra
     assert [t["intervened"] for t in told] == [s.intervened for s in want.steps]
     assert [t["flagged"] for t in told] == [s.flagged for s in want.steps]
     for token, step in zip(told, want.steps, strict=True):
-        assert token["shares"] == pytest.approx(step.shares, rel=1e-4)
-    assert got.limelight["shares"] == pytest.approx(want.shares(), rel=1e-4)
+        assert token["contributions"] == pytest.approx(step.contributions, rel=1e-4)
+    assert got.limelight["contributions"] == pytest.approx(want.contributions(), rel=1e-4)
     assert [x.logprob for x in got.choices[0].logprobs.content] == pytest.approx([s.logprob for s in want.steps])
     assert got.limelight["strategy"] == strategy
     streamed = [
@@ -220,8 +220,8 @@ def test_sound_is_heard() -> None:
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": 3}
         got = running.post({**body, "limelight": {"grounding": True}}).json()
         assert got["choices"][0]["message"]["content"] == want.text
-        assert got["limelight"]["shares"] == pytest.approx(want.shares(), rel=1e-4)
-        assert "audio" in got["limelight"]["shares"]
+        assert got["limelight"]["contributions"] == pytest.approx(want.contributions(), rel=1e-4)
+        assert "audio" in got["limelight"]["contributions"]
         refused = running.post({"model": MODEL, "messages": ask("what is it"), "max_tokens": 3})
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "invalid_media"
@@ -236,4 +236,4 @@ def test_every_strategy_answers_or_says_why_not(server: Running) -> None:
             assert "sound" in got.json()["error"]["message"] or "audio" in got.json()["error"]["message"]
         else:
             assert got.status_code == 200, (name, got.text)
-            assert all(t["shares"] for t in got.json()["limelight"]["tokens"])
+            assert all(t["contributions"] and t["shares"] == {} for t in got.json()["limelight"]["tokens"])

@@ -17,6 +17,7 @@ from limelight.server.pages import Shelf, served
 from limelight.server.problems import ApiError
 from tests.browser import chromium, watched
 from tests.report.examples import generation, prompt, tone
+from tests.report.test_page import data_of
 from tests.server.conftest import MODEL, Running, Serve, ask, create
 
 PAGE = {"limelight": {"page": True}}
@@ -52,6 +53,18 @@ def test_several_answers_share_a_page(client: openai.OpenAI) -> None:
     for choice in got.choices:
         assert choice.message.content.split()[0] in page
     assert page.count("<section") >= 2
+
+
+@pytest.mark.parametrize("strategy", ["vcd", "relevance-contrastive"])
+def test_a_page_has_a_relevance_whatever_the_strategy(client: openai.OpenAI, strategy: str) -> None:
+    body = {"limelight": {"page": True, "strategy": strategy, "grounding": True}}
+    about = create(client, max_tokens=3, extra_body=body).limelight
+    for token in (*about["tokens"], about):
+        assert sum(token["shares"].values()) == pytest.approx(1, abs=1e-4)
+        assert sum(token["contributions"].values()) == pytest.approx(1, abs=1e-4)
+        assert token["shares"] != token["contributions"]
+    columns = data_of(fetched(about["page_url"]).text)["cases"][0]["columns"]
+    assert all("h" in w and "sh" in w and "co" in w for c in columns for w in c["words"])
 
 
 def test_a_browser_may_run_its_script_alone(client: openai.OpenAI) -> None:

@@ -58,7 +58,7 @@ def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[bytes]
         thread.join(300)
     assert [g.status_code for g in got] == [200] * 6
     assert len({g.json()["choices"][0]["message"]["content"] for g in got}) == 1
-    assert "image" in got[0].json()["limelight"]["shares"]
+    assert "image" in got[0].json()["limelight"]["contributions"]
     assert started.wait(60) in (0, -signal.SIGTERM)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health", trust_env=False, timeout=60)

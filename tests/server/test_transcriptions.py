@@ -150,7 +150,7 @@ def test_strategies_and_grounding(client: openai.OpenAI, hearing: Adapter) -> No
     assert got.text == want.text
     assert got.limelight["strategy"] == "relevance-contrastive"
     assert [t["token"] for t in got.limelight["tokens"]] == [s.text for s in want.segments[0].generation.steps]
-    assert "audio" in got.limelight["shares"]
+    assert "audio" in got.limelight["contributions"]
     flat = asked(client, extra_body={"limelight": json.dumps(extra["limelight"])})
     assert alike(flat.limelight, got.limelight)
 

@@ -185,8 +185,8 @@ def test_the_official_client_shows_a_video(tmp_path: Path, adapter: Adapter) -> 
         got = client.chat.completions.create(messages=messages, **asked)
         assert got.choices[0].message.content == want.text
         assert got.usage.prompt_tokens == len(want.prompt.tokens)
-        assert got.limelight["shares"] == pytest.approx(want.shares(), rel=1e-4)
-        assert modality in got.limelight["shares"]
+        assert got.limelight["contributions"] == pytest.approx(want.contributions(), rel=1e-4)
+        assert modality in got.limelight["contributions"]
         streamed = client.chat.completions.create(messages=messages, stream=True, **asked)
         assert "".join(c.choices[0].delta.content or "" for c in streamed if c.choices) == want.text
         with pytest.raises(openai.BadRequestError, match="none is fetched"):

@@ -34,7 +34,7 @@ checkpoint at hand.
 | attribution | logits bit-equal to the model's own, relevance conserved (AttnLRP and CP-LRP), the model left as it was |
 | exact | `lime`: greedy at one step, second-order gradients through the rules, tokens of `generate()` |
 | cached | `lime-cached`: an update lowers its loss; forward-mode relevance equals the backward route |
-| meter | shares and candidates without a backward pass; the answer is the model's own |
+| meter | contributions and candidates without a backward pass; the answer is the model's own |
 | batch | rows of a left-padded batch equal their own runs |
 
 Where the answer is no, the library raises an error that names what still works: `greedy` and the peers that leave

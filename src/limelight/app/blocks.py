@@ -13,7 +13,7 @@ import gradio as gr
 from limelight.app.desk import Desk, Question
 from limelight.decoding.strategy import Strategy
 from limelight.errors import LimelightError
-from limelight.report.notebook import shares_html, words_html
+from limelight.report.notebook import answer_parts_html, words_html
 from limelight.types import Generation
 
 TokenSampler = Callable[[str, Sequence[str]], Strategy]  # (name, ["key=value", ...]) -> Strategy
@@ -134,7 +134,7 @@ def answers_html(answers: Sequence[Generation], doing: str) -> str:
     """The answers so far, side by side."""
     sections = "".join(
         f'<section aria-label="{escape(a.strategy, quote=True)}"><h3>{escape(a.strategy)}</h3>'
-        f'<p class="said">{words_html(a)}</p>{shares_html(a.shares()) if a.shares() else ""}</section>'
+        f'<p class="said">{words_html(a)}</p>{"".join(answer_parts_html(a))}</section>'
         for a in answers
     )
     return f'<div class="answers">{sections}<p class="doing" role="status">{escape(doing)}</p></div>'

@@ -53,7 +53,8 @@ def generate(
     relevance: Annotated[
         bool,
         typer.Option(
-            "--relevance/--no-relevance", help="Compute where each word comes from; without it plain decoding is faster.",
+            "--relevance/--no-relevance",
+            help="Compute where each word comes from, for any strategy: a backward pass a token. Without it decoding is faster.",
             rich_help_panel=OUTPUT,
         ),
     ] = True,
@@ -105,8 +106,10 @@ def generate(
         with terminal.token_progress(max_new_tokens, strategy) as moved, options.metered(html is not None and meter):
             said = answer(
                 adapter, None, asked, strategy=watched(chosen) if html is not None and meter else chosen,
-                relevance=relevance, max_new_tokens=max_new_tokens, on_step=moved, **extra,
+                relevance=None if relevance else False, max_new_tokens=max_new_tokens, on_step=moved, **extra,
             )  # fmt: skip
+        if relevance:
+            said = explained(adapter, said)
         seconds = time.perf_counter() - began
         drawn = None
         if overlay is not None or html is not None:
@@ -116,7 +119,7 @@ def generate(
             if html is not None:
                 from limelight.report.page import Case, save_page
 
-                shown = [explained(adapter, said)]
+                shown = [said]
                 for other in beside:
                     with terminal.token_progress(max_new_tokens, other.name) as moved, options.metered(meter):
                         more = answer(
@@ -135,8 +138,9 @@ def generate(
     terminal.out.print(terminal.coloured(said))
     tokens = len(said.token_ids)
     terminal.err.print(f"[dim]{said.strategy}: {tokens} tokens in {seconds:.1f} s[/]")
-    if said.shares():
-        terminal.err.print(terminal.bar(said.shares()))
+    parts = terminal.parts_bar(said)
+    if parts is not None:
+        terminal.err.print(parts)
     changed = sum(s.plain is not None and s.plain != s.token for s in said.steps)
     if changed:
         terminal.err.print(f"{changed} of {tokens} tokens are not what greedy decoding would have said there")

@@ -16,7 +16,7 @@ from limelight.report import heat
 from limelight.report.heard import heard
 from limelight.report.media import Media, seen_box
 from limelight.report.views import View, views
-from limelight.report.words import Word, choose, perceptual, word_relevance, word_shares, words
+from limelight.report.words import Word, choose, perceptual, word_contributions, word_relevance, word_shares, words
 from limelight.types import MODALITIES, Generation, Prompt, Relevance
 
 
@@ -69,19 +69,25 @@ def _strongest(relevance: Relevance, shown: Sequence[View], kind: str) -> int:
 
 
 def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
-    """A generation as plain values: text, shares, words and steps; with ``scores`` every position's relevance."""
+    """A generation as plain values: text, shares, words and steps; with ``scores`` every position's relevance.
+
+    ``shares`` are parts of the relevance (by backward), ``contributions`` of the logit (by the meter); either is {} where
+    it was not computed.
+    """
     rows = [(w, word_relevance(generation, w), word_shares(generation, w)) for w in words(generation)]
     out: dict[str, Any] = {
         "text": generation.text,
         "strategy": generation.strategy,
         "settings": {k: plain_value(v) for k, v in generation.settings.items()},
         "shares": rounded(generation.shares()),
+        "contributions": rounded(generation.contributions()),
         "words": [
             {
                 "text": w.text,
                 "tokens": [w.start, w.stop],
                 "perceptual_share": number(perceptual(shares)),
                 "shares": rounded(shares),
+                "contributions": rounded(word_contributions(generation, w)),
                 **(summary(r, scores=scores) if r is not None else {}),
             }
             for w, r, shares in rows
@@ -94,6 +100,8 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
                 "intervened": s.intervened,
                 "plain": s.plain,
                 "flagged": s.flagged,
+                "shares": rounded(s.shares),
+                "contributions": rounded(s.contributions),
                 "losses": {k: [number(x) for x in v] for k, v in s.losses.items()},
                 "candidates": [[i, t, number(logit), number(phi)] for i, t, logit, phi in s.candidates],
             }

@@ -84,14 +84,14 @@ def token_progress(total: int, label: str = "") -> Iterator[Callable[[int, Step]
 
 
 def coloured(generation: Generation) -> Text:
-    """The answer; on a terminal with each word's background as strong as its perceptual share."""
-    from limelight.report.words import perceptual, word_shares, words
+    """The answer; on a terminal with each word's background as strong as its perceptual share (else the meter's part)."""
+    from limelight.report.words import perceptual, word_parts, words
 
     text = Text()
     for word in words(generation):
         if word.space and text.plain:
             text.append(" ")
-        share = perceptual(word_shares(generation, word))
+        share = perceptual(word_parts(generation, word))
         flagged = any(s.flagged for s in generation.steps[word.start : word.stop])
         text.append(word.text, _style(share, flagged))
     return text if text.plain else Text(generation.text)
@@ -102,6 +102,15 @@ def _style(share: float | None, flagged: bool) -> Style:
         return Style(underline=flagged)
     shade = tuple(round(a + (b - a) * share) for a, b in zip((38, 42, 48), (10, 150, 138), strict=True))
     return Style(color="white", bgcolor=f"rgb({shade[0]},{shade[1]},{shade[2]})", underline=flagged)
+
+
+def parts_bar(generation: Generation) -> Text | None:
+    """The answer's shares as a bar; the meter's contributions, said to be such, where no relevance was computed."""
+    if generation.shares():
+        return bar(generation.shares())
+    return (
+        bar(generation.contributions()).append(" of the logits, by the meter") if generation.contributions() else None
+    )
 
 
 def bar(shares: dict[str, float], width: int = 40) -> Text:

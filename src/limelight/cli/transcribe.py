@@ -170,6 +170,7 @@ def _finish(job: Job, form: str, head: dict[str, Any], rows: list[dict[str, Any]
     """Write or print one transcript, and say what a reader should know of it."""
     from limelight.cli import terminal
     from limelight.cli.transcripts import render, text_of
+    from limelight.types import mean_parts
 
     if job.target is not None:
         job.target.write_text(render(form, head, rows), encoding="utf-8")
@@ -180,10 +181,11 @@ def _finish(job: Job, form: str, head: dict[str, Any], rows: list[dict[str, Any]
     elif form != "text":
         terminal.out.file.write(render(form, head, rows))
         terminal.out.file.flush()
-    shares = [r["shares"] for r in rows if r["shares"]]
-    if shares:
-        mean = {m: sum(s.get(m) or 0.0 for s in shares) / len(shares) for m in shares[0]}
-        terminal.err.print(terminal.bar(mean))
+    for name, told in (("shares", ""), ("contributions", " of the logits, by the meter")):
+        parts = mean_parts([{m: v or 0.0 for m, v in r[name].items()} for r in rows])
+        if parts:
+            terminal.err.print(terminal.bar(parts).append(told))
+            break
     cut = [f"{r['stop']:.1f} s" for r in rows if not r["quiet"]]
     if cut:
         terminal.err.print(f"no silence to cut at near {', '.join(cut)}: a word may be split there", markup=False)

@@ -10,7 +10,7 @@ from typing import Any
 from limelight.cli.output import number, rounded
 from limelight.decoding.transcribe import Segment
 from limelight.report.heard import heard
-from limelight.report.words import word_relevance, word_shares, words
+from limelight.report.words import word_contributions, word_relevance, word_shares, words
 
 FORMATS = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
 LINE = 42  # characters of a line of subtitles
@@ -27,6 +27,7 @@ def row(segment: Segment) -> Row:
         listed.append({
             "text": word.text,
             "shares": rounded(word_shares(said, word)),
+            "contributions": rounded(word_contributions(said, word)),
             "heard": [number(segment.start + t) for t in place] if place else None,
             "flagged": any(s.flagged for s in said.steps[word.start : word.stop]),
         })  # fmt: skip
@@ -37,6 +38,7 @@ def row(segment: Segment) -> Row:
         "quiet": segment.quiet,
         "complete": segment.complete,
         "shares": rounded(said.shares()),
+        "contributions": rounded(said.contributions()),
         "words": listed,
     }
 

@@ -61,10 +61,10 @@ def explainer(
     opened: Tensor | None = None,
     losses: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> Callable[[int, int], Detail]:
-    """(row, token) -> Detail: shares, top candidates and the flag, from logits and Phi_M ``[B, V]``.
+    """(row, token) -> Detail: contributions, top candidates and the flag, from logits and Phi_M ``[B, V]``.
 
-    The share is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit; with ``split`` (Phi of each
-    modality) every modality is a group. A token is flagged when the percept speaks against it (its Phi_M is below the
+    A contribution is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit; with ``split`` (Phi of
+    each modality) every modality is a group. A token is flagged when the percept speaks against it (its Phi_M is below the
     vocabulary's mean, which no choice depends on) while it speaks for a rival among the top candidates. ``losses`` are
     curves of ``[B]``.
     """
@@ -75,13 +75,13 @@ def explainer(
         groups = {k: split[k][row, token] for k in present} if split else {present[0]: support[token]}
         rest = (logits[token] - support[token]).abs()
         total = (sum((g.abs() for g in groups.values()), rest)).clamp_min(1e-12)
-        shares: dict[str, float] = {k: float(g.abs() / total) for k, g in groups.items()}
+        parts: dict[str, float] = {k: float(g.abs() / total) for k, g in groups.items()}
         best = logits.topk(min(TOP, logits.shape[-1])).indices
         centred = support - support.mean()
         rivals = centred[best[best != token]]
         intervened = opened is not None and bool(opened[row])
         return Detail(
-            shares={**shares, "text": 1 - sum(shares.values())},
+            contributions={**parts, "text": 1 - sum(parts.values())},
             intervened=intervened,
             plain=int(logits.argmax()),
             losses={n: tuple(float(v[row]) for v in c) for n, c in (losses or {}).items()} if intervened else {},

@@ -26,8 +26,8 @@ def explained(
     """The same answer with a relevance at every step.
 
     Strategies that need no backward pass leave relevance out. It is computed here for the finished answer by the
-    *unchanged* model: one forward of prompt and answer, one backward a token. Steps that have a relevance keep it; where
-    one is added, its shares (of summed absolute relevance) take the place of the meter's (of the logit).
+    *unchanged* model: one forward of prompt and answer, one backward a token. Steps that have a relevance keep it. The
+    meter's ``contributions`` stay beside the ``shares`` that are added.
 
     Raises:
         NotDifferentiableError, UnknownKindError: see :func:`limelight.attribute`.

@@ -23,7 +23,7 @@ def generate(
     *,
     media: Mapping[str, Any] | None = None,
     strategy: Strategy | str | None = None,
-    relevance: bool = True,
+    relevance: bool | None = None,
     meter: bool = False,
     streamer: Any = None,
     stop_strings: str | Sequence[str] | None = None,
@@ -38,8 +38,11 @@ def generate(
         messages: the Hugging Face chat format, one user's words (with ``media``), or a :class:`Prompt`.
         media: ``{"image": file or picture or list of them, "audio": ..., "video": ...}``.
         strategy: a Strategy, a name from ``limelight strategies``, or None: the model as it is.
-        relevance: compute every emitted token's relevance and modality shares, where the strategy can.
-        meter: run the grounding meter beside the strategy: shares, candidates and flags of every step as it is generated
+        relevance: ``Step.relevance`` and ``Step.shares`` of every emitted token. None: where the strategy computes them
+            itself (greedy and exact LIME). True: always; other strategies' tokens get the unchanged model's relevance under
+            ``ATTN_LRP``, for one uncached forward and one backward a token (``decoding.explain.explained`` adds it
+            to a finished answer in one forward). False: never.
+        meter: run the grounding meter beside the strategy: ``Step.contributions``, candidates and flags as it is generated
             (``on_step``), at the price of one more cached row; see :mod:`limelight.decoding.methods.meter`.
         seed: for sampling (``do_sample=True``).
         generation_kwargs: as for ``model.generate``: max_new_tokens, do_sample, temperature, repetition_penalty ...

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from limelight.decoding.strategy import Run, StepOutput, Strategy, TokenSampler
+from limelight.decoding.own_relevance import OwnRelevance
+from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.inner_model import inside
@@ -42,7 +43,7 @@ def custom_generate(
     media: Mapping[str, Sequence[Any]] | None = None,
     tensors: Mapping[str, Any] | None = None,
     spans: Sequence[tuple[Span, ...]] | None = None,
-    details: bool = False,
+    details: bool | None = False,
     on_step: OnStep | None = None,
     whole: Any = None,
 ) -> Callable[..., Any]:
@@ -62,7 +63,10 @@ def custom_generate(
             method runs, generate() has replaced pixels by their encoding.
         spans: each row's spans from ``Adapter.spans(inputs)``; without them layouts (grids, seconds) may be unknown,
             since generate() has consumed the tensors that tell.
-        details: compute the relevance of every emitted token where the strategy can.
+        details: True: every emitted token's relevance (``Step.relevance``), whatever the strategy. Greedy and exact LIME
+            compute it themselves, exact LIME under its own forward; elsewhere it is the unchanged model's, under
+            ``ATTN_LRP``, at the price of one uncached forward and one backward a token. None: where the strategy computes
+            it itself. False: none.
         on_step: called with (row, Step) as each token is chosen.
         whole: the model (or its Adapter) whose generate() is called, where that hands on to a language model inside
             (BLIP-2, InstructBLIP), which does not know the picture's positions.
@@ -84,9 +88,11 @@ def custom_generate(
             seeds = None if seed is None else [seed + r for r in range(rows)] if isinstance(seed, int) else list(seed)
             chooser = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
             run = _run(
-                adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details, stopping_criteria
-            )
+                adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details is not False,
+                stopping_criteria,
+            )  # fmt: skip
             run.media, run.tensors, run.spans = media or {}, tensors or {}, _expanded(spans, rows)
+            run.relevance = details is True
             return decode(strategy, run, stopping_criteria, sink, on_step)
 
     return decoding_method
@@ -177,6 +183,7 @@ def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on
     steps: list[list[Step]] = [[] for _ in range(ids.shape[0])]
     unfinished = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
     tokens: Tensor | None = None
+    own = OwnRelevance(run) if run.relevance else None
     with _streaming(streamer, ids):
         with run.adapter.exclusive():
             session = strategy.session(run)
@@ -198,7 +205,11 @@ def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on
                 raw.append(outlook.logits)
             for row in unfinished.nonzero()[:, 0].tolist():
                 with run.adapter.exclusive():
-                    step = _step(run.adapter, outlook, processed, tokens, row)
+                    detail = outlook.detail(row, int(tokens[row]))
+                    if own is not None and detail.relevance is None:
+                        found = own.of(row, int(tokens[row]), ids)
+                        detail = replace(detail, relevance=found, shares=found.shares())
+                    step = _step(run.adapter, detail, processed, tokens, row)
                 steps[row].append(step)
                 if on_step is not None:
                     on_step(row, step)
@@ -261,9 +272,8 @@ def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
         streamer.end()
 
 
-def _step(adapter: Adapter, outlook: StepOutput, processed: Tensor, tokens: Tensor, row: int) -> Step:
+def _step(adapter: Adapter, detail: Detail, processed: Tensor, tokens: Tensor, row: int) -> Step:
     token = int(tokens[row])
-    detail = outlook.detail(row, token)
     spelled = tuple((t, adapter.tokens([t])[0], logit, phi) for t, logit, phi in detail.candidates)
     return Step(
         token=token,
@@ -276,4 +286,5 @@ def _step(adapter: Adapter, outlook: StepOutput, processed: Tensor, tokens: Tens
         losses=detail.losses,
         candidates=spelled,
         flagged=detail.flagged,
+        contributions=detail.contributions,
     )

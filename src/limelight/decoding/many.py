@@ -24,7 +24,7 @@ def generate_many(
     requests: Sequence[Sequence[Mapping[str, Any]] | str | Prompt] = (),
     *,
     strategy: Strategy | str | None = None,
-    relevance: bool = False,
+    relevance: bool | None = False,
     seeds: int | Sequence[int] | None = None,
     stop_strings: str | Sequence[str] | None = None,
     **generation_kwargs: Any,
@@ -33,6 +33,7 @@ def generate_many(
 
     Args:
         requests: messages, or Prompts from ``Adapter.prepare``.
+        relevance: as for :func:`limelight.generate`.
         seeds: one seed a request, for sampling (an integer: the requests take ``seeds, seeds + 1, ...``).
 
     Raises:

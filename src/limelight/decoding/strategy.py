@@ -25,6 +25,7 @@ class Detail:
     losses: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     candidates: tuple[tuple[int, float, float], ...] = ()
     flagged: bool = False
+    contributions: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class Run:
         modality_ids: int64 ``[B, T]``, index into MODALITIES.
         mask: True at real prompt positions ``[B, T]``.
         chooser: how a token is chosen from logits (some methods need the choice inside the step).
-        details: whether relevance of the emitted tokens is wanted.
+        details: whether a strategy should tell what it can of the emitted tokens: their relevance, where that is its own
+            work (greedy, exact LIME), and what the unchanged model would have said.
+        relevance: whether every token must have a relevance: the loop adds what the strategy leaves out.
         processor: the model's processor, for methods that build a second prompt.
         media: raw pictures and sounds where known.
         tensors: the processor's tensors (pixels among them), which generate() may have replaced by their encoding.
@@ -115,6 +118,7 @@ class Run:
     media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tensors: Mapping[str, Any] = field(default_factory=dict)
     spans: Sequence[tuple[Span, ...]] | None = None
+    relevance: bool = False
 
     @property
     def inputs(self) -> dict[str, Any]:

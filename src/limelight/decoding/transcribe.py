@@ -70,7 +70,7 @@ def transcribe(
     prompt: str | None = None,
     language: str | None = None,
     strategy: Strategy | str | None = None,
-    relevance: bool = True,
+    relevance: bool | None = None,
     chunk_seconds: float | None = None,
     max_new_tokens: int | None = None,
     on_segment: Callable[[Segment], None] | None = None,
@@ -83,7 +83,7 @@ def transcribe(
         sound: a file (sound, or a video's sound), or ``(samples, rate)``.
         prompt: what to ask; by default what the model was made for (:func:`default_prompt`). ``{language}`` is filled in.
         language: named in the prompt; the model finds out by itself where left out.
-        strategy: as for :func:`limelight.generate`.
+        strategy, relevance: as for :func:`limelight.generate`.
         chunk_seconds: longest piece; by default 30 s, or the model's own window where that is shorter.
         max_new_tokens: a piece; by default 64 and 12 more a second. A segment that reaches it has ``complete=False``.
         on_segment: called with each segment as it is done.
@@ -139,7 +139,7 @@ def segment(
     prompt: str,
     *,
     strategy: Strategy | str | None = None,
-    relevance: bool = True,
+    relevance: bool | None = None,
     max_new_tokens: int | None = None,
     on_step: OnStep | None = None,
     **generation_kwargs: Any,

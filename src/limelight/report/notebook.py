@@ -15,7 +15,7 @@ from limelight.report.figure import MODALITY_COLOURS, shown
 from limelight.report.media import Media
 from limelight.report.views import views
 from limelight.report.waveform import peaks
-from limelight.report.words import perceptual, word_relevance, word_shares, words
+from limelight.report.words import CONTRIBUTIONS, known_parts, perceptual, word_parts, word_relevance, words
 from limelight.types import Generation, Relevance
 
 _LONGEST = 320
@@ -39,16 +39,15 @@ def relevance_html(relevance: Relevance, pictures: Media | None = None) -> str:
 
 def generation_html(generation: Generation, media: Media | None = None) -> str:
     """The answer as words, each shaded by its perceptual share, with shares and top tokens as tooltips; and the heat map
-    of the most perceptual word. ``report.page.save_page`` writes the whole, interactive page."""
+    of the most perceptual word. Without a relevance the meter's contributions take the shares' place, and are named. ``report.page.save_page`` writes the whole, interactive page."""
     found = words(generation)
     body = words_html(generation) or "<i>(no words)</i>"
     name = f"<b>{escape(generation.strategy)}</b>: " if generation.strategy else ""
     parts = [f'<p style="font-size:1.15em;line-height:1.9">{name}{body}</p>']
-    if generation.shares():
-        parts.append(shares_html(generation.shares()))
+    parts += answer_parts_html(generation)
     plain = [w for w in found if not w.punctuation and word_relevance(generation, w) is not None]
     if plain:
-        best = max(plain, key=lambda w: perceptual(word_shares(generation, w)) or 0.0)
+        best = max(plain, key=lambda w: perceptual(word_parts(generation, w)) or 0.0)
         relevance = word_relevance(generation, best)
         if relevance is not None:
             maps = _maps(relevance, heat.scores(relevance), media or _media_of(generation))
@@ -59,11 +58,13 @@ def generation_html(generation: Generation, media: Media | None = None) -> str:
 def words_html(generation: Generation) -> str:
     """The answer's words, each in the hue of its largest percept and as strong as its share; what is known as tooltip."""
     pieces: list[str] = []
+    which = known_parts(generation)
     for word in words(generation):
-        shares = word_shares(generation, word)
+        shares = word_parts(generation, word)
         share = perceptual(shares)
         steps = generation.steps[word.start : word.stop]
         told = [f"{v:.0%} {m}" for m, v in shares.items()]
+        told += [f"({which})"] if shares else []
         told += ["intervened"] if any(s.intervened for s in steps) else []
         told += ["not supported by what is seen or heard"] if any(s.flagged for s in steps) else []
         relevance = word_relevance(generation, word)
@@ -77,6 +78,16 @@ def words_html(generation: Generation) -> str:
             f'{space}<span title="{title}" style="{shade}border-radius:3px;padding:1px 2px">{escape(word.text)}</span>'
         )
     return "".join(pieces) or escape(generation.text)
+
+
+def answer_parts_html(generation: Generation) -> list[str]:
+    """The whole answer's shares as a bar; the meter's contributions, said to be such, where no relevance was computed."""
+    which = known_parts(generation)
+    if not which:
+        return []
+    if which == CONTRIBUTIONS:
+        return [shares_html(generation.contributions()), f'<p style="font-size:12px;margin:2px 0">each a {which}</p>']
+    return [shares_html(generation.shares())]
 
 
 def shares_html(shares: dict[str, float]) -> str:

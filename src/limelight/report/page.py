@@ -93,17 +93,19 @@ def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
                 "settings": c["settings"],
                 "right": c.get("right"),
                 "shares": c["shares"],
+                "contributions": c["contributions"],
+                "by_meter": c["by_meter"],
                 "text": g.text,
-                "words": [_spoken(w) for w in c["words"]],
+                "words": [_spoken(w, "co" if c["by_meter"] else "sh") for w in c["words"]],
             }
             for g, c in zip((*case.generations, *case.asides), payload["columns"], strict=True)
         ],
     }
 
 
-def _spoken(word: dict[str, Any]) -> dict[str, Any]:
-    """A word with what a screen reader says of it."""
-    seen = {m: v for m, v in word.get("sh", {}).items() if m != "text"}
+def _spoken(word: dict[str, Any], parts: str) -> dict[str, Any]:
+    """A word with what a screen reader says of it; ``parts``: the key of what it is shaded by."""
+    seen = {m: v for m, v in word.get(parts, {}).items() if m != "text"}
     parts = [word["t"], *(f"{v:.0%} {m}" for m, v in seen.items())]
     if word.get("d"):
         parts.append("differs from the other answer")

@@ -18,7 +18,18 @@ from limelight.report.media import Media
 from limelight.report.playable import playable
 from limelight.report.views import View, views
 from limelight.report.waveform import decibels, peaks
-from limelight.report.words import Word, aligned, perceptual, word_relevance, word_shares, words
+from limelight.report.words import (
+    CONTRIBUTIONS,
+    Word,
+    aligned,
+    known_parts,
+    perceptual,
+    word_contributions,
+    word_parts,
+    word_relevance,
+    word_shares,
+    words,
+)
 from limelight.types import Generation, Relevance, Span
 
 LONGEST_SIDE = {"image": 900, "video": 320}
@@ -114,11 +125,12 @@ def _column(generation: Generation, shown: Sequence[View], spell: Callable[[int]
     def spelling(token: int) -> str:
         return spell(token) if spell is not None else known.get(token, f"#{token}")
 
-    shares = generation.shares()
     return {
         "name": generation.strategy or "answer",
         "settings": " · ".join(f"{k} {v}" for k, v in generation.settings.items() if v is not None),
-        "shares": {m: round(v, 4) for m, v in shares.items()},
+        "shares": _rounded(generation.shares()),
+        "contributions": _rounded(generation.contributions()),
+        "by_meter": known_parts(generation) == CONTRIBUTIONS,
         "generated": [s.text for s in generation.steps],
         "words": [_word(generation, w, shown, spelling, length) for w in found],
     }
@@ -128,15 +140,18 @@ def _word(
     generation: Generation, word: Word, shown: Sequence[View], spelling: Callable[[int], str], length: int
 ) -> dict[str, Any]:
     steps = generation.steps[word.start : word.stop]
-    shares = word_shares(generation, word)
+    shares, contributions, parts = (f(generation, word) for f in (word_shares, word_contributions, word_parts))
     out: dict[str, Any] = {"t": word.text, "k": [word.start, word.stop]}
     if word.space:
         out["s"] = 1
     if word.punctuation:
         out["u"] = 1
     if shares:
-        out["sh"] = {m: round(v, 4) for m, v in shares.items()}
-        out["p"] = round(perceptual(shares) or 0.0, 4)
+        out["sh"] = _rounded(shares)
+    if contributions:
+        out["co"] = _rounded(contributions)
+    if parts:
+        out["p"] = round(perceptual(parts) or 0.0, 4)
     relevance = word_relevance(generation, word)
     if relevance is not None:
         out |= _heat(relevance, shown, length)
@@ -165,6 +180,10 @@ def _word(
         if len(steps) > 1:
             out["ct"] = told.text
     return out
+
+
+def _rounded(parts: dict[str, float]) -> dict[str, float]:
+    return {m: round(v, 4) for m, v in parts.items()}
 
 
 def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str, Any]:

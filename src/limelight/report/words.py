@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from limelight.errors import SettingError
-from limelight.types import Generation, Relevance
+from limelight.types import Generation, Relevance, mean_parts
 
 _PUNCTUATION = frozenset('.,;:!?…()[]{}"“”„«»')
 _FIRST_IDEOGRAPH = "\u2e80"  # from here on, scripts that put no space between words
@@ -122,17 +122,40 @@ def rather_than(one: Relevance, other: Relevance) -> Relevance:
 
 
 def word_shares(generation: Generation, word: Word) -> dict[str, float]:
-    """Modality shares of a word: of its relevance, else the mean of what its steps say; {} when nothing is known."""
+    """Modality shares of a word's relevance (by backward); {} where none was computed.
+
+    Of its tokens' relevance together where that is at hand, else the mean of ``Step.shares``.
+    """
     relevance = word_relevance(generation, word)
     if relevance is not None:
         return relevance.shares()
-    rows = [s.shares for s in generation.steps[word.start : word.stop] if s.shares]
-    return {m: sum(r.get(m, 0.0) for r in rows) / len(rows) for m in rows[0]} if rows else {}
+    return mean_parts([s.shares for s in generation.steps[word.start : word.stop]])
 
 
-def perceptual(shares: dict[str, float]) -> float | None:
-    """Share of everything that is not text; None when nothing is known."""
-    return 1.0 - shares.get("text", 0.0) if shares else None
+def word_contributions(generation: Generation, word: Word) -> dict[str, float]:
+    """Modality contributions to a word's logits (by the meter), the mean over its tokens; {} where no meter ran."""
+    return mean_parts([s.contributions for s in generation.steps[word.start : word.stop]])
+
+
+def perceptual(parts: dict[str, float]) -> float | None:
+    """Part of everything that is not text; None when nothing is known."""
+    return 1.0 - parts.get("text", 0.0) if parts else None
+
+
+SHARES, CONTRIBUTIONS = "share of the relevance", "part of the logit, by the meter"
+
+
+def known_parts(generation: Generation) -> str:
+    """What its words can be shaded by: SHARES where a relevance was computed, else CONTRIBUTIONS, else ""."""
+    if generation.shares():
+        return SHARES
+    return CONTRIBUTIONS if generation.contributions() else ""
+
+
+def word_parts(generation: Generation, word: Word) -> dict[str, float]:
+    """What a word is shaded by: the one quantity that :func:`known_parts` names for the whole answer."""
+    which = known_parts(generation)
+    return word_contributions(generation, word) if which == CONTRIBUTIONS else word_shares(generation, word)
 
 
 def choose(generation: Generation, which: str | int | None = None) -> Word:
@@ -147,7 +170,7 @@ def choose(generation: Generation, which: str | int | None = None) -> Word:
     listed = " ".join(f"{i}:{w.text}" for i, w in enumerate(found[:40], start=1))
     if which is None:
         plain = [w for w in found if not w.punctuation] or list(found)
-        return max(plain, key=lambda w: perceptual(word_shares(generation, w)) or 0.0)
+        return max(plain, key=lambda w: perceptual(word_parts(generation, w)) or 0.0)
     number = int(which) if str(which).lstrip("-").isdigit() else None
     if number is not None:
         if not (1 <= number <= len(found) or -len(found) <= number <= -1):

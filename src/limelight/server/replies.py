@@ -11,7 +11,7 @@ from typing import Any
 
 from limelight.decoding.strategy import Strategy
 from limelight.server.answering import Finished, TokenEvent
-from limelight.types import MODALITIES, Step
+from limelight.types import Step, mean_parts
 
 TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, plain decoding"
 
@@ -58,7 +58,7 @@ class Reply:
         rows = [[(s.step, s) for s in said if s.index == d.index and s.step is not None] for d in done]
         about = self._about(done[0].seed)
         told = [
-            {"tokens": [grounded(s) for s, _ in row], "shares": mean_shares([s for s, _ in row])} for row in rows
+            {"tokens": [grounded(s) for s, _ in row], **means([s for s, _ in row])} for row in rows
         ] if self.grounding else [{} for _ in rows]  # fmt: skip
         if len(done) == 1:
             about |= told[0]
@@ -119,10 +119,11 @@ def usage_of(done: Sequence[Finished]) -> dict[str, int]:
 
 
 def grounded(step: Step) -> dict[str, Any]:
-    """Where one token comes from."""
+    """Where one token comes from: parts of its relevance (by backward) and of its logit (by the meter)."""
     return {
         "token": step.text,
         "shares": {k: number(v) for k, v in step.shares.items()},
+        "contributions": {k: number(v) for k, v in step.contributions.items()},
         "intervened": step.intervened,
         "flagged": step.flagged,
         "changed": None if step.plain is None else step.plain != step.token,
@@ -140,10 +141,13 @@ def _spelled(token: str, value: float) -> dict[str, Any]:
     return {"token": token, "logprob": value, "bytes": list(token.encode())}
 
 
-def mean_shares(steps: list[Step]) -> dict[str, float | None]:
-    rows = [s.shares for s in steps if s.shares]
-    present = [m for m in MODALITIES if any(m in r for r in rows)]
-    return {m: number(sum(r.get(m, 0.0) for r in rows) / len(rows)) for m in present}
+def means(steps: list[Step]) -> dict[str, dict[str, float | None]]:
+    """``shares`` and ``contributions``, each the mean over the tokens that have it."""
+    found = {
+        "shares": mean_parts([s.shares for s in steps]),
+        "contributions": mean_parts([s.contributions for s in steps]),
+    }
+    return {name: {m: number(v) for m, v in parts.items()} for name, parts in found.items()}
 
 
 def number(value: float) -> float | None:

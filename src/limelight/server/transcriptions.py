@@ -24,7 +24,7 @@ from limelight.server.endpoint import Endpoint, sse
 from limelight.server.forms import SpeechRequest, parse_form
 from limelight.server.limits import Limits
 from limelight.server.problems import invalid
-from limelight.server.replies import grounded, mean_shares, number, plain
+from limelight.server.replies import grounded, means, number, plain
 from limelight.server.token_options import strategy_of
 
 LANGUAGES = {
@@ -138,7 +138,7 @@ class SpeechShape:
         }
         if self.asked.limelight.grounding and tokens:
             steps = [s for d in done for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
-            about |= {"tokens": [grounded(s) for s in steps], "shares": mean_shares(steps)}
+            about |= {"tokens": [grounded(s) for s in steps], **means(steps)}
         return about
 
 

@@ -86,7 +86,7 @@ def test_shares_and_candidates_equal_the_backward_route(name: str, composite: st
             assert spelled == f"<{token}>"
             if token == step.token:
                 share = abs(want) / (abs(want) + abs(relevance.logit - want))
-                assert step.shares == pytest.approx({kind: share, "text": 1 - share}, abs=tolerance)
+                assert step.contributions == pytest.approx({kind: share, "text": 1 - share}, abs=tolerance)
         assert step.candidates[0][0] == step.token
 
 
@@ -122,7 +122,7 @@ def test_a_film_with_its_sound_has_shares_of_each() -> None:
             parts = {k: float(relevance.scores[: len(where)][where == v].sum()) for k, v in present.items()}
             total = sum(map(abs, parts.values())) + abs(relevance.logit - sum(parts.values()))
             want = {k: abs(v) / total for k, v in parts.items()}
-            assert step.shares == pytest.approx({**want, "text": 1 - sum(want.values())}, abs=1e-7)
+            assert step.contributions == pytest.approx({**want, "text": 1 - sum(want.values())}, abs=1e-7)
 
 
 def test_beside_another_strategy(adapter: Adapter) -> None:
@@ -146,7 +146,7 @@ def test_beside_another_strategy(adapter: Adapter) -> None:
         relevance = attribute_generated(adapter, inputs, said, last_only=True)[0]
         phi = float(relevance.scores[: len(percept)][percept].sum())
         share = abs(phi) / (abs(phi) + abs(relevance.logit - phi))
-        assert step.shares["image"] == pytest.approx(share, abs=1e-9)
+        assert step.contributions["image"] == pytest.approx(share, abs=1e-9)
 
 
 class Stubborn:
@@ -172,7 +172,7 @@ def test_beside_a_strategy_that_tells_nothing(adapter: Adapter) -> None:
     first = output.steps[0][0]
     assert [s.token for s in output.steps[0]] == [17, 17]
     assert first.plain == own.token != 17
-    assert first.candidates == own.candidates and set(first.shares) == {"image", "text"}
+    assert first.candidates == own.candidates and set(first.contributions) == {"image", "text"}
 
 
 def test_shares_of_the_strategys_own_stay(adapter: Adapter) -> None:
@@ -216,7 +216,7 @@ def test_steps_come_as_tokens_are_chosen(adapter: Adapter) -> None:
     thread.join(200)
     assert "".join(words).split() == [str(step.token) for _, step in seen]
     assert had == [0, 1, 2, 3, 4]
-    assert all(step.shares for _, step in seen)
+    assert all(step.contributions for _, step in seen)
 
 
 def test_generate_takes_a_meter_and_an_answer_carries_it() -> None:
@@ -224,7 +224,7 @@ def test_generate_takes_a_meter_and_an_answer_carries_it() -> None:
     inputs = ZOO["llava_gqa"].inputs(given.model)
     prompt = limelight.types.Prompt(inputs, given.words(inputs), given.spans(inputs))
     answer = limelight.generate(given, messages=prompt, strategy=meter(), max_new_tokens=3)
-    assert len(answer.steps) == 3 and all(set(s.shares) == {"image", "text"} for s in answer.steps)
+    assert len(answer.steps) == 3 and all(set(s.contributions) == {"image", "text"} for s in answer.steps)
     assert answer.strategy == "meter"
 
 

@@ -82,7 +82,7 @@ def test_what_is_greedy(name: str, settings: dict[str, Any]) -> None:
     for a, b in zip(plain.logits, output.logits, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
     assert not any(s.intervened for steps in output.steps for s in steps)
-    assert all(s.shares and s.candidates for steps in output.steps for s in steps)
+    assert all(s.contributions and s.candidates for steps in output.steps for s in steps)
 
 
 def test_the_cut() -> None:
@@ -108,7 +108,7 @@ def test_gates_open_a_row_at_a_time() -> None:
     plain = run(wider, inputs, 1, alpha=0.0)
     full = run(wider, inputs, 1)
     largest = [float(x.softmax(-1).max()) for x in plain.logits[0]]
-    shares = [s[0].shares["image"] for s in plain.steps]
+    shares = [s[0].contributions["image"] for s in plain.steps]
     for gate, values in (("uncertain", largest), ("ungrounded", shares)):
         between = sum(values) / 2
         output = run(wider, inputs, 1, gate=gate, threshold=between)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from limelight.decoding.own_relevance import OwnRelevance
 from limelight.decoding.strategy import Detail, Run, StepOutput
 from limelight.models.runtime.cached_decoder import Stream
-from limelight.relevance.attribute import attribute_generated
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class GreedySession:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.stream = Stream(run.adapter, run.ids, run.kwargs)
+        self.own = OwnRelevance(run)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits = self.stream.next(tokens)
@@ -40,11 +41,7 @@ class GreedySession:
         plain = int(logits[row].argmax())
         if not self.run.details:
             return Detail(plain=plain)
-        generated = [*self.stream.ids[row, self.run.ids.shape[1] :].tolist(), token]
-        spans = self.run.spans[row] if self.run.spans else None
-        relevance = attribute_generated(
-            self.run.adapter, self.run.inputs, generated, row=row, prompt_spans=spans, last_only=True
-        )[-1]
+        relevance = self.own.of(row, token, self.stream.ids)
         return Detail(relevance, relevance.shares(), plain=plain)
 
 

@@ -1,4 +1,4 @@
-"""The grounding meter: which share of every generated word comes from what is seen or heard, while it is generated.
+"""The grounding meter: how much of every generated word's logit comes from what is seen or heard, as it is generated.
 
 No backward pass and no second forward: one tangent row beside the cache (:mod:`limelight.relevance.tangents`). Decoding
 is the model's own. Source: this library (AttnLRP in forward mode); the paper has no such meter.
@@ -20,7 +20,10 @@ from limelight.relevance.tangents import DualStream, modality_channel
 
 @dataclass(frozen=True)
 class Meter:
-    """Plain decoding with modality shares, Phi_M of the top candidates, and a flag, token by token.
+    """Plain decoding with each modality's contribution, Phi_M of the top candidates, and a flag, token by token.
+
+    ``Step.contributions`` are parts of the logit, measured without a backward pass; ``Step.shares``, parts of the summed
+    absolute relevance, are another quantity and need one (``limelight.generate(..., relevance=True)``).
 
     Args:
         composite: ``attnlrp`` or ``cp-lrp`` (whose parts sum to the logit, biases aside).
@@ -104,7 +107,7 @@ class MeteredSession:
             own, seen = outlook.detail(row, token), metered.detail(row, token)
             return replace(
                 own,
-                shares=own.shares or seen.shares,
+                contributions=seen.contributions,
                 plain=seen.plain,
                 candidates=seen.candidates,
                 flagged=seen.flagged,

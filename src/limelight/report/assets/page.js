@@ -263,6 +263,8 @@
         el("p", { className: "shares" }, ...shares.map(([m, v]) => el("span", {}, el("i", { style: `background:var(--${m})` }), el("b", {}, percent(v)), " " + m))));
       if (word.h === undefined) children.push(el("p", {}, "Only shares were computed for this word, no heat map."));
     } else children.push(el("p", {}, "No relevance was computed for this word."));
+    if (word.co) children.push(el("p", { className: "parts", title: "parts of the logit as the grounding meter measures them, without a backward pass; the shares above are of the sum of absolute relevance" },
+      "Of its logit, by the meter: " + Object.entries(word.co).map(([m, v]) => `${percent(v)} ${m}`).join(", ")));
     for (const [i, from, to] of word.w ?? []) {
       const button = el("button", { type: "button" }, "play it"), name = word.w.length > 1 ? shown.views[i].label : "the sound";
       button.addEventListener("click", () => players.get(i)(from, to));

@@ -103,9 +103,9 @@ def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _spoken(word: dict[str, Any], parts: str) -> dict[str, Any]:
-    """A word with what a screen reader says of it; ``parts``: the key of what it is shaded by."""
-    seen = {m: v for m, v in word.get(parts, {}).items() if m != "text"}
+def _spoken(word: dict[str, Any], key: str) -> dict[str, Any]:
+    """A word with what a screen reader says of it; ``key``: of what it is shaded by."""
+    seen = {m: v for m, v in word.get(key, {}).items() if m != "text"}
     parts = [word["t"], *(f"{v:.0%} {m}" for m, v in seen.items())]
     if word.get("d"):
         parts.append("differs from the other answer")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import faithfulness, quality_audio_table, quality_table, speed
+from bench import faithfulness, gpu_table, quality_audio_table, quality_table, speed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -51,6 +51,7 @@ def speed_short() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "faithfulness": lambda: faithfulness.table(json.loads(faithfulness.RESULTS.read_text())),
+    "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),
     "speed": lambda: speed.table(_speed()["rows"]),
     "speed-short": speed_short,
     "quality": lambda: quality_table.render(_quality()),

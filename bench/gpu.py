@@ -148,7 +148,7 @@ class Bench:
     def forwards(self, batch: int, length: int, row: dict[str, Any], *, answer: int = 64) -> None:
         """An audit's work: one dual forward over prompt and answer, against one plain forward of the same tokens."""
         import limelight
-        from limelight.relevance.tangents import DualStream, modality_channel
+        from limelight.relevance.forward.stream import DualStream, modality_channel
 
         adapter = limelight.wrap(self.model)
         inputs = prompt(self.size, batch, length)
@@ -217,8 +217,8 @@ class Bench:
     def agreement(self, row: dict[str, Any]) -> None:
         """Phi_M of the forward route against the sum of the backward route, in this dtype; greedy = plain greedy."""
         import limelight
-        from limelight.relevance import dual_flash
-        from limelight.relevance.tangents import DualStream, modality_channel
+        from limelight.relevance.forward import flash
+        from limelight.relevance.forward.stream import DualStream, modality_channel
 
         adapter = limelight.wrap(self.model)
         inputs = prompt(self.size, 1, 600)
@@ -232,9 +232,9 @@ class Bench:
         row["phi_forward"], row["phi_backward"] = float(phi[0, 0, target]), float(total)
         row["phi_std_over_vocabulary"] = float(phi[0, 0].std())
         row["one_pass_prefill"] = {
-            f"{dtype}, {dim}": dual_flash.trusted(dtype, dim, torch.device(self.size.device))
+            f"{dtype}, {dim}": flash.trusted(dtype, dim, torch.device(self.size.device))
             for dtype in (torch.float32, torch.bfloat16, torch.float16)
-            for dim in dual_flash.HEADS
+            for dim in flash.HEADS
         }
         row["largest_difference_of_captured_steps"] = self.captured(call, seen)
         same = self.model_generate(greedy, inputs, 8)
@@ -245,8 +245,8 @@ class Bench:
         """Ordinary steps against fixed-shape steps (CUDA graphs where there is a GPU), over 24 tokens, in the logits' and
         Phi's own units; beside it their standard deviation over the vocabulary."""
         import limelight
-        from limelight.relevance.dual_static import StaticStep
-        from limelight.relevance.tangents import DualStream, modality_channel
+        from limelight.relevance.forward.static import StaticStep
+        from limelight.relevance.forward.stream import DualStream, modality_channel
 
         out = []
         for static in (False, True):

@@ -17,8 +17,9 @@ from limelight.decoding.strategy import Run, StepOutput
 from limelight.grounding.deltas import Deltas
 from limelight.grounding.objectives import kl, paper_loss
 from limelight.models.runtime.attention import repeat_heads
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import input_relevance
-from limelight.relevance.composites import ATTN_LRP, attached
+from limelight.relevance.composites import ATTN_LRP
 
 
 class Uncached:

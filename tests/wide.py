@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.capture import DecoderCall
-from limelight.relevance.dual_mode import Mode
-from limelight.relevance.kinds import Kind, survey
+from limelight.relevance.classify import classify_modules
+from limelight.relevance.mode import Mode
 from tests.tiny import fresh
 from tests.zoo import ZOO
 from tests.zoo.base import enliven
@@ -19,10 +19,10 @@ from tests.zoo.base import enliven
 
 def widen(adapter: Adapter) -> Adapter:
     """Every norm and mixer of the text stack computes in the dtype of its input, in place."""
-    for site in survey(adapter.decoder):
-        if site.kind is Kind.NORM:
+    for site in classify_modules(adapter.decoder):
+        if site.kind == "norm":
             site.module.forward = _forward(site.module, site.spec)  # type: ignore[method-assign]
-        if site.kind is Kind.MIXER:
+        if hasattr(site.spec, "compute") and site.kind != "experts":
             site.module.forward = _mixing(site.spec)  # type: ignore[method-assign]
     return adapter
 
@@ -45,7 +45,7 @@ def _mixing(spec: Any) -> Any:
 
     def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
         mode = Mode(batch=hidden_states.shape[0], graph="true")
-        out: Tensor = spec.run(mode, hidden_states, None, (1, 1, 1), attention_mask)[0]
+        out: Tensor = spec.compute(mode, hidden_states, None, attention_mask)[0]
         return out
 
     return forward

@@ -23,7 +23,7 @@ _WHERE = {
     "attribute": "relevance.attribute",
     "attribute_generated": "relevance.attribute",
     "after": "decoding.after",
-    "attached": "relevance.composites",
+    "attached": "relevance.attachment",
     "custom_generate": "decoding.loop",
     "generate": "decoding.generate",
     "generate_many": "decoding.many",
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from limelight.errors import LimelightError
     from limelight.models.adapter import Adapter, wrap
     from limelight.models.loading import load
+    from limelight.relevance.attachment import attached
     from limelight.relevance.attribute import attribute, attribute_generated
-    from limelight.relevance.composites import attached
     from limelight.types import Generation, Relevance, Step
 
 __all__ = [

@@ -17,8 +17,9 @@ from limelight.decoding.methods.lime_cached import LimeCached, lime_cached
 from limelight.grounding.cache_offsets import Gradient
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.capture import DecoderCall
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import input_relevance
-from limelight.relevance.composites import COMPOSITES, attached
+from limelight.relevance.composites import COMPOSITES
 from tests.slow_twins import cache_scope as twin
 from tests.slow_twins.llama import weights_of
 

@@ -132,9 +132,9 @@ def test_the_stream_reserves_what_may_be_said(limit: int | None, reserve: int) -
     assert open_stream(run, call, [], "attnlrp").cache.capacity == call.length + reserve
 
 
-def test_composites_that_have_twins() -> None:
+def test_composites_that_have_a_forward_mode() -> None:
     for name in ("attnlrp", "cp-lrp"):
         check_composite(name)
-    with pytest.raises(SettingError, match="no forward twin") as caught:
+    with pytest.raises(SettingError, match="no forward mode") as caught:
         check_composite("gradient-input")
     assert "cp-lrp" in caught.value.hint

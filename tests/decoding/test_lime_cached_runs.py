@@ -234,7 +234,7 @@ def test_under_inference_mode_and_with_the_model_untouched(adapter: Adapter) -> 
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"composite": "gradient-input"}, "forward twin"), ({"gate": "often"}, "gate"), ({"threshold": 2.0}, "threshold"),
+        ({"composite": "gradient-input"}, "forward mode"), ({"gate": "often"}, "gate"), ({"threshold": 2.0}, "threshold"),
         ({"objective": "beauty"}, "objective"), ({"gradient": "numeric"}, "gradient"), ({"rule": "sgd"}, "rule"),
         ({"heads": "all"}, "heads"), ({"reward": "audio"}, "reward"), ({"updates": 0}, "updates"), ({"lr": 0.0}, "lr"),
         ({"tau": 0.0}, "tau"), ({"kl_weight": -1.0}, "kl_weight"), ({"refresh": -1}, "refresh"),

@@ -12,8 +12,9 @@ from limelight.errors import SettingError
 from limelight.grounding.cache_offsets import DenseOffsets, Gradient, LowRankOffsets, Tap, gradients_of, same_head
 from limelight.models.runtime.attention import AttentionCall
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite
-from limelight.relevance.dual_attention import DualAttention, Mode
-from limelight.relevance.dual_cache import DualCache
+from limelight.relevance.forward.cache import DualCache
+from limelight.relevance.layers.attention import DualAttention
+from limelight.relevance.mode import Mode
 
 B, KV, CHANNELS, T, D, WIDTH = 2, 2, 3, 7, 5, 4
 LAYERS = (0, 3)
@@ -221,7 +222,9 @@ def test_factors_are_the_gradient(group: int, per_kv: bool, composite: Composite
     new = [noise(i, rows, h, 1, d).requires_grad_(True) for i, h, d in ((2, heads, D), (3, KV, D), (4, KV, WIDTH))]
     mask = torch.zeros(B, 1, 1, T, dtype=torch.float64)
     mask[1, ..., :2] = torch.finfo(torch.float64).min
-    out, _ = DualAttention(mode, cache, composite).attend(AttentionCall(module, 2, *new, mask, 0.5, None, None))
+    out, _ = DualAttention(mode, cache, composite.attention).attend(
+        AttentionCall(module, 2, *new, mask, 0.5, None, None)
+    )
     loss = (out * noise(7, *out.shape)).sum() + (out.pow(2) * noise(8, *out.shape)).sum()
     want = torch.autograd.grad(loss, [leaves.keys, leaves.values], retain_graph=True)
     (found,) = gradients_of(loss, taps).items()

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from limelight.grounding.lean import LeanDeltas
 from limelight.models.runtime.attention import AttentionHook, attention, attention_hooks
-from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, AttentionRule, Composite
+from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite
+from limelight.relevance.layers.attention import AttentionRule
 from tests.grounding.test_deltas import Module, tensors
 
 SHAPE = (2, 4, 5, 8)

@@ -13,8 +13,9 @@ import limelight
 from limelight.errors import HookError, LimelightError, ModelError, UnknownKindError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import NAME, AttentionHook, attention_hooks
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import attribute
-from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite, attached
+from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite
 from tests.slow_twins.balance import sheet
 from tests.tiny import built, fresh, snapshot
 from tests.zoo import FOUNDATION, ZOO

@@ -18,10 +18,10 @@ from limelight.decoding.methods.relevance_contrastive import relevance_contrasti
 from limelight.errors import HookError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.attention import AttentionHook, attention_hooks
-from limelight.relevance.attachment import _HELD
+from limelight.relevance.attachment import _HELD, attached
 from limelight.relevance.attribute import attribute, attribute_generated, input_relevance
-from limelight.relevance.composites import ATTN_LRP, COMPOSITES, CP_LRP, GRADIENT_INPUT, Composite, attached
-from limelight.relevance.tangents import DualStream, modality_channel
+from limelight.relevance.composites import ATTN_LRP, COMPOSITES, CP_LRP, GRADIENT_INPUT, Composite
+from limelight.relevance.forward.stream import DualStream, modality_channel
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
 from tests.zoo import ZOO
 

@@ -17,8 +17,9 @@ from limelight.errors import (
     SettingError,
 )
 from limelight.models.adapter import Adapter
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import attribute, attribute_generated, input_relevance
-from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO, Composite, attached
+from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO, Composite
 from tests.slow_twins import attnlrp
 from tests.slow_twins.balance import sheet
 from tests.slow_twins.llama import forward, weights_of

@@ -12,18 +12,11 @@ from torch import Tensor
 from limelight.errors import HookError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import attribute
-from limelight.relevance.composites import (
-    ATTN_LRP,
-    COMPOSITES,
-    CP_LRP,
-    GRADIENT_INPUT,
-    RELEASED_AUDIO,
-    Composite,
-    attached,
-    replace_forward,
-)
-from limelight.relevance.kinds import Kind
+from limelight.relevance.classify import layer_kinds
+from limelight.relevance.composites import ATTN_LRP, COMPOSITES, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO, Composite
+from limelight.relevance.kind import replace_forward
 from limelight.relevance.rules import divided
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
 from tests.zoo import ZOO
@@ -34,7 +27,7 @@ def test_the_tables() -> None:
     assert ATTN_LRP.attention == (4, 4, 2)
     assert CP_LRP.attention == (0, 0, 1)
     assert RELEASED_AUDIO.attention == GRADIENT_INPUT.attention == (1, 1, 1)
-    assert set(ATTN_LRP.rules) == set(CP_LRP.rules) == set(Kind) - {Kind.ATTENTION}
+    assert set(ATTN_LRP.rules) == set(CP_LRP.rules) == {kind.name for kind in layer_kinds()}
     assert GRADIENT_INPUT.plain
     assert not RELEASED_AUDIO.plain
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import attribute
-from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite, attached
+from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, Composite
 from tests.models.inputs.test_deepstack import DEEPSTACK
-from tests.relevance.forward_mode import after, backward_sums, close, prefilled, stream
+from tests.relevance.forward.helpers import after, backward_sums, close, prefilled, stream
 from tests.wide import prompt, wide
 from tests.zoo import ZOO
 

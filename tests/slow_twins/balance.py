@@ -22,8 +22,9 @@ from limelight.models.adapter import Adapter
 from limelight.models.inputs.per_layer import PerPosition
 from limelight.models.inputs.position_mask import is_positions
 from limelight.models.runtime.attention import AttentionHook
-from limelight.relevance.composites import Composite, attached
-from limelight.relevance.kinds import Kind, survey
+from limelight.relevance.attachment import attached
+from limelight.relevance.classify import classify_modules
+from limelight.relevance.composites import Composite
 
 
 class _Scores(AttentionHook):
@@ -67,7 +68,9 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
 
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(attached(adapter, composite, scores))
-        scaling = {id(s.module) for s in survey(adapter.decoder) if s.kind is Kind.SCALE}  # their bias multiplies
+        scaling = {
+            id(s.module) for s in classify_modules(adapter.decoder) if s.kind == "query_scale"
+        }  # their bias multiplies
         for module in [*adapter.decoder.modules(), adapter.head]:
             if id(module) not in scaling and isinstance(getattr(module, "bias", None), nn.Parameter):
                 stack.callback(module.register_forward_hook(keep_bias).remove)
@@ -75,8 +78,8 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
                 stack.callback(module.register_forward_hook(keep_positions).remove)
             elif is_positions(module):
                 stack.callback(module.register_forward_hook(keep_table).remove)
-        for site in survey(adapter.decoder):
-            if site.kind is Kind.ACTIVATION:
+        for site in classify_modules(adapter.decoder):
+            if site.kind == "activation":
                 stack.callback(site.module.register_forward_hook(keep_activation).remove)
         if isinstance(call.doors, PerPosition):  # what enters beside a percept is a constant
             constant = call.kwargs[call.doors.where].clone().requires_grad_(True)

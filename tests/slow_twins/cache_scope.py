@@ -21,7 +21,8 @@ from torch import Tensor
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook
 from limelight.models.runtime.capture import DecoderCall
-from limelight.relevance.composites import Composite, attached
+from limelight.relevance.attachment import attached
+from limelight.relevance.composites import Composite
 from tests.slow_twins.llama import EPS, Weights, rotation
 
 Layers = dict[int, Tensor]  # layer -> [heads, T, d]

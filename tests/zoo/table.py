@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.models.test_conformance import HANDED_ON, RAISES
-from tests.relevance.test_tangents import RAISES as NO_TANGENTS
+from tests.relevance.forward.test_stream import RAISES as NO_TANGENTS
 from tests.zoo import UNBUILDABLE, ZOO, Tiny
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"

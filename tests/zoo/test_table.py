@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.models.test_conformance import RAISES, WORKING
-from tests.relevance.test_tangents import RAISES as NO_TANGENTS
+from tests.relevance.forward.test_stream import RAISES as NO_TANGENTS
 from tests.zoo import FOUNDATION, ZOO
 from tests.zoo.table import COLUMNS, PAGE, WHOLE, answers, page
 

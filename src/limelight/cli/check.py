@@ -151,13 +151,14 @@ def _layout(grid: tuple[int, ...] | None, seconds: float | None) -> str:
 
 
 def _hooks(adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[bool, str]:
-    from limelight.relevance.composites import ATTN_LRP, attached, sites_of
+    from limelight.relevance.attachment import attached, matches_of
+    from limelight.relevance.composites import ATTN_LRP
 
     call = adapter.capture(inputs)
     with torch.no_grad(), attached(adapter, ATTN_LRP):
         adapter.hidden(call)
     kinds: dict[str, int] = {}
-    for site in sites_of(adapter):
+    for site in matches_of(adapter):
         name = str(getattr(site.kind, "value", site.kind))
         kinds[name] = kinds.get(name, 0) + 1
     rules = ", ".join(f"{n} {k}" for k, n in sorted(kinds.items()))

@@ -12,7 +12,7 @@ from limelight.errors import SettingError
 from limelight.grounding.objectives import check_groups
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
-from limelight.relevance.tangents import Channel, DualStream, modality_channel
+from limelight.relevance.forward.stream import Channel, DualStream, modality_channel
 from limelight.types import MODALITIES
 
 TOP = 5
@@ -34,7 +34,7 @@ def open_stream(run: Run, call: DecoderCall, channels: Sequence[Channel], compos
 
 def check_composite(name: str) -> None:
     if name not in ("attnlrp", "cp-lrp"):
-        raise SettingError(f"composite {name!r} has no forward twin", hint="attnlrp or cp-lrp")
+        raise SettingError(f"composite {name!r} has no forward mode", hint="attnlrp or cp-lrp")
 
 
 def kinds(run: Run, row: int) -> list[int]:

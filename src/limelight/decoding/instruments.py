@@ -17,7 +17,7 @@ from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionCall, AttentionHook
 from limelight.models.runtime.wrappers import unwrapped
-from limelight.relevance.norms import probe_norm
+from limelight.relevance.layers.norm import probe_norm
 
 # Decoder arguments through which the percept enters beside the merged embeddings.
 _DOORS = ("deepstack", "cross_attention_states")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from limelight.grounding.deltas import Deltas
 from limelight.models.runtime.attention import AttentionCall, active_hooks, fit_mask, repeat_heads
-from limelight.relevance.composites import AttentionRule, Composite
+from limelight.relevance.composites import Composite
+from limelight.relevance.layers.attention import AttentionRule
 from limelight.relevance.lean_attention import lean_attention
 from limelight.relevance.rules import divided
 

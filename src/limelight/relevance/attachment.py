@@ -1,4 +1,4 @@
-"""Rules and twins on a model's modules, block within block: the innermost one holds, those around it wait.
+"""How the rules of a composite come onto a model and off again, block within block, and what is known of a model then.
 
 Two sets of rules on one model would act on each other's gradients. So whatever a block has put on comes off while a
 block within it holds, and is put on again after that one's end, whatever happened inside. Attention hooks of the caller
@@ -9,13 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from limelight.errors import HookError
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.attention import AttentionHook, active_hooks, exactly_hooks
+from limelight.models.runtime.attention import AttentionHook, active_hooks, check_bound, exactly_hooks
+from limelight.models.runtime.wrappers import modules_of
+from limelight.relevance import rules
+from limelight.relevance.classify import classify_modules
+from limelight.relevance.composites import ATTN_LRP, Composite
+from limelight.relevance.differentiable import check_differentiable
+from limelight.relevance.kind import ModuleMatch, nothing
+from limelight.relevance.layers import gated_attention
+from limelight.relevance.layers.attention import AttentionRule
+from limelight.relevance.layers.router import routers
+from limelight.relevance.mode import Mode
 
-PutOn = Callable[[ExitStack], tuple[AttentionHook, ...]]
+Putting = Callable[[ExitStack], tuple[AttentionHook, ...]]
 
 
 class Attachment:
@@ -31,7 +45,7 @@ class Attachment:
         depth: forwards under way (capturing a prompt from within one is another).
     """
 
-    def __init__(self, rule: AttentionHook, put_on: PutOn) -> None:
+    def __init__(self, rule: AttentionHook, put_on: Putting) -> None:
         self.rule, self.put_on = rule, put_on
         self.last: tuple[AttentionHook, ...] = ()
         self.runs = 0
@@ -125,3 +139,94 @@ def _joined(outer: Attachment | None, mine: Attachment, hooks: tuple[AttentionHo
         kept.append(mine.rule)
     kept += [hook for hook in hooks if not any(hook is other for other in kept)]
     return [*kept, *mine.last]
+
+
+Structure = tuple[int, ...]
+_MATCHES: WeakKeyDictionary[nn.Module, tuple[Structure, list[ModuleMatch]]] = WeakKeyDictionary()
+_GATES: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
+_DIFFERENTIABLE: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
+
+
+def structure(adapter: Adapter) -> Structure:
+    """Which module instances there are: adapters and quantisers exchange them. A walk over the modules: take it along."""
+    return (*map(id, modules_of(adapter.decoder)), id(adapter.head))
+
+
+def matches_of(adapter: Adapter, now: Structure | None = None) -> list[ModuleMatch]:
+    """The kinds of a model's modules, told once and again when modules have been exchanged (``now``: its structure)."""
+    now = structure(adapter) if now is None else now
+    with adapter.exclusive():  # modules are probed by running them
+        known = _MATCHES.get(adapter.decoder)
+        if known is None or known[0] != now:
+            with set_aside(adapter):
+                known = _MATCHES[adapter.decoder] = (now, classify_modules(adapter.decoder))
+    return known[1]
+
+
+def require_gradients(adapter: Adapter, now: Structure | None = None) -> None:
+    """Raise NotDifferentiableError when a linear layer or the head lets no gradient through."""
+    now = structure(adapter) if now is None else now
+    if _DIFFERENTIABLE.get(adapter.decoder) != now:
+        deciding = {id(r) for m in adapter.decoder.layers.modules() for _, r in routers(m)}
+        parts = [(n, m) for n, m in adapter.decoder.layers.named_modules(prefix="layers") if id(m) not in deciding]
+        with set_aside(adapter):
+            check_differentiable([*parts, ("the head", adapter.head)])
+        _DIFFERENTIABLE[adapter.decoder] = now
+
+
+@contextmanager
+def gates_checked(adapter: Adapter, now: Structure | None = None) -> Iterator[tuple[AttentionHook, ...]]:
+    """The first forward inside is checked: gates of attention do what their rule takes them to do. Yields its hook."""
+    now = structure(adapter) if now is None else now
+    gates = [match for match in matches_of(adapter, now) if match.kind == gated_attention.KIND.name]
+    if not gates or _GATES.get(adapter.decoder) == now:
+        yield ()
+        return
+    runs: list[int] = []
+    handle = adapter.decoder.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        with gated_attention.checked(gates) as hook:
+            yield (hook,)
+    finally:
+        handle.remove()
+    if runs:
+        _GATES[adapter.decoder] = now
+
+
+@contextmanager
+def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: AttentionHook) -> Iterator[None]:
+    """The composite's rules on this model's decoder inside the block, and further attention ``hooks`` after them.
+
+    Blocks may be nested, also by what attaches rules itself (:func:`attribute`, strategies): the innermost rules hold, and
+    those around them are back afterwards. ``hooks`` of the surrounding block stay active.
+
+    On exit, also after an exception, the instances are as they were (the model is bit-equal).
+
+    Raises:
+        UnknownKindError: a module has no known kind (not for GRADIENT_INPUT, which needs none).
+        NotDifferentiableError: a linear layer lets no gradient through (some quantised kinds).
+        HookError: attention did not go through the hooks; or rules are attached in the middle of a forward that has some.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(adapter.exclusive())
+        now = structure(adapter)
+        require_gradients(adapter, now)
+        matches = matches_of(adapter, now) if composite.rules else []
+        mode = Mode(graph="surrogate", backward=True, divisors=composite.attention)
+
+        def put_on(inner: ExitStack) -> tuple[AttentionHook, ...]:
+            for match in matches:
+                for part in composite.rules.get(match.kind, nothing)(match, mode):
+                    inner.callback(part())
+            if composite.rules and adapter.head_scalars.cap is not None:
+                plain = adapter.head_scalars
+                adapter.head_scalars = replace(plain, rule=rules.identity)
+                inner.callback(setattr, adapter, "head_scalars", plain)
+            return inner.enter_context(gates_checked(adapter, now)) if composite.rules else ()
+
+        stack.enter_context(adapter.routed())
+        mine = Attachment(AttentionRule(composite.attention, frozenset(now)), put_on)
+        seen = stack.enter_context(holding(adapter, mine, *hooks))
+        yield
+        if mine.runs:
+            check_bound(seen, set(adapter.attention_layers))

@@ -13,7 +13,8 @@ from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.capture import DecoderCall
 from limelight.models.runtime.fused import fused_attention
 from limelight.models.spans import grown
-from limelight.relevance.composites import ATTN_LRP, Composite, attached
+from limelight.relevance.attachment import attached
+from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.types import MODALITIES, Relevance, Span
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import NotDifferentiableError, UnknownKindError
+from limelight.models.runtime.machine import machine_failed
 from limelight.models.runtime.offload import device_of
 from limelight.relevance.probing import is_linear
 
@@ -38,6 +39,8 @@ def _check_linear(name: str, module: Any) -> None:
             x = torch.zeros(1, 1, int(module.in_features), device=device, dtype=dtype, requires_grad=True)
             out = module(x)
     except RuntimeError as error:
+        if machine_failed(error):
+            raise
         raise NotDifferentiableError(
             f"{name} ({type(module).__name__}) cannot be run with gradients: {str(error).splitlines()[0]}",
             hint="load the model outside inference_mode; of quantised linears, bitsandbytes' and torchao's weight-only "

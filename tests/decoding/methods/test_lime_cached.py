@@ -11,8 +11,9 @@ from limelight.decoding.methods.lime import rewarded
 from limelight.decoding.methods.lime_cached import LimeCached
 from limelight.grounding.objectives import paper_loss
 from limelight.models.adapter import Adapter
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import input_relevance
-from limelight.relevance.composites import ATTN_LRP, attached
+from limelight.relevance.composites import ATTN_LRP
 from tests.decoding.cached import check_against_twin, close, recorded, run, weights_c
 from tests.slow_twins import cache_scope as twin
 from tests.tiny import llava, llava_inputs

@@ -22,7 +22,7 @@ from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute_generated
 from limelight.relevance.composites import COMPOSITES
-from tests.relevance.test_tangents import RAISES
+from tests.relevance.forward.test_stream import RAISES
 from tests.tiny import built, llava, llava_inputs
 from tests.wide import wide
 from tests.zoo import ZOO
@@ -245,7 +245,7 @@ def test_settings_that_cannot_be() -> None:
         lambda: Metered(lime(), "gradient-input"),
         lambda: meter(composite="x"),
     ):
-        with pytest.raises(SettingError, match="no forward twin") as caught:
+        with pytest.raises(SettingError, match="no forward mode") as caught:
             make()
         assert caught.value.hint
     for carrier in (lime_cached(), relevance_contrastive(), Meter()):

@@ -13,8 +13,9 @@ from limelight.decoding.loop import custom_generate
 from limelight.decoding.methods.relevance_contrastive import RelevanceContrastive, amplified, relevance_contrastive
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import input_relevance
-from limelight.relevance.composites import COMPOSITES, attached
+from limelight.relevance.composites import COMPOSITES
 from tests.tiny import built, llava, llava_inputs
 from tests.wide import wide
 from tests.zoo import ZOO
@@ -150,7 +151,7 @@ def test_sampling_keeps_to_the_plausible(adapter: Adapter) -> None:
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"composite": "gradient-input"}, "forward twin"), ({"alpha": math.nan}, "alpha"), ({"alpha": math.inf}, "alpha"),
+        ({"composite": "gradient-input"}, "forward mode"), ({"alpha": math.nan}, "alpha"), ({"alpha": math.inf}, "alpha"),
         ({"beta": -0.1}, "beta"), ({"beta": 1.1}, "beta"), ({"beta": math.nan}, "beta"), ({"decay": -1.0}, "decay"),
         ({"decay": math.nan}, "decay"), ({"gate": "often"}, "gate"), ({"threshold": 3.0}, "threshold"),
     ],

@@ -6,7 +6,7 @@ import torch
 
 from limelight.models.inputs.per_layer import PerPosition, find_per_position, per_layer_inputs
 from limelight.relevance.attribute import attribute
-from limelight.relevance.tangents import DualStream, modality_channel
+from limelight.relevance.forward.stream import DualStream, modality_channel
 from tests.tiny import built, fresh
 from tests.wide import prompt
 from tests.zoo import ZOO

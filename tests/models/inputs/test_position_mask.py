@@ -11,7 +11,7 @@ from limelight.models.adapter import Adapter
 from limelight.models.inputs.position_mask import PLACES, is_positions, placed, places
 from limelight.relevance.attribute import attribute
 from limelight.relevance.composites import ATTN_LRP
-from tests.relevance.forward_mode import after, backward_sums, close, stream
+from tests.relevance.forward.helpers import after, backward_sums, close, stream
 from tests.tiny import built, snapshot
 from tests.zoo import ZOO
 from tests.zoo.base import PAD

@@ -16,7 +16,7 @@ from torch import Tensor
 import limelight
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.locks import lock_of
-from limelight.relevance.composites import attached
+from limelight.relevance.attachment import attached
 from tests.tiny import llava, llava_inputs, snapshot
 
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.loading import check_finite
 from limelight.models.runtime.offload import device_of, offloading, weight_of
-from limelight.relevance.norms import probe_norm
+from limelight.relevance.layers.norm import probe_norm
 from tests.deployed import chatter, check_equal, results
 from tests.tiny import llava, llava_inputs, snapshot
 from tests.zoo import ZOO

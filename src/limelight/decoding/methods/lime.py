@@ -30,8 +30,9 @@ from limelight.grounding.objectives import PAPER, Objective, check_groups, kl, o
 from limelight.models.adapter import Adapter
 from limelight.models.families import PaperSettings
 from limelight.models.runtime.capture import DecoderCall
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import input_relevance, relevance_of
-from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite, attached
+from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from limelight.errors import SettingError
 from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap, gradients_of
 from limelight.grounding.gate import Gate
 from limelight.grounding.objectives import check_groups, kl
+from limelight.relevance.attachment import attached, require_gradients
 from limelight.relevance.attribute import input_relevance
-from limelight.relevance.composites import COMPOSITES, attached, require_gradients
-from limelight.relevance.tangents import Channel, contrast_channel, modality_channel, text_channel
+from limelight.relevance.composites import COMPOSITES
+from limelight.relevance.forward.stream import Channel, contrast_channel, modality_channel, text_channel
 
 OBJECTIVES = ("margin", "difference", "normalised", "paper")
 Offsets = LowRankOffsets | DenseOffsets

@@ -1,6 +1,6 @@
 """The grounding meter: how much of every generated word's logit comes from what is seen or heard, as it is generated.
 
-No backward pass and no second forward: one tangent row beside the cache (:mod:`limelight.relevance.tangents`). Decoding
+No backward pass and no second forward: one tangent row beside the cache (:mod:`limelight.relevance.forward.stream`). Decoding
 is the model's own. Source: this library (AttnLRP in forward mode); the paper has no such meter.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
 from limelight.decoding.strategy import Detail, Run, Session, StepOutput, Strategy
 from limelight.errors import SettingError
-from limelight.relevance.tangents import DualStream, modality_channel
+from limelight.relevance.forward.stream import DualStream, modality_channel
 
 
 @dataclass(frozen=True)

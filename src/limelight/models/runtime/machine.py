@@ -1,0 +1,21 @@
+"""Errors of the machine (memory, a device), told from those of what was asked of it."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+# PyTorch raises plain RuntimeErrors for many of them; no refusal of an argument reads like these.
+_OF_THE_MACHINE = re.compile(
+    r"can't allocate memory|cannot allocate memory|out of memory|\b(CUDA|HIP|MPS|XPU) (driver )?error|"
+    r"\b(CUDNN|CUBLAS|CUSOLVER|CUSPARSE|NCCL|MIOPEN|HIPBLAS)_STATUS_|NCCL error|device-side assert",
+    re.IGNORECASE,
+)
+
+
+def machine_failed(error: BaseException) -> bool:
+    """Whether memory ran out or a device failed: nothing that a module or an input could be blamed for."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)):
+        return True
+    return isinstance(error, RuntimeError) and _OF_THE_MACHINE.search(str(error)) is not None

@@ -1,0 +1,93 @@
+"""Which module is what: told by structure and by probing its behaviour, never by its class name.
+
+Every file of :mod:`limelight.relevance.layers` holds one kind, with its test and its rule. A module that owns parameters
+and fits none of them raises, so that no rule is ever silently missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from functools import cache
+
+from torch import nn
+
+from limelight.errors import UnknownKindError
+from limelight.models.runtime.wrappers import unwrapped
+from limelight.relevance import layers
+from limelight.relevance.kind import LayerKind, ModuleMatch
+from limelight.relevance.layers import position_table
+from limelight.relevance.layers.affine_container import bare_linears
+from limelight.relevance.probing import HINT, is_leaf, is_linear
+
+
+@cache
+def layer_kinds() -> tuple[LayerKind, ...]:
+    """Every kind, in the order in which they are asked: the ``KIND`` of each file of ``layers/``."""
+    files = (
+        importlib.import_module(f"{layers.__name__}.{info.name}") for info in pkgutil.iter_modules(layers.__path__)
+    )
+    found = [file.KIND for file in files if hasattr(file, "KIND")]
+    return tuple(sorted(found, key=lambda kind: (kind.order, kind.name)))
+
+
+def classify_modules(decoder: nn.Module) -> list[ModuleMatch]:
+    """The modules of a decoder that have a kind: those of its layers, and what stands beside these.
+
+    Raises:
+        UnknownKindError: a module with parameters is of no known kind.
+    """
+    matches = [m for kind in layer_kinds() if kind.of_decoder for m in kind.recognise("", decoder)]
+    covered: set[int] = set()
+    for name, module in _parts(decoder):
+        if id(module) in covered:
+            continue
+        for kind in layer_kinds():
+            found = [] if kind.of_decoder else list(kind.recognise(name, module))
+            matches += found
+            covered.update(id(inner) for match in found for inner in match.covers)
+            if any(match.module is module for match in found):
+                break
+        else:
+            _refuse_unknown(name, module)
+    missing = {"norm", "attention"} - {match.kind for match in matches}
+    if missing:
+        raise UnknownKindError(
+            f"expected norms and attention in {type(decoder).__name__}, found no {' and no '.join(sorted(missing))}",
+            hint="run `limelight models --check` on this checkpoint",
+        )
+    return matches
+
+
+def _parts(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that take part in a decoder forward: all of its layers; beside them leaves, linears and learned positions."""
+    for name, child in decoder.named_children():
+        child = unwrapped(child)
+        whole = name == "layers" or is_leaf(child)
+        for inner, module in child.named_modules(prefix=name):
+            beside = is_linear(module) or any(position_table.recognise(inner, module))
+            if (whole or beside) and not _is_rotary(module):
+                yield inner, module
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    return any("inv_freq" in n for n, _ in module.named_buffers(recurse=False))
+
+
+def _refuse_unknown(name: str, module: nn.Module) -> None:
+    """Containers pass, unless matrices or linears of theirs would go without a rule (stacked experts, scalars)."""
+    own = list(module.named_parameters(recurse=False))
+    if is_leaf(module):
+        raise UnknownKindError(
+            f"{name} ({type(module).__name__}, parameters {[tuple(p.shape) for _, p in own]}) is neither linear, norm "
+            "nor elementwise activation",
+            hint=HINT,
+        )
+    loose = [(n, tuple(p.shape)) for n, p in own if p.ndim > 1]
+    linears = bare_linears(module)
+    if loose or linears:
+        raise UnknownKindError(
+            f"{name} ({type(module).__name__}) holds {loose or f'{len(linears)} linears without an activation module'}",
+            hint=HINT,
+        )

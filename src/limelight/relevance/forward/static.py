@@ -1,0 +1,158 @@
+"""The plain step of a dual stream with fixed shapes, captured as a CUDA graph.
+
+On a GPU a token's step is a few thousand small kernels, and a processor that launches them one by one is slower than the
+GPU by a factor of ten. With fixed shapes (the cache is read up to a window, and a mask hides what is not there yet) the
+step is captured once and replayed as a whole. The numbers are those of the ordinary step, up to the order of sums.
+
+Only the plain step is captured: values and tangents of one position, written to the cache, no graph of gradients. A
+decoder with sliding windows, recurrent layers, features beside its embeddings, or parts on several devices takes the
+ordinary way, as does a stream whose first few tokens are its last.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from limelight.errors import HookError
+from limelight.models.runtime.wrappers import modules_of
+
+if TYPE_CHECKING:
+    from limelight.relevance.forward.stream import DualOutput, DualStream
+
+AFTER = 3  # ordinary tokens before a capture, which costs about as much as two of them
+WINDOW = 256  # positions by which the window grows; each growth is a new capture
+
+
+class StaticStep:
+    """Fixed-shape steps of one :class:`DualStream`. ``graphs=False`` runs them uncaptured (to compare, on any device)."""
+
+    def __init__(self, stream: DualStream, *, graphs: bool | None = None) -> None:
+        self._stream = weakref.ref(stream)  # it owns this step: no circle, so that its caches go with it
+        on_gpu = stream.call.embeds.device.type == "cuda"
+        self.graphs = on_gpu if graphs is None else graphs
+        self.wanted = on_gpu if graphs is None else True
+        self.after = AFTER
+        self.steps = 0
+        self.window = 0
+        self.graph: Any = None
+        self.hidden: Tensor | None = None
+        self._possible: bool | None = None
+
+    @property
+    def stream(self) -> DualStream:
+        found = self._stream()
+        if found is None:
+            raise HookError("the dual stream of this step is gone", hint="keep the stream while its steps are run")
+        return found
+
+    def ready(self) -> bool:
+        """Whether this token is run with fixed shapes. Counts tokens."""
+        prompt = self.stream.call.length - self.stream.call.front
+        if not self.wanted or self.stream.cache.length < prompt:  # a position of the prompt has weights of its own
+            return False
+        self.steps += 1
+        if self.steps <= self.after:
+            return False
+        if self._possible is None:
+            self._possible = self._can()
+        return self._possible
+
+    def _can(self) -> bool:
+        stream, call = self.stream, self.stream.call
+        beside = call.doors is not None or call.beside is not None or stream.ready_masks is not None
+        others = set(call.kwargs) - {"attention_mask", "position_ids"}
+        if beside or not stream.full_attention or stream.cache.states or stream.types or stream.positions is None:
+            return False
+        if any(isinstance(call.kwargs[k], (Tensor, list, tuple, dict)) for k in others):
+            return False
+        device = call.embeds.device
+        modules = [*modules_of(stream.adapter.decoder), stream.adapter.head]
+        own = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+        return all(t.device == device for t in own) and not any("_hf_hook" in vars(m) for m in modules)
+
+    def run(self) -> DualOutput:
+        """Run the current position; its keys and values are in the cache afterwards."""
+        stream, cache = self.stream, self.stream.cache
+        needed = cache.length + 1
+        if needed > self.window:
+            self._grow(needed)
+        self._fill(needed)
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.graphs:
+            self._capture()
+        else:
+            self.hidden = self._forward()
+        cache.advance(1)
+        if self.hidden is None:
+            raise HookError(
+                "a captured step left no hidden states", hint="report this; DualStream.static.wanted = False avoids it"
+            )
+        hidden = self.hidden.clone()
+        return stream.output_of((hidden,))
+
+    def _grow(self, needed: int) -> None:
+        """Buffers for the next window: the cache's own are kept, and enlarged where they end inside it."""
+        stream, cache = self.stream, self.stream.cache
+        self.window = -(-needed // WINDOW) * WINDOW
+        cache.enlarge(self.window)
+        cache.clear_behind()
+        self.graph, self.hidden = None, None
+        rows, like = stream.rows, stream.embeds
+        self.embeds = like.new_zeros((rows, 1, like.shape[-1]))
+        shape = (*stream.positions.shape[:-2], rows, 1) if stream.positions is not None else ()
+        self.positions = torch.zeros(shape, dtype=torch.long, device=like.device)
+        low = torch.finfo(like.dtype).min
+        self.mask = like.new_full((1 if stream.simple_mask else stream.batch, 1, 1, self.window), low)
+        seen = stream.mask[: self.mask.shape[0], None, None, stream.call.front :]
+        self.mask[..., :needed] = torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, low)
+        self.slot = torch.zeros(1, dtype=torch.long, device=like.device)
+
+    def _fill(self, needed: int) -> None:
+        stream = self.stream
+        weights = [1.0, *stream.generated_weights]
+        b = stream.batch
+        for c, weight in enumerate(weights):
+            self.embeds[c * b : (c + 1) * b] = stream.embeds * weight
+        if stream.positions is not None:
+            repeat = [1] * (stream.positions.ndim - 2) + [len(weights), 1]
+            self.positions.copy_(stream.positions.repeat(repeat))
+        self.mask[..., needed - 1 : needed] = 0
+        self.slot.fill_(needed - 1)
+
+    def _forward(self) -> Tensor:
+        """Hidden states ``[rows, 1, D]``."""
+        stream = self.stream
+        with (
+            torch.no_grad(),
+            stream.working(rows=stream.rows, write=True),
+            stream.cache.static(self.slot, self.window),
+            stream.rules.attached(),
+        ):
+            out = stream.adapter.decoder(
+                inputs_embeds=self.embeds,
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=stream.cache,
+                use_cache=True,
+                **{k: v for k, v in stream.call.kwargs.items() if k not in ("attention_mask", "position_ids")},
+            )
+        hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        return hidden
+
+    def _capture(self) -> None:
+        """Run once outside the graph, on a stream of its own as CUDA wants it, then capture and replay."""
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._forward()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.hidden = self._forward()
+        graph.replay()
+        self.graph = graph

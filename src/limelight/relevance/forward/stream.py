@@ -1,0 +1,298 @@
+"""Forward-mode relevance: Phi_c(v) for every token v at once, without a backward pass.
+
+The LRP-modified gradient is a linear map, so ``sum_i c_i R_i = <c * x, df/dx>`` is the directional derivative of ``f``
+along the tangent ``c_i x_i`` (method of this library; AttnLRP's rules in forward mode). Tangents ride along as further
+rows of the batch; a KV cache of those rows is a dual cache, computed at prefill and appended token by token.
+
+Properties (tested): ``Phi_c = sum_i c_i R_i`` of the backward route; token by token = one prefill.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.errors import NotFiniteError, SettingError, UnsupportedError
+from limelight.models.adapter import Adapter
+from limelight.models.inputs.position_mask import PLACES
+from limelight.models.runtime.capture import DecoderCall, following
+from limelight.relevance import rules
+from limelight.relevance.composites import ATTN_LRP, Composite
+from limelight.relevance.forward.cache import DualCache
+from limelight.relevance.forward.check import reading, require_forward_mode
+from limelight.relevance.forward.inputs import last_rows, longer, repeated
+from limelight.relevance.forward.rules import JvpRules
+from limelight.relevance.forward.static import StaticStep
+from limelight.relevance.layers.output_head import adds, plain_head, project
+from limelight.relevance.mode import FALLBACK, Mode, Offsets
+
+_PLAIN = frozenset({"attention_mask", "position_ids"})
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One tangent direction: weights ``[B, T]`` of the prompt's positions, one weight for every generated one."""
+
+    name: str
+    prompt: Tensor
+    generated: float
+
+
+def modality_channel(modality: Tensor, mask: Tensor) -> Channel:
+    """c = 1 on the percept: Phi_M."""
+    return Channel("modality", (modality & mask).float(), 0.0)
+
+
+def text_channel(modality: Tensor, mask: Tensor) -> Channel:
+    """c = 1 on the text, generated words included: Phi_T."""
+    return Channel("text", (mask & ~modality).float(), 1.0)
+
+
+def contrast_channel(modality: Tensor, mask: Tensor) -> Channel:
+    """c = +1 on the percept, -1 on the text: Phi_M - Phi_T in one channel."""
+    return Channel("contrast", (modality & mask).float() - (mask & ~modality).float(), -1.0)
+
+
+@dataclass(frozen=True)
+class DualOutput:
+    """``hidden`` of the last position, ``[1 + C, B, D]``: the model's state and its tangents; the graph it carries."""
+
+    hidden: Tensor
+    graph: str = "none"
+
+
+class DualStream:
+    """Cached decoding of one prompt batch with C tangent channels.
+
+    Args:
+        call: the captured prompt.
+        channels: tangent directions (may be empty: then this is plain cached decoding).
+        composite: ATTN_LRP or CP_LRP.
+        reserve: positions to reserve in the cache for generated tokens.
+
+    Raises:
+        UnknownKindError, UnsupportedError: a module, an operation or a decoder argument without a forward mode.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        call: DecoderCall,
+        channels: Sequence[Channel],
+        composite: Composite = ATTN_LRP,
+        reserve: int = 64,
+    ) -> None:
+        self.types = {k: v[:, -1:] for k, v in call.kwargs.items() if k.endswith("token_type_ids") or k == PLACES}
+        front, beside = call.front, set(() if call.beside is None else call.beside.masks)
+        self.seen_beside = {k: call.kwargs[k][:, :, -1:] for k in beside}  # by the last word, and by those to come
+        known = _PLAIN | beside | self.types.keys() | (set() if call.doors is None else {call.doors.where})
+        extras = [k for k, v in call.kwargs.items() if k not in known and isinstance(v, (Tensor, list, tuple, dict))]
+        if extras:
+            raise UnsupportedError(f"decoder arguments {extras} have no forward mode yet", hint=FALLBACK)
+        self.adapter, self.call, self.channels = adapter, call, tuple(channels)
+        self.batch = int(call.embeds.shape[0])
+        for channel in channels:
+            if channel.prompt.shape != call.mask.shape:
+                raise SettingError(
+                    f"channel {channel.name!r} has weights {tuple(channel.prompt.shape)}, the prompt {tuple(call.mask.shape)}",
+                    hint="one weight a prompt position",
+                )
+        self.mode = Mode(batch=self.batch)
+        self.cache = DualCache(call.length - front + reserve, reading(adapter, call))
+        self.rules = JvpRules(adapter, self.mode, self.cache, composite)
+        require_forward_mode(adapter, call, composite)
+        self.mask = call.mask
+        self.embeds = call.embeds[:, -1:]
+        self.where: Tensor | None = None if call.doors is None else call.kwargs[call.doors.where][:, -1:]
+        positions = call.kwargs.get("position_ids")
+        self.positions: Tensor | None = positions[..., -1:] if isinstance(positions, Tensor) else None
+        if self.positions is None and "position_ids" in inspect.signature(adapter.decoder.forward).parameters:
+            self.positions = call.mask[:, front:].long().sum(-1, keepdim=True) - 1
+        config: Any = adapter.decoder.config
+        types = set(getattr(config, "layer_types", None) or ())
+        windowed = bool(types - {"full_attention"}) or bool(
+            getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        )
+        own = hasattr(adapter.decoder, "_prepare_decoder_attention_mask")  # makes its mask itself, of one [B, T]
+        self.full_attention = self.positions is not None and not windowed and not own
+        self.simple_mask = self.full_attention and bool(call.mask[:, front:].all())
+        ready = call.kwargs.get("attention_mask")
+        self.ready_masks = last_rows(ready, call.windows) if isinstance(ready, Mapping) else None
+        self.static = StaticStep(self)
+
+    @property
+    def rows(self) -> int:
+        return (1 + len(self.channels)) * self.batch
+
+    def _with_tangents(self, embeds: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """``[B, N, D]`` and C weights ``[B, N]`` -> ``[(1 + C) * B, N, D]``."""
+        return torch.cat([embeds, *(embeds * w[..., None].to(embeds.dtype) for w in weights)])
+
+    def prefill(self) -> DualOutput:
+        """The whole prompt at once; fills the cache."""
+        embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
+        kwargs = {k: repeated(k, v, self.rows) for k, v in self.call.kwargs.items()}
+        if self.call.doors is not None:
+            kwargs[self.call.doors.where] = self.call.doors.spread(self.call.kwargs[self.call.doors.where], self.rows)
+        rows = replace(self.call, kwargs=kwargs)
+        with torch.no_grad(), self.working(rows=self.rows, write=True), self.rules.attached():
+            out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
+        self.cache.advance(self.call.length - self.call.front)
+        return self.output_of(out)
+
+    def append(self, tokens: Tensor) -> None:
+        """Make ``tokens`` [B] the current position (not yet in the cache)."""
+        self.embeds = self.adapter.embed(tokens[:, None]).detach()
+        if self.call.doors is not None:
+            self.where = None
+            if self.embeds.shape[-1] != self.call.embeds.shape[-1]:
+                self.embeds = self.call.doors.widened(self.embeds)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
+        if self.positions is not None:
+            self.positions = following(self.positions)
+        if self.ready_masks is not None:
+            self.ready_masks = {k: longer(v, self.call.windows[k]) for k, v in self.ready_masks.items()}
+        self.types = {k: torch.zeros_like(v) for k, v in self.types.items()}  # what is generated is text
+
+    def rewind(self) -> None:
+        """Make the last prompt position the current one again: its query can then be run with offsets."""
+        self.cache.rewind(1)
+
+    def current(
+        self,
+        *,
+        graph: str = "none",
+        write: bool = True,
+        offsets: Offsets | None = None,
+        tangents: bool = True,
+        tap: Any = None,
+    ) -> DualOutput:
+        """Run the current position against the cache.
+
+        Args:
+            graph: ``none``, ``surrogate`` or ``true`` (see :class:`Mode`).
+            write: store its keys and values (call once a token).
+            offsets: what the current query sees added to K and V.
+            tangents: False runs block 0 alone.
+        """
+        plainly = graph == "none" and write and tangents and offsets is None and tap is None
+        if plainly and self.static.ready():
+            return self.static.run()
+        first = self.cache.length + 1 == self.call.length - self.call.front
+        weights = [
+            c.prompt[:, -1:] if first else torch.full((self.batch, 1), c.generated, device=self.embeds.device)
+            for c in self.channels
+        ]
+        embeds = self._with_tangents(self.embeds, weights) if tangents else self.embeds
+        rows = int(embeds.shape[0])
+        kwargs: dict[str, Any] = {"attention_mask": self._current_mask(rows)}
+        if self.positions is not None:
+            kwargs["position_ids"] = repeated("position_ids", self.positions, rows)
+        kwargs |= {k: repeated(k, v, rows) for k, v in (self.types | self.seen_beside).items()}
+        doors = self.call.doors
+        gone = {*_PLAIN, *kwargs, *(() if doors is None else (doors.where,))}
+        extra = {k: v for k, v in self.call.kwargs.items() if k not in gone}
+        differentiable = graph != "none"
+        with (
+            torch.set_grad_enabled(differentiable),
+            self.working(rows=rows, graph=graph, write=write, offsets=offsets, tap=tap),
+            self.rules.attached(),
+        ):
+            if differentiable:
+                embeds = embeds.detach().requires_grad_(True)
+            if doors is not None:
+                where = None if self.where is None else doors.spread(self.where, rows)
+                embeds, features = doors.opened(embeds, where)
+                extra |= features
+            out = self.adapter.decoder(
+                inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra
+            )
+            output = self.output_of(out, graph)  # inside: a view taken under no_grad would lose its graph
+        if write:
+            self.cache.advance(1)
+        return output
+
+    def _current_mask(self, rows: int) -> Any:
+        if self.ready_masks is not None:
+            return self.ready_masks
+        if self.simple_mask:
+            return self.embeds.new_zeros((1, 1, 1, self.cache.length + 1))
+        return self.mask[:, self.call.front :].long().repeat(rows // self.batch, 1)
+
+    def output_of(self, out: Any, graph: str = "none") -> DualOutput:
+        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        last = hidden[:, -1].to(self.call.embeds.device)
+        return DualOutput(last.reshape(-1, self.batch, hidden.shape[-1]), graph)
+
+    @property
+    def generated_weights(self) -> list[float]:
+        """Each channel's weight of a generated position."""
+        return [c.generated for c in self.channels]
+
+    @contextmanager
+    def working(
+        self, *, rows: int, write: bool, graph: str = "none", offsets: Offsets | None = None, tap: Any = None
+    ) -> Iterator[None]:
+        mode = self.mode
+        mode.channels = rows // self.batch
+        mode.graph, mode.write, mode.offsets, mode.tap = graph, write, offsets, tap
+        try:
+            yield
+        finally:
+            mode.channels = 1
+            mode.graph, mode.write, mode.offsets, mode.tap = "none", True, None, None
+            mode.trims.clear()
+            mode.starts.clear()
+
+    def heads(self, output: DualOutput) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, V]`` and Phi ``[C, B, V]``, float32 or better.
+
+        Raises:
+            NotFiniteError: NaN or infinity in either.
+        """
+        hidden = output.hidden
+        head: Any = self.adapter.head
+        raw = project(head, hidden)
+        raw = raw.to(self.call.embeds.device, torch.promote_types(raw.dtype, torch.float32))
+        logits, phi = raw[0], raw[1:]
+        if adds(head):  # ask the module what
+            phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw)
+        logits, phi = self._scaled(logits, phi, output.graph)
+        if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(phi).all()):
+            raise NotFiniteError(
+                "the logits or their relevance hold NaN or infinity", hint="check weights and dtype; try float32"
+            )
+        return logits, phi
+
+    def phi_of(self, output: DualOutput, tokens: Tensor) -> Tensor:
+        """Phi ``[C, B, k]`` of some tokens ``[B, k]`` only: rows of the output embedding instead of all of it."""
+        head: Any = self.adapter.head
+        if self.adapter.head_scalars.cap is not None or not plain_head(head):
+            phi = self.heads(output)[1]
+            return phi.gather(-1, tokens.expand(phi.shape[0], -1, -1))
+        rows = torch.nn.functional.embedding(tokens, head.weight)  # [B, k, D]
+        wide = torch.promote_types(output.hidden.dtype, torch.float32)
+        out = torch.matmul(rows.to(wide), output.hidden[1:, :, :, None].to(wide))[..., 0]
+        return out * self.adapter.head_scalars.scale
+
+    def _scaled(self, logits: Tensor, phi: Tensor, graph: str) -> tuple[Tensor, Tensor]:
+        """The family's scale and soft-cap; tangents pass the cap by the identity rule."""
+        scalars = self.adapter.head_scalars
+        if scalars.scale != 1.0:
+            logits, phi = logits * scalars.scale, phi * scalars.scale
+        if scalars.cap is not None:
+            capped = torch.tanh(logits / scalars.cap) * scalars.cap
+            slope = Mode(graph=graph).slope(logits, capped)
+            phi = phi * slope
+            logits = rules.gradient_of(logits * slope, capped) if graph == "surrogate" else capped
+        if scalars.barred is not None:
+            barred = scalars.barred.to(logits.device)
+            logits = logits.index_fill(-1, barred, torch.finfo(logits.dtype).min)
+            phi = phi.index_fill(-1, barred, 0.0)
+        return logits, phi

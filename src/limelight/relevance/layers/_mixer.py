@@ -1,0 +1,178 @@
+"""What token mixers without keys and values share: how they are told and run, the causal convolution, decays, chunks.
+
+One computation serves both directions. It runs over blocks of rows, over a whole prompt or token by token with a state;
+the backward rule is its block 0 with the rules in the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from limelight.errors import UnknownKindError, UnsupportedError
+from limelight.relevance import rules
+from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.mode import Mode, block_rows
+from limelight.relevance.probing import HINT, agrees, is_linear, require_finite
+
+State = tuple[Tensor, ...]
+CHUNK = 64
+_CACHES = ("cache_params", "past_key_values")
+
+
+class Mixer(Protocol):
+    """A token mixer over blocks of rows. ``width``: channels of its input."""
+
+    @property
+    def width(self) -> int: ...
+
+    def compute(
+        self, mode: Mode, x: Tensor, state: State | None, mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[State, State]]:
+        """``x`` [(1 + C) * B, N, D] (``mask`` [(1 + C) * B, N]: 0 at padding) behind ``state`` -> the output, and the states after N - 1 and N positions."""
+        ...
+
+
+def mixer_kind(name: str, make: Callable[[Any, nn.Conv1d], Mixer | None]) -> LayerKind:
+    """The kind of a mixer. ``make``: (module, its depthwise convolution) -> what it would be, by its structure."""
+
+    def recognise(where: str, module: Any) -> Iterator[ModuleMatch]:
+        convs = [
+            c for c in module.children() if isinstance(c, nn.Conv1d) and c.groups == c.in_channels == c.out_channels
+        ]
+        if len(convs) != 1 or getattr(module, "layer_idx", None) is None:
+            return
+        found = make(module, convs[0])
+        if found is None:
+            return
+        kind = name.replace("_", " ")
+        if any(p.device.type == "meta" for p in module.parameters()):
+            raise UnsupportedError(
+                f"the weights of {where} ({kind}) are offloaded, and relevance reads some of them itself",
+                hint="load the model with a device_map that keeps these layers on a device; greedy works as it is",
+            )
+        parameter = next(p for p in module.parameters() if p.is_floating_point())
+        x = torch.randn(2, 5, found.width, generator=torch.Generator().manual_seed(0)).to(parameter)
+        with torch.no_grad():
+            want = module(x)
+            got, _ = found.compute(Mode(batch=2), x, None)
+        require_finite(module, want)
+        if not agrees(got, want):
+            raise UnknownKindError(
+                f"{where} ({type(module).__name__}) looks like a {kind} mixer but computes something else", hint=HINT
+            )
+        inner = tuple(m for m in module.modules() if not is_linear(m))  # linears keep their own kind
+        yield ModuleMatch(name, where, module, found, inner)
+
+    return LayerKind(name, recognise, run, order=10)
+
+
+def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+    make = _backward if mode.backward else _jvp
+    yield replaced(match.module, make(match.module, match.spec, mode))
+
+
+def _backward(module: Any, mixer: Mixer, mode: Mode) -> Callable[..., Tensor]:
+    """The module's own value, with the gradient of the mixer under its rules."""
+    original = module.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if mode.plain(hidden_states):
+            return original(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            value = original(hidden_states, *args, **kwargs)
+        ruled, _ = mixer.compute(mode, hidden_states, None, kwargs.get("attention_mask"))
+        return rules.gradient_of(ruled.to(value.dtype), value)
+
+    return forward
+
+
+def _jvp(module: Any, mixer: Mixer, mode: Mode) -> Callable[..., Tensor]:
+    """Values and tangents; its state lives in the dual cache."""
+    original, layer, cache = module.forward, int(module.layer_idx), mode.cache
+    if cache is None:
+        raise UnsupportedError("a token mixer needs a cache for its state", hint="pass Mode(cache=DualCache(...))")
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        length = hidden_states.shape[1]
+        state = cache.recall(layer)
+        if state is not None:
+            state = tuple(t[: hidden_states.shape[0]] for t in state)
+        out, states = mixer.compute(mode, hidden_states, state, kwargs.get("attention_mask"))
+        if mode.write:
+            last = cache.length + length
+            kept = {last - 1: states[0], last: states[1]} if length > 1 else {last: states[1]}
+            cache.keep(layer, {n: s for n, s in kept.items() if n > 0})
+        if state is None and mode.graph == "none" and hidden_states.dtype is not torch.float32:
+            own = {k: v for k, v in kwargs.items() if k not in _CACHES}  # the model's own roundings
+            b = block_rows(hidden_states, mode.channels)
+            if own.get("attention_mask") is not None:
+                own["attention_mask"] = own["attention_mask"][:b]
+            with _alone(mode):
+                value = original(hidden_states[:b], **own)
+            out = torch.cat([value, out[b:]])
+        return out
+
+    return forward
+
+
+@contextmanager
+def _alone(mode: Mode) -> Iterator[None]:
+    """The model's own forward inside: what is put on other modules sees one block."""
+    channels, mode.channels = mode.channels, 1
+    try:
+        yield
+    finally:
+        mode.channels = channels
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` [rows, N, D] with zeros at padding."""
+    return x if mask is None else (x * mask[:, :, None]).to(x.dtype)
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    from transformers.activations import ACT2FN
+
+    act: Callable[[Tensor], Tensor] = ACT2FN[name]
+    return act
+
+
+def convolved(mode: Mode, conv: Any, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Depthwise causal convolution of ``x`` [rows, C, N] behind ``tail`` [rows, C, K - 1]; its bias on block 0 only.
+
+    Returns the output and the tails after N - 1 and N positions.
+    """
+    weight = conv.weight.to(torch.promote_types(conv.weight.dtype, x.dtype))
+    reach = int(weight.shape[-1]) - 1
+    before = x.new_zeros(*x.shape[:2], reach) if tail is None else tail.to(x.dtype)
+    joined = torch.cat([before, x], dim=-1)
+    out = functional.conv1d(joined.to(weight.dtype), weight, groups=weight.shape[0]).to(x.dtype)
+    if conv.bias is not None:
+        b = block_rows(out, mode.channels)
+        out = torch.cat([out[:b] + conv.bias[:, None].to(out.dtype), out[b:]])
+    n = x.shape[-1]
+    return out, joined.narrow(-1, n - 1, reach), joined.narrow(-1, n, reach)
+
+
+def norm_eps(norm: Any) -> float:
+    """transformers' norms call it ``variance_epsilon``, the fused ones of flash-linear-attention ``eps``."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
+def decays(g: Tensor) -> Tensor:
+    """``exp(g_{j+1} + ... + g_i)`` for j <= i, else 0: ``[..., N]`` -> ``[..., N, N]``."""
+    total = g.cumsum(-1)
+    n = g.shape[-1]
+    later = torch.ones(n, n, dtype=torch.bool, device=g.device).triu(1)
+    return (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp()
+
+
+def pieces(n: int) -> list[slice]:
+    """Chunks of a sequence: within one, positions are computed in parallel, in memory that is quadratic in its size."""
+    return [slice(at, min(at + CHUNK, n)) for at in range(0, n, CHUNK)]

@@ -1,0 +1,201 @@
+"""Mixtures of experts: all experts of a layer in 3-D parameters, each ``down(act(gate) * up)`` or ``down(act(up))``.
+
+Rules: those of a gated MLP per expert (identity rule for the activation, half of the gradient to each factor); routing
+is a constant (:mod:`limelight.relevance.layers.router`). Tangents go where block 0 goes, with block 0's weights, and
+experts are read once for all blocks.
+
+Told by shapes and by probing. Experts written as a ModuleList are gated MLPs of their own, as shared experts are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product as pairs
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from limelight.models.runtime.offload import device_of, offloading, present
+from limelight.relevance import rules
+from limelight.relevance.blocks import activated, gated_product
+from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.layers.gated_mlp import HALVES
+from limelight.relevance.layers.norm import NormSpec, probe_norm
+from limelight.relevance.mode import Mode, block_rows, blocks
+from limelight.relevance.probing import activation_of, agrees, answer, require_finite
+
+Product = Callable[[Tensor, Tensor | None], Tensor]
+_ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {**HALVES, "no gate": lambda h: (h, None)}
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """Where stacked experts keep what.
+
+    Attributes:
+        act: the activation of the gate.
+        fused, down: names of the parameters into (gate, up) and out of their product.
+        transposed: experts are ``[in, out]`` matrices (else ``[out, in]``).
+        order: how gate and up lie in the fused output; ``no gate``: it is what the activation gets, and nothing else.
+        sorted: forward takes ``[E * N, D]``, every expert's input in turn, instead of ``(x, indices, weights)``.
+        after, norm: what each expert puts out is normed, in front of its weight (Muse Spark), and the module that does it.
+    """
+
+    act: nn.Module
+    fused: str
+    down: str
+    transposed: bool
+    order: str
+    sorted: bool
+    after: NormSpec | None = None
+    norm: nn.Module | None = None
+
+    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight if self.transposed else functional.linear(x, weight)
+
+    def value(self, gate: Tensor) -> Tensor:
+        """The activation itself, whatever has been put on the instance."""
+        return type(self.act).forward(self.act, gate)  # type: ignore[no-any-return]
+
+    def compute(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        routing: tuple[Tensor, ...],
+        product: Product,
+        normed: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """The experts on ``x`` [R, N, D], R blocks with one routing (indices and weights [N, k]; none where sorted).
+
+        Args:
+            product: the activation and, where there is a gate, its product with up.
+            normed: the norm behind each expert.
+        """
+
+        def out_of(mixed: Tensor, weight: Tensor) -> Tensor:
+            return normed(self.apply(mixed, weight))
+
+        fused, down = (present(module, name) for name in (self.fused, self.down))
+        split = _ORDERS[self.order]
+        if self.sorted:
+            rows = x.reshape(x.shape[0], fused.shape[0], -1, x.shape[-1])
+            parts = [out_of(product(*split(self.apply(rows[:, e], w))), down[e]) for e, w in enumerate(fused)]
+            return torch.stack(parts, dim=1).reshape(x.shape)
+        index, weights = routing
+        out = torch.zeros_like(x)
+        for expert in torch.unique(index).tolist():
+            if expert >= fused.shape[0]:  # a mark of experts that live elsewhere
+                continue
+            slot, row = torch.where((index == expert).T)
+            mixed = product(*split(self.apply(x[:, row], fused[expert])))
+            mixed = out_of(mixed, down[expert]) * weights[row, slot, None]
+            out = out.index_add(1, row, mixed.to(out.dtype))
+        return out
+
+
+def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None:
+    """The spec that reproduces the module's output on a sample, or None when none does."""
+    own = dict(module.named_parameters(recurse=False))
+    if act is None or len(own) != 2 or any(p.ndim != 3 or not p.is_floating_point() for p in own.values()):
+        return None
+    if any(p.device.type == "meta" for p in own.values()) and offloading(module) is None:
+        return None
+    norms = [(n, c) for c in module.children() if (n := probe_norm(c)) is not None]
+    if len(norms) > 1 or any(n.center or n.bias is not None for n, _ in norms):
+        return None
+    after, norm = norms[0] if norms else (None, None)
+    takes = len(inspect.signature(type(module).forward).parameters) - 1
+    if takes not in (1, 3):
+        return None
+    for (fused, down), transposed in pairs((tuple(own), tuple(own)[::-1]), (False, True)):
+        into, out = ((own[n].mT if transposed else own[n]).shape for n in (fused, down))  # [E, out, in]
+        halves = into[1] // out[2]
+        if into[0] != out[0] or into[1] % out[2] or halves not in (1, 2) or into[2] != out[1]:
+            continue
+        for order in (o for o in _ORDERS if (o == "no gate") == (halves == 1)):
+            spec = ExpertsSpec(act, fused, down, transposed, order, takes == 1, after, norm)
+            if all(_reproduces(spec, module, int(into[0]), int(into[2]), size) for size in (1.0, 30.0)):
+                return spec
+    return None
+
+
+def _reproduces(spec: ExpertsSpec, module: nn.Module, experts: int, width: int, size: float) -> bool:
+    parameter = getattr(module, spec.fused)
+    count = experts if spec.sorted else 4
+    x = (_noise((count * 2, width)) * size).to(device_of(module), parameter.dtype)
+    routing: tuple[Tensor, ...] = ()
+    if not spec.sorted:
+        chosen = torch.arange(count * 2)[:, None] + torch.arange(min(2, experts))
+        routing = (chosen.remainder(experts).to(x.device), (_noise(chosen.shape).abs() + 0.1).to(x))
+    want = answer(module, x, *routing)
+    got = answer(lambda: computed(module, spec, Mode(), x, routing))
+    if not isinstance(want, Tensor) or not isinstance(got, Tensor):
+        return False
+    if size > 1 and not bool(torch.isfinite(want).all()):
+        return True  # larger than float16 can hold: what small inputs say has to do
+    require_finite(module, want)
+    return agrees(got, want)
+
+
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def stacked(module: nn.Module) -> bool:
+    """Whether the module owns 3-D parameters that could be experts."""
+    return any(p.ndim == 3 for p in module.parameters(recurse=False))
+
+
+def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
+    if stacked(module) and (spec := experts_spec(module, activation_of(module))) is not None:
+        yield ModuleMatch("experts", name, module, spec, tuple(module.modules()))
+
+
+def computed(module: nn.Module, spec: ExpertsSpec, mode: Mode, x: Tensor, routing: tuple[Tensor, ...]) -> Tensor:
+    """The experts on blocks of rows ``[(1 + C) * N, D]`` under the rules."""
+    channels = mode.channels
+
+    def product(gate: Tensor, up: Tensor | None) -> Tensor:
+        if up is None:
+            return activated(mode, spec.value, gate)
+        return gated_product(mode, gate, up, spec.value(gate[0]))
+
+    def normed(y: Tensor) -> Tensor:
+        if spec.after is None or spec.norm is None:
+            return y
+        out = spec.after.through(y, mode.const(y[0])).to(y.dtype)
+        if y.dtype is torch.float32:
+            return out
+        value = type(spec.norm).forward(spec.norm, y[0])  # the model's own roundings
+        first = value if mode.graph == "none" else rules.gradient_of(out[0], value)
+        return torch.cat([first[None], out[1:]])
+
+    if not spec.sorted:
+        first = tuple(mode.const(r[: block_rows(r, channels)]) for r in routing)
+        return spec.compute(module, blocks(x, channels), first, product, normed).reshape(x.shape)
+    experts = getattr(module, spec.fused).shape[0]  # [E * (1 + C) * N, D]: the blocks are within each expert
+    y = x.reshape(experts, channels, -1, x.shape[-1]).transpose(0, 1).reshape(channels, -1, x.shape[-1])
+    out = spec.compute(module, y, routing, product, normed)
+    return out.reshape(channels, experts, -1, x.shape[-1]).transpose(0, 1).reshape(x.shape)
+
+
+def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+    module, original = match.module, match.module.forward
+
+    def forward(x: Tensor, *routing: Tensor) -> Tensor:
+        if mode.plain(x):
+            return original(x, *routing)  # type: ignore[no-any-return]
+        out = computed(module, match.spec, mode, x, routing)
+        if not mode.backward:
+            return out
+        with torch.no_grad():
+            value = original(x, *routing)
+        return rules.gradient_of(out.to(value.dtype), value)
+
+    yield replaced(module, forward)
+
+
+KIND = LayerKind("experts", recognise, run, order=10)

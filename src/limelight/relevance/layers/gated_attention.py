@@ -1,0 +1,159 @@
+"""Attention whose output is gated, ``o_proj(sigmoid(g) * out)``: the gate ``g`` is a constant of the rules.
+
+The gate is a linear of its own (one channel per head, or one per channel of the output), or the second half of every
+head of a query projection of double width (Qwen3-Next and after). Which it is, is told by widths; that the model does
+this and nothing else with it is checked at the first run, on what enters the output projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import UnknownKindError
+from limelight.models.detect import is_attention
+from limelight.models.runtime.attention import AttentionHook
+from limelight.relevance.blocks import decided, repeated
+from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.layers.linear import linear_jvp
+from limelight.relevance.mode import Mode, block_rows
+from limelight.relevance.probing import HINT, agrees, is_linear
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """``heads``: of the double query projection, or 0 where the gate is a linear of its own; ``attention``: whose it is."""
+
+    gate: nn.Module
+    heads: int
+    attention: nn.Module
+
+    def halves(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and gates ``[..., H, d]`` of a double projection's output ``[..., H * 2 * d]``."""
+        query, gate = out.reshape(*out.shape[:-1], self.heads, -1).chunk(2, dim=-1)
+        return query, gate
+
+    def joined(self, query: Tensor, gate: Tensor) -> Tensor:
+        return torch.cat([query, gate], dim=-1).flatten(-2)
+
+
+_PROJECTIONS = frozenset(
+    {
+        "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa",
+        "kv_b_proj", "query_key_value", "dense",
+    }
+)  # fmt: skip
+
+
+def recognise(name: str, module: Any) -> Iterator[ModuleMatch]:
+    """The gate of an attention's output.
+
+    Raises:
+        UnknownKindError: the attention has linears beside q, k, v and the output that are no gate: they would go without
+            a rule.
+    """
+    if not is_attention(module):
+        return
+    odd = [n for n, c in module.named_children() if is_linear(c) and n not in _PROJECTIONS]
+    query, out = getattr(module, "q_proj", None), getattr(module, "o_proj", None)
+    if out is not None:
+        width, dim = int(out.in_features), getattr(module, "head_dim", None) or getattr(module, "v_head_dim", None)
+        heads = width // int(dim) if dim else 0
+        doubled = isinstance(query, nn.Module) and heads > 0 and query.out_features == 2 * width
+        if doubled and not odd:
+            yield _match(f"{name}.q_proj", query, heads, module)
+            return
+        if len(odd) == 1 and not doubled and int(getattr(module, odd[0]).out_features) in (heads, width):
+            yield _match(f"{name}.{odd[0]}", getattr(module, odd[0]), 0, module)
+            return
+        if query is not None and getattr(module, "head_dim", None) and int(query.out_features) != width:
+            odd.append(f"q_proj of {query.out_features} for {width} channels")
+    if odd:
+        raise UnknownKindError(
+            f"{name} ({type(module).__name__}) is attention with {', '.join(odd)} beside q, k, v and the output",
+            hint=HINT,
+        )
+
+
+def _match(name: str, gate: Any, heads: int, attention: nn.Module) -> ModuleMatch:
+    return ModuleMatch("gated_attention", name, gate, GateSpec(gate, heads, attention), tuple(gate.modules()))
+
+
+def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+    """Block 0's gate is everybody's."""
+    spec: GateSpec = match.spec
+    original, linear = spec.gate.forward, linear_jvp(spec.gate, mode)
+
+    def forward(x: Tensor) -> Tensor:
+        if mode.plain(x):
+            return original(x)  # type: ignore[no-any-return]
+        if not spec.heads:
+            return decided(mode, original, x)  # type: ignore[no-any-return]
+        query, gate = spec.halves(linear(x))
+        return spec.joined(query, repeated(mode, gate[: block_rows(x, mode.channels)]))
+
+    yield replaced(spec.gate, forward)
+
+
+@dataclass
+class _Seen(AttentionHook):
+    """What attention put out, layer by layer."""
+
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+
+    def attended(self, layer: int, out: Tensor) -> None:
+        self.outputs[layer] = out.detach()
+
+
+@contextmanager
+def checked(gates: list[ModuleMatch]) -> Iterator[AttentionHook]:
+    """Inside, the output of every gated attention must enter its output projection as ``sigmoid(g) * out``.
+
+    Yields the attention hook that has to be active.
+
+    Raises:
+        UnknownKindError: it does not.
+    """
+    seen = _Seen()
+    values: dict[int, Tensor] = {}
+    normed: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for match in gates:
+            spec: GateSpec = match.spec
+            module: Any = spec.attention
+            layer = int(module.layer_idx)
+
+            def keep(_: Any, __: Any, output: Tensor, layer: int = layer, spec: GateSpec = spec) -> None:
+                gate = spec.halves(output)[1] if spec.heads else output
+                values[layer] = gate.detach().flatten(2) if spec.heads else gate.detach()
+
+            def compare(_: Any, args: tuple[Tensor, ...], layer: int = layer, name: str = match.name) -> None:
+                if layer not in values or layer not in seen.outputs:
+                    raise UnknownKindError(f"{name} has what looks like a gate and does not use it", hint=HINT)
+                mixed = normed.pop(layer, seen.outputs[layer].transpose(1, 2))  # [B, Q, H, d]
+                gate = torch.sigmoid(values[layer]).reshape(*mixed.shape[:3], -1)
+                want, got = (mixed * gate).flatten(2), args[0].detach().reshape(*mixed.shape[:2], -1)
+                if not agrees(got, want, 1e-5):
+                    raise UnknownKindError(
+                        f"{name} does something else with its gate than to multiply its output by the sigmoid",
+                        hint=HINT,
+                    )
+
+            def after(_: Any, __: Any, output: Tensor, layer: int = layer) -> None:
+                if layer in seen.outputs:  # else it is run alone, as a probe does
+                    normed[layer] = output.detach().reshape(seen.outputs[layer].transpose(1, 2).shape)
+
+            between = getattr(module, "o_norm", None)  # a norm of its own in front of the gate
+            if isinstance(between, nn.Module):
+                stack.callback(between.register_forward_hook(after).remove)
+            stack.callback(spec.gate.register_forward_hook(keep).remove)
+            stack.callback(module.o_proj.register_forward_pre_hook(compare).remove)
+        yield seen
+
+
+KIND = LayerKind("gated_attention", recognise, run)

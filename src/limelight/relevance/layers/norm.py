@@ -1,0 +1,143 @@
+"""Norms: ``out = (x - center * mean) / std * gain + bias``, told by probing.
+
+Rule: 1/std is a constant (AttnLRP, proposition 3.4). Tangents use block 0's; a bias enters block 0 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.models.runtime.offload import weight_of
+from limelight.relevance import rules
+from limelight.relevance.forward.fused import root_mean_square
+from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.mode import Mode, block_rows, blocks
+from limelight.relevance.probing import answer, is_leaf, relative_error, require_finite, sample, tolerance
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """``out = (x - center * mean) / std * gain + bias``; the gain is ``weight``, or ``1 + weight`` (``plus_one``).
+
+    ``first``: the weight scales what comes in instead (:attr:`intake`), before it is normalised (Muse Spark).
+    """
+
+    center: bool
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    plus_one: bool = False
+    first: bool = False
+
+    @property
+    def gain(self) -> Tensor | None:
+        """What multiplies what is normalised, read now: weights may have moved or changed dtype since the survey."""
+        return None if self.first else self._scale
+
+    @property
+    def intake(self) -> Tensor | None:
+        """What multiplies the input, read now."""
+        return self._scale if self.first else None
+
+    @property
+    def _scale(self) -> Tensor | None:
+        if self.weight is None or not self.plus_one:
+            return None if self.weight is None else self.weight.detach()
+        weight = self.weight.detach()
+        return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+    def read(self) -> NormSpec:
+        """The spec with its gain computed once, for as long as the weights stay as they are."""
+        return replace(self, weight=self._scale, plus_one=False)
+
+    def through(self, x: Tensor, base: Tensor) -> Tensor:
+        """``x`` [..., D] through the norm with the std of ``base``, no bias; float32 or wider.
+
+        ``base`` is taken as it comes: detach it where 1/std is a constant.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x, base = x.to(wide), base.to(wide)
+        if (intake := self.intake) is not None:
+            x, base = x * intake.to(x.device, wide), base * intake.to(x.device, wide)
+        if self.center:
+            x, base = x - x.mean(-1, keepdim=True), base - base.mean(-1, keepdim=True)
+        out = x * torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + self.eps)
+        if (gain := self.gain) is None:
+            return out
+        gain = gain.to(out.device, wide)
+        return out * gain if out.requires_grad else out.mul_(gain)
+
+
+def probe_norm(module: nn.Module) -> NormSpec | None:
+    """The spec that reproduces the module's output on a sample best, or None when none does."""
+    weight, bias = (weight_of(module, name) for name in ("weight", "bias"))
+    shapes = {tuple(p.shape) for p in module.parameters(recurse=False)}
+    if any(not 0 < len(shape) < 3 for shape in shapes) or len(shapes) > 1:  # [heads, d]: a weight of each head's own
+        return None
+    dim = getattr(module, "dim", None)
+    width = dim if isinstance(dim, int) and dim > 0 else 16
+    last = tuple(weight.shape) if weight is not None else (width,)
+    eps = next(
+        (float(v) for n in ("variance_epsilon", "eps", "norm_eps") if isinstance(v := getattr(module, n, None), float)),
+        1e-6,
+    )
+    x = sample((2, 3, *last), module) * 3 + 0.5
+    out = answer(module, x)
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        return None
+    require_finite(module, out)
+    found: dict[float, NormSpec] = {}
+    ways = [(p, f) for f in (False, True) for p in (False, True)] if weight is not None else [(False, False)]
+    for center in (False, True):
+        for plus_one, first in ways:
+            spec = NormSpec(center, weight, bias, eps, plus_one, first)
+            base = x.float() if spec.intake is None else x.float() * spec.intake.float()
+            base = base - (base.mean(-1, keepdim=True) if center else 0)
+            unit = base * torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps)
+            want = unit if spec.gain is None else unit * spec.gain.float()
+            want = want if bias is None else want + bias.detach().float()
+            found.setdefault(relative_error(out, want), spec)
+    best = min(found)
+    return found[best] if best <= tolerance(out.dtype, 1e-4, 3e-2) else None
+
+
+def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
+    if is_leaf(module) and (spec := probe_norm(module)) is not None:
+        yield ModuleMatch("norm", name, module, spec)
+
+
+def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+    spec: NormSpec = match.spec.read()
+    original = match.module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if mode.plain(x):
+            return original(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if mode.backward:
+            value = mode.value(original, x, *args, **kwargs)
+            x = x.to(value.device)  # accelerate may run the module elsewhere
+            if spec.intake is not None:
+                x = x * spec.intake.to(x)
+            return rules.frozen_norm(x, value, gain=spec.gain, center=spec.center, eps=spec.eps)
+        y = blocks(x, mode.channels)
+        if mode.graph == "true" and x.dtype is torch.float32 and not spec.center and spec.bias is None:
+            y = y if spec.intake is None else y * spec.intake.to(y)
+            known = None if spec.gain is None else spec.gain.to(y)
+            return root_mean_square(y, known, spec.eps).reshape(x.shape)
+        y = spec.through(y, mode.const(y[0]))
+        if spec.bias is not None:
+            y = torch.cat([y[:1] + spec.bias.to(y), y[1:]])
+        if x.dtype is not torch.float32:  # the model's own roundings (in float64 its norms still compute in float32)
+            value = original(x[: block_rows(x, mode.channels)]).detach()[None].to(y)
+            y = torch.cat([rules.gradient_of(y[:1], value) if mode.graph != "none" else value, y[1:]])
+        return y.reshape(x.shape).to(x.dtype)
+
+    yield replaced(match.module, forward)
+
+
+KIND = LayerKind("norm", recognise, run, order=40)

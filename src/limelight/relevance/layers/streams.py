@@ -1,0 +1,183 @@
+"""Several residual streams (AltUp of Gemma 3n): how they are rescaled on their way into the layers and out of them.
+
+    in        stream i enters as ``P_i x * rms(x) / rms(P_i x)``: the quotient is a constant, as 1/std of a norm is
+    out       stream i leaves as ``U_i h_i * rms(h_0) / rms(U_i h_i)``: the same; then their mean goes into the final norm
+
+The rescaling stands in the decoder's own forward and has no module. But there is one right behind it, the first layer
+and the final norm: a hook there hands on the value that came, with the gradient of the rule or, in forward mode, its
+tangents. Whether the value is what the rule takes it to be is checked at the first run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limelight.errors import UnknownKindError
+from limelight.relevance import rules
+from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn
+from limelight.relevance.mode import Mode, block_rows, blocks
+from limelight.relevance.probing import HINT, is_linear, relative_error, tolerance
+
+LEAST = 1e-5  # of a mean square, in the quotient
+
+
+@dataclass(frozen=True)
+class StreamsSpec:
+    """Projections into the streams and out of them (all but stream 0), and the modules behind the rescaling."""
+
+    decoder: nn.Module
+    into: tuple[nn.Module, ...]
+    out: tuple[nn.Module, ...]
+    first: nn.Module
+    last: nn.Module
+    norm: nn.Module
+
+
+def recognise(name: str, decoder: Any) -> Iterator[ModuleMatch]:
+    """Two lists of as many square linears beside the layers of a decoder."""
+    lists = [c for c in decoder.children() if isinstance(c, nn.ModuleList) and len(c) and all(map(_square, c))]
+    layers, norm = decoder.layers, getattr(decoder, "norm", None)
+    if len(lists) != 2 or len(lists[0]) != len(lists[1]) or not isinstance(norm, nn.Module):
+        return
+    if isinstance(layers, nn.ModuleList):
+        spec = StreamsSpec(decoder, tuple(lists[0]), tuple(lists[1]), layers[0], layers[-1], norm)
+        yield ModuleMatch("streams", "streams", decoder, spec)
+
+
+def _square(module: Any) -> bool:
+    return is_linear(module) and module.in_features == module.out_features
+
+
+class _Hooks:
+    """``sent``, ``left``: what the projections put out in this run; ``first``: stream 0 behind the last layer."""
+
+    def __init__(self, spec: StreamsSpec, mode: Mode) -> None:
+        self.spec, self.mode = spec, mode
+        self.asked: set[str] = set()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.sent: dict[int, Tensor] = {}
+        self.left: dict[int, Tensor] = {}
+        self.first: Tensor | None = None
+        self.waiting: set[str] = set()  # of the decoder's run: a norm that somebody runs alone is not met
+
+    def put_on(self) -> Callable[[], None]:
+        spec = self.spec
+        handles = [
+            spec.decoder.register_forward_pre_hook(self.start),
+            spec.decoder.register_forward_hook(self.stop),
+            spec.first.register_forward_pre_hook(self.enter, with_kwargs=True),
+            spec.last.register_forward_hook(self.leave),
+            spec.norm.register_forward_pre_hook(self.merge),
+        ]
+        for name, modules in (("sent", spec.into), ("left", spec.out)):
+            handles += [m.register_forward_hook(self._keeping(name, i)) for i, m in enumerate(modules)]
+
+        def take_off() -> None:
+            for handle in handles:
+                handle.remove()
+            self._forget()
+
+        return take_off
+
+    def start(self, *_: Any) -> None:
+        self._forget()
+        self.waiting = {"first layer", "final norm"}
+
+    def stop(self, *_: Any) -> None:
+        missed = sorted(self.waiting)
+        self._forget()
+        if missed:
+            raise UnknownKindError(f"the decoder has streams and ran without its {' and '.join(missed)}", hint=HINT)
+
+    def enter(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if "first layer" not in self.waiting:
+            return None
+        self.waiting.remove("first layer")
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        count = 1 + len(self.spec.into)
+        if hidden.ndim != 4 or hidden.shape[0] != count:
+            raise UnknownKindError(
+                f"expected {count} streams to enter the first layer, got {tuple(hidden.shape)}", hint=HINT
+            )
+        parts = _all(self.sent, len(self.spec.into))
+        if self.mode.plain(hidden):
+            return None
+        held = [hidden[0]]
+        for part, came in zip(parts, hidden[1:], strict=True):
+            held.append(self._held(_rescaled(self.mode, part.to(came.device), hidden[0]), came, f"stream {len(held)}"))
+        hidden = torch.stack(held)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    def leave(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.first = (output[0] if isinstance(output, tuple) else output)[0]
+
+    def merge(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if "final norm" not in self.waiting:
+            return None
+        self.waiting.remove("final norm")
+        mean: Tensor = args[0]
+        parts = _all(self.left, len(self.spec.out))
+        if self.first is None:
+            raise UnknownKindError("the decoder ran its final norm before its last layer", hint=HINT)
+        if self.mode.plain(mean):
+            return None
+        first = self.first.to(mean.device)
+        total = blocks(first, self.mode.channels).to(torch.promote_types(mean.dtype, torch.float32))
+        for part in parts:
+            total = total + _rescaled(self.mode, part.to(mean.device), first)
+        return (self._held(total / (1 + len(parts)), mean, "the mean of the streams"), *args[1:])
+
+    def _keeping(self, name: str, index: int) -> Callable[..., None]:
+        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+            getattr(self, name)[index] = output
+
+        return keep
+
+    def _held(self, ruled: Tensor, came: Tensor, what: str) -> Tensor:
+        """``ruled [1 + C, B, T, D]`` as rows, block 0 with the value that ``came``; the two are compared once."""
+        value = came[: block_rows(came, self.mode.channels)].detach()
+        if what not in self.asked:
+            error = relative_error(ruled[0], value)
+            if not error <= tolerance(came.dtype, 1e-5, 5e-2):
+                raise UnknownKindError(
+                    f"{what} is not rescaled to the length of stream 0: {error:.2g} of its size off", hint=HINT
+                )
+            self.asked.add(what)
+        own = ruled[0].to(came.dtype)
+        own = value if self.mode.graph == "none" else rules.gradient_of(own, value)
+        return torch.cat([own[None], ruled[1:].to(came.dtype)]).reshape(came.shape)
+
+
+def _all(parts: dict[int, Tensor], count: int) -> list[Tensor]:
+    """The projections of all streams, in order.
+
+    Raises:
+        UnknownKindError: the decoder has not made all of them.
+    """
+    if len(parts) != count:
+        raise UnknownKindError(f"the decoder has {count} projections of streams and ran {len(parts)}", hint=HINT)
+    return [parts[i] for i in range(count)]
+
+
+def _rescaled(mode: Mode, part: Tensor, first: Tensor) -> Tensor:
+    """``part [rows, T, D]`` as long as ``first`` is, ``[1 + C, B, T, D]``, wide; the quotient is block 0's."""
+    wide = torch.promote_types(part.dtype, torch.float32)
+    p, h = (blocks(x, mode.channels).to(wide) for x in (part, first))
+    size = h[0].pow(2).mean(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny).sqrt()
+    return p * mode.const(size / p[0].pow(2).mean(-1, keepdim=True).clamp(min=LEAST).sqrt())
+
+
+def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+    yield _Hooks(match.spec, mode).put_on
+
+
+KIND = LayerKind("streams", recognise, run, of_decoder=True)

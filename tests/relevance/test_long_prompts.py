@@ -16,7 +16,7 @@ from limelight.models.adapter import Adapter
 from limelight.relevance import attribute as module
 from limelight.relevance.attribute import attribute, attribute_generated
 from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite
-from tests.relevance.test_tangents import RAISES
+from tests.relevance.forward.test_stream import RAISES
 from tests.tiny import built, fresh, llava
 from tests.zoo import ZOO
 from tests.zoo.parts import IMAGE

@@ -18,6 +18,7 @@ COST = {
     "cached LIME, margin": "cached LIME, 1 update", "cached LIME, difference": "cached LIME, 1 update",
     "cached LIME, margin, text positions": "cached LIME, 1 update",
     "cached LIME, margin, gated": "cached LIME, gated 20 %", "cached LIME, paper weights": "cached LIME, 1 Adam update",
+    "M3ID, released": "M3ID", "PAI, first token too": "PAI",
     **{name: name for name in ("VCD", "ICD", "M3ID", "PAI", "AvisC", "DoLa", "DeCo", "MemVR")},
 }  # fmt: skip
 
@@ -180,7 +181,8 @@ def pareto(results: dict[str, Any], path: Path) -> None:
 # Rows of the README; docs/quality.md has all.
 README = (
     "greedy", "sampled", "exact LIME (paper)", "exact LIME, text positions", "random direction, equal norm",
-    "cached LIME, difference", "cached LIME, margin", "relevance-contrastive", "VCD", "M3ID", "PAI", "AvisC", "DoLa",
+    "cached LIME, difference", "cached LIME, margin", "relevance-contrastive", "VCD", "M3ID", "M3ID, released", "PAI",
+    "PAI, first token too", "AvisC", "DoLa",
 )  # fmt: skip
 
 

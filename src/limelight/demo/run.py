@@ -90,7 +90,7 @@ def run_demo(
         prompt = adapter.prepare(example.text, {example.kind: [str(example.file)]})
         for name, method in named.items():
             watch(f"{number} of {len(rows)}: {example.file.stem}, {name}")
-            said = generate(adapter, None, prompt, strategy=method, max_new_tokens=MAX_NEW_TOKENS)
+            said = generate(adapter, None, prompt, strategy=method, relevance=True, max_new_tokens=MAX_NEW_TOKENS)
             outcomes[name].append(outcome_of(adapter, example, said, out))
         decisions.append(decision_of(adapter, example, prompt, out))
         latest = [o[-1] for o in outcomes.values()]

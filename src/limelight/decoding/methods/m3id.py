@@ -1,7 +1,7 @@
 """M3ID: push the logits away from those without the picture, more the longer the answer gets.
 
 Source: Favero et al., "Multi-Modal Hallucination Control by Visual Information Grounding", CVPR 2024 (arXiv
-2403.14003), section 4. The authors released no code; the one in use is that of AvisC's repository (Woo et al., 2024).
+2403.14003). The authors released no code; the one in use is that of AvisC's repository (Woo et al., 2024).
 """
 
 from __future__ import annotations

@@ -52,9 +52,9 @@ class Memvr:
     Differs from the paper: nothing known.
     Differs from the released code (LLaVA-1.5, Qwen-VL, GLM-4V): each row of a batch decides for itself and matches its
     own magnitudes, padding left out (there the batch is one mean, and its entropies are summed); with several pictures
-    all of them are looked at again, there the last; nothing stays on the model. Its scripts set the ratio by model and
-    benchmark (0.1 in the example, 0.12 in the paper). ``plain`` costs one more cached forward a token and is known only
-    where details are wanted. ``intervened``: the image was looked at again in this token's forward.
+    all of them are looked at again, there the last; nothing stays on the model. Its scripts set the ratio by
+    benchmark: 0.12 for POPE, as here, 0.31 for CHAIR, 0.1 in the example. ``plain`` costs one more cached forward a token
+    and is known only where details are wanted. ``intervened``: the image was looked at again in this token's forward.
     """
 
     ratio: float = 0.12
@@ -63,7 +63,7 @@ class Memvr:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        check_range("memvr", "ratio", self.ratio, 0.0, 1.0, hint="the paper: 0.12")
+        check_range("memvr", "ratio", self.ratio, 0.0, 1.0, hint="the released POPE script: 0.12")
         check_range("memvr", "threshold", self.threshold, 0.0, 1.0, hint="the paper: 0.75")
         if self.start is not None and self.stop is not None and self.stop <= self.start + 1:
             raise SettingError(

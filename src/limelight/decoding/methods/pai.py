@@ -50,9 +50,9 @@ class Pai:
     goes through transformers' interface, batches of unequal prompts, video and sound. The raised scores are those after
     the mask, and masked ones stay masked. There guidance is a logits processor behind generate()'s own ones; here
     processors act on the guided logits. There ``gamma=1`` with guidance asked for raises nothing at all; here it is
-    no guidance. Its scripts set gamma 1.1 for captions and 2 for POPE, alpha 0.2 to 0.5 by model. The logits keep the
-    model's constant, so that alpha 0 and gamma 1 give them back. ``plain`` costs one more cached forward a token and is
-    known only where details are wanted.
+    no guidance. Its README passes gamma 1.1 and alpha 0.2, as here; the scripts alone would take gamma 2. The logits
+    keep the model's constant, so that alpha 0 and gamma 1 give them back. ``plain`` costs one more cached forward a token
+    and is known only where details are wanted.
     """
 
     alpha: float = 0.2

@@ -39,9 +39,10 @@ class Avisc:
     Differs from the paper: blind tokens are found once, at the prompt, as in the released code (the paper's text finds
     them at each token).
     Differs from the released code (LLaVA-1.5, InstructBLIP; sampling only): means and deviations of each row of a batch
-    are its own, there the batch's; the percept's positions are detected, there LLaVA's are 35 to 610; ``lam`` is 1
-    as its shell scripts pass it (the POPE program alone would take 0.99); zeros only, there ones or noise may stand in the blinded places; NaN in the
-    second run is an error here, there the first run's logits take their place. Video, sound and greedy decoding.
+    are its own, there the batch's; the percept's positions are detected, there LLaVA's are 35 to 610; ``lam`` is 1 as its
+    shell scripts pass it (the POPE program alone would take 0.99); zeros only, there ones or noise may stand in the
+    blinded places; NaN in the second run is an error here, there the first run's logits take their place. Video, sound
+    and greedy decoding.
     """
 
     alpha: float = 1.0

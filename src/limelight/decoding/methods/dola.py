@@ -26,7 +26,7 @@ class Dola:
     Args:
         layers: candidates for m: ``low`` or ``high``, the even layers of either half of up to 40 layers, else of the first
             or last 20 (0 is the embedding), or layer indices. The paper chooses the half on a validation set; ``low`` is
-            what vision-language comparisons use (0, 2 ... 14 of 32; the authors for long answers). Where the embedding is tied to the head, ``low``
+            what vision-language comparisons use (0, 2 ... 14 of 32). Where the embedding is tied to the head, ``low``
             starts at layer 2, as in transformers.
         beta: plausibility cut, in [0, 1]; 0 drops none.
         divergence: ``released``: ``(KL(M || p_N) + KL(M || p_m)) / 2``, M their mean, as the authors' code and

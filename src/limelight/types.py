@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from limelight.errors import SettingError
+from limelight.regions import Box as Box
+from limelight.regions import Interval as Interval
+from limelight.regions import Region as Region
 from limelight.thinking import MARKERS, Markers
 
 if TYPE_CHECKING:
@@ -29,7 +32,8 @@ class Span:
 
     ``grid`` is the layout of the positions where it is known: ``(rows, columns)`` of a picture, ``(frames, rows,
     columns)`` of a video. ``margin`` is how many of its last columns hold no percept (newline embeddings, row breaks).
-    ``seconds`` is the length of sound that one position stands for.
+    ``seconds`` is the length of sound that one position stands for. ``region`` and ``interval`` say which part of the
+    original picture, film or sound the positions show (None: not known).
 
     Raises:
         SettingError: no positions, or a grid that does not have as many cells as there are positions.
@@ -41,6 +45,8 @@ class Span:
     grid: tuple[int, ...] | None = None
     seconds: float | None = None
     margin: int = 0
+    region: Region | None = None
+    interval: Interval | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
@@ -58,6 +64,18 @@ class Span:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns without the margin; one row where the layout is not known."""
+        return (1, len(self)) if self.grid is None else (self.grid[-2], self.grid[-1] - self.margin)
+
+
+class Inputs(dict[str, Any]):
+    """Keyword arguments of ``model.forward`` that know the spans of their one row, with what the processor showed of
+    the originals; ``Adapter.spans`` reads them. A copy as a plain dict works too, without that knowledge."""
+
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +193,53 @@ class Relevance:
                 hint="use .scores[span.start:span.stop], or pass grid= when building the spans",
             )
         return scores.reshape(span.grid)[..., : span.grid[-1] - span.margin]
+
+    def on_picture(self, index: int = 0) -> tuple[tuple[Tensor, Region], ...]:
+        """Every grid on the ``index``-th picture of the prompt: scores ``[rows, columns]`` and the part it shows.
+
+        One for most models; those that cut a picture into tiles have one a tile, and often one of the whole.
+
+        Raises:
+            SettingError: no such picture, or it is not known which part of it each position shows.
+        """
+        found = [
+            (self.scores[s.start : s.stop].reshape(s.grid)[:, : s.cells[1]], s.region)
+            for s in self.spans_of("image")
+            if s.region is not None and not s.region.frames and s.region.source == index
+            if s.grid is not None and len(s.grid) == 2
+        ]
+        if not found:
+            raise SettingError(
+                f"it is not known which positions show which part of picture {index}",
+                hint="attribute the tensors of Adapter.prepare, which reads it off the processor; a resampler's "
+                "positions have no place",
+            )
+        return tuple(found)
+
+    def on_sound(self, index: int = 0) -> tuple[Tensor, Tensor]:
+        """Scores ``[n]`` on the ``index``-th sound and their times ``[n, 2]`` (start, stop) in its seconds.
+
+        Positions that hold nothing but padding are left out.
+
+        Raises:
+            SettingError: no such sound, or the times of its positions are not known.
+        """
+        import torch
+
+        scores, times = [], []
+        for s in self.spans_of("audio"):
+            if s.interval is None or s.seconds is None or s.interval.source != index:
+                continue
+            edges = s.interval.start + torch.arange(len(s) + 1, dtype=torch.float64) * s.seconds
+            real = edges[:-1] < s.interval.duration - 1e-6
+            scores.append(self.scores[s.start : s.stop][real])
+            times.append(torch.stack([edges[:-1], edges[1:].clamp_max(s.interval.duration)], -1)[real])
+        if not scores:
+            raise SettingError(
+                f"it is not known which positions stand for which seconds of sound {index}",
+                hint="attribute the tensors of Adapter.prepare, which knows the sounds",
+            )
+        return torch.cat(scores), torch.cat(times)
 
     def on_seconds(self, index: int = 0) -> tuple[Tensor, float]:
         """Scores of the ``index``-th audio span ``[n]`` and how many seconds each stands for."""

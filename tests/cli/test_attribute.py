@@ -29,7 +29,12 @@ def test_scores_are_those_of_the_library(run: Run, checkpoint: Path, photo: Path
     for word, one in zip(document["words"], expected, strict=True):
         assert word["scores"] == pytest.approx(one.scores.tolist(), rel=1e-4, abs=1e-6)
         assert word["shares"]["image"] == pytest.approx(one.share("image"), rel=1e-4)
-    assert document["spans"][1] == {"start": 3, "stop": 19, "modality": "image", "grid": [4, 4], "seconds": None}
+    span = document["spans"][1]
+    assert {k: span[k] for k in ("start", "stop", "modality", "grid", "margin", "seconds", "interval")} == {
+        "start": 3, "stop": 19, "modality": "image", "grid": [4, 4], "margin": 0, "seconds": None, "interval": None,
+    }  # fmt: skip
+    assert span["region"]["size"] == [40, 30]
+    assert span["region"]["box"] == pytest.approx([40 * 2 / 21, 0, 40 * 18 / 21, 30], abs=0.3)
     assert len(document["tokens"]) == len(prompt.tokens)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,18 +16,12 @@ from limelight.types import Clip, Prompt
 from tests.report.examples import generation, picture, prompt, relevance, tone
 
 
-def adapter(**parts: Any) -> Any:
-    return SimpleNamespace(processor=SimpleNamespace(**parts))
-
-
 def test_media_are_read_as_the_model_gets_them(tmp_path: Path) -> None:
     file = tmp_path / "p.png"
     picture(40, 20).save(file)
     samples, rate = tone(1.0, 8000)
     of = Prompt({}, (), (), {"image": [str(file)], "audio": [(samples, rate)], "video": [[picture(), picture()]]})
-    crop = SimpleNamespace(do_center_crop=True, crop_size={"height": 10, "width": 10}, size={"shortest_edge": 10})
-    media = output.shown_media(adapter(image_processor=crop, feature_extractor=SimpleNamespace(sampling_rate=8000)), of)
-    assert media.boxes == [(0.25, 0.0, 0.75, 1.0)]
+    media = output.shown_media(of)
     assert media.sounds[0][1] == 8000
     assert len(media.sounds[0][0]) == 8000
     assert len(media.videos[0]) == 2
@@ -44,7 +37,7 @@ def test_media_are_read_as_the_model_gets_them(tmp_path: Path) -> None:
 )
 def test_every_medium_is_drawn(percept: Any, media: dict[str, Any], tmp_path: Path) -> None:
     said = generation(prompt(percept, media=media), [" A", " dog"])
-    shown = output.shown_media(adapter(), said.prompt)
+    shown = output.shown_media(said.prompt)
     word = output.draw_word(said, shown, "dog", tmp_path / "o.png")
     assert word.text == "dog"
     with Image.open(tmp_path / "o.png") as drawn:
@@ -54,7 +47,7 @@ def test_every_medium_is_drawn(percept: Any, media: dict[str, Any], tmp_path: Pa
 def test_nothing_to_draw(tmp_path: Path) -> None:
     said = generation(prompt(("image", 4, (2, 2), None)), [" A"], details=False)
     with pytest.raises(SettingError, match="no relevance"):
-        output.draw_word(said, output.shown_media(adapter(), said.prompt), None, tmp_path / "o.png")
+        output.draw_word(said, output.shown_media(said.prompt), None, tmp_path / "o.png")
 
 
 def test_a_document_is_plain_json() -> None:
@@ -80,6 +73,6 @@ def test_place() -> None:
     assert output.place(film).startswith("step 4 of 4, row ")
     frames = Clip(tuple(picture() for _ in range(8)), tuple(i / 2 for i in range(8)))
     assert output.place(film, Media(videos=[frames])).startswith("frames 7–8 · 3.0–3.5 s, row ")
-    tiles = relevance(prompt(*[("image", 9, (3, 3), None)] * 2), 1, "x")
+    tiles = relevance(prompt(*[("image", 9, (3, 3), None)] * 2, placed=False), 1, "x")
     assert output.place(tiles, Media([picture()])).startswith("picture 1, tile ")
     assert output.place(relevance(prompt(("image", 5, None, None)), 1, "x")) == ""

@@ -12,6 +12,7 @@ from tests.report.examples import prompt, relevance
 import limelight
 from limelight.demo import outcome
 from limelight.errors import DataError
+from limelight.types import Region
 
 
 def test_settings_come_from_the_file(tmp_path: Path) -> None:
@@ -32,14 +33,17 @@ def test_spread_takes_every_kind() -> None:
 
 
 def test_inside_box() -> None:
-    assert outcome.coverage((2, 2), (0, 0, 5, 10), (10, 10)) == pytest.approx(np.array([[1, 0], [1, 0]]))
-    assert outcome.coverage((2, 2), (2, 0, 10, 4), (10, 10)) == pytest.approx(np.array([[0.48, 0.8], [0, 0]]))
+    whole = Region(0, (10, 10), (0, 0, 10, 10))
+    assert outcome.coverage((2, 2), (0, 0, 5, 10), whole) == pytest.approx(np.array([[1, 0], [1, 0]]))
+    assert outcome.coverage((2, 2), (2, 0, 10, 4), whole) == pytest.approx(np.array([[0.48, 0.8], [0, 0]]))
+    padded = Region(0, (10, 10), (0, -5, 10, 15))  # half of each cell is padding
+    assert outcome.coverage((2, 2), (0, 0, 5, 2.5), padded) == pytest.approx(np.array([[0.5, 0], [0, 0]]))
     found = relevance(prompt(("image", 49, (7, 7), None)), 1, "x", peak=(0.25, 0.25))
-    near, far = (outcome.inside_box(found, box, (112, 112)) for box in ((0, 0, 56, 56), (56, 56, 112, 112)))
+    near, far = (outcome.inside_box(found, box) for box in ((0, 0, 56, 56), (56, 56, 112, 112)))
     assert near is not None
     assert far is not None
     assert near > 0.7 > 0.2 > far
-    assert outcome.inside_box(relevance(prompt(("image", 5, None, None)), 1, "x"), (0, 0, 1, 1), (2, 2)) is None
+    assert outcome.inside_box(relevance(prompt(("image", 5, None, None)), 1, "x"), (0, 0, 1, 1)) is None
 
 
 def test_inside_event() -> None:

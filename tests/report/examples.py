@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from limelight.types import Generation, Modality, Prompt, Relevance, Span, Step
+from limelight.types import Generation, Interval, Modality, Prompt, Region, Relevance, Span, Step
 
 BEFORE = ("<s>", "USER", ":", " ")
 AFTER = (
@@ -39,11 +39,18 @@ def picture(width: int = 112, height: int = 112) -> Image.Image:
 
 
 def prompt(*percepts: tuple[Modality, int, tuple[int, ...] | None, float | None], media: dict[str, list[object]] | None = None,
-           after: Sequence[str] = AFTER) -> Prompt:  # fmt: skip
-    """Text, then spans of (modality, length, grid, seconds a position), then text."""
+           after: Sequence[str] = AFTER, placed: bool = True) -> Prompt:  # fmt: skip
+    """Text, then spans of (modality, length, grid, seconds a position), then text.
+
+    ``placed``: the ``i``-th image span with a grid shows all of the ``i``-th picture, and so for sounds.
+    """
     tokens, spans = list(BEFORE), [Span(0, len(BEFORE), "text")]
     for modality, length, grid, seconds in percepts:
-        spans.append(Span(len(tokens), len(tokens) + length, modality, grid, seconds))
+        number = sum(s.modality == "image" for s in spans)
+        whole = Region(number, (112, 112), (0, 0, 112, 112)) if placed and modality == "image" and grid else None
+        sounds = sum(s.modality == "audio" for s in spans)
+        heard = Interval(sounds, 0.0, length * seconds) if placed and modality == "audio" and seconds else None
+        spans.append(Span(len(tokens), len(tokens) + length, modality, grid, seconds, region=whole, interval=heard))
         tokens += [f"<{modality}>"] * length
     spans.append(Span(len(tokens), len(tokens) + len(after), "text"))
     return Prompt({}, (*tokens, *after), tuple(spans), media or {})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -18,7 +19,7 @@ from limelight.report.media import Media
 from limelight.report.overlay import overlay
 from limelight.report.views import frame_of
 from limelight.report.waveform import decibels, peaks, waveform
-from limelight.types import Relevance
+from limelight.types import Interval, Region, Relevance, Span
 from tests.report.examples import AFTER, picture, prompt, relevance, tone
 
 
@@ -57,10 +58,76 @@ def test_overlay_shows_word_shares_units_and_top_words(tmp_path: Path) -> None:
 def test_overlay_of_several_pictures_tiles_and_unknown_layouts() -> None:
     two = relevance(prompt(("image", 16, (4, 4), None), ("image", 16, (4, 4), None)), 1, "x")
     assert "picture 2" in texts(overlay(two, [picture(), picture(60, 90)]))
-    tiles = relevance(prompt(*[("image", 16, (4, 4), None)] * 5), 1, "x")
+    tiles = relevance(prompt(*[("image", 16, (4, 4), None)] * 5, placed=False), 1, "x")
     assert "tile 5 of 5" in texts(overlay(tiles, picture()))
+    unplaced = texts(overlay(relevance(prompt(("image", 16, (4, 4), None), placed=False), 1, "x"), picture()))
+    assert "16 positions in order (place in the picture not known)" in unplaced
     flat = relevance(prompt(("image", 10, None, None)), 1, "x")
-    assert "10 positions in order" in texts(overlay(flat, picture(), top=0))
+    assert "10 positions in order (layout not known)" in texts(overlay(flat, picture(), top=0))
+
+
+def test_overlay_of_a_centre_crop_paints_where_the_processor_looked() -> None:
+    """One cell of the middle of a wide picture: its heat lies there, none elsewhere, and the margins are darkened."""
+    crop = Region(0, (400, 100), (150, 0, 250, 100))
+    spans = (Span(0, 16, "image", (4, 4), region=crop), Span(16, 17, "text"))
+    scores = torch.zeros(17)
+    scores[5] = 1.0  # row 1, column 1: 175 to 200 across, 25 to 50 down
+    found = Relevance(scores, ("x",) * 17, spans, 1)
+    plain = Image.new("RGB", (400, 100), (150, 150, 150))
+    figure = overlay(found, plain, top=0)
+    drawn = np.asarray(next(a for a in figure.axes if a.images).images[0].get_array(), np.int32)
+    height, width = drawn.shape[:2]
+    red = drawn[..., 0] - drawn[..., 2]
+    y, x = np.unravel_index(red.argmax(), red.shape)
+    assert (x / width * 400, y / height * 100) == pytest.approx((187.5, 37.5), abs=6)
+    outside = np.ones(red.shape, bool)
+    outside[:, width * 3 // 8 : width * 5 // 8] = False
+    assert red[outside].max() <= 0
+    assert drawn[outside].max() < 100 < drawn[height - 4, width // 2].min()  # the crop is as bright as the picture
+    assert "dark: not seen by the model (75%)" in texts(figure)
+    sum_inside = sum(float(s.abs().sum()) for s, _ in found.on_picture())
+    assert sum_inside == pytest.approx(1.0)
+
+
+def test_waveform_leaves_out_the_padding_and_says_so() -> None:
+    samples, rate = tone()
+    spans = (Span(0, 20, "audio", None, 0.25, interval=Interval(0, 0.0, 2.0)), Span(20, 21, "text"))
+    scores = torch.zeros(21)
+    scores[[3, 15]] = torch.tensor([1.0, 3.0])
+    figure = waveform(Relevance(scores, ("x",) * 21, spans, 1), samples, rate, top=0)
+    bars = next(a for a in figure.axes if a.get_ylabel() == "relevance")
+    assert len(bars.patches) == 8
+    assert bars.get_xlim() == pytest.approx((0, 2.0))
+    assert "75% of the relevance lies on padding behind the end" in texts(figure)
+    assert "half of the support: 0.75–1.00 s" in texts(figure)
+    unknown = (Span(0, 20, "audio"), Span(20, 21, "text"))
+    told = texts(waveform(Relevance(scores, ("x",) * 21, unknown, 1), samples, rate, top=0))
+    assert "positions spread evenly: their times are not known" in told
+
+
+def test_waveform_of_a_sound_in_windows() -> None:
+    samples, rate = tone()
+    spans = (
+        Span(0, 4, "audio", None, 0.25, interval=Interval(0, 0.0, 2.0)),
+        Span(4, 8, "audio", None, 0.25, interval=Interval(0, 1.0, 2.0)),
+        Span(8, 9, "text"),
+    )
+    scores = torch.arange(9.0)
+    figure = waveform(Relevance(scores, ("x",) * 9, spans, 1), samples, rate, top=0)
+    bars = next(a for a in figure.axes if a.get_ylabel() == "relevance")
+    assert [p.get_height() for p in bars.patches] == pytest.approx(scores[:8].tolist())
+    assert bars.patches[-1].get_x() == pytest.approx(1.75)
+
+
+def test_contact_sheet_of_cropped_frames() -> None:
+    region = Region(0, (112, 112), (28, 0, 84, 112), ((0, 1), (2,)))
+    spans = (Span(0, 18, "video", (2, 3, 3), region=region), Span(18, 19, "text"))
+    told = texts(contact_sheet(Relevance(torch.ones(19), ("x",) * 19, spans, 1), [picture()] * 3))
+    assert "frames 1–2" in told
+    assert "frame 3" in told
+    assert "dark: not seen by the model (50%)" in told
+    bare = texts(contact_sheet(relevance(prompt(("video", 18, (2, 3, 3), None)), 1, "x"), [picture()] * 4))
+    assert "which part of the frame is not known" in bare
 
 
 def test_overlay_takes_words_literally() -> None:
@@ -138,7 +205,7 @@ def test_contact_sheet() -> None:
     parts = [float(line.split(": ")[1].rstrip("%")) for line in told.split("\n") if line.startswith("frames")]
     assert sum(parts) == pytest.approx(100, abs=2)
     assert parts == sorted(parts)  # the example's heat grows with time
-    singles = relevance(prompt(*[("image", 9, (3, 3), None)] * 3), 1, "x")
+    singles = relevance(prompt(*[("image", 9, (3, 3), None)] * 3, placed=False), 1, "x")
     assert [label for _, label, _ in frame_grids(singles, [picture()] * 3)] == ["frame 1", "frame 2", "frame 3"]
 
 

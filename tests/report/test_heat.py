@@ -50,12 +50,14 @@ def test_sinks_are_left_out() -> None:
 def test_blend_puts_heat_where_the_model_looked() -> None:
     grid = np.zeros((2, 2), np.float32)
     grid[0, 1] = 1.0
-    base = np.asarray(heat.blend(picture(200, 100), np.zeros((2, 2), np.float32), 1.0, (0.25, 0, 0.75, 1)), np.int32)
-    warm = np.asarray(heat.blend(picture(200, 100), grid, 1.0, (0.25, 0, 0.75, 1)), np.int32)
+    base = np.asarray(
+        heat.blend(picture(200, 100), [(np.zeros((2, 2), np.float32), (0.25, 0, 0.75, 1))], 1.0), np.int32
+    )
+    warm = np.asarray(heat.blend(picture(200, 100), [(grid, (0.25, 0, 0.75, 1))], 1.0), np.int32)
     change = np.abs(warm - base).sum(-1)
     y, x = np.unravel_index(change.argmax(), change.shape)
     assert y < 50
     assert 100 <= x < 150
     assert change[:, :50].max() == 0
-    plain = np.asarray(heat.blend(picture(200, 100), grid * 0, 1.0, (0, 0, 1, 1)), np.int32)
+    plain = np.asarray(heat.blend(picture(200, 100), [(grid * 0, (0, 0, 1, 1))], 1.0), np.int32)
     assert base[50, 10].sum() < plain[50, 10].sum()  # darker where the model did not look

@@ -3,55 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from limelight.errors import MediaError, SettingError
-from limelight.report.media import WHOLE, Media, picture, seen_box
-from limelight.report.views import views
-from limelight.types import Clip, Prompt, Span
+from limelight.report.media import WHOLE, Media, picture
+from limelight.report.views import stages, views
+from limelight.types import Clip, Interval, Prompt, Region, Span
 from tests.report import examples
-
-
-def processor(**settings: object) -> SimpleNamespace:
-    return SimpleNamespace(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "size", "expected"),
-    [
-        ({"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 224}}, (640, 480), (0.125, 0, 0.875, 1)),
-        ({"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 448}}, (100, 100), (0.25, 0.25, 0.75, 0.75)),
-        ({"do_center_crop": True, "crop_size": {"height": 50, "width": 50}, "size": {"height": 100, "width": 100}}, (300, 60), (0.25, 0.25, 0.75, 0.75)),
-        ({"do_center_crop": True, "do_resize": False, "crop_size": {"height": 50, "width": 100}}, (200, 100), (0.25, 0.25, 0.75, 0.75)),
-        ({"do_center_crop": False, "size": {"height": 384, "width": 384}}, (640, 480), WHOLE),
-        ({"do_pad": True, "pad_to_square": lambda: None}, (200, 100), (0, -0.5, 1, 1.5)),
-        ({}, (10, 10), WHOLE),
-    ],
-)  # fmt: skip
-def test_seen_box(settings: dict[str, object], size: tuple[int, int], expected: tuple[float, ...]) -> None:
-    assert seen_box(processor(**settings), size) == pytest.approx(expected)
-
-
-def test_seen_box_is_what_clip_really_crops() -> None:
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    clip = CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 40, "width": 40}, do_normalize=False)
-    columns = np.zeros((80, 160, 3), np.uint8)
-    columns[..., 0] = np.arange(160)[None]
-    image = picture_of(columns)
-    seen = np.asarray(clip(image, return_tensors="np")["pixel_values"])[0, 0] * 255
-    left, _, right, _ = seen_box(clip, image.size)
-    assert seen[0, 0] == pytest.approx(left * 160, abs=3)
-    assert seen[0, -1] == pytest.approx(right * 160, abs=3)
-
-
-def picture_of(pixels: np.ndarray) -> object:
-    from PIL import Image
-
-    return Image.fromarray(pixels)
 
 
 def test_one_span_a_picture() -> None:
@@ -61,6 +21,45 @@ def test_one_span_a_picture() -> None:
     assert (one.source, one.label, one.box) == (0, "picture 1", (0.1, 0, 0.9, 1))
     assert (two.source, two.label) == (1, "picture 2")
     assert [v.source for v in views(spans, Media())] == [None, None]
+
+
+def test_regions_place_what_spans_show() -> None:
+    """Tiles beside one another are one stage, the picture as a whole another; a class token has no place."""
+    halves = [Region(1, (80, 40), (x, 0, x + 40.0, 40)) for x in (0.0, 40.0)]
+    whole = Region(1, (80, 40), (-10, 0, 90, 40))
+    spans = (
+        Span(0, 4, "image", (2, 2), region=halves[0]),
+        Span(4, 8, "image", (2, 2), region=halves[1]),
+        Span(8, 9, "image"),
+        Span(9, 13, "image", (2, 2), region=whole),
+        Span(13, 14, "text"),
+    )
+    found = views(spans, Media([examples.picture(), examples.picture(80, 40)]))
+    assert [v.source for v in found] == [1, 1, None, 1]
+    assert [v.label for v in found] == ["picture 2, 2 tiles", "picture 2, 2 tiles", "picture", "picture 2, in 2 x 2"]
+    assert [len(s) for s in stages(found)] == [2, 1, 1]
+    assert found[0].box == (0, 0, 0.5, 1)
+    assert found[3].box == (-0.125, 0, 1.125, 1)
+    alone = views(spans[:2], Media([examples.picture(), examples.picture(80, 40)]))
+    assert {v.label for v in alone} == {"picture 2"}
+
+
+def test_regions_of_films_tell_frames_and_place() -> None:
+    frames = [examples.picture() for _ in range(5)]
+    region = Region(0, (112, 112), (10, 0, 102, 112), ((0, 1), (2, 3), (4,)))
+    (found,) = views((Span(0, 12, "video", (3, 2, 2), region=region),), Media(videos=[frames]))
+    assert found.steps == ((0, "frames 1–2"), (2, "frames 3–4"), (4, "frame 5"))
+    assert found.box == (10 / 112, 0, 102 / 112, 1)
+    (film,) = views((Span(0, 4, "image", (2, 2), region=Region(0, (112, 112), (0, 0, 112, 112), ((3,),))),),
+                    Media(videos=[frames]))  # fmt: skip
+    assert (film.kind, film.steps) == ("video", ((3, "frame 4"),))
+
+
+def test_windows_of_one_sound_are_one_stage() -> None:
+    spans = tuple(Span(4 * i, 4 * i + 4, "audio", None, 0.5, interval=Interval(0, 2.0 * i, 3.0)) for i in range(2))
+    found = views(spans, Media(sounds=[examples.tone()]))
+    assert [(v.source, v.label) for v in found] == [(0, "sound"), (0, "sound")]
+    assert len(stages(found)) == 1
 
 
 def test_tiles_are_bare() -> None:
@@ -91,7 +90,7 @@ def test_steps_in_time_as_spans_of_their_own() -> None:
     clip = Clip(tuple(examples.picture() for _ in range(5)), (0.0, 0.5, 1.0, 1.5, 2.0))
     spans = tuple(Span(6 * i, 6 * i + 4, "video", (1, 2, 2)) for i in range(3))
     found = views(spans, Media(videos=[clip]))
-    assert [v.label for v in found] == ["frame 1 · 0.0 s", "frames 2–3 · 0.5–1.0 s", "frames 4–5 · 1.5–2.0 s"]
+    assert [v.label for v in found] == ["frames 1–2 · 0.0–0.5 s", "frames 3–4 · 1.0–1.5 s", "frame 5 · 2.0 s"]
     assert all(v.source == 0 for v in found)
     two = views(
         tuple(Span(4 * i, 4 * i + 4, "video", (1, 2, 2)) for i in range(4)), Media(videos=[clip, clip.frames[:2]])
@@ -120,7 +119,7 @@ def test_media_of_a_prompt(tmp_path: Path) -> None:
     of = Prompt(
         {}, (), (), {"image": [str(file), examples.picture()], "audio": [tone], "video": [[examples.picture()]]}
     )
-    media = Media.of(of, SimpleNamespace(image_processor=None))
+    media = Media.of(of)
     assert [p.size for p in media.pictures] == [(30, 20), (112, 112)]
     assert media.sounds[0][1] == tone[1]
     assert len(media.videos[0]) == 1

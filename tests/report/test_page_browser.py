@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from limelight.report import playable
 from limelight.report.media import Media
 from limelight.report.page import Case, save_page
+from limelight.types import Generation, Interval, Prompt, Region, Relevance, Span, Step
 from tests.browser import browser  # noqa: F401
 from tests.report.examples import generation, picture, prompt, tone
 
@@ -163,11 +165,56 @@ def test_light_dark_and_options(opened: Open) -> None:
     assert not page.locator("canvas").first.evaluate(PIXELS)["drawn"]
 
 
+RED = """(canvas) => { // where the red is, in fractions; how dark the corners are
+  const {width: w, height: h} = canvas, data = canvas.getContext("2d").getImageData(0, 0, w, h).data;
+  const at = (x, y) => Array.from(data.slice(4 * (y * w + x), 4 * (y * w + x) + 4));
+  let [most, place] = [-1, null];
+  for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
+    const [r, g, b, a] = at(x, y), red = (r - b) * a;
+    if (red > most) [most, place] = [red, [x / w, y / h]];
+  }
+  return {place, corners: [at(2, 2)[3], at(w - 3, 2)[3]]};
+}"""
+
+
+def test_heat_lies_where_the_processor_looked_and_the_rest_is_dark(opened: Open) -> None:
+    """The middle of a wide picture was seen; of a sound, half a second is padding behind its end."""
+    crop = Region(0, (200, 100), (50, 0, 150, 100))
+    halves = [Region(0, (200, 100), (x, 0, x + 100.0, 100)) for x in (0.0, 100.0)]
+    spans = {
+        "crop": (Span(0, 16, "image", (4, 4), region=crop),),
+        "tiles": tuple(Span(16 * i, 16 * i + 16, "image", (4, 4), region=r) for i, r in enumerate(halves)),
+        "sound": (Span(0, 20, "audio", None, 0.125, interval=Interval(0, 0.0, 2.0)),),
+    }
+    cases = []
+    for name, own in spans.items():
+        end = own[-1].stop
+        of = Prompt({}, (f"<{name}>",) * end + (" a",), (*own, Span(end, end + 1, "text")),
+                    {"audio": [tone()]} if name == "sound" else {"image": [picture(200, 100)]})  # fmt: skip
+        scores = torch.zeros(end + 1)
+        scores[end - 1 if name == "sound" else end - 16] = 1.0  # the upper left cell; the last position of the sound
+        scores[end] = 0.1
+        found = Relevance(scores, of.tokens, of.spans, 3, " cup", 1.0)
+        cases.append(Case([Generation("cup", (3,), (Step(3, " cup", relevance=found, shares=found.shares()),), of)]))
+    page = opened(*cases)
+    found = page.locator('[data-case="0"] .stage canvas').evaluate(RED)
+    assert found["place"] == pytest.approx([0.25, 0], abs=0.05)
+    assert min(found["corners"]) > 100
+    assert "not seen by the model (50 %)" in page.locator('[data-case="0"] .view').inner_text()
+    assert page.locator('[data-case="1"] .stage canvas').count() == 1  # both tiles on one picture
+    tiles = page.locator('[data-case="1"] .stage canvas').evaluate(RED)
+    assert tiles["place"] == pytest.approx([0.5, 0], abs=0.05)
+    assert max(tiles["corners"]) < 60
+    told = page.locator('[data-case="2"] .view').inner_text()
+    assert "100 % of the relevance lies on the padding" in told
+
+
 def test_sound_video_and_tiles(opened: Open) -> None:
     of = [
         prompt(("audio", 50, None, 0.04), media={"audio": [tone()]}),
         prompt(("video", 36, (4, 3, 3), None), media={"video": [[picture() for _ in range(8)]]}),
-        prompt(*[("image", 16, (4, 4), None)] * 5, ("image", 20, None, None), media={"image": [picture(200, 100)]}),
+        prompt(*[("image", 16, (4, 4), None)] * 5, ("image", 20, None, None), media={"image": [picture(200, 100)]},
+               placed=False),
     ]  # fmt: skip
     page = opened(*[Case([generation(p, [" A", " dog", "."], strategy="meter")]) for p in of])
     for case in range(3):
@@ -253,7 +300,7 @@ def test_the_stretch_of_a_word_is_played_by_keyboard(opened: Open) -> None:
 
 def test_what_cannot_be_played_is_told(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
-    windows = prompt(*[("audio", 25, None, 0.04)] * 2, media={"audio": [tone()]})
+    windows = prompt(*[("audio", 25, None, 0.04)] * 2, media={"audio": [tone()]}, placed=False)
     case = Case([generation(of, [" A", " dog"])])
     monkeypatch.setattr(playable, "LARGEST", len(playable.playable(*tone())) * 2)
     page = opened(case, Case([generation(windows, [" A"])]), case)

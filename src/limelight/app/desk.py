@@ -14,7 +14,7 @@ from limelight.decoding.strategy import Strategy
 from limelight.errors import PromptError
 from limelight.media.image import read_image
 from limelight.models.adapter import Adapter
-from limelight.report.media import Media, seen_box
+from limelight.report.media import Media
 from limelight.report.page import Case, render_page
 from limelight.types import Generation, Prompt, Step
 
@@ -145,5 +145,4 @@ class Desk:
 
     def _media(self, prompt: Prompt) -> Media:
         pictures = [read_image(i) for i in prompt.media.get("image", ())]
-        boxes = [seen_box(getattr(self.adapter.processor, "image_processor", None), p.size) for p in pictures]
-        return Media(pictures, boxes, prompt.media.get("audio", ()), prompt.media.get("video", ()))
+        return Media(pictures, (), prompt.media.get("audio", ()), prompt.media.get("video", ()))

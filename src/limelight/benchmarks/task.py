@@ -31,9 +31,11 @@ class Reply:
         text: the answer.
         meta: JSON values that a scorer may read. Known keys:
             ``shares``: modality -> share of the relevance of the answer, in [0, 1] (modality reliance);
-            ``image_relevance``: ``[rows][columns]`` relevance on the picture's grid (spatial grounding);
+            ``image_relevance``: ``[rows][columns]`` relevance on the picture's grid, or a list of such grids (spatial
+            grounding); ``image_boxes``: the part of the picture each grid lies on, (left, top, right, bottom) in
+            fractions, outside [0, 1] where the processor padded; None: not known; left out: one grid over all of it;
             ``audio_relevance``: ``{"scores": [...], "seconds": s}``, one score for every ``s`` seconds of sound
-            (temporal grounding);
+            (temporal grounding), and ``"duration"``, the sound's own seconds, where scores behind it are for padding;
             ``curves``: attribution -> ``{"insertion": [...], "deletion": [...]}``, the probability of the decision at
             equal fractions of positions kept or removed (faithfulness);
             ``answer_from``: where in ``text`` the answer begins, for thoughts that no marker in the text tells;

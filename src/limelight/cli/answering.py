@@ -12,7 +12,7 @@ from typing import Any
 from limelight.benchmarks.extras import need
 from limelight.benchmarks.task import Reply
 from limelight.thinking import THINKING, Spoken, markers_of, spoken
-from limelight.types import Generation, Modality, Relevance, Sample
+from limelight.types import Generation, Relevance, Sample
 
 
 @dataclass(frozen=True)
@@ -159,33 +159,46 @@ def _item(media: Any) -> Any:
 
 
 def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:
-    """``shares``, ``image_relevance`` and ``audio_relevance`` of an answer, as far as its steps carry them."""
+    """``shares``, ``image_relevance`` and ``audio_relevance`` of an answer, as far as its steps carry them, with the places of
+    the latter two in the original (:class:`limelight.benchmarks.task.Reply`)."""
     found: dict[str, Any] = {}
     steps = [s for s in answer.steps if s.token not in special] or list(answer.steps)
     shares = [s.shares for s in steps if s.shares]
     if shares:
         found["shares"] = {m: sum(r.get(m, 0.0) for r in shares) / len(shares) for m in {k for r in shares for k in r}}
-    relevances = [s.relevance for s in steps if s.relevance is not None]
-    for modality in ("image", "audio"):
-        scores = [r for r in (_on(x, modality) for x in relevances) if r is not None]
-        if scores:
-            total = sum(s for s, _ in scores)
-            seconds = scores[0][1]
-            key = f"{modality}_relevance"
-            found[key] = total.tolist() if seconds is None else {"scores": total.tolist(), "seconds": seconds}
-    return found
+    scaled = [(r, float(r.scores.abs().sum())) for s in steps if (r := s.relevance) is not None]
+    relevances = [(r, whole) for r, whole in scaled if whole]
+    return found | _pictured(relevances) | _sounding(relevances) if relevances else found
 
 
-def _on(relevance: Relevance, modality: Modality) -> tuple[Any, float | None] | None:
-    spans = relevance.spans_of(modality)
-    whole = float(relevance.scores.abs().sum())
-    if not spans or not whole:
-        return None
-    if modality == "audio":
-        if spans[0].seconds is None:
-            return None
-        scores, seconds = relevance.on_seconds()
-        return scores.float() / whole, seconds
-    return (
-        (relevance.on_grid().float() / whole, None) if spans[0].grid is not None and len(spans[0].grid) == 2 else None
-    )
+def _pictured(relevances: Sequence[tuple[Relevance, float]]) -> dict[str, Any]:
+    """``image_relevance`` on the first picture, and where its grids lie."""
+    import torch
+
+    spans = [s for s in relevances[0][0].spans_of("image") if s.grid is not None and len(s.grid) == 2]
+    placed = [s for s in spans if s.region is not None and not s.region.frames and s.region.source == 0]
+    shown = placed or spans[:1]
+    if not shown:
+        return {}
+    listed = []
+    for s in shown:
+        scores = torch.stack([r.scores[s.start : s.stop].float() / whole for r, whole in relevances]).sum(0)
+        listed.append(scores.reshape(s.grid or ())[:, : s.cells[1]].tolist())
+    boxes = [[round(x, 6) for x in s.region.fractions] for s in placed if s.region is not None]
+    return {"image_relevance": listed[0] if len(listed) == 1 else listed, "image_boxes": boxes or None}
+
+
+def _sounding(relevances: Sequence[tuple[Relevance, float]]) -> dict[str, Any]:
+    """``audio_relevance`` on the first sound: its windows one after the other, and how long it is."""
+    import torch
+
+    spans = relevances[0][0].spans_of("audio")
+    placed = [s for s in spans if s.interval is not None and s.interval.source == 0]
+    shown = placed or list(spans[:1])
+    if not shown or any(s.seconds is None or abs(s.seconds - (shown[0].seconds or 0)) > 1e-9 for s in shown):
+        return {}
+    scores: list[float] = []
+    for s in shown:
+        scores += torch.stack([r.scores[s.start : s.stop].float() / whole for r, whole in relevances]).sum(0).tolist()
+    ends = {"duration": placed[0].interval.duration} if placed and placed[0].interval is not None else {}
+    return {"audio_relevance": {"scores": scores, "seconds": shown[0].seconds, **ends}}

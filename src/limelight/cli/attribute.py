@@ -89,7 +89,7 @@ def attribute(
             said = decision(adapter, asked, answer, against, composite, positions)
         else:
             said = explained(adapter, asked, answer, max_new_tokens, composite, positions)
-        media = output.shown_media(adapter, asked) if overlay is not None or html is not None else None
+        media = output.shown_media(asked) if overlay is not None or html is not None else None
         drawn = output.draw_word(said, media, word, overlay) if overlay is not None and media is not None else None
         if html is not None:
             from limelight.report.page import Case, save_page
@@ -101,7 +101,7 @@ def attribute(
             files["word"] = drawn.text
         output.print_json({"model": model, "prompt": prompt, **output.document(said, scores=True), "files": files})
         return
-    terminal.out.print(_table(said, output.shown_media(adapter, asked)))
+    terminal.out.print(_table(said, output.shown_media(asked)))
     terminal.err.print(terminal.bar(said.shares()))
     if drawn is not None:
         terminal.err.print(f"{overlay}: where {drawn.text!r} comes from (--word draws another)", markup=False)

@@ -113,7 +113,7 @@ def generate(
         seconds = time.perf_counter() - began
         drawn = None
         if overlay is not None or html is not None:
-            media = output.shown_media(adapter, asked)
+            media = output.shown_media(asked)
             if overlay is not None:
                 drawn = output.draw_word(said, media, word, overlay)
             if html is not None:

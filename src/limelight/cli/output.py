@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from limelight.cli.terminal import out, plain_value
 from limelight.errors import SettingError
 from limelight.media.image import read_image
-from limelight.models.adapter import Adapter
 from limelight.report import heat
-from limelight.report.heard import heard
-from limelight.report.media import Media, seen_box
+from limelight.report.heard import heard, moments
+from limelight.report.media import Media
 from limelight.report.views import View, views
 from limelight.report.words import Word, choose, perceptual, word_contributions, word_relevance, word_shares, words
 from limelight.types import MODALITIES, Generation, Prompt, Relevance
 
 
-def shown_media(adapter: Adapter, prompt: Prompt) -> Media:
-    """The prompt's media, decoded, with the part of each picture that the model saw."""
+def shown_media(prompt: Prompt) -> Media:
+    """The prompt's media, decoded; which part of them the model saw is told by the prompt's spans."""
     pictures = [read_image(i) for i in prompt.media.get("image", ())]
-    boxes = [seen_box(getattr(adapter.processor, "image_processor", None), p.size) for p in pictures]
-    return Media(pictures, boxes, prompt.media.get("audio", ()), prompt.media.get("video", ()))
+    return Media(pictures, (), prompt.media.get("audio", ()), prompt.media.get("video", ()))
 
 
 def draw_word(generation: Generation, media: Media, which: str | None, path: Path) -> Word:
@@ -111,7 +110,16 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
     if scores:
         out["tokens"] = list(generation.prompt.tokens)
         out["spans"] = [
-            {"start": s.start, "stop": s.stop, "modality": s.modality, "grid": s.grid, "seconds": s.seconds}
+            {
+                "start": s.start,
+                "stop": s.stop,
+                "modality": s.modality,
+                "grid": s.grid,
+                "margin": s.margin,
+                "seconds": s.seconds,
+                "region": None if s.region is None else asdict(s.region),
+                "interval": None if s.interval is None else asdict(s.interval),
+            }
             for s in generation.prompt.spans
         ]
     return out
@@ -149,7 +157,8 @@ def print_json(value: Any) -> None:
 
 
 def place(relevance: Relevance, media: Media | None = None) -> str:
-    """Where the strongest support lies: "row 2 of 7, column 3 of 7", "frame 3 · 1.0 s, row ...", "1.20–1.24 s"; or ""."""
+    """Where the strongest support lies: "row 2 of 7, column 3 of 7 (x 160–240, y 80–160)" in pixels of the original where
+    that is known, "frame 3 · 1.0 s, row ...", "1.20–1.24 s", "padding behind the sound's end"; or ""."""
     shown = views(relevance.spans, media if media is not None else Media())
     scores = heat.scores(relevance)
     best = max(shown, key=lambda v: float(v.cells(scores).max()), default=None)
@@ -158,8 +167,10 @@ def place(relevance: Relevance, media: Media | None = None) -> str:
     cells = best.cells(scores)
     at = int(cells.argmax())
     if best.kind == "audio":
-        each = best.span.seconds
-        return f"{at * each:.2f}–{(at + 1) * each:.2f} s" if each else f"position {at + 1} of {cells.size}"
+        if best.span.seconds is None:
+            return f"position {at + 1} of {cells.size}"
+        start, stop = moments(best.span)[at]
+        return f"{start:.2f}–{stop:.2f} s" if stop > start else "padding behind the sound's end"
     if best.span.grid is None:
         return ""
     rows, columns = best.grid[-2:]
@@ -167,4 +178,15 @@ def place(relevance: Relevance, media: Media | None = None) -> str:
     told = [best.steps[step][1]] if best.steps else [best.label] if len(shown) > 1 else []
     if len(best.grid) == 3 and not best.steps:
         told.append(f"step {step + 1} of {best.grid[0]}")
-    return ", ".join([*told, f"row {cell // columns + 1} of {rows}, column {cell % columns + 1} of {columns}"])
+    row, column = divmod(cell, columns)
+    found = ", ".join([*told, f"row {row + 1} of {rows}, column {column + 1} of {columns}"])
+    if best.span.region is None:
+        return found
+    whole = best.span.region
+    left, top, right, bottom = (round(v) for v in whole.cell(row, column, (rows, columns)))
+    if not whole.shown((rows, columns))[row][column]:
+        return f"{found} (padding)"
+    (left, right), (top, bottom) = (
+        (max(a, 0), min(b, n)) for a, b, n in zip((left, top), (right, bottom), whole.size, strict=True)
+    )
+    return f"{found} (x {left}–{right}, y {top}–{bottom})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,9 +101,9 @@ def shifted(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:
     """The spans behind ``pad`` positions of padding, which count as text."""
     if not pad:
         return spans
-    moved = [Span(s.start + pad, s.stop + pad, s.modality, s.grid, s.seconds) for s in spans]
+    moved = [replace(s, start=s.start + pad, stop=s.stop + pad) for s in spans]
     if moved[0].modality == "text":
-        return (Span(0, moved[0].stop, "text"), *moved[1:])
+        return (replace(moved[0], start=0), *moved[1:])
     return (Span(0, pad, "text"), *moved)
 
 

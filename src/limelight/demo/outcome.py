@@ -13,16 +13,16 @@ import numpy.typing as npt
 
 from limelight.demo.language import NO, YES
 from limelight.demo.synthesis import RATE
-from limelight.errors import DataError
+from limelight.errors import DataError, SettingError
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute
-from limelight.report.media import Media, seen_box
+from limelight.report.media import Media
 from limelight.report.overlay import overlay
 from limelight.report.waveform import waveform
 from limelight.report.words import Word, rather_than, word_relevance, word_shares, words
-from limelight.types import Generation, Prompt, Relevance, Step
+from limelight.types import Generation, Prompt, Region, Relevance, Step
 
 VISION = Path(__file__).parent / "vision"
 EXAMPLES = VISION / "examples"
@@ -144,39 +144,48 @@ def spread(rows: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
     return tuple(row for row in rows if id(row) in kept)
 
 
-def inside_box(relevance: Relevance, box: Sequence[float], size: tuple[int, int]) -> float | None:
-    """Share of the picture's ``|R|`` inside a box (left, top, right, bottom; pixels), by covered area of each cell."""
-    spans = relevance.spans_of("image")
-    if len(spans) != 1 or spans[0].grid is None:
+def inside_box(relevance: Relevance, box: Sequence[float]) -> float | None:
+    """Share of the first picture's ``|R|`` inside a box (left, top, right, bottom; pixels), by covered area of the part of
+    the picture that each cell shows; None where that is not known. What lies on padding is left out."""
+    try:
+        parts = relevance.on_picture()
+    except SettingError:
         return None
-    heat = np.abs(np.asarray(relevance.on_grid(), dtype=np.float64))
-    inside, whole = float((heat * coverage(heat.shape, box, size)).sum()), float(heat.sum())
+    inside = whole = 0.0
+    for scores, region in parts:
+        heat = np.abs(np.asarray(scores, dtype=np.float64))
+        grid = heat.shape[0], heat.shape[1]
+        shown = np.asarray(region.shown(grid))
+        heat[shown <= 1e-6] = 0.0
+        inside += float((heat * coverage(grid, box, region)).sum())
+        whole += float(heat.sum())
     return inside / whole if whole else 0.0
 
 
 def inside_event(relevance: Relevance, onset: float, offset: float) -> float | None:
-    """Share of the sound's ``|R|`` between two moments (seconds), by covered time of each position."""
-    spans = relevance.spans_of("audio")
-    if len(spans) != 1 or spans[0].seconds is None:
+    """Share of the first sound's ``|R|`` between two moments (seconds), by covered time of each position; None where the
+    times are not known."""
+    try:
+        scores, times = relevance.on_sound()
+    except SettingError:
         return None
-    scores, seconds = relevance.on_seconds()
-    heat = np.abs(np.asarray(scores, dtype=np.float64))
-    edges = np.arange(len(heat) + 1) * seconds
-    covered = np.clip(np.minimum(edges[1:], offset) - np.maximum(edges[:-1], onset), 0.0, None) / seconds
+    heat, (start, stop) = np.abs(np.asarray(scores, dtype=np.float64)), np.asarray(times, dtype=np.float64).T
+    covered = np.clip(np.minimum(stop, offset) - np.maximum(start, onset), 0.0, None) / (stop - start)
     whole = float(heat.sum())
     return float((heat * covered).sum()) / whole if whole else 0.0
 
 
-def coverage(grid: Sequence[int], box: Sequence[float], size: tuple[int, int]) -> Cells:
-    """The part of each cell ``[rows, columns]`` that lies in the box."""
+def coverage(grid: tuple[int, int], box: Sequence[float], region: Region) -> Cells:
+    """The part of what each cell ``[rows, columns]`` shows of the picture that lies in the box."""
 
-    def along(cells: int, length: int, start: float, stop: float) -> Cells:
-        edges = np.linspace(0, length, cells + 1)
-        covered: Cells = np.maximum(np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start), 0.0)
-        return covered * (cells / length)
+    def along(cells: int, start: float, stop: float, length: int, low: float, high: float) -> Cells:
+        edges = np.clip(np.linspace(start, stop, cells + 1), 0, length)
+        covered: Cells = np.maximum(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0.0)
+        return covered / np.maximum(np.diff(edges), 1e-9)
 
-    down, across = along(grid[0], size[1], box[1], box[3]), along(grid[1], size[0], box[0], box[2])
-    return down[:, None] * across[None, :]
+    left, top, right, bottom = region.box
+    down = along(grid[0], top, bottom, region.size[1], box[1], box[3])
+    return down[:, None] * along(grid[1], left, right, region.size[0], box[0], box[2])[None, :]
 
 
 def outcome_of(adapter: Adapter, example: Example, said: Generation, folder: Path) -> Outcome:
@@ -202,7 +211,7 @@ def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path
         if example.kind == "audio":
             inside = inside_event(found, *place)
         else:
-            inside = inside_box(found, place, read_image(str(example.file)).size)
+            inside = inside_box(found, place)
     path = folder / f"{example.file.stem}-decision.png"
     draw(adapter, example, found, DECISION, "", path)
     step = Step(yes, YES, relevance=found, shares=found.shares())
@@ -233,4 +242,4 @@ def media_of(adapter: Adapter, example: Example) -> Media:
     if example.kind == "audio":
         return Media(sounds=[(read_audio(str(example.file), RATE), RATE)])
     image = read_image(str(example.file))
-    return Media([image], [seen_box(getattr(adapter.processor, "image_processor", None), image.size)])
+    return Media([image])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,7 +24,7 @@ from limelight.models.runtime.locks import lock_of
 from limelight.models.runtime.offload import device_of
 from limelight.models.runtime.wrappers import uncompiled, unwrapped
 from limelight.models.spans import grown, layouts
-from limelight.types import MODALITIES, Prompt, Span
+from limelight.types import MODALITIES, Inputs, Prompt, Span
 
 
 class Adapter:
@@ -55,6 +56,7 @@ class Adapter:
             )
         self.processor = processor
         self._inside = False
+        self.charted: OrderedDict[Any, Any] = OrderedDict()  # see models.regions
         self.decoder: Any = detect.find_decoder(model)
         self.traits = detect.decoder_traits(model, self.decoder)
         self.family: Family = family_of(self.whole.config)
@@ -177,14 +179,22 @@ class Adapter:
         Raises:
             PromptError: no position of the row is perceptual.
         """
+        if isinstance(inputs, Inputs) and inputs.spans and row == 0:
+            return grown(inputs.spans, length or 0)
         ids = self._modalities(inputs)
         if bool((ids[row] == 0).all()):
             raise PromptError(
                 f"no image, audio or video position among the {ids.shape[1]} of this prompt",
                 hint="put the picture or sound into the messages, or the model's placeholder into the text",
             )
-        rows = layouts(ids, self.whole.config, inputs, self._seconds(inputs), self.family.pictures)
+        queries = None if self.resampler is None or self.resampler[1] else self.resampler[0]
+        rows = layouts(ids, self.whole.config, inputs, self._seconds(inputs), self.family.pictures, queries)
         return grown(rows[row], length or 0)
+
+    @cached_property
+    def resampler(self) -> tuple[int, bool] | None:
+        """See :func:`limelight.models.detect.learned_queries`."""
+        return detect.learned_queries(self.whole, self.decoder)
 
     def _seconds(self, inputs: Mapping[str, Any]) -> list[float]:
         """Seconds of each sound (or window of one), from log-mel features ``[n, bins, frames]`` and their mask."""
@@ -270,11 +280,18 @@ class Adapter:
             return tuple(f"<{i}>" for i in values)
         return tuple(str(self.tokenizer.decode([i])) for i in values)
 
-    def prepare(self, messages: Sequence[Mapping[str, Any]] | str, media: Mapping[str, Any] | None = None) -> Prompt:
-        """Messages (the Hugging Face chat format, pictures and sounds as objects or files) to one row of tensors."""
+    def prepare(
+        self,
+        messages: Sequence[Mapping[str, Any]] | str,
+        media: Mapping[str, Any] | None = None,
+        *,
+        regions: bool = True,
+    ) -> Prompt:
+        """Messages (the Hugging Face chat format, pictures and sounds as objects or files) to one row of tensors;
+        ``regions``: with the part of the originals that each span shows."""
         from limelight.models.prompts import prepare
 
-        return prepare(self, messages, media)
+        return prepare(self, messages, media, regions=regions)
 
     def words(self, inputs: Mapping[str, Any], row: int = 0) -> tuple[str, ...]:
         """Spelling of one row's prompt, placeholders by their modality."""

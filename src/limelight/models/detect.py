@@ -6,6 +6,7 @@ Nothing here looks at class names. What cannot be told this way goes into a file
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -280,3 +281,21 @@ def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = N
     for token, modality in placeholder_ids(model, processor).items():
         out[ids == token] = MODALITIES.index(modality)
     return out
+
+
+_QUERIES = re.compile(r"(^|\.)(latents|latent_query|quer(y|ies)(_tokens)?|query_\w+_resolution\.weight)$")
+
+
+def learned_queries(model: Any, decoder: Any) -> tuple[int, bool] | None:
+    """How many positions a resampler makes of a picture by learned queries that attend to all of it (Q-Former, perceiver,
+    attention pooling), and whether these have places of their own on a grid; None without one.
+
+    The fewest, where there are several sets.
+    """
+    text = {id(p) for p in decoder.parameters()}
+    found = [
+        (int(p.shape[-2]), hasattr(model.get_submodule(name.rpartition(".")[0]), "pos_embed"))
+        for name, p in model.named_parameters()
+        if _QUERIES.search(name) and id(p) not in text and 2 <= p.ndim <= 3 and p.shape[-2] > 1
+    ]
+    return min(found, default=None)

@@ -13,19 +13,28 @@ from limelight.media.image import read_image
 from limelight.media.truncation import check_heard
 from limelight.media.video import read_video
 from limelight.models.adapter import Adapter
-from limelight.types import MODALITIES, Clip, Prompt
+from limelight.models.regions import Process, located, originals, timed
+from limelight.types import MODALITIES, Clip, Inputs, Prompt
 
 Message = Mapping[str, Any]
 _PERCEPTS = ("image", "audio", "video")
 SHORT = 0.2  # seconds of sound that may be too few for one position
 
 
-def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[str, Any] | None = None) -> Prompt:
+def prepare(
+    adapter: Adapter,
+    messages: Sequence[Message] | str,
+    media: Mapping[str, Any] | None = None,
+    *,
+    regions: bool = True,
+) -> Prompt:
     """Messages in the Hugging Face chat format, or one user's words with ``media = {"image": [...], "audio": [...]}``.
 
     A content item is ``{"type": "image", "image": object or file}`` (likewise audio, video) or ``{"type": "text", ...}``.
     Media are decoded once: ``Prompt.media`` holds them as the model was given them, RGB pictures, ``(samples, rate)`` and
-    :class:`Clip`. Files are decoded in this process; see :mod:`limelight.media.worker` for files of strangers.
+    :class:`Clip`. Files are decoded in this process; see :mod:`limelight.media.worker` for files of strangers. With
+    ``regions`` the spans say which part of the originals they show, which costs a few runs more of the processor for the
+    first prompt with media of these sizes (:mod:`limelight.models.regions`).
 
     Raises:
         PromptError: nothing was asked, no media, or the processor's placeholders do not match them.
@@ -57,7 +66,8 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
     found["image"] = [read_image(i) for i in found["image"]]
     found["audio"] = [(read_audio(a, rate), rate) for a in found["audio"]]
     found["video"] = [read_video(v) for v in found["video"]]
-    tensors = adapter.complete(_tensors(adapter, turns, found))
+    given, process = _tensors(adapter, turns, found)
+    tensors = Inputs(adapter.complete(given))
     present = _present(adapter, tensors, found)
     for kind in _PERCEPTS:
         if found[kind] and kind not in present and not (kind == "video" and "image" in present):
@@ -65,7 +75,12 @@ def prepare(adapter: Adapter, messages: Sequence[Message] | str, media: Mapping[
                 f"the prompt has no {kind} position although {len(found[kind])} {kind} was given",
                 hint="the chat template leaves it out; put the model's placeholder into the words",
             )
-    return Prompt(tensors, adapter.words(tensors), adapter.spans(tensors), {m: v for m, v in found.items() if v})
+    spans = adapter.spans(tensors)
+    if regions:
+        spans = located(spans, process, originals(found["image"], found["video"]), adapter)
+        spans = timed(spans, [len(samples) / rate for samples, _ in found["audio"]])
+        tensors.spans = spans
+    return Prompt(tensors, adapter.words(tensors), spans, {m: v for m, v in found.items() if v})
 
 
 def _present(adapter: Adapter, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:
@@ -161,7 +176,10 @@ def sampling_rate(adapter: Adapter) -> int:
     return int(getattr(extractor, "sampling_rate", 16000))
 
 
-def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, list[Any]]) -> dict[str, Any]:
+def _tensors(
+    adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, list[Any]]
+) -> tuple[dict[str, Any], Process]:
+    """The processor's output on the model's device, and the processor for other media in the same prompt."""
     processor = adapter.processor
     text = _text(adapter, turns)
     arguments: dict[str, Any] = {}
@@ -198,9 +216,16 @@ def _tensors(adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, lis
         k: v for k, v in dict(out).items() if k not in ("labels", "video_metadata")
     }  # PaliGemma's returns them for prompts too
     moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in out.items()}
-    return {
-        k: v.to(dtype) if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in moved.items()
-    }
+
+    def process(images: list[Any], videos: list[Any]) -> Mapping[str, Any]:
+        other = {**({"images": images} if images else {}), **({"videos": videos} if videos else {})}
+        made: Mapping[str, Any] = processor(text=[text], return_tensors="pt", **arguments | other)
+        return made
+
+    return (
+        {k: v.to(dtype) if hasattr(v, "is_floating_point") and v.is_floating_point() else v for k, v in moved.items()},
+        process,
+    )
 
 
 def video_metadata(clip: Clip) -> Any:

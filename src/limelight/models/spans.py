@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -35,7 +36,7 @@ def grown(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
         return spans
     last = spans[-1]
     if last.modality == "text":
-        return (*spans[:-1], Span(last.start, length, "text"))
+        return (*spans[:-1], replace(last, stop=length))
     return (*spans, Span(stop, length, "text"))
 
 
@@ -45,6 +46,7 @@ def layouts(
     inputs: Mapping[str, Any],
     seconds: Sequence[float] = (),
     pictures: Pictures | None = None,
+    queries: int | None = None,
 ) -> list[tuple[Span, ...]]:
     """Spans of every row of ``ids [B, T]`` (indices into MODALITIES), with grids and seconds where they can be told.
 
@@ -54,6 +56,8 @@ def layouts(
 
     Args:
         seconds: length of every sound (or of every window of sound) of the batch.
+        queries: how many learned queries a resampler makes of each picture; each may look anywhere, so that their order
+            is no layout.
     """
     rows = [runs(row) for row in ids.tolist()]
     sounds = [s for row in rows for s in row if s.modality == "audio"]
@@ -71,6 +75,8 @@ def layouts(
             return [span]
         if span.modality == "audio":
             return [Span(span.start, span.stop, "audio", None, each[id(span)])]
+        if queries is not None:
+            return _resampled(span, queries)
         if pictures is not None:
             return pictures(span, config, sizes)
         return _pictures(span, grids[span.modality], config)
@@ -114,6 +120,12 @@ def _pictures(span: Span, grids: deque[tuple[int, int, int]], config: Any) -> li
     if start < span.stop:
         out += squares(Span(start, span.stop, span.modality), config)
     return out
+
+
+def _resampled(span: Span, queries: int) -> list[Span]:
+    if len(span) % queries:
+        return [span]
+    return [Span(at, at + queries, span.modality) for at in range(span.start, span.stop, queries)]
 
 
 def squares(span: Span, config: Any) -> list[Span]:

@@ -146,7 +146,8 @@ def relevance_of(
         words = (*words, *adapter.tokens(generated))
     if call.beside is not None:
         kind = MODALITIES[int(adapter.modality_ids(inputs)[row].max())]
-        words, spans = call.beside.words(words, kind), call.beside.spans(call.length, adapter.whole.config, kind)
+        own = adapter.spans(inputs, row) if prompt_spans is None else prompt_spans
+        words, spans = call.beside.words(words, kind), call.beside.spans(call.length, adapter.whole.config, kind, own)
     elif prompt_spans is None:
         spans = adapter.spans(inputs, row, length=call.length)
     else:

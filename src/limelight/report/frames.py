@@ -14,8 +14,8 @@ from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
 from limelight.report.media import Media
-from limelight.report.overlay import enlarged
-from limelight.report.views import views
+from limelight.report.overlay import enlarged, unseen
+from limelight.report.views import View, views
 from limelight.types import Clip, Relevance
 
 
@@ -43,9 +43,9 @@ def contact_sheet(
     if not isinstance(frames, Media) and not len(frames):
         raise SettingError("no frames to draw on", hint="pass the frames the model was given")
     media = frames if isinstance(frames, Media) else Media(videos=[frames])
-    sheets = frame_grids(relevance, frames, index)
+    sheets = _sheets(relevance, frames, index)
     pictures = media.frames(index if isinstance(frames, Media) else 0)
-    joined = np.concatenate([grid.ravel() for _, _, grid in sheets])
+    joined = np.concatenate([sheet[2].ravel() for sheet, _ in sheets])
     full, whole = heat.limit(joined), float(np.abs(joined).sum()) or 1.0
     columns = min(columns, len(sheets))
     rows = math.ceil(len(sheets) / columns)
@@ -56,9 +56,12 @@ def contact_sheet(
     write(figure.suptitle(headline(relevance, word, strategy), fontsize=10))
     grid = figure.add_gridspec(3, 2, width_ratios=[columns * 2.3, 0.16], height_ratios=[height, 0.3, foot])
     inner = grid[0, 0].subgridspec(rows, columns)
-    for i, (frame, label, values) in enumerate(sheets):
+    for i, ((frame, label, values), view) in enumerate(sheets):
         axes = figure.add_subplot(inner[i // columns, i % columns])
-        axes.imshow(heat.blend(enlarged(pictures[frame], 256), values, full, (0, 0, 1, 1)))
+        axes.imshow(heat.blend(enlarged(pictures[frame], 256), [(values, view.box)], full))
+        told = unseen(view, [view.box]) if view.span.region is not None else "which part of the frame is not known"
+        if told:
+            axes.set_xlabel(told, fontsize=6)
         axes.set_title(f"{label}: {float(np.abs(values).sum()) / whole:.0%}", fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -79,6 +82,12 @@ def frame_grids(
     Raises:
         SettingError: there is no such video, or its layout is not known.
     """
+    return [sheet for sheet, _ in _sheets(relevance, frames, index)]
+
+
+def _sheets(
+    relevance: Relevance, frames: Clip | Sequence[Image.Image] | Media, index: int
+) -> list[tuple[tuple[int, str, heat.Floats], View]]:
     values = heat.scores(relevance)
     media = frames if isinstance(frames, Media) else Media(videos=[frames])
     spans = relevance.spans
@@ -95,7 +104,7 @@ def frame_grids(
             hint="use .scores[span.start:span.stop]",
         )
     return [
-        (*step, grid)
+        ((*step, grid), view)
         for view in found
         for step, grid in zip(view.steps, view.cells(values).reshape(-1, *view.grid[-2:]), strict=True)
     ]

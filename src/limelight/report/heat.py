@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from limelight.types import Relevance
+from limelight.types import Box, Relevance
 
 Floats = npt.NDArray[np.float32]
 SUPPORTS, AGAINST = (196, 30, 42), (25, 91, 184)  # red, blue: told apart with every common colour blindness
 OPACITY = 0.78  # of the largest score
+UNSEEN = (20, 20, 20, 150)  # laid over what the model did not see
 
 
 def array(values: Any) -> Floats:
@@ -35,10 +37,13 @@ def limit(values: Floats, quantile: float = 0.995) -> float:
     return top or float(np.abs(values).max()) or 1.0
 
 
-def smooth(grid: Floats, size: tuple[int, int]) -> Floats:
-    """A grid ``[rows, columns]`` brought to ``size`` (width, height) by bicubic interpolation, within its own range."""
-    up = np.asarray(Image.fromarray(grid.astype(np.float32)).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-    return np.clip(up, grid.min(), grid.max())
+def smooth(grid: Floats, size: tuple[int, int], part: Box = (0.0, 0.0, 1.0, 1.0)) -> Floats:
+    """A grid ``[rows, columns]``, or a part of it (fractions), brought to ``size`` (width, height) by bicubic
+    interpolation, within its own range."""
+    rows, columns = grid.shape
+    box = (part[0] * columns, part[1] * rows, part[2] * columns, part[3] * rows)
+    drawn = Image.fromarray(grid.astype(np.float32)).resize(size, Image.Resampling.BICUBIC, box=box)
+    return np.clip(np.asarray(drawn, dtype=np.float32), grid.min(), grid.max())
 
 
 def rgba(values: Floats, full: float) -> npt.NDArray[np.uint8]:
@@ -48,13 +53,24 @@ def rgba(values: Floats, full: float) -> npt.NDArray[np.uint8]:
     return np.concatenate([np.broadcast_to(colour, (*values.shape, 3)), 255 * OPACITY * strength], -1).astype(np.uint8)
 
 
-def blend(picture: Image.Image, grid: Floats, full: float, box: tuple[float, float, float, float]) -> Image.Image:
-    """A picture with a grid's heat over the part of it that the model saw; the rest is darkened."""
-    left, top, right, bottom = (round(f * n) for f, n in zip(box, (picture.width, picture.height) * 2, strict=True))
-    heat = Image.fromarray(rgba(smooth(grid, (max(1, right - left), max(1, bottom - top))), full))
+def blend(picture: Image.Image, parts: Sequence[tuple[Floats, Box]], full: float) -> Image.Image:
+    """A picture with the heat of grids ``[rows, columns]``, each over its box (in fractions of width and height); what no
+    grid covers was not seen by the model and is darkened. A box may reach beyond the picture, into padding."""
     base = Image.blend(picture.convert("RGB"), picture.convert("L").convert("RGB"), 0.8).convert("RGBA")
-    layer = Image.new("RGBA", base.size, (20, 20, 20, 150))
-    layer.paste(heat, (left, top))
+    layer = Image.new("RGBA", base.size, UNSEEN)
+    for grid, box in parts:
+        wide, high = box[2] - box[0], box[3] - box[1]
+        seen = max(box[0], 0.0), max(box[1], 0.0), min(box[2], 1.0), min(box[3], 1.0)
+        left, top, right, bottom = (round(f * n) for f, n in zip(seen, picture.size * 2, strict=True))
+        if right <= left or bottom <= top:
+            continue
+        part = (
+            (seen[0] - box[0]) / wide,
+            (seen[1] - box[1]) / high,
+            (seen[2] - box[0]) / wide,
+            (seen[3] - box[1]) / high,
+        )
+        layer.paste(Image.fromarray(rgba(smooth(grid, (right - left, bottom - top), part), full)), (left, top))
     return Image.alpha_composite(base, layer).convert("RGB")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -12,11 +13,13 @@ from PIL import Image, ImageDraw
 from limelight.errors import MediaError
 from limelight.report import heat
 from limelight.report.figure import MODALITY_COLOURS, shown
+from limelight.report.heard import moments
 from limelight.report.media import Media
-from limelight.report.views import views
+from limelight.report.overlay import unseen
+from limelight.report.views import View, stages, views
 from limelight.report.waveform import peaks
 from limelight.report.words import CONTRIBUTIONS, known_parts, perceptual, word_parts, word_relevance, words
-from limelight.types import Generation, Relevance
+from limelight.types import Box, Generation, Relevance
 
 _LONGEST = 320
 _TOKENS = 160
@@ -113,19 +116,35 @@ def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
         return []
     full = heat.limit(np.concatenate([v.cells(values).ravel() for v in shown_views]))
     pictures: list[str] = []
-    for view in shown_views[:_MOST]:
+    for together in stages(shown_views[:_MOST]):
+        view = together[0]
+        if view.source is not None and view.kind == "image":
+            parts = [(v.cells(values), v.box) for v in together]
+            told = unseen(view, [v.box for v in together])
+            label = f"{view.label} ({told})" if told else view.label
+            pictures.append(_image(heat_picture(parts, full, media.pictures[view.source]), label))
+            continue
         for t, grid in enumerate(view.cells(values).reshape(-1, *view.grid[-2:])[:_MOST]):
-            source, label = None, view.label
-            if view.source is not None and view.kind == "image":
-                source = media.pictures[view.source]
-            elif view.source is not None and view.steps:
+            source, label, box = None, view.label, view.box
+            if view.source is not None and view.steps:
                 frame, label = view.steps[t]
                 source = media.frames(view.source)[frame]
             elif view.source is not None and view.kind == "audio":
                 source = wave_picture(*media.sounds[view.source])
-                label = f"{view.label}, {media.sounds[view.source][0].size / media.sounds[view.source][1]:.1f} s"
-            pictures.append(_image(heat_picture(grid, full, source, view.box), label))
+                seconds = media.sounds[view.source][0].size / media.sounds[view.source][1]
+                label = f"{view.label}, {seconds:.1f} s"
+                parts = [_heard(v, v.cells(values), seconds) for v in together]
+                pictures.append(_image(heat_picture(parts, full, source), label))
+                break
+            pictures.append(_image(heat_picture([(grid, box)], full, source), label))
     return ["<div>" + " ".join(pictures) + "</div>"]
+
+
+def _heard(view: View, cells: heat.Floats, seconds: float) -> tuple[heat.Floats, Box]:
+    """The positions of a sound that are no padding, and their place in the picture of it."""
+    times = moments(view.span, seconds)
+    real = times[:, 1] > times[:, 0]
+    return cells.reshape(1, -1)[:, real], (times[0, 0] / seconds, 0.0, times[-1, 1] / seconds, 1.0)
 
 
 def wave_picture(samples: heat.Floats, rate: int, size: tuple[int, int] = (_LONGEST, 80)) -> Image.Image:
@@ -139,15 +158,14 @@ def wave_picture(samples: heat.Floats, rate: int, size: tuple[int, int] = (_LONG
     return picture
 
 
-def heat_picture(
-    grid: heat.Floats, full: float, source: Image.Image | None, box: tuple[float, float, float, float]
-) -> Image.Image:
-    """A grid over its picture; alone on white without one."""
+def heat_picture(parts: Sequence[tuple[heat.Floats, Box]], full: float, source: Image.Image | None) -> Image.Image:
+    """Grids over their picture, each in its box; the first alone on white without one."""
     if source is not None:
         small = source.copy()
         factor = _LONGEST / max(small.size)
         small = small.resize((max(1, round(small.width * factor)), max(1, round(small.height * factor))))
-        return heat.blend(small, grid, full, box)
+        return heat.blend(small, parts, full)
+    grid = parts[0][0]
     rows, columns = grid.shape
     cell = max(1, min(24, _LONGEST // max(rows, columns)))
     coloured = Image.fromarray(heat.rgba(grid, full)).resize(

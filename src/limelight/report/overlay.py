@@ -14,9 +14,9 @@ from PIL import Image
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
-from limelight.report.media import Box, Media
-from limelight.report.views import View, views
-from limelight.types import Relevance
+from limelight.report.media import Media
+from limelight.report.views import View, stages, views
+from limelight.types import Box, Relevance
 
 _COLUMNS = 4
 
@@ -35,8 +35,10 @@ def overlay(
 
     Args:
         relevance: of one token (``attribute``) or one word (``words.word_relevance``).
-        pictures: in the order of the prompt. Tiles, whose place in the picture is not known, are drawn bare.
-        boxes: the part of each picture that the model saw, as fractions (``media.seen_box``); the whole by default.
+        pictures: in the order of the prompt. The heat lies where the spans' regions say (``Adapter.prepare`` reads them off
+            the processor), and what the model did not see is darkened. Positions whose place is not known are drawn
+            bare, beside the picture, and the figure says so.
+        boxes: where spans have no region: the part of each picture that its grid covers, as fractions.
         word: what the title calls the word; the target's spelling by default.
         top: how many text tokens to list; 0 for none.
         path: also write the figure there.
@@ -59,9 +61,10 @@ def overlay(
     percept = [v.cells(values) for v in shown]
     joined = np.concatenate([p.ravel() for p in percept])
     full = heat.limit(joined)
-    columns = min(_COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    side = 4.2 if len(shown) == 1 else 2.4
+    staged = stages(shown)
+    columns = min(_COLUMNS, len(staged))
+    rows = math.ceil(len(staged) / columns)
+    side = 4.2 if len(staged) == 1 else 2.4
     aspect = max((_aspect(v, media) for v in shown), default=1.0)
     listed = min(top, sum(len(s) for s in relevance.spans_of("text")))
     body, foot = rows * side * min(aspect, 1.6), 0.32 + (0.35 + 0.19 * listed if listed else 0)
@@ -72,11 +75,11 @@ def overlay(
         height_ratios=[body, 0.3, foot - 0.32] if listed else [body, 0.3],
     )  # fmt: skip
     inner = grid[0, 0].subgridspec(rows, columns)
-    for i, view in enumerate(shown):
+    for i, together in enumerate(staged):
         axes = figure.add_subplot(inner[i // columns, i % columns])
-        draw(axes, view, percept[i], media, full)
-        if len(shown) > 1:
-            axes.set_title(view.label, fontsize=7)
+        draw(axes, [(v, v.cells(values)) for v in together], media, full)
+        if len(staged) > 1:
+            axes.set_title(together[0].label, fontsize=7)
     heat.colour_bar(figure.add_subplot(grid[0, 1]), full, joined)
     share_bar(figure.add_subplot(grid[1, 0]), relevance)
     if listed:
@@ -86,17 +89,28 @@ def overlay(
     return figure
 
 
-def draw(axes: Any, view: View, values: heat.Floats, media: Media, full: float) -> None:
-    """One picture with its heat; a bare grid where its place is not known."""
+def draw(axes: Any, parts: Sequence[tuple[View, heat.Floats]], media: Media, full: float) -> None:
+    """One picture with the heat of its views; a bare grid where the place in the picture is not known."""
     axes.set_xticks([])
     axes.set_yticks([])
+    view, values = parts[0]
     grid = values if values.ndim == 2 else values.reshape(1, -1)
     if view.source is None or view.span.grid is None:
         axes.imshow(heat.rgba(grid, full), interpolation="nearest", aspect="equal" if len(grid) > 1 else "auto")
-        if view.span.grid is None:
-            axes.set_xlabel(f"{grid.size} positions in order (layout not known)", fontsize=7)
+        told = "place in the picture not known" if view.span.grid is not None else "layout not known"
+        axes.set_xlabel(f"{grid.size} positions in order ({told})", fontsize=7)
         return
-    axes.imshow(heat.blend(enlarged(media.pictures[view.source]), grid, full, view.box))
+    picture = enlarged(media.pictures[view.source])
+    axes.imshow(heat.blend(picture, [(cells, v.box) for v, cells in parts], full))
+    told = unseen(parts[0][0], [v.box for v, _ in parts])
+    if told:
+        axes.set_xlabel(told, fontsize=7)
+
+
+def unseen(view: View, boxes: Sequence[Box]) -> str:
+    """What to say of a picture that the model saw in part: "dark: not seen by the model (25 %)"; or ""."""
+    seen = sum(max(0.0, min(b[2], 1.0) - max(b[0], 0.0)) * max(0.0, min(b[3], 1.0) - max(b[1], 0.0)) for b in boxes)
+    return "" if view.source is None or seen > 0.995 else f"dark: not seen by the model ({1 - seen:.0%})"
 
 
 def enlarged(picture: Image.Image, least: int = 448) -> Image.Image:

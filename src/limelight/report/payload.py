@@ -13,10 +13,10 @@ from PIL import Image
 
 from limelight.errors import SettingError
 from limelight.report import heat
-from limelight.report.heard import stretch
+from limelight.report.heard import moments, stretch
 from limelight.report.media import Media
 from limelight.report.playable import playable
-from limelight.report.views import View, views
+from limelight.report.views import View, stages, views
 from limelight.report.waveform import decibels, peaks
 from limelight.report.words import (
     CONTRIBUTIONS,
@@ -188,7 +188,7 @@ def _rounded(parts: dict[str, float]) -> dict[str, float]:
 
 def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str, Any]:
     """Percept scores as int8 of ``full`` (base64), the largest text scores by number of the prompt item, and for each
-    view of a sound that holds support, when: the shortest stretch with half of it."""
+    sound that holds support (its first view), when: the shortest stretch with half of it."""
     values = heat.scores(relevance)
     parts = [v.cells(values).ravel() for v in shown]
     percept = np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -205,10 +205,15 @@ def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str,
     }
     if percept.size and float(np.abs(percept).max()) > 1.2 * full:
         out["cl"] = 1
-    for i, view in enumerate(shown):
-        found = stretch(parts[i], view.span.seconds) if view.kind == "audio" and view.span.seconds else None
+    at = {id(view): i for i, view in enumerate(shown)}
+    for together in stages(shown):
+        timed = [v for v in together if v.kind == "audio" and v.span.seconds is not None]
+        if not timed:
+            continue
+        sound = np.concatenate([parts[at[id(v)]] for v in timed])
+        found = stretch(sound, np.concatenate([moments(v.span) for v in timed]))
         if found is not None:
-            out.setdefault("w", []).append([i, *(round(t, 3) for t in found)])
+            out.setdefault("w", []).append([at[id(timed[0])], *(round(t, 3) for t in found)])
     return out
 
 
@@ -222,14 +227,19 @@ def _views(shown: Sequence[View]) -> list[dict[str, Any]]:
         count = int(np.prod(view.grid))
         row: dict[str, Any] = {
             "kind": view.kind, "label": view.label, "source": view.source, "grid": list(view.grid), "at": at,
-            "n": count, "known": view.span.grid is not None,
+            "n": count, "known": view.span.grid is not None, "stage": view.stage,
         }  # fmt: skip
-        if view.kind == "image":
+        if view.kind != "audio":
             row["box"] = [round(f, 5) for f in view.box]
         if view.steps:
             row["frames"] = [list(step) for step in view.steps]
+            row["placed"] = view.span.region is not None
         if view.kind == "audio":
             row["seconds"] = view.span.seconds
+            if view.span.interval is not None:
+                times = moments(view.span)
+                row["from"] = round(float(times[0, 0]), 4)
+                row["real"] = int((times[:, 1] > times[:, 0]).sum())  # positions before the padding
         out.append(row)
         at += count
     return out

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from limelight.report import heat
-from limelight.report.media import WHOLE, Box, Media
-from limelight.types import Span
+from limelight.report.media import WHOLE, Media
+from limelight.types import Box, Span
 
 _NAMES = {"image": "picture", "audio": "sound", "video": "video"}
 
@@ -21,8 +21,10 @@ class View:
         source: which picture, sound or video it belongs to; None when that, or the place in it, is not known.
         kind: what ``source`` counts: ``image``, ``audio`` or ``video``.
         steps: of a video, the frame to draw each of its grids on, and what to call it.
-        box: where its grid lies in the picture.
+        box: where its grid lies in the picture or frame, in fractions of width and height; outside [0, 1] where the
+            processor padded.
         label: what to call it.
+        stage: tiles beside one another on one picture share a number, to be drawn together.
     """
 
     span: Span
@@ -31,6 +33,7 @@ class View:
     label: str
     steps: tuple[tuple[int, str], ...] = ()
     box: Box = WHOLE
+    stage: int = -1
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -48,10 +51,12 @@ class View:
 def views(spans: Sequence[Span], media: Media) -> tuple[View, ...]:
     """Perceptual spans in order, each with what it shows.
 
-    One span a picture is that picture. A video is one span, or one a step in time (which may be spelled as pictures).
-    Several spans a picture are tiles: where each lies is not told by the spans, so they are drawn bare, numbered.
+    What a span shows is told by its region. Without one, a video is one span, or one a step in time (which may be spelled
+    as pictures), and a picture's positions have no place unless ``media.boxes`` gives it: they are drawn bare, numbered
+    where there are several a picture.
     """
-    out: list[View] = []
+    out: list[View] = [v for s in spans if (v := _located(s, media)) is not None]
+    spans = [s for s in spans if all(v.span is not s for v in out)]
     for kind, number in (("image", len(media.pictures)), ("audio", len(media.sounds)), ("video", len(media.videos))):
         group = [s for s in spans if s.modality == kind]
         if kind == "video" or (kind == "image" and media.videos and not media.pictures):
@@ -65,11 +70,74 @@ def views(spans: Sequence[Span], media: Media) -> tuple[View, ...]:
                 label = f"{_NAMES[kind]} {i // each + 1}, tile {i % each + 1} of {each}"
                 out.append(View(span, kind, None, label))
                 continue
-            placed = each == 1 and (kind == "audio" or (kind == "image" and span.grid is not None))
+            placed = each == 1 and (kind == "audio" or (kind == "image" and span.grid is not None and media.boxes))
             box = media.box(i) if placed and kind == "image" else WHOLE
             label = _numbered(kind, i, len(group)).removesuffix(", ")
             out.append(View(span, kind, i if placed else None, label or _NAMES[kind], box=box))
-    return tuple(sorted(out, key=lambda v: v.span.start))
+    return _staged(sorted(out, key=lambda v: v.span.start))
+
+
+def _located(span: Span, media: Media) -> View | None:
+    """A span whose place is known, with its picture or film if ``media`` holds it."""
+    if span.interval is not None and span.interval.source < len(media.sounds):
+        source = span.interval.source
+        label = _numbered("audio", source, len(media.sounds)).removesuffix(", ") or _NAMES["audio"]
+        return View(span, "audio", source, label)
+    region = span.region
+    if region is None or span.grid is None:
+        return None
+    if not region.frames:
+        if region.source >= len(media.pictures):
+            return None
+        label = _numbered("image", region.source, len(media.pictures)).removesuffix(", ") or _NAMES["image"]
+        return View(span, "image", region.source, label, box=region.fractions)
+    if region.source >= len(media.videos) or not all(region.frames):
+        return None
+    times, prefix = media.times(region.source), _numbered("video", region.source, len(media.videos))
+    if max(map(max, region.frames)) >= len(media.frames(region.source)):
+        return None
+    steps = tuple(named_frames(f[0], f[-1], times) for f in region.frames)
+    label = prefix + steps[0][1] if len(steps) == 1 else prefix.removesuffix(", ") or _NAMES["video"]
+    return View(span, "video", region.source, label, steps, region.fractions)
+
+
+def _staged(found: Sequence[View]) -> tuple[View, ...]:
+    """Views of one picture that do not lie over one another share a stage, and so do the windows of one sound; those of a
+    picture with several stages are named apart."""
+    boxes: list[tuple[tuple[str, int] | None, list[Box]]] = []
+    out: list[View] = []
+    for view in found:
+        mine = None if view.source is None or view.kind == "video" else (view.kind, view.source)
+        free = [
+            i for i, (owner, taken) in enumerate(boxes)
+            if mine is not None and owner == mine and not any(_overlap(view.box, b) for b in taken)
+        ]  # fmt: skip
+        stage = free[0] if free else len(boxes)
+        if not free:
+            boxes.append((mine, []))
+        boxes[stage][1].extend([view.box] if view.kind == "image" else [])
+        out.append(replace(view, stage=stage))
+    for i, view in enumerate(out):
+        beside = [v for v in out if v.kind == view.kind == "image" and v.source == view.source and v.source is not None]
+        if len({v.stage for v in beside}) > 1:
+            tiles = sum(v.stage == view.stage for v in beside)
+            told = f"{tiles} tiles" if tiles > 1 else f"in {view.grid[0]} x {view.grid[1]}"
+            out[i] = replace(view, label=f"{view.label}, {told}")
+    return tuple(out)
+
+
+def stages(found: Sequence[View]) -> tuple[tuple[View, ...], ...]:
+    """Views that are drawn together, in the order of the first of each."""
+    numbers = dict.fromkeys(v.stage for v in found)
+    return tuple(tuple(v for v in found if v.stage == n) for n in numbers)
+
+
+def _overlap(one: Box, two: Box) -> bool:
+    """Whether two boxes share more than the blurred edge of neighbours."""
+    wide = min(one[2], two[2]) - max(one[0], two[0])
+    high = min(one[3], two[3]) - max(one[1], two[1])
+    least = min((b[2] - b[0]) * (b[3] - b[1]) for b in (one, two))
+    return wide > 0 and high > 0 and wide * high > 0.2 * least
 
 
 def _film(group: Sequence[Span], media: Media) -> list[View]:
@@ -96,7 +164,8 @@ def _film(group: Sequence[Span], media: Media) -> list[View]:
         steps = tuple(frame_of(step, lengths[video], len(media.videos[video]), media.times(video)) for _, step in mine)
         prefix = _numbered("video", video, len(media.videos))
         label = prefix + steps[0][1] if len(steps) == 1 else prefix.removesuffix(", ") or "video"
-        out.append(View(span, "video", video, label, steps))
+        box = span.region.fractions if span.region is not None else WHOLE
+        out.append(View(span, "video", video, label, steps, box))
     return out
 
 
@@ -113,11 +182,22 @@ def _steps(frames: Sequence[int], total: int) -> list[int]:
 
 def frame_of(grid: int, grids: int, frames: int, times: Sequence[float] = ()) -> tuple[int, str]:
     """The middle one of the frames that the ``grid``-th of ``grids`` stands for, and what to call them."""
-    first = min(frames - 1, int(grid * frames / grids))
-    last = max(first, min(frames, int((grid + 1) * frames / grids)) - 1)
+    merged = math.ceil(frames / grids)
+    if (
+        grids * merged > frames and math.ceil(frames / merged) == grids
+    ):  # the last grid has fewer frames than the others
+        first, last = grid * merged, min(frames, (grid + 1) * merged) - 1
+    else:
+        first = min(frames - 1, int(grid * frames / grids))
+        last = max(first, min(frames, int((grid + 1) * frames / grids)) - 1)
+    return named_frames(first, last, times if len(times) == frames else ())
+
+
+def named_frames(first: int, last: int, times: Sequence[float] = ()) -> tuple[int, str]:
+    """The middle one of the frames from ``first`` to ``last``, and what to call them."""
     label = f"frame {first + 1}" if first == last else f"frames {first + 1}–{last + 1}"
     middle = (first + last) // 2
-    if len(times) != frames:
+    if not len(times):
         return middle, label
     when = f"{times[first]:.1f}" if first == last else f"{times[first]:.1f}–{times[last]:.1f}"
     return middle, f"{label} · {when} s"

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
-from limelight.report.heard import stretch
-from limelight.types import Relevance, Span
+from limelight.report.heard import Times, moments, padding, stretch
+from limelight.types import Relevance
 
 
 def waveform(
@@ -31,25 +31,32 @@ def waveform(
     """The waveform and the spectrogram with the heat of each moment on them, and the signed relevance a position.
 
     Relevance is known a position, that is a stretch of time, so that its colour is the same at all frequencies. The
-    shortest stretch that holds half of the support is marked (:func:`limelight.report.heard.stretch`).
+    shortest stretch that holds half of the support is marked (:func:`limelight.report.heard.stretch`). Positions that
+    stand for padding behind the sound's end are not drawn, and the figure says what part of the relevance they hold; so
+    it does where it is not known which seconds each position stands for.
 
     Args:
         samples: mono ``[n]`` at ``rate`` Hz; None draws the relevance alone.
-        index: which sound of the prompt.
+        index: which sound of the prompt (where spans do not say which sound they belong to: which span).
 
     Raises:
         SettingError: there is no such sound, or the samples have the wrong shape.
     """
-    spans = relevance.spans_of("audio")
-    if not 0 <= index < len(spans):
-        raise SettingError(f"no sound number {index}: this prompt has {len(spans)}", hint="count from 0")
+    every = relevance.spans_of("audio")
+    known = [s.interval.source for s in every if s.interval is not None]
+    spans = [s for s in every if s.interval is not None and s.interval.source == index] if known else every[index:][:1]
+    if index < 0 or not spans:
+        count = len(set(known)) if known else len(every)
+        raise SettingError(f"no sound number {index}: this prompt has {count}", hint="count from 0")
     if samples is not None and (samples.ndim != 1 or not samples.size or rate <= 0):
         raise SettingError(f"samples {samples.shape} at {rate} Hz", hint="pass mono samples [n] and their rate")
-    span = spans[index]
-    values = heat.scores(relevance)[span.start : span.stop]
-    full = heat.limit(values)
     length = samples.size / rate if samples is not None else None
-    each = span.seconds or (length / len(span) if length else 1.0)
+    scores = heat.scores(relevance)
+    values = np.concatenate([scores[s.start : s.stop] for s in spans])
+    times = np.concatenate([moments(s, length) for s in spans])
+    padded = padding(spans, scores)
+    values, times = values[times[:, 1] > times[:, 0]], times[times[:, 1] > times[:, 0]]
+    full = heat.limit(values)
     spectrogram = spectrogram and samples is not None
     listed = min(top, sum(len(s) for s in relevance.spans_of("text")))
     heights = [1.5, *([1.3] if spectrogram else []), 1.0, 0.3, *([0.3 + 0.19 * listed] if listed else [])]
@@ -57,8 +64,8 @@ def waveform(
     write(figure.suptitle(headline(relevance, word, strategy), fontsize=10))
     grid = figure.add_gridspec(len(heights), 2, width_ratios=[8, 0.16], height_ratios=heights)
     first = figure.add_subplot(grid[0, 0])
-    end = max(length or 0.0, each * len(values))
-    _heat(first, values, full, each, (-1.05, 1.05))
+    end = max(length or 0.0, float(times[-1, 1]))
+    _heat(first, values, full, times, (-1.05, 1.05))
     if samples is not None:
         _wave(first, samples, rate)
     first.set_ylabel("waveform", fontsize=8)
@@ -71,16 +78,21 @@ def waveform(
         axes[-1].imshow(
             level, origin="lower", aspect="auto", cmap="gray_r", extent=(0, samples.size / rate, 0, top_hz / 1000)
         )
-        _heat(axes[-1], values, full, each, (0, top_hz / 1000), 0.75)
+        _heat(axes[-1], values, full, times, (0, top_hz / 1000), 0.75)
         axes[-1].set_ylim(0, top_hz / 1000)
         axes[-1].set_ylabel("kHz", fontsize=8)
     bars = figure.add_subplot(grid[len(axes), 0], sharex=first)
     axes.append(bars)
-    bars.bar((np.arange(len(values)) + 0.5) * each, values, width=each, color=_colours(values))
+    bars.bar(times.mean(1), values, width=times[:, 1] - times[:, 0], color=_colours(values))
     bars.axhline(0, color="#444", linewidth=0.6)
     bars.set_ylabel("relevance", fontsize=8)
-    _mark(bars, span, values, each)
-    bars.set_xlabel("seconds" if span.seconds or length else "positions (duration not known)", fontsize=8)
+    timed = all(s.seconds is not None for s in spans)
+    if timed:
+        _mark(bars, values, times)
+    told = "seconds" if timed else "seconds (positions spread evenly: their times are not known)"
+    told = told if timed or length else "positions (duration not known)"
+    told += f" · {padded:.0%} of the relevance lies on padding behind the end" if padded > 0.0005 else ""
+    bars.set_xlabel(told, fontsize=8)
     for one in axes:
         one.set_xlim(0, end)
         one.tick_params(labelsize=7, length=2)
@@ -123,16 +135,16 @@ def _wave(axes: Any, samples: npt.NDArray[np.float32], rate: int) -> None:
 
 
 def _heat(
-    axes: Any, values: heat.Floats, full: float, each: float, height: tuple[float, float], alpha: float = 1.0
+    axes: Any, values: heat.Floats, full: float, times: Times, height: tuple[float, float], alpha: float = 1.0
 ) -> None:
-    extent = (0, each * len(values), *height)
+    extent = (float(times[0, 0]), float(times[-1, 1]), *height)
     axes.imshow(heat.rgba(values[None], full), extent=extent, aspect="auto", interpolation="bilinear", alpha=alpha)
 
 
-def _mark(axes: Any, span: Span, values: heat.Floats, each: float) -> None:
+def _mark(axes: Any, values: heat.Floats, times: Times) -> None:
     """A bracket over the shortest stretch that holds half of the support within this sound."""
-    found = stretch(values, each)
-    if found is None or span.seconds is None:
+    found = stretch(values, times)
+    if found is None:
         return
     top = float(max(values.max(), 0.0))
     axes.set_ylim(min(float(values.min()), 0.0) * 1.1, top * 1.45)
@@ -148,7 +160,7 @@ def _mark(axes: Any, span: Span, values: heat.Floats, each: float) -> None:
             "shrinkB": 0,
         },
     )
-    right = sum(found) < each * len(values)
+    right = sum(found) < float(times[0, 0] + times[-1, 1])
     axes.text(
         found[1] if right else found[0],
         top * 1.12,

@@ -103,7 +103,7 @@ class GenerationRequest:
         Raises:
             ApiError: the chat template refuses the turns. LimelightError: media that cannot be read, see the library.
         """
-        prompt = prepared(adapter, self.conversation, limits)
+        prompt = prepared(adapter, self.conversation, limits, regions=self.page)
         return [PromptSpec(prompt, seed, self.new_tokens) for seed in self.seeds]
 
 
@@ -181,12 +181,12 @@ def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
     return rows
 
 
-def prepared(adapter: Adapter, conversation: Conversation, limits: Limits) -> Prompt:
-    """A conversation as tensors; one without media has no spans."""
+def prepared(adapter: Adapter, conversation: Conversation, limits: Limits, *, regions: bool = True) -> Prompt:
+    """A conversation as tensors; one without media has no spans. ``regions``: as for ``Adapter.prepare``."""
     messages = conversation.messages(limits)
     try:
         if conversation.has_media:
-            return adapter.prepare(messages)
+            return adapter.prepare(messages, regions=regions)
         owner = adapter.processor if getattr(adapter.processor, "chat_template", None) else adapter.tokenizer
         made = owner.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

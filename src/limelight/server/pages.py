@@ -87,7 +87,7 @@ class PageMaker:
         return f"{self.base_url}pages/{name}"
 
     def _render(self, answers: Sequence[Generation]) -> bytes:
-        media = Media.of(answers[0].prompt, self.adapter.processor)
+        media = Media.of(answers[0].prompt)
         case = Case(answers, media, question=self.question, spell=lambda token: self.adapter.tokens([token])[0])
         return gzip.compress(render_page(case).encode(), 6)
 

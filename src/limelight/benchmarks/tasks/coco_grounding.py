@@ -9,15 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from limelight.benchmarks.data import Folder, Needed, column, text
-from limelight.benchmarks.scorers.grounding import (
-    Sign,
-    box_coverage,
-    grounding_block,
-    image_relevance,
-    polygon_coverage,
-    reliance,
-)
-from limelight.benchmarks.scorers.measure import Block, block, count
+from limelight.benchmarks.scorers.grounding import Sign, grounding_block, reliance
+from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.placed import Placed, boxes_over, image_parts, place, polygons_over, seen_block
 from limelight.benchmarks.scorers.yes_no import label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.benchmarks.tasks.chair import INSTANCES
@@ -34,7 +28,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
     """POPE's questions whose answer is yes, with the object's ``boxes`` (left, top, right, bottom) and ``polygons``, in
     fractions.
 
-    They lie in the picture as it is; a processor that crops or pads must be accounted for by who attributes.
+    They lie in the picture as it is; ``image_boxes`` of a reply says which part of it the relevance covers.
     """
     instances = folder.json(INSTANCES)
     names = {c["id"]: c["name"] for c in instances["categories"]}
@@ -74,27 +68,38 @@ def _region(found: Sequence[Mapping[str, Any]], w: float, h: float) -> dict[str,
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """Spatial grounding against boxes (``spatial``) and, where they are drawn, masks (``masks``); and how many
-    of these objects the model sees. Answers without ``image_relevance`` are counted."""
+    of these objects the model sees.
+
+    Only what the processor left of the picture is scored (see :mod:`limelight.benchmarks.scorers.placed`): objects that it
+    cut away altogether, and answers without ``image_relevance`` or without its place, are counted."""
     sign: Sign = scoring.options.get("sign", "abs")
     boxed, masked = [], []
+    placed: list[tuple[Record, Placed | None]] = []
+    nowhere: list[str] = []
     for r in records:
-        if (found := image_relevance(r)) is not None:
-            grid = found.shape[0], found.shape[1]
-            boxed.append((r, found, box_coverage(grid, [(a, b, c, d) for a, b, c, d in r.target["boxes"]])))
-            if r.target["polygons"]:
-                masked.append((r, found, polygon_coverage(grid, r.target["polygons"])))
-    lost = block("", [(r.id, {"lost": float(image_relevance(r) is None)}) for r in records], [_LOST], (), ("lost",))
+        parts = image_parts(r)
+        if not parts:
+            nowhere += [r.id] if parts is not None else []
+            placed.append((r, None))
+            continue
+        found = place(parts, boxes_over([(a, b, c, d) for a, b, c, d in r.target["boxes"]]))
+        placed.append((r, found))
+        if not found.seen:
+            continue
+        boxed.append((r, found.relevance, found.coverage))
+        if r.target["polygons"]:
+            drawn = place(parts, polygons_over(r.target["polygons"]))
+            masked.append((r, drawn.relevance, drawn.coverage))
     seen = [replace(r, target=r.meta["gold"]) for r in records]
     answers = [yes_no("seen", seen, scoring.parser)] if seen else []
     masks = [grounding_block("masks", masked, sign)] if masked else []
-    return [grounding_block("spatial", boxed, sign), *masks, lost, *answers, *reliance("", records, "image")]
+    told = seen_block(placed, nowhere)
+    return [grounding_block("spatial", boxed, sign), *masks, told, *answers, *reliance("", records, "image")]
 
-
-_LOST = count("answers without relevance", "lost")
 
 TASK = Task(
     name="coco_grounding",
-    version="2",
+    version="3",
     paper="boxes: Lin et al., Microsoft COCO, ECCV 2014; questions: POPE (arXiv 2305.10355)",
     about="spatial grounding: relevance inside the object's boxes (or masks) over all relevance on the picture",
     modality="image",
@@ -104,7 +109,7 @@ TASK = Task(
     score=score,
     parsers=("official", "strict"),
     media="MSCOCO val2014 (https://cocodataset.org, folder val2014)",
-    headline=("spatial/*", "masks/*", "seen/accuracy", "image reliance"),
+    headline=("spatial/*", "masks/*", "region seen", "seen/accuracy", "image reliance"),
     max_new_tokens=8,
     wants=frozenset({"image_relevance"}),
 )

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
-from limelight.benchmarks.scorers.grounding import Sign, audio_relevance, event_coverage, grounding_block, reliance
-from limelight.benchmarks.scorers.measure import Block, block, count
+from limelight.benchmarks.scorers.grounding import Sign, grounding_block, reliance
+from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.placed import place_events, seen_block
 from limelight.benchmarks.scorers.yes_no import yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError
@@ -61,27 +62,23 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """Temporal grounding over all answers and by kind of event, and how many of these sounds the model hears.
 
-    Answers without ``audio_relevance`` in their ``Reply.meta`` are counted, not scored.
+    Answers without ``audio_relevance`` in their ``Reply.meta``, and events that the model never heard, are counted, not
+    scored; positions that stand for padding are left out (:mod:`limelight.benchmarks.scorers.placed`).
     """
     sign: Sign = scoring.options.get("sign", "abs")
-    rows = []
-    for r in records:
-        if (found := audio_relevance(r)) is not None:
-            scores, seconds = found
-            rows.append((r, scores, event_coverage(len(scores), seconds, [(on, off) for on, off in r.target])))
+    placed = [(r, place_events(r, [(on, off) for on, off in r.target])) for r in records]
+    rows = [(r, p.relevance, p.coverage) for r, p in placed if p is not None and p.seen]
     labels = sorted({str(r.meta["label"]) for r, _, _ in rows})
     each = [grounding_block(f"temporal/{n}", [x for x in rows if x[0].meta["label"] == n], sign) for n in labels]
     heard = [replace(r, target=r.meta["gold"]) for r in records]
-    lost = block("", [(r.id, {"lost": float(audio_relevance(r) is None)}) for r in records], [_LOST], (), ("lost",))
     answers = [yes_no("heard", heard, scoring.parser)] if heard else []
-    return [grounding_block("temporal", rows, sign), *each, lost, *answers, *reliance("", records, "audio")]
+    told = seen_block(placed)
+    return [grounding_block("temporal", rows, sign), *each, told, *answers, *reliance("", records, "audio")]
 
-
-_LOST = count("answers without relevance", "lost")
 
 TASK = Task(
     name="dcase",
-    version="1",
+    version="2",
     paper="Turpault et al., Sound event detection in domestic environments, DCASE 2019 (task 4)",
     about="temporal grounding: relevance inside the true event over all relevance on the sound",
     modality="audio",
@@ -91,7 +88,14 @@ TASK = Task(
     score=score,
     parsers=("strict", "cascade", "official"),
     media=f"{ORIGIN}, folder audio/validation or audio/eval",
-    headline=("temporal/grounding", "temporal/chance", "temporal/pointing game", "heard/accuracy", "audio reliance"),
+    headline=(
+        "temporal/grounding",
+        "temporal/chance",
+        "temporal/pointing game",
+        "region seen",
+        "heard/accuracy",
+        "audio reliance",
+    ),
     max_new_tokens=8,
     wants=frozenset({"audio_relevance"}),
 )

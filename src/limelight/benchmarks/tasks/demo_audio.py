@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from limelight.benchmarks.data import Folder
 from limelight.benchmarks.scorers.chair import caption_block, caption_columns
-from limelight.benchmarks.scorers.grounding import audio_relevance, event_coverage, grounding_block, reliance
+from limelight.benchmarks.scorers.grounding import grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.placed import place_events
 from limelight.benchmarks.scorers.wer import quiet, speech
 from limelight.benchmarks.scorers.yes_no import yes_no
 from limelight.benchmarks.task import Scoring, Task
@@ -77,10 +78,12 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
             blocks.append(quiet(split, rows))
     heard = []
     for r in records:
-        if r.meta.get("span") and (found := audio_relevance(r)) is not None:
-            scores, seconds = found
-            on, off = r.meta["span"]
-            heard.append((r, scores, event_coverage(len(scores), seconds, [(on, off)])))
+        if not r.meta.get("span"):
+            continue
+        on, off = r.meta["span"]
+        found = place_events(r, [(on, off)])
+        if found is not None and found.seen:
+            heard.append((r, found.relevance, found.coverage))
     temporal = [grounding_block("temporal", heard, scoring.options.get("sign", "abs"))] if heard else []
     return [*blocks, *temporal, *reliance("", records, "audio")]
 

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from limelight.benchmarks.data import Folder
 from limelight.benchmarks.scorers.chair import caption_block, caption_columns
-from limelight.benchmarks.scorers.grounding import box_coverage, grounding_block, image_relevance, reliance
+from limelight.benchmarks.scorers.grounding import grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.placed import boxes_over, image_parts, place
 from limelight.benchmarks.scorers.yes_no import yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.types import Record, Sample
@@ -58,9 +59,10 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     described = [_captions(s, rows) for s, rows in by_split.items() if s not in CELLS]
     boxed = []
     for r in records:
-        if r.meta.get("box") and (grid := image_relevance(r)) is not None:
+        if r.meta.get("box") and (parts := image_parts(r)):
             left, top, right, bottom = r.meta["box"]
-            boxed.append((r, grid, box_coverage((grid.shape[0], grid.shape[1]), [(left, top, right, bottom)])))
+            found = place(parts, boxes_over([(left, top, right, bottom)]))
+            boxed += [(r, found.relevance, found.coverage)] if found.seen else []
     spatial = [grounding_block("spatial", boxed, scoring.options.get("sign", "abs"))] if boxed else []
     return [*cells.values(), *described, *spatial, *reliance("", records, "image")]
 

@@ -46,6 +46,8 @@ class Family:
         extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
         seconds: of sound that the positions of one sound stand for, where features cannot tell: ``config -> seconds``.
         published: how to load checkpoints in a layout that transformers does not know.
+        whole_last: a picture's tiles, joined into one grid, stand before its view as a whole and are cut at their upper
+            left (Phi-4); else behind it, cut around their middle (LLaVA-NeXT).
         marked: no token stands for its media: a mask beside the ids says where they are.
     """
 
@@ -59,6 +61,7 @@ class Family:
     seconds: Callable[[Any], float] | None = None
     published: Published | None = None
     marked: bool = False
+    whole_last: bool = False
 
 
 GENERIC = Family("generic", ())

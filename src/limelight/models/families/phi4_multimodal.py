@@ -1,5 +1,41 @@
-"""Phi-4-multimodal: asked in the words of its model card."""
+"""Phi-4-multimodal: asked in the words of its model card; a picture is its unpadded tiles in rows, then a whole view.
+
+Each row of either ends in a newline embedding, and one more embedding stands between the two.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
 
 from limelight.models.families import Family
+from limelight.models.spans import Size, newline_grid, squares, tower_side
+from limelight.types import Span
 
-FAMILY = Family("phi4-multimodal", ("phi4_multimodal",), transcribe="Transcribe the audio clip into text.")
+
+def pictures(span: Span, config: Any, sizes: deque[Size]) -> list[Span]:
+    """A run as one picture of the size to come: that of its tiles in pixels, padding included."""
+    vision = config.vision_config
+    tile = int(getattr(vision, "crop_size", None) or 0)
+    half = (tower_side(config) or 1) // 2  # patches are pooled by two
+    side = tile // int(vision.patch_size) // 2 if tile else half
+    if span.modality != "image" or not sizes or not side:
+        return squares(span, config)
+    across = int(sizes[0][1]) * side // (tile or side)
+    down = int(sizes[0][0]) * side // (tile or side)
+    left = len(span) - 1 - side * (side + 1)
+    for rows, columns in ((down, left // down - 1 if down else 0), (left // (across + 1), across)):
+        if 0 < rows <= down and 0 < columns <= across and rows * (columns + 1) == left:
+            sizes.popleft()
+            tiles = newline_grid(span.start, rows, columns)
+            return [tiles, Span(tiles.stop, tiles.stop + 1, "image"), newline_grid(tiles.stop + 1, side, side)]
+    return [span]
+
+
+FAMILY = Family(
+    "phi4-multimodal",
+    ("phi4_multimodal",),
+    transcribe="Transcribe the audio clip into text.",
+    pictures=pictures,
+    whole_last=True,
+)

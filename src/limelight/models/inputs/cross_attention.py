@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limelight.models.spans import tower_side
-from limelight.types import Modality, Span
+from limelight.types import Modality, Region, Span
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,27 @@ class Beside:
     def words(self, words: Sequence[str], kind: Modality = "image") -> tuple[str, ...]:
         return (*(f"<{kind}>" for _ in range(self.count)), *words)
 
-    def spans(self, length: int, config: Any, kind: Modality = "image") -> tuple[Span, ...]:
-        """Spans of ``length`` positions: tiles of a class state and a square grid where the tower's size tells so."""
+    def spans(
+        self, length: int, config: Any, kind: Modality = "image", prompt: Sequence[Span] = ()
+    ) -> tuple[Span, ...]:
+        """Spans of ``length`` positions: tiles of a class state and a square grid where the tower's size tells so.
+
+        The regions of the ``prompt``'s own spans say where in the pictures the tiles lie.
+        """
         side = tower_side(config)
         each = None if side is None else side * side + 1
         states: list[Span] = [Span(0, self.count, kind)]
         if side is not None and each is not None and self.count % each == 0:
             starts = range(0, self.count, each)
-            states = [s for at in starts for s in (Span(at, at + 1, kind), Span(at + 1, at + each, kind, (side, side)))]
+            regions: list[Region | None] = [
+                replace(s.region, box=box, tiles=()) for s in prompt if s.region is not None for box in s.region.tiles
+            ]
+            regions = regions if len(regions) == len(starts) else [None] * len(starts)
+            states = [
+                s
+                for at, region in zip(starts, regions, strict=True)
+                for s in (Span(at, at + 1, kind), Span(at + 1, at + each, kind, (side, side), region=region))
+            ]
         return (*states, Span(self.count, length, "text"))
 
 

@@ -43,33 +43,37 @@
     return canvas;
   }
 
-  function paintGrid(canvas, values, rows, columns, box, smooth) {
-    const context = canvas.getContext("2d");
-    context.clearRect(0, 0, canvas.width, canvas.height);
-    if (!values) return;
-    const [l, t, r, b] = box, w = canvas.width, h = canvas.height;
-    context.fillStyle = "rgba(20,20,20,.55)"; // what the model did not see
+  function paintGrids(canvas, parts, smooth) { // parts: [values, rows, columns, box]; what no box covers was not seen
+    const context = canvas.getContext("2d"), w = canvas.width, h = canvas.height;
+    context.clearRect(0, 0, w, h);
+    if (parts.some(([values]) => !values)) return;
+    context.fillStyle = "rgba(20,20,20,.55)";
     context.fillRect(0, 0, w, h);
-    context.clearRect(l * w, t * h, (r - l) * w, (b - t) * h);
     context.imageSmoothingEnabled = smooth;
     context.imageSmoothingQuality = "high";
-    context.drawImage(colours(values, rows, columns), l * w, t * h, (r - l) * w, (b - t) * h);
+    for (const [values, rows, columns, [l, t, r, b]] of parts) {
+      if (r <= l || b <= t) continue;
+      context.clearRect(l * w, t * h, (r - l) * w, (b - t) * h);
+      context.drawImage(colours(values, rows, columns), l * w, t * h, (r - l) * w, (b - t) * h);
+    }
   }
+  const paintGrid = (canvas, values, rows, columns, box, smooth) => paintGrids(canvas, [[values, rows, columns, box]], smooth);
 
-  function paintSound(canvas, values, sound) {
+  function paintSound(canvas, parts, sound) { // parts: [values, from, to] in fractions of the sound
     const context = canvas.getContext("2d"), w = canvas.width, h = canvas.height, wave = sound ? h * 0.66 : 0;
     context.clearRect(0, 0, w, h);
     const ink = getComputedStyle(canvas).color;
-    if (values) {
+    for (const [values, from, to] of parts) {
+      if (!values?.length) continue;
       if (sound) {
         context.imageSmoothingEnabled = true;
-        context.drawImage(colours(values, 1, values.length), 0, 0, w, wave);
+        context.drawImage(colours(values, 1, values.length), from * w, 0, (to - from) * w, wave);
       }
-      const each = w / values.length, middle = (wave + h) / 2, reach = (h - wave) / 2 - 3;
+      const each = ((to - from) * w) / values.length, middle = (wave + h) / 2, reach = (h - wave) / 2 - 3;
       values.forEach((v, i) => {
         if (view.positive && v < 0) return;
         context.fillStyle = `rgb(${v >= 0 ? supports : against})`;
-        context.fillRect(i * each, v >= 0 ? middle - (v / 127) * reach : middle, Math.max(each - 0.5, 0.5), (Math.abs(v) / 127) * reach);
+        context.fillRect(from * w + i * each, v >= 0 ? middle - (v / 127) * reach : middle, Math.max(each - 0.5, 0.5), (Math.abs(v) / 127) * reach);
       });
     }
     context.fillStyle = ink;
@@ -147,25 +151,48 @@
       holder.append(el("figure", { className: ["view", "view half", "view small"][small], ...fit }, box, caption));
       return [canvas, caption.lastChild];
     };
+    const unseenNote = (together, told) => { // under the last figure
+      const within = ([l, t, r, b]) => Math.max(0, Math.min(r, 1) - Math.max(l, 0)) * Math.max(0, Math.min(b, 1) - Math.max(t, 0));
+      const unseen = together.length ? 1 - together.reduce((a, o) => a + within(o.box), 0) : 0;
+      const text = unseen > 0.005 ? `Dark: not seen by the model (${percent(unseen)}).` : told;
+      if (text) holder.lastChild.append(el("p", { className: "untold" }, text));
+    };
+    const count = new Set(views.map((v) => v.stage)).size, drawn = new Set();
     for (const v of views) {
-      const cut = (word) => heatOf(word)?.subarray(v.at, v.at + v.n);
+      if (drawn.has(v.stage)) continue;
+      drawn.add(v.stage);
+      const together = views.filter((o) => o.stage === v.stage);
+      const cut = (word, o = v) => heatOf(word)?.subarray(o.at, o.at + (o.real ?? o.n));
       if (v.kind === "audio") {
         const sound = v.source === null ? null : media.sounds[v.source];
-        const [canvas] = stage(v.label, null, 0, sound ? 0.26 : 0.12), band = el("canvas", { width: v.n, height: 1, "aria-hidden": "true" });
+        const [canvas] = stage(v.label, null, 0, sound ? 0.26 : 0.12), band = el("canvas", { width: 640, height: 1, "aria-hidden": "true" });
+        const figure = holder.lastChild;
         if (sound) { // the heat of each moment, the same at all frequencies, behind the spectrogram
           const told = `spectrogram, 0 to ${sound.top_khz} kHz`;
           const picture = el("div", { className: "spectrogram", role: "img", "aria-label": told, title: told, style: `mask-image:url(${sound.spectrogram})` });
-          holder.lastChild.querySelector(".stage").append(el("div", { className: "band" }, band, picture));
+          figure.querySelector(".stage").append(el("div", { className: "band" }, band, picture));
         }
-        const seconds = sound ? sound.seconds : (v.seconds ?? 0) * v.n;
-        holder.lastChild.querySelector("figcaption").replaceChildren(...(seconds ? [0, 0.25, 0.5, 0.75, 1].map((f) => el("span", {}, (f * seconds).toFixed(1) + " s")) : [v.label]));
+        const seconds = sound ? sound.seconds : (v.seconds ?? 0) * v.n, known = sound && together.every((o) => o.from !== undefined);
+        const part = (o) => {
+          const from = known ? o.from : 0, last = known ? Math.min(o.from + o.real * o.seconds, seconds) : seconds || 1;
+          return [from / (seconds || 1), last / (seconds || 1)];
+        };
+        figure.querySelector("figcaption").replaceChildren(...(seconds ? [0, 0.25, 0.5, 0.75, 1].map((f) => el("span", {}, (f * seconds).toFixed(1) + " s")) : [v.label]));
+        if (sound && !together.every((o) => o.seconds)) figure.append(el("p", { className: "untold" }, "Which seconds each position stands for is not known: they are spread evenly."));
+        const behind = el("p", { className: "untold", hidden: "" });
+        if (together.some((o) => o.real < o.n)) figure.append(behind);
         const bracket = el("i", { className: "bracket", hidden: "" });
-        const play = sound && buildPlayer(sound, v.label, holder.lastChild);
+        const play = sound && buildPlayer(sound, v.label, figure);
         if (play) players.set(views.indexOf(v), play);
-        if (sound) holder.lastChild.querySelector(".stage").append(bracket);
+        if (sound) figure.querySelector(".stage").append(bracket);
         painters.push((word) => {
-          paintSound(canvas, cut(word), sound);
-          paintGrid(band, cut(word), 1, v.n, [0, 0, 1, 1], false);
+          paintSound(canvas, together.map((o) => [cut(word, o), ...part(o)]), sound);
+          paintGrids(band, together.map((o) => [cut(word, o), 1, o.real ?? o.n, [part(o)[0], 0, part(o)[1], 1]]), false);
+          const sum = (values) => values?.reduce((a, x) => a + Math.abs(x), 0) ?? 0;
+          const whole = together.reduce((a, o) => a + sum(heatOf(word)?.subarray(o.at, o.at + o.n)), 0);
+          const lost = whole ? 1 - together.reduce((a, o) => a + sum(cut(word, o)), 0) / whole : 0;
+          behind.hidden = lost < 0.0005;
+          behind.textContent = `${percent(lost)} of the relevance lies on the padding behind the sound's end, which is not drawn.`;
           const found = word.w?.find(([i]) => views[i] === v);
           bracket.hidden = !found;
           if (found) bracket.style.cssText = `left:${(found[1] / seconds) * 100}%;width:${((Math.min(found[2], seconds) - found[1]) / seconds) * 100}%`;
@@ -176,16 +203,18 @@
           const [canvas, told] = stage(label, { src: media.videos[v.source][frame], w: 320 }, v.frames.length > 4 ? 2 : 1, 0.75);
           painters.push((word, total) => {
             const part = cut(word)?.subarray(t * size, (t + 1) * size);
-            paintGrid(canvas, part, rows, columns, [0, 0, 1, 1], true);
+            paintGrid(canvas, part, rows, columns, v.box, true);
             told.textContent = part && total ? percent(part.reduce((a, x) => a + Math.abs(x), 0) / total) : "";
           });
         });
+        unseenNote(v.placed ? together : [], v.placed ? "" : "Which part of each frame the model saw is not known: the heat is spread over all of it.");
       } else {
         const flat = v.grid.length === 2 ? v.grid : [1, v.n], source = v.source === null ? null : media.pictures[v.source];
-        const small = views.length > 4 ? 2 : views.length > 1 ? 1 : 0, shape = source ? source.h / source.w : Math.max(flat[0] / flat[1], 0.06);
-        const label = v.known ? v.label : `${v.label}: ${v.n} positions in order (layout not known)`;
+        const small = count > 4 ? 2 : count > 1 ? 1 : 0, shape = source ? source.h / source.w : Math.max(flat[0] / flat[1], 0.06);
+        const label = source ? v.label : `${v.label}: ${v.n} positions in order (${v.known ? "place in the picture" : "layout"} not known)`;
         const [canvas] = stage(label, source, small, shape);
-        painters.push((word) => paintGrid(canvas, cut(word), ...flat, source ? v.box : [0, 0, 1, 1], Boolean(source)));
+        painters.push((word) => paintGrids(canvas, together.map((o) => [cut(word, o), ...(o.grid.length === 2 ? o.grid : [1, o.n]), source ? o.box : [0, 0, 1, 1]]), Boolean(source)));
+        if (source) unseenNote(together, "");
       }
     }
     media.sounds.forEach((sound, i) => { // whose windows are drawn one by one
@@ -245,10 +274,12 @@
     if (!heat || !v.known) return "";
     let best = 0;
     heat.forEach((x, i) => { if (x > heat[best]) best = i; });
+    if (v.kind === "image" && v.source === null) return `strongest on ${v.label}: position ${best + 1} of ${v.n}`;
     const [rows, columns] = v.grid.slice(-2), size = rows * columns, row = Math.floor((best % size) / columns), column = best % columns;
-    const third = (i, n, names) => names[Math.min(2, Math.floor((3 * (i + 0.5)) / n))];
+    const third = (i, n, names, from, to) => names[Math.max(0, Math.min(2, Math.floor(3 * (from + ((to - from) * (i + 0.5)) / n))))];
+    const [l, t, r, b] = v.box ?? [0, 0, 1, 1];
     const frame = v.grid.length === 3 ? `, ${v.frames?.[Math.floor(best / size)]?.[1] ?? ""}` : "";
-    return `strongest on ${v.label}${frame}: ${third(row, rows, ["upper", "middle", "lower"])} ${third(column, columns, ["left", "centre", "right"])} (row ${row + 1} of ${rows}, column ${column + 1} of ${columns})`;
+    return `strongest on ${v.label}${frame}: ${third(row, rows, ["upper", "middle", "lower"], t, b)} ${third(column, columns, ["left", "centre", "right"], l, r)} (row ${row + 1} of ${rows}, column ${column + 1} of ${columns})`;
   }
 
   const signed = (v) => (v === null ? "–" : (v >= 0 ? "+" : "−") + number(Math.abs(v)));

@@ -93,7 +93,9 @@ def _generate(
 
     import limelight
 
-    fn = limelight.custom_generate(decoder.build(settings), processor=own.processor, tensors=tensors, seed=seed)
+    fn = limelight.custom_generate(
+        decoder.build(settings), processor=own.processor, tensors=tensors, seed=seed, return_cache=False
+    )
     sampled = (
         {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if seed is not None else {"do_sample": False}
     )

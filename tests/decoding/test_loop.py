@@ -78,6 +78,8 @@ def test_a_processor_of_the_callers_own_chooses_limes_target() -> None:
     calls: list[int] = []
 
     class Only(LogitsProcessor):
+        stateless = True
+
         def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
             calls.append(ids.shape[1])
             out = torch.full_like(scores, float("-inf"))

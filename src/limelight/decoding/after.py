@@ -89,6 +89,20 @@ class AfterSession:
 
         return StepOutput(logits, explain=explain)
 
+    def cache(self) -> Any:
+        """The plain stream's, brought up to what has been said, unless the inner session keeps one of its own."""
+        if self.inner is not None and not any(self.thinking) and hasattr(self.inner, "cache"):
+            found = self.inner.cache()
+            if found is not None:
+                return found
+        stream = self.plain.stream
+        if stream.output is None:
+            return None
+        missing = torch.tensor(self.said, device=stream.ids.device)[:, stream.ids.shape[1] - self.run.ids.shape[1] :]
+        if missing.shape[1]:
+            stream.extend(missing)
+        return stream.cache
+
     def _inner(self, tokens: Tensor | None) -> StepOutput:
         """The strategy's own outlook, once a row is past the marker."""
         if self.inner is not None:
@@ -136,6 +150,7 @@ def extended(run: Run, said: Sequence[Sequence[int]]) -> Run:
         UnsupportedError: an input that has an entry a position and is none of the known ones; several answers a prompt;
             a model whose whole prompt sees itself both ways.
     """
+    run.require_prompt()
     n = len(said[0])
     if run.adapter.model.config.model_type in _TWO_WAY:
         raise UnsupportedError(
@@ -160,6 +175,8 @@ def extended(run: Run, said: Sequence[Sequence[int]]) -> Run:
     length = ids.shape[1]
     return replace(
         run,
+        past=0,
+        resume=None,
         ids=ids,
         kwargs=kwargs,
         modality_ids=torch.nn.functional.pad(run.modality_ids, (0, n)),

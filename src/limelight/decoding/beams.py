@@ -21,7 +21,7 @@ def fork(stream: Stream, rows: Sequence[int]) -> Stream:
     """
     kwargs = dict(stream.kwargs)
     kwargs["past_key_values"] = copy.deepcopy(kwargs["past_key_values"])
-    out = Stream(stream.adapter, stream.ids, kwargs, **stream.forward)
+    out = Stream(stream.adapter, stream.ids, kwargs)
     choose(out, rows)
     return out
 

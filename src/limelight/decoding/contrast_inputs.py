@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight.decoding.continuing import is_media
 from limelight.decoding.strategy import Run
+from limelight.decoding.streams import second_stream
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.runtime.cached_decoder import Stream
 
@@ -31,6 +33,7 @@ def without(run: Run, dropped: Tensor) -> Stream:
     Raises:
         PromptError: nothing is left of a row.
     """
+    run.require_prompt(words_only=True)
     keep = run.mask & ~dropped
     length = int(keep.sum(-1).max())
     if not bool(keep.any(-1).all()):
@@ -52,7 +55,7 @@ def without(run: Run, dropped: Tensor) -> Stream:
         elif _is_typed(name, value, run):
             kwargs[name] = closed(value * ~percept(run), 0)
     kwargs["attention_mask"] = mask.long()
-    return Stream.fresh(run.adapter, closed(run.ids, 0 if pad is None else int(pad)), kwargs)
+    return second_stream(run, closed(run.ids, 0 if pad is None else int(pad)), kwargs)
 
 
 def inserted(run: Run, words: Sequence[int], at: Sequence[int]) -> Stream:
@@ -61,6 +64,7 @@ def inserted(run: Run, words: Sequence[int], at: Sequence[int]) -> Stream:
     Raises:
         UnsupportedError: a ready-made attention mask, which cannot be widened.
     """
+    run.require_prompt()
     rows, length, n = *run.ids.shape, len(words)
     new = torch.as_tensor(words, dtype=run.ids.dtype, device=run.ids.device)
 
@@ -95,7 +99,7 @@ def inserted(run: Run, words: Sequence[int], at: Sequence[int]) -> Stream:
         elif "attention_mask" in name and value.ndim > 2 and value.shape[:2] == (rows, length):
             before = [value[r, max(k - 1, 0)].expand(n, *value.shape[2:]) for r, k in enumerate(at)]
             kwargs[name] = widened(value, before)
-    return Stream.fresh(run.adapter, widened(run.ids, [new] * rows), kwargs)
+    return second_stream(run, widened(run.ids, [new] * rows), kwargs)
 
 
 def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda name: True, method: str) -> Stream:
@@ -107,6 +111,7 @@ def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda 
     Raises:
         SettingError: the media's tensors are not at hand, or belong to another prompt.
     """
+    run.require_prompt()
     kwargs = {k: v for k, v in run.kwargs.items() if k != "mm_encoder_outputs"}
     encoded = run.kwargs.get("mm_encoder_outputs")
     times = 1
@@ -119,7 +124,7 @@ def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda 
             f"{method} disturbs the {', '.join(encoded)} itself, but generate() has handed over its encoding only",
             hint="pass the processor's tensors: custom_generate(strategy, tensors=inputs)",
         )
-    found = [k for k, v in kwargs.items() if _is_media(k, v) and only(k)]
+    found = [k for k, v in kwargs.items() if is_media(k, v) and only(k)]
     if not found:
         raise SettingError(
             f"{method} found no tensor of pixels or sound among {', '.join(sorted(kwargs)) or 'no inputs'}",
@@ -128,18 +133,13 @@ def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda 
     kwargs |= {k: change(k, kwargs[k], kwargs) for k in found}
     if times > 1 and encoded:
         kwargs = _expanded(run, kwargs, times)
-    return Stream.fresh(run.adapter, run.ids, kwargs)
+    return second_stream(run, run.ids, kwargs)
 
 
 def _is_typed(name: str, value: Any, run: Run) -> bool:
     """One entry a prompt position: told by name too, since a spectrogram's mask may have the same shape by chance."""
     named = name == "attention_mask" or "token_type" in name
     return named and isinstance(value, Tensor) and value.shape == run.ids.shape
-
-
-def _is_media(name: str, value: Any) -> bool:
-    named = not any(part in name for part in ("mask", "position"))  # some families' position ids are fractions
-    return named and isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
 
 
 def _placed(value: Any, run: Run) -> Any:

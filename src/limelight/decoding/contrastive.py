@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
 from limelight.models.runtime.cached_decoder import Stream
 
@@ -73,7 +76,8 @@ class ContrastSession:
         self, run: Run, contrast: Stream, combine: Combine,
         *, main_prefill: Around = nullcontext, contrast_prefill: Around = nullcontext,
     ) -> None:  # fmt: skip
-        self.main = Stream(run.adapter, run.ids, run.kwargs)
+        refuse(run, "a method with a second prompt", "prefill_chunk_size")
+        self.main = main_stream(run)
         self.contrast = contrast
         self.combine = combine
         self.prefills = (main_prefill, contrast_prefill)
@@ -88,6 +92,9 @@ class ContrastSession:
         self.count += 1
         out = self.combine(plain, other, self.count)
         return StepOutput(out, details(plain, out))
+
+    def cache(self) -> Any:
+        return self.main.cache
 
 
 def check_range(method: str, name: str, value: object, low: float, high: float = math.inf, *, hint: str) -> None:

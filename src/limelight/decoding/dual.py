@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, Run
 from limelight.errors import SettingError
 from limelight.grounding.objectives import check_groups
@@ -28,6 +29,7 @@ def captured(run: Run) -> tuple[DecoderCall, Tensor]:
 
 
 def open_stream(run: Run, call: DecoderCall, channels: Sequence[Channel], composite: str) -> DualStream:
+    refuse(run, "a method that keeps tangents in its cache", "use_cache", "prefill_chunk_size", "cache_implementation")
     reserve = int(getattr(run.config, "max_length", 0) or 0) - call.length
     return DualStream(run.adapter, call, channels, COMPOSITES[composite], reserve=max(16, min(reserve, 4096)))
 

@@ -6,12 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
 from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
 from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.methods.meter import meter as metered
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
-from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.types import Generation, Prompt, Step
 
@@ -46,6 +46,7 @@ def generate(
             (``on_step``), at the price of one more cached row; see :mod:`limelight.decoding.methods.meter`.
         seed: for sampling (``do_sample=True``).
         generation_kwargs: as for ``model.generate``: max_new_tokens, do_sample, temperature, repetition_penalty ...
+            What no strategy acts on (beams, assistants, other decoding modes) is refused.
 
     Returns:
         Generation with text, ids and a :class:`Step` a token.
@@ -60,6 +61,8 @@ def generate(
         ...                             strategy=limelight.lime(), max_new_tokens=20)  # doctest: +SKIP
     """
     with ending(streamer) as sink:
+        check_arguments(generation_kwargs)
+        one_answer(generation_kwargs)
         adapter = wrap(model, processor)
         chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
         if meter:
@@ -69,7 +72,8 @@ def generate(
             chosen,
             processor=adapter.processor,
             streamer=sink,
-            stop_strings=stop_strings,
+            stop_strings=stop_strings_of({**generation_kwargs, "stop_strings": stop_strings}, adapter.model),
+            tokenizer=generation_kwargs.get("tokenizer"),
             seed=seed,
             media=prompt.media,
             tensors=prompt.tensors,
@@ -77,9 +81,10 @@ def generate(
             details=relevance,
             on_step=on_step,
             whole=adapter,
+            return_cache=False,
         )
         output: GroundedOutput = adapter.model.generate(
-            **prompt.tensors, custom_generate=fn, **settings_of(generation_kwargs)
+            **prompt.tensors, custom_generate=fn, **settings_of(generation_kwargs, adapter.model)
         )
     return answer_of(adapter, chosen, prompt, (output.steps or ((),))[0])
 
@@ -91,15 +96,18 @@ def answer_of(adapter: Adapter, chosen: Strategy, prompt: Prompt, steps: tuple[S
     return Generation(str(text).strip(), ids, steps, prompt, chosen.name, chosen.settings())
 
 
-def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The caller's settings over greedy defaults; a whole generation_config of the caller's stands as it is."""
+def settings_of(given: Mapping[str, Any], model: Any = None) -> dict[str, Any]:
+    """The caller's settings over greedy defaults; a whole generation_config of the caller's stands as it is.
+
+    Stop strings and their tokenizer are left out: they are bound to the decoding method.
+    """
     config = copy.deepcopy(given.get("generation_config"))
-    if (given.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1) != 1:
-        raise UnsupportedError(
-            "limelight.generate returns one answer", hint="call it once a seed, or use model.generate"
-        )
+    given = {k: v for k, v in given.items() if k not in ("tokenizer", "stop_strings")}
+    if getattr(getattr(model, "generation_config", None), "stop_strings", None) is not None:
+        given["stop_strings"] = None
     if config is not None:
         config.disable_compile = config.return_dict_in_generate = True
+        config.stop_strings = None
         return {**given, "generation_config": config}
     defaults: dict[str, Any] = {"do_sample": False, "disable_compile": True}
     if given.get("max_length") is None:

@@ -6,6 +6,7 @@ transformers prepares inputs, processors and stopping criteria, then calls :func
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,10 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from limelight.decoding.continuing import continued, is_partial, past_of
+from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
 from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler
+from limelight.decoding.streams import cache_after
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.inner_model import inside
@@ -38,6 +43,7 @@ def custom_generate(
     processor: Any = None,
     streamer: Any = None,
     stop_strings: str | Sequence[str] | None = None,
+    tokenizer: Any = None,
     seed: int | Sequence[int] | None = None,
     modality_ids: Tensor | None = None,
     media: Mapping[str, Sequence[Any]] | None = None,
@@ -46,15 +52,17 @@ def custom_generate(
     details: bool | None = False,
     on_step: OnStep | None = None,
     whole: Any = None,
+    return_cache: bool = True,
 ) -> Callable[..., Any]:
     """A callable for ``model.generate(**inputs, custom_generate=...)``.
 
     Args:
         strategy: the decoding method, e.g. ``lime()``.
         processor: the model's processor: needed for ``stop_strings``, spelled tokens, and methods with a second prompt.
-        streamer: a transformers streamer. generate() drops the one it is given when decoding is custom, so bind it here
-            (passing it to generate() as well does no harm).
+        streamer: a transformers streamer, which is ended whatever happens. generate() gives the one that it is given
+            itself nothing but the prompt when decoding is custom, and never ends it: bind it here.
         stop_strings: as in generate(), which refuses them beside a callable.
+        tokenizer: for ``stop_strings``, in place of the processor's.
         seed: sampling seed; row ``r`` draws from ``seed + r``, so a row does not depend on its neighbours. None: torch's
             global state, as transformers.
         modality_ids: ``[B, T]``: 0 text, 1 image, 2 video, 3 audio, where it cannot be detected.
@@ -70,7 +78,14 @@ def custom_generate(
         on_step: called with (row, Step) as each token is chosen.
         whole: the model (or its Adapter) whose generate() is called, where that hands on to a language model inside
             (BLIP-2, InstructBLIP), which does not know the picture's positions.
+        return_cache: ``return_dict_in_generate`` brings ``past_key_values`` for the next turn. Methods that keep no such
+            cache fill one at the end (one prefill, and one forward for the answer); False saves them that.
+
+    generate() keeps some of its arguments to itself when decoding is custom, so that they cannot be refused here:
+    ``assistant_model``, ``assistant_tokenizer``, ``tokenizer`` (bind ``processor``), ``synced_gpus`` and ``streamer``; with
+    ``cache_implementation="paged"`` it never calls a custom method. :func:`limelight.generate` refuses or takes them all.
     """
+    waiting = _Waiting(streamer)
 
     def decoding_method(
         model: Any,
@@ -80,22 +95,39 @@ def custom_generate(
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        with ending(streamer) as sink:
+        waiting.over = True
+        heard = model_kwargs.pop("streamer", None) or streamer
+        with ending(heard) as sink:
+            check_arguments(
+                {n: model_kwargs.pop(n, None) for n in ("assistant_model", "assistant_tokenizer", "synced_gpus")}
+            )
             adapter = wrap(model, processor) if whole is None else inside(wrap(whole, processor), model)
             if stop_strings is not None:
-                stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, adapter)
+                stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, tokenizer or adapter.tokenizer)
             rows = input_ids.shape[0]
             seeds = None if seed is None else [seed + r for r in range(rows)] if isinstance(seed, int) else list(seed)
             chooser = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
             run = _run(
                 adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details is not False,
-                stopping_criteria,
+                stopping_criteria, media=media or {}, tensors=tensors or {}, spans=_expanded(spans, rows),
+                relevance=details is True,
             )  # fmt: skip
-            run.media, run.tensors, run.spans = media or {}, tensors or {}, _expanded(spans, rows)
-            run.relevance = details is True
-            return decode(strategy, run, stopping_criteria, sink, on_step)
+            return decode(strategy, run, stopping_criteria, sink, on_step, return_cache=return_cache)
 
+    weakref.finalize(decoding_method, waiting.end).atexit = False
     return decoding_method
+
+
+class _Waiting:
+    """A bound streamer whose generate() may fail before it decodes: it ends when nobody can call the method any more."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer, self.over = streamer, streamer is None
+
+    def end(self) -> None:
+        if not self.over:
+            self.over = True
+            self.streamer.end()
 
 
 def _expanded(spans: Sequence[tuple[Span, ...]] | None, rows: int) -> Sequence[tuple[Span, ...]] | None:
@@ -116,26 +148,20 @@ def _run(
     modality: Tensor | None,
     details: bool,
     stopping: Any,
+    **bound: Any,
 ) -> Run:
-    if config.num_beams > 1:
-        raise UnsupportedError(
-            f"beam search (num_beams={config.num_beams}) is not supported by limelight's decoding",
-            hint="use num_beams=1; opera() brings beams of its own",
-        )
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(config, name, False) and config.return_dict_in_generate:
-            raise UnsupportedError(
-                f"{name}=True is not supported by limelight's decoding",
-                hint="run model(**inputs) on the finished sequence for attentions or hidden states",
-            )
+    check_config(config)
+    check_shards(adapter.model)
     if adapter.model.training:
         raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
+    past = past_of(kwargs)
+    partial = is_partial(ids, kwargs, config, past)
     known = {"input_ids": ids, **{k: v for k, v in kwargs.items() if v is not None}}
     if modality is not None:
         if modality.shape[0] != ids.shape[0] and ids.shape[0] % modality.shape[0] == 0:
             modality = modality.repeat_interleave(ids.shape[0] // modality.shape[0], dim=0)
         known["modality_ids"] = modality
-    where = adapter.modality_ids(known).to(ids.device)
+    where = torch.zeros_like(ids) if partial else adapter.modality_ids(known).to(ids.device)
     if where.shape != ids.shape:
         raise PromptError(
             f"modality_ids {tuple(where.shape)} do not fit the prompt {tuple(ids.shape)}",
@@ -143,6 +169,9 @@ def _run(
         )
     mask = kwargs.get("attention_mask")
     mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones_like(ids, dtype=torch.bool)
+    if past:  # the model goes on with what it was given
+        run = Run(adapter, ids, kwargs, where, mask[:, -ids.shape[1] :], chooser, config, details, stopping, **bound)
+        return continued(run, partial=partial)
     missing = {k: v for k, v in adapter.complete({**kwargs, "input_ids": ids}).items() if kwargs.get(k) is None}
     missing.pop("input_ids", None)
     if "mm_token_type_ids" in missing and kwargs.get("position_ids") is not None and bool((where > 0).any()):
@@ -151,24 +180,32 @@ def _run(
             hint="pass everything the processor returned to generate()",
         )
     kwargs = {k: v for k, v in {**kwargs, **missing}.items() if k != "input_ids"}
-    return Run(adapter, ids, kwargs, where, mask, chooser, config, details, stopping)
+    return Run(adapter, ids, kwargs, where, mask, chooser, config, details, stopping, **bound)
 
 
-def _with_stop_strings(criteria: Any, stop_strings: str | Sequence[str], adapter: Adapter) -> Any:
-    from transformers import StoppingCriteriaList
-    from transformers.generation.stopping_criteria import StopStringCriteria
-
-    if adapter.tokenizer is None:
+def _with_stop_strings(criteria: Any, stop_strings: str | Sequence[str], tokenizer: Any) -> Any:
+    if tokenizer is None:
         raise SettingError(
             "stop_strings need the tokenizer", hint="custom_generate(strategy, processor=processor, ...)"
         )
     strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-    return StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer=adapter.tokenizer, stop_strings=strings)])
+    return StoppingCriteriaList([*criteria, StopStringCriteria(tokenizer=tokenizer, stop_strings=strings)])
 
 
 @torch.no_grad()
-def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on_step: OnStep | None = None) -> Any:
+def decode(
+    strategy: Strategy,
+    run: Run,
+    stopping: Any,
+    streamer: Any = None,
+    on_step: OnStep | None = None,
+    *,
+    return_cache: bool = False,
+) -> Any:
     """Token after token until every row has stopped. Returns ids ``[B, T + n]``, or a :class:`GroundedOutput`.
+
+    ``return_cache``: the output holds generate()'s cache as plain decoding leaves it; a cache that the caller has given
+    is filled in any case.
 
     Raises:
         NotFiniteError: a strategy returned NaN logits.
@@ -184,18 +221,21 @@ def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on
     unfinished = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
     tokens: Tensor | None = None
     own = OwnRelevance(run) if run.relevance else None
+    if own is not None:
+        run.require_prompt()
     with _streaming(streamer, ids):
         with run.adapter.exclusive():
             session = strategy.session(run)
         while bool(unfinished.any()):
             with run.adapter.exclusive():  # a token at a time, so that several threads' answers advance in turns
                 outlook = session.next(tokens)
-            if bool(torch.isnan(outlook.logits).any()):
+            if bool(torch.isnan(outlook.logits).any()) and not getattr(config, "remove_invalid_values", False):
                 raise NotFiniteError(
                     f"{strategy.name} produced NaN logits at token {len(steps[0])}",
                     hint="try float32, or a smaller lr / alpha",
                 )
-            processed = run.chooser.scores(ids, outlook.logits)
+            with run.adapter.exclusive():  # guidance runs the model
+                processed = outlook.logits if outlook.decided else run.chooser.scores(ids, outlook.logits)
             tokens = run.chooser.pick(processed)
             if has_eos and pad is not None:
                 tokens = torch.where(unfinished, tokens, pad.to(tokens.device))
@@ -216,15 +256,34 @@ def decode(strategy: Strategy, run: Run, stopping: Any, streamer: Any = None, on
             ids = torch.cat([ids, tokens[:, None]], dim=-1)
             if streamer is not None:
                 streamer.put(tokens.cpu())
-            unfinished = unfinished & ~stopping(ids, tuple(scores) if scores else None)
+            asked = _untimed(stopping) if outlook.decided else stopping
+            unfinished = unfinished & ~asked(ids, tuple(scores) if scores else None)
+            if outlook.last is not None:
+                unfinished = unfinished & ~outlook.last
+        cache = _cache(session, run, ids, return_cache and keep)
     if not keep:
         return ids
     return GroundedOutput(
         sequences=ids,
         scores=tuple(scores) if scores else None,
         logits=tuple(raw) if raw else None,
+        past_key_values=cache,
         steps=tuple(tuple(s) for s in steps),
     )
+
+
+def _untimed(criteria: Any) -> StoppingCriteriaList:
+    """Without the time limit, which a session that decides for itself has kept already."""
+    return StoppingCriteriaList(c for c in criteria if not isinstance(c, MaxTimeCriteria))
+
+
+def _cache(session: Any, run: Run, ids: Tensor, wanted: bool) -> Any:
+    """What plain decoding would leave in generate()'s cache; None where nobody asks."""
+    if not wanted and not getattr(run.kwargs.get("past_key_values"), "_is_user_defined", False):
+        return None
+    with run.adapter.exclusive():
+        own = session.cache() if hasattr(session, "cache") else None
+        return cache_after(run, ids) if own is None else own
 
 
 class _EndOnce:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.generate import answer_of, settings_of
-from limelight.decoding.loop import GroundedOutput, custom_generate
+from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
+from limelight.decoding.loop import GroundedOutput, custom_generate, ending
 from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
@@ -41,23 +42,32 @@ def generate_many(
         SettingError: no requests.
         UnsupportedError: these prompts cannot share a batch (pictures of unequal shape); ask one by one.
     """
-    if not requests:
-        raise SettingError("no requests", hint="pass at least one list of messages")
-    adapter = wrap(model, processor)
+    streamer = generation_kwargs.pop("streamer", None)
+    with ending(streamer):
+        if streamer is not None:
+            raise UnsupportedError("a streamer hears one answer", hint="call limelight.generate for each request")
+        if not requests:
+            raise SettingError("no requests", hint="pass at least one list of messages")
+        check_arguments(generation_kwargs)
+        one_answer(generation_kwargs)
+        adapter = wrap(model, processor)
     chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
     prompts = [r if isinstance(r, Prompt) else adapter.prepare(r) for r in requests]
     tensors, pads = collate(prompts, pad=pad_id(adapter))
     fn = custom_generate(
         chosen,
         processor=adapter.processor,
-        stop_strings=stop_strings,
+        stop_strings=stop_strings_of({**generation_kwargs, "stop_strings": stop_strings}, adapter.model),
+        tokenizer=generation_kwargs.get("tokenizer"),
         seed=seeds,
         tensors=tensors,
         spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)],
         details=relevance,
         whole=adapter,
+        return_cache=False,
     )
-    output: GroundedOutput = adapter.model.generate(**tensors, custom_generate=fn, **settings_of(generation_kwargs))
+    settings = settings_of(generation_kwargs, adapter.model)
+    output: GroundedOutput = adapter.model.generate(**tensors, custom_generate=fn, **settings)
     steps = output.steps or ()
     return [answer_of(adapter, chosen, prompt, row) for prompt, row in zip(prompts, steps, strict=True)]
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from limelight.errors import SettingError
+from limelight.decoding.processors import applied, foreseen, prepared
+from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.types import Relevance, Span
 
@@ -33,12 +34,16 @@ class StepOutput:
     """Logits ``[B, V]`` (float32 or better) of the next token, before processors.
 
     ``details`` has a Detail a row where it does not depend on the token; ``explain(row, token)`` is asked after the
-    choice where it does (it may be costly, and is asked only for rows still running).
+    choice where it does (it may be costly, and is asked only for rows still running). ``decided``: the session has
+    chosen itself, processors included, so that the loop takes the argmax as it is. ``last`` [B]: rows whose answer ends
+    with this token, whatever the stopping criteria say.
     """
 
     logits: Tensor
     details: tuple[Detail, ...] = ()
     explain: Callable[[int, int], Detail] | None = None
+    decided: bool = False
+    last: Tensor | None = None
 
     def detail(self, row: int, token: int) -> Detail:
         if self.explain is not None:
@@ -60,17 +65,22 @@ class TokenSampler:
     """
 
     def __init__(self, processors: Any, *, sample: bool, seeds: Sequence[int] | None = None) -> None:
-        self.processors = processors
+        self.processors = prepared(processors)
         self.sample = sample
         self.seeds = seeds
         self.last: Tensor | None = None
         self._generators: list[torch.Generator] = []
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Processed logits ``[B, V]``; the input is left as it is (processors may work in place)."""
-        out: Tensor = self.processors(ids, logits.clone()) if self.processors else logits
-        self.last = out
-        return out
+        """Processed logits ``[B, V]`` of the token to emit. Processors may keep state: the loop alone calls this, once
+        per token; inside a step ask :meth:`foreseen`."""
+        self.last = applied(self.processors, ids, logits)
+        return self.last
+
+    def foreseen(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """Logits ``[B, V]`` -> what ``scores`` would make of them, for choices inside the step that follows ``ids``
+        [B, T]. May run the model (for ``guidance_scale``), so call it outside hooks and graphs."""
+        return foreseen(self.processors, ids)
 
     def pick(self, scores: Tensor) -> Tensor:
         """Token ids ``[B]``."""
@@ -104,6 +114,10 @@ class Run:
         media: raw pictures and sounds where known.
         tensors: the processor's tensors (pixels among them), which generate() may have replaced by their encoding.
         spans: each row's spans where known (generate() consumes what grids are told from).
+        past: positions that the cache given to generate() holds already.
+        resume: the inputs with which the model itself goes on behind them (None: ``kwargs``).
+        partial: ``ids`` are those behind the cache alone.
+        unseen: why the prompt cannot be run anew as a whole (None: it can).
     """
 
     adapter: Adapter
@@ -119,10 +133,31 @@ class Run:
     tensors: Mapping[str, Any] = field(default_factory=dict)
     spans: Sequence[tuple[Span, ...]] | None = None
     relevance: bool = False
+    past: int = 0
+    resume: dict[str, Any] | None = None
+    partial: bool = False
+    unseen: str | None = None
+
+    def require_prompt(self, *, words_only: bool = False) -> None:
+        """Raise UnsupportedError where the prompt cannot be run anew, because part of it is in the cache alone.
+
+        ``words_only``: the ids are enough, since the media are left out.
+        """
+        if self.partial or (self.unseen is not None and not words_only):
+            raise UnsupportedError(
+                f"this needs the whole prompt anew, and {self.unseen} (the cache holds {self.past} positions)",
+                hint="give generate() all inputs of the whole conversation again, media included, and custom_generate "
+                "tensors=inputs; or use greedy(), dola() or deco() without relevance",
+            )
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Keyword arguments for an uncached forward of the prompt."""
+        """Keyword arguments for an uncached forward of the prompt.
+
+        Raises:
+            UnsupportedError: part of the prompt is in the cache alone.
+        """
+        self.require_prompt()
         dropped = ("past_key_values", "use_cache", "logits_to_keep")
         out = {k: v for k, v in self.kwargs.items() if k not in dropped and v is not None}
         return {"input_ids": self.ids, "modality_ids": self.modality_ids, **out}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limelight.decoding.generate import generate
-from limelight.decoding.loop import OnStep
+from limelight.decoding.loop import OnStep, ending
 from limelight.decoding.strategy import Strategy
 from limelight.errors import MediaError, SettingError
 from limelight.media.audio import Samples, read_audio
@@ -74,6 +74,7 @@ def transcribe(
     chunk_seconds: float | None = None,
     max_new_tokens: int | None = None,
     on_segment: Callable[[Segment], None] | None = None,
+    streamer: Any = None,
     **generation_kwargs: Any,
 ) -> Transcript:
     """Transcribe a sound of any length.
@@ -87,6 +88,7 @@ def transcribe(
         chunk_seconds: longest piece; by default 30 s, or the model's own window where that is shorter.
         max_new_tokens: a piece; by default 64 and 12 more a second. A segment that reaches it has ``complete=False``.
         on_segment: called with each segment as it is done.
+        streamer: a transformers streamer; it hears all pieces as one answer, and ends with the last of them.
 
     Raises:
         MediaError: no sound, or a piece is longer than the model hears (give a smaller ``chunk_seconds``).
@@ -96,24 +98,47 @@ def transcribe(
         >>> heard = limelight.transcribe(adapter, sound="talk.mp3", strategy="aad")  # doctest: +SKIP
         >>> print(heard.text, [s.generation.shares() for s in heard.segments])  # doctest: +SKIP
     """
-    adapter = wrap(model, processor)
-    if sound is None:
-        raise MediaError("no sound to transcribe", hint="transcribe(adapter, sound='talk.wav')")
-    asked = prompt_for(adapter, prompt, language)
-    rate = sampling_rate(adapter)
-    samples = read_audio(sound, rate, max_seconds=MAX_SECONDS)
-    found: list[Segment] = []
-    for piece in cut(adapter, samples, rate, chunk_seconds):
-        one = segment(
-            adapter, samples, rate, piece, asked, strategy=strategy, relevance=relevance,
-            max_new_tokens=max_new_tokens, **generation_kwargs,
-        )  # fmt: skip
-        found.append(one)
-        if on_segment is not None:
-            on_segment(one)
+    with ending(streamer) as sink:
+        adapter = wrap(model, processor)
+        if sound is None:
+            raise MediaError("no sound to transcribe", hint="transcribe(adapter, sound='talk.wav')")
+        asked = prompt_for(adapter, prompt, language)
+        rate = sampling_rate(adapter)
+        samples = read_audio(sound, rate, max_seconds=MAX_SECONDS)
+        found: list[Segment] = []
+        heard = None if sink is None else _Pieces(sink)
+        for piece in cut(adapter, samples, rate, chunk_seconds):
+            one = segment(
+                adapter, samples, rate, piece, asked, strategy=strategy, relevance=relevance,
+                max_new_tokens=max_new_tokens, streamer=heard, **generation_kwargs,
+            )  # fmt: skip
+            found.append(one)
+            if on_segment is not None:
+                on_segment(one)
+        if sink is not None:
+            sink.end()
     first = found[0].generation
     settings = {"strategy": first.strategy, **first.settings}
     return Transcript(tuple(found), samples.size / rate, asked, settings)
+
+
+class _Pieces:
+    """One streamer for several answers: the prompt of the first alone, and no end between them."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer = streamer
+        self.begun = False
+
+    @property
+    def next_tokens_are_prompt(self) -> bool:
+        return not self.begun and bool(self.streamer.next_tokens_are_prompt)
+
+    def put(self, value: Any) -> None:
+        self.begun = True
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        """The caller ends it after the last piece."""
 
 
 def cut(

@@ -196,6 +196,8 @@ def test_paper_weights_have_the_gradient_of_the_exact_loss(name: str) -> None:
 class Ban(LogitsProcessor):
     """Bars some tokens, or all but some."""
 
+    stateless = True
+
     def __init__(self, tokens: list[int], keep: bool = False) -> None:
         self.tokens, self.keep = tokens, keep
 

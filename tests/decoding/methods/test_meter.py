@@ -39,7 +39,11 @@ def run(adapter: Adapter, inputs: dict[str, Tensor], strategy: Strategy | None, 
     fn = (
         {}
         if strategy is None
-        else {"custom_generate": custom_generate(strategy, details=more.pop("details", False), whole=adapter)}
+        else {
+            "custom_generate": custom_generate(
+                strategy, details=more.pop("details", False), whole=adapter, return_cache=more.pop("return_cache", True)
+            )
+        }
     )
     return adapter.model.generate(
         **inputs, **fn, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True, **more
@@ -100,9 +104,9 @@ def test_no_backward_pass(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> 
         lambda _, args, kwargs: forwards.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     inputs = llava_inputs(adapter.model)
-    run(adapter, inputs, meter(), 1)  # the capture stops at the decoder's door; the twins are checked once
+    run(adapter, inputs, meter(), 1, return_cache=False)  # the capture stops at the decoder's door; the twins are checked once
     forwards.clear()
-    run(adapter, inputs, meter(), 4)
+    run(adapter, inputs, meter(), 4, return_cache=False)
     handle.remove()
     assert forwards[-4:] == [inputs["input_ids"].shape[1], 1, 1, 1] and len(forwards) <= 5
 

@@ -94,21 +94,6 @@ def test_what_it_cannot_do() -> None:
         run(double("llava"), inputs_of("llava"), opera(), num_beams=2)
 
 
-def test_a_processor_that_forces_tokens_is_found_out() -> None:
-    from transformers import LogitsProcessor, LogitsProcessorList
-
-    class Forced(LogitsProcessor):  # type: ignore[misc]
-        """Forbids whatever is best in the loop, but not in the search (which asks for fewer rows of finite logits)."""
-
-        def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            if int(torch.isfinite(scores[0]).sum()) > 1:
-                return scores
-            return torch.where(torch.isfinite(scores), -1e9, 0.0)
-
-    with pytest.raises(UnsupportedError, match="search had found"):
-        run(double("llava"), inputs_of("llava"), opera(), logits_processor=LogitsProcessorList([Forced()]))
-
-
 @pytest.mark.parametrize(
     "wrong", [{"beams": 0}, {"candidates": 0}, {"threshold": -1}, {"warmup": 1.5}, {"sigma": 0}, {"weight": -1}]
 )

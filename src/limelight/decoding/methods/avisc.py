@@ -16,11 +16,12 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import percept
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import DecoderHook, key_places, masked_percept, refuse_cross_attention
 from limelight.decoding.strategy import Run
+from limelight.decoding.streams import second_stream
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import attention_hooks, check_bound
-from limelight.models.runtime.cached_decoder import Stream
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Avisc:
     def session(self, run: Run) -> ContrastSession:
         """Raises UnsupportedError on a cross-attention model."""
         refuse_cross_attention(run.adapter, "avisc")
+        refuse(run, "avisc", "use_cache")
         places = percept(run)
         record = Attended(run.adapter, places)
 
@@ -80,7 +82,7 @@ class Avisc:
             with masked_percept(run.adapter, ~places | record.blind(self.gamma, self.lam)):
                 yield
 
-        contrast = Stream.fresh(run.adapter, run.ids, run.kwargs)
+        contrast = second_stream(run)
         return ContrastSession(
             run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta),
             main_prefill=listening, contrast_prefill=blinded,

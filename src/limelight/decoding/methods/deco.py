@@ -15,8 +15,8 @@ from torch import Tensor
 from limelight.decoding.contrastive import check_range, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers, in_proportion
 from limelight.decoding.strategy import Run, StepOutput
+from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
-from limelight.models.runtime.cached_decoder import Stream
 
 PUBLISHED = (20, 28)  # of 32 layers, both included
 
@@ -73,7 +73,7 @@ class DecoSession:
         layers = range(first, last + 1)
         check_layers(run.adapter, layers, "deco")
         self.exits = LogitLens(run.adapter, layers)
-        self.stream = Stream(run.adapter, run.ids, run.kwargs)
+        self.stream = main_stream(run)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         with self.exits.watching():
@@ -83,6 +83,9 @@ class DecoSession:
             plain if s.alpha == 0 else corrected(plain, self.exits.logits().to(plain.dtype), s.alpha, s.top_k, s.top_p)
         )
         return StepOutput(out, details(plain, out))
+
+    def cache(self) -> Any:
+        return self.stream.cache
 
 
 def corrected(logits: Tensor, early: Tensor, alpha: float, top_k: int, top_p: float) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 from limelight.decoding.contrastive import check_choice, check_range, cut, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers
 from limelight.decoding.strategy import Run, StepOutput
+from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
-from limelight.models.runtime.cached_decoder import Stream
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class DolaSession:
         layers = strategy.candidates(len(decoder_layers(adapter)), tied=tied)
         check_layers(adapter, layers, "dola")
         self.exits = LogitLens(adapter, layers, normed=strategy.normed)
-        self.stream = Stream(adapter, run.ids, run.kwargs)
+        self.stream = main_stream(run)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         with self.exits.watching():
@@ -97,6 +97,9 @@ class DolaSession:
         base = others[chosen, torch.arange(len(chosen), device=chosen.device)]
         out = cut(torch.where(torch.isneginf(final), final, final - base), plain, self.strategy.beta)
         return StepOutput(out, details(plain, out))
+
+    def cache(self) -> Any:
+        return self.stream.cache
 
 
 def divergence(s: Tensor, others: Tensor) -> Tensor:

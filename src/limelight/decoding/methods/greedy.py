@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limelight.decoding.own_relevance import OwnRelevance
 from limelight.decoding.strategy import Detail, Run, StepOutput
-from limelight.models.runtime.cached_decoder import Stream
+from limelight.decoding.streams import main_stream
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,17 @@ class Greedy:
 class GreedySession:
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.stream = Stream(run.adapter, run.ids, run.kwargs)
+        self.stream = main_stream(run)
         self.own = OwnRelevance(run)
+        if run.details:
+            run.require_prompt()
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits = self.stream.next(tokens)
         return StepOutput(logits, explain=lambda row, token: self._explain(logits, row, token))
+
+    def cache(self) -> Any:
+        return self.stream.cache
 
     def _explain(self, logits: Tensor, row: int, token: int) -> Detail:
         plain = int(logits[row].argmax())

@@ -64,6 +64,7 @@ class Icd:
 
     def session(self, run: Run) -> ContrastSession:
         """Raises SettingError without a tokenizer, unless ``instruction`` is given as token ids."""
+        run.require_prompt()
         words = self._words(run)
         at = [place(run, row, self.where) for row in range(run.ids.shape[0])]
         contrast = inserted(run, words, at)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, Run, StepOutput
 from limelight.errors import NotFiniteError, SettingError
 from limelight.grounding.deltas import Deltas
@@ -227,6 +228,7 @@ class LimeSession:
     """Exact LIME on one prompt batch."""
 
     def __init__(self, strategy: Lime, run: Run) -> None:
+        refuse(run, "lime", "prefill_chunk_size", "cache_implementation")
         self.strategy, self.run = strategy, run
         self.settings = strategy.resolved(run.adapter)
         self.composite = COMPOSITES[strategy.composite]
@@ -259,15 +261,13 @@ class LimeSession:
                     self.call = self.call.appended(adapter.embed(tokens[:, None]))
                 fill = self.modality.new_full((len(tokens), 1), self.strategy.reward == "text")
                 self.modality = torch.cat([self.modality, fill], dim=1)
+            foreseen = self.run.chooser.foreseen(self.ids)
             result = optimise(
-                adapter, self.call, self.modality, self._choose, self.settings,
+                adapter, self.call, self.modality, lambda logits: foreseen(logits).argmax(dim=-1), self.settings,
                 goal=self.goal, composite=self.composite, layers=self.strategy.layers,
                 direction=self.strategy.direction, generator=self.generator,
             )  # fmt: skip
         return StepOutput(result.logits, explain=lambda row, token: self._detail(row, token, result))
-
-    def _choose(self, logits: Tensor) -> Tensor:
-        return self.run.chooser.scores(self.ids, logits).argmax(dim=-1)
 
     def _detail(self, row: int, chosen: int, result: Optimised) -> Detail:
         losses = {name: tuple(float(v[row]) for v in values) for name, values in result.losses.items() if values}

@@ -159,6 +159,7 @@ class LimeCachedSession:
     def _paper_channel(self) -> Channel:
         """``w_i = (softmax(R / tau)_i - 1[i in M] / |M|) / tau``: <w, R> has the paper loss's gradient at zero offsets."""
         adapter, call, modality = self.run.adapter, self.call, self.modality
+        foreseen = self.run.chooser.foreseen(self.ids)
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -167,7 +168,7 @@ class LimeCachedSession:
         ):
             embeds = call.embeds.clone().requires_grad_(True)
             logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[:, 0]
-            target = self.run.chooser.scores(self.ids, logits.detach()).argmax(-1, keepdim=True)
+            target = foreseen(logits.detach()).argmax(-1, keepdim=True)
             relevance = input_relevance(logits.gather(-1, target).sum(), embeds).detach()
         tau = self.strategy.tau
         weights = torch.softmax((relevance / tau).masked_fill(~call.mask, float("-inf")), dim=-1)
@@ -224,6 +225,7 @@ class LimeCachedSession:
     def _optimised(self, logits: Tensor | None, phi: Tensor | None, opened: Tensor, *, write: bool) -> StepOutput:
         """``updates`` steps on the current position; ``write`` when its keys and values are not in the cache yet."""
         s = self.strategy
+        self.foreseen = self.run.chooser.foreseen(self.ids)
         traits = self.run.adapter.traits
         group = {layer: traits.group(layer) for layer in self.layers}
         per_kv = s.heads == "kv"
@@ -286,7 +288,7 @@ class LimeCachedSession:
 
     def _two_best(self, logits: Tensor) -> Tensor:
         """The chosen candidate and its rival ``[B, 2]``; the model's own runner-up where processors leave one only."""
-        scores = self.run.chooser.scores(self.ids, logits)
+        scores = self.foreseen(logits)
         first = scores.argmax(-1, keepdim=True)
         rest, own = (x.scatter(-1, first, float("-inf")) for x in (scores, logits))
         rest = torch.where(rest.amax(-1, keepdim=True).isneginf(), own, rest)

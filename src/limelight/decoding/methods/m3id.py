@@ -15,10 +15,11 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import percept, without
 from limelight.decoding.contrastive import ContrastSession, check_choice, check_range, guided
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import masked_percept
 from limelight.decoding.strategy import Run
+from limelight.decoding.streams import second_stream
 from limelight.errors import SettingError
-from limelight.models.runtime.cached_decoder import Stream
 
 GATE = {"paper": 0.3, "released": 1.0}
 BETA = {"paper": 0.0, "released": 0.1}
@@ -85,7 +86,8 @@ class M3id:
         gone = percept(run)
         if self.without == "drop":
             return ContrastSession(run, without(run, gone), combine)
-        contrast = Stream.fresh(run.adapter, run.ids, run.kwargs)
+        refuse(run, "m3id's without='zero'", "use_cache")
+        contrast = second_stream(run)
         return ContrastSession(run, contrast, combine, contrast_prefill=lambda: masked_percept(run.adapter, ~gone))
 
 

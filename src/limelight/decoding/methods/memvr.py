@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from limelight.decoding.contrast_inputs import percept
 from limelight.decoding.contrastive import check_range
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import (
     check_layers,
     decoder_layers,
@@ -30,8 +31,8 @@ from limelight.decoding.instruments import (
     tensor_of,
 )  # fmt: skip
 from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.streams import main_stream, second_stream
 from limelight.errors import SettingError
-from limelight.models.runtime.cached_decoder import Stream
 
 PUBLISHED = (6, 15)  # of 32 layers, both included: "5 < layer < 16" in the released code
 
@@ -92,12 +93,13 @@ class MemvrSession:
         self.run = run
         adapter = run.adapter
         refuse_cross_attention(adapter, "memvr")
+        refuse(run, "memvr", "use_cache", "prefill_chunk_size")
         depth = len(decoder_layers(adapter))
         layers = strategy.asked(depth)
         check_layers(adapter, layers, "memvr", last=depth - 2, asked=f"start={strategy.start}, stop={strategy.stop}")
         self.retrace = Retrace(strategy, run, layers)
-        self.main = Stream(adapter, run.ids, run.kwargs)
-        self.plain = Stream.fresh(adapter, run.ids, run.kwargs) if run.details else None
+        self.main = second_stream(run) if run.past else main_stream(run)  # it reads the media anew
+        self.plain = second_stream(run) if run.details else None
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         with self.retrace.attached(prefill=tokens is None):
@@ -108,6 +110,9 @@ class MemvrSession:
             out,
             tuple(Detail(intervened=f, plain=None if plain is None else int(plain[r])) for r, f in enumerate(fired)),
         )
+
+    def cache(self) -> Any:
+        return None if self.run.past else self.main.cache
 
 
 class Retrace:

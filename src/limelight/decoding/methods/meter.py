@@ -115,6 +115,9 @@ class MeteredSession:
 
         return StepOutput(outlook.logits, explain=explain)
 
+    def cache(self) -> Any:
+        return self.inner.cache() if hasattr(self.inner, "cache") else None
+
 
 def meter(strategy: Strategy | None = None, *, composite: str | None = None) -> Strategy:
     """Plain decoding with the grounding meter, or ``strategy`` with the meter beside it.

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.contrastive import check_range
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import refuse_cross_attention
 from limelight.decoding.methods.opera_search import Beam, Search, Weighing
+from limelight.decoding.processors import require_stateless
 from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.streams import second_stream
 from limelight.errors import SettingError, UnsupportedError
-from limelight.models.runtime.cached_decoder import Stream
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Opera:
     1e30; the history of j follows its beam, and reaches back to the start of the answer (there 512 tokens); tokens barred
     at a roll-back get -inf (there the smallest logit); the answer starts from one beam, not from copies at -1e9. ``warmup``
     also bounds the roll-back, which there has a 10 of its own. Rows of a batch are searched one after the other.
+    Logits processors act inside the search, so those that keep state are refused; stopping criteria of the caller's own
+    act on the emitted tokens. ``length_penalty`` and ``early_stopping`` are those of transformers' beam search.
     """
 
     beams: int = 5
@@ -70,12 +74,14 @@ class Opera:
         return asdict(self)
 
     def session(self, run: Run) -> OperaSession:
-        """Raises UnsupportedError when sampling, or on a cross-attention model."""
+        """Raises UnsupportedError when sampling, with processors that keep state, or on a cross-attention model."""
         if run.chooser.sample:
             raise UnsupportedError(
                 "opera is a beam search and cannot sample", hint="do_sample=False, or another strategy"
             )
         refuse_cross_attention(run.adapter, "opera")
+        refuse(run, "opera", "use_cache", "prefill_chunk_size", "cache_implementation")
+        require_stateless(run.chooser.processors, "opera")
         return OperaSession(self, run)
 
 
@@ -90,30 +96,22 @@ class OperaSession:
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         if tokens is None:
-            base = Stream.fresh(self.run.adapter, self.run.ids, self.run.kwargs)
+            base = second_stream(self.run)
             logits = base.next(None)
             self.width = logits.shape[-1]
             weighing = Weighing(**self.strategy.settings())
             self.answers = [Search(weighing, self.run, base, logits, r).best() for r in range(logits.shape[0])]
         else:
-            self._check(tokens)
             self.count += 1
         out = torch.full((len(self.answers), self.width), float("-inf"), device=self.run.ids.device)
         told = []
+        last = torch.tensor([self.count + 1 >= len(a.tokens) for a in self.answers], device=out.device)
         for row, answer in enumerate(self.answers):
             over = self.count >= len(answer.tokens)
             token, plain = (0, 0) if over else (answer.tokens[self.count], answer.plain[self.count])
             out[row, token] = 0.0
             told.append(Detail(intervened=token != plain, plain=plain))
-        return StepOutput(out, tuple(told))
-
-    def _check(self, tokens: Tensor) -> None:
-        for row, (answer, token) in enumerate(zip(self.answers, tokens.tolist(), strict=True)):
-            if self.count < len(answer.tokens) and answer.tokens[self.count] != token:
-                raise UnsupportedError(
-                    f"row {row} emitted token {token} where opera's search had found {answer.tokens[self.count]}",
-                    hint="a logits processor that forces tokens cannot be combined with opera",
-                )
+        return StepOutput(out, tuple(told), decided=True, last=last)
 
 
 def opera(**settings: Any) -> Opera:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.stopping_criteria import EosTokenCriteria
 
 from limelight.decoding.beams import choose, fork
 from limelight.decoding.contrast_inputs import percept
 from limelight.decoding.instruments import DecoderHook, key_places
+from limelight.decoding.processors import for_row
 from limelight.decoding.strategy import Run
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import attention_hooks, check_bound
@@ -72,6 +76,8 @@ class Search:
         self.watch = LastRow(run.adapter)
         self.places = percept(run)[row : row + 1]
         self.stream = fork(base, [row])
+        self.processed = for_row(run.chooser.processors, row, run.ids.shape[0])
+        self.stopping = decides_by_ids(run.stopping)
         self.logits = logits[row : row + 1]
         self.ids = self.stream.ids
         self.ahead = self.first = self.logits
@@ -116,7 +122,7 @@ class Search:
     def _look_ahead(self) -> tuple[Tensor, Tensor, Tensor]:
         """Candidate logits and ids ``[k, C]``, their attention rows ``[k, C, K]``; the stream then has k * C rows."""
         self.ids = self.stream.ids
-        processed = self.run.chooser.scores(self.ids, self.logits)
+        processed = self.processed(self.ids, self.logits)
         chances, tokens = processed.topk(min(self.weighing.candidates, processed.shape[-1]), dim=-1)
         k, width = tokens.shape
         choose(self.stream, [i for i in range(k) for _ in range(width)])
@@ -164,7 +170,7 @@ class Search:
         for step in range(n):
             self.logits = self.stream.next(self.ids.new_tensor([b.tokens[step] for b in self.beams]))
         self.ids = self.stream.ids
-        processed = self.run.chooser.scores(self.ids, self.logits).clone()
+        processed = self.processed(self.ids, self.logits).clone()
         for parent, token in state.barred:
             processed[parent, token] = float("-inf")
         scores = torch.log_softmax(processed, dim=-1)
@@ -183,7 +189,7 @@ class Search:
         options = sorted(options, key=lambda o: -o.score)[: 2 * self.weighing.beams]
         greedy = self.logits.argmax(-1).tolist()
         ids = torch.stack([torch.cat([self.ids[o.parent], self.ids.new_tensor([o.token])]) for o in options])
-        stops = self.run.stopping(ids, None).tolist()
+        stops = self.stopping(ids, None).tolist()
         live: list[Option] = []
         for rank, (option, stop) in enumerate(zip(options, stops, strict=True)):
             if not stop and len(live) < self.weighing.beams:
@@ -217,15 +223,27 @@ class Search:
         self.ended = sorted(self.ended, key=lambda pair: -pair[0])[: self.weighing.beams]
 
     def _done(self) -> bool:
-        """As transformers' beam search: no live beam can still beat the worst of ``beams`` ended ones."""
+        """As transformers' beam search: no live beam can still beat the worst of ``beams`` ended ones (``early_stopping``:
+        True asks for ``beams`` ended ones only, "never" lets live beams grow to the end)."""
         if len(self.ended) < self.weighing.beams:
             return False
-        best = max(b.score for b in self.beams)
-        return self.ended[-1][0] >= best / self._length(len(self.beams[0].tokens))
+        early = getattr(self.run.config, "early_stopping", False)
+        if early is True:
+            return True
+        length = len(self.beams[0].tokens)
+        if early == "never" and self._length(2) > 1:
+            length = int(self.run.config.max_length) - self.run.ids.shape[1]
+        return self.ended[-1][0] >= max(b.score for b in self.beams) / self._length(length)
 
     def _length(self, n: int) -> float:
         penalty = getattr(self.run.config, "length_penalty", None)
         return float(n ** (1.0 if penalty is None else penalty))
+
+
+def decides_by_ids(criteria: Any) -> StoppingCriteriaList:
+    """transformers' own criteria, which tell of any continuation whether it has ended; others see emitted tokens only."""
+    known = (MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria, EosTokenCriteria)
+    return StoppingCriteriaList(c for c in criteria or () if type(c) in known)
 
 
 class LastRow(DecoderHook):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import percept, without
 from limelight.decoding.contrastive import check_choice, check_range, details, guided
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import (
     DecoderHook,
     check_layers,
@@ -23,10 +24,10 @@ from limelight.decoding.instruments import (
     refuse_cross_attention,
 )  # fmt: skip
 from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.streams import main_stream, second_stream
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import attention_hooks, check_bound
-from limelight.models.runtime.cached_decoder import Stream
 
 PUBLISHED = (2, 31)  # of 32 layers, both included
 
@@ -95,6 +96,8 @@ class PaiSession:
         self.strategy, self.run = strategy, run
         adapter = run.adapter
         refuse_cross_attention(adapter, "pai")
+        run.require_prompt(words_only=True)
+        refuse(run, "pai", "use_cache", "prefill_chunk_size")
         wanted = strategy.raised(len(decoder_layers(adapter)))
         asked = f"start={strategy.start}, stop={strategy.stop}"
         check_layers(adapter, wanted, "pai", asked=asked)
@@ -103,9 +106,9 @@ class PaiSession:
             adapter, sorted(self.layers), "pai", asked=f"{asked}, attention in {sorted(adapter.attention_layers)}"
         )
         self.boost = Boost(adapter, percept(run), self.layers, strategy.alpha)
-        self.main = Stream(adapter, run.ids, run.kwargs)
+        self.main = main_stream(run)
         self.contrast = without(run, percept(run)) if strategy.gamma > 1 else None
-        self.plain = Stream.fresh(adapter, run.ids, run.kwargs) if run.details else None
+        self.plain = second_stream(run) if run.details else None
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits = self._boosted(tokens)
@@ -116,6 +119,9 @@ class PaiSession:
             active = self.strategy.alpha > 0 or self.contrast is not None
             return StepOutput(out, (Detail(intervened=active),) * out.shape[0])
         return StepOutput(out, details(self.plain.next(tokens), out))
+
+    def cache(self) -> Any:
+        return self.main.cache
 
     def _boosted(self, tokens: Tensor | None) -> Tensor:
         late = self.contrast is not None and self.strategy.first_token == "released"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 
 from limelight.models.adapter import Adapter
 
@@ -16,17 +17,23 @@ class Stream:
 
     ``next(None)`` prefills and returns the logits ``[B, V]`` of the first new token (float32 or better);
     ``next(tokens)`` appends ``tokens`` [B] and returns the following ones. ``output`` is the model's last output.
+
+    Args:
+        config: the generation config of the call, for a stream that goes on with a cache that holds part of the prompt,
+            or prefills in chunks.
+
+    With ``use_cache=False`` among ``kwargs`` every token runs the whole sequence again, as in transformers.
     """
 
-    def __init__(self, adapter: Adapter, input_ids: Tensor, kwargs: Mapping[str, Any], **forward: Any) -> None:
+    def __init__(self, adapter: Adapter, input_ids: Tensor, kwargs: Mapping[str, Any], config: Any = None) -> None:
         self.adapter = adapter
         self.ids = input_ids
-        self.kwargs: dict[str, Any] = {**kwargs, "use_cache": True}
-        self.forward = forward
+        self.kwargs: dict[str, Any] = {**kwargs, "use_cache": kwargs.get("use_cache") is not False}
+        self.config = config
         self.output: Any = None
 
     @classmethod
-    def fresh(cls, adapter: Adapter, input_ids: Tensor, kwargs: Mapping[str, Any], **forward: Any) -> Stream:
+    def fresh(cls, adapter: Adapter, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Stream:
         """A stream with a cache of its own (the prompt's prepared cache belongs to the main stream)."""
         from transformers import DynamicCache
 
@@ -34,20 +41,50 @@ class Stream:
         prepared: Any = kwargs.get("past_key_values")
         if type(prepared) is DynamicCache:  # not every model makes its cache itself
             own["past_key_values"] = DynamicCache(config=adapter.model.config.get_text_config(decoder=True))
-        return cls(adapter, input_ids, own, **forward)
+        return cls(adapter, input_ids, own)
+
+    @property
+    def cache(self) -> Any:
+        """The cache as it is now: the prompt and all appended tokens (None: the model keeps none)."""
+        return self.kwargs.get("past_key_values")
 
     def next(self, tokens: Tensor | None) -> Tensor:
-        with self.adapter.exclusive():
-            return self._next(tokens)
+        return self.extend(None if tokens is None else tokens[:, None])
 
-    def _next(self, tokens: Tensor | None) -> Tensor:
+    def extend(self, tokens: Tensor | None) -> Tensor:
+        """As ``next`` for several tokens at once, ``[B, n]``: the logits behind the last of them."""
+        with self.adapter.exclusive():
+            if tokens is not None and tokens.shape[1] > 1 and self._one_by_one:
+                return [self._extend(tokens[:, i : i + 1]) for i in range(tokens.shape[1])][-1]
+            return self._extend(tokens)
+
+    @property
+    def _one_by_one(self) -> bool:
+        """Models that keep a state instead of keys, or further inputs for each token, take one token at a time."""
         model = self.adapter.model
-        if tokens is None:
-            inputs = model.prepare_inputs_for_generation(self.ids, is_first_iteration=True, **self.kwargs)
+        own = type(model)._update_model_kwargs_for_generation is not GenerationMixin._update_model_kwargs_for_generation
+        return own or bool(getattr(model, "_is_stateful", False)) or not self.kwargs["use_cache"]
+
+    def _extend(self, tokens: Tensor | None) -> Tensor:
+        model = self.adapter.model
+        count = 1 if tokens is None else tokens.shape[1]
+        if tokens is None and self.config is not None:
+            self.output = model._prefill(self.ids, self.config, self.kwargs)
         else:
-            self.ids = torch.cat([self.ids, tokens[:, None].to(self.ids.device)], dim=-1)
-            inputs = model.prepare_inputs_for_generation(self.ids, next_sequence_length=1, **self.kwargs)
-        self.output = model(**inputs, **self.forward, return_dict=True)
+            if tokens is not None:
+                self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=-1)
+            if count > 1:  # the latest output has made room for one
+                self.kwargs = model._update_model_kwargs_for_generation(
+                    {}, self.kwargs, is_encoder_decoder=False, num_new_tokens=count - 1
+                )
+            whole = tokens is None or not self.kwargs["use_cache"]
+            inputs = model.prepare_inputs_for_generation(
+                self.ids,
+                next_sequence_length=None if whole else count,
+                is_first_iteration=tokens is None,
+                **self.kwargs,
+            )
+            self.output = model(**inputs, return_dict=True)
         self.kwargs = model._update_model_kwargs_for_generation(self.output, self.kwargs, is_encoder_decoder=False)
         logits: Tensor = self.output.logits[:, -1]
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)

@@ -1,0 +1,155 @@
+"""A call of generate() whose cache holds part of the prompt already: a second turn, a shared beginning.
+
+The model itself goes on as in transformers' generate: it reads what is not in the cache. A method that needs the whole
+prompt (relevance, a second prompt, the paper's LIME) runs it anew, where ids and media are at hand, and says so where
+they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight.decoding.strategy import Run
+from limelight.errors import PromptError
+from limelight.models.adapter import Adapter
+from limelight.types import MODALITIES
+
+
+def past_of(kwargs: Mapping[str, Any]) -> int:
+    """Positions in the cache that is given to generate()."""
+    cache: Any = kwargs.get("past_key_values")
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+
+
+def is_partial(ids: Tensor, kwargs: Mapping[str, Any], config: Any, past: int) -> bool:
+    """Whether ``ids`` are only those behind the cache, told as transformers tells it: by the attention mask's length.
+
+    Raises:
+        PromptError: nothing is left to read, or cache, ids and mask do not fit together.
+    """
+    if not past:
+        return False
+    embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    length = ids.shape[1] if embeds is None else embeds.shape[1]
+    seen = mask.shape[1] if isinstance(mask, Tensor) else getattr(config, "_mask_length", length)
+    held = next((x.shape[0] for x in map(_keys, _layers(kwargs["past_key_values"])) if x is not None), len(ids))
+    if held != len(ids):
+        raise PromptError(
+            f"the cache holds {held} rows, the prompt has {len(ids)}",
+            hint="a cache goes on with the rows it was filled with; cache.batch_repeat_interleave(n) repeats them",
+        )
+    if seen != length and embeds is None:
+        if seen != past + length:
+            raise PromptError(
+                f"the attention mask has {seen} positions for a cache of {past} and {length} new ids",
+                hint="give the ids of the whole conversation, or the new ids and a mask over the cache and them",
+            )
+        return True
+    if past >= length:
+        raise PromptError(
+            f"the cache holds {past} positions and the prompt has {length}: nothing is left to read",
+            hint="give the ids of the whole conversation, which must go on behind the cache (or crop it); "
+            "new ids alone need an attention_mask over the cache and them",
+        )
+    return False
+
+
+def _layers(cache: Any) -> Any:
+    return getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
+
+
+def _keys(layer: Any) -> Tensor | None:
+    keys = getattr(layer, "keys", None)
+    return keys if isinstance(keys, Tensor) and keys.ndim == 4 and keys.numel() else None
+
+
+def continued(run: Run, *, partial: bool) -> Run:
+    """The run with what a filled cache means for it; see :class:`Run`'s ``past``, ``resume``, ``partial``, ``unseen``.
+
+    Raises:
+        PromptError: a medium stands behind the cache, and was not given.
+    """
+    past = past_of(run.kwargs)
+    if not past:
+        return run
+    if partial:
+        return replace(run, past=past, resume=run.kwargs, partial=True, unseen="its first ids were not given")
+    resume = dict(run.kwargs)
+    behind = run.modality_ids[:, past:]
+    if not bool((behind > 0).any()):  # all media are in the cache: the model would look for their places
+        resume = {k: v for k, v in resume.items() if k != "mm_encoder_outputs" and not is_media(k, v)}
+    elif not _media_in(run.kwargs):
+        names = ", ".join(sorted({MODALITIES[k] for k in set(behind.flatten().tolist()) if k > 0}))
+        raise PromptError(
+            f"the prompt goes on behind the cache with {names} that was not given",
+            hint="give generate() the media behind the cache, too",
+        )
+    kwargs, unseen = _whole(run)
+    return replace(run, past=past, resume=resume, kwargs=kwargs, unseen=unseen)
+
+
+def is_media(name: str, value: Any) -> bool:
+    """A tensor of pixels or sound features (some families' position ids are fractions)."""
+    named = not any(part in name for part in ("mask", "position"))
+    return named and isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
+
+
+def _media_in(kwargs: Mapping[str, Any]) -> bool:
+    encoded = kwargs.get("mm_encoder_outputs") or {}
+    return any(v is not None for v in encoded.values()) or any(is_media(k, v) for k, v in kwargs.items())
+
+
+def _whole(run: Run) -> tuple[dict[str, Any], str | None]:
+    """The model's inputs for the whole prompt, and why there are none."""
+    kwargs = dict(run.kwargs)
+    given = run.tensors.get("input_ids")
+    bound = (
+        isinstance(given, Tensor) and given.shape == run.ids.shape and bool((given.to(run.ids.device) == run.ids).all())
+    )
+    more = {
+        k: v.to(run.ids.device) for k, v in run.tensors.items()
+        if isinstance(v, Tensor) and k not in ("input_ids", "attention_mask", "position_ids", "modality_ids")
+    } if bound else {}  # fmt: skip
+    if not bool((run.modality_ids > 0).any()):
+        return kwargs, None
+    if not _media_in(kwargs):
+        if not _media_in(more):
+            return kwargs, "its media were not given"
+        kwargs.pop("mm_encoder_outputs", None)
+        kwargs |= {k: v for k, v in more.items() if kwargs.get(k) is None}
+    positions = kwargs.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.ndim < 3:
+        return kwargs, None
+    # positions along several axes: generate() has counted those behind the cache only
+    known = {**more, **{k: v for k, v in kwargs.items() if v is not None and k != "past_key_values"}}
+    if not any("grid" in k for k in known):
+        return kwargs, "the places of its media were not given (the grids: custom_generate(tensors=inputs))"
+    kwargs["position_ids"] = _recounted(run.adapter, run.ids, run.mask, known)
+    return kwargs, None
+
+
+def _recounted(adapter: Adapter, ids: Tensor, mask: Tensor, known: Mapping[str, Any]) -> Tensor:
+    """Position ids of the whole prompt, as generate() counts them without a cache."""
+    model = adapter.model
+    left = ("position_ids", "attention_mask", "inputs_embeds", "input_ids")
+    inputs = {k: v for k, v in adapter.complete({**known, "input_ids": ids}).items() if k not in left}
+    with _deltas_kept(model), torch.no_grad():
+        positions: Tensor = model._prepare_position_ids_for_generation(ids, {**inputs, "attention_mask": mask.long()})
+    return positions
+
+
+@contextmanager
+def _deltas_kept(model: Any) -> Iterator[None]:
+    """Counting positions leaves its result on the model, where another conversation's may be waiting."""
+    before = [(m, m.rope_deltas) for m in model.modules() if hasattr(m, "rope_deltas")]
+    try:
+        yield
+    finally:
+        for module, value in before:
+            module.rope_deltas = value

@@ -1,0 +1,184 @@
+"""What becomes of every option of transformers' ``generate`` under a decoding method of this library.
+
+Rule: what transformers honours is honoured or refused, never dropped. ``FIELDS`` says it of every field of
+``GenerationConfig``; a test fails as soon as a release of transformers has a field that is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
+
+from limelight.decoding.strategy import Run
+from limelight.errors import UnsupportedError
+
+PREPARED = "generate() acts on it before the decoding method is called: lengths, rows, special tokens, caches"
+PROCESSOR = "arrives as a logits processor"
+CRITERION = "arrives as a stopping criterion"
+LOOP = "the token loop acts on it"
+STRATEGY = "each strategy acts on it or refuses it"
+IDLE = "belongs to a mode that is refused (beams, assistants); changes nothing without that mode, in transformers too"
+NOTE = "a note, no option"
+REFUSED = "refused"
+
+FIELDS: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "max_length", "max_new_tokens", "num_return_sequences", "pad_token_id", "bos_token_id", "decoder_start_token_id",
+            "max_cache_len", "cache_config", "disable_compile", "stop_strings",
+        ),
+        PREPARED,
+    ),
+    **dict.fromkeys(
+        (
+            "min_length", "min_new_tokens", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff",
+            "eta_cutoff", "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size",
+            "encoder_no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
+            "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+            "sequence_bias", "guidance_scale", "watermarking_config", "renormalize_logits",
+        ),
+        PROCESSOR,
+    ),
+    **dict.fromkeys(("max_time", "eos_token_id"), CRITERION),
+    **dict.fromkeys(("do_sample", "output_scores", "output_logits", "return_dict_in_generate"), LOOP),
+    **dict.fromkeys(
+        ("use_cache", "cache_implementation", "prefill_chunk_size", "length_penalty", "early_stopping"), STRATEGY
+    ),
+    **dict.fromkeys(
+        (
+            "num_beam_groups", "diversity_penalty", "low_memory", "num_assistant_tokens", "num_assistant_tokens_schedule",
+            "assistant_confidence_threshold", "assistant_ensemble_weight", "assistant_lookbehind", "target_lookbehind",
+            "max_matching_ngram_size", "speculation_type", "continuous_batching_config",
+        ),
+        IDLE,
+    ),
+    **dict.fromkeys(("_from_model_config", "transformers_version"), NOTE),
+    **dict.fromkeys(
+        (
+            "num_beams", "penalty_alpha", "dola_layers", "force_words_ids", "constraints", "prompt_lookup_num_tokens",
+            "assistant_early_exit", "use_mtp", "is_assistant", "token_healing", "compile_config", "output_attentions",
+            "output_hidden_states",
+        ),
+        REFUSED,
+    ),
+}  # fmt: skip
+
+# Refused fields -> what they ask for, and what to do instead.
+_INSTEAD: Mapping[str, tuple[str, str]] = {
+    "num_beams": ("beam search", "use num_beams=1; opera() brings beams of its own"),
+    "penalty_alpha": ("contrastive search", "leave penalty_alpha out, or call generate() without custom_generate"),
+    "dola_layers": ("transformers' DoLa", "leave it out and use the strategy dola(layers=...)"),
+    "force_words_ids": ("constrained beam search", "leave it out; prefix_allowed_tokens_fn and sequence_bias work"),
+    "constraints": ("constrained beam search", "leave it out; prefix_allowed_tokens_fn and sequence_bias work"),
+    "prompt_lookup_num_tokens": ("assisted decoding", "leave it out: it is for speed alone"),
+    "assistant_early_exit": ("assisted decoding", "leave it out: it is for speed alone"),
+    "use_mtp": ("assisted decoding", "leave it out: it is for speed alone"),
+    "is_assistant": ("the part of an assistant", "leave it out"),
+    "token_healing": ("another prompt than the one given", "heal the prompt before: model.heal_tokens(ids, tokenizer)"),
+    "compile_config": (
+        "a compiled forward",
+        "leave it out; limelight.load(...) takes models compiled by torch.compile",
+    ),
+    "output_attentions": ("attentions", "run model(**inputs) on the finished sequence"),
+    "output_hidden_states": ("hidden states", "run model(**inputs) on the finished sequence"),
+}
+_ONLY_WITH_A_DICT = ("output_attentions", "output_hidden_states")
+
+# Arguments of generate() that it keeps to itself when decoding is custom; a wrapper of this library sees them.
+_KEPT_BACK: Mapping[str, tuple[str, str]] = {
+    "assistant_model": ("assisted decoding", "leave it out: it is for speed alone"),
+    "assistant_tokenizer": ("assisted decoding", "leave it out: it is for speed alone"),
+    "synced_gpus": ("rows that go on until every process has finished", "leave it out: a model sharded by FSDP or ZeRO-3 is not supported"),
+    "trust_remote_code": ("a decoding method from the Hub", "leave it out"),
+    "custom_generate": ("another decoding method", "leave it out, or call model.generate"),
+}  # fmt: skip
+
+
+def check_config(config: Any) -> None:
+    """Raise UnsupportedError for the first option that no strategy acts on."""
+    for name, (what, hint) in _INSTEAD.items():
+        value = getattr(config, name, None)
+        asked = value is not None and value is not False
+        if name in ("num_beams", "penalty_alpha"):
+            asked = value is not None and value > (1 if name == "num_beams" else 0)
+        if name in _ONLY_WITH_A_DICT:  # else transformers computes them for nobody
+            asked = asked and bool(getattr(config, "return_dict_in_generate", False))
+        if asked:
+            raise UnsupportedError(
+                f"{name}={value!r} asks for {what}, which limelight's decoding does not do", hint=hint
+            )
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for arguments that generate() would swallow beside a custom method."""
+    for name, (what, hint) in _KEPT_BACK.items():
+        if given.get(name) is not None and given[name] is not False:
+            raise UnsupportedError(f"{name} asks for {what}, which limelight's decoding does not do", hint=hint)
+    if "paged" in (
+        given.get("cache_implementation"),
+        getattr(given.get("generation_config"), "cache_implementation", ""),
+    ):
+        raise UnsupportedError(
+            'cache_implementation="paged" makes generate() batch continuously, without any strategy',
+            hint="leave it out; `limelight serve` batches requests",
+        )
+
+
+def check_shards(model: Any) -> None:
+    """Raise UnsupportedError where generate() would keep several processes in step (``synced_gpus``)."""
+    import torch
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.integrations.fsdp import is_fsdp_managed_module
+
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not distributed or torch.distributed.get_world_size() < 2:
+        return
+    if is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model):
+        raise UnsupportedError(
+            "the model is sharded over several processes, whose rows would have to end together",
+            hint='load it with device_map="auto" in one process',
+        )
+
+
+def refuse(run: Run, method: str, *options: str) -> None:
+    """Raise UnsupportedError where the run asks for one of ``options``, which ``method`` has no use for.
+
+    ``use_cache``: no cache; ``prefill_chunk_size``: a prefill in pieces; ``cache_implementation``: another kind of cache
+    than the usual one (static ones have the same contents, so they are fine).
+    """
+    config = run.config
+    usual = (None, "dynamic", *ALL_STATIC_CACHE_IMPLEMENTATIONS)
+    found: dict[str, Any] = {
+        "use_cache": False if getattr(config, "use_cache", None) is False else None,
+        "prefill_chunk_size": getattr(config, "prefill_chunk_size", None),
+        "cache_implementation": next(
+            (k for k in (getattr(config, "cache_implementation", None),) if k not in usual), None
+        ),
+    }
+    for name in options:
+        if found[name] is not None:
+            raise UnsupportedError(
+                f"{method} cannot decode with {name}={found[name]!r}", hint=f"leave {name} out, or use greedy()"
+            )
+
+
+def stop_strings_of(given: Mapping[str, Any], model: Any) -> Any:
+    """The stop strings among generate()'s own arguments, the caller's config, or the model's (None: there are none)."""
+    if given.get("stop_strings") is not None:
+        return given["stop_strings"]
+    for config in (given.get("generation_config"), getattr(model, "generation_config", None)):
+        strings = getattr(config, "stop_strings", None)
+        if strings is not None:
+            return strings
+    return None
+
+
+def one_answer(given: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for several answers to a prompt."""
+    config = given.get("generation_config")
+    if (given.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1) != 1:
+        raise UnsupportedError(
+            "limelight.generate returns one answer", hint="call it once a seed, or use model.generate"
+        )

@@ -1,0 +1,61 @@
+"""The cached streams of a run: the model's own, on the cache that generate() prepared, and those of second prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, QuantizedCache, StaticCache
+from transformers.generation.configuration_utils import GenerationMode
+
+from limelight.decoding.strategy import Run
+from limelight.models.runtime.cached_decoder import Stream
+
+
+def main_stream(run: Run) -> Stream:
+    """The model itself on generate()'s cache, behind what it holds already."""
+    return Stream(run.adapter, run.ids, run.kwargs if run.resume is None else run.resume, run.config)
+
+
+def second_stream(run: Run, ids: Tensor | None = None, kwargs: Mapping[str, Any] | None = None) -> Stream:
+    """A stream on an empty cache of the kind that was asked for: of the prompt, or of ``ids`` with inputs ``kwargs``.
+
+    Raises:
+        UnsupportedError: part of the prompt is in the given cache alone.
+    """
+    if kwargs is None:
+        run.require_prompt()
+        kwargs = run.kwargs
+    ids = run.ids if ids is None else ids
+    own = {k: v for k, v in kwargs.items() if k != "past_key_values"}
+    return Stream(run.adapter, ids, {**own, **_empty(run, ids)})
+
+
+def _empty(run: Run, ids: Tensor) -> dict[str, Any]:
+    prepared: Any = run.kwargs.get("past_key_values")
+    model, config = run.adapter.model, run.config
+    if getattr(config, "cache_implementation", None) not in (None, "dynamic"):
+        made: dict[str, Any] = {}
+        times = max(config.num_beams or 1, config.num_return_sequences or 1)
+        longest = config.max_length + max(0, ids.shape[1] - run.ids.shape[1])  # opera looks one token ahead
+        model._prepare_cache_for_generation(config, made, GenerationMode.GREEDY_SEARCH, len(ids) // times, longest)
+        return made
+    if type(prepared) in (DynamicCache, StaticCache, QuantizedCache):  # not every model makes its cache itself
+        return {"past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
+    return {}
+
+
+def cache_after(run: Run, ids: Tensor) -> Any:
+    """generate()'s cache with all of ``ids`` [B, T + n] but the last, as plain decoding leaves it.
+
+    For methods that keep no such cache: one prefill, and one forward for the answer.
+    """
+    if getattr(run.config, "use_cache", None) is False:
+        return None
+    stream = main_stream(run)
+    said = ids[:, run.ids.shape[1] : -1]
+    stream.next(None)
+    if said.shape[1]:
+        stream.extend(said)
+    return stream.cache

@@ -61,9 +61,9 @@ def generate(
         ...                             strategy=limelight.lime(), max_new_tokens=20)  # doctest: +SKIP
     """
     with ending(streamer) as sink:
-        check_arguments(generation_kwargs)
-        one_answer(generation_kwargs)
         adapter = wrap(model, processor)
+        check_arguments(generation_kwargs, adapter.model)
+        one_answer(generation_kwargs)
         chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
         if meter:
             chosen = metered(chosen)

@@ -111,15 +111,16 @@ def check_config(config: Any) -> None:
             )
 
 
-def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for arguments that generate() would swallow beside a custom method."""
+def check_arguments(given: Mapping[str, Any], model: Any = None) -> None:
+    """Raise UnsupportedError for arguments that generate() would swallow beside a custom method, or act on before it."""
     for name, (what, hint) in _KEPT_BACK.items():
         if given.get(name) is not None and given[name] is not False:
             raise UnsupportedError(f"{name} asks for {what}, which limelight's decoding does not do", hint=hint)
-    if "paged" in (
-        given.get("cache_implementation"),
-        getattr(given.get("generation_config"), "cache_implementation", ""),
-    ):
+    configs = (given.get("generation_config"), getattr(model, "generation_config", None))
+    if given.get("token_healing") or any(getattr(c, "token_healing", None) for c in configs):
+        what, hint = _INSTEAD["token_healing"]
+        raise UnsupportedError(f"token_healing asks for {what}, which limelight's decoding does not do", hint=hint)
+    if "paged" in (given.get("cache_implementation"), *(getattr(c, "cache_implementation", None) for c in configs)):
         raise UnsupportedError(
             'cache_implementation="paged" makes generate() batch continuously, without any strategy',
             hint="leave it out; `limelight serve` batches requests",
@@ -149,7 +150,8 @@ def refuse(run: Run, method: str, *options: str) -> None:
     than the usual one (static ones have the same contents, so they are fine).
     """
     config = run.config
-    usual = (None, "dynamic", *ALL_STATIC_CACHE_IMPLEMENTATIONS)
+    static = set(ALL_STATIC_CACHE_IMPLEMENTATIONS) - {"offloaded_static"}
+    usual = (None, "dynamic", *static)
     found: dict[str, Any] = {
         "use_cache": False if getattr(config, "use_cache", None) is False else None,
         "prefill_chunk_size": getattr(config, "prefill_chunk_size", None),

@@ -48,9 +48,9 @@ def generate_many(
             raise UnsupportedError("a streamer hears one answer", hint="call limelight.generate for each request")
         if not requests:
             raise SettingError("no requests", hint="pass at least one list of messages")
-        check_arguments(generation_kwargs)
-        one_answer(generation_kwargs)
         adapter = wrap(model, processor)
+        check_arguments(generation_kwargs, adapter.model)
+        one_answer(generation_kwargs)
     chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
     prompts = [r if isinstance(r, Prompt) else adapter.prepare(r) for r in requests]
     tensors, pads = collate(prompts, pad=pad_id(adapter))

@@ -106,7 +106,13 @@ def _once(processor: Any) -> Any:
         length = ids.shape[1]
         if length not in known:
             known.clear()
-            known[length] = processor.get_unconditional_logits(ids)[:, -1:]
+            try:
+                known[length] = processor.get_unconditional_logits(ids)[:, -1:]
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise UnsupportedError(
+                    f"guidance_scale: {type(processor.model).__name__} cannot run transformers' second prompt ({error})",
+                    hint="plain generate() fails likewise; m3id() and vcd() guide against the prompt without its picture",
+                ) from error
         return known[length]
 
     twin.get_unconditional_logits = unconditional

@@ -104,7 +104,9 @@ def test_no_backward_pass(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> 
         lambda _, args, kwargs: forwards.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     inputs = llava_inputs(adapter.model)
-    run(adapter, inputs, meter(), 1, return_cache=False)  # the capture stops at the decoder's door; the twins are checked once
+    run(
+        adapter, inputs, meter(), 1, return_cache=False
+    )  # the capture stops at the decoder's door; the twins are checked once
     forwards.clear()
     run(adapter, inputs, meter(), 4, return_cache=False)
     handle.remove()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import DynamicCache
 
+from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.cached_decoder import Stream
-from tests.tiny import llava, llava_inputs
+from tests.tiny import built, llava, llava_inputs
+from tests.zoo import ZOO
 
 
 @torch.no_grad()
@@ -40,3 +43,33 @@ def test_a_fresh_stream_leaves_the_prepared_cache_alone() -> None:
     main = Stream(adapter, ids, kwargs)
     assert torch.equal(main.next(None), first)
     assert cache.get_seq_length() == ids.shape[1]
+
+
+@torch.no_grad()
+def test_a_filled_cache_is_not_read_on_top_of() -> None:
+    adapter = built("llava")
+    inputs = dict(ZOO["llava"].inputs(adapter.model))
+    ids = inputs.pop("input_ids")
+    stream = Stream.fresh(adapter, ids, {**inputs, "past_key_values": DynamicCache()})
+    stream.next(None)
+    with pytest.raises(UnsupportedError) as caught:
+        Stream(adapter, ids, {"past_key_values": stream.cache}).next(None)
+    assert "main_stream" in str(caught.value.hint)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "gemma3", "mllama"])
+def test_several_tokens_at_once_are_those_one_by_one(name: str) -> None:
+    adapter = built(name)
+    inputs = dict(ZOO[name].inputs(adapter.model))
+    ids = inputs.pop("input_ids")
+    one, many = (Stream.fresh(adapter, ids, {**inputs, "past_key_values": DynamicCache()}) for _ in range(2))
+    for stream in (one, many):
+        stream.next(None)
+    new = torch.tensor([[40, 41, 42]])
+    for i in range(3):
+        want = one.next(new[:, i])
+    torch.testing.assert_close(many.extend(new), want, atol=1e-5, rtol=1e-5)
+    after = torch.tensor([7])
+    torch.testing.assert_close(many.next(after), one.next(after), atol=1e-5, rtol=1e-5)
+    assert many.cache.get_seq_length() == one.cache.get_seq_length() == ids.shape[1] + 4

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
+from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 
 
@@ -68,6 +69,11 @@ class Stream:
     def _extend(self, tokens: Tensor | None) -> Tensor:
         model = self.adapter.model
         count = 1 if tokens is None else tokens.shape[1]
+        if tokens is None and self.config is None and getattr(self.cache, "get_seq_length", int)():
+            raise UnsupportedError(
+                "the cache holds part of the prompt already, and this stream would read all of it on top",
+                hint="limelight.decoding.streams: main_stream(run) goes on behind it, second_stream(run) starts anew",
+            )
         if tokens is None and self.config is not None:
             self.output = model._prefill(self.ids, self.config, self.kwargs)
         else:

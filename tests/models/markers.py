@@ -18,7 +18,7 @@ from torch import nn
 from limelight.models.adapter import Adapter
 from limelight.types import Box, Clip, Prompt, Span
 
-TOWER = ("vision", "visual", "tower", "image_embed", "vpm")
+TOWER = ("vision", "visual", "tower", "image_embed", "vpm", "audio")
 
 
 @contextmanager

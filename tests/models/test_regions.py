@@ -8,15 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from limelight.decoding.many import shifted
+from limelight.errors import SettingError
 from limelight.models import regions
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute
-from limelight.types import Region
+from limelight.types import Interval, Region, Relevance, Span
 from tests.models import films
 from tests.models.markers import apart, cells, film, local, reached, spotted
-from tests.models.test_processors import Minimal, gemma3, idefics3, llava_next, mistral3, paligemma, qwen, template
+from tests.models.test_processors import (
+    Minimal,
+    audioflamingo3,
+    gemma3,
+    idefics3,
+    llava_next,
+    mistral3,
+    paligemma,
+    qwen,
+    template,
+)
 from tests.tiny import tokenizer
 from tests.zoo import ZOO
 
@@ -161,6 +173,61 @@ def test_a_spot_reaches_the_cells_that_hold_it(case: str, size: tuple[int, int])
                 assert at in found, (case, spot, box, span.grid)
             elif apart(spot, box) > reach:
                 assert at not in found, (case, spot, box, span.grid)
+
+
+def test_states_beside_the_prompt_know_their_tiles() -> None:
+    """Llama 3.2 Vision: the picture's tiles are read by cross-attention; some are padding in part, some altogether."""
+    from transformers import MllamaProcessor
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+    images = MllamaImageProcessorPil(size={"height": 16, "width": 16}, max_image_tiles=4)
+    words = tokenizer({"<|image|>": 5, "<|python_tag|>": 6})
+    adapter = Adapter(ZOO["mllama"].build(), MllamaProcessor(images, words, chat_template=template("<|image|>")))
+    plain = adapter.prepare(ASK, {"image": spotted(WIDE, None)})
+    spans = attribute(adapter, plain.tensors).spans
+    tiles = [s for s in spans if s.grid == (2, 2)]
+    assert [s.region is not None for s in tiles] == [True] * 4
+    boxes = [s.region.box for s in tiles if s.region]
+    assert [v for b in boxes[:3] for v in b] == pytest.approx([0, 0, 60, 60, 60, 0, 120, 60, 120, 0, 180, 60], abs=1.0)
+    assert boxes[3] == (0, 0, 0, 0)
+    spot = (65, 5, 75, 15)
+    marked = adapter.prepare(ASK, {"image": spotted(WIDE, spot)})
+    with local(adapter):
+        one, two = (adapter.capture(p.tensors).row(0).embeds[0] for p in (plain, marked))
+    found = set(((one - two).abs().amax(-1) > 0).nonzero()[:, 0].tolist())
+    assert [at for at, *_ in cells(spans, "image") if at in found] == [tiles[1].start]
+
+
+def test_a_stretch_of_sound_reaches_the_positions_of_its_time() -> None:
+    adapter = Adapter(ZOO["audioflamingo3"].build(), audioflamingo3())
+    samples = np.random.default_rng(0).normal(size=8000).astype(np.float32)
+    plain = adapter.prepare(ASK, {"audio": (samples, 16000)})
+    (span,) = [s for s in plain.spans if s.modality == "audio"]
+    assert span.interval == Interval(0, 0.0, 0.5)
+    scores, times = attribute(adapter, plain.tensors).on_sound()
+    assert len(scores) == len(times) <= len(span)
+    for start in (0.05, 0.3):
+        changed = samples.copy()
+        changed[int(start * 16000) : int((start + 0.06) * 16000)] *= -0.3
+        found = reached(adapter, plain, adapter.prepare(ASK, {"audio": (changed, 16000)}))
+        hit = [times[at - span.start] for at in sorted(found)]
+        assert hit, start
+        assert float(hit[0][0]) >= start - 0.06
+        assert float(hit[-1][1]) <= start + 0.06 + 0.06
+        assert any(float(a) <= start + 0.03 <= float(b) for a, b in hit)
+
+
+def test_padding_behind_a_sound_is_no_part_of_it() -> None:
+    spans = (Span(0, 10, "audio", None, 0.5), Span(10, 12, "text"), Span(12, 22, "audio", None, 0.5))
+    timed = regions.timed(spans, [2.2, 5.0])
+    assert [s.interval for s in timed] == [Interval(0, 0.0, 2.2), None, Interval(1, 0.0, 5.0)]
+    relevance = Relevance(torch.ones(22), ("x",) * 22, timed, 1)
+    scores, times = relevance.on_sound(0)
+    assert len(scores) == 5
+    assert times[-1].tolist() == pytest.approx([2.0, 2.2])
+    with pytest.raises(SettingError, match="sound 2"):
+        relevance.on_sound(2)
+    assert regions.timed((Span(0, 10, "audio"),), [2.0])[0].interval is None
 
 
 def test_a_spot_that_was_cut_away_reaches_nothing() -> None:

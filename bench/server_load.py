@@ -78,10 +78,10 @@ def child(port: int, queue: int, batch: int) -> None:
 
     torch.set_num_threads(1)
     logging.getLogger("limelight.server").setLevel(logging.CRITICAL)
-    offer = ServerConfig(
+    config = ServerConfig(
         MODEL, strategy=Faulty(), limits=Limits(queue=queue, per_client=queue, timeout=300), batch=batch
     )
-    server = configured(create_app(limelight.load(MODEL), offer), "127.0.0.1", port, drain_seconds=120)
+    server = configured(create_app(limelight.load(MODEL), config), "127.0.0.1", port, drain_seconds=120)
     server.config.log_level, server.config.access_log = "error", False
     server.config.configure_logging()
     server.run()
@@ -228,7 +228,7 @@ async def watch(url: str, pid: int, tally: Tally) -> None:
 async def drained(
     url: str, process: subprocess.Popen[bytes], asked: list[dict[str, Any]], alone: list[Any]
 ) -> tuple[int, float]:
-    """SIGTERM while twelve requests are in the house: how many were answered, and after how many seconds it was gone."""
+    """SIGTERM while twelve requests are in the state: how many were answered, and after how many seconds it was gone."""
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
         inside = [asyncio.ensure_future(ask(http, asked[i], i % 2 == 0)) for i in range(12)]
         while await inside_of(http) < 10 and not all(task.done() for task in inside):
@@ -303,7 +303,7 @@ async def run(url: str, process: subprocess.Popen[bytes], clients: int, seconds:
         "latency": quantiles(tally.seconds),
         "health": quantiles(tally.health),
         "memory_mb": {"after 5 s": at(tally.rss, 5), "peak": max(tally.rss, default=0.0), "end": at(tally.rss, -1)},
-        "sigterm": {"in the house": 12, "answered": right, "seconds": gone},
+        "sigterm": {"in the state": 12, "answered": right, "seconds": gone},
     }
 
 

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import limelight
@@ -32,12 +33,14 @@ NEEDS_GRADIO = pytest.mark.skipif(
 
 
 @contextmanager
-def running(model: str | Path, log: Path) -> Iterator[str]:
+def running(model: str | Path, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """``limelight app`` as a process of its own; its address."""
     port = free_port()
     command = [sys.executable, "-m", "limelight", "app", str(model), "--port", str(port)]
     with log.open("wb") as sink:
-        app = subprocess.Popen(command, stdout=sink, stderr=sink, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        app = subprocess.Popen(
+            command, stdout=sink, stderr=sink, env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -176,6 +179,34 @@ def test_in_a_browser(address: str, photo: Path, browser: Any) -> None:  # noqa:
                 page.get_by_role("button", name="Download the page")
             ).click()
         assert Path(saved.value.path()).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@NEEDS_GRADIO
+def test_hosts_origins_and_temporary_files(checkpoint: Path, photo: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Pages that rebind their name to this machine read nothing, and nothing stays behind after SIGTERM."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with running(checkpoint, tmp_path / "log", {"TMPDIR": str(temporary)}) as url:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+            place = url.removeprefix("http://")
+            for name in ("evil.example", "[::1]evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example"):
+                for path in ("/", "/config", "/gradio_api/info"):
+                    got = http.get(path, headers={"Host": name})
+                    assert (got.status_code, got.json()["error"]["code"]) == (421, "wrong_host")
+            assert http.get("/config", headers={"Host": place}).status_code == 200
+            assert http.get("/config", headers={"Host": place.replace("127.0.0.1", "LOCALHOST.")}).status_code == 200
+            upload = {"files": ("a.png", photo.read_bytes())}
+            assert (
+                http.post("/gradio_api/upload", files=upload, headers={"Origin": "http://evil.example"}).status_code
+                == 403
+            )
+            assert http.post("/gradio_api/upload", files=upload, headers={"Origin": url}).status_code == 200
+        (answer,) = told(url, asking(photo))
+        assert page_of(answer).startswith("<!doctype html")
+        (own,) = temporary.glob("limelight-app-*")
+        assert list(own.rglob("*.html"))  # Gradio's copy, for the download
+        assert not list(own.glob("tmp*"))
+    assert list(temporary.glob("limelight*")) == list(temporary.glob("gradio*")) == []
 
 
 def test_without_the_extra_it_says_what_to_install(checkpoint: Path) -> None:  # noqa: F811

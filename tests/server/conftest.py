@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from limelight.decoding.strategy import Run, StepOutput
 from limelight.models.adapter import Adapter
 from limelight.server.app import create_app
 from limelight.server.chat import Chat
-from limelight.server.run import configured
+from limelight.server.run import Server, configured
 from limelight.server.state import ServerConfig
 
 EXAMPLES = Path(limelight.__file__).parent / "demo" / "vision" / "examples"
@@ -112,6 +112,11 @@ class Running:
 
     url: str
     chat: Chat
+    server: Server
+
+    def connections(self) -> list[Any]:
+        """Those that are open."""
+        return list(self.server.server_state.connections)
 
     def openai(self, **more: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 120, **more})
@@ -125,7 +130,7 @@ class Running:
 
     def give(self, seconds: float) -> None:
         """From now on a request has so long."""
-        self.chat.offer = replace(self.chat.offer, limits=replace(self.chat.offer.limits, timeout=seconds))
+        self.chat.config = replace(self.chat.config, limits=replace(self.chat.config.limits, timeout=seconds))
 
     def send(self, body: Any) -> socket.socket:
         """A request whose answer is not awaited; closing the socket is leaving."""
@@ -142,9 +147,9 @@ class Running:
 
 
 @contextmanager
-def served(adapter: Adapter, offer: ServerConfig) -> Iterator[Running]:
-    app = create_app(adapter, offer)
-    server = configured(app, "127.0.0.1", 0, drain_seconds=5)
+def served(adapter: Adapter, config: ServerConfig, trusted_proxies: Sequence[str] = ()) -> Iterator[Running]:
+    app = create_app(adapter, config)
+    server = configured(app, "127.0.0.1", 0, drain_seconds=5, trusted_proxies=trusted_proxies)
     server.config.log_level = "critical"
     server.config.configure_logging()
     thread = threading.Thread(target=server.run, daemon=True)
@@ -152,7 +157,7 @@ def served(adapter: Adapter, offer: ServerConfig) -> Iterator[Running]:
     try:
         until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Running(f"http://127.0.0.1:{port}", app.state.chat)
+        yield Running(f"http://127.0.0.1:{port}", app.state.chat, server)
     finally:
         server.should_exit = True
         thread.join(20)
@@ -186,9 +191,9 @@ Serve = Callable[..., AbstractContextManager[Running]]
 
 @pytest.fixture
 def serve(adapter: Adapter) -> Serve:
-    """``with serve(strategy=..., limits=..., **offer) as running``."""
+    """``with serve(strategy=..., limits=..., **config) as running``."""
 
-    def call(**offer: Any) -> AbstractContextManager[Running]:
-        return served(adapter, replace(ServerConfig(MODEL), **offer))
+    def call(*, trusted_proxies: Sequence[str] = (), **config: Any) -> AbstractContextManager[Running]:
+        return served(adapter, replace(ServerConfig(MODEL), **config), trusted_proxies)
 
     return call

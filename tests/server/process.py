@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,14 +16,19 @@ from tests.running import ended
 
 @contextmanager
 def serving(
-    model: str, log: Path, *arguments: str, environment: Mapping[str, str] | None = None, seconds: float = 180
+    model: str,
+    log: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    seconds: float = 180,
+    command: Sequence[str] = (sys.executable, "-m", "limelight", "serve"),
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The process and its address, once it listens; what it says goes into the file ``log``. It is gone at the end."""
-    command = [sys.executable, "-m", "limelight", "serve", model, "--port", "0", *arguments]
+    whole = [*command, model, "--port", "0", *arguments]
     fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     with log.open("wb") as sink:
         started = subprocess.Popen(
-            command, stdout=sink, stderr=sink, env={**os.environ, **fixed, **(environment or {})}
+            whole, stdout=sink, stderr=sink, env={**os.environ, **fixed, **(environment or {})}
         )
     try:
         end = time.monotonic() + seconds

@@ -7,8 +7,8 @@ import openai
 import pytest
 
 from limelight.errors import SettingError
+from limelight.server.guard import host_names, is_loopback
 from limelight.server.limits import Limits
-from limelight.server.run import host_names, is_loopback
 from tests.server.conftest import MODEL, Running, Serve
 
 

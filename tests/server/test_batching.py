@@ -309,7 +309,7 @@ def test_a_short_answer_does_not_wait_for_a_long_one_and_who_leaves_frees_its_ro
         gate.open(2)
         assert short.result(60).json()["usage"]["completion_tokens"] == 2  # while the others are at it
         leaving.result(60)
-        until(lambda: running.chat.door.inside.total() == 1)
+        until(lambda: running.chat.admission.inside.total() == 1)
         assert running.chat.worker.current
         gate.open()
         assert long.result(60).json()["usage"]["completion_tokens"] == 5

@@ -71,7 +71,7 @@ def test_what_the_document_says_holds(server: Running, path: str) -> None:
         modes = modes[:1]
     assert check(operation, PATHS[path], modes) >= 1
     assert server.metric("limelight_worker_errors") == 0
-    until(lambda: not server.chat.door.inside)  # a stream leaves a moment after its end has been read
+    until(lambda: not server.chat.admission.inside)  # a stream leaves a moment after its end has been read
 
 
 def test_streams_are_what_the_document_says(server: Running) -> None:

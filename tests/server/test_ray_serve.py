@@ -32,7 +32,7 @@ import ray
 from limelight.server.ray_serve import app, run
 
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-run(app({"model": "demo-vision", "replicas": 2, "cpus": 0.5, "queue": 8}), "127.0.0.1", int(sys.argv[1]))
+run(app({"model": "demo-vision", "replicas": 2, "cpus": 0.5, "queue": 8, "per_client": 8}), "127.0.0.1", int(sys.argv[1]))
 """
 
 

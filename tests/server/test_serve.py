@@ -64,6 +64,50 @@ def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[bytes]
         httpx.get(f"{url}/health", trust_env=False, timeout=60)
 
 
+DEADLY = """
+import sys
+from limelight.cli.main import app
+from limelight.decoding.methods.greedy import Greedy
+
+def session(self, run):
+    raise SystemExit(0)
+
+Greedy.session = session
+app(["serve", *sys.argv[1:]])
+"""
+
+
+def test_the_process_ends_with_its_worker(tmp_path: Path) -> None:
+    """So that a supervisor starts it again: with a status that is not 0, and without the drain's time."""
+    program = tmp_path / "limelight"
+    program.write_text(f"#!{sys.executable}\n{DEADLY}")
+    program.chmod(0o755)
+    log = tmp_path / "log"
+    with serving(MODEL, log, "--drain", "600", command=[str(program)]) as (started, url):
+        body = {"model": MODEL, "messages": ask(), "max_tokens": 2}
+        assert httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=60).status_code == 503
+        assert started.wait(60) == 70
+    assert "the worker has died" in log.read_text()
+
+
+def test_a_folder_is_served_under_its_name_alone(tmp_path: Path) -> None:
+    from limelight.cli.options import public_name
+
+    folder = tmp_path / "secret" / "llava"
+    folder.mkdir(parents=True)
+    assert public_name(str(folder)) == "llava"
+    assert public_name(f"{folder}/../llava/") == "llava"
+    assert public_name("/nowhere/llava") == "llava"
+    assert public_name("llava-hf/llava-1.5-7b-hf") == "llava-hf/llava-1.5-7b-hf"
+    assert public_name(MODEL) == MODEL
+
+
+def test_proxies_are_addresses() -> None:
+    code, told = run(MODEL, "--trusted-proxy", "proxy.example")
+    assert (code, "--trusted-proxy" in told, "10.0.0.0/8" in told) == (2, True, True)
+    assert run(MODEL, "--trusted-proxy", "*")[0] == 2
+
+
 def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["serve", *map(str, arguments)], env={"COLUMNS": "200"})
     return result.exit_code, result.output
@@ -108,12 +152,12 @@ def test_replicas_go_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     from limelight.server import ray_serve
 
     got: list[Any] = []
-    monkeypatch.setattr(ray_serve, "application", lambda load, offer, replicas: got.append((offer, replicas)))
+    monkeypatch.setattr(ray_serve, "application", lambda load, config, replicas: got.append((config, replicas)))
     monkeypatch.setattr(ray_serve, "run", lambda application, host, port: got.append((host, port)))
     code, told = run(MODEL, "--replicas", 1, "--max-replicas", 3, "--batch", 4, "--replica-gpus", 0.5, "--drain", 9)
     assert code == 0, told
-    (offer, replicas), where = got
-    assert (offer.model, offer.batch, where) == (MODEL, 4, ("127.0.0.1", 8000))
+    (config, replicas), where = got
+    assert (config.model, config.batch, where) == (MODEL, 4, ("127.0.0.1", 8000))
     assert (replicas.least, replicas.most, replicas.gpus, replicas.drain_seconds) == (1, 3, 0.5, 9)
     assert run(MODEL, "--max-replicas", 3)[0] == 2
     assert run(MODEL, "--replicas", 3, "--max-replicas", 2)[0] == 2

@@ -1,10 +1,11 @@
-"""The line before the model: bounds, turns, clients that leave, time that is up, and what breaks inside."""
+"""The queue before the model: bounds, turns, clients that leave, time that is up, and what breaks inside."""
 
 from __future__ import annotations
 
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import openai
@@ -14,12 +15,15 @@ from limelight.server.limits import Limits
 from tests.server.conftest import MODEL, Gate, Serve, ask, create, until
 
 
-def test_a_full_house_says_429_and_health_still_answers(serve: Serve) -> None:
+def test_a_full_queue_says_429_and_health_still_answers(serve: Serve) -> None:
     gate = Gate()
-    with serve(strategy=gate, limits=Limits(queue=2, timeout=120)) as running, ThreadPoolExecutor(3) as pool:
+    with (
+        serve(strategy=gate, limits=Limits(queue=2, per_client=2, timeout=120)) as running,
+        ThreadPoolExecutor(3) as pool,
+    ):
         body = {"model": MODEL, "messages": ask(), "max_tokens": 3}
         inside = [pool.submit(running.post, body) for _ in range(3)]
-        until(lambda: running.chat.door.inside.total() == 3)
+        until(lambda: running.chat.admission.inside.total() == 3)
         refused = running.post(body)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
@@ -30,7 +34,7 @@ def test_a_full_house_says_429_and_health_still_answers(serve: Serve) -> None:
         gate.open()
         assert {f.result(60).status_code for f in inside} == {200}
         assert running.post(body).status_code == 200
-        assert not running.chat.door.inside
+        assert not running.chat.admission.inside
 
 
 def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
@@ -40,7 +44,7 @@ def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
             stream = create(client, max_tokens=900, stream=True)
             assert next(iter(stream)).choices[0].delta.role == "assistant"
             stream.close()
-        until(lambda: not running.chat.door.inside)
+        until(lambda: not running.chat.admission.inside)
         gate.open()
         until(lambda: not running.chat.worker.current)
         assert gate.tokens < 10
@@ -57,7 +61,7 @@ def test_a_client_that_leaves_while_waiting_is_forgotten(serve: Serve) -> None:
         until(lambda: running.chat.worker.current)
         with running.send(body):
             until(lambda: len(running.chat.worker.queue) == 1)
-        until(lambda: running.chat.door.inside.total() == 1)
+        until(lambda: running.chat.admission.inside.total() == 1)
         assert len(running.chat.worker.queue) == 0
         gate.open()
         first.join(60)
@@ -107,7 +111,7 @@ def test_one_client_may_only_fill_its_share(serve: Serve) -> None:
         body = {"model": MODEL, "messages": ask(), "max_tokens": 1}
         with ThreadPoolExecutor(2) as pool:
             inside = [pool.submit(running.post, body) for _ in range(2)]
-            until(lambda: running.chat.door.inside.total() == 2)
+            until(lambda: running.chat.admission.inside.total() == 2)
             assert running.post(body).json()["error"]["message"].startswith("1 requests of yours")
             gate.open()
             assert {f.result(60).status_code for f in inside} == {200}
@@ -134,3 +138,31 @@ def test_clients_take_turns(serve: Serve) -> None:
         for done in inside:
             done.result(60)
     assert order.index("127.0.0.2") <= 2  # though it came last of five
+
+
+class Deadly(Gate):
+    """Ends the worker's thread instead of answering."""
+
+    def session(self, run: Any) -> Gate.Session:
+        self.permits.acquire(timeout=60)
+        raise SystemExit("secret of the server")
+
+
+def test_a_worker_that_dies_is_seen_by_everybody(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    gate = Deadly()
+    body = {"model": MODEL, "messages": ask(), "max_tokens": 3}
+    with serve(strategy=gate, limits=Limits(timeout=120)) as running, ThreadPoolExecutor(5) as pool:
+        with httpx.Client(trust_env=False, timeout=60) as http:
+            assert http.get(f"{running.url}/health").status_code == 200
+            waiting = [pool.submit(running.post, {**body, "stream": k % 2 == 0}) for k in range(5)]
+            until(lambda: running.chat.admission.inside.total() == 5)
+            gate.open()
+            assert [f.result(60).status_code for f in waiting] == [503] * 5
+            assert "secret" not in waiting[0].result().text
+            assert waiting[0].result().json()["error"]["type"] == "server_error"
+            for told in (http.get(f"{running.url}/health"), http.post(f"{running.url}/v1/chat/completions", json=body)):
+                assert told.status_code == 503
+            assert http.get(f"{running.url}/v1/models").status_code == 200
+        assert running.server.failed
+        until(lambda: running.server.should_exit)
+    assert not running.chat.admission.inside

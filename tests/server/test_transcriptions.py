@@ -235,7 +235,7 @@ def test_sizes_are_bounded(server: Running) -> None:
         parts = {**GOOD, "file": ("a.wav", bytes(size))}
         assert server.post_to("/v1/audio/transcriptions", files=parts).status_code == 413
     assert server.metric("limelight_worker_errors") == 0
-    assert not server.chat.door.inside
+    assert not server.chat.admission.inside
 
 
 def test_a_model_that_only_sees_says_so(adapter: Adapter) -> None:

@@ -1,4 +1,4 @@
-"""The line and the worker."""
+"""The queue and the worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from limelight.errors import ModelError, SettingError
-from limelight.server.problems import busy
+from limelight.server.problems import ApiError, busy
 from limelight.server.worker import Failed, FairQueue, Job, Worker
 
 
@@ -105,3 +105,33 @@ def test_a_cancelled_job_never_starts_and_stopping_cancels_the_running_one() -> 
     worker.cancel(waiting)
     assert worker.stop(60)
     assert ran == [True]
+
+
+@pytest.mark.parametrize(
+    "death", [SystemExit(3), KeyboardInterrupt(), BaseException("secret"), GeneratorExit()], ids=repr
+)
+def test_what_is_no_exception_ends_the_worker_and_everybody_is_told(
+    death: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, events, gate, told = Worker(), [], threading.Event(), threading.Event()
+    worker.on_death = told.set
+
+    def die(_: Any) -> None:
+        assert gate.wait(60)
+        raise death
+
+    worker.start()
+    worker.submit(job("a", die, events.append))
+    for client in "aab":
+        worker.submit(job(client, emit=events.append))
+    gate.set()
+    assert told.wait(60)
+    assert [e.problem.status for e in events] == [503] * 4
+    assert "secret" not in str(events[0].problem.payload())
+    assert not worker.alive
+    assert len(worker.queue) == 0
+    with pytest.raises(ApiError) as caught:
+        worker.submit(job("b"))
+    assert (caught.value.status, caught.value.code) == (503, "worker_gone")
+    assert worker.stop(60)
+    assert "the worker has died" in caplog.text

@@ -16,7 +16,7 @@ from limelight.errors import LimelightError
 from limelight.report.notebook import answer_parts_html, words_html
 from limelight.types import Generation
 
-TokenSampler = Callable[[str, Sequence[str]], Strategy]  # (name, ["key=value", ...]) -> Strategy
+Choose = Callable[[str, Sequence[str]], Strategy]  # (name, ["key=value", ...]) -> Strategy
 NOTHING = "(none)"
 PLACEHOLDERS = {"image": "What is in the picture?", "video": "What is in the film?", "audio": "What is to be heard?"}
 FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
@@ -36,16 +36,25 @@ def theme() -> Any:
 
 
 def build(
-    desk: Desk, choose: TokenSampler, known: Mapping[str, str], *, name: str, examples: Sequence[Any] = ()
+    desk: Desk,
+    choose: Choose,
+    known: Mapping[str, str],
+    *,
+    name: str,
+    folder: Path,
+    examples: Sequence[Any] = (),
 ) -> gr.Blocks:
     """The app over one model.
 
     Args:
         choose: makes a strategy of a name and its settings; raises a LimelightError.
         known: strategy -> its settings in words.
+        folder: where a page is written before Gradio takes a copy, which it deletes after an hour.
         examples: rows of (file, question) to begin with.
     """
-    blocks: gr.Blocks = gr.Blocks(title=f"limelight · {name}", analytics_enabled=False, fill_width=True)
+    blocks: gr.Blocks = gr.Blocks(
+        title=f"limelight · {name}", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
+    )
     with blocks:
         gr.Markdown(
             f"# Where do the words come from?\n`{name}` answers; every word is as strong in colour as its share from what is seen or heard."
@@ -85,9 +94,10 @@ def build(
                     if not progress.page:
                         yield shown, gr.skip(), gr.skip()
                         continue
-                    target = Path(tempfile.mkdtemp(prefix="limelight-")) / "where-the-words-come-from.html"
-                    target.write_text(progress.page, encoding="utf-8")
-                    yield shown, framed(progress.page), gr.update(value=str(target), visible=True)
+                    with tempfile.TemporaryDirectory(dir=folder) as place:
+                        target = Path(place) / "where-the-words-come-from.html"
+                        target.write_text(progress.page, encoding="utf-8")
+                        yield shown, framed(progress.page), gr.update(value=str(target), visible=True)
             except LimelightError as error:
                 yield trouble_html(error), "", gr.update(visible=False)
 

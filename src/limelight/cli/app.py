@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -42,29 +46,59 @@ def app(
     """
     if share not in ("on", "off"):
         raise SettingError(f"--share takes on or off, got {share!r}", hint="off is the default")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is imported
-    try:
-        from limelight.app.blocks import CSS, build, theme
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "limelight"):
-            raise
-        raise MissingExtraError(package, "app") from error
-    from limelight.app.desk import Desk
-    from limelight.cli import terminal
+    from limelight.app.temporary import temporary_folder
 
-    with terminal.quiet():
-        desk = Desk(terminal.load(model, dtype, device, trust_remote_code), meter=meter)
-        known = _known()
-    blocks = build(desk, options.strategy_of, known, name=model, examples=_examples(model))
-    terminal.err.print(f"http://{host}:{port} (Ctrl-C ends it)", markup=False)
+    with temporary_folder() as folder, _ended_by_signals():
+        # Both are read by gradio when it is imported.
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(folder / "gradio"))
+        try:
+            from starlette.middleware import Middleware
+
+            from limelight.app.blocks import CSS, build, theme
+            from limelight.server.guard import Guard, host_names
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "limelight"):
+                raise
+            raise MissingExtraError(package, "app") from error
+        from limelight.app.desk import Desk
+        from limelight.cli import terminal
+
+        with terminal.quiet():
+            desk = Desk(terminal.load(model, dtype, device, trust_remote_code), meter=meter)
+            known = _known()
+        blocks = build(
+            desk, options.strategy_of, known, name=options.public_name(model), folder=folder, examples=_examples(model)
+        )
+        terminal.err.print(f"http://{host}:{port} (Ctrl-C ends it)", markup=False)
+        # A public link has a name of Gradio's in its Host header.
+        guard = [] if share == "on" else [Middleware(Guard, hosts=host_names(host))]
+        try:
+            blocks.launch(
+                server_name=host, server_port=port, share=share == "on", quiet=True, show_error=False, theme=theme(), css=CSS,
+                max_file_size="200mb", ssr_mode=False, footer_links=[], app_kwargs={"middleware": guard},
+            )  # fmt: skip
+        except OSError as error:
+            raise SettingError(f"cannot listen on {host}:{port}: {error}", hint="choose another --port") from error
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit, so that what is to be cleaned up is."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    found = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        found = []
+    before = [(number, signal.signal(number, end)) for number in found]
     try:
-        blocks.launch(
-            server_name=host, server_port=port, share=share == "on", quiet=True, show_error=False, theme=theme(), css=CSS,
-            max_file_size="200mb", ssr_mode=False, footer_links=[],
-        )  # fmt: skip
-    except OSError as error:
-        raise SettingError(f"cannot listen on {host}:{port}: {error}", hint="choose another --port") from error
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _known() -> dict[str, str]:

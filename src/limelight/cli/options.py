@@ -216,3 +216,11 @@ def check_outputs(overlay: Path | None, html: Path | None, word: str | None) -> 
         checked(html, frozenset({".html", ".htm"}))
     if word is not None and overlay is None:
         raise SettingError("--word chooses what --overlay draws", hint="add --overlay out.png")
+
+
+def public_name(model: str) -> str:
+    """What a model is called in front of clients: a checkpoint on the hub by its id, a folder without its path."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() or folder.is_absolute():
+        return folder.resolve().name or "model"
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=NETWORK)] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=NETWORK)] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model; MODEL itself by default.", rich_help_panel=NETWORK)
+        str | None, typer.Option(help="What clients call the model; MODEL by default, of a folder its last name.", rich_help_panel=NETWORK)
     ] = None,
     api_key_file: Annotated[
         Path | None,
@@ -44,6 +45,12 @@ def serve(
         list[str] | None,
         typer.Option(
             help="Fetch pictures from this https host; repeat for several. None by default.", rich_help_panel=NETWORK
+        ),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a proxy whose X-Forwarded-For is believed; repeat for several.", rich_help_panel=NETWORK
         ),
     ] = None,
     batch: Annotated[
@@ -63,7 +70,8 @@ def serve(
     replica_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each; fractions share one.", rich_help_panel=REPLICAS)] = 0.0,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.", rich_help_panel=LIMITS)] = 32,
     per_client: Annotated[
-        int | None, typer.Option(min=1, help="Of them, for one client address.", rich_help_panel=LIMITS)
+        int | None,
+        typer.Option(min=1, help="Of them, for one client address; a quarter by default.", rich_help_panel=LIMITS),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.", rich_help_panel=LIMITS)] = 120.0,
     drain: Annotated[
@@ -73,7 +81,7 @@ def serve(
     max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.", rich_help_panel=LIMITS)] = 16_000_000,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Of a sound.", rich_help_panel=LIMITS)] = 300.0,
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a request.", rich_help_panel=LIMITS)] = 8192,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.", rich_help_panel=LIMITS)] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.", rich_help_panel=LIMITS)] = 4096,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     allow_pickle: Annotated[
@@ -99,8 +107,9 @@ def serve(
     """
     try:
         from limelight.server.app import create_app
+        from limelight.server.guard import host_names, is_loopback
         from limelight.server.limits import Limits
-        from limelight.server.run import configured, host_names, is_loopback
+        from limelight.server.run import FAILED, configured
         from limelight.server.state import ServerConfig
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -110,16 +119,20 @@ def serve(
     from limelight.cli import terminal
     from limelight.decoding.registry import strategies
 
-    key = _key(api_key_file)
+    key, proxies = _key(api_key_file), _networks(trusted_proxy or [])
     known = frozenset(strategies())
     offered = frozenset(offer) if offer else known
     if offered - known:
         raise SettingError(f"unknown strategy {min(offered - known)!r}", hint="see `limelight strategies`")
     limits = Limits(
-        queue=queue, per_client=per_client or queue, timeout=timeout, body_bytes=round(max_body_mb * 1e6),
+        queue=queue, per_client=per_client, timeout=timeout, body_bytes=round(max_body_mb * 1e6),
         media_bytes=max(1, round(max_body_mb * 1e6 / 2)), pixels=max_pixels, seconds=max_seconds,
         prompt_tokens=max_prompt_tokens, new_tokens=max_new_tokens,
     )  # fmt: skip
+    if replicas is not None and trusted_proxy:
+        raise SettingError(
+            "--trusted-proxy is not known to Ray Serve", hint="leave it out, or serve without --replicas"
+        )
     if replicas is None and max_replicas is not None:
         raise SettingError("--max-replicas needs --replicas", hint="--replicas 1 --max-replicas 4 scales from one")
     with terminal.quiet():
@@ -128,7 +141,7 @@ def serve(
             _safetensors_only(Path(model))
         adapter = None if replicas else terminal.load(model, dtype, device, trust_remote_code)
     served = ServerConfig(
-        name or model,
+        name or options.public_name(model),
         chosen,
         offered,
         limits,
@@ -141,7 +154,10 @@ def serve(
         terminal.err.print(f"[yellow]anybody who reaches {host}:{port} may use this server: set {KEY_VARIABLE}[/]")
     terminal.err.print(f"{served.model} with {chosen.name}", markup=False)
     if adapter is not None:
-        configured(create_app(adapter, served), host, port, drain_seconds=drain).run()
+        server = configured(create_app(adapter, served), host, port, drain_seconds=drain, trusted_proxies=proxies)
+        server.run()
+        if server.failed:
+            raise typer.Exit(FAILED)
         return
     from limelight.server import ray_serve
 
@@ -152,6 +168,17 @@ def serve(
     ray_serve.run(
         ray_serve.application(ray_serve.loader(model, dtype, device, trust_remote_code), served, wanted), host, port
     )
+
+
+def _networks(given: list[str]) -> list[str]:
+    for text in given:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError as error:
+            raise SettingError(
+                f"--trusted-proxy: {error}", hint="an address (10.0.0.1) or a network (10.0.0.0/8)"
+            ) from error
+    return given
 
 
 def _key(file: Path | None) -> str | None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from limelight.cli.output import number, rounded
 from limelight.decoding.transcribe import Segment
 from limelight.report.heard import heard
+from limelight.report.subtitles import cue, document
 from limelight.report.words import word_contributions, word_relevance, word_shares, words
 
 FORMATS = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
-LINE = 42  # characters of a line of subtitles
 Row = dict[str, Any]
 
 
@@ -51,10 +50,9 @@ def render(form: str, head: Row, rows: Sequence[Row]) -> str:
     if form == "tsv":
         lines = [f"{round(r['start'] * 1000)}\t{round(r['stop'] * 1000)}\t{' '.join(r['text'].split())}" for r in rows]
         return "\n".join(["start\tend\ttext", *lines]) + "\n"
-    if form == "srt":
-        return "\n".join(_cue(r, ",", i) for i, r in enumerate(_spoken(rows), start=1))
-    if form == "vtt":
-        return "\n".join(["WEBVTT\n", *(_cue(r, ".") for r in _spoken(rows))])
+    if form in ("srt", "vtt"):
+        cues = [cue(r["start"], r["stop"], r["text"], form, i) for i, r in enumerate(_spoken(rows), start=1)]
+        return document(cues, form)
     return text_of(rows) + "\n"
 
 
@@ -64,20 +62,3 @@ def text_of(rows: Sequence[Row]) -> str:
 
 def _spoken(rows: Sequence[Row]) -> list[Row]:
     return [r for r in rows if r["text"].strip()]
-
-
-def _cue(r: Row, point: str, count: int | None = None) -> str:
-    # a blank line would end the cue, and "-->" begin another
-    text = "\n".join(textwrap.wrap(" ".join(r["text"].replace("-->", "→").split()), LINE))
-    if point == ".":
-        text = text.replace("&", "&amp;").replace("<", "&lt;")
-    numbered = f"{count}\n" if count is not None else ""
-    return f"{numbered}{clock(r['start'], point)} --> {clock(r['stop'], point)}\n{text}\n"
-
-
-def clock(seconds: float, point: str = ".") -> str:
-    """hh:mm:ss.mmm"""
-    whole = round(seconds * 1000)
-    hours, rest = divmod(whole, 3_600_000)
-    minutes, rest = divmod(rest, 60_000)
-    return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

@@ -246,6 +246,8 @@ def _text(adapter: Adapter, turns: list[dict[str, Any]]) -> str:
     for owner in (processor, adapter.tokenizer):
         if getattr(owner, "chat_template", None):
             return str(owner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    marks = {m: getattr(processor, f"{m}_token", None) for m in _PERCEPTS}
-    parts = [i["text"] if i["type"] == "text" else str(marks[i["type"]] or "") for t in turns for i in t["content"]]
+    # Q-Former processors (BLIP-2, InstructBLIP) put their query tokens in front themselves.
+    named = () if getattr(processor, "num_query_tokens", None) else _PERCEPTS
+    marks = {m: getattr(processor, f"{m}_token", None) for m in named}
+    parts = [i["text"] if i["type"] == "text" else str(marks.get(i["type"]) or "") for t in turns for i in t["content"]]
     return "\n".join(p for p in parts if p)

@@ -188,6 +188,10 @@ def prepared(adapter: Adapter, conversation: Conversation, limits: Limits, *, re
         if conversation.has_media:
             return adapter.prepare(messages, regions=regions)
         owner = adapter.processor if getattr(adapter.processor, "chat_template", None) else adapter.tokenizer
+        if not getattr(owner, "chat_template", None):
+            raise invalid(
+                "the model that is served here has no chat template: it answers about media alone", param="messages"
+            )
         made = owner.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
@@ -204,7 +208,7 @@ def ends_of(adapter: Adapter) -> frozenset[int]:
 
 
 def _room(adapter: Adapter, wanted: int | None, length: int, limits: Limits) -> int:
-    """How many tokens may be generated after a prompt of ``length``."""
+    """How many tokens may be generated after a prompt of ``length``: no more than the model's context has room for."""
     context = getattr(adapter.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     most = limits.prompt_tokens if not isinstance(context, int) else min(limits.prompt_tokens, context - 1)
     if length > most:
@@ -214,10 +218,4 @@ def _room(adapter: Adapter, wanted: int | None, length: int, limits: Limits) -> 
             code="context_length_exceeded",
         )
     room = limits.new_tokens if not isinstance(context, int) else min(limits.new_tokens, context - length)
-    if wanted is not None and wanted > room:
-        raise invalid(
-            f"max_tokens may be at most {room} after this prompt of {length} tokens, got {wanted}",
-            param="max_tokens",
-            code="context_length_exceeded",
-        )
-    return wanted if wanted is not None else min(DEFAULT_NEW_TOKENS, room)
+    return min(DEFAULT_NEW_TOKENS if wanted is None else wanted, room)

@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import limelight
+from limelight.errors import LimelightError
 from limelight.models.adapter import Adapter
 from limelight.server.chat import Chat
 from limelight.server.document import described
@@ -20,7 +21,7 @@ from limelight.server.endpoint import AppState
 from limelight.server.guard import Guard
 from limelight.server.metrics import Counted, Metrics
 from limelight.server.pages import Pages, Shelf, served
-from limelight.server.problems import ApiError, internal, invalid
+from limelight.server.problems import ApiError, internal, invalid, of_library
 from limelight.server.state import ServerConfig
 from limelight.server.transcriptions import Transcriptions
 from limelight.server.worker import Worker
@@ -29,7 +30,7 @@ STOP_SECONDS = 30.0
 log = logging.getLogger("limelight.server")
 
 
-def create_app(adapter: Adapter, offer: ServerConfig, pages: Pages | None = None) -> FastAPI:
+def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = None) -> FastAPI:
     """An ASGI application over a model that is already loaded; its worker lives as long as the application runs.
 
     Args:
@@ -38,26 +39,27 @@ def create_app(adapter: Adapter, offer: ServerConfig, pages: Pages | None = None
     Example:
         >>> app = create_app(limelight.load("demo-vision"), ServerConfig("demo-vision"))  # doctest: +SKIP
     """
-    worker = Worker(offer.batch)
-    house = AppState(adapter, offer, worker, Metrics(worker), Shelf() if pages is None else pages)
-    chat, speech = Chat(house), Transcriptions(house)
+    worker = Worker(config.batch)
+    state = AppState(adapter, config, worker, Metrics(worker), Shelf() if pages is None else pages)
+    chat, speech = Chat(state), Transcriptions(state)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
         yield
+        state.parsers.shutdown(wait=False)
         if not worker.stop(STOP_SECONDS):
-            log.error("the worker is still at a token after %g s", STOP_SECONDS)
+            log.error("the worker has not finished its token after %g s", STOP_SECONDS)
 
     app = FastAPI(
         title="limelight", version=limelight.__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
         description="OpenAI-compatible chat completions with training-free grounding.",
     )  # fmt: skip
-    app.state.chat = chat
-    app.add_middleware(Guard, key=offer.api_key, hosts=offer.host_names)
-    app.add_middleware(Counted, metrics=house.metrics)  # outermost: counts refusals too
+    app.state.chat, app.state.worker, app.state.limits = chat, worker, config.limits
+    app.add_middleware(Guard, key=config.api_key, hosts=config.host_names)
+    app.add_middleware(Counted, metrics=state.metrics)  # outermost: counts refusals too
     _routes(app, chat, speech)
-    _about(app, house)
+    _about(app, state)
     _errors(app)
     described(app)
     return app
@@ -77,17 +79,17 @@ def _routes(app: FastAPI, chat: Chat, speech: Transcriptions) -> None:
     @app.get("/pages/{name}")
     async def page(name: str) -> HTMLResponse:
         """A report page that an answer named; gone after an hour, or when many came after it."""
-        return served(await chat.house.pages.get(name))
+        return served(await chat.state.pages.get(name))
 
 
-def _about(app: FastAPI, house: AppState) -> None:
-    offer, worker = house.offer, house.worker
+def _about(app: FastAPI, state: AppState) -> None:
+    config, worker = state.config, state.worker
     card = {
-        "id": offer.model,
+        "id": config.model,
         "object": "model",
         "created": int(time.time()),
         "owned_by": "limelight",
-        "limelight": {"strategy": offer.strategy.name, "strategies": sorted(offer.strategies)},
+        "limelight": {"strategy": config.strategy.name, "strategies": sorted(config.strategies)},
     }
 
     @app.get("/v1/models")
@@ -97,7 +99,7 @@ def _about(app: FastAPI, house: AppState) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name != offer.model:
+        if name != config.model:
             raise invalid("there is no model of that name here", status=404, code="model_not_found", param="model")
         return card
 
@@ -105,13 +107,13 @@ def _about(app: FastAPI, house: AppState) -> None:
     async def health() -> JSONResponse:
         """200 while the worker lives."""
         alive = worker.alive
-        state = {"status": "ok" if alive else "worker is gone", "waiting": len(worker.queue)}
-        return JSONResponse(state, 200 if alive else 503)
+        told = {"status": "ok" if alive else "the worker has died", "waiting": len(worker.queue)}
+        return JSONResponse(told, 200 if alive else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus text."""
-        return Response(house.metrics.page(), media_type=house.metrics.content_type)
+        return Response(state.metrics.page(), media_type=state.metrics.content_type)
 
 
 def _errors(app: FastAPI) -> None:
@@ -121,6 +123,10 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> JSONResponse:
         return shaped(error)
+
+    @app.exception_handler(LimelightError)
+    async def library(_: Request, error: LimelightError) -> JSONResponse:
+        return shaped(of_library(error))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:

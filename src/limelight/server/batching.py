@@ -145,6 +145,7 @@ def decode_together(rows: Sequence[Row], adapter: Adapter) -> None:
             spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)],
             details=first.page,
             on_step=watch.stepped,
+            whole=adapter,
         )
     else:
         method = _plain(adapter, seeds, watch)

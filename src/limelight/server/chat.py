@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,16 +24,13 @@ from limelight.server.token_options import strategy_of
 class ChatShape:
     """A chat completion, whole or in chunks."""
 
-    asked: ChatRequest
+    stream: bool
+    answers: int
     reply: Reply
     page: PageMaker | None = None
 
-    @property
-    def stream(self) -> bool:
-        return self.asked.stream
-
     def opening(self) -> list[str]:
-        return [sse(self.reply.opening(index)) for index in range(self.asked.answers)]
+        return [sse(self.reply.opening(index)) for index in range(self.answers)]
 
     def events(self, event: TokenEvent | Finished) -> list[str]:
         chunk = self.reply.closing(event) if isinstance(event, Finished) else self.reply.token(event)
@@ -54,25 +50,26 @@ class ChatShape:
 class Chat(Endpoint):
     """The endpoint over one model."""
 
-    async def accepted(self, request: Request, body: bytes) -> tuple[GenerationRequest, ChatShape]:
-        offer, house = self.offer, self.house
-        asked = await asyncio.to_thread(parse, body)
-        if asked.model != offer.model:
+    async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, ChatShape]:
+        config, state = self.config, self.state
+        asked = await state.parsed(parse, body)
+        if asked.model != config.model:
             raise invalid(
-                f"there is no model of that name here, only {offer.model!r}",
+                f"there is no model of that name here, only {config.model!r}",
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
-        if (asked.wanted_tokens or 0) > offer.limits.new_tokens:
-            raise invalid(f"max_tokens may be at most {offer.limits.new_tokens} here", param="max_tokens")
+        if (asked.wanted_tokens or 0) > config.limits.new_tokens:
+            raise invalid(f"max_tokens may be at most {config.limits.new_tokens} here", param="max_tokens")
         own = asked.limelight
-        strategy = strategy_of(own, offer.strategy, offer.strategies)
-        conversation = await read(asked, offer.limits, house.fetcher, house.placeholders)
+        strategy = strategy_of(own, config.strategy, config.strategies)
+        conversation = await read(asked, config.limits, state.fetcher, state.placeholders)
         if not conversation.has_media:
             if own.grounding or own.page or own.settings or own.strategy not in (None, "greedy"):
                 raise invalid("without a picture, sound or video there is nothing to ground in", param="limelight")
             strategy = Greedy()
         sampling = {
-            "do_sample": True, "temperature": asked.temperature or 1.0, "top_p": asked.top_p or 1.0, "top_k": 0
+            "do_sample": True, "temperature": asked.temperature or 1.0, "top_p": asked.top_p or 1.0,
+            "top_k": max(asked.top_k or 0, 0),
         } if asked.samples else {}  # fmt: skip
         order = GenerationRequest(
             conversation, strategy, own.grounding, own.page, sampling, seeds_of(asked), asked.stops,
@@ -80,10 +77,10 @@ class Chat(Endpoint):
         )  # fmt: skip
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         reply = Reply(
-            offer.model, strategy, bool(asked.logprobs), own.grounding, conversation.has_media, usage=usage
+            config.model, strategy, bool(asked.logprobs), own.grounding, conversation.has_media, usage=usage
         )  # fmt: skip
-        page = PageMaker(house.pages, house.adapter, str(request.base_url), asked.words) if own.page else None
-        return order, ChatShape(asked, reply, page)
+        page = PageMaker(state.pages, state.adapter, str(request.base_url), asked.words) if own.page else None
+        return order, ChatShape(asked.stream, asked.answers, reply, page)
 
 
 def seeds_of(asked: ChatRequest) -> tuple[int | None, ...]:

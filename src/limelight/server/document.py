@@ -15,10 +15,11 @@ _REF = "#/components/schemas/{model}"
 _STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
 _MAYBE = {"type": ["string", "null"]}
 REFUSALS = {
-    "400": "the request, its media or its settings", "401": "the API key", "404": "no such model or page",
+    "400": "the request, its media or its settings", "401": "the API key", "403": "a page of another origin", "404": "no such model or page",
     "405": "another method", "408": "a body that is too slow", "413": "a body that is too long",
-    "415": "a body of another type", "421": "a Host name the server does not go by", "429": "the house is full",
-    "500": "something broke here", "501": "a package is missing on the server", "504": "the time for one request is up",
+    "415": "a body of another type", "421": "a Host name the server does not go by", "429": "queue full",
+    "431": "headers that are too large", "500": "something broke here", "501": "a package is missing on the server",
+    "503": "the worker has died", "504": "the time for one request is up",
 }  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             responses = {"200": {"description": "as asked", "content": GOOD[path, method]}, **refused}
             if path == "/health":
                 responses["503"] = {
-                    "description": "the worker is gone",
+                    "description": "the worker has died",
                     "content": {"application/json": _ref("Health")},
                 }
             operation["responses"] = responses

@@ -1,36 +1,30 @@
-"""What every endpoint that asks the model does: the door, the body, the line, the answer or a stream of it, the end."""
+"""What every endpoint that asks the model does: body, admission, queue, the answer or a stream of it, the end."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect, Request
 
 from limelight.models.adapter import Adapter
+from limelight.server.admission import AdmissionControl, Uploads, client_of
 from limelight.server.answering import Finished, GenerationRequest, TokenEvent
 from limelight.server.batching import answer
 from limelight.server.metrics import Metrics
 from limelight.server.pages import Pages
 from limelight.server.problems import ApiError, internal
 from limelight.server.remote import Fetcher
-from limelight.server.state import (
-    AdmissionControl,
-    Deadline,
-    EventQueue,
-    EventStream,
-    ServerConfig,
-    client_of,
-    read_body,
-    unless_gone,
-)
+from limelight.server.state import Deadline, EventQueue, EventStream, ServerConfig, unless_gone
 from limelight.server.worker import Failed, Job, Worker, log
 
+T = TypeVar("T")
 CLIENT_GONE = 499
 PING_SECONDS = 15.0
 
@@ -62,11 +56,11 @@ class Shape(Protocol):
 
 @dataclass(eq=False)
 class Exchange:
-    """One request that has been accepted: its job, its inbox, its clock, and which answers are complete."""
+    """One request that has been accepted: its job, its events, its deadline, and which answers are complete."""
 
     shape: Shape
     job: Job
-    inbox: EventQueue
+    events: EventQueue
     deadline: Deadline
     finished: list[Finished] = field(default_factory=list)
     failed: bool = False
@@ -81,18 +75,25 @@ class AppState:
     """What the endpoints of one server share."""
 
     adapter: Adapter
-    offer: ServerConfig
+    config: ServerConfig
     worker: Worker
     metrics: Metrics
     pages: Pages
-    door: AdmissionControl = field(init=False)
+    admission: AdmissionControl = field(init=False)
+    uploads: Uploads = field(init=False)
     fetcher: Fetcher = field(init=False)
     placeholders: tuple[str, ...] = field(init=False)
+    # Few threads: bodies are large, and what is parsed side by side is held side by side.
+    parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "limelight-parser"), init=False)
 
     def __post_init__(self) -> None:
-        self.door = AdmissionControl(self.offer.limits)
-        self.fetcher = Fetcher(self.offer.remote_hosts, self.offer.limits)
+        self.admission, self.uploads = AdmissionControl(self.config.limits), Uploads(self.config.limits)
+        self.fetcher = Fetcher(self.config.remote_hosts, self.config.limits)
         self.placeholders = _placeholders(self.adapter)
+
+    async def parsed(self, parse: Callable[..., T], *given: Any) -> T:
+        """``parse(*given)``, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.parsers, parse, *given)
 
 
 class Endpoint:
@@ -100,37 +101,45 @@ class Endpoint:
 
     media_type = "application/json"
 
-    def __init__(self, house: AppState) -> None:
-        self.house, self.offer = house, house.offer
-        self.worker, self.metrics, self.door = house.worker, house.metrics, house.door
+    def __init__(self, state: AppState) -> None:
+        self.state, self.config = state, state.config
+        self.worker, self.metrics, self.admission = state.worker, state.metrics, state.admission
 
-    async def accepted(self, request: Request, body: bytes) -> tuple[GenerationRequest, Shape]:
+    async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, Shape]:
         """Everything that can be refused without the model."""
         raise NotImplementedError
 
     async def __call__(self, request: Request) -> Response:
-        deadline, client = Deadline(self.offer.limits.timeout), client_of(request.scope)
-        self.door.enter(client)
-        response: Response | None = None
+        deadline, client = Deadline(self.config.limits.timeout), client_of(request.scope)
+        self.worker.check()
+        self.admission.check(client)  # before the body is read; the place is taken when it is there
         try:
-            body = await read_body(request, self.offer.limits, self.media_type)
-            response = await unless_gone(request, self._respond(request, body, client, deadline))
-            return response
+            body = [await self.state.uploads.read(request, client, self.media_type)]
+            size = len(body[0])
+            self.admission.enter(client, size)
+            leave = partial(self.admission.leave, client, size)
+            response: Response | None = None
+            try:
+                response = await unless_gone(request, self._respond(request, body, client, deadline, leave))
+                return response
+            finally:
+                if not isinstance(response, EventStream):  # a stream leaves at its own end
+                    leave()
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        finally:
-            if not isinstance(response, EventStream):  # a stream leaves at its own end
-                self.door.leave(client)
 
-    async def _respond(self, request: Request, body: bytes, client: str, deadline: Deadline) -> Response:
+    async def _respond(
+        self, request: Request, body: list[bytearray], client: str, deadline: Deadline, leave: Callable[[], None]
+    ) -> Response:
+        """``body`` holds the body, which is let go as soon as it has been read."""
         try:
             async with asyncio.timeout(deadline.left):
-                order, shape = await self.accepted(request, body)
+                order, shape = await self.accepted(request, body.pop())
         except TimeoutError:
             raise deadline.problem() from None
-        inbox = EventQueue()
-        job = Job(client, self._work, inbox.put, order, order.key, len(order.seeds))
-        exchange = Exchange(shape, job, inbox, deadline)
+        events = EventQueue()
+        job = Job(client, self._work, events.put, order, order.key, len(order.seeds))
+        exchange = Exchange(shape, job, events, deadline)
         self.worker.submit(job)
         streaming = False
         try:
@@ -138,7 +147,8 @@ class Endpoint:
             self.metrics.first.observe(deadline.spent)
             if shape.stream:
                 streaming = True
-                return EventStream(self._stream(exchange, first), partial(self._streamed, exchange, client))
+                end = partial(self._streamed, exchange, leave)
+                return EventStream(self._stream(exchange, first), end, self.config.limits.send_seconds)
             return await self._whole(exchange, first)
         finally:
             if not streaming:
@@ -147,7 +157,7 @@ class Endpoint:
     def _work(self, jobs: Sequence[Job]) -> None:
         """In the worker's thread."""
         self.metrics.batch.observe(sum(job.rows for job in jobs))
-        answer(jobs, self.house.adapter, self.offer.limits, self.worker.batch, self.worker.fail)
+        answer(jobs, self.state.adapter, self.config.limits, self.worker.batch, self.worker.fail)
 
     async def _next(self, exchange: Exchange, seconds: float | None = None) -> TokenEvent | Finished:
         """The next event.
@@ -157,7 +167,7 @@ class Endpoint:
         """
         left = exchange.deadline.left
         try:
-            event = await exchange.inbox.next(left if seconds is None else min(seconds, left))
+            event = await exchange.events.next(left if seconds is None else min(seconds, left))
         except TimeoutError:
             if seconds is not None and exchange.deadline.left > 0:
                 raise
@@ -206,9 +216,9 @@ class Endpoint:
         except Exception as error:  # noqa: BLE001  # the status is sent already: the stream has to say it
             yield sse(_problem(error).payload())
 
-    def _streamed(self, exchange: Exchange, client: str) -> None:
+    def _streamed(self, exchange: Exchange, leave: Callable[[], None]) -> None:
         self._end(exchange)
-        self.door.leave(client)
+        leave()
 
     def _end(self, exchange: Exchange) -> None:
         """The answer is out, or nobody wants it any more."""

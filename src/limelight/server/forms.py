@@ -4,37 +4,59 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
-from starlette.datastructures import UploadFile
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
 
 from limelight.errors import MissingExtraError
+from limelight.server.json_body import read_json
 from limelight.server.limits import Limits
-from limelight.server.problems import invalid
+from limelight.server.problems import ApiError, invalid
 from limelight.server.schema import Closed, Grounded, told_of
 
+T = TypeVar("T")
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 16_384
-_NESTED = re.compile(r"limelight\[(\w{1,32})\](?:\[(\w{1,32})\])?")
+MAX_PART_HEADERS = 8
+MAX_PART_HEADER_BYTES = 4096
+_FEED = 65_536  # bytes parsed in one go: other threads get their turn in between
+_NESTED = re.compile(r"limelight\[(\w{1,32})\](?:\[(\w{1,32})\](\[\])?)?")
+_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{0,30})?(?:[eE][+-]?\d{1,3})?")
+
+
+def _truth(given: Any) -> Any:
+    known = {"true": True, "1": True, "false": False, "0": False}
+    return known.get(given.lower(), given) if isinstance(given, str) else given
+
+
+def _number(given: Any) -> Any:
+    return float(given) if isinstance(given, str) and _NUMBER.fullmatch(given) else given
 
 
 class SpeechRequest(Closed):
-    """As OpenAI's, without the file. A field that would have no effect is refused."""
+    """As OpenAI's, without the file. A form's values are text: ``true``, ``false`` and numbers are read from it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     model: str = Field(max_length=512)
     language: str | None = Field(None, pattern="^[A-Za-z][A-Za-z -]{1,40}$", description="ISO 639-1 code or a name")
     prompt: str = Field("", max_length=4000, description="words put behind the model's own transcription prompt")
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
-    temperature: float = Field(0.0, ge=0, le=2)
-    stream: bool = False
+    temperature: Annotated[float, BeforeValidator(_number), Field(ge=0, le=2)] = 0.0
+    stream: Annotated[bool, BeforeValidator(_truth)] = False
     timestamp_granularities: list[Literal["segment"]] | None = Field(None, max_length=1)
     include: list[Literal["logprobs"]] = Field(default_factory=list, max_length=1)
     chunking_strategy: Literal["auto"] | None = None
     limelight: Grounded = Field(default_factory=lambda: Grounded.model_validate({}))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_text(cls, given: Any) -> Any:
+        """A form has no null: an empty value is one that was not given."""
+        return {k: v for k, v in given.items() if v not in ("", [""])} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _together(self) -> SpeechRequest:
@@ -51,42 +73,83 @@ class SpeechRequest(Closed):
         return bool(self.include)
 
 
-async def parse_form(request: Request, body: bytes, limits: Limits) -> tuple[SpeechRequest, bytes]:
-    """The request and the file's bytes.
+class BoundedParser(MultiPartParser):
+    """Starlette's parser, with bounds on the headers of each part."""
+
+    spool_max_size = 2**62  # never on disk
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self._headers = self._header_bytes = 0
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
+        super().on_header_field(data, start, end)
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
+        super().on_header_value(data, start, end)
+
+    def on_header_end(self) -> None:
+        self._headers += 1
+        self._count(0)
+        super().on_header_end()
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._headers > MAX_PART_HEADERS or self._header_bytes > MAX_PART_HEADER_BYTES:
+            raise MultiPartException("a part has too many headers")
+
+
+def parse_form(headers: Headers, body: bytearray, limits: Limits) -> tuple[SpeechRequest, bytes]:
+    """The request and the file's bytes; ``body`` is emptied. Call it in a thread: a hostile form takes a second.
 
     Raises:
         ApiError: 400, naming the field that is wrong; 413 a file that is too large.
         MissingExtraError: python-multipart is not installed.
     """
-    fields, data = await _parts(request, body, limits)
+    try:
+        import python_multipart  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("python-multipart", "server") from error
+    fields, data = _finished(_parts(headers, body))
     if data is None:
         raise invalid("the form has no file", param="file", code="invalid_request")
+    if len(data) > limits.media_bytes:
+        raise invalid(
+            f"the file may have {limits.media_bytes:,} bytes", param="file", status=413, code="file_too_large"
+        )
     try:
         return SpeechRequest.model_validate(_joined(fields)), data
     except ValidationError as error:
         raise told_of(error) from None
 
 
-async def _parts(request: Request, body: bytes, limits: Limits) -> tuple[list[tuple[str, str]], bytes | None]:
+def _finished(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits."""
     try:
-        import python_multipart  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("python-multipart", "server") from error
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise RuntimeError("a form in memory had to be waited for")
 
+
+async def _parts(headers: Headers, body: bytearray) -> tuple[list[tuple[str, str]], bytes | None]:
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+        for start in range(0, len(body), _FEED):
+            yield bytes(body[start : start + _FEED])
+        body.clear()
         yield b""
 
-    parser = MultiPartParser(
-        request.headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
-    )
-    parser.spool_max_size = len(body) + 1  # never on disk
     try:
+        parser = BoundedParser(headers, stream(), max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
         form = await parser.parse()
     except MultiPartException as error:
-        raise invalid(f"the form cannot be read: {error.message[:200]}", code="invalid_form") from error
+        raise _unreadable(error.message[:200]) from error
     except Exception as error:  # a parser fed with anything raises anything
-        raise invalid("the form cannot be read", code="invalid_form") from error
+        raise _unreadable() from error
     fields: list[tuple[str, str]] = []
     data: bytes | None = None
     for name, value in form.multi_items():
@@ -97,11 +160,11 @@ async def _parts(request: Request, body: bytes, limits: Limits) -> tuple[list[tu
             raise invalid("this server does not know the file", param=name[:64], code="invalid_request")
         data = await value.read()
     await form.close()
-    if data is not None and len(data) > limits.media_bytes:
-        raise invalid(
-            f"the file may have {limits.media_bytes:,} bytes", param="file", status=413, code="file_too_large"
-        )
     return fields, data
+
+
+def _unreadable(why: str = "") -> ApiError:
+    return invalid(f"the form cannot be read{': ' if why else ''}{why}", code="invalid_form")
 
 
 def _joined(fields: list[tuple[str, str]]) -> dict[str, Any]:
@@ -112,18 +175,39 @@ def _joined(fields: list[tuple[str, str]]) -> dict[str, Any]:
         if nested:
             inner = out.setdefault("limelight", {})
             inner = inner.setdefault(nested[1], {}) if nested[2] and isinstance(inner, dict) else inner
-            if not isinstance(inner, dict):
-                raise invalid("limelight is given twice", param="limelight", code="invalid_request")
-            inner[nested[2] or nested[1]] = value
+            _put(inner, nested[2] or nested[1], _scalar(value), name, many=bool(nested[3]))
         elif name.endswith("[]"):
-            out.setdefault(name[:-2], []).append(value)
-        elif name in out:
-            raise invalid("the field is given twice", param=name[:64], code="invalid_request")
+            _put(out, name[:-2], value, name, many=True)
         elif name == "limelight":
-            try:
-                out[name] = json.loads(value)
-            except (ValueError, RecursionError):
-                raise invalid("limelight is not JSON", param="limelight", code="invalid_json") from None
+            _put(out, name, _extra(value), name)
         else:
-            out[name] = value
+            _put(out, name, value, name)
     return out
+
+
+def _put(target: Any, key: str, value: Any, name: str, *, many: bool = False) -> None:
+    there = target.setdefault(key, []) if many and isinstance(target, dict) else None
+    if isinstance(there, list):
+        there.append(value)
+    elif many or not isinstance(target, dict) or key in target:
+        raise invalid("the field is given twice", param=name[:64], code="invalid_request")
+    else:
+        target[key] = value
+
+
+def _extra(text: str) -> Any:
+    try:
+        return read_json(text.encode("utf-8", "surrogatepass")) if text else {}
+    except ApiError as error:
+        message = error.message.replace("the body", "limelight", 1)
+        raise invalid(message, param="limelight", code="invalid_json") from None
+
+
+def _scalar(text: str) -> Any:
+    """A flattened value: true, false, null and numbers are what JSON says, anything else is text."""
+    if text in ("true", "false", "null") or _NUMBER.fullmatch(text):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text

@@ -1,9 +1,10 @@
-"""Who may come in: the API key, and the Host header where the server listens on this machine alone."""
+"""Who may come in: the API key, the Host header where the server listens on this machine alone, and the Origin header."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Collection
 
 from fastapi.responses import JSONResponse
@@ -12,6 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from limelight.server.problems import ApiError
 
 OPEN = ("/health",)  # a load balancer has no key
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PORTS = {"http": "80", "https": "443"}
 
 
 class Guard:
@@ -20,42 +24,112 @@ class Guard:
     Args:
         key: expected after ``Authorization: Bearer``; None: nobody is asked.
         hosts: accepted names of the Host header; None: any. On a loopback address this keeps web pages that rebind
-            their DNS name to 127.0.0.1 from reading answers.
+            their DNS name to 127.0.0.1 from reading answers. Loopback addresses are accepted beside them.
+
+    A request that changes something and has an Origin header must come from a page of this server: a browser sends forms
+    for any page, without asking.
     """
 
-    def __init__(self, app: ASGIApp, key: str | None, hosts: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, key: str | None = None, hosts: Collection[str] | None = None) -> None:
         self.app = app
         self.digest = None if key is None else _digest(key.encode())
-        self.hosts = None if hosts is None else frozenset(h.lower() for h in hosts)
+        self.hosts = None if hosts is None else frozenset(h.lower().rstrip(".") for h in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        problem = None
+        if scope["type"] in ("http", "websocket"):
             problem = self._refusal(scope)
-            if problem is not None:
-                response = JSONResponse(problem.payload(), problem.status, headers=problem.headers)
-                await response(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if problem is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            response = JSONResponse(problem.payload(), problem.status, headers=problem.headers)
+            await response(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        headers = dict(scope["headers"])
-        if self.hosts is not None and _name(headers.get(b"host", b"")) not in self.hosts:
+        hosts = _values(scope, b"host")
+        if self.hosts is not None and not (len(hosts) == 1 and self._known(host_name(hosts[0]))):
             return ApiError(421, "this server does not go by that Host name", code="wrong_host")
+        if scope.get("method") not in SAFE_METHODS and not all(
+            _same_place(origin, hosts[-1] if hosts else "") for origin in _values(scope, b"origin")
+        ):
+            return ApiError(403, "pages of other origins may not use this server", code="foreign_origin")
         if self.digest is None or scope["path"] in OPEN:
             return None
-        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-        same = hmac.compare_digest(_digest(given.strip()), self.digest)
-        if same and kind.lower() == b"bearer":
+        given = _values(scope, b"authorization")
+        kind, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        same = hmac.compare_digest(_digest(key.strip().encode("latin-1")), self.digest)
+        if same and kind.lower() == "bearer":
             return None
         return ApiError(401, "wrong or missing API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    def _known(self, name: str | None) -> bool:
+        return name is not None and self.hosts is not None and (name in self.hosts or _is_loopback_address(name))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address is reachable from this machine alone."""
+    return host.lower().rstrip(".") == "localhost" or _is_loopback_address(host)
+
+
+def host_names(host: str) -> frozenset[str] | None:
+    """Host headers to accept when listening on ``host``: on loopback its own names, elsewhere any."""
+    return LOOPBACK | {host.lower()} if is_loopback(host) else None
+
+
+def host_name(host: str) -> str | None:
+    """The name in a Host header, in lower case, without port and final dot; None when it is not ``name[:port]``.
+
+    ``[::1]:8000`` is the address ::1; ``[::1]evil.example`` is nothing.
+    """
+    if host.startswith("["):
+        name, closed, rest = host[1:].partition("]")
+        if not closed or not _is_address(name, 6):
+            return None
+    else:
+        name, colon, rest = host.partition(":")
+        rest = colon + rest
+    if rest and not (rest[0] == ":" and (rest[1:].isdecimal() or rest == ":") and rest.isascii()):
+        return None
+    name = name.lower()
+    return name.removesuffix(".") or None
+
+
+def _same_place(origin: str, host: str) -> bool:
+    """Whether an Origin header names the host and port of the Host header (a proxy may have taken TLS away)."""
+    scheme, found, place = origin.lower().partition("://")
+    if not found or scheme not in _PORTS or host_name(place) is None:
+        return False
+    return _with_port(place, _PORTS[scheme]) in {_with_port(host.lower(), port) for port in _PORTS.values()}
+
+
+def _with_port(place: str, port: str) -> tuple[str | None, str]:
+    rest = place.rpartition("]")[2] if place.startswith("[") else place
+    return host_name(place), rest.partition(":")[2] or port
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+
+
+def _is_address(text: str, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == version
+    except ValueError:
+        return False
+
+
+def _is_loopback_address(text: str) -> bool:
+    if "%" in text:  # an interface's name is nobody's business here
+        return False
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def _digest(value: bytes) -> bytes:
     return hashlib.sha256(value).digest()
-
-
-def _name(host: bytes) -> str:
-    text = host.decode("latin-1").lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0]

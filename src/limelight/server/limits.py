@@ -7,6 +7,13 @@ from dataclasses import dataclass, fields
 from limelight.errors import SettingError
 
 MAX_STOPS = 4
+MAX_PARTS = 256  # of one message
+MAX_METADATA = 16
+# Of a JSON body, counted before it is parsed. Escapes are those in its strings.
+MAX_JSON_VALUES = 20_000
+MAX_JSON_DEPTH = 32
+MAX_NUMBER_CHARACTERS = 64
+MAX_ESCAPES = 1_000_000
 MAX_ANSWERS = 8
 MAX_MESSAGES = 256
 CHARACTERS_A_TOKEN = 16  # text longer than this times max_prompt_tokens is refused before it is tokenised
@@ -20,11 +27,16 @@ class Limits:
     """Bounds of a server.
 
     Attributes:
-        queue: requests in the house beside the running one (being read, fetched or waiting); more get 429.
-        per_client: how many of them one client address may hold.
+        queue: requests that may wait or run beside one that runs; more get 429.
+        per_client: how many of them one client address may hold (an IPv6 client is its /64 network); None: a quarter.
+        waiting_bytes: of all their bodies.
         timeout: seconds from a request's arrival to the end of its answer.
         body_bytes: of a request's body; ``media_bytes`` of one picture, sound or video, decoded from base64 or fetched.
-        body_seconds: for the body to arrive.
+        body_seconds: for the body to arrive. ``uploads``: bodies that may be arriving at once, ``upload_bytes`` of all.
+        send_seconds: for a client to read what is being sent, before its connection is cut.
+        idle_seconds: for a connection to send a request, the first or the next.
+        connections: open at once; fewer where the process may not open so many descriptors.
+        head_bytes: of a request's line and headers; ``headers``: how many there may be.
         media: pictures, sounds and videos of one request.
         pixels: of one picture (told from its header, before anything is decompressed).
         frames: looked at in one video, evenly spaced; ``video_seconds`` and ``frame_pixels`` of one video (told from its
@@ -36,10 +48,18 @@ class Limits:
     """
 
     queue: int = 32
-    per_client: int = 32
+    per_client: int | None = None
+    waiting_bytes: int = 192_000_000
     timeout: float = 120.0
     body_bytes: int = 24_000_000
     body_seconds: float = 30.0
+    uploads: int = 64
+    upload_bytes: int = 96_000_000
+    send_seconds: float = 10.0
+    idle_seconds: float = 10.0
+    connections: int = 512
+    head_bytes: int = 32_768
+    headers: int = 100
     media_bytes: int = 12_000_000
     media: int = 8
     pixels: int = 16_000_000
@@ -50,13 +70,17 @@ class Limits:
     seconds: float = 300.0
     samples: int = 32_000_000
     prompt_tokens: int = 8192
-    new_tokens: int = 1024
+    new_tokens: int = 4096
     batch_tokens: int = 32_768
     fetch_seconds: float = 10.0
 
+    @property
+    def share(self) -> int:
+        """Of the queue, for one client."""
+        return max(1, self.queue // 4) if self.per_client is None else self.per_client
+
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise SettingError(
-                    f"{field.name} must be above 0, got {getattr(self, field.name)}", hint="it is a bound of the server"
-                )
+            value = getattr(self, field.name)
+            if value is not None and not value > 0:
+                raise SettingError(f"{field.name} must be above 0, got {value}", hint="it is a bound of the server")

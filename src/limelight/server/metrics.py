@@ -36,7 +36,7 @@ class Metrics:
             "limelight_batch_answers", "Answers decoded together.", buckets=_ROWS, registry=self.registry
         )
         for name, told, read in (
-            ("limelight_waiting", "Requests in line.", lambda: len(worker.queue)),
+            ("limelight_waiting", "Requests in the queue.", lambda: len(worker.queue)),
             ("limelight_running", "Requests in the worker.", lambda: len(worker.current)),
             ("limelight_worker_errors", "Requests that failed for no fault of theirs.", lambda: worker.errors),
         ):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from limelight.errors import InputError, LimelightError, MediaError, MissingExtraError, UnsupportedError
 
+_PATH = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[\w.~+@-]+[/\\])+[\w.~+@-]*")
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -49,8 +51,14 @@ def internal() -> ApiError:
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 
 
-def busy(message: str) -> ApiError:
-    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
+def busy(why: str, seconds: int = 1) -> ApiError:
+    """There is no room now; the client may try again in ``seconds``."""
+    return ApiError(429, f"{why}, retry in {seconds} s", code="queue_full", headers={"Retry-After": str(seconds)})
+
+
+def gone() -> ApiError:
+    """Nobody answers here any more: the worker has died, and the process is about to end."""
+    return ApiError(503, "the server's worker has died and is being restarted", code="worker_gone")
 
 
 def late(seconds: float) -> ApiError:
@@ -59,9 +67,9 @@ def late(seconds: float) -> ApiError:
 
 def of_library(error: LimelightError) -> ApiError:
     """The library's errors: what the client can mend is told with its hint, the rest stays in the log."""
-    told = f"{error.message} ({error.hint})" if error.hint else error.message
+    told = without_paths(f"{error.message} ({error.hint})" if error.hint else error.message)
     if isinstance(error, MissingExtraError):
-        return ApiError(501, f"not installed on this server: {error.message}", code="not_installed")
+        return ApiError(501, f"not installed on this server: {without_paths(error.message)}", code="not_installed")
     if isinstance(error, MediaError):
         return invalid(told, param="messages", code="invalid_media")
     if isinstance(error, InputError):
@@ -71,7 +79,12 @@ def of_library(error: LimelightError) -> ApiError:
     return internal()
 
 
-def told(error: Exception) -> ApiError:
+def without_paths(text: str) -> str:
+    """A message with the absolute paths of this machine taken out."""
+    return _PATH.sub("...", text)
+
+
+def told(error: BaseException) -> ApiError:
     """What a client is told of any exception."""
     if isinstance(error, ApiError):
         return error

@@ -3,7 +3,7 @@
     limelight serve MODEL --replicas 2
     serve run limelight.server.ray_serve:app model=demo-vision replicas=2
 
-A replica is the whole server of :mod:`limelight.server.app`: its line, its bounds, its worker. Ray Serve spreads requests
+A replica is the whole server of :mod:`limelight.server.app`: its queue, its bounds, its worker. Ray Serve spreads requests
 over them, passes streams and departures of clients through, starts more under load and replaces one that dies. Report
 pages are kept by one small actor, because the request for a page may reach another replica than the one that made it.
 """
@@ -29,7 +29,8 @@ from limelight.server.state import ServerConfig
 PAGES = "limelight-pages"
 REPLICA = b"x-limelight-replica"
 KEY_VARIABLE = "LIMELIGHT_API_KEY"
-SPARE = 16  # requests beyond a replica's own line that reach it: it answers them with 429, and /health
+TELLING_SECONDS, FAILED = 1.0, 70
+SPARE = 16  # requests beyond a replica's own queue that reach it: it answers them with 429, and /health
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Replicas:
         least, most: between which Ray Serve scales; equal: fixed.
         target: requests in a replica at which another one is started.
         cpus, gpus: of each replica, as Ray counts them (they place replicas, they do not bound them).
-        drain_seconds: for a replica that is stopped to finish what is in its house.
+        drain_seconds: for a replica that is stopped to finish the requests it has.
     """
 
     least: int = 1
@@ -104,7 +105,7 @@ class Named:
         await self.app(scope, receive, named)
 
 
-def application(load: Callable[[], Any], offer: ServerConfig, replicas: Replicas | None = None) -> Any:
+def application(load: Callable[[], Any], config: ServerConfig, replicas: Replicas | None = None) -> Any:
     """A Ray Serve application.
 
     Args:
@@ -119,7 +120,8 @@ def application(load: Callable[[], Any], offer: ServerConfig, replicas: Replicas
     def build() -> FastAPI:
         from limelight.server.app import create_app
 
-        app = create_app(load(), offer, SharedShelf())
+        app = create_app(load(), config, SharedShelf())
+        app.state.worker.on_death = _end_replica
         app.add_middleware(Named, name=serve.get_replica_context().replica_id.unique_id)
         return app
 
@@ -129,8 +131,8 @@ def application(load: Callable[[], Any], offer: ServerConfig, replicas: Replicas
         options = {"autoscaling_config": scaling}
     deployment = serve.deployment(
         name="limelight",
-        max_ongoing_requests=offer.limits.queue + SPARE,
-        max_queued_requests=offer.limits.queue * wanted.most,
+        max_ongoing_requests=config.limits.queue + SPARE,
+        max_queued_requests=config.limits.queue * wanted.most,
         ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": wanted.gpus},
         graceful_shutdown_timeout_s=wanted.drain_seconds,
         **options,
@@ -153,6 +155,7 @@ class Asked(BaseModel):
     gpus: float = Field(0.0, ge=0)
     batch: int = Field(8, ge=1)
     queue: int = Field(32, ge=1)
+    per_client: int | None = Field(None, ge=1)
     timeout: float = Field(120.0, gt=0)
 
 
@@ -171,13 +174,13 @@ def app(arguments: Mapping[str, Any]) -> Any:
         ) from None
     from limelight.decoding.registry import strategy
 
-    limits = Limits(queue=asked.queue, per_client=asked.queue, timeout=asked.timeout)
-    offer = ServerConfig(
+    limits = Limits(queue=asked.queue, per_client=asked.per_client, timeout=asked.timeout)
+    config = ServerConfig(
         asked.model, strategy(asked.strategy), limits=limits, api_key=os.environ.get(KEY_VARIABLE) or None,
         batch=asked.batch,
     )  # fmt: skip
     replicas = Replicas(asked.replicas, asked.max_replicas or asked.replicas, cpus=asked.cpus, gpus=asked.gpus)
-    return application(loader(asked.model, asked.dtype, asked.device), offer, replicas)
+    return application(loader(asked.model, asked.dtype, asked.device), config, replicas)
 
 
 def loader(model: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -212,6 +215,13 @@ def run(application: Any, host: str, port: int, *, address: str | None = None) -
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _end_replica() -> None:
+    """A replica whose worker has died tells its requests so, and ends; Ray Serve starts another."""
+    end = threading.Timer(TELLING_SECONDS, os._exit, (FAILED,))
+    end.daemon = True
+    end.start()
 
 
 def _serve() -> Any:

@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
-import ipaddress
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+from limelight.server.limits import Limits
+from limelight.server.protocol import bounded_protocol, room_for_connections
+
+FAILED = 70  # the exit status when the worker has died: a supervisor starts the server again
+TELLING_SECONDS = 1.0  # after the worker's death, in which requests are told of it
+log = logging.getLogger("limelight.server")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a bind address is reachable from this machine alone."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends when the application's worker dies."""
+
+    failed = False
+
+    def fail(self) -> None:
+        """From any thread: end soon, with a status that says so."""
+        self.failed = True
+        self.config.timeout_graceful_shutdown = 5
+        end = threading.Timer(TELLING_SECONDS, self._end)
+        end.daemon = True
+        end.start()
+
+    def _end(self) -> None:
+        self.should_exit = True
 
 
-def host_names(host: str) -> frozenset[str] | None:
-    """Host headers to accept when listening on ``host``: on loopback its own names, elsewhere any."""
-    return LOOPBACK | {host.lower()} if is_loopback(host) else None
+def configured(
+    app: FastAPI, host: str, port: int, *, drain_seconds: float, trusted_proxies: Sequence[str] = ()
+) -> Server:
+    """A uvicorn server. On SIGTERM it takes no new connections, finishes what it has, for ``drain_seconds`` at most.
 
+    Always asyncio's own loop and h11, whatever else is installed: the bounds of :mod:`limelight.server.protocol` are theirs.
 
-def configured(app: FastAPI, host: str, port: int, *, drain_seconds: float) -> uvicorn.Server:
-    """A uvicorn server. On SIGTERM it takes no new connections, finishes what it has, for ``drain_seconds`` at most."""
+    Args:
+        trusted_proxies: addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
+    """
+    limits: Limits = app.state.limits
+    most, backlog = room_for_connections(limits)
+    if most < limits.connections:
+        log.warning("at most %d connections: the process may open few descriptors (ulimit -n)", most)
+    protocol: Any = bounded_protocol(limits, most)  # uvicorn calls it, class or not
     config = uvicorn.Config(
-        app, host=host, port=port, lifespan="on", ws="none", proxy_headers=False, server_header=False,
-        timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=10, backlog=256, log_level="info",
+        app, host=host, port=port, lifespan="on", ws="none", loop="asyncio", http=protocol, server_header=False,
+        proxy_headers=bool(trusted_proxies), forwarded_allow_ips=list(trusted_proxies), backlog=backlog,
+        timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=round(limits.idle_seconds) + 1,
+        log_level="info",
     )  # fmt: skip
-    return uvicorn.Server(config)
+    server = Server(config)
+    app.state.worker.on_death = server.fail
+    return server

@@ -1,22 +1,46 @@
-"""The request of /v1/chat/completions. A field that would have no effect is refused, not ignored."""
+"""The request of /v1/chat/completions. A field that would have no effect is refused, not ignored, unless it is empty.
+
+Types are strict: true is no number, "yes" no truth value. A null counts as a field that was not given, and an unknown field
+may be there when it says nothing (null, "", [], {}): clients send back the objects that they got, with all their empty fields.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from limelight.server.limits import MAX_ANSWERS, MAX_MESSAGES, MAX_STOPS
+from limelight.server.json_body import is_empty, read_json
+from limelight.server.limits import MAX_ANSWERS, MAX_MESSAGES, MAX_METADATA, MAX_PARTS, MAX_STOPS
 from limelight.server.problems import ApiError, invalid
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Label = Annotated[str, Field(max_length=512)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+One = Annotated[float, Field(ge=1, le=1)]
 
+
+def _boolean(given: Any) -> Any:
+    """In Python 0 equals false."""
+    if not isinstance(given, bool):
+        raise ValueError("expected true or false")
+    return given
+
+
+No, Yes = Annotated[Literal[False], BeforeValidator(_boolean)], Annotated[Literal[True], BeforeValidator(_boolean)]
 
 _BRANCHES = frozenset({"str", "constrained-str", "user", "system", "developer", "assistant"})
 
 
 class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {k: v for k, v in given.items() if v is not None and (k in cls.model_fields or not is_empty(v))}
 
 
 class TextPart(Closed):
@@ -26,12 +50,20 @@ class TextPart(Closed):
 
 class ImageUrl(Closed):
     url: str = Field(description="data:image/png;base64,... or an https address of a host the operator allowed")
-    detail: Literal["auto"] | None = None
+    detail: Literal["auto", "low", "high"] | None = Field(
+        None, description="changes nothing: the model's own resolution"
+    )
 
 
 class ImagePart(Closed):
     type: Literal["image_url"]
     image_url: ImageUrl
+
+    @field_validator("image_url", mode="before")
+    @classmethod
+    def _address(cls, given: Any) -> Any:
+        """Some clients give the address itself."""
+        return {"url": given} if isinstance(given, str) else given
 
 
 class InputAudio(Closed):
@@ -60,21 +92,28 @@ Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminat
 
 class UserMessage(Closed):
     role: Literal["user"]
-    content: str | list[Part]
-    name: str | None = None
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
+    name: Label | None = None
 
 
-class OtherMessage(Closed):
-    role: Literal["system", "developer", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+class SystemMessage(Closed):
+    role: Literal["system", "developer"]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+    name: Label | None = None
 
 
-Message = Annotated[UserMessage | OtherMessage, Field(discriminator="role")]
+class AssistantMessage(Closed):
+    role: Literal["assistant"]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] = ""
+    name: Label | None = None
+
+
+Message = Annotated[UserMessage | SystemMessage | AssistantMessage, Field(discriminator="role")]
 
 
 class StreamOptions(Closed):
     include_usage: bool = False
+    include_obfuscation: No | None = None
 
 
 class TextFormat(Closed):
@@ -85,40 +124,70 @@ class Grounded(Closed):
     """limelight's own field: which decoding method, and whether to tell where each token comes from."""
 
     strategy: str | None = Field(None, max_length=64, description="a name from `limelight strategies`")
-    settings: dict[str, Any] = Field(default_factory=dict, description="the strategy's settings")
+    settings: dict[str, Any] = Field(default_factory=dict, max_length=64, description="the strategy's settings")
     grounding: bool = Field(False, description="per token: contributions to its logit, intervened, flagged")
     page: bool = Field(False, description="make a report page of the answer; its address comes back as page_url")
 
 
-class ChatRequest(Closed):
+class WithoutEffect(Closed):
+    """Fields that clients send and that change nothing here; with another value they are refused."""
+
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    metadata: dict[Annotated[str, Field(max_length=64)], Label] | None = Field(None, max_length=MAX_METADATA)
+    store: No | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
+    response_format: TextFormat | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    repetition_penalty: One | None = None
+    length_penalty: One | None = None
+    min_p: Zero | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=0)] | None = None
+    ignore_eos: No | None = None
+    use_beam_search: No | None = None
+    skip_special_tokens: Yes | None = None
+
+
+class ChatRequest(WithoutEffect):
     """As OpenAI's. Without ``temperature`` and ``top_p`` decoding is greedy."""
 
     model: str = Field(max_length=512)
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="when sampling; 0 or -1: all tokens")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="answers; more than one only when sampling")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     limelight: Grounded = Field(default_factory=lambda: Grounded.model_validate({}))
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    response_format: TextFormat | None = None
-    user: str | None = Field(None, max_length=512)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops(cls, given: Any) -> Any:
+        """An empty string stops nothing."""
+        if isinstance(given, list) and len(given) <= MAX_STOPS:
+            return [s for s in given if not is_empty(s)]
+        return given or None if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ValueError("max_tokens and max_completion_tokens are the same thing: give one")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
-        if self.stream_options is not None and not self.stream:
+        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
             raise ValueError("stream_options needs stream=true")
         if self.answers > 1 and not self.samples:
             raise ValueError("n above 1 needs a temperature or top_p: greedy answers are all the same")
@@ -150,28 +219,31 @@ class ChatRequest(Closed):
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def parse(body: bytes) -> ChatRequest:
+def parse(body: bytes | bytearray) -> ChatRequest:
     """A request from its body.
 
     Raises:
         ApiError: 400, naming the first field that is wrong; values are not echoed.
     """
+    value = read_json(body)
     try:
-        return ChatRequest.model_validate_json(body)
+        return ChatRequest.model_validate(value)
     except ValidationError as error:
         raise told_of(error) from None
 
 
 def told_of(error: ValidationError) -> ApiError:
     """The first field that is wrong; values are not echoed."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    found = error.errors(include_url=False, include_input=False)
     first = max(found, key=lambda e: len(e["loc"]))  # of a union's branches the one that got furthest
-    where = ".".join(str(p) for p in first["loc"] if str(p) not in _BRANCHES and "[" not in str(p)) or None
-    if first["type"] == "json_invalid":
-        return invalid(f"the body is not JSON: {first['msg']}", code="invalid_json")
+    branch = [k > 0 and (str(p) in _BRANCHES or "[" in str(p)) for k, p in enumerate(first["loc"])]
+    where = ".".join(str(p) for p, within in zip(first["loc"], branch, strict=True) if not within) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "this server does not know the field"
+    elif first["type"] == "union_tag_invalid":  # pydantic's own message echoes what was given
+        message = f"expected one of {first.get('ctx', {}).get('expected_tags', 'what the documentation lists')}"
     if where and len(where) > 200:  # a field's name may be the client's own text
         where = where[:200] + "..."
+    message = message[:500]
     return invalid(f"{where}: {message}" if where else message, param=where, code="invalid_request")

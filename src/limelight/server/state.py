@@ -1,26 +1,27 @@
-"""What one server is: its model, what it offers, and what waits between the event loop and the worker."""
+"""What one server is: its configuration, and what passes between the event loop and the worker."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.registry import strategies
 from limelight.decoding.strategy import Strategy
 from limelight.errors import SettingError
 from limelight.server.limits import Limits
-from limelight.server.problems import ApiError, busy, invalid, late
+from limelight.server.problems import ApiError, late
 
+log = logging.getLogger("limelight.server")
 T = TypeVar("T")
 
 
@@ -49,28 +50,9 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise SettingError(f"a batch of {self.batch} answers nobody", hint="1 decodes one request after the other")
-
-
-class AdmissionControl:
-    """Counts who is in the house, from the first byte of a body to the last of an answer. Event loop only."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.inside: Counter[str] = Counter()
-
-    def enter(self, client: str) -> None:
-        """Raises ApiError 429 when the house, or the client's share of it, is full."""
-        if self.inside.total() > self.limits.queue:
-            raise busy(f"{self.limits.queue} requests are waiting; try again later")
-        if self.inside[client] > self.limits.per_client:
-            raise busy(f"{self.limits.per_client} requests of yours are waiting; try again later")
-        self.inside[client] += 1
-
-    def leave(self, client: str) -> None:
-        self.inside[client] -= 1
-        if not self.inside[client]:
-            del self.inside[client]
+            raise SettingError(
+                f"batch must be at least 1, got {self.batch}", hint="1 decodes one request after the other"
+            )
 
 
 class EventQueue:
@@ -109,45 +91,31 @@ class Deadline:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; ``end`` runs however the stream ends, also when the client has gone."""
+    """Server-sent events; ``end`` runs however the stream ends, also when the client has gone or does not read.
 
-    def __init__(self, content: Any, end: Callable[[], None]) -> None:
+    Args:
+        send_seconds: for the client to make room for the next event; then the stream ends, cut short.
+    """
+
+    def __init__(self, content: Any, end: Callable[[], None], send_seconds: float) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(content, media_type="text/event-stream", headers=headers)
-        self.end = end
+        self.end, self.send_seconds = end, send_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def bounded(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self.send_seconds):
+                    await send(message)
+            except TimeoutError:
+                raise ClientDisconnect from None
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, bounded)
+        except ClientDisconnect:
+            log.info("a stream was cut off: its client has gone, or did not read for %g s", self.send_seconds)
         finally:
             self.end()
-
-
-async def read_body(request: Request, limits: Limits, media_type: str = "application/json") -> bytes:
-    """The body of a request.
-
-    Raises:
-        ApiError: 415 of another type, 413 too long, 408 too slow. ClientDisconnect: the client has gone.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != media_type:
-        raise invalid(f"the body's Content-Type must be {media_type}", status=415)
-    too_long = invalid(f"the body may have {limits.body_bytes:,} bytes", status=413, code="body_too_large")
-    with contextlib.suppress(ValueError):
-        if int(request.headers.get("content-length", "0")) > limits.body_bytes:
-            raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.body_bytes:
-                    raise too_long
-    except TimeoutError:
-        raise invalid(
-            f"the body did not arrive within {limits.body_seconds:g} s", status=408, code="slow_body"
-        ) from None
-    return bytes(body)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -171,9 +139,3 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         task.cancel()
         watch.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
-
-
-def client_of(scope: Mapping[str, Any]) -> str:
-    """Whose turn a request takes: the peer's address (a header could be forged)."""
-    peer = scope.get("client")
-    return str(peer[0]) if peer else "local"

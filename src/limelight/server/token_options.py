@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
 
@@ -14,7 +15,7 @@ from limelight.server.limits import COSTLY, MAX_SETTING_CHARACTERS
 from limelight.server.problems import invalid
 from limelight.server.schema import Grounded
 
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 def strategy_of(asked: Grounded, default: Strategy, allowed: Collection[str]) -> Strategy:
@@ -46,8 +47,8 @@ def _checked(name: str, factory: Any, given: Mapping[str, Any]) -> dict[str, Any
     hints = {k: v for k, v in get_type_hints(factory.__init__).items() if k != "return"} | {"after": int | str | None}
     fields: dict[str, Any] = {key: (hint, None) for key, hint in hints.items()}
     try:
-        # Lists become the tuples that strategies take; a fraction is no int.
-        model = create_model("Settings", __config__=_CONFIG, **fields).model_validate(dict(given))
+        # As JSON, lists become the tuples that strategies take, and types are strict all the same.
+        model = create_model("Settings", __config__=_CONFIG, **fields).model_validate_json(json.dumps(dict(given)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(p) for p in first["loc"])[:64]

@@ -17,6 +17,7 @@ from limelight.errors import MediaError
 from limelight.media.audio import read_audio
 from limelight.models.adapter import Adapter
 from limelight.models.prompts import sampling_rate
+from limelight.report.subtitles import cue, document
 from limelight.server import media
 from limelight.server.answering import Finished, GenerationRequest, PromptSpec, TokenEvent
 from limelight.server.conversation import Conversation, Sound
@@ -147,23 +148,23 @@ class Transcriptions(Endpoint):
 
     media_type = "multipart/form-data"
 
-    async def accepted(self, request: Request, body: bytes) -> tuple[GenerationRequest, SpeechShape]:
-        offer, adapter, limits = self.offer, self.house.adapter, self.offer.limits
-        asked, data = await parse_form(request, body, limits)
-        if asked.model != offer.model:
+    async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, SpeechShape]:
+        config, adapter, limits = self.config, self.state.adapter, self.config.limits
+        asked, data = await self.state.parsed(parse_form, request.headers, body, limits)
+        if asked.model != config.model:
             raise invalid(
-                f"there is no model of that name here, only {offer.model!r}",
+                f"there is no model of that name here, only {config.model!r}",
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
         if "audio" not in adapter.placeholders.values():
             raise invalid("the model that is served here does not hear", param="model", code="model_cannot_hear")
-        if any(p in asked.prompt for p in self.house.placeholders):
+        if any(p in asked.prompt for p in self.state.placeholders):
             raise invalid("the prompt holds one of the model's placeholders", param="prompt")
         if asked.limelight.page:
             raise invalid("a transcription has no page; ask for it in a chat", param="limelight")
         language = LANGUAGES.get(asked.language.lower(), asked.language) if asked.language else None
         words = " ".join(filter(None, (prompt_for(adapter, None, language), asked.prompt)))
-        strategy = strategy_of(asked.limelight, offer.strategy, offer.strategies)
+        strategy = strategy_of(asked.limelight, config.strategy, config.strategies)
         samples = asked.temperature >= 1e-4
         seed = secrets.randbits(31) if samples else None
         order = SpeechRequestSpec(
@@ -180,21 +181,8 @@ def joined(pieces: Sequence[Finished]) -> str:
 
 def subtitles(pieces: Sequence[Finished], form: str) -> str:
     """A cue a piece: the model tells no times within one."""
-    point = "," if form == "srt" else "."
-    cues: list[str] = []
-    for d in (d for d in pieces if d.text and d.stretch):
-        start, stop = d.stretch or (0.0, 0.0)
-        # a blank line would end the cue, and an arrow begin another
-        text = " ".join(d.text.replace("-->", "→").split())
-        name = f"{len(cues) + 1}\n" if form == "srt" else ""
-        cues.append(f"{name}{clock(start, point)} --> {clock(stop, point)}\n{text}\n")
-    return "\n".join(["WEBVTT\n", *cues] if form == "vtt" else cues)
-
-
-def clock(seconds: float, point: str) -> str:
-    """``00:01:02,345``"""
-    whole = round(seconds * 1000)
-    return f"{whole // 3_600_000:02}:{whole // 60_000 % 60:02}:{whole // 1000 % 60:02}{point}{whole % 1000:03}"
+    told = [(*d.stretch, d.text) for d in pieces if d.text.strip() and d.stretch]
+    return document([cue(start, stop, text, form, k) for k, (start, stop, text) in enumerate(told, start=1)], form)
 
 
 def usage_of(done: Sequence[Finished]) -> dict[str, Any]:

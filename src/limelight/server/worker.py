@@ -1,4 +1,4 @@
-"""One thread owns the model. Requests wait in line by client, take turns, and leave when their client does.
+"""One thread owns the model. Requests wait in a queue per client; clients take turns, and who leaves is forgotten.
 
 Jobs that agree in everything a batch shares (``Job.key``) are handed to the worker together.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from limelight.server.problems import ApiError, told
+from limelight.server.problems import ApiError, gone, told
 
 log = logging.getLogger("limelight.server")
 
@@ -58,13 +58,13 @@ class FairQueue:
     """First come, first served within a client; clients take turns."""
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[str, deque[Job]] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
         self._change = threading.Condition()
         self._closed = False
 
     def put(self, job: Job) -> None:
         with self._change:
-            self._lines.setdefault(job.client, deque()).append(job)
+            self._waiting.setdefault(job.client, deque()).append(job)
             self._change.notify()
 
     def get(self, room: int = 1) -> list[Job] | None:
@@ -74,15 +74,15 @@ class FairQueue:
         with no other waits for its turn and no longer.
         """
         with self._change:
-            while not self._lines and not self._closed:
+            while not self._waiting and not self._closed:
                 self._change.wait()
             if self._closed:
                 return None
-            client, line = next(iter(self._lines.items()))
-            job = line.popleft()
-            del self._lines[client]
-            if line:
-                self._lines[client] = line  # to the end: others first
+            client, jobs = next(iter(self._waiting.items()))
+            job = jobs.popleft()
+            del self._waiting[client]
+            if jobs:
+                self._waiting[client] = jobs  # to the end: others first
             return [job, *self._companions(job, room - job.rows)]
 
     def _companions(self, first: Job, room: int) -> list[Job]:
@@ -91,13 +91,13 @@ class FairQueue:
         rest = None if first.key is not None else 0
         while room > 0 and rest != len(found):
             rest = len(found)
-            for client, line in list(self._lines.items()):
-                job = next((j for j in line if j.key == first.key and j.rows <= room), None)
+            for client, jobs in list(self._waiting.items()):
+                job = next((j for j in jobs if j.key == first.key and j.rows <= room), None)
                 if job is None:
                     continue
-                line.remove(job)
-                if not line:
-                    del self._lines[client]
+                jobs.remove(job)
+                if not jobs:
+                    del self._waiting[client]
                 found.append(job)
                 room -= job.rows
         return found
@@ -105,31 +105,44 @@ class FairQueue:
     def discard(self, job: Job) -> None:
         """Forget a job that still waits; nothing when it does not."""
         with self._change:
-            line = self._lines.get(job.client)
-            if line is not None and job in line:
-                line.remove(job)
-                if not line:
-                    del self._lines[job.client]
+            jobs = self._waiting.get(job.client)
+            if jobs is not None and job in jobs:
+                jobs.remove(job)
+                if not jobs:
+                    del self._waiting[job.client]
+
+    def drain(self) -> list[Job]:
+        """All jobs that wait; they are forgotten."""
+        with self._change:
+            found = [job for waiting in self._waiting.values() for job in waiting]
+            self._waiting.clear()
+            return found
 
     def close(self) -> None:
         with self._change:
             self._closed = True
-            self._lines.clear()
+            self._waiting.clear()
             self._change.notify_all()
 
     def __len__(self) -> int:
         with self._change:
-            return sum(map(len, self._lines.values()))
+            return sum(map(len, self._waiting.values()))
 
 
 class Worker:
-    """Runs jobs in a thread of its own, up to ``batch`` answers together. An exception ends its jobs, never the worker."""
+    """Runs jobs in a thread of its own, up to ``batch`` answers together.
+
+    An exception ends its jobs, not the worker. What is no Exception (SystemExit, KeyboardInterrupt) ends the worker: all
+    jobs fail at once with 503, no new one is taken, and ``on_death`` is called, so that the process can end.
+    """
 
     def __init__(self, batch: int = 1) -> None:
         self.queue = FairQueue()
         self.batch = batch
         self.current: Sequence[Job] = ()
         self.errors = 0
+        self.dead = False
+        self.on_death: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name="limelight-worker", daemon=True)
 
     def start(self) -> None:
@@ -137,10 +150,20 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self.dead
+
+    def check(self) -> None:
+        """Raises ApiError 503 when the worker has died."""
+        if self.dead:
+            raise gone()
 
     def submit(self, job: Job) -> None:
+        """Raises ApiError 503 when the worker has died."""
+        self.check()
         self.queue.put(job)
+        if self.dead:  # it died in between
+            for late in self.queue.drain():
+                late.tell(Failed(gone()))
 
     def cancel(self, job: Job) -> None:
         """The job's answer is not wanted any more."""
@@ -165,13 +188,24 @@ class Worker:
         job.cancelled.set()
 
     def _run(self) -> None:
-        while (jobs := self.queue.get(self.batch)) is not None:
-            self.current = jobs = [j for j in jobs if not j.cancelled.is_set()]
-            try:
-                if jobs:
-                    jobs[0].work(jobs)
-            except Exception as error:  # noqa: BLE001  # whatever broke, the next request must find a worker
-                for job in jobs:
-                    self.fail(job, error)
-            finally:
+        try:
+            while (jobs := self.queue.get(self.batch)) is not None:
+                self.current = jobs = [j for j in jobs if not j.cancelled.is_set()]
+                try:
+                    if jobs:
+                        jobs[0].work(jobs)
+                except Exception as error:  # noqa: BLE001  # whatever broke, the next request must find a worker
+                    for job in jobs:
+                        self.fail(job, error)
                 self.current = ()
+        except BaseException as error:  # noqa: BLE001  # nobody else would see it in a thread
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        self.dead = True
+        log.critical("the worker has died, every request gets 503", exc_info=error)
+        for job in (*self.current, *self.queue.drain()):
+            job.tell(Failed(gone()))
+            job.cancelled.set()
+        if self.on_death is not None:
+            self.on_death()

@@ -228,7 +228,7 @@ async def watch(url: str, pid: int, tally: Tally) -> None:
 async def drained(
     url: str, process: subprocess.Popen[bytes], asked: list[dict[str, Any]], alone: list[Any]
 ) -> tuple[int, float]:
-    """SIGTERM while twelve requests are in the state: how many were answered, and after how many seconds it was gone."""
+    """SIGTERM while twelve requests are accepted: how many were answered, and after how many seconds it was gone."""
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
         inside = [asyncio.ensure_future(ask(http, asked[i], i % 2 == 0)) for i in range(12)]
         while await inside_of(http) < 10 and not all(task.done() for task in inside):
@@ -242,7 +242,7 @@ async def drained(
 
 
 async def inside_of(http: httpx.AsyncClient) -> float:
-    """Requests in line and in the worker."""
+    """Requests in the queue and in the worker."""
     value = await metrics(http)
     return value["limelight_waiting"] + value["limelight_running"]
 
@@ -303,7 +303,7 @@ async def run(url: str, process: subprocess.Popen[bytes], clients: int, seconds:
         "latency": quantiles(tally.seconds),
         "health": quantiles(tally.health),
         "memory_mb": {"after 5 s": at(tally.rss, 5), "peak": max(tally.rss, default=0.0), "end": at(tally.rss, -1)},
-        "sigterm": {"in the state": 12, "answered": right, "seconds": gone},
+        "sigterm": {"accepted": 12, "answered": right, "seconds": gone},
     }
 
 

@@ -27,7 +27,7 @@ def problems(found: dict[str, Any]) -> list[str]:
     wrong = [
         f"{count} {name}" for name, count in found["counts"].items() if name.isupper() or name.startswith("CLIENT")
     ]
-    if found["sigterm"]["answered"] != found["sigterm"]["in the house"]:
+    if found["sigterm"]["answered"] != found["sigterm"]["accepted"]:
         wrong.append(f"SIGTERM lost answers: {found['sigterm']}")
     if found["memory_mb"]["peak"] > 1.5 * found["memory_mb"]["after 5 s"] + 100:
         wrong.append(f"memory grows: {found['memory_mb']}")
@@ -52,7 +52,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
         "clients that vanished": lambda r: str(sum(v for k, v in r["counts"].items() if k.startswith("vanished"))),
         "malformed bodies refused": lambda r: str(r["counts"].get("malformed bodies refused", 0)),
         "exceptions in the worker told as 500": lambda r: str(r["counts"].get("worker exceptions told as 500", 0)),
-        "SIGTERM: answered of 12 in the house": lambda r: f"{r['sigterm']['answered']}, gone after {r['sigterm']['seconds']:.1f} s",
+        "SIGTERM: answered of 12 accepted": lambda r: f"{r['sigterm']['answered']}, gone after {r['sigterm']['seconds']:.1f} s",
     }  # fmt: skip
     lines = ["| | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(told(r) for r in runs.values()) + " |" for name, told in rows.items()]

@@ -27,9 +27,7 @@ def serving(
     whole = [*command, model, "--port", "0", *arguments]
     fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     with log.open("wb") as sink:
-        started = subprocess.Popen(
-            whole, stdout=sink, stderr=sink, env={**os.environ, **fixed, **(environment or {})}
-        )
+        started = subprocess.Popen(whole, stdout=sink, stderr=sink, env={**os.environ, **fixed, **(environment or {})})
     try:
         end = time.monotonic() + seconds
         while not (found := re.search(r"http://127\.0\.0\.1:\d+", told := log.read_text(errors="replace"))):

@@ -55,6 +55,9 @@ def test_a_quarter_for_one_client() -> None:
         admission.enter(f"new {k}")
     with pytest.raises(ApiError, match="queue full"):
         admission.enter("new 8")
+    alone = AdmissionControl(Limits(queue=8, per_client=8))  # an operator who gives one client the whole queue
+    for _ in range(9):
+        alone.enter("a")
     assert (Limits(queue=1).share, Limits(queue=3).share, Limits(queue=32, per_client=5).share) == (1, 1, 5)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi.responses import StreamingResponse
 
 from limelight.report.page import render_page
-from limelight.server.pages import Shelf, served
+from limelight.server.pages import Shelf, packed, served
 from limelight.server.problems import ApiError
 from tests.browser import chromium, watched
 from tests.report.examples import generation, prompt, tone
@@ -95,12 +95,16 @@ def test_the_script_runs_under_the_policy(server: Running, client: openai.OpenAI
         assert page.locator("canvas").first.is_visible()
 
 
+async def whole(answer: StreamingResponse) -> str:
+    return b"".join([bytes(part) async for part in answer.body_iterator]).decode()  # type: ignore[arg-type]
+
+
 def test_a_sound_plays_under_the_policy() -> None:
     of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
-    answer = served(gzip.compress(render_page(generation(of, [" A", " dog"])).encode()))
-    home = "https://limelight.invalid/pages/x"
+    answer = served(packed(render_page(generation(of, [" A", " dog"]))))
+    home, body = "https://limelight.invalid/pages/x", asyncio.run(whole(answer))
     with chromium() as browser, watched(browser, home) as page:
-        page.route("**/pages/x", lambda r: r.fulfill(headers=dict(answer.headers), body=bytes(answer.body).decode()))
+        page.route("**/pages/x", lambda r: r.fulfill(headers=dict(answer.headers), body=body))
         page.goto(home)
         page.locator("html[data-ready]").wait_for(state="attached")
         page.locator(".stage").click(position={"x": 40, "y": 20})
@@ -152,7 +156,7 @@ def test_the_shelf_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_page_without_a_script_gets_none() -> None:
-    policy = served(gzip.compress(b"<p>x</p>")).headers["content-security-policy"]
+    policy = served(packed("<p>x</p>")).headers["content-security-policy"]
     assert "script-src 'none'" in policy
     with pytest.raises(ApiError, match="no such page"):
         served(None)

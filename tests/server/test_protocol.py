@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from limelight.server.limits import Limits
+from limelight.server.pages import packed
 from limelight.server.protocol import room_for_connections
 from tests.server.conftest import MODEL, Gate, Running, Serve, ask, until
 from tests.server.process import serving
@@ -172,17 +173,16 @@ def test_streams_that_nobody_reads_give_their_places_back(serve: Serve) -> None:
 
 def test_a_page_that_nobody_reads(serve: Serve) -> None:
     with serve(limits=Limits(send_seconds=0.4, idle_seconds=0.4)) as running:
-        running.chat.state.pages.kept["x"] = (time.monotonic() + 60, _large_page())  # type: ignore[attr-defined]
+        text = "<p>" + "x" * 30_000_000
+        running.chat.state.pages.kept["x"] = (time.monotonic() + 60, packed(text))  # type: ignore[attr-defined]
+        assert httpx.get(f"{running.url}/pages/x", trust_env=False, timeout=60).text == text
         with link(running, receive=2048) as made:
             made.sendall(b"GET /pages/x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            until(lambda: len(running.connections()) == 1)
+            until(running.connections)
+            (held,) = running.connections()
+            until(lambda: held.transport.get_write_buffer_size())
+            assert held.transport.get_write_buffer_size() < 500_000
             until(lambda: not running.connections(), 20)
-
-
-def _large_page() -> bytes:
-    import gzip
-
-    return gzip.compress(b"<p>" + b"x" * 30_000_000)
 
 
 def test_a_new_connection_takes_the_place_of_an_idle_one(serve: Serve) -> None:

@@ -49,12 +49,14 @@ class AdmissionControl:
     """Counts requests from the end of their body to the end of their answer.
 
     ``limits.queue`` requests may be there beside the running one, ``limits.per_client`` of one client beside its running
-    one. A quarter of the places is kept for clients that have none. The bytes of their bodies are bounded in the same way.
+    one. A quarter of the places is kept for clients that have none, as far as ``per_client`` leaves it. The bytes of their
+    bodies are bounded in the same way.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.requests = Quota(limits.queue + 1, limits.share + 1, limits.queue // 4)
+        kept = max(0, min(limits.queue // 4, limits.queue - limits.share))
+        self.requests = Quota(limits.queue + 1, limits.share + 1, kept)
         self.bytes = Quota(limits.waiting_bytes, limits.waiting_bytes // 4, limits.waiting_bytes // 4)
 
     @property

@@ -76,8 +76,8 @@ def _routes(app: FastAPI, chat: Chat, speech: Transcriptions) -> None:
         """What is said in a sound: text, JSON, subtitles, or server-sent events with ``stream=true``."""
         return await speech(request)
 
-    @app.get("/pages/{name}")
-    async def page(name: str) -> HTMLResponse:
+    @app.get("/pages/{name}", response_class=HTMLResponse)
+    async def page(name: str) -> Response:
         """A report page that an answer named; gone after an hour, or when many came after it."""
         return served(await chat.state.pages.get(name))
 

@@ -9,12 +9,13 @@ import hashlib
 import re
 import secrets
 import time
+import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fastapi.responses import HTMLResponse
+from fastapi.responses import StreamingResponse
 
 from limelight.models.adapter import Adapter
 from limelight.report.media import Media
@@ -23,6 +24,7 @@ from limelight.report.payload import Case
 from limelight.server.problems import invalid
 from limelight.types import Generation
 
+_PART = 65_536  # bytes of HTML unpacked at a time
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -30,7 +32,7 @@ class Pages(Protocol):
     """Where pages are kept. Only this server's own event loop asks."""
 
     async def put(self, page: bytes) -> str:
-        """Keep a page (gzipped HTML); its name."""
+        """Keep a page (see :func:`packed`); its name."""
         ...
 
     async def get(self, name: str) -> bytes | None:
@@ -89,27 +91,35 @@ class PageMaker:
     def _render(self, answers: Sequence[Generation]) -> bytes:
         media = Media.of(answers[0].prompt)
         case = Case(answers, media, question=self.question, spell=lambda token: self.adapter.tokens([token])[0])
-        return gzip.compress(render_page(case).encode(), 6)
+        return packed(render_page(case))
 
 
-def served(page: bytes | None) -> HTMLResponse:
+def packed(text: str) -> bytes:
+    """A page as it is kept: its policy in a line, then gzipped HTML."""
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in _SCRIPT.findall(text)) or "'none'"
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; media-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts"
+    )
+    return policy.encode() + b"\n" + gzip.compress(text.encode(), 6)
+
+
+def served(page: bytes | None) -> StreamingResponse:
     """A page as it goes out: it may run its own script and style, and fetch nothing from anywhere.
+
+    It is unpacked as the client reads it: a page that many ask for and nobody reads costs nothing.
 
     Raises:
         ApiError: 404, there is no such page any more.
     """
     if page is None:
         raise invalid("there is no such page, or not any more", status=404, code="page_not_found")
-    text = gzip.decompress(page).decode()
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in _SCRIPT.findall(text)) or "'none'"
-    policy = (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; media-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts"
-    )
-    return HTMLResponse(
-        text,
+    policy, _, text = page.partition(b"\n")
+    return StreamingResponse(
+        _unpacked(text),
+        media_type="text/html; charset=utf-8",
         headers={
-            "Content-Security-Policy": policy,
+            "Content-Security-Policy": policy.decode(),
             "Cache-Control": "private, no-store",
             "Cross-Origin-Opener-Policy": "same-origin",
             "Cross-Origin-Resource-Policy": "same-origin",
@@ -118,6 +128,17 @@ def served(page: bytes | None) -> HTMLResponse:
             "X-Frame-Options": "DENY",
         },
     )
+
+
+async def _unpacked(text: bytes) -> AsyncIterator[bytes]:
+    """The HTML in parts."""
+    unpack = zlib.decompressobj(wbits=31)
+    while text and not unpack.eof:
+        if part := unpack.decompress(text, _PART):
+            yield part
+            await asyncio.sleep(0)
+        text = unpack.unconsumed_tail
+    yield unpack.flush()
 
 
 def _digest(script: str) -> str:

@@ -27,7 +27,8 @@ def _boolean(given: Any) -> Any:
     return given
 
 
-No, Yes = Annotated[Literal[False], BeforeValidator(_boolean)], Annotated[Literal[True], BeforeValidator(_boolean)]
+No = Annotated[Literal[False], BeforeValidator(_boolean)]
+Yes = Annotated[Literal[True], BeforeValidator(_boolean)]
 
 _BRANCHES = frozenset({"str", "constrained-str", "user", "system", "developer", "assistant"})
 

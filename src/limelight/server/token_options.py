@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from limelight.decoding.registry import strategies, strategy
 from limelight.decoding.strategy import Strategy
@@ -40,19 +41,25 @@ def strategy_of(asked: Grounded, default: Strategy, allowed: Collection[str]) ->
         raise invalid(f"{error.message} ({error.hint})", param="limelight.settings") from error
 
 
+@cache
+def _model(factory: Any) -> type[BaseModel]:
+    """What the settings of a strategy are checked by."""
+    hints = {k: v for k, v in get_type_hints(factory.__init__).items() if k != "return"} | {"after": int | str | None}
+    fields: dict[str, Any] = {key: (hint, None) for key, hint in hints.items()}
+    return create_model("Settings", __config__=_CONFIG, **fields)
+
+
 def _checked(name: str, factory: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in given.items():
         if isinstance(value, (str, list)) and len(value) > MAX_SETTING_CHARACTERS:
             raise invalid(f"{key[:64]} is too long", param="limelight.settings")
-    hints = {k: v for k, v in get_type_hints(factory.__init__).items() if k != "return"} | {"after": int | str | None}
-    fields: dict[str, Any] = {key: (hint, None) for key, hint in hints.items()}
     try:
         # As JSON, lists become the tuples that strategies take, and types are strict all the same.
-        model = create_model("Settings", __config__=_CONFIG, **fields).model_validate_json(json.dumps(dict(given)))
+        model = _model(factory).model_validate_json(json.dumps(dict(given)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(p) for p in first["loc"])[:64]
-        known = ", ".join(hints) or "no settings"
+        known = ", ".join(_model(factory).model_fields) or "no settings"
         raise invalid(f"{name}: {where}: {first['msg']}; it has {known}", param="limelight.settings") from None
     checked = {key: getattr(model, key) for key in given}
     for key, value in checked.items():

@@ -43,7 +43,7 @@ def test_answers_are_the_librarys(name: str, strategy: str) -> None:
         for got in pool.map(running.post, [body] * 3):
             assert got.status_code == 200, got.text
             assert got.json()["choices"][0]["message"]["content"] == want.text
-            assert alike(got.json()["limelight"]["shares"], want.shares())
-            assert got.json()["limelight"]["shares"]["image"] > 0
+            assert alike(got.json()["limelight"]["contributions"], want.contributions())
+            assert got.json()["limelight"]["contributions"]["image"] > 0
         streamed = running.post({**body, "stream": True})
         assert "error" not in streamed.text

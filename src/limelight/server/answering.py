@@ -207,15 +207,26 @@ def ends_of(adapter: Adapter) -> frozenset[int]:
     return frozenset([found] if isinstance(found, int) else found or ())
 
 
+def longest_prompt(adapter: Adapter, limits: Limits) -> int:
+    """Tokens that a prompt may have: the server's bound, or what the model's context leaves for it."""
+    context = _context(adapter)
+    return limits.prompt_tokens if context is None else min(limits.prompt_tokens, context - 1)
+
+
+def _context(adapter: Adapter) -> int | None:
+    found = getattr(adapter.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
 def _room(adapter: Adapter, wanted: int | None, length: int, limits: Limits) -> int:
     """How many tokens may be generated after a prompt of ``length``: no more than the model's context has room for."""
-    context = getattr(adapter.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    most = limits.prompt_tokens if not isinstance(context, int) else min(limits.prompt_tokens, context - 1)
+    most = longest_prompt(adapter, limits)
     if length > most:
         raise invalid(
             f"the prompt has {length} tokens with its pictures and sounds, the limit is {most}",
             param="messages",
             code="context_length_exceeded",
         )
-    room = limits.new_tokens if not isinstance(context, int) else min(limits.new_tokens, context - length)
+    context = _context(adapter)
+    room = limits.new_tokens if context is None else min(limits.new_tokens, context - length)
     return min(DEFAULT_NEW_TOKENS if wanted is None else wanted, room)

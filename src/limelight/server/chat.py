@@ -62,7 +62,7 @@ class Chat(Endpoint):
             raise invalid(f"max_tokens may be at most {config.limits.new_tokens} here", param="max_tokens")
         own = asked.limelight
         strategy = strategy_of(own, config.strategy, config.strategies)
-        conversation = await read(asked, config.limits, state.fetcher, state.placeholders)
+        conversation = await read(asked, state.reading_limits(), state.fetcher, state.placeholders)
         if not conversation.has_media:
             if own.grounding or own.page or own.settings or own.strategy not in (None, "greedy"):
                 raise invalid("without a picture, sound or video there is nothing to ground in", param="limelight")

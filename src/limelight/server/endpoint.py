@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from limelight.models.adapter import Adapter
 from limelight.server.admission import AdmissionControl, Uploads, client_of
-from limelight.server.answering import Finished, GenerationRequest, TokenEvent
+from limelight.server.answering import Finished, GenerationRequest, TokenEvent, longest_prompt
 from limelight.server.batching import answer
+from limelight.server.limits import Limits
 from limelight.server.metrics import Metrics
 from limelight.server.pages import Pages
 from limelight.server.problems import ApiError, internal
@@ -90,6 +91,11 @@ class AppState:
         self.admission, self.uploads = AdmissionControl(self.config.limits), Uploads(self.config.limits)
         self.fetcher = Fetcher(self.config.remote_hosts, self.config.limits)
         self.placeholders = _placeholders(self.adapter)
+
+    def reading_limits(self) -> Limits:
+        """The limits, with a prompt no longer than the model's context: words beyond it are refused untokenised."""
+        limits = self.config.limits
+        return replace(limits, prompt_tokens=longest_prompt(self.adapter, limits))
 
     async def parsed(self, parse: Callable[..., T], *given: Any) -> T:
         """``parse(*given)``, off the event loop."""

@@ -211,6 +211,33 @@ def test_positions_of_a_picture_cannot_be_guessed() -> None:
         made(adapter, inputs, limelight.meter(), past_key_values=cache)
 
 
+@pytest.mark.parametrize("strategy", ["meter", "lime", "lime-cached", "relevance-contrastive", "memvr", "opera"])
+def test_a_cache_of_something_else_is_found_out(strategy: str) -> None:
+    """The cache of another picture: what reads the prompt anew would not answer for it; the model itself goes on."""
+    adapter = built("llava")
+    first = inputs_of("llava", adapter)
+    cache, inputs = turn(adapter, first)
+    other, _ = turn(adapter, {**first, "pixel_values": -first["pixel_values"]})
+    asked = words_only(inputs)
+    with pytest.raises(UnsupportedError, match="differ"):
+        made(adapter, asked, strategy_of(strategy), {"tensors": inputs}, past_key_values=copy.deepcopy(other))
+    made(adapter, asked, strategy_of(strategy), {"tensors": inputs}, past_key_values=cache)
+    plain = made(adapter, asked, past_key_values=copy.deepcopy(other))
+    same(made(adapter, asked, limelight.greedy(), past_key_values=other), plain, 0)
+
+
+@pytest.mark.parametrize("name", ["paligemma", "paligemma2"])
+def test_a_family_that_reads_its_prompt_both_ways_goes_on_from_the_cache_alone(name: str) -> None:
+    adapter = built(name)
+    cache, inputs = turn(adapter, inputs_of(name, adapter))
+    asked = words_only(inputs)
+    want = made(adapter, asked, past_key_values=copy.deepcopy(cache))
+    same(made(adapter, asked, limelight.greedy(), past_key_values=copy.deepcopy(cache)), want, 0)
+    for strategy in ("meter", "lime"):
+        with pytest.raises(UnsupportedError, match="differ"):
+            made(adapter, asked, strategy_of(strategy), {"tensors": inputs}, past_key_values=copy.deepcopy(cache))
+
+
 def test_relevance_after_a_cache_is_that_of_the_whole_prompt() -> None:
     for name in NAMES[:3]:
         adapter = built(name)

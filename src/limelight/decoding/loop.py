@@ -20,8 +20,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from limelight.decoding.continuing import continued, is_partial, past_of
 from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
-from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler
-from limelight.decoding.streams import cache_after
+from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler, reads_anew
+from limelight.decoding.streams import cache_after, checked_stream
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.inner_model import inside
@@ -226,6 +226,7 @@ def decode(
     with _streaming(streamer, ids):
         with run.adapter.exclusive():
             session = strategy.session(run)
+            checked = checked_stream(run) if run.past and reads_anew(session) else None
         while bool(unfinished.any()):
             with run.adapter.exclusive():  # a token at a time, so that several threads' answers advance in turns
                 outlook = session.next(tokens)
@@ -260,7 +261,7 @@ def decode(
             unfinished = unfinished & ~asked(ids, tuple(scores) if scores else None)
             if outlook.last is not None:
                 unfinished = unfinished & ~outlook.last
-        cache = _cache(session, run, ids, return_cache and keep)
+        cache = _cache(session, run, ids, return_cache and keep, checked)
     if not keep:
         return ids
     return GroundedOutput(
@@ -277,13 +278,13 @@ def _untimed(criteria: Any) -> StoppingCriteriaList:
     return StoppingCriteriaList(c for c in criteria if not isinstance(c, MaxTimeCriteria))
 
 
-def _cache(session: Any, run: Run, ids: Tensor, wanted: bool) -> Any:
+def _cache(session: Any, run: Run, ids: Tensor, wanted: bool, checked: Any) -> Any:
     """What plain decoding would leave in generate()'s cache; None where nobody asks."""
     if not wanted and not getattr(run.kwargs.get("past_key_values"), "_is_user_defined", False):
         return None
     with run.adapter.exclusive():
         own = session.cache() if hasattr(session, "cache") else None
-        return cache_after(run, ids) if own is None else own
+        return cache_after(run, ids, checked) if own is None else own
 
 
 class _EndOnce:

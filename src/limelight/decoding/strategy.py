@@ -164,11 +164,20 @@ class Run:
 
 
 class Session(Protocol):
-    """A strategy at work on one prompt batch."""
+    """A strategy at work on one prompt batch.
+
+    A session whose answer is that of a stream on generate()'s cache has a method ``cache()`` that returns it as it is now,
+    or None. One without reads the whole prompt anew, and the loop fills the cache; ``anew`` (bool) says so where both occur.
+    """
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         """Append ``tokens`` [B] (None at the start) and say what may come next."""
         ...
+
+
+def reads_anew(session: Any) -> bool:
+    """Whether a session's answer comes from the whole prompt, and not from generate()'s cache."""
+    return bool(getattr(session, "anew", not hasattr(session, "cache")))
 
 
 @runtime_checkable

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, QuantizedCache, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from limelight.decoding.strategy import Run
+from limelight.errors import UnsupportedError
 from limelight.models.runtime.cached_decoder import Stream
 
 
@@ -46,16 +48,40 @@ def _empty(run: Run, ids: Tensor) -> dict[str, Any]:
     return {}
 
 
-def cache_after(run: Run, ids: Tensor) -> Any:
+def checked_stream(run: Run) -> Stream:
+    """The model behind a filled cache, prefilled, for a method that reads the whole prompt anew: both must say the same.
+
+    They do not where the cache holds something else than ids and media say (another conversation, quantised keys), or
+    where the family reads a prompt otherwise once it is longer (both ways: PaliGemma).
+
+    Raises:
+        UnsupportedError: the two differ.
+    """
+    stream = main_stream(run)
+    went_on, anew = stream.next(None), second_stream(run).next(None)
+    wide = run.adapter.model.dtype in (torch.float32, torch.float64)
+    known = torch.isfinite(went_on) & torch.isfinite(anew)
+    apart = float((went_on - anew)[known].abs().max()) / max(1.0, float(anew[known].abs().max()))
+    if apart > (1e-3 if wide else 5e-2):
+        raise UnsupportedError(
+            f"the model behind the cache and the whole prompt read anew differ (by {apart:.1g} of the largest logit), "
+            "and this method would answer for the latter",
+            hint="leave past_key_values out, or use greedy(), dola() or deco(), which go on from the cache itself",
+        )
+    return stream
+
+
+def cache_after(run: Run, ids: Tensor, stream: Stream | None = None) -> Any:
     """generate()'s cache with all of ``ids`` [B, T + n] but the last, as plain decoding leaves it.
 
-    For methods that keep no such cache: one prefill, and one forward for the answer.
+    For methods that keep no such cache: one prefill (unless ``stream`` has done it), and one forward for the answer.
     """
     if getattr(run.config, "use_cache", None) is False:
         return None
-    stream = main_stream(run)
     said = ids[:, run.ids.shape[1] : -1]
-    stream.next(None)
+    if stream is None:
+        stream = main_stream(run)
+        stream.next(None)
     if said.shape[1]:
         stream.extend(said)
     return stream.cache

@@ -98,6 +98,7 @@ class MemvrSession:
         layers = strategy.asked(depth)
         check_layers(adapter, layers, "memvr", last=depth - 2, asked=f"start={strategy.start}, stop={strategy.stop}")
         self.retrace = Retrace(strategy, run, layers)
+        self.anew = run.past > 0
         self.main = second_stream(run) if run.past else main_stream(run)  # it reads the media anew
         self.plain = second_stream(run) if run.details else None
 
@@ -112,7 +113,7 @@ class MemvrSession:
         )
 
     def cache(self) -> Any:
-        return None if self.run.past else self.main.cache
+        return None if self.run.past else self.main.cache  # else the loop fills generate()'s
 
 
 class Retrace:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
-from limelight.decoding.strategy import Detail, Run, Session, StepOutput, Strategy
+from limelight.decoding.strategy import Detail, Run, Session, StepOutput, Strategy, reads_anew
 from limelight.errors import SettingError
 from limelight.relevance.forward.stream import DualStream, modality_channel
 
@@ -98,6 +98,7 @@ class Metered:
 class MeteredSession:
     def __init__(self, strategy: Metered, run: Run) -> None:
         self.inner: Session = strategy.inner.session(run)
+        self.anew = reads_anew(self.inner)
         self.meter = Meter(strategy.composite).session(run)
 
     def next(self, tokens: Tensor | None) -> StepOutput:

@@ -14,6 +14,7 @@ from limelight.media.truncation import check_heard
 from limelight.media.video import read_video
 from limelight.models.adapter import Adapter
 from limelight.models.regions import Process, located, originals, timed
+from limelight.models.runtime.machine import machine_failed
 from limelight.types import MODALITIES, Clip, Inputs, Prompt
 
 Message = Mapping[str, Any]
@@ -204,6 +205,8 @@ def _tensors(
     except LimelightError:
         raise
     except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+        if machine_failed(error):
+            raise
         raise PromptError(
             f"the model's processor refused the prompt: {error}",
             hint="check number and kind of media against the placeholders",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import ModelError
+from limelight.models.runtime.machine import machine_failed
 
 Weights = Iterable[tuple[str, Tensor]]
 # Published name and tensor -> names and tensors of the model (none where it has no place there on purpose).
@@ -93,6 +94,8 @@ def pickled(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelError(f"there is no {path}", hint="copy the checkpoint again") from error
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        if machine_failed(error):
+            raise
         raise ModelError(f"cannot read {path.name}: {str(error).splitlines()[0]}", hint="copy it again") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path.name} holds {type(found).__name__}, not a state dict", hint="copy it again")

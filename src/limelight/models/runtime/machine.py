@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 import torch
@@ -15,7 +16,9 @@ _OF_THE_MACHINE = re.compile(
 
 
 def machine_failed(error: BaseException) -> bool:
-    """Whether memory ran out or a device failed: nothing that a module or an input could be blamed for."""
+    """Whether memory ran out or a device or disk failed: nothing that a module or a file could be blamed for."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)):
         return True
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
     return isinstance(error, RuntimeError) and _OF_THE_MACHINE.search(str(error)) is not None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from limelight.errors import ModelError
 from limelight.models.checkpoints.formats import Weights, config_of, dtype_of, fill, pickled, read_file
+from limelight.models.runtime.machine import machine_failed
 
 LORA_ALPHA = 32.0  # of the published configuration; the rank is read off the weights
 _LORA = re.compile(r"llama_model\.base_model\.model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -73,6 +74,8 @@ def merge_lora(decoder: nn.Module, weights: Mapping[str, Tensor], alpha: float =
             with torch.no_grad():
                 weight += update.to(weight)  # type: ignore[arg-type,operator]
         except (AttributeError, KeyError, RuntimeError) as error:
+            if machine_failed(error):
+                raise
             raise ModelError(f"the adapter of {place} does not fit: {error}", hint="another Vicuna?") from error
     return len(found)
 

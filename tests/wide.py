@@ -22,7 +22,7 @@ def widen(adapter: Adapter) -> Adapter:
     for site in classify_modules(adapter.decoder):
         if site.kind == "norm":
             site.module.forward = _forward(site.module, site.spec)  # type: ignore[method-assign]
-        if hasattr(site.spec, "compute") and site.kind != "experts":
+        if site.kind in ("gated_delta", "mamba2", "short_convolution"):
             site.module.forward = _mixing(site.spec)  # type: ignore[method-assign]
     return adapter
 

@@ -18,16 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from limelight.models.runtime.offload import device_of, offloading, present
+from limelight.models.runtime.offload import offloading, present
 from limelight.relevance import rules
 from limelight.relevance.blocks import activated, gated_product
 from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
 from limelight.relevance.layers.gated_mlp import HALVES
 from limelight.relevance.layers.norm import NormSpec, probe_norm
 from limelight.relevance.mode import Mode, block_rows, blocks
-from limelight.relevance.probing import activation_of, agrees, answer, require_finite
+from limelight.relevance.probing import activation_of, agrees, answer, require_finite, sample
 
-Product = Callable[[Tensor, Tensor | None], Tensor]
 _ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {**HALVES, "no gate": lambda h: (h, None)}
 
 
@@ -60,40 +59,45 @@ class ExpertsSpec:
         """The activation itself, whatever has been put on the instance."""
         return type(self.act).forward(self.act, gate)  # type: ignore[no-any-return]
 
-    def compute(
-        self,
-        module: nn.Module,
-        x: Tensor,
-        routing: tuple[Tensor, ...],
-        product: Product,
-        normed: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """The experts on ``x`` [R, N, D], R blocks with one routing (indices and weights [N, k]; none where sorted).
+    def normed(self, mode: Mode, y: Tensor) -> Tensor:
+        """What an expert puts out, ``[1 + C, n, D]``, through the norm behind it."""
+        if self.after is None or self.norm is None:
+            return y
+        out = self.after.through(y, mode.const(y[0])).to(y.dtype)
+        if y.dtype is torch.float32:
+            return out
+        value = type(self.norm).forward(self.norm, y[0])  # the model's own roundings
+        first = value if mode.graph == "none" else rules.gradient_of(out[0], value)
+        return torch.cat([first[None], out[1:]])
 
-        Args:
-            product: the activation and, where there is a gate, its product with up.
-            normed: the norm behind each expert.
+    def expert(self, mode: Mode, x: Tensor, into: Tensor, out_of: Tensor) -> Tensor:
+        """One expert on blocks ``[1 + C, n, D]``."""
+        gate, up = _ORDERS[self.order](self.apply(x, into))
+        if up is None:
+            mixed = activated(mode, self.value, gate)
+        else:
+            mixed = gated_product(mode, gate, up, mode.value(self.value, gate[0]))
+        return self.normed(mode, self.apply(mixed, out_of))
+
+    def compute(self, mode: Mode, module: nn.Module, x: Tensor, routing: tuple[Tensor, ...]) -> Tensor:
+        """The experts on blocks of rows ``[(1 + C) * N, D]``, all of which go where block 0 goes.
+
+        ``routing``: indices and weights ``[(1 + C) * N, k]``; none where sorted: then blocks are within each expert.
         """
-
-        def out_of(mixed: Tensor, weight: Tensor) -> Tensor:
-            return normed(self.apply(mixed, weight))
-
         fused, down = (present(module, name) for name in (self.fused, self.down))
-        split = _ORDERS[self.order]
         if self.sorted:
-            rows = x.reshape(x.shape[0], fused.shape[0], -1, x.shape[-1])
-            parts = [out_of(product(*split(self.apply(rows[:, e], w))), down[e]) for e, w in enumerate(fused)]
-            return torch.stack(parts, dim=1).reshape(x.shape)
-        index, weights = routing
-        out = torch.zeros_like(x)
+            rows = x.reshape(len(fused), mode.channels, -1, x.shape[-1])
+            return torch.stack([self.expert(mode, rows[e], w, down[e]) for e, w in enumerate(fused)]).reshape(x.shape)
+        index, weights = (mode.const(r[: block_rows(r, mode.channels)]) for r in routing)
+        rows = blocks(x, mode.channels)
+        out = torch.zeros_like(rows)
         for expert in torch.unique(index).tolist():
-            if expert >= fused.shape[0]:  # a mark of experts that live elsewhere
+            if expert >= len(fused):  # a mark of experts that live elsewhere
                 continue
             slot, row = torch.where((index == expert).T)
-            mixed = product(*split(self.apply(x[:, row], fused[expert])))
-            mixed = out_of(mixed, down[expert]) * weights[row, slot, None]
+            mixed = self.expert(mode, rows[:, row], fused[expert], down[expert]) * weights[row, slot, None]
             out = out.index_add(1, row, mixed.to(out.dtype))
-        return out
+        return out.reshape(x.shape)
 
 
 def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None:
@@ -123,25 +127,20 @@ def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None
 
 
 def _reproduces(spec: ExpertsSpec, module: nn.Module, experts: int, width: int, size: float) -> bool:
-    parameter = getattr(module, spec.fused)
     count = experts if spec.sorted else 4
-    x = (_noise((count * 2, width)) * size).to(device_of(module), parameter.dtype)
+    x = sample((count * 2, width), module) * size
     routing: tuple[Tensor, ...] = ()
     if not spec.sorted:
         chosen = torch.arange(count * 2)[:, None] + torch.arange(min(2, experts))
-        routing = (chosen.remainder(experts).to(x.device), (_noise(chosen.shape).abs() + 0.1).to(x))
+        routing = (chosen.remainder(experts).to(x.device), sample(tuple(chosen.shape), module).abs() + 0.1)
     want = answer(module, x, *routing)
-    got = answer(lambda: computed(module, spec, Mode(), x, routing))
+    got = answer(spec.compute, Mode(), module, x, routing)
     if not isinstance(want, Tensor) or not isinstance(got, Tensor):
         return False
     if size > 1 and not bool(torch.isfinite(want).all()):
         return True  # larger than float16 can hold: what small inputs say has to do
     require_finite(module, want)
     return agrees(got, want)
-
-
-def _noise(shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def stacked(module: nn.Module) -> bool:
@@ -154,41 +153,13 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("experts", name, module, spec, tuple(module.modules()))
 
 
-def computed(module: nn.Module, spec: ExpertsSpec, mode: Mode, x: Tensor, routing: tuple[Tensor, ...]) -> Tensor:
-    """The experts on blocks of rows ``[(1 + C) * N, D]`` under the rules."""
-    channels = mode.channels
-
-    def product(gate: Tensor, up: Tensor | None) -> Tensor:
-        if up is None:
-            return activated(mode, spec.value, gate)
-        return gated_product(mode, gate, up, spec.value(gate[0]))
-
-    def normed(y: Tensor) -> Tensor:
-        if spec.after is None or spec.norm is None:
-            return y
-        out = spec.after.through(y, mode.const(y[0])).to(y.dtype)
-        if y.dtype is torch.float32:
-            return out
-        value = type(spec.norm).forward(spec.norm, y[0])  # the model's own roundings
-        first = value if mode.graph == "none" else rules.gradient_of(out[0], value)
-        return torch.cat([first[None], out[1:]])
-
-    if not spec.sorted:
-        first = tuple(mode.const(r[: block_rows(r, channels)]) for r in routing)
-        return spec.compute(module, blocks(x, channels), first, product, normed).reshape(x.shape)
-    experts = getattr(module, spec.fused).shape[0]  # [E * (1 + C) * N, D]: the blocks are within each expert
-    y = x.reshape(experts, channels, -1, x.shape[-1]).transpose(0, 1).reshape(channels, -1, x.shape[-1])
-    out = spec.compute(module, y, routing, product, normed)
-    return out.reshape(channels, experts, -1, x.shape[-1]).transpose(0, 1).reshape(x.shape)
-
-
 def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
     module, original = match.module, match.module.forward
 
     def forward(x: Tensor, *routing: Tensor) -> Tensor:
         if mode.plain(x):
             return original(x, *routing)  # type: ignore[no-any-return]
-        out = computed(module, match.spec, mode, x, routing)
+        out: Tensor = match.spec.compute(mode, module, x, routing)
         if not mode.backward:
             return out
         with torch.no_grad():

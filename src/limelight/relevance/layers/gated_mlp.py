@@ -48,20 +48,32 @@ _FACTOR = "per_layer_input"
 class GatedSpec:
     """The linear after the gated product, and where the gate is: two linears, or one with both halves.
 
-    ``order``: how the halves lie in the one (:data:`HALVES`).
-    ``factor``: the product's other factor is this argument of the layer itself (Gemma's per-layer inputs).
-    ``spread``: only what stands out of the gate by so many deviations is kept (:mod:`limelight.relevance.sparse_gate`).
+    Attributes:
+        order: how the halves lie in the one (:data:`HALVES`).
+        factor: the product's other factor is this argument of the layer itself (Gemma's per-layer inputs).
+        written: the MLP calls the activation as a function: no module of its own, ``act`` stands in.
+        spread: only what stands out of the gate by so many deviations is kept
+            (:mod:`limelight.relevance.layers.gaussian_topk`).
     """
 
     act: nn.Module
     down: nn.Module
-    gate: nn.Module | None = None
-    up: nn.Module | None = None
-    fused: nn.Module | None = None
+    gate: Any = None
+    up: Any = None
+    fused: Any = None
     order: str = ""
     factor: str = ""
-    written: bool = False  # the MLP calls the activation as a function: no module of its own, ``act`` stands in
+    written: bool = False
     spread: float | None = None
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(gate, up)`` of the input."""
+        return (self.gate(x), self.up(x)) if self.fused is None else HALVES[self.order](self.fused(x))
+
+    def compute(self, x: Tensor) -> Tensor:
+        gate, up = self.halves(x)
+        out: Tensor = self.down(self.act(gate if self.spread is None else kept(gate, self.spread)) * up)
+        return out
 
 
 def gated_spec(module: nn.Module) -> GatedSpec | None:
@@ -75,85 +87,45 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
     if len(linears) < 2 or is_attention(module):
         return None
     act = activation_of(module)
-    if act is None:
-        return _written(module, linears)
-    if len(linears) == 2 and _FACTOR in inspect.signature(type(module).forward).parameters:
+    if act is not None and len(linears) == 2 and _FACTOR in inspect.signature(type(module).forward).parameters:
         gate, down = linears
         return GatedSpec(act, down, gate=gate, factor=_FACTOR) if gate.out_features == down.in_features else None
+    spread = spread_of(module)
+    acts = [act] if act is not None else _functions(module) if len(linears) == 3 and spread is None else []
+    layouts = [specs for a in acts for specs in _layouts(a, linears, written=act is None, spread=spread)]
+    found = next((spec for specs in layouts if (spec := _best(module, specs)) is not None), None)
+    if found is None and act is not None and (layouts or len(linears) > 2):
+        raise UnknownKindError(
+            f"{type(module).__name__} looks like a gated MLP but does not compute down(act(gate) * up)", hint=HINT
+        )
+    return found
+
+
+def _functions(module: nn.Module) -> list[nn.Module]:
+    """What may be called as a function in a module of linears alone (and dropout)."""
+    others = [c for c in module.children() if not is_linear(c)]
+    bare = next(module.parameters(recurse=False), None) is None
+    bare = bare and all(is_leaf(c) and not list(c.parameters()) and elementwise(c) == "identity" for c in others)
+    return [nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.ReLU()] if bare else []
+
+
+def _layouts(act: nn.Module, linears: list[Any], **more: Any) -> Iterator[list[GatedSpec]]:
+    """Ways in which linears of such widths can make a gated product, down last, in the middle or first."""
     if len(linears) == 2:
         for fused, down in (linears, linears[::-1]):
             if fused.in_features == down.out_features and fused.out_features == 2 * down.in_features:
-                return GatedSpec(act, down, fused=fused, order=_order(module, act, fused, down))
-        return None
-    found = next((s for ways in _threes(linears) if (s := _separate(module, act, *ways)) is not None), None)
-    if found is None:
-        raise _unlike(module)
-    return found
-
-
-def _threes(linears: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
-    """(one, other, down) whose widths fit, down last, in the middle or first."""
+                yield [GatedSpec(act, down, fused=fused, order=order, **more) for order in HALVES]
     for down in reversed(linears):
-        into = [
-            c
-            for c in linears
-            if c is not down and (c.in_features, c.out_features) == (down.out_features, down.in_features)
-        ]
+        width = (down.out_features, down.in_features)
+        into = [c for c in linears if c is not down and (c.in_features, c.out_features) == width]
         if len(into) == 2:
-            yield into[0], into[1], down
+            yield [GatedSpec(act, down, gate=gate, up=up, **more) for gate, up in (into, into[::-1])]
 
 
-def _written(module: nn.Module, linears: list[Any]) -> GatedSpec | None:
-    """A gated MLP of three linears, whose activation is a function in its forward."""
-    others = [c for c in module.children() if not is_linear(c)]
-    if len(linears) != 3 or next(module.parameters(recurse=False), None) is not None:
-        return None
-    if not all(is_leaf(c) and not list(c.parameters()) and elementwise(c) == "identity" for c in others):  # dropout
-        return None
-    for act in (nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.ReLU()):
-        for ways in _threes(linears):
-            found = _separate(module, act, *ways, written=True)
-            if found is not None:
-                return found
-    return None
-
-
-def _separate(
-    module: nn.Module, act: nn.Module, first: nn.Module, second: nn.Module, down: nn.Module, *, written: bool = False
-) -> GatedSpec | None:
-    """Which of two linears goes through the activation; None where the module computes something else."""
-    ways = {"first": (first, second), "second": (second, first)}
-    spread = spread_of(module)
-
-    def way(gate: nn.Module, up: nn.Module) -> Callable[[Tensor], Tensor]:
-        if spread is None:
-            return lambda x: down(act(gate(x)) * up(x))
-        return lambda x: down(act(kept(gate(x), spread)) * up(x))
-
-    found = _best(module, first, {name: way(*pair) for name, pair in ways.items()})
-    if found is None or (written and spread is not None):
-        return None
-    gate, up = ways[found]
-    return GatedSpec(act, down, gate=gate, up=up, written=written, spread=spread)
-
-
-def _order(module: nn.Module, act: nn.Module, fused: nn.Module, down: nn.Module) -> str:
-    def way(halves: Halves) -> Callable[[Tensor], Tensor]:
-        def run(x: Tensor) -> Tensor:
-            gate, up = halves(fused(x))
-            return down(act(gate) * up)  # type: ignore[no-any-return]
-
-        return run
-
-    found = _best(module, fused, {name: way(halves) for name, halves in HALVES.items()})
-    if found is None:
-        raise _unlike(module)
-    return found
-
-
-def _best(module: nn.Module, into: Any, ways: dict[str, Callable[[Tensor], Tensor]]) -> str | None:
-    """The way of computing it that gives what the module gives, small and large inputs; None where none does."""
-    total = dict.fromkeys(ways, 0.0)
+def _best(module: nn.Module, specs: list[GatedSpec]) -> GatedSpec | None:
+    """The one that computes what the module computes, of small and large inputs; None where none does."""
+    into = specs[0].gate if specs[0].fused is None else specs[0].fused
+    total = [0.0] * len(specs)
     for size in _SIZES:
         x = sample((1, 2, int(into.in_features)), into) * size
         out = answer(module, x)
@@ -163,22 +135,16 @@ def _best(module: nn.Module, into: Any, ways: dict[str, Callable[[Tensor], Tenso
         if size > 1 and not bool(torch.isfinite(out).all()):
             continue  # larger than float16 can hold
         require_finite(module, out)
-        found = {name: answer(way, x) for name, way in ways.items()}
-        if any(got is None for got in found.values()):
+        found = [answer(spec.compute, x) for spec in specs]
+        if any(got is None for got in found):
             return None
-        errors = {name: relative_error(got, out) for name, got in found.items()}
-        if not min(errors.values()) <= tolerance(out.dtype, 1e-3, 5e-2):
+        errors = [relative_error(got, out) for got in found]
+        if not min(errors) <= tolerance(out.dtype, 1e-3, 5e-2):
             return None
-        total = {name: total[name] + error for name, error in errors.items()}
+        total = [a + b for a, b in zip(total, errors, strict=True)]
         if size > 1:
             break
-    return min(total, key=lambda name: total[name])
-
-
-def _unlike(module: nn.Module) -> UnknownKindError:
-    return UnknownKindError(
-        f"{type(module).__name__} looks like a gated MLP but does not compute down(act(gate) * up)", hint=HINT
-    )
+    return specs[total.index(min(total))]
 
 
 def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
@@ -190,7 +156,7 @@ def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
     spec: GatedSpec = match.spec
     if mode.backward and not spec.written:
         yield hooked(lambda: spec.down.register_forward_pre_hook(_halve))
-        if spec.spread is not None and spec.gate is not None:
+        if spec.spread is not None:
             yield keeping(spec.gate, spec.act, spec.spread)
     elif spec.factor:
         yield _factored(match.module, spec, mode)
@@ -209,11 +175,7 @@ def _written_out(module: nn.Module, spec: GatedSpec, mode: Mode) -> Callable[[Te
     def forward(x: Tensor) -> Tensor:
         if mode.plain(x):
             return original(x)  # type: ignore[no-any-return]
-        if spec.gate is not None and spec.up is not None:
-            gate, up = spec.gate(x), spec.up(x)
-        else:
-            fused: Any = spec.fused
-            gate, up = HALVES[spec.order](fused(x))
+        gate, up = spec.halves(x)
         z, u = blocks(gate, mode.channels), blocks(up, mode.channels)
         if spec.spread is not None:
             z = kept_blocks(mode, z, spec.spread)

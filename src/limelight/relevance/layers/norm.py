@@ -96,11 +96,8 @@ def probe_norm(module: nn.Module) -> NormSpec | None:
     for center in (False, True):
         for plus_one, first in ways:
             spec = NormSpec(center, weight, bias, eps, plus_one, first)
-            base = x.float() if spec.intake is None else x.float() * spec.intake.float()
-            base = base - (base.mean(-1, keepdim=True) if center else 0)
-            unit = base * torch.rsqrt(base.pow(2).mean(-1, keepdim=True) + eps)
-            want = unit if spec.gain is None else unit * spec.gain.float()
-            want = want if bias is None else want + bias.detach().float()
+            want = spec.through(x, x)
+            want = want if bias is None else want + bias.detach().to(want)
             found.setdefault(relative_error(out, want), spec)
     best = min(found)
     return found[best] if best <= tolerance(out.dtype, 1e-4, 3e-2) else None

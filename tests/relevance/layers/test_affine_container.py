@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limelight.errors import UnknownKindError
 from limelight.relevance.classify import classify_modules
-from limelight.relevance.layers.affine_container import affine
+from limelight.relevance.layers.affine_container import affine, side_branch
 from tests.tiny import fresh
 
 D, WIDTH = 6, 4
@@ -61,3 +61,20 @@ def test_a_probe_leaves_the_block_as_it_was() -> None:
     want = block(x)
     affine(block)
     assert torch.equal(block(x), want)
+
+
+class Branch(nn.Module):
+    def __init__(self, bent: bool, rank: int = 2) -> None:
+        super().__init__()
+        self.down, self.up, self.norm = nn.Linear(6, rank), nn.Linear(rank, 6), nn.LayerNorm(6)
+        self.bent = bent
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.down(x)
+        return x + self.norm(self.up(low.relu() if self.bent else low))
+
+
+def test_a_side_branch_is_linear_up_to_its_norm() -> None:
+    assert side_branch(Branch(bent=False))
+    assert not side_branch(Branch(bent=True))
+    assert not side_branch(nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 6)))

@@ -12,6 +12,9 @@ from transformers.activations import ACT2FN
 from limelight.errors import UnknownKindError
 from limelight.relevance.classify import classify_modules
 from limelight.relevance.layers.gated_mlp import GatedSpec, gated_spec
+from limelight.relevance.mode import Mode
+from limelight.relevance.rules import EPS
+from tests.relevance.layers.helpers import D, T, check_in, graphs, layouts, noise, ruled, second_order
 from tests.tiny import fresh
 
 
@@ -150,3 +153,82 @@ def test_activations_of_transformers_are_elementwise(name: str) -> None:
 
     spec = gated_spec(Block())
     assert spec is not None
+
+
+class Gated(nn.Module):
+    """down(act(gate) * up), the gate in a linear of its own or in one half of a fused one."""
+
+    def __init__(self, layout: str, bias: bool = False) -> None:
+        super().__init__()
+        self.layout, self.act_fn = layout, nn.SiLU()
+        width = 6
+        if layout in ("gate first", "up first"):
+            names = ("gate_proj", "up_proj") if layout == "gate first" else ("up_proj", "gate_proj")
+            for name in names:
+                setattr(self, name, nn.Linear(D, width, bias=bias))
+        else:
+            self.gate_up_proj = nn.Linear(D, 2 * width, bias=bias)
+        self.down_proj = nn.Linear(width, D, bias=bias)
+        self.double()
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if hasattr(self, "gate_proj"):
+            return self.gate_proj(x), self.up_proj(x)
+        h = self.gate_up_proj(x)
+        if self.layout == "interleaved":
+            return h[..., ::2], h[..., 1::2]
+        first, second = h.chunk(2, dim=-1)
+        return (second, first) if self.layout == "fused, up first" else (first, second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.halves(x)
+        return self.down_proj(self.act_fn(gate) * up)
+
+    def by_rule(self, x: Tensor) -> Tensor:
+        gate, up = self.halves(x)
+        value = self.act_fn(gate)
+        ruled = gate * (value / (gate + EPS)).detach()
+        product = (ruled + (value - ruled).detach()) * up
+        return self.down_proj(product / 2 + (product / 2).detach())
+
+
+LAYOUTS = ("gate first", "up first", "fused, gate first", "fused, up first", "interleaved")
+
+
+@graphs
+@layouts
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gated(layout: str, graph: str, flat: bool) -> None:
+    module = Gated(layout)
+    check_in(graph, flat, lambda mode: ruled(module, "gated_mlp", mode), module.by_rule, module)
+
+
+def test_the_probe_of_a_fused_gate_bears_bfloat16() -> None:
+    module = Gated("fused, up first").bfloat16()
+    mode = Mode(batch=1, channels=2)
+    rows = torch.no_grad()(ruled(module, "gated_mlp", mode))
+    x = noise(1, 2, T, D).bfloat16()
+    torch.testing.assert_close(rows(x)[:1], module(x[:1]).detach(), atol=1e-2, rtol=1e-2)
+
+
+def test_a_fused_gate_of_another_formula_is_refused() -> None:
+    class Odd(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            gate, up = self.halves(x)
+            return self.down_proj(self.act_fn(gate) * (up + 1))
+
+    with pytest.raises(UnknownKindError, match="does not compute"):
+        gated_spec(Odd("fused, gate first"))
+
+
+@pytest.mark.parametrize("graph", ["surrogate", "true"])
+def test_the_second_order_of_a_gate(graph: str) -> None:
+    mlp = Gated("gate first")
+    rows = ruled(mlp, "gated_mlp", Mode(batch=1, channels=2, graph=graph))
+    second_order(rows, graph, sees=True)
+    if graph == "surrogate":  # value of block 0: halved through the product
+        base, tangent, g = noise(1, 1, 1, D), noise(2, 1, 1, D), noise(3, 1, 1, D)
+        leaf, again = (base.clone().requires_grad_(True) for _ in range(2))
+        (got,) = torch.autograd.grad((g * rows(torch.cat([leaf, tangent]))[0]).sum(), leaf)
+        (want,) = torch.autograd.grad((g * mlp.by_rule(again)).sum(), again)
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from limelight.relevance.layers import linear
 from limelight.relevance.layers.linear import FEW, linear_jvp, plain, product
 from limelight.relevance.mode import Mode
+from tests.relevance.layers.helpers import CHANNELS, B, D, check, check_in, graphs, layouts, ruled
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (6, 40), (9, 9)])
@@ -70,3 +71,32 @@ def test_only_plain_layers_are_plain() -> None:
     frozen.register_buffer("weight", torch.ones(4, 6))
     assert not plain(frozen)
     assert plain(nn.Linear(6, 4, bias=False))
+
+
+@graphs
+@layouts
+def test_linear_with_a_bias(graph: str, flat: bool) -> None:
+    module = nn.Linear(D, 7, dtype=torch.float64)
+    check_in(graph, flat, lambda mode: ruled(module, "linear", mode), module, module)
+
+
+@graphs
+@layouts
+def test_linear_without_a_bias(graph: str, flat: bool) -> None:
+    module = nn.Linear(D, 7, bias=False, dtype=torch.float64)
+    check_in(graph, flat, lambda mode: ruled(module, "linear", mode), module, module)
+
+
+def test_a_linear_that_something_wraps_keeps_its_wrapper() -> None:
+    """accelerate puts a forward of its own on the instance: it must still run."""
+    module = nn.Linear(D, 7, dtype=torch.float64)
+    calls: list[int] = []
+    original = module.forward
+
+    def hooked(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return original(x)
+
+    module.forward = hooked  # type: ignore[method-assign]
+    check(ruled(module, "linear", Mode(batch=B, channels=CHANNELS)), module, original)
+    assert calls[0] == CHANNELS * B

@@ -12,6 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.muse_spark.modeling_muse_spark import MuseSparkTextInputScaledRMSNorm
 
 from limelight.relevance.layers.norm import NormSpec, probe_norm
+from limelight.relevance.mode import Mode
+from tests.relevance.layers.helpers import B, D, T, check_in, graphs, layouts, noise, ruled, second_order
+from tests.tiny import WideNorm
 
 
 def shaken(module: nn.Module) -> nn.Module:
@@ -103,3 +106,87 @@ def test_another_norm_is_none() -> None:
     assert probe_norm(LargestNorm()) is None
     assert probe_norm(nn.Conv1d(16, 16, 1)) is None
     assert probe_norm(shaken(nn.LayerNorm(16, eps=10.0))) is not None
+
+
+class OnePlus(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(noise(4, D) / 4), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
+class ScaledFirst(OnePlus):
+    """The weight scales what comes in (Muse Spark)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * (1 + self.weight)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class Weightless(nn.Module):
+    dim, eps = D, 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+def layer_norm(**settings: Any) -> nn.LayerNorm:
+    norm = nn.LayerNorm(D, dtype=torch.float64, **settings)
+    for i, p in enumerate(norm.parameters()):
+        p.data = noise(5 + i, D)
+    return norm
+
+
+RULED = {
+    "rms": WideNorm(noise(3, D), 1e-6), "one plus": OnePlus(), "weightless": Weightless(), "layer": layer_norm(),
+    "scaled first": ScaledFirst(), "layer without bias": layer_norm(bias=False), "layer of a large eps": layer_norm(eps=0.5),
+}  # fmt: skip
+
+
+def norm_by_rule(module: Any, x: Tensor) -> Tensor:
+    """1/std is a constant; a bias adds to the value alone."""
+    x = x * (1 + module.weight) if isinstance(module, ScaledFirst) else x
+    centred = x - x.mean(-1, keepdim=True) if isinstance(module, nn.LayerNorm) else x
+    eps = getattr(module, "eps", None) or module.variance_epsilon
+    scale = (centred.pow(2).mean(-1, keepdim=True) + eps).rsqrt().detach()
+    out = centred * scale
+    if isinstance(module, OnePlus):
+        return out if isinstance(module, ScaledFirst) else out * (1 + module.weight)
+    if not isinstance(module, Weightless):
+        out = out * module.weight
+    return out if getattr(module, "bias", None) is None else out + module.bias
+
+
+@graphs
+@layouts
+@pytest.mark.parametrize("name", RULED)
+def test_norm(name: str, graph: str, flat: bool) -> None:
+    module = RULED[name]
+    with torch.no_grad():
+        check_in(graph, flat, lambda mode: ruled(module, "norm", mode), lambda x: norm_by_rule(module, x), module)
+
+
+@graphs
+@pytest.mark.parametrize("name", ["rms", "layer"])
+def test_norm_of_heads(name: str, graph: str) -> None:
+    """q and k norms see [rows, T, heads, d]."""
+    module = RULED[name]
+    check_in(
+        graph, False, lambda mode: ruled(module, "norm", mode), lambda x: norm_by_rule(module, x), module, (B, T, 3, D)
+    )
+
+
+def test_one_block_is_the_module_itself() -> None:
+    for module in RULED.values():
+        x = noise(1, B, T, D)
+        for graph in ("none", "true"):
+            assert torch.equal(ruled(module, "norm", Mode(batch=B, graph=graph))(x), module(x))
+
+
+@pytest.mark.parametrize("graph", ["surrogate", "true"])
+def test_the_std_is_a_constant_of_the_surrogate(graph: str) -> None:
+    """What the gradient of a tangent sees of block 0: nothing through 1/std (surrogate), everything (true)."""
+    rows = ruled(RULED["layer"], "norm", Mode(batch=1, channels=2, graph=graph))
+    second_order(rows, graph, sees=graph == "true")

@@ -14,7 +14,7 @@ from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import attribute
 from limelight.relevance.classify import classify_modules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite
-from limelight.relevance.layers import altup, streams
+from limelight.relevance.layers import streams
 from limelight.relevance.layers.affine_container import side_branch
 from limelight.relevance.layers.streams import StreamsSpec
 from limelight.relevance.mode import Mode
@@ -141,34 +141,3 @@ def test_a_norm_or_a_layer_that_is_run_alone_is_left_alone() -> None:
     want = adapter.decoder.norm(x)
     with attached(adapter):
         assert torch.equal(adapter.decoder.norm(x), want)
-
-
-def test_streams_that_are_not_mixed_linearly_have_no_router() -> None:
-    adapter = fresh(NAME)
-    module = adapter.decoder.layers[1].altup
-    assert [m.spec for m in altup.recognise("", module)] == [module.modality_router]
-    plain = module.predict
-    module.predict = lambda x: plain(x).tanh()
-    assert not list(altup.recognise("", module))
-    with pytest.raises(UnknownKindError, match="altup"):
-        classify_modules(adapter.decoder)
-    del module.predict
-    classify_modules(adapter.decoder)
-    assert not list(altup.recognise("", adapter.decoder.layers[1]))
-
-
-class Branch(nn.Module):
-    def __init__(self, bent: bool, rank: int = 2) -> None:
-        super().__init__()
-        self.down, self.up, self.norm = nn.Linear(6, rank), nn.Linear(rank, 6), nn.LayerNorm(6)
-        self.bent = bent
-
-    def forward(self, x: Tensor) -> Tensor:
-        low = self.down(x)
-        return x + self.norm(self.up(low.relu() if self.bent else low))
-
-
-def test_a_side_branch_is_linear_up_to_its_norm() -> None:
-    assert side_branch(Branch(bent=False))
-    assert not side_branch(Branch(bent=True))
-    assert not side_branch(nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 6)))

@@ -69,5 +69,5 @@ def test_settings() -> None:
     for wrong in ([], [99]):
         with pytest.raises(SettingError, match="cannot mask"):
             decision(adapter, call, wrong, 7)
-    with pytest.raises(SettingError, match="one a position"):
+    with pytest.raises(SettingError, match="one per position"):
         decision(adapter, call, [3, 4], 7)([True])

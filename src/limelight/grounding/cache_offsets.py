@@ -27,7 +27,7 @@ def group_of(group: Group, layer: int) -> int:
 
 @dataclass(frozen=True)
 class Tap:
-    """What one layer saw for the current token: shapes ``[B, Hkv, R, T | d]``, R = (1 + C) x heads a group."""
+    """What one layer saw for the current token: shapes ``[B, Hkv, R, T | d]``, R = (1 + C) x heads per group."""
 
     layer: int
     raw: Tensor
@@ -63,7 +63,7 @@ class LowRankOffsets:
         group: query heads a key/value head.
         positions: real positions of each row ``[B]``, whose entries count (padding must not lengthen a row's step); by
             layer where some attend to states beside the prompt.
-        per_kv_head: one offset a kv head instead of one a query head.
+        per_kv_head: one offset per kv head instead of one per query head.
     """
 
     lr: float

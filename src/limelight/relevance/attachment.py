@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,12 +18,11 @@ from limelight.errors import HookError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook, active_hooks, check_bound, exactly_hooks
 from limelight.models.runtime.wrappers import modules_of
-from limelight.relevance import rules
 from limelight.relevance.classify import classify_modules
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.differentiable import check_differentiable
 from limelight.relevance.kind import ModuleMatch, nothing
-from limelight.relevance.layers import gated_attention
+from limelight.relevance.layers import gated_attention, output_head
 from limelight.relevance.layers.attention import AttentionRule
 from limelight.relevance.layers.router import routers
 from limelight.relevance.mode import Mode
@@ -218,11 +216,10 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
             for match in matches:
                 for part in composite.rules.get(match.kind, nothing)(match, mode):
                     inner.callback(part())
-            if composite.rules and adapter.head_scalars.cap is not None:
-                plain = adapter.head_scalars
-                adapter.head_scalars = replace(plain, rule=rules.identity)
-                inner.callback(setattr, adapter, "head_scalars", plain)
-            return inner.enter_context(gates_checked(adapter, now)) if composite.rules else ()
+            if not composite.rules:
+                return ()
+            inner.callback(output_head.put_on(adapter))
+            return inner.enter_context(gates_checked(adapter, now))
 
         stack.enter_context(adapter.routed())
         mine = Attachment(AttentionRule(composite.attention, frozenset(now)), put_on)

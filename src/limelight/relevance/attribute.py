@@ -1,4 +1,4 @@
-"""Attribution: which pixels, seconds of sound and words does each token come from. One backward pass a target."""
+"""Attribution: which pixels, seconds of sound and words does each token come from. One backward pass per target."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def attribute_generated(
     prompt_spans: tuple[Span, ...] | None = None,
     last_only: bool = False,
 ) -> list[Relevance]:
-    """Relevance of every generated token: one forward of prompt + answer, one backward a token.
+    """Relevance of every generated token: one forward of prompt + answer, one backward pass per token.
 
     Args:
         inputs: the prompt's tensors (not the answer's).
@@ -122,7 +122,7 @@ def relevance_of(
     generated: Tensor | None = None,
     prompt_spans: tuple[Span, ...] | None = None,
 ) -> list[Relevance]:
-    """Relevance for several (position, token) targets of one captured row: one forward, a backward each."""
+    """Relevance for several (position, token) targets of one captured row: one forward, one backward pass each."""
     batch = next((int(v.shape[0]) for k in ("input_ids", "modality_ids") if isinstance(v := inputs.get(k), Tensor)), 1)
     if not 0 <= row < batch:
         raise SettingError(f"row {row} is outside the batch of {batch}", hint="rows are counted from 0")

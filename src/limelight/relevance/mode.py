@@ -22,10 +22,10 @@ Divisors = tuple[int, int, int]
 
 
 class Offsets(Protocol):
-    """Offsets the current query sees (cache scope). Shapes: B rows, Hkv kv heads, G query heads a kv head, Q = 1."""
+    """Offsets the current query sees (cache scope). Shapes: B rows, Hkv kv heads, G query heads per kv head, Q = 1."""
 
     def scores(self, layer: int, q: Tensor) -> Tensor | None:
-        """``q dK^T`` for q ``[B, Hkv, R, d]`` -> ``[B, Hkv, R, T]`` (R queries: channels x heads a group)."""
+        """``q dK^T`` for q ``[B, Hkv, R, d]`` -> ``[B, Hkv, R, T]`` (R queries: channels x heads per group)."""
         ...
 
     def out(self, layer: int, weights: Tensor) -> Tensor | None:

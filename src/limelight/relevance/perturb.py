@@ -1,4 +1,4 @@
-"""The model asked again with part of its percept masked: what insertion and deletion curves of an attribution are made of.
+"""The model asked again with part of its media masked: what insertion and deletion curves of an attribution are made of.
 
     p(kept) = softmax(logits of the decoder, masked embeddings)[token]
 
@@ -30,7 +30,7 @@ def perceptual(spans: Sequence[Span]) -> list[int]:
 def decision(
     adapter: Adapter, call: DecoderCall, positions: Sequence[int], token: int, *, baseline: Baseline = "mean"
 ) -> Callable[[Any], float]:
-    """A function of ``kept`` (``[n]`` booleans, one a position): the probability of ``token`` after the last position.
+    """A function of ``kept`` (``[n]`` booleans, one per position): the probability of ``token`` after the last position.
 
     Args:
         call: one captured row.
@@ -52,7 +52,7 @@ def decision(
     def ask(kept: Any) -> float:
         mask = torch.as_tensor(kept, dtype=torch.bool, device=shown.device)
         if mask.shape != where.shape:
-            raise SettingError(f"kept is {tuple(mask.shape)}, expected {tuple(where.shape)}", hint="one a position")
+            raise SettingError(f"kept is {tuple(mask.shape)}, expected {tuple(where.shape)}", hint="one per position")
         embeds = call.embeds.clone()
         embeds[0, where] = torch.where(mask[:, None], shown, instead)
         with torch.no_grad():

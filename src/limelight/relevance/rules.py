@@ -45,7 +45,7 @@ class _Identity(torch.autograd.Function):
 
 
 class _FrozenNorm(torch.autograd.Function):
-    """Value of ``value``, gradient times a gain and a constant 1/std, of which one number a row is kept."""
+    """Value of ``value``, gradient times a gain and a constant 1/std, of which one number per row is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gain: Tensor | None, center: bool, eps: float) -> Tensor:

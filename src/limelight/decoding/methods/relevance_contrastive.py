@@ -1,7 +1,7 @@
 """Relevance-contrastive decoding: ``l'(v) = l(v) + alpha * Phi_M(v)``.
 
 Ours, not the paper's. Phi_M(v) is the percept's part of each candidate's logit, read off one dual forward; amplifying
-it is a first-order twin of contrastive decoding, in which Phi_M stands for ``l(v) - l_without_image(v)``, with no
+it is contrastive decoding to first order, in which Phi_M stands for ``l(v) - l_without_image(v)``, with no
 second prompt and no optimisation. It is a knob of how far to trust the text against the percept: where the text is
 right and the picture poor, turning it up costs accuracy.
 """

@@ -1,6 +1,6 @@
 """One model, several threads: a lock a model, held while anything is attached to it or one of its forwards runs.
 
-Rules, twins and hooks sit on module instances, so two threads may not be inside one model at once. The token loop takes
+Rules and hooks sit on module instances, so two threads may not be inside one model at once. The token loop takes
 the lock a token at a time: answers of several threads advance in turns, and each is the one it would be alone.
 """
 

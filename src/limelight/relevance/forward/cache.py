@@ -13,7 +13,7 @@ from limelight.errors import UnsupportedError
 
 
 class DualCache:
-    """Keys and values of ``rows = (1 + C) * B`` batch rows: ``[rows, Hkv, capacity, d]`` a layer.
+    """Keys and values of ``rows = (1 + C) * B`` batch rows: ``[rows, Hkv, capacity, d]`` per layer.
 
     Row block 0 holds the model's own cache, block ``c`` the tangents of channel ``c``. It answers the questions
     transformers' decoders ask a cache; :meth:`update` hands the new keys back unchanged, since the dual attention reads

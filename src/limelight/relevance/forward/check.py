@@ -51,7 +51,7 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
     """Run tangents t, 2 t, -t and 0 through the decoder: all that no rule covers must be linear on them.
 
     Biases, learned positions, gates and activations written as functions are not, and would be silently wrong. The
-    values beside the tangents must be the decoder's own. Asked once a model, composite and way by which something
+    values beside the tangents must be the decoder's own. Asked once per model, composite and way by which something
     enters: a prompt that only sounds opens no door for pictures.
 
     Raises:

@@ -2,7 +2,7 @@
 
 What they compute is said by ``DualAttention._block``, against which the tests hold them. Between the two lie the raw scores,
 on which offsets act, so that these are a tensor of the graph. Shapes: J = 1 + C blocks, B rows, Hkv kv heads, G query heads
-a kv head, R = J G; the rows of block c are ``[c G, (c + 1) G)``. Keys and values are those of the cache, whose last position
+per kv head, R = J G; the rows of block c are ``[c G, (c + 1) G)``. Keys and values are those of the cache, whose last position
 is the new one; only it carries a gradient.
 """
 

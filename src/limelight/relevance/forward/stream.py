@@ -22,14 +22,13 @@ from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.inputs.position_mask import PLACES
 from limelight.models.runtime.capture import DecoderCall, following
-from limelight.relevance import rules
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.forward.cache import DualCache
 from limelight.relevance.forward.check import reading, require_forward_mode
 from limelight.relevance.forward.inputs import last_rows, longer, repeated
 from limelight.relevance.forward.rules import JvpRules
 from limelight.relevance.forward.static import StaticStep
-from limelight.relevance.layers.output_head import adds, plain_head, project
+from limelight.relevance.layers.output_head import adds, plain_head, project, scaled
 from limelight.relevance.mode import FALLBACK, Mode, Offsets
 
 _PLAIN = frozenset({"attention_mask", "position_ids"})
@@ -45,7 +44,7 @@ class Channel:
 
 
 def modality_channel(modality: Tensor, mask: Tensor) -> Channel:
-    """c = 1 on the percept: Phi_M."""
+    """c = 1 on the media: Phi_M."""
     return Channel("modality", (modality & mask).float(), 0.0)
 
 
@@ -55,7 +54,7 @@ def text_channel(modality: Tensor, mask: Tensor) -> Channel:
 
 
 def contrast_channel(modality: Tensor, mask: Tensor) -> Channel:
-    """c = +1 on the percept, -1 on the text: Phi_M - Phi_T in one channel."""
+    """c = +1 on the media, -1 on the text: Phi_M - Phi_T in one channel."""
     return Channel("contrast", (modality & mask).float() - (mask & ~modality).float(), -1.0)
 
 
@@ -101,7 +100,7 @@ class DualStream:
             if channel.prompt.shape != call.mask.shape:
                 raise SettingError(
                     f"channel {channel.name!r} has weights {tuple(channel.prompt.shape)}, the prompt {tuple(call.mask.shape)}",
-                    hint="one weight a prompt position",
+                    hint="one weight per prompt position",
                 )
         self.mode = Mode(batch=self.batch)
         self.cache = DualCache(call.length - front + reserve, reading(adapter, call))
@@ -177,7 +176,7 @@ class DualStream:
 
         Args:
             graph: ``none``, ``surrogate`` or ``true`` (see :class:`Mode`).
-            write: store its keys and values (call once a token).
+            write: store its keys and values (call once per token).
             offsets: what the current query sees added to K and V.
             tangents: False runs block 0 alone.
         """
@@ -263,7 +262,7 @@ class DualStream:
         logits, phi = raw[0], raw[1:]
         if adds(head):  # ask the module what
             phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw)
-        logits, phi = self._scaled(logits, phi, output.graph)
+        logits, phi = scaled(self.adapter.head_scalars, logits, phi, output.graph)
         if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(phi).all()):
             raise NotFiniteError(
                 "the logits or their relevance hold NaN or infinity", hint="check weights and dtype; try float32"
@@ -280,19 +279,3 @@ class DualStream:
         wide = torch.promote_types(output.hidden.dtype, torch.float32)
         out = torch.matmul(rows.to(wide), output.hidden[1:, :, :, None].to(wide))[..., 0]
         return out * self.adapter.head_scalars.scale
-
-    def _scaled(self, logits: Tensor, phi: Tensor, graph: str) -> tuple[Tensor, Tensor]:
-        """The family's scale and soft-cap; tangents pass the cap by the identity rule."""
-        scalars = self.adapter.head_scalars
-        if scalars.scale != 1.0:
-            logits, phi = logits * scalars.scale, phi * scalars.scale
-        if scalars.cap is not None:
-            capped = torch.tanh(logits / scalars.cap) * scalars.cap
-            slope = Mode(graph=graph).slope(logits, capped)
-            phi = phi * slope
-            logits = rules.gradient_of(logits * slope, capped) if graph == "surrogate" else capped
-        if scalars.barred is not None:
-            barred = scalars.barred.to(logits.device)
-            logits = logits.index_fill(-1, barred, torch.finfo(logits.dtype).min)
-            phi = phi.index_fill(-1, barred, 0.0)
-        return logits, phi

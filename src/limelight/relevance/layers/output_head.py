@@ -1,12 +1,23 @@
-"""The output embedding applied to a few rows: on a processor, in the order of the product that reads it once."""
+"""The output head: the output embedding, linear, and what the family does to its logits (a scale, a soft-cap).
+
+Rule: the soft-cap passes relevance on by the identity rule. The head stands behind the decoder, where an
+:class:`limelight.models.adapter.Adapter` keeps it, so it is no match of a kind; both directions ask here.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from limelight.models.adapter import Adapter
+from limelight.models.detect import HeadScalars
+from limelight.relevance import rules
+from limelight.relevance.kind import Undo
 from limelight.relevance.layers.linear import plain, product
+from limelight.relevance.mode import Mode
 
 FEW = 8  # rows
 
@@ -29,3 +40,27 @@ def project(head: nn.Module, hidden: Tensor) -> Tensor:
         return out
     weight: Any = head.weight
     return product(hidden, weight, FEW)
+
+
+def put_on(adapter: Adapter) -> Undo:
+    """The rule for a backward pass."""
+    before = adapter.head_scalars
+    if before.cap is not None:
+        adapter.head_scalars = replace(before, rule=rules.identity)
+    return lambda: setattr(adapter, "head_scalars", before)
+
+
+def scaled(scalars: HeadScalars, logits: Tensor, phi: Tensor, graph: str) -> tuple[Tensor, Tensor]:
+    """The family's scale and soft-cap of logits ``[B, V]`` and their tangents ``[C, B, V]``."""
+    if scalars.scale != 1.0:
+        logits, phi = logits * scalars.scale, phi * scalars.scale
+    if scalars.cap is not None:
+        capped = torch.tanh(logits / scalars.cap) * scalars.cap
+        slope = Mode(graph=graph).slope(logits, capped)
+        phi = phi * slope
+        logits = rules.gradient_of(logits * slope, capped) if graph == "surrogate" else capped
+    if scalars.barred is not None:
+        barred = scalars.barred.to(logits.device)
+        logits = logits.index_fill(-1, barred, torch.finfo(logits.dtype).min)
+        phi = phi.index_fill(-1, barred, 0.0)
+    return logits, phi

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "relevance": {"types", "errors", "media", "models"},
     "grounding": {"types", "errors", "media", "models", "relevance"},
     "decoding": {"types", "errors", "thinking", "media", "models", "relevance", "grounding"},
-    "benchmarks": {"types", "errors", "thinking"},
+    "benchmarks": {"types", "errors", "thinking", "media"},
     "report": {"types", "errors", "media"},
     "demo": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},
     "app": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},

@@ -85,7 +85,7 @@ def test_a_copy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [(s.id, s.target) for s in loaded.samples] == expected
     (fact,) = loaded.facts.values()
     assert fact["rows"] == len(rows)
-    item = _item(loaded.samples[0].media[modality][0])
+    item = _item(modality, loaded.samples[0].media[modality][0])
     if modality == "image":
         assert item.size == (4, 4)
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from limelight.benchmarks.results import open_results, read_results
@@ -137,15 +138,24 @@ def test_judges(tmp_path: Path) -> None:
     assert judge.template == "Rate {answer}"
 
 
-def test_sounds_of_the_hub_are_decoded() -> None:
+def test_media_of_samples_are_decoded(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     file = io.BytesIO()
     soundfile.write(file, [0.0, 0.5, -0.5, 0.0], 8000, format="WAV")
-    samples, rate = _item({"bytes": file.getvalue(), "path": "a.wav"})
+    samples, rate = _item("audio", {"bytes": file.getvalue(), "path": "a.wav"})
     assert rate == 8000
     assert samples.tolist() == pytest.approx([0.0, 0.5, -0.5, 0.0], abs=1e-3)
-    assert _item({"bytes": None, "path": "a.wav"}) == "a.wav"
-    assert _item(Path("a.png")) == "a.png"
+    (tmp_path / "a.wav").write_bytes(file.getvalue())
+    assert _item("audio", {"bytes": None, "path": str(tmp_path / "a.wav")})[1] == 8000
+    clear = Image.new("RGBA", (4, 3), (255, 0, 0, 0))
+    clear.save(tmp_path / "a.png")
+    for item in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        {"bytes": (tmp_path / "a.png").read_bytes(), "path": None},
+    ):
+        assert _item("image", item).getpixel((0, 0)) == (255, 255, 255)  # as the server and the app show it
+    assert _item("image", clear) is clear  # the library's reader puts it on white when the prompt is made
 
 
 def step(token: int, scores: list[float] | None) -> Step:

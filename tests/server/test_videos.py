@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import limelight
-from limelight.errors import LimelightError, MediaError
+from limelight.errors import LimelightError, MediaError, MediaWarning
+from limelight.media.decoder import decode
 from limelight.media.video import read_video
 from limelight.models.adapter import Adapter
 from limelight.server.limits import Limits
 from limelight.server.state import ServerConfig
-from limelight.server.videos import CONTAINERS, container_of, decode_video
+from limelight.server.videos import CONTAINERS, container_of, video
 from tests.models.films import FILMS, SHADES, film
 from tests.server.conftest import MODEL, ask, data_url, png, served
 from tests.zoo import ZOO
@@ -44,7 +46,10 @@ def encoded(
 
 
 def decoded(data: bytes, kind: str = "video/mp4", limits: Limits = SMALL) -> Any:
-    return decode_video(data, container_of(kind, data), limits)
+    file = video(data, kind, limits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MediaWarning)  # cut short
+        return decode(file.kind, file.data, file.options)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from limelight.decoding.explain import explained, watched
 from limelight.decoding.generate import generate
 from limelight.decoding.strategy import Strategy
 from limelight.errors import PromptError
-from limelight.media.image import read_image
+from limelight.media.worker import read
 from limelight.models.adapter import Adapter
+from limelight.models.prompts import sampling_rate
 from limelight.report.media import Media
 from limelight.report.page import Case, render_page
 from limelight.types import Generation, Prompt, Step
@@ -73,7 +74,11 @@ class Desk:
             raise PromptError("nothing was asked", hint="write a question")
         if not any(question.media.values()):
             raise PromptError("there is nothing to look at or listen to", hint="add a picture, a sound or a video")
-        prompt = self.adapter.prepare(question.words, {k: list(v) for k, v in question.media.items() if v})
+        # files of whoever asks: in processes of their own, with limits
+        media = {
+            k: [read(k, item, group="app", **self._options(k)) for item in v] for k, v in question.media.items() if v
+        }
+        prompt = self.adapter.prepare(question.words, media)
         done: tuple[Generation, ...] = ()
         for strategy in question.strategies:
             answer = Generation("", (), (), prompt, strategy.name, strategy.settings())
@@ -88,6 +93,9 @@ class Desk:
             done, self._media(prompt), question=question.words, spell=lambda token: self.adapter.tokens([token])[0]
         )
         yield Progress(done, "done", render_page(case))
+
+    def _options(self, kind: str) -> dict[str, Any]:
+        return {"to_rate": sampling_rate(self.adapter)} if kind == "audio" else {}
 
     def _answer(self, prompt: Prompt, strategy: Strategy, settings: Mapping[str, Any]) -> Iterator[Generation]:
         """The answer as it grows, decoded in a thread of its own."""
@@ -144,5 +152,6 @@ class Desk:
         return Generation(text, tuple(ids), steps, prompt, strategy.name, strategy.settings())
 
     def _media(self, prompt: Prompt) -> Media:
-        pictures = [read_image(i) for i in prompt.media.get("image", ())]
-        return Media(pictures, (), prompt.media.get("audio", ()), prompt.media.get("video", ()))
+        return Media(
+            list(prompt.media.get("image", ())), (), prompt.media.get("audio", ()), prompt.media.get("video", ())
+        )

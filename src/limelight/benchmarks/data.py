@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limelight.errors import DataError
+from limelight.errors import DataError, MediaError
 from limelight.types import PathLike, Sample
 
 
@@ -66,7 +66,7 @@ class Rejected:
         self.at = where
         try:
             yield
-        except DataError as error:
+        except (DataError, MediaError) as error:
             self.add(BadRow(where, error.message))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
             self.add(BadRow(where, f"a value is not what the format has there ({type(error).__name__}: {error})"))

@@ -13,6 +13,7 @@ from limelight.benchmarks.data import BadRow, Folder, Rejected, check_media, mis
 from limelight.benchmarks.extras import need
 from limelight.benchmarks.task import HubTable, Task
 from limelight.errors import DataError, SettingError
+from limelight.media.worker import read
 from limelight.types import PathLike, Sample
 
 
@@ -188,14 +189,20 @@ def _from_hub(task: Task, data: str, splits: Sequence[str], rejected: Rejected) 
 
 def converted(table: HubTable, rows: Sequence[Mapping[str, Any]], rejected: Rejected) -> Iterator[Sample]:
     """Samples of the rows that belong to the split; bad rows, such as a picture that cannot be decoded, are kept aside."""
+    features = getattr(rows, "features", {})
+    pictures = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     for number in range(len(rows)):
         with rejected.row(f"{table.repo}, {table.split}, row {number}"):
-            if (sample := table.convert(rows[number], number)) is not None:
+            row = dict(rows[number])
+            for name in pictures:
+                if isinstance(row[name], Mapping):
+                    row[name] = read("image", row[name], group="bench")
+            if (sample := table.convert(row, number)) is not None:
                 yield sample
 
 
 def hub_rows(table: HubTable, repo: str) -> tuple[Any, dict[str, Any]]:
-    """A split of a Hub dataset by ``datasets`` (pictures as PIL, sounds as bytes), and its fingerprint and row count."""
+    """A split of a Hub dataset by ``datasets`` (pictures and sounds as bytes), and its fingerprint and row count."""
     datasets = need("datasets", "bench")
     try:
         rows = datasets.load_dataset(repo, table.name, split=table.split)
@@ -209,4 +216,8 @@ def hub_rows(table: HubTable, repo: str) -> tuple[Any, dict[str, Any]]:
             rows = rows.cast_column(name, datasets.Audio(decode=False))
     columns = {k: str(v) for k, v in rows.features.items()}
     digest = hashlib.sha256(json.dumps(columns, sort_keys=True).encode()).hexdigest()
-    return rows, {"repo": repo, "fingerprint": rows._fingerprint, "rows": len(rows), "columns_sha256": digest}
+    fingerprint = rows._fingerprint
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows, {"repo": repo, "fingerprint": fingerprint, "rows": len(rows), "columns_sha256": digest}

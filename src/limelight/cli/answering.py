@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from limelight.benchmarks.extras import need
 from limelight.benchmarks.task import Reply
+from limelight.media.worker import read
 from limelight.thinking import THINKING, Spoken, markers_of, spoken
 from limelight.types import Generation, Relevance, Sample
 
@@ -137,7 +136,7 @@ class ModelAnswer:
 
 
 def _messages(sample: Sample) -> list[dict[str, Any]]:
-    items = [{"type": m, m: _item(x)} for m, xs in sample.media.items() for x in xs]
+    items = [{"type": m, m: _item(m, x)} for m, xs in sample.media.items() for x in xs]
     return [{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}]
 
 
@@ -149,13 +148,11 @@ def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool) 
     return limelight.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
-def _item(media: Any) -> Any:
-    """A file's name; a sound of the Hub as (samples, rate); anything else as it is."""
-    if isinstance(media, Path):
-        return str(media)
-    if isinstance(media, Mapping) and media.get("bytes") is not None:
-        return need("soundfile", "audio").read(io.BytesIO(media["bytes"]), dtype="float32")
-    return media["path"] if isinstance(media, Mapping) and "path" in media else media
+def _item(kind: str, media: Any) -> Any:
+    """A picture, ``(samples, rate)`` or a clip: files and bytes are decoded in processes of their own, with limits."""
+    if isinstance(media, (str, Path, bytes, Mapping)):
+        return read(kind, media, group="bench")
+    return media
 
 
 def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:

@@ -64,8 +64,10 @@ def app(
             raise MissingExtraError(package, "app") from error
         from limelight.app.desk import Desk
         from limelight.cli import terminal
+        from limelight.media import worker
 
         with terminal.quiet():
+            worker.start()
             desk = Desk(terminal.load(model, dtype, device, trust_remote_code), meter=meter)
             known = _known()
         blocks = build(

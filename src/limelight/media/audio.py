@@ -234,8 +234,8 @@ class _Reader:
         samples = np.concatenate(parts) if parts else np.zeros((0, channels), np.float32)
         if len(samples) > most:
             raise MediaError(f"the sound lasts more than {most / rate:.0f} s", hint="cut it into pieces")
-        told = max(told, frames_declared(self.file) or 0)
-        self._check_whole(len(samples) / rate, told / rate)
+        if len(samples):
+            self._check_whole(len(samples) / rate, max(told, frames_declared(self.file) or 0) / rate)
         return samples, rate
 
     def _check_format(self, found: str, rate: int, channels: int) -> None:

@@ -153,6 +153,12 @@ def default_pool() -> DecoderPool:
         return _pool
 
 
+def start() -> None:
+    """Start the decoding processes now, ahead of the first file; nothing where files are decoded in this process."""
+    if os.environ.get(COUNT_VARIABLE) != "0":
+        default_pool().start()
+
+
 def _count() -> int:
     given = os.environ.get(COUNT_VARIABLE, "").strip()
     if not given:

@@ -98,12 +98,12 @@ class GenerationRequest:
         return self.strategy.name, settings, self.grounding, tuple(sorted(self.sampling.items())), kinds
 
     def asks(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
-        """Every answer that is wanted. In the worker's thread: media are decoded here.
+        """Every answer that is wanted. In the worker's thread.
 
         Raises:
             ApiError: the chat template refuses the turns. LimelightError: media that cannot be read, see the library.
         """
-        prompt = prepared(adapter, self.conversation, limits, regions=self.page)
+        prompt = prepared(adapter, self.conversation, regions=self.page)
         return [PromptSpec(prompt, seed, self.new_tokens) for seed in self.seeds]
 
 
@@ -181,9 +181,9 @@ def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
     return rows
 
 
-def prepared(adapter: Adapter, conversation: Conversation, limits: Limits, *, regions: bool = True) -> Prompt:
+def prepared(adapter: Adapter, conversation: Conversation, *, regions: bool = True) -> Prompt:
     """A conversation as tensors; one without media has no spans. ``regions``: as for ``Adapter.prepare``."""
-    messages = conversation.messages(limits)
+    messages = conversation.messages()
     try:
         if conversation.has_media:
             return adapter.prepare(messages, regions=regions)

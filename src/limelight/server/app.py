@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 import limelight
 from limelight.errors import LimelightError
+from limelight.media import worker as decoders
 from limelight.models.adapter import Adapter
 from limelight.server.chat import Chat
 from limelight.server.document import described
@@ -46,6 +47,7 @@ def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = Non
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
+        decoders.start()
         yield
         state.parsers.shutdown(wait=False)
         if not worker.stop(STOP_SECONDS):

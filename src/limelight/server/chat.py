@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
 from limelight.decoding.methods.greedy import Greedy
+from limelight.server.admission import client_of
 from limelight.server.answering import Finished, GenerationRequest, TokenEvent
 from limelight.server.conversation import read
 from limelight.server.endpoint import Endpoint, sse
@@ -62,7 +63,9 @@ class Chat(Endpoint):
             raise invalid(f"max_tokens may be at most {config.limits.new_tokens} here", param="max_tokens")
         own = asked.limelight
         strategy = strategy_of(own, config.strategy, config.strategies)
-        conversation = await read(asked, state.reading_limits(), state.fetcher, state.placeholders)
+        conversation = await read(
+            asked, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
+        )
         if not conversation.has_media:
             if own.grounding or own.page or own.settings or own.strategy not in (None, "greedy"):
                 raise invalid("without a picture, sound or video there is nothing to ground in", param="limelight")
@@ -77,7 +80,8 @@ class Chat(Endpoint):
         )  # fmt: skip
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         reply = Reply(
-            config.model, strategy, bool(asked.logprobs), own.grounding, conversation.has_media, usage=usage
+            config.model, strategy, bool(asked.logprobs), own.grounding, conversation.has_media, usage=usage,
+            warnings=conversation.warnings,
         )  # fmt: skip
         page = PageMaker(state.pages, state.adapter, str(request.base_url), asked.words) if own.page else None
         return order, ChatShape(asked.stream, asked.answers, reply, page)

@@ -1,48 +1,55 @@
-"""From a request's messages to the Hugging Face chat format, in two moves: headers at the door, pixels in the worker."""
+"""From a request's messages to the Hugging Face chat format: checked, fetched and decoded before the model's turn."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from limelight.errors import MediaError
+from limelight.errors import LimelightError, MediaError
 from limelight.server import media
 from limelight.server.limits import CHARACTERS_A_TOKEN, Limits
-from limelight.server.problems import invalid
+from limelight.server.media import Encoded, Hold, MediaReader
+from limelight.server.problems import ApiError, invalid, told
 from limelight.server.remote import Fetcher
 from limelight.server.schema import AudioPart, ChatRequest, ImagePart, TextPart, VideoPart
-from limelight.server.videos import container_of, decode_video
+from limelight.server.videos import video
+from limelight.types import Clip
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A sound that is still a file's bytes, of a format that was declared (None: any)."""
+    """Mono samples ``[n]`` at ``rate`` Hz."""
 
-    data: bytes
-    format: str | None
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video that is still a file's bytes, of a container that was declared."""
-
-    data: bytes
-    container: str
+    samples: npt.NDArray[np.float32]
+    rate: int
 
 
-Content = str | Image.Image | Sound | Video
+Content = str | Image.Image | Sound | Clip
 Turn = tuple[str, list[Content]]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of words, pictures whose headers were read, and sounds and videos as bytes."""
+    """Turns of words, pictures, sounds and clips.
+
+    Attributes:
+        warnings: what should be known of its media. ``hold``: the room in memory that they have.
+    """
 
     turns: Sequence[Turn]
+    warnings: tuple[str, ...] = ()
+    hold: Hold | None = field(default=None, compare=False, repr=False)
+
+    def release(self) -> None:
+        """The request has ended: others may have the room."""
+        if self.hold is not None:
+            self.hold.close()
 
     @property
     def has_media(self) -> bool:
@@ -53,41 +60,43 @@ class Conversation:
         """Which kinds of media it holds."""
         return frozenset(_kind(part) for _, parts in self.turns for part in parts) - {"text"}
 
-    def messages(self, limits: Limits) -> list[dict[str, Any]]:
-        """Decoded, as ``Adapter.prepare`` takes them."""
-        return [{"role": role, "content": [_decoded(p, limits) for p in parts]} for role, parts in self.turns]
+    def messages(self) -> list[dict[str, Any]]:
+        """As ``Adapter.prepare`` takes them."""
+        return [{"role": role, "content": [_item(part) for part in parts]} for role, parts in self.turns]
 
 
 def _kind(part: Content) -> str:
-    named = {str: "text", Sound: "audio", Video: "video"}
+    named = {str: "text", Sound: "audio", Clip: "video"}
     return named.get(type(part), "image")
 
 
-def _decoded(part: Content, limits: Limits) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if isinstance(part, Sound):
-        return {"type": "audio", "audio": media.decode_sound(part.data, part.format, limits)}
-    if isinstance(part, Video):
-        return {"type": "video", "video": decode_video(part.data, part.container, limits)}
-    return {"type": "image", "image": media.decode_picture(part, limits)}
+def _item(part: Content) -> dict[str, Any]:
+    kind = _kind(part)
+    return {"type": kind, kind: (part.samples, part.rate) if isinstance(part, Sound) else part}
 
 
-async def read(request: ChatRequest, limits: Limits, fetcher: Fetcher, placeholders: Sequence[str]) -> Conversation:
-    """The conversation of a request, its media checked as far as that is cheap.
+async def read(
+    request: ChatRequest,
+    limits: Limits,
+    fetcher: Fetcher,
+    placeholders: Sequence[str],
+    reader: MediaReader,
+    client: str,
+) -> Conversation:
+    """The conversation of a request, its media decoded. ``client``: whose turn their decoding takes.
 
     Raises:
-        ApiError: 400 naming the message: too much text, too many media, a placeholder of the model in the words.
-        MediaError: see :mod:`limelight.server.media` and :mod:`limelight.server.remote`.
+        ApiError: 400 naming the message: too much text, too many media, a placeholder of the model in the words, media
+            that cannot be read or exceed a limit (:mod:`limelight.server.media`, :mod:`limelight.server.remote`).
     """
-    turns: list[Turn] = []
+    turns: list[tuple[str, list[str | Encoded]]] = []
     characters = items = 0
     for number, message in enumerate(request.messages):
         role = "system" if message.role == "developer" else message.role
-        parts: list[Content] = []
+        parts: list[str | Encoded] = []
+        where = _where(number)
         content = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
         for part in content:
-            where = f"messages.{number}.content"
             if isinstance(part, TextPart):
                 characters += len(part.text)
                 if characters > CHARACTERS_A_TOKEN * limits.prompt_tokens:
@@ -106,24 +115,81 @@ async def read(request: ChatRequest, limits: Limits, fetcher: Fetcher, placehold
                     f"more than {limits.media} pictures, sounds and videos", param=where, code="too_many_media"
                 )
             try:
-                parts.append(await _opened(part, limits, fetcher))
-            except MediaError as error:
-                raise invalid(f"{error.message} ({error.hint})", param=where, code="invalid_media") from error
+                parts.append(await _opened(part, limits, fetcher, reader))
+            except LimelightError as error:
+                raise unreadable(error, where) from error
         turns.append((role, parts))
     if not any(isinstance(p, str) and p.strip() for _, parts in turns for p in parts):
         raise invalid("the messages hold no words", param="messages")
-    return Conversation(turns)
+    return await _decoded(turns, reader, client)
 
 
-async def _opened(part: ImagePart | AudioPart | VideoPart, limits: Limits, fetcher: Fetcher) -> Content:
+async def _decoded(turns: Sequence[tuple[str, list[str | Encoded]]], reader: MediaReader, client: str) -> Conversation:
+    """One after the other: a request holds one decoder at a time."""
+    hold = await reader.reserve([p for _, parts in turns for p in parts if isinstance(p, Encoded)])
+    found: list[Turn] = []
+    notes: list[str] = []
+    try:
+        for number, (role, parts) in enumerate(turns):
+            content: list[Content] = []
+            for part in parts:
+                if isinstance(part, str):
+                    content.append(part)
+                    continue
+                try:
+                    made = await reader.decode(part, hold, client)
+                except LimelightError as error:
+                    raise unreadable(error, _where(number)) from error
+                notes += made.warnings
+                content.append(Sound(*made.value) if part.kind == "audio" else made.value)
+            found.append((role, content))
+    except BaseException:
+        hold.close()
+        raise
+    conversation = Conversation(found, tuple(notes), hold)
+    hold.bind(conversation)  # should nobody release it
+    return conversation
+
+
+async def spoken(file: Encoded, words: str, reader: MediaReader, client: str) -> Conversation:
+    """A sound and what is asked of it.
+
+    Raises:
+        ApiError: the sound cannot be read.
+    """
+    try:
+        return await _decoded([("user", [file, words])], reader, client)
+    except ApiError as error:
+        error.param = "file"
+        raise
+
+
+def unreadable(error: LimelightError, where: str) -> ApiError:
+    """What a client is told of media that cannot be read."""
+    if isinstance(error, MediaError):
+        return invalid(f"{error.message} ({error.hint})", param=where, code="invalid_media")
+    return told(error)
+
+
+def _where(number: int) -> str:
+    return f"messages.{number}.content"
+
+
+async def _opened(
+    part: ImagePart | AudioPart | VideoPart, limits: Limits, fetcher: Fetcher, reader: MediaReader
+) -> Encoded:
     if isinstance(part, AudioPart):
-        data = await asyncio.to_thread(media.from_base64, part.input_audio.data, limits)
-        return Sound(data, part.input_audio.format)
+        text, format = part.input_audio.data, part.input_audio.format
+        if media.is_data_url(text[:5]):
+            _, data = await asyncio.to_thread(media.split_data_url, text, "audio", limits)
+        else:
+            data = await asyncio.to_thread(media.from_base64, text, limits)
+        return media.sound(data, format, limits, reader.rate)
     if isinstance(part, VideoPart):
         if not media.is_data_url(part.video_url.url):
             raise MediaError("not a data URL", hint="send the video as data:video/mp4;base64,...; none is fetched")
         kind, data = await asyncio.to_thread(media.split_data_url, part.video_url.url, "video", limits)
-        return Video(data, container_of(kind, data))
+        return video(data, kind, limits)
     url = part.image_url.url
     if media.is_data_url(url):
         _, data = await asyncio.to_thread(media.split_data_url, url, "image", limits)
@@ -131,4 +197,4 @@ async def _opened(part: ImagePart | AudioPart | VideoPart, limits: Limits, fetch
         data = await fetcher.fetch(url)
     else:
         raise MediaError("neither a data URL nor https", hint="send it as data:image/png;base64,...")
-    return await asyncio.to_thread(media.open_picture, data, limits)
+    return media.picture(data, limits)

@@ -44,7 +44,7 @@ ANSWERS: dict[str, Any] = {
             }, logprobs={"type": ["object", "null"]})},
             "usage": _object(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _INTEGER)),
             "limelight": _object({"strategy": _STRING, "settings": {"type": "object"}, "seed": {"type": ["integer", "null"]}},
-                page_url=_STRING, note=_STRING, tokens={"type": "array"}, shares={"type": "object"}, contributions={"type": "object"}, answers={"type": "array"}),
+                page_url=_STRING, note=_STRING, warnings={"type": "array"}, tokens={"type": "array"}, shares={"type": "object"}, contributions={"type": "object"}, answers={"type": "array"}),
         }
     ),
     "Transcription": _object(

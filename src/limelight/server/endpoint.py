@@ -14,10 +14,12 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect, Request
 
 from limelight.models.adapter import Adapter
+from limelight.models.prompts import sampling_rate
 from limelight.server.admission import AdmissionControl, Uploads, client_of
 from limelight.server.answering import Finished, GenerationRequest, TokenEvent, longest_prompt
 from limelight.server.batching import answer
 from limelight.server.limits import Limits
+from limelight.server.media import MediaReader
 from limelight.server.metrics import Metrics
 from limelight.server.pages import Pages
 from limelight.server.problems import ApiError, internal
@@ -83,6 +85,7 @@ class AppState:
     admission: AdmissionControl = field(init=False)
     uploads: Uploads = field(init=False)
     fetcher: Fetcher = field(init=False)
+    media: MediaReader = field(init=False)
     placeholders: tuple[str, ...] = field(init=False)
     # Few threads: bodies are large, and what is parsed side by side is held side by side.
     parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "limelight-parser"), init=False)
@@ -90,6 +93,7 @@ class AppState:
     def __post_init__(self) -> None:
         self.admission, self.uploads = AdmissionControl(self.config.limits), Uploads(self.config.limits)
         self.fetcher = Fetcher(self.config.remote_hosts, self.config.limits)
+        self.media = MediaReader(self.config.limits, sampling_rate(self.adapter))
         self.placeholders = _placeholders(self.adapter)
 
     def reading_limits(self) -> Limits:
@@ -228,6 +232,7 @@ class Endpoint:
 
     def _end(self, exchange: Exchange) -> None:
         """The answer is out, or nobody wants it any more."""
+        exchange.job.order.conversation.release()
         if not exchange.done:
             self.worker.cancel(exchange.job)
             self.metrics.cancelled.inc()

@@ -42,6 +42,7 @@ class Limits:
         frames: looked at in one video, evenly spaced; ``video_seconds`` and ``frame_pixels`` of one video (told from its
             header and watched while decoding); ``video_pixels`` decoded of one video, over all frames.
         seconds: of one sound; ``samples`` of one sound, all channels together.
+        decoded_bytes: of decoded media of all requests; a request that needs more than is left waits until there is room.
         prompt_tokens, new_tokens: of one request.
         batch_tokens: positions of one batch, padding and room for the answers counted.
         fetch_seconds: for one remote picture, redirects included.
@@ -69,6 +70,7 @@ class Limits:
     video_pixels: int = 1_500_000_000
     seconds: float = 300.0
     samples: int = 32_000_000
+    decoded_bytes: int = 512_000_000
     prompt_tokens: int = 8192
     new_tokens: int = 4096
     batch_tokens: int = 32_768

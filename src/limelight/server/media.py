@@ -1,26 +1,37 @@
-"""Pictures and sounds that strangers send: bytes in, checked objects out. No path is ever opened."""
+"""Pictures, sounds and videos that strangers send: bytes in, checked objects out. No path is ever opened.
+
+What is decoded is decoded in processes that may be killed (:mod:`limelight.media.worker`), before a request waits for the
+model, and only as much of it as :attr:`Limits.decoded_bytes` allows to lie in memory at once.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
-import io
 import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
-import numpy as np
-from PIL import Image
-
-from limelight.errors import LimelightError, MediaError, MissingExtraError
-from limelight.media.image import read_image
+from limelight.errors import MediaError
+from limelight.media import worker
+from limelight.media.process import Decoded
 from limelight.server.limits import Limits
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no format whose reader runs programs or reads other files
 SOUNDS = {"wav": ("WAV", "WAVEX"), "mp3": ("MP3", "MPEG"), "flac": ("FLAC",), "ogg": ("OGG",)}
-RATES = range(4000, 192_001)
+RATES = (4000, 192_000)
 MAX_CHANNELS = 8
-_DATA_URL = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+);base64,", re.IGNORECASE)
-_HINTS = {"image": "send it as data:image/png;base64,...", "video": "send it as data:video/mp4;base64,..."}
+RATE = 16_000  # of sounds, where the model does not say which it wants
+_DATA_URL = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+)(;[a-z0-9-]+=[^;,]*)*;base64,", re.IGNORECASE)
+_HINTS = {
+    "image": "send it as data:image/png;base64,...", "video": "send it as data:video/mp4;base64,...",
+    "audio": "send the file's bytes in base64",
+}  # fmt: skip
+_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def is_data_url(url: str) -> bool:
@@ -29,86 +40,134 @@ def is_data_url(url: str) -> bool:
 
 def split_data_url(url: str, family: str, limits: Limits) -> tuple[str, bytes]:
     """``(media type, bytes)`` of a ``data:image/...;base64,`` or ``data:video/...;base64,`` address."""
-    head = _DATA_URL.match(url[:128])
+    head = _DATA_URL.match(url[:256])
     if head is None or not head["type"].lower().startswith(f"{family}/"):
         raise MediaError(f"the data URL is not of the form data:{family}/...;base64,...", hint=_HINTS[family])
     return head["type"].lower(), from_base64(url[head.end() :], limits)
 
 
 def from_base64(text: str, limits: Limits) -> bytes:
-    """Strict base64, at most ``limits.media_bytes`` of it."""
-    if len(text) * 3 // 4 > limits.media_bytes + 2:
-        raise MediaError(f"more than {limits.media_bytes:,} bytes", hint="make it smaller first")
+    """Bytes of base64, at most ``limits.media_bytes``: either alphabet, with line breaks and padding or without.
+
+    Raises:
+        MediaError: another character, a length that no bytes have, too long, or nothing.
+    """
+    most = limits.media_bytes
+    if len(text) * 3 // 4 > most + most // 16 + 256:  # line breaks take a little room
+        raise MediaError(f"more than {most:,} bytes", hint="make it smaller first")
     try:
-        data = base64.b64decode(text, validate=True)
+        raw = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
+        raw = raw.translate(_SAFE, b" \t\r\n").rstrip(b"=")
+        data = base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MediaError("not valid base64", hint="encode the file's bytes, without line breaks") from error
+        raise MediaError("not valid base64", hint="encode the file's bytes") from error
+    if len(data) > most:
+        raise MediaError(f"more than {most:,} bytes", hint="make it smaller first")
     if not data:
         raise MediaError("no bytes", hint="encode a whole file")
     return data
 
 
-def open_picture(data: bytes, limits: Limits) -> Image.Image:
-    """A picture whose header was read and whose size fits; nothing is decompressed yet."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=PICTURES)
-    except Exception as error:  # a decoder fed with anything raises anything
-        raise MediaError(f"not a picture of a kind read here ({', '.join(PICTURES)})", hint=_HINTS["image"]) from error
-    if not 0 < image.width * image.height <= limits.pixels:
-        raise MediaError(
-            f"the picture has {image.width} x {image.height} pixels, the limit is {limits.pixels:,}",
-            hint="make it smaller first",
-        )
-    return image
+@dataclass(frozen=True)
+class Encoded:
+    """A file's bytes that are still to be decoded, how, and the most bytes that may come of it."""
+
+    kind: str
+    data: bytes
+    options: dict[str, Any]
+    most: int
 
 
-def decode_picture(image: Image.Image, limits: Limits) -> Image.Image:
-    """The picture of :func:`open_picture`, decompressed: RGB, upright."""
-    try:
-        return read_image(image, max_pixels=limits.pixels)
-    except LimelightError:
-        raise
-    except Exception as error:  # see open_picture
-        raise MediaError("the picture is corrupt", hint="re-save it as PNG") from error
+def picture(data: bytes, limits: Limits) -> Encoded:
+    return Encoded("image", data, {"max_pixels": limits.pixels, "formats": PICTURES}, 4 * limits.pixels)
 
 
-def decode_sound(data: bytes, kind: str | None, limits: Limits) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int]:
-    """``(samples [n] mono, rate)``; at most ``limits.seconds``, whatever the header says. ``kind`` None: any that is read.
+def sound(data: bytes, format: str | None, limits: Limits, rate: int = RATE) -> Encoded:
+    """``format`` None: any that is read. It comes mono at ``rate`` Hz."""
+    options = {
+        "max_seconds": limits.seconds, "max_samples": limits.samples, "max_channels": MAX_CHANNELS, "rates": RATES,
+        "formats": SOUNDS, "format": format, "to_rate": rate,
+    }  # fmt: skip
+    return Encoded("audio", data, options, round(4 * limits.seconds * rate))
 
-    Raises:
-        MediaError: not of that format, too long, too many channels, an odd rate, or not finite.
-        MissingExtraError: soundfile is not installed.
+
+@dataclass
+class Budget:
+    """Bytes of decoded media that may lie in memory: requests take their turn, each for all that it holds.
+
+    A request that alone needs more than there is gets it when nobody else has any. Event loop only.
     """
-    try:
-        import soundfile
-    except ImportError as error:
-        raise MissingExtraError("soundfile", "audio") from error
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            found, rate, channels = str(file.format), int(file.samplerate), int(file.channels)
-            if kind is None and found not in sum(SOUNDS.values(), ()):
-                raise MediaError(f"sound of the kind {found} is not read here", hint=f"one of {', '.join(SOUNDS)}")
-            if kind is not None and found not in SOUNDS[kind]:
-                raise MediaError(f"the sound is {found}, declared as {kind}", hint="declare the format it has")
-            if rate not in RATES or not 1 <= channels <= MAX_CHANNELS:
-                raise MediaError(
-                    f"{rate} Hz with {channels} channels is not accepted",
-                    hint=f"{RATES.start} to {RATES.stop - 1} Hz and at most {MAX_CHANNELS} channels",
-                )
-            most = min(int(limits.seconds * rate), limits.samples // channels)
-            samples = file.read(frames=most + 1, dtype="float32", always_2d=True)
-    except LimelightError:
-        raise
-    except Exception as error:  # see open_picture
-        raise MediaError(
-            f"not sound that can be read as {kind or ', '.join(SOUNDS)}", hint="convert it to WAV"
-        ) from error
-    if not 0 < len(samples) <= most:
-        raise MediaError(
-            "the sound is empty" if not len(samples) else f"the sound lasts more than {most / rate:.0f} s",
-            hint="cut it into pieces of at least one sample",
-        )
-    mono = np.ascontiguousarray(samples.mean(axis=1), dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise MediaError("the sound holds NaN or infinity", hint="export it again")
-    return mono, rate
+
+    size: int
+    used: int = 0
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _change: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def take(self, size: int) -> None:
+        async with self._turn:
+            while self.used and self.used + size > self.size:
+                self._change.clear()
+                await self._change.wait()
+            self.used += size
+
+    def give(self, size: int) -> None:
+        self.used -= size
+        self._change.set()
+
+
+class MediaReader:
+    """Decodes for one server."""
+
+    def __init__(self, limits: Limits, rate: int = RATE) -> None:
+        self.rate = rate
+        self.budget = Budget(limits.decoded_bytes)
+
+    async def reserve(self, files: Sequence[Encoded]) -> Hold:
+        """Room for what will come of files; waits until there is."""
+        hold = Hold(self.budget, sum(f.most for f in files))
+        await self.budget.take(hold.size)
+        return hold
+
+    async def decode(self, file: Encoded, hold: Hold, client: str = "") -> Decoded:
+        """The object that a model is shown. It ends when the task is cancelled: a client that left, time that is up.
+
+        Raises:
+            LimelightError: see :mod:`limelight.media.worker`.
+        """
+        found = await worker.read_async(file.kind, file.data, group=client, **file.options)
+        hold.shrink(file.most - size_of(found.value))
+        return found
+
+
+@dataclass(eq=False)
+class Hold:
+    """Room in a budget that somebody has; given back when it is closed, or with the object that it is bound to."""
+
+    budget: Budget
+    size: int
+
+    def shrink(self, by: int) -> None:
+        by = max(0, min(by, self.size))
+        self.size -= by
+        self.budget.give(by)
+
+    def close(self) -> None:
+        self.shrink(self.size)
+
+    def bind(self, owner: Any) -> None:
+        """Give it back when ``owner`` is gone, in whichever thread that happens."""
+        loop = asyncio.get_running_loop()
+
+        def gone(hold: Hold = self) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(hold.close)
+
+        weakref.finalize(owner, gone).atexit = False
+
+
+def size_of(value: Any) -> int:
+    """Bytes of a decoded picture, sound or clip; Pillow stores RGB in four."""
+    if isinstance(value, tuple):
+        return int(value[0].nbytes)
+    pictures = getattr(value, "frames", (value,))
+    return sum(4 * p.width * p.height for p in pictures)

@@ -18,7 +18,7 @@ TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, p
 
 @dataclass
 class Reply:
-    """The objects of one request's answers. ``usage``: whether a stream tells it; ``page_url``: once there is a page."""
+    """The objects of one request's answers. ``usage``: whether a stream tells it; ``page_url``: once there is a page; ``warnings``: of media."""
 
     model: str
     strategy: Strategy
@@ -27,6 +27,7 @@ class Reply:
     has_media: bool = True
     usage: bool = False
     page_url: str | None = None
+    warnings: Sequence[str] = ()
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -82,12 +83,14 @@ class Reply:
     def _about(self, seed: int | None) -> dict[str, Any]:
         note = {} if self.has_media else {"note": TEXT_ONLY}
         page = {} if self.page_url is None else {"page_url": self.page_url}
+        warned = {"warnings": list(self.warnings)} if self.warnings else {}
         return {
             "strategy": self.strategy.name,
             "settings": plain(self.strategy.settings()),
             "seed": seed,
             **page,
             **note,
+            **warned,
         }
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from starlette.requests import Request
 
 from limelight.decoding.transcribe import cut, prompt_for, token_limit
 from limelight.errors import MediaError
-from limelight.media.audio import read_audio
 from limelight.models.adapter import Adapter
-from limelight.models.prompts import sampling_rate
 from limelight.report.subtitles import cue, document
 from limelight.server import media
+from limelight.server.admission import client_of
 from limelight.server.answering import Finished, GenerationRequest, PromptSpec, TokenEvent
-from limelight.server.conversation import Conversation, Sound
+from limelight.server.conversation import Sound, spoken
 from limelight.server.endpoint import Endpoint, sse
 from limelight.server.forms import SpeechRequest, parse_form
 from limelight.server.limits import Limits
@@ -46,10 +45,8 @@ class SpeechRequestSpec(GenerationRequest):
 
     def asks(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
         sound = next(p for _, parts in self.conversation.turns for p in parts if isinstance(p, Sound))
+        samples, rate, found = sound.samples, sound.rate, []
         try:
-            rate = sampling_rate(adapter)
-            samples = read_audio(media.decode_sound(sound.data, sound.format, limits), rate)
-            found = []
             for k, piece in enumerate(cut(adapter, samples, rate)):
                 start, stop = piece.start / rate, piece.stop / rate
                 prompt = adapter.prepare(self.words, {"audio": (samples[piece.start : piece.stop], rate)})
@@ -140,6 +137,8 @@ class SpeechShape:
         if self.asked.limelight.grounding and tokens:
             steps = [s for d in done for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
             about |= {"tokens": [grounded(s) for s in steps], **means(steps)}
+        if self.order.conversation.warnings:
+            about["warnings"] = list(self.order.conversation.warnings)
         return about
 
 
@@ -167,8 +166,10 @@ class Transcriptions(Endpoint):
         strategy = strategy_of(asked.limelight, config.strategy, config.strategies)
         samples = asked.temperature >= 1e-4
         seed = secrets.randbits(31) if samples else None
+        file = media.sound(data, None, limits, self.state.media.rate)
+        conversation = await spoken(file, words, self.state.media, client_of(request.scope))
         order = SpeechRequestSpec(
-            Conversation([("user", [Sound(data, None), words])]), strategy, asked.limelight.grounding,
+            conversation, strategy, asked.limelight.grounding,
             sampling={"do_sample": True, "temperature": asked.temperature, "top_p": 1.0, "top_k": 0} if samples else {},
             words=words, first_seed=seed,
         )  # fmt: skip

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.dual import TOP, captured, check_composite, explainer, kinds, open_stream, split_channels
+from limelight.decoding.methods.meter import Meter
 from limelight.decoding.strategy import Run, TokenSampler
-from limelight.errors import PromptError, SettingError
+from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from tests.tiny import built, llava, llava_inputs
 from tests.zoo import ZOO
@@ -110,15 +111,16 @@ def test_captured_gives_tensors_that_enter_a_graph() -> None:
     assert modality[0].nonzero()[:, 0].tolist() == list(range(3, 19))
 
 
-def test_a_prompt_without_a_percept_is_refused() -> None:
+def test_a_prompt_without_a_percept_has_no_support_from_one() -> None:
     adapter = built("llava")
-    inputs = ZOO["llava"].inputs(adapter.model)
     words = {"input_ids": torch.tensor([[1, 31, 32]]), "attention_mask": torch.ones(1, 3).long()}
     where = torch.zeros(1, 3, dtype=torch.long)
     run = Run(adapter, words["input_ids"], {}, where, where.bool() | True, TokenSampler(None, sample=False))
-    with pytest.raises(PromptError, match="empty modality span") as caught:
-        captured(run)
-    assert caught.value.hint and inputs
+    call, modality = captured(run)
+    assert call.length == 3
+    assert not modality.any()
+    session = Meter().session(run)
+    assert session.next(None).detail(0, 5).contributions == {"text": 1.0}
 
 
 @pytest.mark.parametrize(("limit", "reserve"), [(None, 16), (30, 16), (200, 200 - 24), (10**6, 4096)])

@@ -17,7 +17,6 @@ import limelight
 from limelight.errors import (
     InputError,
     MediaError,
-    NotMultimodalError,
     PromptError,
     SettingError,
     UnsupportedError,
@@ -144,7 +143,7 @@ def test_stop_strings_streamers_and_steps_as_they_come(vision: Adapter, picture:
     "bad",
     [
         {"messages": ""},
-        {"media": {}},
+        {"media": {"scent": "rose"}},
         {"num_beams": 2},
         {"media": {"image": "missing.png"}},
         {"num_return_sequences": 2},
@@ -195,7 +194,6 @@ def test_sound(audio: Adapter, sound: Path) -> None:
 
 
 BAD: dict[str, tuple[type[Exception], dict[str, Any]]] = {
-    "no image": (PromptError, {}),
     "an empty prompt": (PromptError, {"messages": "", "media": {"image": "picture"}}),
     "white space": (PromptError, {"messages": " \n\t", "media": {"image": "picture"}}),
     "no messages": (PromptError, {"messages": [], "media": {"image": "picture"}}),
@@ -258,9 +256,12 @@ def test_a_picture_for_an_audio_model(audio: Adapter, picture: Image.Image) -> N
 def test_tensors_without_placeholders() -> None:
     adapter = fresh("llava")
     ids = torch.tensor([[1, 31, 32]])
-    prompt = Prompt({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ("a", "b", "c"), ())
+    pixels = llava_inputs(adapter.model)["pixel_values"]
+    tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    prompt = Prompt(tensors, ("a", "b", "c"), ())
     with pytest.raises(PromptError) as caught:
         ask(adapter, prompt)
+    assert "although there are" in str(caught.value)
     assert caught.value.hint
 
 
@@ -272,8 +273,9 @@ def test_no_processor_and_no_multimodal_model(picture: Image.Image) -> None:
     with pytest.raises(PromptError) as caught:
         ask(fresh("llava"), media={"image": picture})
     assert "processor" in str(caught.value)
-    with pytest.raises(NotMultimodalError) as missing:
-        limelight.generate(LlamaForCausalLM(LlamaConfig(**TEXT)).eval(), None, "hello", media={"image": picture})
+    text_only = LlamaForCausalLM(LlamaConfig(**TEXT)).eval()
+    with pytest.raises(MediaError, match="takes text") as missing:
+        limelight.generate(text_only, vision_processor().tokenizer, "what ?", media={"image": picture})
     assert missing.value.hint
 
 

@@ -21,6 +21,7 @@ from limelight.errors import (
 from limelight.models import loading as module
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.loading import check_finite, load, packaged
+from limelight.types import Span
 from tests.tiny import built, fresh, llava, llava_inputs, vision_processor
 from tests.zoo import FOUNDATION, ZOO
 
@@ -135,16 +136,16 @@ def test_inputs_are_checked_and_completed() -> None:
         assert caught.value.hint
 
 
-def test_a_row_without_a_percept_is_named() -> None:
+def test_a_row_without_a_percept_is_text() -> None:
     adapter = built("llava")
     ids = torch.tensor([[1, 5, 5, 41], [1, 31, 32, 41]])
-    with pytest.raises(PromptError) as caught:
-        adapter.modality_ids({"input_ids": ids})
-    assert "row 1" in str(caught.value)
-    assert "image = 5" in str(caught.value)
+    assert adapter.modality_ids({"input_ids": ids}).tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
     assert adapter.spans({"input_ids": ids}, 0)
-    with pytest.raises(PromptError):
-        adapter.spans({"input_ids": ids}, 1)
+    assert adapter.spans({"input_ids": ids}, 1) == (Span(0, 4, "text"),)
+    with pytest.raises(PromptError) as caught:  # media that went nowhere
+        adapter.modality_ids({"input_ids": ids[1:], "pixel_values": torch.zeros(1, 3, 4, 4)})
+    assert "pixel_values" in str(caught.value)
+    assert "image = 5" in str(caught.value)
 
 
 def test_words() -> None:

@@ -124,8 +124,11 @@ def test_placeholders_come_from_the_config(name: str) -> None:
 def test_placeholders_come_from_the_processor_where_the_config_is_silent() -> None:
     model = SimpleNamespace(config=SimpleNamespace(thinker_config=None))
     assert placeholder_ids(model, SimpleNamespace(image_token_id=9, audio_token_id=11)) == {9: "image", 11: "audio"}  # type: ignore[arg-type]
-    with pytest.raises(NotMultimodalError) as caught:
-        placeholder_ids(model, SimpleNamespace(image_token_id=None))  # type: ignore[arg-type]
+    assert placeholder_ids(model, SimpleNamespace(image_token_id=None)) == {}  # type: ignore[arg-type]
+    ids = torch.tensor([[1, 2]])
+    assert modality_ids(model, {"input_ids": ids}).tolist() == [[0, 0]]  # type: ignore[arg-type]
+    with pytest.raises(NotMultimodalError, match="pixel_values") as caught:
+        modality_ids(model, {"input_ids": ids, "pixel_values": torch.zeros(1, 3)})  # type: ignore[arg-type]
     assert caught.value.hint
 
 

@@ -111,7 +111,7 @@ def test_a_template_that_drops_the_picture_raises() -> None:
 @pytest.mark.parametrize(
     ("messages", "media", "kind"),
     [
-        ("", {"image": RED}, PromptError), ("what ?", {}, PromptError), ("what ?", None, PromptError),
+        ("", {"image": RED}, PromptError), ("", None, PromptError), ("what ?", {"image": [None]}, PromptError),
         ("what ?", {"image": RED, "scent": RED}, PromptError), ("what ?", {"audio": "x.wav"}, MediaError),
         ("what ?", {"video": [RED]}, MediaError), ([{"role": "user"}], {"image": RED}, PromptError),
         ([{"role": "assistant", "content": "a"}], {"image": RED}, PromptError),

@@ -12,7 +12,6 @@ import limelight
 from limelight.errors import (
     HookError,
     NotFiniteError,
-    NotMultimodalError,
     PromptError,
     SettingError,
 )
@@ -321,23 +320,15 @@ def test_inputs_as_embeddings_need_a_mask(adapter: Adapter, inputs: dict[str, Te
     assert caught.value.hint
 
 
-def test_text_alone_and_nothing_at_all_raise(adapter: Adapter) -> None:
+def test_nothing_at_all_raises(adapter: Adapter) -> None:
     text = torch.tensor([[1, 31, 32, 41]])
-    for bad in (text, text[:, :0], text[0]):
+    for bad in (text[:, :0], text[0]):
         with pytest.raises(PromptError) as caught:
             attribute(adapter, {"input_ids": bad})
         assert caught.value.hint
 
 
-def test_a_model_that_is_not_multimodal_raises(adapter: Adapter) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from tests.zoo.parts import TEXT
-
-    model = LlamaForCausalLM(LlamaConfig(**TEXT)).eval()
-    with pytest.raises(NotMultimodalError) as caught:
-        attribute(model, {"input_ids": torch.tensor([[1, 2, 3]])})
-    assert caught.value.hint
+def test_what_has_no_decoder_raises(adapter: Adapter) -> None:
     for odd in (torch.nn.Linear(2, 2), adapter.model.model.vision_tower):
         with pytest.raises(HookError) as missing:
             limelight.wrap(odd)

@@ -50,6 +50,10 @@ class After:
             )
 
     @property
+    def needs_percept(self) -> bool:
+        return bool(getattr(self.inner, "needs_percept", True))
+
+    @property
     def name(self) -> str:
         return self.inner.name
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, Run
 from limelight.errors import SettingError
-from limelight.grounding.objectives import check_groups
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
 from limelight.relevance.forward.stream import Channel, DualStream, modality_channel
@@ -20,11 +19,11 @@ TOP = 5
 
 
 def captured(run: Run) -> tuple[DecoderCall, Tensor]:
-    """The prompt at the decoder's door and its perceptual positions ``[B, T]``; nothing made under inference_mode."""
+    """The prompt at the decoder's door and its perceptual positions ``[B, T]``, of which a row may have none; nothing made
+    under inference_mode."""
     with torch.inference_mode(False), torch.no_grad():
         call = run.adapter.capture(run.inputs).cloned()
         modality = (call.modality(run.modality_ids.clone()) > 0) & call.mask
-    check_groups(modality, call.mask)
     return call, modality
 
 
@@ -74,7 +73,7 @@ def explainer(
     def explain(row: int, token: int) -> Detail:
         logits, support = plain[row], phi[row]
         present = [MODALITIES[k] for k in kinds(run, row)]
-        groups = {k: split[k][row, token] for k in present} if split else {present[0]: support[token]}
+        groups = {k: split[k][row, token] if split else support[token] for k in present}
         rest = (logits[token] - support[token]).abs()
         total = (sum((g.abs() for g in groups.values()), rest)).clamp_min(1e-12)
         parts: dict[str, float] = {k: float(g.abs() / total) for k, g in groups.items()}

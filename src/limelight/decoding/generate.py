@@ -12,6 +12,7 @@ from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.methods.meter import meter as metered
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
+from limelight.errors import PromptError, SettingError
 from limelight.models.adapter import Adapter, wrap
 from limelight.types import Generation, Prompt, Step
 
@@ -19,9 +20,9 @@ from limelight.types import Generation, Prompt, Step
 def generate(
     model: Any,
     processor: Any = None,
-    messages: Sequence[Mapping[str, Any]] | str | Prompt = "",
+    messages: Sequence[Mapping[str, Any]] | Mapping[str, Any] | str | Prompt = "",
     *,
-    media: Mapping[str, Any] | None = None,
+    media: Any = None,
     strategy: Strategy | str | None = None,
     relevance: bool | None = None,
     meter: bool = False,
@@ -34,9 +35,11 @@ def generate(
     """Answer ``messages`` with a decoding strategy.
 
     Args:
-        model: a transformers multimodal model, or an :class:`Adapter` (then ``processor`` may be None).
-        messages: the Hugging Face chat format, one user's words (with ``media``), or a :class:`Prompt`.
-        media: ``{"image": file or picture or list of them, "audio": ..., "video": ...}``.
+        model: a transformers model, or an :class:`Adapter` (then ``processor`` may be None or left out).
+        messages: the chat format of Hugging Face or OpenAI, one user's words (with ``media``), a :class:`Prompt`, or a
+            processor's tensors (with ``modality_ids`` where they cannot be told). Without media all is text.
+        media: ``{"image": file or picture or list of them, "audio": ..., "video": ...}``, or anything that says what it is:
+            files, PIL images, ``(samples, rate)``, bytes; see :mod:`limelight.media.arguments`.
         strategy: a Strategy, a name from ``limelight strategies``, or None: the model as it is.
         relevance: ``Step.relevance`` and ``Step.shares`` of every emitted token. None: where the strategy computes them
             itself (greedy and exact LIME). True: always; other strategies' tokens get the unchanged model's relevance under
@@ -61,13 +64,21 @@ def generate(
         ...                             strategy=limelight.lime(), max_new_tokens=20)  # doctest: +SKIP
     """
     with ending(streamer) as sink:
+        if isinstance(processor, (str, list, tuple, Prompt)):  # generate(adapter, "What is this?")
+            if messages:
+                raise SettingError(
+                    f"expected a processor in second place, got {type(processor).__name__}",
+                    hint="generate(model, processor, messages), or generate(adapter, messages=...)",
+                )
+            processor, messages = None, processor
         adapter = wrap(model, processor)
         check_arguments(generation_kwargs, adapter.model)
         one_answer(generation_kwargs)
         chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
         if meter:
             chosen = metered(chosen)
-        prompt = messages if isinstance(messages, Prompt) else adapter.prepare(messages, media)
+        prompt = prompt_of(adapter, messages, media)
+        tensors = {k: v for k, v in prompt.tensors.items() if k != "modality_ids"}
         fn = custom_generate(
             chosen,
             processor=adapter.processor,
@@ -76,7 +87,8 @@ def generate(
             tokenizer=generation_kwargs.get("tokenizer"),
             seed=seed,
             media=prompt.media,
-            tensors=prompt.tensors,
+            modality_ids=prompt.tensors.get("modality_ids"),
+            tensors=tensors,
             spans=[prompt.spans] if prompt.spans else None,
             details=relevance,
             on_step=on_step,
@@ -84,9 +96,39 @@ def generate(
             return_cache=False,
         )
         output: GroundedOutput = adapter.model.generate(
-            **prompt.tensors, custom_generate=fn, **settings_of(generation_kwargs, adapter.model)
+            **tensors, custom_generate=fn, **settings_of(generation_kwargs, adapter.model)
         )
     return answer_of(adapter, chosen, prompt, (output.steps or ((),))[0])
+
+
+def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
+    """A Prompt from messages with media, from a processor's tensors of one row, or as it is.
+
+    Raises:
+        PromptError: several requests or rows at once; see ``Adapter.prepare``.
+        SettingError: media beside a Prompt or tensors.
+    """
+    tensors = isinstance(messages, Mapping) and "content" not in messages
+    if not tensors and not isinstance(messages, Prompt):
+        prompt: Prompt = adapter.prepare(messages, media)
+        return prompt
+    if media is not None:
+        raise SettingError("media stand beside messages; a Prompt or tensors hold theirs", hint="leave media out")
+    if isinstance(messages, Prompt):
+        return messages
+    found = adapter.complete(messages)
+    ids = found.get("input_ids")
+    if ids is None:
+        raise PromptError(
+            f"expected messages, a Prompt or tensors with input_ids, got {sorted(map(str, messages))[:9]}",
+            hint="pass input_ids beside inputs_embeds; they are what generate() counts and returns",
+        )
+    if ids.shape[0] != 1:
+        raise PromptError(
+            f"expected one row, got {ids.shape[0]}",
+            hint="limelight.generate_many(model, processor, requests) answers several; or model.generate with custom_generate",
+        )
+    return Prompt(found, adapter.words(found), adapter.spans(found))
 
 
 def answer_of(adapter: Adapter, chosen: Strategy, prompt: Prompt, steps: tuple[Step, ...]) -> Generation:

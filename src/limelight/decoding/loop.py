@@ -20,7 +20,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from limelight.decoding.continuing import continued, is_partial, past_of
 from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
-from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler, reads_anew
+from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler, check_percept, reads_anew
 from limelight.decoding.streams import cache_after, checked_stream
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
@@ -157,6 +157,7 @@ def _run(
     past = past_of(kwargs)
     partial = is_partial(ids, kwargs, config, past)
     known = {"input_ids": ids, **{k: v for k, v in kwargs.items() if v is not None}}
+    known.pop("past_key_values", None)
     if modality is not None:
         if modality.shape[0] != ids.shape[0] and ids.shape[0] % modality.shape[0] == 0:
             modality = modality.repeat_interleave(ids.shape[0] // modality.shape[0], dim=0)
@@ -220,6 +221,7 @@ def decode(
     steps: list[list[Step]] = [[] for _ in range(ids.shape[0])]
     unfinished = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
     tokens: Tensor | None = None
+    check_percept(strategy, run)
     own = OwnRelevance(run) if run.relevance else None
     if own is not None:
         run.require_prompt()

@@ -76,23 +76,25 @@ def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any],
     """One batch of tensors, left-padded, and how many positions were put in front of each row.
 
     Tensors with one entry a position are padded; the others (pixels, grids, sound features) are joined along their first
-    axis, which is how transformers' processors batch them.
+    axis, which is how transformers' processors batch them. Prompts without media have none of the latter.
 
     Raises:
-        UnsupportedError: a tensor's further axes differ between the prompts.
+        UnsupportedError: a tensor's further axes differ between the prompts, or one that counts prompts is not in all.
     """
     lengths = [len(p.tokens) for p in prompts]
     width = max(lengths)
     out: dict[str, Any] = {}
-    for name, first in prompts[0].tensors.items():
-        values = [p.tensors.get(name) for p in prompts]
+    for name in dict.fromkeys(k for p in prompts for k in p.tensors):
+        values = _filled(name, prompts, lengths)
+        first = values[0]
         if not all(isinstance(v, Tensor) for v in values):
             if any(v is not first and v != first for v in values):
                 raise UnsupportedError(f"the prompts differ in {name!r}, which is no tensor", hint="ask one by one")
             out[name] = first
             continue
         found: list[Tensor] = [v for v in values if isinstance(v, Tensor)]
-        if all(v.ndim == 2 and tuple(v.shape) == (1, n) for v, n in zip(found, lengths, strict=True)):
+        whole = len(found) == len(lengths)
+        if whole and all(v.ndim == 2 and tuple(v.shape) == (1, n) for v, n in zip(found, lengths, strict=True)):
             filler = pad if name == "input_ids" else 0
             out[name] = torch.cat([torch.nn.functional.pad(v, (width - v.shape[1], 0), value=filler) for v in found])
         elif len({tuple(v.shape[1:]) for v in found}) == 1:
@@ -102,9 +104,27 @@ def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any],
                 f"{name} has shapes {[tuple(v.shape) for v in found]}, which cannot share a batch",
                 hint="ask one by one",
             )
-    if set().union(*(p.tensors for p in prompts)) != set(out):
-        raise UnsupportedError("the prompts have different kinds of media", hint="ask one by one")
     return out, [width - n for n in lengths]
+
+
+def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int]) -> list[Any]:
+    """A tensor of every prompt that has it; zeros for the others where it tells what each position is."""
+    values = [p.tensors.get(name) for p in prompts]
+    here = [v for v in values if v is not None]
+    if len(here) == len(values):
+        return values
+    if any(v is None and any(s.modality != "text" for s in p.spans) for v, p in zip(values, prompts, strict=True)):
+        raise UnsupportedError(
+            f"the prompts have different kinds of media: {name!r} of some alone", hint="ask one by one"
+        )
+    first = next(n for v, n in zip(values, lengths, strict=True) if v is not None)
+    sample = here[0]
+    if isinstance(sample, Tensor) and tuple(sample.shape) == (1, first):
+        if "token_type" in name:
+            return [sample.new_zeros(1, n) if v is None else v for v, n in zip(values, lengths, strict=True)]
+    elif isinstance(sample, Tensor) and not any(part in name for part in ("cross_attention", "aspect_ratio")):
+        return here  # of the media, which are joined in the order of the prompts that have some
+    raise UnsupportedError(f"{name!r} counts prompts, and only some of them have it", hint="ask one by one")
 
 
 def shifted(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:

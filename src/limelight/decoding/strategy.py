@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.processors import applied, foreseen, prepared
-from limelight.errors import SettingError, UnsupportedError
+from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.detect import MODALITY_IDS
 from limelight.types import Relevance, Span
 
 
@@ -163,6 +164,19 @@ class Run:
         return {"input_ids": self.ids, "modality_ids": self.modality_ids, **out}
 
 
+def check_percept(strategy: Strategy, run: Run) -> None:
+    """Raise PromptError when a row has no picture, sound or video and the strategy works on nothing else."""
+    if run.partial:  # what is in the cache is not known; who needs it says so
+        return
+    empty = ~((run.modality_ids > 0) & run.mask).any(-1)
+    if getattr(strategy, "needs_percept", True) and bool(empty.any()):
+        raise PromptError(
+            f"{strategy.name} works on the picture, sound or video of a prompt, and row {int(empty.nonzero()[0, 0])} has none",
+            hint="decode a turn without media with greedy() or meter(); or put the picture or sound into the messages, or "
+            f"{MODALITY_IDS}",
+        )
+
+
 class Session(Protocol):
     """A strategy at work on one prompt batch.
 
@@ -182,7 +196,11 @@ def reads_anew(session: Any) -> bool:
 
 @runtime_checkable
 class Strategy(Protocol):
-    """A decoding method with its settings. ``name`` is what the CLI and the registry call it."""
+    """A decoding method with its settings. ``name`` is what the CLI and the registry call it.
+
+    A method that works on prompts without media too says so by an attribute ``needs_percept = False``; others are refused
+    there with a hint.
+    """
 
     @property
     def name(self) -> str: ...

@@ -39,10 +39,11 @@ class Adapter:
         whole: the multimodal model; another than ``model`` where that is the language model inside, which some families'
             ``generate()`` hands the merged prompt on to (BLIP-2, InstructBLIP).
 
+    A text-only model has no placeholders: all of its prompts are text.
+
     Raises:
         ModelError: this is no model.
         HookError: no decoder, or the model has no output embedding.
-        NotMultimodalError: neither config nor processor names a perceptual token.
     """
 
     def __init__(self, model: Any, processor: Any = None, whole: Any = None) -> None:
@@ -81,6 +82,16 @@ class Adapter:
     def attention_layers(self) -> dict[int, nn.Module]:
         """layer_idx -> attention module."""
         return detect.attention_modules(self.decoder)
+
+    def attending(self, seen: set[int]) -> set[int]:
+        """The layers whose attention must have run, where that of ``seen`` did: a decoder that reads pictures by
+        cross-attention leaves all of those layers out for a prompt without pictures."""
+        cross = {i for i, m in self.attention_layers.items() if m in self._cross_attention}
+        return set(self.attention_layers) - (set() if seen & cross else cross)
+
+    @cached_property
+    def _cross_attention(self) -> set[nn.Module]:
+        return {m for n, m in self.decoder.named_modules() if n.endswith(("cross_attn", "encoder_attn"))}
 
     @property
     def device(self) -> torch.device:
@@ -146,16 +157,15 @@ class Adapter:
         return "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters
 
     def modality_ids(self, inputs: Mapping[str, Any]) -> Tensor:
-        """int64 ``[B, T]``: index into ``MODALITIES`` of each position.
+        """int64 ``[B, T]``: index into ``MODALITIES`` of each position. A row without media is all text.
 
         Raises:
-            PromptError: a row has no perceptual position.
+            PromptError: there are media, but no row has a position for them.
         """
         ids = self._modalities(inputs)
-        empty = (ids == 0).all(dim=1)
-        if bool(empty.any()):
+        if not bool(ids.any()) and inputs.get("modality_ids") is None and (found := detect.media_tensors(inputs)):
             raise PromptError(
-                f"row {int(empty.nonzero()[0, 0])} has no image, audio or video position "
+                f"no row has an image, audio or video position, although there are {', '.join(found)} "
                 f"(placeholders: {self.placeholder_names()})",
                 hint="put the picture or sound into the messages, or the model's placeholder token into the text",
             )
@@ -164,9 +174,14 @@ class Adapter:
     def placeholder_names(self) -> str:
         if self.family.marked:
             return f"where {PLACES} is not 0"
-        return ", ".join(f"{m} = {i}" for i, m in sorted(self.placeholders.items()))
+        return ", ".join(f"{m} = {i}" for i, m in sorted(self.placeholders.items())) or "none"
 
     def _modalities(self, inputs: Mapping[str, Any]) -> Tensor:
+        told = any(inputs.get(k) is not None for k in ("modality_ids", "mm_token_type_ids"))
+        known = told or self.placeholders or self.family.marked or not isinstance(inputs.get("input_ids"), Tensor)
+        # a language model inside another may be handed the other's own mask, which is no evidence of what it does with it
+        if not known and (found := detect.media_tensors(inputs)):
+            raise detect.nameless(self.whole, found)
         ids = detect.modality_ids(self.whole, inputs, self.processor)
         tokens = inputs.get("input_ids")
         if self.family.members is None or inputs.get("modality_ids") is not None or tokens is None:
@@ -177,16 +192,11 @@ class Adapter:
         """Spans of one row, a partition of its positions; ``length`` extends the last with generated text.
 
         Raises:
-            PromptError: no position of the row is perceptual.
+            PromptError: see ``modality_ids``.
         """
         if isinstance(inputs, Inputs) and inputs.spans and row == 0:
             return grown(inputs.spans, length or 0)
-        ids = self._modalities(inputs)
-        if bool((ids[row] == 0).all()):
-            raise PromptError(
-                f"no image, audio or video position among the {ids.shape[1]} of this prompt",
-                hint="put the picture or sound into the messages, or the model's placeholder into the text",
-            )
+        ids = self.modality_ids(inputs)
         queries = None if self.resampler is None or self.resampler[1] else self.resampler[0]
         rows = layouts(ids, self.whole.config, inputs, self._seconds(inputs), self.family.pictures, queries)
         return grown(rows[row], length or 0)
@@ -218,8 +228,11 @@ class Adapter:
 
         Raises:
             NotFiniteError: a merged embedding is NaN or infinite.
+            PromptError, NotMultimodalError: see ``modality_ids``.
             UnsupportedError: perceptual features reach the decoder by another door than the embeddings.
         """
+        if isinstance(inputs.get("input_ids"), Tensor) and inputs["input_ids"].ndim == 2:
+            self.modality_ids(inputs)  # media that went nowhere are told before the model trips over them
         modality = self._modalities(inputs) if self._layer_inputs is not None else None
         inputs = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
         if inputs.get("inputs_embeds") is not None:  # merged already; the ids beside them only tell what is where
@@ -282,13 +295,13 @@ class Adapter:
 
     def prepare(
         self,
-        messages: Sequence[Mapping[str, Any]] | str,
-        media: Mapping[str, Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | Mapping[str, Any] | str,
+        media: Any = None,
         *,
         regions: bool = True,
     ) -> Prompt:
         """Messages (the Hugging Face chat format, pictures and sounds as objects or files) to one row of tensors;
-        ``regions``: with the part of the originals that each span shows."""
+        ``regions``: with the part of the originals that each span shows. See :func:`limelight.models.prompts.prepare`."""
         from limelight.models.prompts import prepare
 
         return prepare(self, messages, media, regions=regions)

@@ -221,11 +221,8 @@ def mask_windows(decoder: nn.Module) -> dict[str, int | None]:
 
 
 def placeholder_ids(model: nn.Module, processor: Any = None) -> dict[int, Modality]:
-    """Token id -> modality, from the config (sub-configs included), then the processor.
-
-    Raises:
-        NotMultimodalError: neither names a placeholder.
-    """
+    """Token id -> modality, from the config (sub-configs included), then the processor; empty where neither names one
+    (a text-only model, or one whose ``modality_ids`` must be given)."""
     found: dict[int, Modality] = {}
     configs = [model.config, getattr(model.config, "thinker_config", None)]
     for config in [c for c in configs if c is not None]:
@@ -237,12 +234,6 @@ def placeholder_ids(model: nn.Module, processor: Any = None) -> dict[int, Modali
     # A processor speaks only where the config is silent: Gemma3's calls the start-of-image token image_token_id.
     told = set(found.values())
     found |= {i: m for i, m in _named_ids(processor).items() if i not in found and m not in told}
-    if not found:
-        raise NotMultimodalError(
-            f"{type(model).__name__} names no image, audio or video token in its config or processor",
-            hint="limelight needs a multimodal model; for an unusual one pass modality_ids= (0 text, 1 image, 2 video, 3 audio); "
-            "where generate() hands on to the language model inside, custom_generate(strategy, whole=model)",
-        )
     return found
 
 
@@ -257,11 +248,43 @@ def _named_ids(source: Any) -> dict[int, Modality]:
     return found
 
 
+MODALITY_IDS = (
+    "modality_ids [batch, positions] among the inputs (0 text, 1 image, 2 video, 3 audio), to generate() as "
+    "custom_generate(strategy, modality_ids=...)"
+)
+
+
+def nameless(model: nn.Module, media: Iterable[str]) -> NotMultimodalError:
+    """The error of a model that was given media, and of which it cannot be told where they went."""
+    return NotMultimodalError(
+        f"{type(model).__name__} names no image, audio or video token in its config or processor, so it cannot be told "
+        f"which positions {', '.join(media)} went to",
+        hint=f"pass {MODALITY_IDS}; where generate() hands on to the language model inside, "
+        "custom_generate(strategy, whole=model)",
+    )
+
+
+def media_tensors(inputs: Mapping[str, Any]) -> list[str]:
+    """Names of inputs that carry pictures or sound: pixels, features, their encodings, ready-made embeddings."""
+    words = ("mask", "position", "cache", "past_key_values")
+    return [
+        k
+        for k, v in inputs.items()
+        if (isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1 and not any(w in k for w in words))
+        or (k == "mm_encoder_outputs" and v)
+    ]
+
+
 def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = None) -> Tensor:
     """int64 ``[B, T]``, index into ``MODALITIES``: where each position comes from.
 
     Order of evidence: a mask from the caller (``modality_ids``), the processor's own (:mod:`limelight.models.inputs.position_mask`),
-    its ``mm_token_type_ids``, token ids.
+    its ``mm_token_type_ids``, token ids. A prompt without media is all 0.
+
+    Raises:
+        PromptError: there is no evidence.
+        NotMultimodalError: neither config nor processor names a placeholder, and there are media, or embeddings that may
+            hold some.
     """
     given = inputs.get("modality_ids")
     if isinstance(given, Tensor):
@@ -270,7 +293,7 @@ def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = N
     if not isinstance(ids, Tensor):
         raise PromptError(
             "cannot tell which positions are perceptual without input_ids",
-            hint="pass input_ids, or modality_ids with 0 text, 1 image, 2 video, 3 audio",
+            hint=f"pass input_ids beside inputs_embeds, or {MODALITY_IDS}",
         )
     if (marked := places(inputs)) is not None:
         return marked
@@ -278,7 +301,10 @@ def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = N
     if isinstance(types, Tensor) and types.shape == ids.shape and bool((types > 0).any()):
         return types.long()
     out = torch.zeros_like(ids)
-    for token, modality in placeholder_ids(model, processor).items():
+    known = placeholder_ids(model, processor)
+    if not known and (found := media_tensors(inputs)):
+        raise nameless(model, found)
+    for token, modality in known.items():
         out[ids == token] = MODALITIES.index(modality)
     return out
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from limelight.errors import ModelError, NotFiniteError
+from limelight.errors import ModelError, NotFiniteError, SettingError
 from limelight.models.adapter import Adapter
 from limelight.models.checkpoints.formats import config_of
 from limelight.models.families import families
 
+# Settings of from_pretrained: those that say where files come from, and those of the model alone.
+HUB = frozenset({
+    "revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "proxies", "code_revision",
+})  # fmt: skip
+MODEL = frozenset({
+    "device_map", "max_memory", "offload_folder", "offload_buffers", "offload_state_dict", "quantization_config",
+    "attn_implementation", "experts_implementation", "low_cpu_mem_usage", "use_safetensors", "variant", "key_mapping",
+    "tp_plan", "tp_size", "device_mesh", "use_kernels", "kernel_config", "ignore_mismatched_sizes", "weights_only",
+    "gguf_file", "adapter_kwargs", "distributed_config",
+})  # fmt: skip
 PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio"}
 
 
@@ -31,33 +43,60 @@ def packaged(name: str) -> Path:
 
 
 def load(
-    name: str | Path, *, dtype: torch.dtype | str = "auto", device: str | None = None, trust_remote_code: bool = False
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    processor_kwargs: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> Adapter:
     """Load a shipped miniature (``demo-vision``), a local checkpoint folder, or a name of the Hub.
 
+    Args:
+        processor_kwargs: for the processor's ``from_pretrained`` alone, such as ``{"max_pixels": 401408}``.
+        kwargs: further settings of transformers' ``from_pretrained``: ``device_map``, ``max_memory``,
+            ``quantization_config``, ``attn_implementation`` and others go to the model; ``revision``, ``token``,
+            ``cache_dir``, ``local_files_only``, ``force_download``, ``subfolder``, ``proxies`` to model, config and
+            processor.
+
     Raises:
-        ModelError: the folder holds no model, or no multimodal generation class fits its config.
+        ModelError: the folder holds no model, or no generation class of transformers fits its config.
         NotFiniteError: a floating-point weight is NaN or infinite.
+        SettingError: an unknown setting, two that exclude each other, or one that this checkpoint's layout cannot take.
     """
     from transformers import AutoConfig
 
     from limelight.media.video_tensors import load_processor
 
+    dtype = _checked(dtype, device, kwargs)
+    hub = {k: v for k, v in kwargs.items() if k in HUB}
     source = packaged(str(name)) if str(name) in PACKAGED else name
-    found = _published(source, dtype)
+    found = _published(source, dtype, kwargs, processor_kwargs)
     if found is not None:
         return _ready(*found, device)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot load a model from {str(name)!r}: {str(error).splitlines()[0]}",
             hint=f"give a folder with config.json, a Hub name, or one of {', '.join(PACKAGED)}",
         ) from error
     cls = _model_class(config)
-    model = cls.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
     try:
-        processor = load_processor(source, config.model_type, trust_remote_code=trust_remote_code)
+        model = cls.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code, **kwargs)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        given = f" with {', '.join(sorted(kwargs))}" if kwargs else ""
+        raise ModelError(
+            f"cannot load the weights of {str(name)!r}{given}: {str(error).strip().splitlines()[0]}",
+            hint="check these settings against transformers' from_pretrained"
+            if kwargs
+            else "check the checkpoint's files",
+        ) from error
+    try:
+        processor = load_processor(
+            source, config.model_type, trust_remote_code=trust_remote_code, **hub, **(processor_kwargs or {})
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{str(name)!r} has a model but no usable processor: {str(error).splitlines()[0]}",
@@ -74,26 +113,74 @@ def _ready(model: Any, processor: Any, device: str | None) -> Adapter:
     return Adapter(model, processor)
 
 
-def _published(source: str | Path, dtype: torch.dtype | str) -> tuple[Any, Any] | None:
+def _checked(dtype: torch.dtype | str, device: str | None, kwargs: dict[str, Any]) -> torch.dtype | str:
+    """The dtype to load in; raises SettingError for settings that are unknown or exclude each other."""
+    unknown = sorted(set(kwargs) - HUB - MODEL - {"torch_dtype"})
+    if unknown:
+        near = get_close_matches(unknown[0], [*HUB, *MODEL, "dtype", "device"], n=1)
+        raise SettingError(
+            f"load() has no setting {unknown[0]!r}",
+            hint=(f"did you mean {near[0]}? " if near else "")
+            + "settings of the processor go into processor_kwargs={...}; "
+            "or load the model yourself and pass it to limelight.wrap(model, processor)",
+        )
+    old = kwargs.pop("torch_dtype", None)
+    if old is not None and dtype not in ("auto", old):
+        raise SettingError(
+            f"dtype={dtype} and torch_dtype={old} exclude each other", hint="torch_dtype is dtype's old name"
+        )
+    if device is not None and kwargs.get("device_map") is not None:
+        raise SettingError(
+            f"device={device!r} and device_map={kwargs['device_map']!r} exclude each other",
+            hint="device moves the whole model, device_map places its parts: keep one of them",
+        )
+    if device is not None and kwargs.get("quantization_config") is not None:
+        raise SettingError(
+            "a quantised model cannot be moved by device=", hint=f"place it while it is loaded: device_map={device!r}"
+        )
+    return dtype if old is None else old
+
+
+def _published(
+    source: str | Path, dtype: torch.dtype | str, kwargs: Mapping[str, Any], processor_kwargs: Mapping[str, Any] | None
+) -> tuple[Any, Any] | None:
     """Model and processor of a checkpoint in a family's own layout, or None."""
+    hub = {k: v for k, v in kwargs.items() if k in HUB}
+    lost = [*(k for k in kwargs if k not in HUB), *(["processor_kwargs"] if processor_kwargs else [])]
+
+    def takes() -> None:
+        if lost:
+            raise SettingError(
+                f"{str(source)!r} has a layout of its own, which limelight reads itself, without {', '.join(lost)}",
+                hint="leave them out; dtype, device and the Hub's settings work",
+            )
+
     folder = Path(source)
     ways = [f.published for f in families().values() if f.published is not None]
     if folder.is_dir():
         config = config_of(folder)
-        return next((w.load(folder, dtype) for w in ways if w.claims(folder, config)), None)
+        way = next((w for w in ways if w.claims(folder, config)), None)
+        if way is None:
+            return None
+        takes()
+        return way.load(folder, dtype)
     from transformers import PreTrainedConfig
 
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source)
+        config, _ = PreTrainedConfig.get_config_dict(source, **hub)
     except (OSError, ValueError, KeyError):
         return None  # the ordinary way says what is wrong
     way = next((w for w in ways if w.claims(None, config)), None)
     if way is None:
         return None
+    takes()
     from huggingface_hub import snapshot_download
 
     kept = ["*.json", "*.safetensors", "*.bin", "*.tiktoken", "*.model"]
-    return way.load(Path(snapshot_download(str(source), allow_patterns=kept)), dtype)
+    asked = {
+        k: v for k, v in hub.items() if k in ("revision", "token", "cache_dir", "local_files_only", "force_download")
+    }
+    return way.load(Path(snapshot_download(str(source), allow_patterns=kept, **asked)), dtype)
 
 
 def _model_class(config: Any) -> Any:
@@ -104,12 +191,13 @@ def _model_class(config: Any) -> Any:
         name = getattr(auto, table, {}).get(config.model_type)
         if name:
             return getattr(transformers, name[0] if isinstance(name, (tuple, list)) else name)
-    for name in getattr(config, "architectures", None) or ():
-        cls = getattr(transformers, name, None)
+    text_only = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    for name in (*(getattr(config, "architectures", None) or ()), text_only):
+        cls = getattr(transformers, name, None) if isinstance(name, str) else None
         if cls is not None and hasattr(cls, "generate"):
             return cls
     raise ModelError(
-        f"no multimodal generation class in transformers for model type {config.model_type!r}",
+        f"no generation class in transformers for model type {config.model_type!r}",
         hint="load the model yourself and pass it to limelight.wrap(model, processor)",
     )
 

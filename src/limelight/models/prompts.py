@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from limelight.errors import LimelightError, MediaError, PromptError
+from limelight.media.arguments import by_kind, decoded
+from limelight.media.arguments import item as as_medium
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
 from limelight.media.truncation import check_heard
@@ -19,27 +22,35 @@ from limelight.types import MODALITIES, Clip, Inputs, Prompt
 
 Message = Mapping[str, Any]
 _PERCEPTS = ("image", "audio", "video")
+_TYPED = re.compile(r"""\[['"]type['"]\]|\.type\b""")  # in templates that read content items
+_NAMES = {  # in the chat formats of Hugging Face and OpenAI
+    "image_url": "image", "input_image": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video",
+    "input_video": "video", "input_text": "text", "output_text": "text",
+}  # fmt: skip
 SHORT = 0.2  # seconds of sound that may be too few for one position
 
 
 def prepare(
     adapter: Adapter,
-    messages: Sequence[Message] | str,
-    media: Mapping[str, Any] | None = None,
+    messages: Sequence[Message] | Message | str,
+    media: Any = None,
     *,
     regions: bool = True,
 ) -> Prompt:
-    """Messages in the Hugging Face chat format, or one user's words with ``media = {"image": [...], "audio": [...]}``.
+    """Messages in the Hugging Face chat format, or one user's words; media in the messages, beside them, or none.
 
-    A content item is ``{"type": "image", "image": object or file}`` (likewise audio, video) or ``{"type": "text", ...}``.
+    A content item is ``{"type": "image", "image": object or file}`` (likewise audio, video) or ``{"type": "text", ...}``;
+    OpenAI's ``image_url``, ``input_audio``, ``audio_url`` and ``video_url`` are read too. Media beside the messages are
+    ``{"image": x or [x, ...], ...}`` or anything whose kind can be told (:mod:`limelight.media.arguments`); they fill the
+    items that name no object (``{"type": "image"}``), and the rest stands in front of the last user turn's words.
     Media are decoded once: ``Prompt.media`` holds them as the model was given them, RGB pictures, ``(samples, rate)`` and
     :class:`Clip`. Files are decoded in this process; see :mod:`limelight.media.worker` for files of strangers. With
     ``regions`` the spans say which part of the originals they show, which costs a few runs more of the processor for the
     first prompt with media of these sizes (:mod:`limelight.models.regions`).
 
     Raises:
-        PromptError: nothing was asked, no media, or the processor's placeholders do not match them.
-        MediaError: see :mod:`limelight.media.image`.
+        PromptError: nothing was asked, or the processor's placeholders do not match the media.
+        MediaError: media whose kind cannot be told, or that cannot be read; see :mod:`limelight.media.image`.
     """
     if adapter.processor is None:
         raise PromptError(
@@ -52,22 +63,19 @@ def prepare(
         raise PromptError(
             "the prompt is empty", hint="ask something: {'type': 'text', 'text': 'What is in the picture?'}"
         )
-    if not any(found.values()):
-        raise PromptError(
-            "the messages hold no picture, sound or video",
-            hint="add {'type': 'image', 'image': 'photo.jpg'} to a user message's content, or pass --image",
-        )
     unfit = [m for m in _PERCEPTS if found[m] and m not in _accepted(adapter)]
     if unfit:
         raise MediaError(
-            f"{type(adapter.model).__name__} takes {', '.join(_accepted(adapter))}, the messages hold {', '.join(unfit)}",
+            f"{type(adapter.model).__name__} takes {', '.join(_accepted(adapter)) or 'text'}, "
+            f"the messages hold {', '.join(unfit)}",
             hint="pass media of a kind the model was made for",
         )
     rate = sampling_rate(adapter)
     found["image"] = [read_image(i) for i in found["image"]]
     found["audio"] = [(read_audio(a, rate), rate) for a in found["audio"]]
     found["video"] = [read_video(v) for v in found["video"]]
-    given, process = _tensors(adapter, turns, found)
+    films = [whole_patch(v, getattr(adapter.processor, "video_processor", None)) for v in found["video"]]
+    given, process = _tensors(adapter, turns, {**found, "video": films})
     tensors = Inputs(adapter.complete(given))
     present = _present(adapter, tensors, found)
     for kind in _PERCEPTS:
@@ -78,7 +86,7 @@ def prepare(
             )
     spans = adapter.spans(tensors)
     if regions:
-        spans = located(spans, process, originals(found["image"], found["video"]), adapter)
+        spans = located(spans, process, originals(found["image"], films), adapter)
         spans = timed(spans, [len(samples) / rate for samples, _ in found["audio"]])
         tensors.spans = spans
     return Prompt(tensors, adapter.words(tensors), spans, {m: v for m, v in found.items() if v})
@@ -97,36 +105,78 @@ def _present(adapter: Adapter, tensors: Mapping[str, Any], found: Mapping[str, l
         ) from error
 
 
-def as_messages(messages: Sequence[Message] | str, media: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The chat format, with loose media put in front of the last user turn's words."""
+def as_messages(messages: Sequence[Message] | Message | str, media: Any) -> list[dict[str, Any]]:
+    """The chat format, with the media that stand beside the messages put where they belong."""
+    check_one(messages)
     if isinstance(messages, str):
-        messages = [{"role": "user", "content": [{"type": "text", "text": messages}]}]
+        messages = [{"role": "user", "content": messages}]
+    elif isinstance(messages, Mapping):
+        messages = [messages]
     out: list[dict[str, Any]] = []
     for message in messages:
         if not isinstance(message, Mapping) or "content" not in message:
             raise PromptError(f"not a message: {str(message)[:60]!r}", hint="{'role': 'user', 'content': [...]}")
-        content = message["content"]
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(i) for i in content]
-        out.append({"role": message.get("role", "user"), "content": items})
-    unknown = sorted(set(media or {}) - set(_PERCEPTS))
-    if unknown:
-        raise PromptError(f"unknown kind of media {', '.join(map(repr, unknown))}", hint="image, audio or video")
-    loose = [
-        {"type": kind, kind: item}
-        for kind in _PERCEPTS
-        for item in _listed((media or {}).get(kind))
-    ]  # fmt: skip
+        out.append({"role": message.get("role", "user"), "content": _items(message["content"])})
     users = [m for m in out if m["role"] == "user"]
     if not users:
         raise PromptError("the messages hold no user turn", hint="add {'role': 'user', 'content': [...]}")
-    users[-1]["content"] = [*loose, *users[-1]["content"]]
+    loose = by_kind(media)
+    for message in out:
+        message["content"] = [_filled(i, loose) for i in message["content"]]
+    front = [{"type": kind, kind: medium} for kind, left in loose.items() for medium in left]
+    users[-1]["content"] = [*front, *users[-1]["content"]]
     return out
 
 
-def _listed(value: Any) -> list[Any]:
-    if value is None:
+def check_one(messages: Any) -> None:
+    """Raise PromptError for several requests at once."""
+    several = isinstance(messages, (list, tuple)) and len(messages) > 0
+    if several and (
+        all(isinstance(m, (list, tuple)) for m in messages) or all(isinstance(m, (str, Prompt)) for m in messages)
+    ):
+        raise PromptError(
+            f"expected one request, got a list of {len(messages)}",
+            hint="limelight.generate_many(model, processor, requests) answers several",
+        )
+
+
+def _items(content: Any) -> list[dict[str, Any]]:
+    """The items of a message's content; bare words and bare media get their type."""
+    if content is None:
         return []
-    return list(value) if isinstance(value, list) else [value]
+    items = []
+    for i in content if isinstance(content, (list, tuple)) else [content]:
+        if isinstance(i, Mapping) and "type" in i:
+            items.append(dict(i))
+        elif isinstance(i, Mapping) and isinstance(i.get("text"), str):
+            items.append({"type": "text", "text": i["text"]})
+        elif isinstance(i, str):
+            items.append({"type": "text", "text": i})
+        else:
+            items += [{"type": kind, kind: medium} for kind, found in by_kind(i).items() for medium in found]
+    return items
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    """``text`` or a modality, from the names in use for a content item's type."""
+    named = str(content.get("type", "text"))
+    return _NAMES.get(named, named)
+
+
+def _source(content: Mapping[str, Any], kind: str) -> Any:
+    """What a content item shows or plays; None where it leaves that to the media beside the messages."""
+    names = (kind, "path", "url", f"{kind}_url", f"input_{kind}", "base64", "data")
+    name = next((n for n in names if content.get(n) is not None), None)
+    if name is None:
+        return None
+    return decoded(content[name]) if name in ("base64", "data") and isinstance(content[name], str) else content[name]
+
+
+def _filled(content: dict[str, Any], loose: dict[str, list[Any]]) -> dict[str, Any]:
+    kind = _kind(content)
+    if loose.get(kind) and _source(content, kind) is None:
+        return {"type": kind, kind: loose[kind].pop(0)}
+    return content
 
 
 def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
@@ -136,19 +186,19 @@ def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict
     for message in messages:
         items = []
         for item in message["content"]:
-            kind = str(item.get("type", "text"))
+            kind = _kind(item)
             if kind == "text":
-                items.append({"type": "text", "text": str(item.get("text", ""))})
+                items.append({"type": "text", "text": str(item.get("text") or "")})
                 continue
-            kind = kind.removesuffix("_url")
             if kind not in _PERCEPTS:
                 raise PromptError(f"unknown content type {kind!r}", hint="text, image, audio or video")
-            source = next((item[k] for k in (kind, "path", "url", f"{kind}_url") if item.get(k) is not None), None)
+            source = _source(item, kind)
             if source is None:
                 raise PromptError(
-                    f"a content item of type {kind} names no {kind}", hint=f"{{'type': {kind!r}, {kind!r}: file}}"
+                    f"a content item of type {kind} names no {kind}",
+                    hint=f"{{'type': {kind!r}, {kind!r}: file}}, or the {kind} beside the messages: media={{{kind!r}: ...}}",
                 )
-            found[kind].append(source)
+            found[kind].append(as_medium(kind, source))
             items.append({"type": kind, kind: ""} if kind == "audio" else {"type": kind})
         turns.append({"role": message["role"], "content": items})
     return turns, found
@@ -231,6 +281,16 @@ def _tensors(
     )
 
 
+def whole_patch(clip: Clip, processor: Any) -> Clip:
+    """A film of at least as many frames as the model takes in at once: the last frame is shown on, as Qwen2-VL's own
+    processor does (Qwen3-VL's refuses)."""
+    lost = int(getattr(processor, "temporal_patch_size", None) or 1) - len(clip)
+    if lost <= 0:
+        return clip
+    frames, seconds = clip.frames + clip.frames[-1:] * lost, clip.seconds + clip.seconds[-1:] * lost
+    return Clip(frames, seconds, clip.fps, clip.length)
+
+
 def video_metadata(clip: Clip) -> Any:
     """When each frame was shown, as transformers' processors take it: frame number divided by frames a second."""
     from transformers.video_utils import VideoMetadata
@@ -247,8 +307,15 @@ def video_metadata(clip: Clip) -> Any:
 def _text(adapter: Adapter, turns: list[dict[str, Any]]) -> str:
     processor = adapter.processor
     for owner in (processor, adapter.tokenizer):
-        if getattr(owner, "chat_template", None):
+        if template := getattr(owner, "chat_template", None):
+            if owner is adapter.tokenizer and not _TYPED.search(str(template)):  # a template of text takes words alone
+                turns = [{**t, "content": _joined(processor, [t])} for t in turns]
             return str(owner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return _joined(processor, turns)
+
+
+def _joined(processor: Any, turns: Sequence[Message]) -> str:
+    """The words of turns, with the processor's placeholder for each medium."""
     # Q-Former processors (BLIP-2, InstructBLIP) put their query tokens in front themselves.
     named = () if getattr(processor, "num_query_tokens", None) else _PERCEPTS
     marks = {m: getattr(processor, f"{m}_token", None) for m in named}

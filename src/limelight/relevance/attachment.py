@@ -19,7 +19,7 @@ from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook, active_hooks, check_bound, exactly_hooks
 from limelight.models.runtime.wrappers import modules_of
 from limelight.relevance.classify import classify_modules
-from limelight.relevance.composites import ATTN_LRP, Composite
+from limelight.relevance.composites import ATTN_LRP, Composite, composite_of
 from limelight.relevance.differentiable import check_differentiable
 from limelight.relevance.kind import ModuleMatch, nothing
 from limelight.relevance.layers import gated_attention, output_head
@@ -192,8 +192,9 @@ def gates_checked(adapter: Adapter, now: Structure | None = None) -> Iterator[tu
 
 
 @contextmanager
-def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: AttentionHook) -> Iterator[None]:
-    """The composite's rules on this model's decoder inside the block, and further attention ``hooks`` after them.
+def attached(adapter: Adapter, composite: Composite | str = ATTN_LRP, *hooks: AttentionHook) -> Iterator[None]:
+    """The rules of a composite (or of its name) on this model's decoder inside the block, and further attention ``hooks``
+    after them.
 
     Blocks may be nested, also by what attaches rules itself (:func:`attribute`, strategies): the innermost rules hold, and
     those around them are back afterwards. ``hooks`` of the surrounding block stay active.
@@ -205,6 +206,7 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
         NotDifferentiableError: a linear layer lets no gradient through (some quantised kinds).
         HookError: attention did not go through the hooks; or rules are attached in the middle of a forward that has some.
     """
+    composite = composite_of(composite)
     with ExitStack() as stack:
         stack.enter_context(adapter.exclusive())
         now = structure(adapter)
@@ -226,4 +228,4 @@ def attached(adapter: Adapter, composite: Composite = ATTN_LRP, *hooks: Attentio
         seen = stack.enter_context(holding(adapter, mine, *hooks))
         yield
         if mine.runs:
-            check_bound(seen, set(adapter.attention_layers))
+            check_bound(seen, adapter.attending(seen))

@@ -14,8 +14,8 @@ from limelight.models.runtime.capture import DecoderCall
 from limelight.models.runtime.fused import fused_attention
 from limelight.models.spans import grown
 from limelight.relevance.attachment import attached
-from limelight.relevance.composites import ATTN_LRP, Composite
-from limelight.types import MODALITIES, Relevance, Span
+from limelight.relevance.composites import ATTN_LRP, Composite, composite_of
+from limelight.types import MODALITIES, Prompt, Relevance, Span
 
 
 def input_relevance(
@@ -32,46 +32,83 @@ def input_relevance(
 
 def attribute(
     model: Any,
-    inputs: Mapping[str, Any],
+    inputs: Any = None,
     target: int | None = None,
     *,
+    messages: Any = None,
+    media: Any = None,
     position: int = -1,
     row: int = 0,
-    composite: Composite = ATTN_LRP,
+    composite: Composite | str = ATTN_LRP,
     sinks: Sequence[int] = (),
 ) -> Relevance:
     """Relevance of every input position for one logit.
 
     Args:
         model: a transformers model or an :class:`Adapter`.
-        inputs: keyword arguments of ``model.forward`` (a processor's output).
+        inputs: keyword arguments of ``model.forward`` (a processor's output), with ``modality_ids`` [B, T] (0 text, 1 image,
+            2 video, 3 audio) where they cannot be told; a :class:`Prompt`; or messages, as ``messages`` are.
+        messages, media: what :func:`limelight.generate` takes, instead of ``inputs``; needs an Adapter with a processor.
         target: the token id to explain; the most likely one when None.
         position: the position whose prediction is explained (-1: the next token after the prompt).
         row: which row of a left-padded batch.
+        composite: rules, or their name: ``attnlrp``, ``cp-lrp``, ``gradient-input``.
         sinks: positions to leave out of shares and plots (attention sinks, often ``(0,)``).
 
     Returns:
-        Relevance with scores ``[T]`` (padding included, as zeros).
+        Relevance with scores ``[T]`` (padding included, as zeros). A prompt without media is all text.
 
     Raises:
-        SettingError: target or position out of range.
+        SettingError: target or position out of range, an unknown composite, or inputs in two ways or none.
         NotFiniteError: the logits are NaN or infinite.
         PromptError, HookError, UnknownKindError: see :class:`Adapter` and :func:`attached`.
     """
-    adapter = wrap(model)
-    call = adapter.capture(inputs).row(row)
+    adapter, composite = wrap(model), composite_of(composite)
+    tensors, spans = tensors_of(adapter, inputs, messages, media)
+    call = adapter.capture(tensors).row(row)
     at = call.front + position if position >= 0 else call.length + position
-    targets = [(at, target)]
-    return relevance_of(adapter, call, inputs, targets, row=row, composite=composite, sinks=sinks)[0]
+    return relevance_of(
+        adapter, call, tensors, [(at, target)], row=row, composite=composite, sinks=sinks, prompt_spans=spans
+    )[0]
+
+
+def tensors_of(
+    adapter: Adapter, inputs: Any, messages: Any = None, media: Any = None
+) -> tuple[Mapping[str, Any], tuple[Span, ...] | None]:
+    """The model's inputs, and the spans of a prompt: from tensors, a Prompt, or messages with media.
+
+    Raises:
+        SettingError: inputs in two ways, or none.
+        PromptError, MediaError: see ``Adapter.prepare``.
+    """
+    if (inputs is None) == (messages is None):
+        raise SettingError(
+            "expected either inputs or messages" + ("" if inputs is None else ", got both"),
+            hint="attribute(adapter, messages='What is this?', media='photo.jpg'), or a processor's output as inputs",
+        )
+    asked = messages if inputs is None else inputs
+    if not isinstance(asked, Prompt):
+        tensors = isinstance(asked, Mapping) and "content" not in asked
+        if tensors and media is None:
+            return asked, None
+        if tensors:
+            raise SettingError(
+                "media stand beside messages, not beside tensors", hint="pass messages=, or leave media out"
+            )
+        asked = adapter.prepare(asked, media)
+    elif media is not None:
+        raise SettingError("a Prompt holds its media already", hint="leave media out")
+    return asked.tensors, asked.spans or None
 
 
 def attribute_generated(
     model: Any,
-    inputs: Mapping[str, Any],
+    inputs: Any,
     generated: Tensor | Sequence[int],
     *,
+    media: Any = None,
     row: int = 0,
-    composite: Composite = ATTN_LRP,
+    composite: Composite | str = ATTN_LRP,
     sinks: Sequence[int] = (),
     prompt_spans: tuple[Span, ...] | None = None,
     last_only: bool = False,
@@ -79,14 +116,16 @@ def attribute_generated(
     """Relevance of every generated token: one forward of prompt + answer, one backward pass per token.
 
     Args:
-        inputs: the prompt's tensors (not the answer's).
+        inputs: the prompt's tensors (not the answer's), a :class:`Prompt`, or messages with ``media``.
         generated: ``n`` token ids that followed the prompt.
         last_only: only the last of them.
 
     Returns:
         ``n`` relevances; the ``j``-th covers the positions before token ``j`` (later ones are zero).
     """
-    adapter = wrap(model)
+    adapter, composite = wrap(model), composite_of(composite)
+    inputs, own = tensors_of(adapter, inputs, None, media)
+    prompt_spans = own if prompt_spans is None else prompt_spans
     call = adapter.capture(inputs).row(row)
     ids = torch.as_tensor(generated, dtype=torch.long, device=call.embeds.device).reshape(1, -1)
     if ids.shape[1] == 0:
@@ -117,7 +156,7 @@ def relevance_of(
     targets: Sequence[tuple[int, int | None]],
     *,
     row: int = 0,
-    composite: Composite = ATTN_LRP,
+    composite: Composite | str = ATTN_LRP,
     sinks: Sequence[int] = (),
     generated: Tensor | None = None,
     prompt_spans: tuple[Span, ...] | None = None,

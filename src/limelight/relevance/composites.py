@@ -53,3 +53,21 @@ GRADIENT_INPUT = Composite("gradient-input")
 RELEASED_AUDIO = Composite("released-audio", _RULES)
 
 COMPOSITES = {c.name: c for c in (ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO)}
+
+
+def composite_of(given: Composite | str) -> Composite:
+    """A composite by name.
+
+    Raises:
+        SettingError: there is none of that name.
+    """
+    if isinstance(given, Composite):
+        return given
+    known = {_spelled(name): found for name, found in COMPOSITES.items()}
+    if not isinstance(given, str) or _spelled(given) not in known:
+        raise SettingError(f"no composite {given!r}", hint=f"one of {', '.join(COMPOSITES)}, or a Composite")
+    return known[_spelled(given)]
+
+
+def _spelled(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

@@ -7,7 +7,7 @@ Source: Wang et al., "MLLM Can See? Dynamic Correction Decoding for Hallucinatio
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class Deco:
         object.__setattr__(self, "layers", tuple(self.layers))  # lists come from configuration files
         if len(self.layers) != 2 or self.layers[1] < self.layers[0]:
             raise SettingError(f"deco: expected layers (first, last), got {self.layers}", hint="the paper: (20, 28)")
+
+    needs_percept: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

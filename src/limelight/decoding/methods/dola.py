@@ -7,7 +7,7 @@ Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class Dola:
             object.__setattr__(self, "layers", tuple(self.layers))  # lists come from configuration files
         elif self.layers not in ("low", "high"):
             raise SettingError(f"dola: layers is {self.layers!r}", hint="low, high, or a tuple of layer indices")
+
+    needs_percept: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

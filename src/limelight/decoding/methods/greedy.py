@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from limelight.decoding.streams import main_stream
 @dataclass(frozen=True)
 class Greedy:
     """No intervention. With ``do_sample=True`` in generate this is plain sampling."""
+
+    needs_percept: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

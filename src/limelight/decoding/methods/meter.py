@@ -7,7 +7,7 @@ is the model's own. Source: this library (AttnLRP in forward mode); the paper ha
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Meter:
 
     def __post_init__(self) -> None:
         check_composite(self.composite)
+
+    needs_percept: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -83,6 +85,10 @@ class Metered:
 
     def __post_init__(self) -> None:
         check_composite(self.composite)
+
+    @property
+    def needs_percept(self) -> bool:
+        return bool(getattr(self.inner, "needs_percept", True))
 
     @property
     def name(self) -> str:

@@ -59,4 +59,4 @@ class JvpRules:
                     f"expected no attention hooks around forward-mode relevance, got {', '.join(others)}", hint=FALLBACK
                 )
             yield
-            check_bound(seen, set(self.adapter.attention_layers))
+            check_bound(seen, self.adapter.attending(seen))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -167,3 +168,43 @@ def test_a_model_without_a_meter_is_told_of_the_flag(
     assert not page.exists()
     assert run(*ask, "--no-meter").exit_code == 0
     assert all("h" in w and "c" not in w for w in data_of(page.read_text())["cases"][0]["columns"][0]["words"])
+
+
+def test_words_alone_are_answered_and_all_is_text(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "o.html"
+    done = run(
+        "generate", "demo-vision", "-p", "Is there a cup?", "--max-new-tokens", "2", "--json", "--html", str(page)
+    )
+    assert done.exit_code == 0, done.stderr
+    steps = json.loads(done.stdout)["steps"]
+    assert [s["shares"] for s in steps] == [{"text": 1.0}] * len(steps)
+    assert page.stat().st_size > 1000
+    drawn = run("generate", "demo-vision", "-p", "Is there a cup?", "--overlay", str(tmp_path / "o.png"))
+    assert drawn.exit_code == 2
+    assert "no picture, sound or video to draw" in drawn.stderr
+
+
+def test_settings_of_loading_reach_the_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from limelight.models import loading
+
+    real, seen = loading.load, dict[str, Any]()
+
+    def load(name: str, **settings: Any) -> Any:
+        seen.update(settings)
+        return real(name)
+
+    monkeypatch.setattr(loading, "load", load)
+    done = run(
+        "generate",
+        "demo-vision",
+        "-p",
+        "Is there a cup?",
+        "--max-new-tokens",
+        "1",
+        "--revision",
+        "v2",
+        "--device-map",
+        "auto",
+    )
+    assert done.exit_code == 0, done.stderr
+    assert (seen["revision"], seen["device_map"]) == ("v2", "auto")

@@ -140,10 +140,16 @@ def test_words_alone_are_answered_plainly(client: openai.OpenAI) -> None:
         for _ in range(2)
     ]
     assert drawn[0].choices[0].message.content == drawn[1].choices[0].message.content
-    with pytest.raises(openai.BadRequestError, match="nothing to ground"):
-        client.chat.completions.create(
-            model=MODEL, messages=words, extra_body={"limelight": {"strategy": "lime", "grounding": True}}
-        )
+    # a chat whose client always asks for more goes on: the model as it is, measured
+    own = {"limelight": {"strategy": "lime", "grounding": True}}
+    measured = client.chat.completions.create(model=MODEL, messages=words, max_tokens=8, extra_body=own)
+    assert measured.choices[0].message.content == got.choices[0].message.content
+    assert measured.limelight["strategy"] == "greedy"
+    assert "all is text" in measured.limelight["note"]
+    assert [t["contributions"] for t in measured.limelight["tokens"]] == [{"text": 1.0}] * len(
+        measured.limelight["tokens"]
+    )
+    assert measured.limelight["tokens"]
 
 
 def test_several_turns(client: openai.OpenAI) -> None:

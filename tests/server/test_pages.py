@@ -120,10 +120,16 @@ def test_pages_need_the_key(serve: Serve) -> None:
         assert fetched(url, headers={"Authorization": "Bearer k"}).status_code == 200
 
 
-def test_what_has_no_page(server: Running) -> None:
+def test_a_page_of_words_alone(server: Running) -> None:
     words = [{"role": "user", "content": "Is there a cup in the picture?"}]
-    refused = server.post({"model": MODEL, "messages": words, "max_tokens": 2, **PAGE})
-    assert (refused.status_code, "nothing to ground" in refused.text) == (400, True)
+    done = server.post({"model": MODEL, "messages": words, "max_tokens": 2, **PAGE})
+    assert done.status_code == 200, done.text
+    page = fetched(done.json()["limelight"]["page_url"])
+    assert page.status_code == 200
+    assert "Is there a cup" in page.text
+
+
+def test_what_has_no_page(server: Running) -> None:
     for name in ("x", "../openapi.json", "%2e%2e/metrics", "a" * 500):
         missing = fetched(f"{server.url}/pages/{name}")
         assert missing.status_code in (200, 404)

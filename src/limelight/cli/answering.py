@@ -34,6 +34,8 @@ class ModelAnswer:
     device: str | None = None
     trust_remote_code: bool = False
     thoughts: tuple[tuple[str, str], ...] | None = None
+    revision: str | None = None
+    device_map: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """What the answers depend on, for the run's manifest."""
@@ -42,16 +44,27 @@ class ModelAnswer:
         chosen = limelight.strategy(self.strategy, **self.settings)
         own = {"strategy": chosen.name, "strategy_settings": chosen.settings(), "generation": dict(self.generation)}
         curves = {"faithfulness": list(self.faithfulness)} if self.faithfulness else {}
-        return {"model": self.model, "dtype": self.dtype, "relevance": self.relevance, **curves, **own}
+        of = {"revision": self.revision} if self.revision is not None else {}
+        return {"model": self.model, **of, "dtype": self.dtype, "relevance": self.relevance, **curves, **own}
 
     def prepare(self) -> None:
         """Load the model."""
-        loaded(self.model, self.dtype, self.device, self.trust_remote_code)
+        self._adapter()
+
+    def _adapter(self) -> Any:
+        return loaded(
+            self.model,
+            self.dtype,
+            self.device,
+            self.trust_remote_code,
+            revision=self.revision,
+            device_map=self.device_map,
+        )
 
     def __call__(self, sample: Sample) -> Reply:
         import limelight
 
-        adapter = loaded(self.model, self.dtype, self.device, self.trust_remote_code)
+        adapter = self._adapter()
         if not any(sample.media.values()):
             return self._text_only(adapter, sample)
         answer = limelight.generate(
@@ -71,7 +84,7 @@ class ModelAnswer:
 
         if len(samples) == 1 or not all(any(s.media.values()) for s in samples):
             return [self(s) for s in samples]
-        adapter = loaded(self.model, self.dtype, self.device, self.trust_remote_code)
+        adapter = self._adapter()
         try:
             answers = limelight.generate_many(
                 adapter,
@@ -141,11 +154,12 @@ def _messages(sample: Sample) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=1)
-def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Any:
+def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool, **further: Any) -> Any:
     """The model's adapter; the last one is kept, so that several strategies share it."""
     import limelight
 
-    return limelight.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    given = {k: v for k, v in further.items() if v is not None}
+    return limelight.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **given)
 
 
 def _item(kind: str, media: Any) -> Any:

@@ -30,6 +30,8 @@ def app(
     ] = True,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    device_map: options.DeviceMap = None,
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:
@@ -68,7 +70,10 @@ def app(
 
         with terminal.quiet():
             worker.start()
-            desk = Desk(terminal.load(model, dtype, device, trust_remote_code), meter=meter)
+            desk = Desk(
+                terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map),
+                meter=meter,
+            )
             known = _known()
         blocks = build(
             desk, options.strategy_of, known, name=options.public_name(model), folder=folder, examples=_examples(model)

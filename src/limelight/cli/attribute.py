@@ -50,6 +50,8 @@ def attribute(
     html: options.Html = None,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    device_map: options.DeviceMap = None,
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
@@ -83,7 +85,7 @@ def attribute(
 
         if composite not in COMPOSITES:
             raise SettingError(f"no composite {composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
-        adapter = terminal.load(model, dtype, device, trust_remote_code)
+        adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
         asked = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         if answer is not None and against is not None:
             said = decision(adapter, asked, answer, against, composite, positions)

@@ -99,6 +99,11 @@ def bench(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cuda:1.")] = None,
     dtype: Annotated[str, typer.Option(help="Such as bfloat16.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option("--device-map", help="How to place the model's parts, such as auto; instead of --device."),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.")
     ] = False,
@@ -150,6 +155,8 @@ def bench(
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            revision=revision,
+            device_map=device_map,
             thoughts=markers,
         )
         asked = _engine(engine, answer, workers, gpus, address, batch_size)

@@ -60,6 +60,8 @@ def generate(
     ] = True,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    device_map: options.DeviceMap = None,
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
@@ -100,7 +102,7 @@ def generate(
 
         chosen = options.strategy_of(strategy, settings or [])
         beside = [options.strategy_of(name, given) for name, *given in (c.split(",") for c in compare or [])]
-        adapter = terminal.load(model, dtype, device, trust_remote_code)
+        adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
         asked = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         began = time.perf_counter()
         with terminal.token_progress(max_new_tokens, strategy) as moved, options.metered(html is not None and meter):

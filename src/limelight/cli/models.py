@@ -20,6 +20,8 @@ def models(
     as_json: options.AsJson = False,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    device_map: options.DeviceMap = None,
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:
@@ -46,7 +48,7 @@ def models(
         from limelight.cli import output
         from limelight.cli.check import Check, detected, self_test
 
-        adapter = terminal.load(check, dtype, device, trust_remote_code)
+        adapter = terminal.load(check, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
         found, results = detected(adapter), list[Check]()
         if not as_json:
             _print_detected(found)

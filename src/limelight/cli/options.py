@@ -77,6 +77,18 @@ Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1.",
 Dtype = Annotated[
     str, typer.Option(help="Such as float32 or bfloat16; the checkpoint's own by default.", rich_help_panel=LOADING)
 ]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a Hub name.", rich_help_panel=LOADING),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="How to place the model's parts, such as auto; instead of --device.",
+        rich_help_panel=LOADING,
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.", rich_help_panel=LOADING)
 ]

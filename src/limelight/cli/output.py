@@ -44,6 +44,11 @@ def draw_word(generation: Generation, media: Media, which: str | None, path: Pat
             hint="leave --no-relevance out, or use `limelight attribute`",
         )
     kinds = {s.modality for s in relevance.spans}
+    if kinds == {"text"}:
+        raise SettingError(
+            "the prompt has no picture, sound or video to draw relevance over",
+            hint="leave --overlay out; `limelight attribute` lists the text that mattered, --html shows it",
+        )
     named: dict[str, Any] = {"word": word.text, "strategy": generation.strategy, "path": path}
     shown = views(relevance.spans, media)
     if media.videos and ("video" in kinds or not media.pictures):

@@ -48,8 +48,9 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Adapter:
-    """``limelight.load`` with a word about it; a Hub name may download, which shows its own progress.
+def load(model: str, dtype: str, device: str | None, trust_remote_code: bool, **further: Any) -> Adapter:
+    """``limelight.load`` with a word about it; a Hub name may download, which shows its own progress. Of ``further``
+    settings those that are None are left out.
 
     Raises:
         ModelError: also when MODEL reads like a path and there is no such folder (it is not looked up on the Hub).
@@ -63,7 +64,8 @@ def load(model: str, dtype: str, device: str | None, trust_remote_code: bool) ->
     with err.status(f"loading {Path(model).name or model} …"):
         from limelight.models.loading import load as load_adapter
 
-        return load_adapter(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        given = {k: v for k, v in further.items() if v is not None}
+        return load_adapter(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **given)
 
 
 @contextmanager

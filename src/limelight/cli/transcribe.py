@@ -64,6 +64,8 @@ def transcribe(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over finished files; start anew.", rich_help_panel=OUTPUT)] = False,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    device_map: options.DeviceMap = None,
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
@@ -94,7 +96,7 @@ def transcribe(
         todo = wanted(files, targets, overwrite)
         if not todo:
             return
-        adapter = terminal.load(model, dtype, device, trust_remote_code)
+        adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
         asked = prompt_for(adapter, prompt, language)
         usual = SUBTITLE_SECONDS if chosen in ("srt", "vtt") else CHUNK_SECONDS
         documents: list[Any] = []

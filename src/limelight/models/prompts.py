@@ -248,7 +248,8 @@ def _tensors(
                 "video_metadata": metadata, "do_sample_frames": False, "return_metadata": True,
             }  # fmt: skip
     bos = getattr(adapter.tokenizer, "bos_token", None)
-    if bos and text.startswith(bos):
+    templated = processor is adapter.tokenizer and getattr(processor, "chat_template", None)
+    if templated or (bos and text.startswith(bos)):  # as their own apply_chat_template does
         arguments["add_special_tokens"] = False
     try:
         out = processor(text=[text], return_tensors="pt", **arguments)

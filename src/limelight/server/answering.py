@@ -182,23 +182,16 @@ def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
 
 
 def prepared(adapter: Adapter, conversation: Conversation, *, regions: bool = True) -> Prompt:
-    """A conversation as tensors; one without media has no spans. ``regions``: as for ``Adapter.prepare``."""
-    messages = conversation.messages()
-    try:
-        if conversation.has_media:
-            return adapter.prepare(messages, regions=regions)
-        owner = adapter.processor if getattr(adapter.processor, "chat_template", None) else adapter.tokenizer
-        if not getattr(owner, "chat_template", None):
-            raise invalid(
-                "the model that is served here has no chat template: it answers about media alone", param="messages"
-            )
-        made = owner.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    """A conversation as tensors; one without media is all text. ``regions``: as for ``Adapter.prepare``."""
+    owner = adapter.processor if getattr(adapter.processor, "chat_template", None) else adapter.tokenizer
+    if not conversation.has_media and not getattr(owner, "chat_template", None):
+        raise invalid(
+            "the model that is served here has no chat template: it answers about media alone", param="messages"
         )
+    try:
+        return adapter.prepare(conversation.messages(), regions=regions)
     except TemplateError as error:
         raise invalid(f"the model's chat template refuses these turns: {error}", param="messages") from error
-    tensors = dict(made.to(adapter.device))
-    return Prompt(tensors, ("",) * int(tensors["input_ids"].shape[1]), ())
 
 
 def ends_of(adapter: Adapter) -> frozenset[int]:

@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from limelight.decoding.generate import settings_of
-from limelight.decoding.loop import custom_generate, decode
+from limelight.decoding.loop import custom_generate
 from limelight.decoding.many import collate, pad_id, shifted
-from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.methods.meter import meter
 from limelight.decoding.strategy import Run, Session, Strategy, TokenSampler
 from limelight.errors import UnsupportedError
@@ -62,6 +61,10 @@ class Watched:
 
     inner: Strategy
     watch: Watch
+
+    @property
+    def needs_percept(self) -> bool:
+        return bool(getattr(self.inner, "needs_percept", True))
 
     @property
     def name(self) -> str:
@@ -135,35 +138,17 @@ def decode_together(rows: Sequence[Row], adapter: Adapter) -> None:
         "stopping_criteria": StoppingCriteriaList([watch]),
     }
     seeds = [row.seed for row in rows if row.seed is not None] or None
-    if first.conversation.has_media:
-        method = custom_generate(
-            Watched(meter(first.strategy) if first.grounding else first.strategy, watch),
-            processor=adapter.processor,
-            seed=seeds,
-            media=prompts[0].media if len(rows) == 1 else None,
-            tensors=tensors,
-            spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)],
-            details=first.page,
-            on_step=watch.stepped,
-            whole=adapter,
-        )
-    else:
-        method = _plain(adapter, seeds, watch)
+    method = custom_generate(
+        Watched(meter(first.strategy) if first.grounding else first.strategy, watch),
+        processor=adapter.processor,
+        seed=seeds,
+        media=prompts[0].media if len(rows) == 1 else None,
+        tensors=tensors,
+        spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)],
+        details=first.page,
+        on_step=watch.stepped,
+        whole=adapter,
+    )
     adapter.model.generate(**tensors, custom_generate=method, **settings_of(given))
     for row in rows:
         row.finish()
-
-
-def _plain(adapter: Adapter, seeds: list[int] | None, watch: Watch) -> Callable[..., Any]:
-    """Plain decoding in the library's own loop: without a percept there is no span that a strategy could ground in."""
-
-    def method(
-        model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
-    ) -> Any:  # fmt: skip
-        chooser = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
-        mask = kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
-        run = Run(adapter, input_ids, kwargs, torch.zeros_like(input_ids), mask.bool(), chooser, generation_config)
-        return decode(Watched(Greedy(), watch), run, stopping_criteria, None, watch.stepped)
-
-    return method

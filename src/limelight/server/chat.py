@@ -66,10 +66,8 @@ class Chat(Endpoint):
         conversation = await read(
             asked, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
         )
-        if not conversation.has_media:
-            if own.grounding or own.page or own.settings or own.strategy not in (None, "greedy"):
-                raise invalid("without a picture, sound or video there is nothing to ground in", param="limelight")
-            strategy = Greedy()
+        if not conversation.has_media and getattr(strategy, "needs_percept", True):
+            strategy = Greedy()  # the reply's note says so: a chat goes on where a turn shows nothing
         sampling = {
             "do_sample": True, "temperature": asked.temperature or 1.0, "top_p": asked.top_p or 1.0,
             "top_k": max(asked.top_k or 0, 0),

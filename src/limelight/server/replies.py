@@ -13,7 +13,7 @@ from limelight.decoding.strategy import Strategy
 from limelight.server.answering import Finished, TokenEvent
 from limelight.types import Step, mean_parts
 
-TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, plain decoding"
+TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, all is text, plain decoding"
 
 
 @dataclass

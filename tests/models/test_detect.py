@@ -17,7 +17,6 @@ from limelight.models.detect import (
     find_decoder,
     head_scalars,
     is_attention,
-    mask_windows,
     modality_ids,
     placeholder_ids,
 )
@@ -102,14 +101,6 @@ def test_scalars_scale_and_cap() -> None:
     assert HeadScalars()(logits) is logits
     assert HeadScalars(0.5)(logits).tolist() == [0.0, 0.5, 50.0]
     torch.testing.assert_close(HeadScalars(2.0, 3.0)(logits), torch.tanh(logits * 2 / 3) * 3)
-
-
-def test_windows() -> None:
-    gemma = built("gemma3")
-    assert mask_windows(gemma.decoder)["sliding_attention"] == 8
-    assert mask_windows(gemma.decoder)["full_attention"] is None
-    assert mask_windows(built("llava").decoder)[""] is None
-    assert mask_windows(built("mistral3").decoder)[""] == built("mistral3").decoder.config.sliding_window
 
 
 @every

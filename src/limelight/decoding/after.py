@@ -200,7 +200,7 @@ def _longer(name: str, value: Any, run: Run, n: int) -> Any:
         return torch.cat([value, first + torch.arange(n, device=value.device, dtype=value.dtype)], dim=-1)
     if value.shape == run.ids.shape and (name == "attention_mask" or "token_type" in name):
         return torch.nn.functional.pad(value, (0, n), value=int(name == "attention_mask"))
-    if (
+    if (name == "attention_mask" and value.ndim != 2) or (
         value.ndim > 1
         and not value.is_floating_point()
         and "mask" not in name

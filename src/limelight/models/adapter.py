@@ -18,6 +18,7 @@ from limelight.models.families import Family, family_of
 from limelight.models.inputs.media_vocabulary import hard_tokens
 from limelight.models.inputs.per_layer import per_layer_inputs
 from limelight.models.inputs.position_mask import PLACES
+from limelight.models.inputs.ready_masks import reaches
 from limelight.models.runtime.attention import no_attention_hooks, switched
 from limelight.models.runtime.capture import DecoderCall, capture
 from limelight.models.runtime.locks import lock_of
@@ -238,7 +239,7 @@ class Adapter:
         if inputs.get("inputs_embeds") is not None:  # merged already; the ids beside them only tell what is where
             inputs.pop("input_ids", None)
         with self.routed(), no_attention_hooks():  # towers inside the decoder are none of a hook's business
-            windows = detect.mask_windows(self.decoder)
+            windows = reaches(self.decoder.config)
             call = capture(self.model, self.decoder, inputs, windows, None if modality is None else modality > 0)
         if call.strange_doors:
             raise UnsupportedError(

@@ -211,15 +211,6 @@ def _named(config: Any, name: str) -> float | None:
     return None if value is None else float(value)
 
 
-def mask_windows(decoder: nn.Module) -> dict[str, int | None]:
-    """Key of a ready-made attention mask -> its sliding window."""
-    config: Any = decoder.config
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    alone = window if window and not types and getattr(config, "use_sliding_window", True) else None
-    return {"": alone, "full_attention": None, "sliding_attention": int(window) if window else None}
-
-
 def placeholder_ids(model: nn.Module, processor: Any = None) -> dict[int, Modality]:
     """Token id -> modality, from the config (sub-configs included), then the processor; empty where neither names one
     (a text-only model, or one whose ``modality_ids`` must be given)."""

@@ -132,8 +132,9 @@ def attribute_generated(
         raise SettingError("no generated tokens to attribute", hint="pass at least one token id")
     start = call.length
     with torch.no_grad():
-        for token in ids[0, :-1]:
-            call = call.appended(adapter.embed(token.reshape(1, 1)))
+        if ids.shape[1] > 1:
+            said = torch.cat([adapter.embed(token.reshape(1, 1)) for token in ids[0, :-1]], dim=1)
+            call = call.appended(said)
     targets = [(start - 1 + j, int(token)) for j, token in enumerate(ids[0])]
     targets = targets[-1:] if last_only else targets
     return relevance_of(

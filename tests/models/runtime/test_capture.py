@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limelight.errors import HookError, PromptError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.inputs.ready_masks import Reach
 from limelight.models.runtime.capture import DecoderCall, capture
 from tests.tiny import built, fresh, llava, llava_inputs
 from tests.zoo import ZOO
@@ -18,7 +19,10 @@ from tests.zoo import ZOO
 def call(**kwargs: Any) -> DecoderCall:
     batch = kwargs.pop("batch", 3)
     return DecoderCall(
-        torch.randn(batch, 5, 4), torch.ones(batch, 5).bool(), kwargs, {"": None, "sliding_attention": 3}
+        torch.randn(batch, 5, 4),
+        torch.ones(batch, 5).bool(),
+        kwargs,
+        {"": Reach(), "full_attention": Reach(), "sliding_attention": Reach(window=3)},
     )
 
 

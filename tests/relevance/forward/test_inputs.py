@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from limelight.errors import UnsupportedError
-from limelight.models.runtime.capture import _grown_mask
-from limelight.relevance.forward.inputs import last_rows, longer, repeated, tail
+from limelight.models.inputs.ready_masks import Reach, grown
+from limelight.relevance.forward.inputs import last_rows, repeated, tail
 
 LOW = torch.finfo(torch.float32).min
 
@@ -39,23 +39,25 @@ def test_the_tail_of_masks_and_positions() -> None:
     assert tail(True, 2) is True
 
 
-@pytest.mark.parametrize("window", [None, 3, 5, 9])
-def test_a_ready_made_row_goes_on_as_the_whole_mask_does(window: int | None) -> None:
-    whole = torch.zeros(2, 1, 4, 4)
+@pytest.mark.parametrize(
+    "reach", [Reach(), *(Reach(window=n) for n in (3, 5, 9)), *(Reach(chunk=n) for n in (3, 4))], ids=str
+)
+def test_a_ready_made_row_goes_on_as_the_whole_mask_does(reach: Reach) -> None:
+    whole = torch.zeros(2, 1, 4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), LOW)
     whole[1, :, :, 0] = LOW
-    row = last_rows({"m": whole}, {"m": window})["m"]
+    row = last_rows({"m": whole}, {"m": reach})["m"]
     for _ in range(6):
-        whole = _grown_mask(whole, window)
-        row = longer(row, window)
-        assert row is not None and torch.equal(row, whole[..., -1:, :])
+        whole = grown(whole, reach)
+        assert row is not None
+        row = row.longer()
+        assert torch.equal(row.row, whole[..., -1:, :])
 
 
 def test_masks_without_a_tensor_stay_none() -> None:
-    rows = last_rows({"full_attention": None}, {"full_attention": None})
-    assert rows == {"full_attention": None} and longer(None, 4) is None
+    assert last_rows({"full_attention": None}, {"full_attention": Reach()}) == {"full_attention": None}
 
 
 def test_a_mask_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="chunked_attention") as caught:
-        last_rows({"chunked_attention": torch.zeros(1, 1, 2, 2)}, {"full_attention": None})
-    assert "exact mode" in caught.value.hint
+        last_rows({"chunked_attention": torch.zeros(1, 1, 2, 2)}, {"full_attention": Reach()})
+    assert "[batch, positions]" in caught.value.hint

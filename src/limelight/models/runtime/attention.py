@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, UnsupportedError
+from limelight.models.inputs.ready_masks import additive
 from limelight.models.runtime import fused
 from limelight.models.runtime.wrappers import modules_of
 
@@ -189,6 +190,8 @@ def attention(
             f"{type(module).__name__} hands its attention {', '.join(odd)}, which limelight's attention does not compute",
             hint="only methods that leave the attention alone (greedy, vcd, m3id) work on this family",
         )
+    if attention_mask is not None and attention_mask.dtype is torch.bool:
+        attention_mask = additive(attention_mask, query.dtype)
     if kwargs.get("indices") is not None:
         if fused.left_out(module, attention_mask, query, key, kwargs.get("is_causal")):
             attention_mask = fused.causal_mask(query, key)

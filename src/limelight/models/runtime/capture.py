@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, PromptError, UnsupportedError
+from limelight.models.inputs import ready_masks
 from limelight.models.inputs.cross_attention import Beside, find_beside
 from limelight.models.inputs.deepstack import Doors, find_doors
 from limelight.models.inputs.per_layer import PerPosition, find_per_position
 from limelight.models.inputs.position_mask import FEATURES, PLACES, placed
+from limelight.models.inputs.ready_masks import Reach
 
 # Arguments of a decoder call that belong to one particular call and must not be replayed.
 _DROPPED = frozenset(
@@ -57,7 +59,7 @@ class DecoderCall:
         embeds: merged input embeddings ``[B, T, D]``, detached; with further doors ``[B, T, (1 + n) * D]``.
         mask: True at real positions, ``[B, T]``.
         kwargs: the decoder's further arguments (attention mask or masks, position ids, family extras).
-        windows: mask key -> sliding window, for masks that arrive ready-made.
+        windows: mask key -> how far its layers see, for masks that arrive ready-made.
         doors: where the features behind the embeddings' first D entries go (None: there are none).
         beside: where the first positions go that are none of the prompt's (None: all are).
     """
@@ -65,7 +67,7 @@ class DecoderCall:
     embeds: Tensor
     mask: Tensor
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    windows: Mapping[str, int | None] = field(default_factory=dict)
+    windows: Mapping[str, Reach] = field(default_factory=dict)
     doors: Doors | PerPosition | None = None
     beside: Beside | None = None
 
@@ -96,15 +98,20 @@ class DecoderCall:
         return {"inputs_embeds": first, **rest, **features}
 
     def appended(self, embeds: Tensor) -> DecoderCall:
-        """The call for one more token a row; ``embeds`` is ``[B, 1, D]``."""
+        """The call for n more tokens per row, all of them text; ``embeds`` is ``[B, n, D]``.
+
+        Raises:
+            UnsupportedError: an argument of the decoder that cannot go on.
+        """
         embeds = (
             embeds if self.doors is None or embeds.shape[-1] == self.embeds.shape[-1] else self.doors.widened(embeds)
         )
-        kwargs = {name: self._grown(name, value) for name, value in self.kwargs.items()}
+        count = embeds.shape[1]
+        kwargs = {name: self._grown(name, value, count) for name, value in self.kwargs.items()}
         return replace(
             self,
             embeds=torch.cat([self.embeds, embeds.detach()], dim=1),
-            mask=torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], 1)], dim=1),
+            mask=torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], count)], dim=1),
             kwargs=kwargs,
         )
 
@@ -160,27 +167,26 @@ class DecoderCall:
         odd = [n for n, v in self.kwargs.items() if "mask" not in n and "position" not in n and floats(v)]
         return tuple(n for n in odd if n != known)
 
-    def _grown(self, name: str, value: Any) -> Any:
+    def _grown(self, name: str, value: Any, count: int) -> Any:
         length = self.length - self.front
         if self.beside is not None and name in self.beside.masks:  # a further word sees what the last one does
-            return torch.cat([value, value[:, :, -1:]], dim=2)
-        if isinstance(value, Mapping):
-            return {k: _grown_mask(v, self.windows.get(k)) if isinstance(v, Tensor) else v for k, v in value.items()}
+            return torch.cat([value, *[value[:, :, -1:]] * count], dim=2)
+        if name == "attention_mask" and isinstance(value, Mapping):
+            return {key: self._grown_mask(key, mask, count) for key, mask in value.items()}
         if not isinstance(value, Tensor):
             return value
-        if name == "attention_mask":
-            if value.ndim == 2:
-                return torch.cat([value, value.new_ones(value.shape[0], 1)], dim=1)
-            if value.ndim == 4:
-                return _grown_mask(value, self.windows.get(""))
+        if name == "attention_mask" and value.ndim in (2, 4):
+            return self._grown_mask("", value, count)
         if name == PLACES:
-            return torch.cat([value, value.new_zeros(value.shape[0], 1)], dim=1)
+            return torch.cat([value, value.new_zeros(value.shape[0], count)], dim=1)
         if "position" in name and value.shape[-1] == length:
-            return torch.cat([value, following(value[..., -1:])], dim=-1)
+            for _ in range(count):
+                value = torch.cat([value, following(value[..., -1:])], dim=-1)
+            return value
         typed = value.dtype == torch.bool or name.endswith("token_type_ids")
         typed = typed or (self.doors is not None and name == self.doors.where)
         if value.ndim >= 2 and value.shape[1] == length and typed:  # what is generated is text
-            return torch.cat([value, value.new_zeros(value.shape[0], 1, *value.shape[2:])], dim=1)
+            return torch.cat([value, value.new_zeros(value.shape[0], count, *value.shape[2:])], dim=1)
         if value.ndim >= 1 and length in value.shape[:3]:
             raise UnsupportedError(
                 f"do not know how to extend the decoder argument {name!r} {tuple(value.shape)} by one token",
@@ -188,22 +194,19 @@ class DecoderCall:
             )
         return value
 
+    def _grown_mask(self, key: str, mask: Any, count: int) -> Any:
+        if not isinstance(mask, Tensor):
+            return mask
+        if mask.ndim == 2:
+            return torch.cat([mask, mask.new_ones(mask.shape[0], count)], dim=1)
+        return ready_masks.grown(mask, ready_masks.reach_of(key, mask.shape[-1] + count, self.windows), count)
+
 
 def following(last: Tensor) -> Tensor:
     """Position ids of a word behind those of the last position, ``[B, 1]`` or M-RoPE's ``[axes, B, 1]``."""
     if last.ndim == 3:  # [.., t, h, w]: words go on behind the largest of the three
         last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
     return last + 1
-
-
-def _grown_mask(mask: Tensor, window: int | None) -> Tensor:
-    """A ready-made additive mask ``[B, 1, T, T]`` with one more causal row and column."""
-    low = torch.finfo(mask.dtype).min
-    column = mask.new_full((*mask.shape[:-1], 1), low)
-    row = torch.cat([mask[..., -1:, :], mask.new_zeros((*mask.shape[:-2], 1, 1))], dim=-1)
-    if window is not None and row.shape[-1] > window:
-        row[..., : row.shape[-1] - window] = low
-    return torch.cat([torch.cat([mask, column], dim=-1), row], dim=-2)
 
 
 _PLACED: WeakKeyDictionary[nn.Module, set[frozenset[str]]] = WeakKeyDictionary()
@@ -243,7 +246,7 @@ def capture(
     model: nn.Module,
     decoder: nn.Module,
     inputs: Mapping[str, Any],
-    windows: Mapping[str, int | None],
+    windows: Mapping[str, Reach],
     percept: Tensor | None = None,
 ) -> DecoderCall:
     """Run ``model(**inputs)`` up to the door of ``decoder`` and keep what it was given. Towers run once, without grad.
@@ -312,6 +315,8 @@ def capture(
     if embeds.shape[1] == 0:
         raise PromptError("the prompt is empty: zero positions", hint="pass at least one token")
     kwargs = {k: v for k, v in got.items() if k not in _DROPPED and v is not None}
+    if "attention_mask" in kwargs:
+        kwargs["attention_mask"] = ready_masks.additive(kwargs["attention_mask"], embeds.dtype)
     given = inputs.get("attention_mask")
     mask = given.bool() if isinstance(given, Tensor) and given.ndim == 2 else None
     if mask is None or mask.shape != embeds.shape[:2]:

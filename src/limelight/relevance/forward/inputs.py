@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from limelight.errors import UnsupportedError
-from limelight.relevance.mode import FALLBACK
+from limelight.models.inputs.ready_masks import Reach, longer, padding_of, reach_of
 
 
-def last_rows(masks: Mapping[str, Any], windows: Mapping[str, int | None]) -> dict[str, Tensor | None]:
-    """What the last position sees, of masks that arrive ready-made ``[B, 1, T, T]``."""
-    unknown = sorted(k for k, v in masks.items() if isinstance(v, Tensor) and k not in windows)
-    if unknown:
-        raise UnsupportedError(f"do not know how the ready-made masks {unknown} go on", hint=FALLBACK)
-    return {k: v[..., -1:, :] if isinstance(v, Tensor) else None for k, v in masks.items()}
+@dataclass(frozen=True)
+class ReadyRow:
+    """What the last position sees, ``[B, 1, 1, T]``, of a mask that arrived ready-made; ``padding`` ``[B]`` on the left."""
+
+    row: Tensor
+    reach: Reach
+    padding: Tensor
+
+    def longer(self) -> ReadyRow:
+        """The same of the position that follows."""
+        return replace(self, row=longer(self.row, self.reach, self.padding))
 
 
-def longer(row: Tensor | None, window: int | None) -> Tensor | None:
-    """A mask's row for the following position: it sees what was seen and itself, as far as its window reaches."""
-    if row is None:
-        return None
-    row = torch.cat([row, row.new_zeros((*row.shape[:-1], 1))], dim=-1)
-    if window is not None:
-        row[..., :-window] = torch.finfo(row.dtype).min
-    return row
+def last_rows(masks: Mapping[str, Any], windows: Mapping[str, Reach], ahead: int = 1) -> dict[str, ReadyRow | None]:
+    """The last rows of masks that arrive ready-made ``[B, 1, T, T]``.
+
+    Raises:
+        UnsupportedError: nobody knows how one of them goes on for ``ahead`` positions.
+    """
+    found: dict[str, ReadyRow | None] = {}
+    for key, mask in masks.items():
+        known = isinstance(mask, Tensor)
+        found[key] = (
+            ReadyRow(mask[..., -1:, :], reach_of(key, mask.shape[-1] + ahead, windows), padding_of(mask))
+            if known
+            else None
+        )
+    return found
 
 
 def tail(value: Any, count: int) -> Any:

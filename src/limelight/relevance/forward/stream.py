@@ -21,11 +21,12 @@ from torch import Tensor
 from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.inputs.position_mask import PLACES
+from limelight.models.inputs.ready_masks import Reach
 from limelight.models.runtime.capture import DecoderCall, following
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.forward.cache import DualCache
 from limelight.relevance.forward.check import reading, require_forward_mode
-from limelight.relevance.forward.inputs import last_rows, longer, repeated
+from limelight.relevance.forward.inputs import last_rows, repeated
 from limelight.relevance.forward.rules import JvpRules
 from limelight.relevance.forward.static import StaticStep
 from limelight.relevance.layers.output_head import adds, plain_head, project, scaled
@@ -123,6 +124,11 @@ class DualStream:
         self.simple_mask = self.full_attention and bool(call.mask[:, front:].all())
         ready = call.kwargs.get("attention_mask")
         self.ready_masks = last_rows(ready, call.windows) if isinstance(ready, Mapping) else None
+        if isinstance(ready, Tensor) and ready.ndim == 4:
+            seen = ready[:, 0, -1] > torch.finfo(ready.dtype).min / 2
+            if not bool(seen[call.mask[:, front:].expand(len(seen), -1)].all()) or self.call.windows.get("") != Reach():
+                self.ready_masks = last_rows({"": ready}, call.windows)
+                self.full_attention = self.simple_mask = False
         self.static = StaticStep(self)
 
     @property
@@ -156,7 +162,7 @@ class DualStream:
         if self.positions is not None:
             self.positions = following(self.positions)
         if self.ready_masks is not None:
-            self.ready_masks = {k: longer(v, self.call.windows[k]) for k, v in self.ready_masks.items()}
+            self.ready_masks = {k: None if v is None else v.longer() for k, v in self.ready_masks.items()}
         self.types = {k: torch.zeros_like(v) for k, v in self.types.items()}  # what is generated is text
 
     def rewind(self) -> None:
@@ -219,7 +225,8 @@ class DualStream:
 
     def _current_mask(self, rows: int) -> Any:
         if self.ready_masks is not None:
-            return self.ready_masks
+            rows_of = {k: None if v is None else v.row for k, v in self.ready_masks.items()}
+            return rows_of.get("", rows_of)
         if self.simple_mask:
             return self.embeds.new_zeros((1, 1, 1, self.cache.length + 1))
         return self.mask[:, self.call.front :].long().repeat(rows // self.batch, 1)

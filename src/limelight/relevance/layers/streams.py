@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 
-from limelight.errors import UnknownKindError
+from limelight.errors import HookError, UnknownKindError
 from limelight.relevance import rules
 from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn
 from limelight.relevance.mode import Mode, block_rows, blocks
@@ -28,14 +29,24 @@ LEAST = 1e-5  # of a mean square, in the quotient
 
 @dataclass(frozen=True)
 class StreamsSpec:
-    """Projections into the streams and out of them (all but stream 0), and the modules behind the rescaling."""
+    """Projections into the streams and out of them (all but stream 0), and the modules behind the rescaling.
 
-    decoder: nn.Module
+    ``owner`` is the decoder, by weak reference: specs are kept by decoder, and would keep theirs alive.
+    """
+
+    owner: ReferenceType[nn.Module]
     into: tuple[nn.Module, ...]
     out: tuple[nn.Module, ...]
     first: nn.Module
     last: nn.Module
     norm: nn.Module
+
+    @property
+    def decoder(self) -> nn.Module:
+        decoder = self.owner()
+        if decoder is None:
+            raise HookError("the model of these rules is gone", hint="keep the model while its rules are in use")
+        return decoder
 
 
 def recognise(name: str, decoder: Any) -> Iterator[ModuleMatch]:
@@ -45,8 +56,8 @@ def recognise(name: str, decoder: Any) -> Iterator[ModuleMatch]:
     if len(lists) != 2 or len(lists[0]) != len(lists[1]) or not isinstance(norm, nn.Module):
         return
     if isinstance(layers, nn.ModuleList):
-        spec = StreamsSpec(decoder, tuple(lists[0]), tuple(lists[1]), layers[0], layers[-1], norm)
-        yield ModuleMatch("streams", "streams", decoder, spec)
+        spec = StreamsSpec(ref(decoder), tuple(lists[0]), tuple(lists[1]), layers[0], layers[-1], norm)
+        yield ModuleMatch("streams", "streams", layers, spec)
 
 
 def _square(module: Any) -> bool:

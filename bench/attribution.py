@@ -1,0 +1,149 @@
+"""Attribution against the plain gradient of the same model, and lxt beside it: ratios of time and memory in one run.
+
+    python -m bench.attribution                          the committed table
+    python -m bench.attribution --lxt-python VENV/bin/python   with lxt, from an environment of its own
+
+Batch 1, float32, LM 512 wide x 8 layers, random weights. "Plain" is one forward with the model's own sdpa attention and the
+gradient of the likeliest logit by the merged embeddings (weights frozen, logits of the last position), `limelight.attribute`
+one call on the same model and prompt; lxt is measured on the text stack alone, against that one's plain gradient in the
+same environment. Every side sits in a process of its own, and they take turns: process time of one thread, medians over
+rounds of the ratio within a round. Memory is the most that torch's allocator holds beyond the model (by its own log, which
+repeats itself to the byte; not the process's resident size, which does not).
+
+The other environment: pip install lxt "transformers<4.53" torch torchvision
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "attribution.json"
+WORKER = Path(__file__).parent / "attribution_worker.py"
+LENGTHS = (600, 2400, 8192)
+ROUNDS = {600: 9, 2400: 7, 8192: 5}
+PAIRS = {"limelight": ("ours", "plain"), "lxt": ("lxt", "lxt-plain")}
+
+
+class Side:
+    """A worker process."""
+
+    def __init__(self, python: str, kind: str, tokens: int) -> None:
+        self.kind = kind
+        self.process = subprocess.Popen(
+            [python, str(WORKER), kind, str(tokens)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def wait(self) -> None:
+        if self._line() != "ready":
+            raise SystemExit(f"{self.kind}: the worker did not start")
+
+    def ask(self, what: str) -> float:
+        if self.process.stdin is None:
+            raise SystemExit(f"{self.kind}: the worker has no input")
+        print(what, file=self.process.stdin, flush=True)
+        return float(self._line())
+
+    def _line(self) -> str:
+        line = "" if self.process.stdout is None else self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.kind}: the worker ended with {self.process.wait()}")
+        return line.strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(tokens: int, rounds: int, pythons: dict[str, str]) -> list[dict[str, Any]]:
+    """A row for limelight, and one for lxt where its Python is known."""
+    sides: dict[str, Side] = {}
+    try:
+        for name, python in pythons.items():
+            for kind in PAIRS[name]:
+                sides[kind] = Side(python, kind, tokens)
+                sides[kind].wait()
+        seconds: dict[str, list[float]] = {kind: [] for kind in sides}
+        for index in range(rounds):
+            for kind in list(sides) if index % 2 else reversed(list(sides)):
+                seconds[kind].append(sides[kind].ask("time"))
+        memory = {kind: max(side.ask("memory") for _ in range(2)) for kind, side in sides.items()}
+    finally:
+        for side in sides.values():
+            side.end()
+    rows = []
+    for name in pythons:
+        mine, base = PAIRS[name]
+        ratios = [a / b for a, b in zip(seconds[mine], seconds[base], strict=True)]
+        rows.append(
+            {
+                "name": name,
+                "prompt_tokens": tokens,
+                "rounds": rounds,
+                "seconds": statistics.median(seconds[mine]),
+                "plain_seconds": statistics.median(seconds[base]),
+                "ratio": statistics.median(ratios),
+                "ratio_low": min(ratios),
+                "ratio_high": max(ratios),
+                "peak_bytes": int(memory[mine]),
+                "plain_peak_bytes": int(memory[base]),
+                "memory_ratio": memory[mine] / memory[base],
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| attribution by | prompt | s | x plain gradient | smallest-largest | peak MiB | x plain gradient |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['name']} | {r['prompt_tokens']} | {r['seconds']:.2f} | {r['ratio']:.2f} "
+            f"| {r['ratio_low']:.2f}-{r['ratio_high']:.2f} | {r['peak_bytes'] / 2**20:.0f} | {r['memory_ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), choices=LENGTHS)
+    parser.add_argument("--rounds", type=int, help="instead of 9, 7 and 5")
+    parser.add_argument("--lxt-python", help="a Python that has lxt and a transformers it works with")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    pythons = {"limelight": sys.executable}
+    if args.lxt_python is None:
+        print("lxt: absent (no --lxt-python)", file=sys.stderr)
+    else:
+        pythons["lxt"] = args.lxt_python
+    rows: list[dict[str, Any]] = []
+    for tokens in args.lengths:
+        rows += measure(tokens, args.rounds or ROUNDS[tokens], pythons)
+        print(table(rows[-len(pythons) :]), flush=True)
+    versions = {name: _versions(python) for name, python in pythons.items()}
+    found = {"machine": platform.processor() or platform.machine(), "versions": versions, "rows": rows}
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _versions(python: str) -> dict[str, str]:
+    code = (
+        "import json, importlib.metadata as m\n"
+        "def of(n):\n try: return m.version(n)\n except m.PackageNotFoundError: return 'absent'\n"
+        "print(json.dumps({n: of(n) for n in ('torch', 'transformers', 'lxt')}))"
+    )
+    out = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
+    found: dict[str, str] = json.loads(out)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,14 @@
 """Attribution against the plain gradient of the same model, and lxt beside it: ratios of time and memory in one run.
 
-    python -m bench.attribution                          the committed table
-    python -m bench.attribution --lxt-python VENV/bin/python   with lxt, from an environment of its own
+    python -m bench.attribution --lxt-python VENV/bin/python   the committed table; VENV: lxt's own environment
+    python -m bench.attribution --lengths 600 2400             without lxt; rows of other lengths and of lxt stay
 
 Batch 1, float32, LM 512 wide x 8 layers, random weights. "Plain" is one forward with the model's own sdpa attention and the
 gradient of the likeliest logit by the merged embeddings (weights frozen, logits of the last position), `limelight.attribute`
 one call on the same model and prompt; lxt is measured on the text stack alone, against that one's plain gradient in the
 same environment. Every side sits in a process of its own, and they take turns: process time of one thread, medians over
-rounds of the ratio within a round. Memory is the most that torch's allocator holds beyond the model (by its own log, which
-repeats itself to the byte; not the process's resident size, which does not).
+rounds of the ratio within a round. Memory is the most that torch's allocator holds beyond the model, by its own log: it
+repeats itself within one per cent, which the process's resident size does not.
 
 The other environment: pip install lxt "transformers<4.53" torch torchvision
 """
@@ -74,7 +74,7 @@ def measure(tokens: int, rounds: int, pythons: dict[str, str]) -> list[dict[str,
         for index in range(rounds):
             for kind in list(sides) if index % 2 else reversed(list(sides)):
                 seconds[kind].append(sides[kind].ask("time"))
-        memory = {kind: max(side.ask("memory") for _ in range(2)) for kind, side in sides.items()}
+        memory = {kind: side.ask("memory") for kind, side in sides.items()}
     finally:
         for side in sides.values():
             side.end()
@@ -125,13 +125,17 @@ def main() -> None:
         print("lxt: absent (no --lxt-python)", file=sys.stderr)
     else:
         pythons["lxt"] = args.lxt_python
-    rows: list[dict[str, Any]] = []
-    for tokens in args.lengths:
-        rows += measure(tokens, args.rounds or ROUNDS[tokens], pythons)
-        print(table(rows[-len(pythons) :]), flush=True)
     versions = {name: _versions(python) for name, python in pythons.items()}
-    found = {"machine": platform.processor() or platform.machine(), "versions": versions, "rows": rows}
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    for tokens in args.lengths:
+        new = measure(tokens, args.rounds or ROUNDS[tokens], pythons)
+        print(table(new), flush=True)
+        kept = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+        rows = [
+            r for r in kept if (r["name"], r["prompt_tokens"]) not in {(n["name"], n["prompt_tokens"]) for n in new}
+        ]
+        rows = sorted([*rows, *new], key=lambda r: (r["prompt_tokens"], r["name"]))
+        found = {"machine": platform.processor() or platform.machine(), "versions": versions, "rows": rows}
+        args.out.write_text(json.dumps(found, indent=1) + "\n")  # length by length: the longest takes a while
 
 
 def _versions(python: str) -> dict[str, str]:

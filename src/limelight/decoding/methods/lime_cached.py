@@ -25,6 +25,7 @@ from limelight.errors import SettingError
 from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap, gradients_of
 from limelight.grounding.gate import Gate
 from limelight.grounding.objectives import check_groups, kl
+from limelight.models.runtime.fused import fused_attention
 from limelight.relevance.attachment import attached, require_gradients
 from limelight.relevance.attribute import input_relevance
 from limelight.relevance.composites import COMPOSITES
@@ -165,6 +166,7 @@ class LimeCachedSession:
             torch.enable_grad(),
             adapter.frozen(),
             attached(adapter, COMPOSITES[self.strategy.composite]),
+            fused_attention(),
         ):
             embeds = call.embeds.clone().requires_grad_(True)
             logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[:, 0]

@@ -18,6 +18,7 @@ from limelight.models.inputs.deepstack import Doors, find_doors
 from limelight.models.inputs.per_layer import PerPosition, find_per_position
 from limelight.models.inputs.position_mask import FEATURES, PLACES, placed
 from limelight.models.inputs.ready_masks import Reach
+from limelight.models.runtime.fused import fused_attention
 
 # Arguments of a decoder call that belong to one particular call and must not be replayed.
 _DROPPED = frozenset(
@@ -224,7 +225,7 @@ def _check_placed(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any
     seen: list[Tensor] = []
     handle = decoder.register_forward_hook(lambda *a: seen.append(a[-1][0]))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), fused_attention():
             model(**{k: v for k, v in inputs.items() if k != "past_key_values"}, use_cache=False)
             decoder(**{k: v for k, v in got.items() if k not in _DROPPED or k == "inputs_embeds"}, use_cache=False)
     finally:

@@ -33,7 +33,15 @@ def test_the_wheel_is_the_package_and_nothing_else() -> None:
 
 def test_the_source_distribution_can_be_tested_and_holds_no_leftovers() -> None:
     found = listed(sdist.SdistBuilder(str(ROOT)))
-    assert {"pyproject.toml", "README.md", "LICENSE", "NOTICE", "constraints.txt", "tests/conftest.py"} <= found
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "constraints.txt",
+        "constraints-oldest.txt",
+        "tests/conftest.py",
+    } <= found
     assert {p.split("/")[0] for p in found if "/" in p} >= {
         "src",
         "tests",

@@ -12,6 +12,7 @@
     │   ├── NotFiniteError        NaN or infinity in weights, logits or relevance
     │   └── NotDifferentiableError  no gradient can pass (quantised layers, inference tensors)
     ├── UnsupportedError          a combination that has no meaning or no implementation (beams, a cache kind)
+    ├── IncompatibleError         an installed release of transformers, torch or accelerate lacks what is needed
     ├── DataError                 a benchmark's files are missing or malformed
     └── MissingExtraError         an optional dependency is not installed
 
@@ -80,6 +81,10 @@ class NotDifferentiableError(ModelError):
 
 class UnsupportedError(LimelightError):
     """A combination that has no meaning or no implementation here."""
+
+
+class IncompatibleError(LimelightError):
+    """An installed release of transformers, torch or accelerate lacks something private that is relied on."""
 
 
 class DataError(LimelightError):

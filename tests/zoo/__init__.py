@@ -3,6 +3,9 @@
 Every row builds on the CPU from a config alone: no network, no checkpoint, no processor.
 """
 
+import pytest
+import transformers
+
 from . import (
     blip,
     codes,
@@ -33,7 +36,7 @@ from . import (
 from .base import Tiny
 from .unbuildable import UNBUILDABLE
 
-ZOO: dict[str, Tiny] = {
+ROWS: dict[str, Tiny] = {
     row.name: row
     for rows in (
         llava.ROWS,
@@ -64,10 +67,24 @@ ZOO: dict[str, Tiny] = {
     )
     for row in rows
 }
+ABSENT = {name: row.missing for name, row in ROWS.items() if row.missing}
+
+
+class Zoo(dict[str, Tiny]):
+    """Rows by name. Asking for a family that the installed release of transformers does not have skips the test."""
+
+    def __missing__(self, name: str) -> Tiny:
+        if name not in ABSENT:
+            raise KeyError(name)
+        missing = ", ".join(sorted(ABSENT[name]))
+        pytest.skip(f"transformers {transformers.__version__} has no {missing}", allow_module_level=True)
+
+
+ZOO = Zoo({name: row for name, row in ROWS.items() if name not in ABSENT})
 
 FOUNDATION: tuple[str, ...] = (
     "llava", "llava_gqa", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "internvl", "idefics3",
     "smolvlm", "paligemma", "paligemma2", "gemma3", "mistral3", "qwen2_audio", "voxtral", "audioflamingo3",
 )  # fmt: skip
 
-__all__ = ["FOUNDATION", "UNBUILDABLE", "ZOO", "Tiny"]
+__all__ = ["ABSENT", "FOUNDATION", "ROWS", "UNBUILDABLE", "ZOO", "Tiny"]

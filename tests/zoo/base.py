@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 Model = Any  # a transformers PreTrainedModel; its classes are not typed well enough to be of use here
@@ -42,6 +43,7 @@ class Tiny:
     batch_spans: tuple[tuple[tuple[int, int, str], ...], ...] = ()  # of both rows, in the padded coordinates
     notes: str = ""
     marks: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()  # classes that the installed transformers does not have
 
 
 def seeded(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
@@ -129,6 +131,14 @@ def stack(rows: Sequence[Tensors]) -> Tensors:
 
 def to_model(model: Model, tensors: Tensors) -> Tensors:
     return {k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
+
+
+def missing_classes(make: Callable[[], Model]) -> frozenset[str]:
+    """Classes by which ``make`` builds its model and that the installed transformers does not have."""
+    code = getattr(make, "__code__", None)
+    names = () if code is None else code.co_names
+    here = make.__globals__ if code is not None else {}
+    return frozenset(n for n in names if n[0].isupper() and n not in here and not hasattr(transformers, n))
 
 
 def family(
@@ -221,4 +231,5 @@ def family(
         batch_spans=() if no_batch else shifted,
         notes=notes,
         marks=frozenset(marks.split()),
+        missing=missing_classes(make),
     )

@@ -34,10 +34,10 @@ class Patches(nn.Module):
 def without_timm(family: str, config: Any, flat: bool = False) -> Iterator[None]:
     """Within, the modeling file of `family` builds a `Patches` where `config` asks for a tower of timm's."""
     modeling = import_module(f"transformers.models.{family}.modeling_{family}")
-    build = modeling.AutoModel.from_config
+    build, tower = modeling.AutoModel.from_config, config.vision_config
 
-    def part(section: object) -> nn.Module:
-        return Patches(flat) if section is config.vision_config else build(section)
+    def part(config: object) -> nn.Module:
+        return Patches(flat) if config is tower else build(config)
 
     with mock.patch.object(modeling, "AutoModel", SimpleNamespace(from_config=part)):
         yield

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.models.test_conformance import RAISES, WORKING
 from tests.relevance.forward.test_stream import RAISES as NO_TANGENTS
-from tests.zoo import FOUNDATION, ZOO
+from tests.zoo import ABSENT, FOUNDATION, ZOO
 from tests.zoo.table import COLUMNS, PAGE, WHOLE, answers, page
 
 
+@pytest.mark.skipif(bool(ABSENT), reason="the page is that of a release with all families")
 def test_the_committed_page_is_what_the_tests_hold() -> None:
     assert PAGE.read_text() == page(), "run python -m tests.zoo.table"
 

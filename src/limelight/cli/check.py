@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from limelight import compat
 from limelight.errors import LimelightError
 from limelight.models.adapter import Adapter
 from limelight.models.detect import DecoderTraits
@@ -243,10 +244,10 @@ def snapshot(adapter: Adapter) -> dict[str, Any]:
     """What must be as before: parameter versions, hooks, forwards set on instances, attention implementations."""
     modules = dict(adapter.model.named_modules())
     return {
-        "parameters": {n: (p.data_ptr(), p._version) for n, p in adapter.model.named_parameters()},
-        "hooks": {n: len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for n, m in modules.items()},
+        "parameters": {n: (p.data_ptr(), compat.changes(p)) for n, p in adapter.model.named_parameters()},
+        "hooks": {n: compat.all_hooks(m) for n, m in modules.items()},
         "forwards": {n: id(m.__dict__["forward"]) for n, m in modules.items() if "forward" in m.__dict__},
-        "attention": {n: getattr(m.config, "_attn_implementation", None) for n, m in modules.items() if hasattr(m, "config")},
+        "attention": {n: compat.attention_implementation(m.config) for n, m in modules.items() if hasattr(m, "config")},
         "gradients": [n for n, p in adapter.model.named_parameters() if p.grad is not None],
         "training": [n for n, m in modules.items() if m.training],
     }  # fmt: skip

@@ -33,7 +33,7 @@ def complain(error: LimelightError) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers' progress bars, log lines and warnings are held back inside; afterwards everything is as before."""
-    from transformers.utils import logging
+    from transformers import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight import compat
 from limelight.decoding.strategy import Run
 from limelight.errors import PromptError
 from limelight.models.adapter import Adapter
@@ -37,7 +38,7 @@ def is_partial(ids: Tensor, kwargs: Mapping[str, Any], config: Any, past: int) -
         return False
     embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
     length = ids.shape[1] if embeds is None else embeds.shape[1]
-    seen = mask.shape[1] if isinstance(mask, Tensor) else getattr(config, "_mask_length", length)
+    seen = mask.shape[1] if isinstance(mask, Tensor) else _dropped(config, length)
     held = next((x.shape[0] for x in map(_keys, _layers(kwargs["past_key_values"])) if x is not None), len(ids))
     if held != len(ids):
         raise PromptError(
@@ -58,6 +59,12 @@ def is_partial(ids: Tensor, kwargs: Mapping[str, Any], config: Any, past: int) -
             "new ids alone need an attention_mask over the cache and them",
         )
     return False
+
+
+def _dropped(config: Any, length: int) -> int:
+    """Length of the attention mask that was of ones alone, which generate() drops."""
+    dropped = compat.mask_length(config)
+    return length if dropped is None else dropped
 
 
 def _layers(cache: Any) -> Any:
@@ -83,7 +90,7 @@ def continued(run: Run, *, partial: bool) -> Run:
     resume = dict(run.kwargs)
     behind = run.modality_ids[:, past:]
     if not bool((behind > 0).any()):  # all media are in the cache: the model would look for their places
-        resume = {k: v for k, v in resume.items() if k != "mm_encoder_outputs" and not is_media(k, v)}
+        resume = {k: v for k, v in compat.without_encoded_media(resume).items() if not is_media(k, v)}
     elif not _media_in(run.kwargs):
         names = ", ".join(sorted({MODALITIES[k] for k in set(behind.flatten().tolist()) if k > 0}))
         raise PromptError(
@@ -101,7 +108,7 @@ def is_media(name: str, value: Any) -> bool:
 
 
 def _media_in(kwargs: Mapping[str, Any]) -> bool:
-    encoded = kwargs.get("mm_encoder_outputs") or {}
+    encoded = compat.encoded_media(kwargs)
     return any(v is not None for v in encoded.values()) or any(is_media(k, v) for k, v in kwargs.items())
 
 
@@ -121,7 +128,7 @@ def _whole(run: Run) -> tuple[dict[str, Any], str | None]:
     if not _media_in(kwargs):
         if not _media_in(more):
             return kwargs, "its media were not given"
-        kwargs.pop("mm_encoder_outputs", None)
+        kwargs = compat.without_encoded_media(kwargs)
         kwargs |= {k: v for k, v in more.items() if kwargs.get(k) is None}
     positions = kwargs.get("position_ids")
     if not isinstance(positions, Tensor) or positions.ndim < 3:
@@ -140,8 +147,7 @@ def _recounted(adapter: Adapter, ids: Tensor, mask: Tensor, known: Mapping[str, 
     left = ("position_ids", "attention_mask", "inputs_embeds", "input_ids")
     inputs = {k: v for k, v in adapter.complete({**known, "input_ids": ids}).items() if k not in left}
     with _deltas_kept(model), torch.no_grad():
-        positions: Tensor = model._prepare_position_ids_for_generation(ids, {**inputs, "attention_mask": mask.long()})
-    return positions
+        return compat.counted_positions(model, ids, {**inputs, "attention_mask": mask.long()})
 
 
 @contextmanager

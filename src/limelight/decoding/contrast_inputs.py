@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight import compat
 from limelight.decoding.continuing import is_media
 from limelight.decoding.strategy import Run
 from limelight.decoding.streams import second_stream
@@ -45,7 +46,7 @@ def without(run: Run, dropped: Tensor) -> Stream:
         out[mask] = value[keep]
         return out
 
-    pad = getattr(run.config, "_pad_token_tensor", None)
+    pad = compat.pad_token(run.config)
     kwargs: dict[str, Any] = {"past_key_values": run.kwargs.get("past_key_values")}
     for name, value in run.kwargs.items():
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -112,8 +113,8 @@ def disturbed(run: Run, change: Change, *, only: Callable[[str], bool] = lambda 
         SettingError: the media's tensors are not at hand, or belong to another prompt.
     """
     run.require_prompt()
-    kwargs = {k: v for k, v in run.kwargs.items() if k != "mm_encoder_outputs"}
-    encoded = run.kwargs.get("mm_encoder_outputs")
+    kwargs = compat.without_encoded_media(run.kwargs)
+    encoded = compat.encoded_media(run.kwargs)
     times = 1
     if run.tensors:
         times = _times(run)
@@ -165,8 +166,5 @@ def _expanded(run: Run, kwargs: dict[str, Any], times: int) -> dict[str, Any]:
     """Media encoded once and repeated, as generate() does: a picture's patches have no batch dimension to repeat."""
     model, ids = run.adapter.model, run.tensors["input_ids"].to(run.ids.device)
     own = {k: v for k, v in kwargs.items() if k in run.kwargs}
-    media = model._prepare_multimodal_encoder_kwargs_for_generation(
-        {k: v for k, v in kwargs.items() if k not in run.kwargs}
-    )
-    _, media = model._expand_inputs_for_generation(expand_size=times, input_ids=ids, **media)
-    return {**media, **own}
+    media = {k: v for k, v in kwargs.items() if k not in run.kwargs}
+    return {**compat.encoded_and_repeated(model, media, ids, times), **own}

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.generation.configuration_utils import ALL_STATIC_CACHE_IMPLEMENTATIONS
-
+from limelight.compat import ALL_STATIC_CACHE_IMPLEMENTATIONS
 from limelight.decoding.strategy import Run
 from limelight.errors import UnsupportedError
 
@@ -130,8 +129,8 @@ def check_arguments(given: Mapping[str, Any], model: Any = None) -> None:
 def check_shards(model: Any) -> None:
     """Raise UnsupportedError where generate() would keep several processes in step (``synced_gpus``)."""
     import torch
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-    from transformers.integrations.fsdp import is_fsdp_managed_module
+
+    from limelight.compat import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_world_size() < 2:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from limelight import compat
+from limelight.compat import GenerateDecoderOnlyOutput
 from limelight.decoding.continuing import continued, is_partial, past_of
 from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
@@ -213,7 +214,7 @@ def decode(
         UnsupportedError: beams, or a model in training mode.
     """
     config, ids = run.config, run.ids
-    pad = getattr(config, "_pad_token_tensor", None)
+    pad = compat.pad_token(config)
     has_eos = any(hasattr(c, "eos_token_id") for c in stopping)
     keep = bool(config.return_dict_in_generate)
     scores: list[Tensor] = []
@@ -282,7 +283,7 @@ def _untimed(criteria: Any) -> StoppingCriteriaList:
 
 def _cache(session: Any, run: Run, ids: Tensor, wanted: bool, checked: Any) -> Any:
     """What plain decoding would leave in generate()'s cache; None where nobody asks."""
-    if not wanted and not getattr(run.kwargs.get("past_key_values"), "_is_user_defined", False):
+    if not wanted and not compat.is_callers_own(run.kwargs.get("past_key_values")):
         return None
     with run.adapter.exclusive():
         own = session.cache() if hasattr(session, "cache") else None

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import logits_process
 
+from limelight.compat import logits_process
 from limelight.errors import UnsupportedError
 
 # Computed from ids and scores alone (a watermark of the KGW kind seeds its generator anew at each call).

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, QuantizedCache, StaticCache
-from transformers.generation.configuration_utils import GenerationMode
 
+from limelight import compat
 from limelight.decoding.strategy import Run
 from limelight.errors import UnsupportedError
 from limelight.models.runtime.cached_decoder import Stream
@@ -38,11 +38,9 @@ def _empty(run: Run, ids: Tensor) -> dict[str, Any]:
     prepared: Any = run.kwargs.get("past_key_values")
     model, config = run.adapter.model, run.config
     if getattr(config, "cache_implementation", None) not in (None, "dynamic"):
-        made: dict[str, Any] = {}
         times = max(config.num_beams or 1, config.num_return_sequences or 1)
         longest = config.max_length + max(0, ids.shape[1] - run.ids.shape[1])  # opera looks one token ahead
-        model._prepare_cache_for_generation(config, made, GenerationMode.GREEDY_SEARCH, len(ids) // times, longest)
-        return made
+        return compat.empty_cache(model, config, len(ids) // times, longest)
     if type(prepared) in (DynamicCache, StaticCache, QuantizedCache):  # not every model makes its cache itself
         return {"past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
     return {}

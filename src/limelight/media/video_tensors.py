@@ -8,7 +8,6 @@ else (sizes, patches, padding, masks) stays the family's own code. With torchvis
 
 from __future__ import annotations
 
-import importlib
 import platform
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -19,13 +18,20 @@ import transformers
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-from transformers.video_processing_utils import BaseVideoProcessor
+from transformers import BaseVideoProcessor
 
+from limelight import compat
+from limelight.compat import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    PROCESSOR_MAPPING_NAMES,
+    ChannelDimension,
+    PILImageResampling,
+    Qwen3VLVideoProcessor,
+    get_resize_output_image_size,
+    get_size_with_aspect_ratio,
+    smart_resize,
+)
 from limelight.errors import MediaError, ModelError, UnsupportedError
 
 # Modes of interpolate that torchvision maps PIL's filters to.
@@ -153,9 +159,9 @@ class InternVLVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
     do_sample_frames = False
 
 
-# model type -> a video processor's class, or (module, name) of transformers' own, which loads without torchvision
-_QWEN3, _GLM4V = ("qwen3_vl", "Qwen3VLVideoProcessor"), ("glm4v", "Glm4vVideoProcessor")
-_KNOWN: dict[str, type | tuple[str, str]] = {
+# model type -> a video processor's class, or the name of transformers' own, which loads without torchvision
+_QWEN3, _GLM4V = "Qwen3VLVideoProcessor", "Glm4vVideoProcessor"
+_KNOWN: dict[str, type | str] = {
     "qwen2_vl": Qwen2VLVideoProcessor,
     "qwen2_5_vl": Qwen2VLVideoProcessor,
     "qwen2_5_omni": Qwen2VLVideoProcessor,
@@ -167,10 +173,10 @@ _KNOWN: dict[str, type | tuple[str, str]] = {
     "qwen3_5_moe": _QWEN3,
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
-    "smolvlm": ("smolvlm", "SmolVLMVideoProcessor"),
-    "llava_onevision": ("llava_onevision", "LlavaOnevisionVideoProcessor"),
-    "llava_next_video": ("llava_next_video", "LlavaNextVideoVideoProcessor"),
-    "video_llava": ("video_llava", "VideoLlavaVideoProcessor"),
+    "smolvlm": "SmolVLMVideoProcessor",
+    "llava_onevision": "LlavaOnevisionVideoProcessor",
+    "llava_next_video": "LlavaNextVideoVideoProcessor",
+    "video_llava": "VideoLlavaVideoProcessor",
 }
 
 
@@ -189,10 +195,8 @@ def plain_class(model_type: str) -> type[Any]:
             f"the video processor of {model_type} needs torchvision, which is not installed",
             hint=f"pip install torchvision; without it, {', '.join(_KNOWN)} work",
         )
-    if isinstance(known, tuple):
-        module, name = known
-        known = getattr(importlib.import_module(f"transformers.models.{module}.video_processing_{module}"), name)
-    return type(known.__name__, (known, Plain), {})
+    cls: type = getattr(compat, known) if isinstance(known, str) else known
+    return type(cls.__name__, (cls, Plain), {})
 
 
 def processor_class(model_type: str, video: type[Any]) -> type[Any]:
@@ -207,6 +211,8 @@ def processor_class(model_type: str, video: type[Any]) -> type[Any]:
     cls = getattr(transformers, name, None) if name else None
     if cls is None:
         raise UnsupportedError(f"no processor for {model_type}", hint="pass one to limelight.wrap(model, processor)")
+
+    compat.require("get_possibly_dynamic_module")
 
     def found(name: str) -> Any:
         return video if name in _VIDEO_BASES else cls.get_possibly_dynamic_module(name)

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from limelight import compat
 from limelight.errors import HookError, NotMultimodalError, PromptError
 from limelight.models.inputs.position_mask import places
 from limelight.models.runtime.offload import device_of
@@ -262,7 +263,7 @@ def media_tensors(inputs: Mapping[str, Any]) -> list[str]:
         k
         for k, v in inputs.items()
         if (isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1 and not any(w in k for w in words))
-        or (k == "mm_encoder_outputs" and v)
+        or (k == compat.ENCODED_MEDIA and v)
     ]
 
 

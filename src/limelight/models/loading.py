@@ -185,13 +185,14 @@ def _published(
 
 def _model_class(config: Any) -> Any:
     import transformers
-    from transformers.models.auto import modeling_auto as auto
 
-    for table in ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"):
-        name = getattr(auto, table, {}).get(config.model_type)
+    from limelight import compat
+
+    for table in (compat.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, compat.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+        name = table.get(config.model_type)
         if name:
             return getattr(transformers, name[0] if isinstance(name, (tuple, list)) else name)
-    text_only = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    text_only = compat.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     for name in (*(getattr(config, "architectures", None) or ()), text_only):
         cls = getattr(transformers, name, None) if isinstance(name, str) else None
         if cls is not None and hasattr(cls, "generate"):

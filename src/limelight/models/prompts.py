@@ -294,7 +294,7 @@ def whole_patch(clip: Clip, processor: Any) -> Clip:
 
 def video_metadata(clip: Clip) -> Any:
     """When each frame was shown, as transformers' processors take it: frame number divided by frames a second."""
-    from transformers.video_utils import VideoMetadata
+    from limelight.compat import VideoMetadata
 
     step = (clip.seconds[-1] - clip.seconds[0]) / (len(clip) - 1) if len(clip) > 1 else 1.0
     fps = clip.fps or (1 / step if step else 1.0)

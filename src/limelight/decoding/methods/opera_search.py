@@ -9,8 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria
-from transformers.generation.stopping_criteria import EosTokenCriteria
+from transformers import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from limelight.decoding.beams import choose, fork
 from limelight.decoding.contrast_inputs import percept

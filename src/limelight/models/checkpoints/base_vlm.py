@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from limelight.compat import CausalLMOutputWithPast
 from limelight.errors import HookError, PromptError, UnsupportedError
 
 

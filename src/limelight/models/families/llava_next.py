@@ -18,7 +18,7 @@ from limelight.types import Span
 
 def tiled_grid(size: Size, config: Any) -> tuple[int, int]:
     """Rows and columns (newlines not counted) of the tiles of a picture of ``size`` (height, width) in pixels."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+    from limelight.compat import get_anyres_image_grid_shape, unpad_image
 
     side, tile = tower_side(config) or 1, config.vision_config.image_size
     down, across = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, tile)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limelight import compat
 from limelight.errors import HookError, UnsupportedError
 from limelight.models.inputs.ready_masks import additive
 from limelight.models.runtime import fused
@@ -299,11 +300,10 @@ def switched(decoder: nn.Module) -> Iterator[None]:
     seen: set[int] = set()
     for module in modules_of(decoder):
         config = vars(module).get("config")  # asking every module that has none by getattr is slow
-        if config is None or id(config) in seen or not hasattr(config, "_attn_implementation"):
+        if config is None or id(config) in seen or not compat.names_attention(config):
             continue
         seen.add(id(config))
-        before.append((config, config._attn_implementation_internal))
-        config._attn_implementation_internal = NAME
+        before.append((config, compat.swap_attention_implementation(config, NAME)))
     if not before:
         raise HookError(
             f"expected {type(decoder).__name__} or its layers to carry a transformers config, found none",
@@ -313,4 +313,4 @@ def switched(decoder: nn.Module) -> Iterator[None]:
         yield
     finally:
         for config, value in before:
-            config._attn_implementation_internal = value
+            compat.swap_attention_implementation(config, value)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
 
+from limelight import compat
 from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 
@@ -63,8 +63,7 @@ class Stream:
     def _one_by_one(self) -> bool:
         """Models that keep a state instead of keys, or further inputs for each token, take one token at a time."""
         model = self.adapter.model
-        own = type(model)._update_model_kwargs_for_generation is not GenerationMixin._update_model_kwargs_for_generation
-        return own or bool(getattr(model, "_is_stateful", False)) or not self.kwargs["use_cache"]
+        return compat.takes_one_token_at_a_time(model) or not self.kwargs["use_cache"]
 
     def _extend(self, tokens: Tensor | None) -> Tensor:
         model = self.adapter.model
@@ -75,22 +74,17 @@ class Stream:
                 hint="limelight.decoding.streams: main_stream(run) goes on behind it, second_stream(run) starts anew",
             )
         if tokens is None and self.config is not None:
-            self.output = model._prefill(self.ids, self.config, self.kwargs)
+            self.output = compat.prefill(model, self.ids, self.config, self.kwargs)
         else:
             if tokens is not None:
                 self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=-1)
             if count > 1:  # the latest output has made room for one
-                self.kwargs = model._update_model_kwargs_for_generation(
-                    {}, self.kwargs, is_encoder_decoder=False, num_new_tokens=count - 1
-                )
+                self.kwargs = compat.updated(model, {}, self.kwargs, count - 1)
             whole = tokens is None or not self.kwargs["use_cache"]
-            inputs = model.prepare_inputs_for_generation(
-                self.ids,
-                next_sequence_length=None if whole else count,
-                is_first_iteration=tokens is None,
-                **self.kwargs,
+            inputs = compat.next_inputs(
+                model, self.ids, self.kwargs, count=None if whole else count, first=tokens is None
             )
             self.output = model(**inputs, return_dict=True)
-        self.kwargs = model._update_model_kwargs_for_generation(self.output, self.kwargs, is_encoder_decoder=False)
+        self.kwargs = compat.updated(model, self.output, self.kwargs)
         logits: Tensor = self.output.logits[:, -1]
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)

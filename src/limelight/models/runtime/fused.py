@@ -47,7 +47,7 @@ def fused_state() -> Fused | None:
 
 def additive_mask(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
     """transformers' eager mask ``[B, 1, Q, K]``; in a :func:`fused_attention` block None where causality says it all."""
-    from transformers.masking_utils import eager_mask, sdpa_mask
+    from limelight.compat import eager_mask, sdpa_mask
 
     state = _FUSED.get()
     if state is None or not allow_is_causal_skip:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limelight import compat
 from limelight.errors import UnsupportedError
 
 
 def offloading(module: nn.Module) -> Any:
     """The hook that loads this module's own weights before each forward, or None."""
-    hook = getattr(module, "_hf_hook", None)
+    hook = compat.accelerate_hook(module)
     for one in getattr(hook, "hooks", (hook,)):  # accelerate chains several
         if getattr(one, "offload", False) and getattr(one, "weights_map", None) is not None:
             return one

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from limelight import compat
 from limelight.errors import UnsupportedError
 
 
@@ -27,8 +28,9 @@ def unwrapped(model: Any) -> Any:
     while isinstance(inner, nn.Module) and id(inner) not in seen:
         seen.add(id(inner))
         outer: Any = inner
-        if "_orig_mod" in outer._modules:
-            inner = outer._modules["_orig_mod"]
+        written = compat.inside_compiled(outer)
+        if written is not None:
+            inner = written
         elif isinstance(outer, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = outer.module
         elif all(hasattr(outer, name) for name in ("peft_config", "base_model", "active_peft_config")):
@@ -46,7 +48,7 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     """Every module once, like ``model.modules()`` in another order; light enough for every token."""
     found, seen = [model], {id(model)}
     for module in found:  # which grows
-        for child in module._modules.values():
+        for child in compat.children(module).values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
                 found.append(child)
@@ -62,25 +64,26 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:
         yield
         return
-    before: list[tuple[dict[str, Any], str, Any]] = []
+    calls: list[tuple[nn.Module, Any]] = []
+    forwards: list[tuple[dict[str, Any], Any]] = []
     for module in modules_of(model):
         own = vars(module)
-        if own.get("_compiled_call_impl") is not None:
-            before.append((own, "_compiled_call_impl", own["_compiled_call_impl"]))
+        call = compat.compiled_call(module)
+        if call is not None:
+            calls.append((module, call))
         if "forward" not in own:  # hundreds of modules, at every token
             continue
-        inner = module._modules.get("_orig_mod")
-        original: Callable[..., Any] | None = (
-            inner if inner is not None else getattr(own["forward"], "_torchdynamo_orig_callable", None)
-        )
+        inner = compat.inside_compiled(module)
+        original: Callable[..., Any] | None = inner if inner is not None else compat.uncompiled_function(own["forward"])
         if original is not None:
-            before.append((own, "forward", own["forward"]))
+            forwards.append((own, own["forward"]))
             own["forward"] = original
-    for own, name, _ in before:
-        if name == "_compiled_call_impl":
-            own[name] = None
+    for module, _ in calls:
+        compat.set_compiled_call(module, None)
     try:
         yield
     finally:
-        for own, name, value in before:
-            own[name] = value
+        for own, forward in forwards:
+            own["forward"] = forward
+        for module, call in calls:
+            compat.set_compiled_call(module, call)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from limelight import compat
 from limelight.errors import HookError
 from limelight.models.runtime.wrappers import modules_of
 
@@ -71,8 +72,8 @@ class StaticStep:
             return False
         device = call.embeds.device
         modules = [*modules_of(stream.adapter.decoder), stream.adapter.head]
-        own = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
-        return all(t.device == device for t in own) and not any("_hf_hook" in vars(m) for m in modules)
+        own = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+        return all(t.device == device for t in own) and all(compat.accelerate_hook(m) is None for m in modules)
 
     def run(self) -> DualOutput:
         """Run the current position; its keys and values are in the cache afterwards."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight import compat
 from limelight.errors import NotFiniteError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.inputs.position_mask import PLACES
@@ -119,7 +120,7 @@ class DualStream:
         windowed = bool(types - {"full_attention"}) or bool(
             getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         )
-        own = hasattr(adapter.decoder, "_prepare_decoder_attention_mask")  # makes its mask itself, of one [B, T]
+        own = compat.makes_its_own_mask(adapter.decoder)  # makes its mask itself, of one [B, T]
         self.full_attention = self.positions is not None and not windowed and not own
         self.simple_mask = self.full_attention and bool(call.mask[:, front:].all())
         ready = call.kwargs.get("attention_mask")

@@ -137,7 +137,7 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    from transformers.activations import ACT2FN
+    from limelight.compat import ACT2FN
 
     act: Callable[[Tensor], Tensor] = ACT2FN[name]
     return act

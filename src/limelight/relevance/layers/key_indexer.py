@@ -15,7 +15,7 @@ from limelight.relevance.mode import FALLBACK, Mode
 
 
 def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
-    indexer = module._modules.get("indexer") if is_attention(module) else None
+    indexer = getattr(module, "indexer", None) if is_attention(module) else None
     if indexer is not None:
         yield ModuleMatch("key_indexer", f"{name}.indexer", indexer, covers=tuple(indexer.modules()))
 

@@ -73,8 +73,8 @@ def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
     if mode.backward:
         return
     for module in filter(is_linear, match.module.modules()):
-        own = {**module._parameters, **module._buffers}
-        if plain(module) or isinstance(own.get("bias"), Tensor):
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if plain(module) or "bias" in dict(own):
             yield replaced(module, linear_jvp(module, mode))
 
 

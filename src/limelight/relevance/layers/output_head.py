@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limelight import compat
 from limelight.models.adapter import Adapter
 from limelight.models.detect import HeadScalars
 from limelight.relevance import rules
@@ -29,7 +30,7 @@ def plain_head(head: nn.Module) -> bool:
 
 def adds(head: nn.Module) -> bool:
     """Whether the head may make something of nothing: a bias, that of an adapter, or what a hook does."""
-    hooked = bool(head._forward_hooks or head._forward_pre_hooks)  # theirs is the last word on what comes out
+    hooked = compat.forward_hooks(head) > 0  # theirs is the last word on what comes out
     return hooked or type(head) is not nn.Linear or head.bias is not None
 
 

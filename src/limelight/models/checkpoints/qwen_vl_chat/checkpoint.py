@@ -70,8 +70,8 @@ def load(folder: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
         ModelError: a file or a weight is missing, or the tokenizer's ids are not the config's.
     """
     from transformers import GenerationConfig
-    from transformers.initialization import no_init_weights
 
+    from limelight import compat
     from limelight.models.checkpoints.qwen_vl_chat.config import from_published
     from limelight.models.checkpoints.qwen_vl_chat.model import QwenVLChatForConditionalGeneration
     from limelight.models.checkpoints.qwen_vl_chat.processor import processor_of
@@ -79,8 +79,8 @@ def load(folder: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
     published = config_of(folder)
     config = from_published(published)
     processor = processor_of(folder, config)
-    with no_init_weights():
-        model = QwenVLChatForConditionalGeneration._from_config(config, dtype=dtype_of(dtype, published))
+    with compat.no_init_weights():
+        model = compat.built(QwenVLChatForConditionalGeneration, config, dtype_of(dtype, published))
     fill(model, read_folder(folder), rename(config.vision_config.num_attention_heads))  # type: ignore[union-attr]
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import BatchFeature, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from limelight.compat import CLIPImageProcessorPil, TikTokenConverter
 from limelight.errors import ModelError, PromptError
 
 PATTERN = (
@@ -85,8 +85,6 @@ class QwenVLChatProcessor:
 
 def processor_of(folder: Path, config: Any) -> QwenVLChatProcessor:
     """Tokenizer and pixels as published: the whole picture, squeezed into a square."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
     side = int(config.vision_config.image_size)
     pixels = CLIPImageProcessorPil(
         do_resize=True, size={"height": side, "width": side}, do_center_crop=False, do_convert_rgb=True

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.clip.modeling_clip import CLIPEncoder
+
+from limelight.compat import CLIPEncoder
 
 
 def resized(table: Tensor, count: int) -> Tensor:

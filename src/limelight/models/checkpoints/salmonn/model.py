@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Blip2QFormerModel, LlamaModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from limelight.compat import WhisperEncoder
 from limelight.models.checkpoints.base_vlm import MergedModel
 from limelight.models.checkpoints.salmonn.beats import Beats
 from limelight.models.checkpoints.salmonn.config import SalmonnConfig

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import BatchFeature
-from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+from limelight.compat import mel_filter_bank, spectrogram, window_function
 from limelight.errors import PromptError
 
 SPEECH = "<SpeechHere>"

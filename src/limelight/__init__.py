@@ -26,7 +26,7 @@ _WHERE = {
     "attached": "relevance.attachment",
     "custom_generate": "decoding.loop",
     "generate": "decoding.generate",
-    "generate_many": "decoding.many",
+    "generate_many": "decoding.generate",
     "greedy": "decoding.methods.greedy",
     "lime": "decoding.methods.lime",
     "lime_cached": "decoding.methods.lime_cached",
@@ -40,9 +40,8 @@ _WHERE = {
 
 if TYPE_CHECKING:
     from limelight.decoding.after import after
-    from limelight.decoding.generate import generate
+    from limelight.decoding.generate import generate, generate_many
     from limelight.decoding.loop import custom_generate
-    from limelight.decoding.many import generate_many
     from limelight.decoding.methods.greedy import greedy
     from limelight.decoding.methods.lime import lime
     from limelight.decoding.methods.lime_cached import lime_cached

@@ -308,6 +308,8 @@ class Step:
             ``|Phi_m| / (sum_m |Phi_m| + |l - sum_m Phi_m|)`` with Phi_m summed over the modality's positions, signs and all;
             text is the rest. In [0, 1], summing to 1. {} where no meter ran. Not comparable with ``shares``, in which
             positions of one modality that pull in opposite directions do not cancel.
+        top_logprobs: (spelling, natural log of its probability) of the likeliest tokens in the distribution it was chosen
+            from, best first; () where none were asked for.
     """
 
     token: int
@@ -321,6 +323,7 @@ class Step:
     candidates: tuple[tuple[int, str, float, float], ...] = ()
     flagged: bool = False
     contributions: Mapping[str, float] = field(default_factory=dict)
+    top_logprobs: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transformers import DynamicCache, StaticCache
 
 import limelight
 from limelight.decoding.loop import custom_generate
+from limelight.decoding.strategy import capabilities_of
 from limelight.errors import PromptError, UnsupportedError
 from tests.models.runtime.test_locks import STRATEGIES
 from tests.tiny import built, fresh
@@ -21,8 +22,9 @@ from tests.zoo import ZOO
 NAMES = ("llava", "qwen2_5_vl", "qwen2_audio", "gemma3")
 KEEP = {"return_dict_in_generate": True, "output_logits": True, "disable_compile": True}
 MORE: dict[str, dict[str, Any]] = {**STRATEGIES, "icd": {"instruction": (60, 61)}, "deco": {"layers": (0, 1)}}
-OWN = ("lime", "meter", "lime-cached", "relevance-contrastive", "memvr", "opera")  # their answer needs the whole prompt
-ALONE = ("greedy", "dola", "deco")  # need nothing but the cache
+CLAIMED = {name: capabilities_of(limelight.strategy(name, **given)) for name, given in MORE.items()}
+OWN = [n for n, c in CLAIMED.items() if not c.continues_cache]  # their answer needs the whole prompt
+ALONE = [n for n, c in CLAIMED.items() if c.continues_cache and not c.second_prompt]  # need nothing but the cache
 Inputs = dict[str, Tensor]
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import limelight
 from limelight.decoding.methods.greedy import Greedy
-from limelight.decoding.strategy import Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Run, StepOutput
 from limelight.models.adapter import Adapter
 from limelight.server.app import create_app
 from limelight.server.chat import Chat
@@ -78,7 +78,12 @@ class Gate:
     broken: bool = False
     permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     tokens: int = 0
-    name: str = "gate"  # "greedy": its rows share a batch
+    name: str = "gate"
+    together: bool = False  # whether its rows share a batch
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(batches=self.together)
 
     def settings(self) -> dict[str, Any]:
         return {}

@@ -62,39 +62,34 @@ class ModelAnswer:
         )
 
     def __call__(self, sample: Sample) -> Reply:
-        import limelight
-
-        adapter = self._adapter()
-        if not any(sample.media.values()):
-            return self._text_only(adapter, sample)
-        answer = limelight.generate(
-            adapter,
-            messages=_messages(sample),
-            strategy=limelight.strategy(self.strategy, **self.settings),
-            relevance=self.relevance,
-            seed=int(sample.meta["seed"]),
-            **self.generation,
-        )
-        return self._reply(adapter, sample, answer)
+        return self.many([sample])[0]
 
     def many(self, samples: Sequence[Sample]) -> list[Reply]:
-        """Several samples in one left-padded batch where they fit together; one by one where they do not."""
+        """Several samples in one left-padded batch where they fit together; one by one where they do not.
+
+        A question without media is answered by the model as it is, where the strategy works on media alone.
+        """
         import limelight
+        from limelight.decoding.strategy import capabilities_of
         from limelight.errors import UnsupportedError
 
-        if len(samples) == 1 or not all(any(s.media.values()) for s in samples):
-            return [self(s) for s in samples]
         adapter = self._adapter()
+        strategy = limelight.strategy(self.strategy, **self.settings)
+        plain = capabilities_of(strategy).needs_media and not all(any(s.media.values()) for s in samples)
+        if plain and len(samples) > 1:
+            return [self(s) for s in samples]
         try:
             answers = limelight.generate_many(
                 adapter,
                 requests=[_messages(s) for s in samples],
-                strategy=limelight.strategy(self.strategy, **self.settings),
+                strategy=limelight.greedy() if plain else strategy,
                 relevance=self.relevance,
                 seeds=[int(s.meta["seed"]) for s in samples],
                 **self.generation,
             )
         except UnsupportedError:
+            if len(samples) == 1:
+                raise
             return [self(s) for s in samples]
         return [self._reply(adapter, s, answer) for s, answer in zip(samples, answers, strict=True)]
 
@@ -102,8 +97,10 @@ class ModelAnswer:
         special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
         said, behind = self._said(adapter, answer.prompt.tensors["input_ids"][0].tolist(), answer.token_ids)
         kept = replace(answer, steps=tuple(s for s, own in zip(answer.steps, said.answered, strict=True) if own))
-        meta = {"tokens": len(answer.token_ids), **behind, **grounding_meta(kept, special)}
-        if self.faithfulness and any(said.answered):
+        media = any(sample.media.values())
+        text_only = {} if media else {"text_only": True}
+        meta = {"tokens": len(answer.token_ids), **text_only, **behind, **grounding_meta(kept, special)}
+        if self.faithfulness and media and any(said.answered):
             from limelight.cli.faithfulness import curves
 
             first = said.answered.index(True)
@@ -131,21 +128,6 @@ class ModelAnswer:
         if own == usual:
             return said, {}
         return said, {"answer_from": len(said.text) - len(own) if own and said.text.endswith(own) else len(said.text)}
-
-    def _text_only(self, adapter: Any, sample: Sample) -> Reply:
-        """A question without a picture or sound: there is nothing to ground in, so the model answers as it is."""
-        import torch
-
-        inputs = adapter.processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "text", "text": sample.prompt}]}],
-            add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-        ).to(adapter.device)  # fmt: skip
-        with torch.random.fork_rng(enabled=bool(self.generation.get("do_sample"))):
-            torch.manual_seed(int(sample.meta["seed"]))
-            ids = adapter.model.generate(**inputs, **{"do_sample": False, **self.generation})
-        length = inputs["input_ids"].shape[1]
-        said, behind = self._said(adapter, ids[0, :length].tolist(), ids[0, length:].tolist())
-        return Reply(said.text, {"tokens": len(said.answered), "text_only": True, **behind})
 
 
 def _messages(sample: Sample) -> list[dict[str, Any]]:

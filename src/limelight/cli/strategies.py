@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from typing import Any
 
 from limelight.cli import options
@@ -24,11 +25,19 @@ def strategies(as_json: options.AsJson = False, debug: options.Debug = False) ->
     """
     from limelight.cli import output, terminal
     from limelight.decoding.registry import strategies as known
+    from limelight.decoding.strategy import capabilities_of
 
     rows = {name: (_about(factory), options.settings_of(factory)) for name, factory in known().items()}
     if as_json:
         output.print_json(
-            {n: {"about": a, "settings": {k: _default(v) for k, v in s.items()}} for n, (a, s) in rows.items()}
+            {
+                n: {
+                    "about": a,
+                    "settings": {k: _default(v) for k, v in s.items()},
+                    "capabilities": asdict(capabilities_of(known()[n]())),
+                }
+                for n, (a, s) in rows.items()
+            }
         )
         return
     for name, (about, settings) in rows.items():
@@ -36,11 +45,25 @@ def strategies(as_json: options.AsJson = False, debug: options.Debug = False) ->
         listed = "  ".join(f"{k}={_spelled(v)}" for k, v in settings.items())
         if listed:
             terminal.out.print(f"    {listed}", markup=False)
+        terminal.out.print(f"    [dim]{', '.join(_spoken(capabilities_of(known()[name]())))}[/]")
 
 
 def _about(factory: Any) -> str:
     """The first paragraph of a factory's documentation."""
     return " ".join((inspect.getdoc(factory) or "").split("\n\n")[0].split()).replace("``", "")
+
+
+def _spoken(claimed: Any) -> list[str]:
+    """Capabilities in words."""
+    words = {
+        "works in batches": claimed.batches,
+        "needs media": claimed.needs_media,
+        "needs gradients": claimed.gradients,
+        "runs a second prompt": claimed.second_prompt,
+        "goes on from a filled cache": claimed.continues_cache,
+        "carries the meter": bool(claimed.meter),
+    }
+    return [text for text, true in words.items() if true]
 
 
 def _default(value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from limelight.decoding.methods.greedy import GreedySession
-from limelight.decoding.strategy import Detail, Run, Session, StepOutput, Strategy
+from limelight.decoding.strategy import Capabilities, Detail, Run, Session, StepOutput, Strategy, capabilities_of
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.runtime.capture import following
 from limelight.models.spans import grown
@@ -49,9 +49,18 @@ class After:
                 f"after: expected a text or a token id, got {self.marker!r}", hint="such as after='</think>'"
             )
 
+        if not capabilities_of(self.inner).after:
+            raise SettingError(
+                f"{self.inner.name} cannot be kept back until a marker",
+                hint="use it without after=, or another strategy",
+            )
+
     @property
-    def needs_percept(self) -> bool:
-        return bool(getattr(self.inner, "needs_percept", True))
+    def capabilities(self) -> Capabilities:
+        """The inner strategy's, but that its session opens for all rows with the first marker, plain on the cache until then."""
+        return replace(
+            capabilities_of(self.inner), batches=False, second_prompt=True, continues_cache=True, meter="", after=False
+        )
 
     @property
     def name(self) -> str:
@@ -91,7 +100,8 @@ class AfterSession:
         def explain(row: int, token: int) -> Detail:
             return (plain if thinking[row] else inner).detail(row, token)
 
-        return StepOutput(logits, explain=explain)
+        last = None if inner.last is None else inner.last & ~where[:, 0].to(inner.last.device)
+        return StepOutput(logits, explain=explain, last=last)
 
     def cache(self) -> Any:
         """The plain stream's, brought up to what has been said, unless the inner session keeps one of its own."""

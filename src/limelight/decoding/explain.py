@@ -17,7 +17,7 @@ from limelight.types import Generation
 
 def watched(strategy: Strategy | None = None) -> Strategy:
     """The strategy with a meter beside it that keeps its own name (greedy stays greedy), so that steps hold candidates."""
-    return Metered(strategy or Greedy()) if strategy is None or strategy.name == "greedy" else with_meter(strategy)
+    return Metered(strategy or Greedy()) if strategy is None or isinstance(strategy, Greedy) else with_meter(strategy)
 
 
 def explained(

@@ -1,20 +1,19 @@
-"""``limelight.generate``: messages in, a Generation out."""
+"""``limelight.generate`` and ``limelight.generate_many``: messages in, Generations out."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
-from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
+from limelight.decoding.answer import answer, check_options, prompt_of
+from limelight.decoding.loop import OnStep, ending
 from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.methods.meter import meter as metered
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
-from limelight.errors import PromptError, SettingError
-from limelight.models.adapter import Adapter, wrap
-from limelight.types import Generation, Prompt, Step
+from limelight.errors import SettingError, UnsupportedError
+from limelight.models.adapter import wrap
+from limelight.types import Generation, Prompt
 
 
 def generate(
@@ -30,6 +29,7 @@ def generate(
     stop_strings: str | Sequence[str] | None = None,
     seed: int | None = None,
     on_step: OnStep | None = None,
+    top_logprobs: int = 0,
     **generation_kwargs: Any,
 ) -> Generation:
     """Answer ``messages`` with a decoding strategy.
@@ -48,6 +48,8 @@ def generate(
         meter: run the grounding meter beside the strategy: ``Step.contributions``, candidates and flags as it is generated
             (``on_step``), at the price of one more cached row; see :mod:`limelight.decoding.methods.meter`.
         seed: for sampling (``do_sample=True``).
+        on_step: called with (0, Step) as each token is chosen.
+        top_logprobs: how many of the likeliest tokens ``Step.top_logprobs`` tells.
         generation_kwargs: as for ``model.generate``: max_new_tokens, do_sample, temperature, repetition_penalty ...
             What no strategy acts on (beams, assistants, other decoding modes) is refused.
 
@@ -72,88 +74,56 @@ def generate(
                 )
             processor, messages = None, processor
         adapter = wrap(model, processor)
-        check_arguments(generation_kwargs, adapter.model)
-        one_answer(generation_kwargs)
-        chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
-        if meter:
-            chosen = metered(chosen)
+        check_options(adapter, generation_kwargs)
+        chosen = chosen_strategy(strategy, meter=meter)
         prompt = prompt_of(adapter, messages, media)
-        tensors = {k: v for k, v in prompt.tensors.items() if k != "modality_ids"}
-        fn = custom_generate(
-            chosen,
-            processor=adapter.processor,
-            streamer=sink,
-            stop_strings=stop_strings_of({**generation_kwargs, "stop_strings": stop_strings}, adapter.model),
-            tokenizer=generation_kwargs.get("tokenizer"),
-            seed=seed,
-            media=prompt.media,
-            modality_ids=prompt.tensors.get("modality_ids"),
-            tensors=tensors,
-            spans=[prompt.spans] if prompt.spans else None,
-            details=relevance,
-            on_step=on_step,
-            whole=adapter,
-            return_cache=False,
-        )
-        output: GroundedOutput = adapter.model.generate(
-            **tensors, custom_generate=fn, **settings_of(generation_kwargs, adapter.model)
-        )
-    return answer_of(adapter, chosen, prompt, (output.steps or ((),))[0])
+        return answer(
+            adapter, [prompt], chosen, relevance=relevance, seeds=seed, stop_strings=stop_strings, streamer=sink,
+            on_step=on_step, top_logprobs=top_logprobs, **generation_kwargs,
+        )[0]  # fmt: skip
 
 
-def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
-    """A Prompt from messages with media, from a processor's tensors of one row, or as it is.
+def generate_many(
+    model: Any,
+    processor: Any = None,
+    requests: Sequence[Any] = (),
+    *,
+    strategy: Strategy | str | None = None,
+    relevance: bool | None = False,
+    meter: bool = False,
+    seeds: int | Sequence[int] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    on_step: OnStep | None = None,
+    top_logprobs: int = 0,
+    **generation_kwargs: Any,
+) -> list[Generation]:
+    """Answer several requests in one batch; each answer is what :func:`limelight.generate` would give alone.
+
+    Args:
+        requests: messages, Prompts from ``Adapter.prepare``, or a processor's tensors of one row each.
+        strategy, relevance, meter, stop_strings, top_logprobs: as for :func:`limelight.generate`.
+        seeds: one seed a request, for sampling (an integer: the requests take ``seeds, seeds + 1, ...``).
+        on_step: called with (index of the request, Step) as each token is chosen.
 
     Raises:
-        PromptError: several requests or rows at once; see ``Adapter.prepare``.
-        SettingError: media beside a Prompt or tensors.
+        SettingError: no requests.
+        UnsupportedError: these prompts cannot share a batch (pictures of unequal shape); ask one by one.
     """
-    tensors = isinstance(messages, Mapping) and "content" not in messages
-    if not tensors and not isinstance(messages, Prompt):
-        prompt: Prompt = adapter.prepare(messages, media)
-        return prompt
-    if media is not None:
-        raise SettingError("media stand beside messages; a Prompt or tensors hold theirs", hint="leave media out")
-    if isinstance(messages, Prompt):
-        return messages
-    found = adapter.complete(messages)
-    ids = found.get("input_ids")
-    if ids is None:
-        raise PromptError(
-            f"expected messages, a Prompt or tensors with input_ids, got {sorted(map(str, messages))[:9]}",
-            hint="pass input_ids beside inputs_embeds; they are what generate() counts and returns",
-        )
-    if ids.shape[0] != 1:
-        raise PromptError(
-            f"expected one row, got {ids.shape[0]}",
-            hint="limelight.generate_many(model, processor, requests) answers several; or model.generate with custom_generate",
-        )
-    return Prompt(found, adapter.words(found), adapter.spans(found))
+    streamer = generation_kwargs.pop("streamer", None)
+    with ending(streamer):
+        if streamer is not None:
+            raise UnsupportedError("a streamer hears one answer", hint="call limelight.generate for each request")
+        if not requests:
+            raise SettingError("no requests", hint="pass at least one list of messages")
+        adapter = wrap(model, processor)
+        check_options(adapter, generation_kwargs)
+    return answer(
+        adapter, [prompt_of(adapter, r) for r in requests], chosen_strategy(strategy, meter=meter), relevance=relevance,
+        seeds=seeds, stop_strings=stop_strings, on_step=on_step, top_logprobs=top_logprobs, **generation_kwargs,
+    )  # fmt: skip
 
 
-def answer_of(adapter: Adapter, chosen: Strategy, prompt: Prompt, steps: tuple[Step, ...]) -> Generation:
-    """One row's steps as a Generation."""
-    ids = tuple(s.token for s in steps)
-    text = adapter.tokenizer.decode(list(ids), skip_special_tokens=True) if adapter.tokenizer is not None else ""
-    return Generation(str(text).strip(), ids, steps, prompt, chosen.name, chosen.settings())
-
-
-def settings_of(given: Mapping[str, Any], model: Any = None) -> dict[str, Any]:
-    """The caller's settings over greedy defaults; a whole generation_config of the caller's stands as it is.
-
-    Stop strings and their tokenizer are left out: they are bound to the decoding method.
-    """
-    config = copy.deepcopy(given.get("generation_config"))
-    given = {k: v for k, v in given.items() if k not in ("tokenizer", "stop_strings")}
-    if getattr(getattr(model, "generation_config", None), "stop_strings", None) is not None:
-        given["stop_strings"] = None
-    if config is not None:
-        config.disable_compile = config.return_dict_in_generate = True
-        config.stop_strings = None
-        return {**given, "generation_config": config}
-    defaults: dict[str, Any] = {"do_sample": False, "disable_compile": True}
-    if given.get("max_length") is None:
-        defaults["max_new_tokens"] = 64
-    if not given.get("do_sample"):  # a checkpoint's sampling defaults would only cause warnings
-        defaults |= {"temperature": None, "top_p": None, "top_k": None}
-    return {**defaults, **given, "return_dict_in_generate": True}
+def chosen_strategy(strategy: Strategy | str | None, *, meter: bool = False) -> Strategy:
+    """A strategy given as itself, by name, or not at all (greedy); with the grounding meter beside it where wanted."""
+    chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
+    return metered(chosen) if meter else chosen

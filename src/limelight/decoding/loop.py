@@ -21,11 +21,12 @@ from limelight.compat import GenerateDecoderOnlyOutput
 from limelight.decoding.continuing import continued, is_partial, past_of
 from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
-from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler, check_percept, reads_anew
+from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler, capabilities_of, check_media
 from limelight.decoding.streams import cache_after, checked_stream
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.inner_model import inside
+from limelight.relevance.attachment import require_gradients
 from limelight.types import Span, Step
 
 OnStep = Callable[[int, Step], None]
@@ -47,11 +48,11 @@ def custom_generate(
     tokenizer: Any = None,
     seed: int | Sequence[int] | None = None,
     modality_ids: Tensor | None = None,
-    media: Mapping[str, Sequence[Any]] | None = None,
     tensors: Mapping[str, Any] | None = None,
     spans: Sequence[tuple[Span, ...]] | None = None,
     details: bool | None = False,
     on_step: OnStep | None = None,
+    top_logprobs: int = 0,
     whole: Any = None,
     return_cache: bool = True,
 ) -> Callable[..., Any]:
@@ -67,7 +68,6 @@ def custom_generate(
         seed: sampling seed; row ``r`` draws from ``seed + r``, so a row does not depend on its neighbours. None: torch's
             global state, as transformers.
         modality_ids: ``[B, T]``: 0 text, 1 image, 2 video, 3 audio, where it cannot be detected.
-        media: raw pictures and sounds, for methods that disturb them.
         tensors: the inputs given to generate(), for methods that disturb pixels or sound features: by the time a custom
             method runs, generate() has replaced pixels by their encoding.
         spans: each row's spans from ``Adapter.spans(inputs)``; without them layouts (grids, seconds) may be unknown,
@@ -77,6 +77,7 @@ def custom_generate(
             ``ATTN_LRP``, at the price of one uncached forward and one backward a token. None: where the strategy computes
             it itself. False: none.
         on_step: called with (row, Step) as each token is chosen.
+        top_logprobs: how many of the likeliest tokens ``Step.top_logprobs`` tells, in the distribution that was chosen from.
         whole: the model (or its Adapter) whose generate() is called, where that hands on to a language model inside
             (BLIP-2, InstructBLIP), which does not know the picture's positions.
         return_cache: ``return_dict_in_generate`` brings ``past_key_values`` for the next turn. Methods that keep no such
@@ -110,10 +111,12 @@ def custom_generate(
             chooser = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
             run = _run(
                 adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details is not False,
-                stopping_criteria, media=media or {}, tensors=tensors or {}, spans=_expanded(spans, rows),
+                stopping_criteria, tensors=tensors or {}, spans=_expanded(spans, rows),
                 relevance=details is True,
             )  # fmt: skip
-            return decode(strategy, run, stopping_criteria, sink, on_step, return_cache=return_cache)
+            return decode(
+                strategy, run, stopping_criteria, sink, on_step, return_cache=return_cache, top_logprobs=top_logprobs
+            )
 
     weakref.finalize(decoding_method, waiting.end).atexit = False
     return decoding_method
@@ -203,6 +206,7 @@ def decode(
     on_step: OnStep | None = None,
     *,
     return_cache: bool = False,
+    top_logprobs: int = 0,
 ) -> Any:
     """Token after token until every row has stopped. Returns ids ``[B, T + n]``, or a :class:`GroundedOutput`.
 
@@ -222,14 +226,17 @@ def decode(
     steps: list[list[Step]] = [[] for _ in range(ids.shape[0])]
     unfinished = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
     tokens: Tensor | None = None
-    check_percept(strategy, run)
+    capabilities = capabilities_of(strategy)
+    check_media(strategy, run)
     own = OwnRelevance(run) if run.relevance else None
     if own is not None:
         run.require_prompt()
     with _streaming(streamer, ids):
         with run.adapter.exclusive():
+            if capabilities.gradients:
+                require_gradients(run.adapter)
             session = strategy.session(run)
-            checked = checked_stream(run) if run.past and reads_anew(session) else None
+            checked = checked_stream(run) if run.past and not capabilities.continues_cache else None
         while bool(unfinished.any()):
             with run.adapter.exclusive():  # a token at a time, so that several threads' answers advance in turns
                 outlook = session.next(tokens)
@@ -253,7 +260,7 @@ def decode(
                     if own is not None and detail.relevance is None:
                         found = own.of(row, int(tokens[row]), ids)
                         detail = replace(detail, relevance=found, shares=found.shares())
-                    step = _step(run.adapter, detail, processed, tokens, row)
+                    step = _step(run.adapter, detail, processed[row], int(tokens[row]), top_logprobs)
                 steps[row].append(step)
                 if on_step is not None:
                     on_step(row, step)
@@ -335,13 +342,16 @@ def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
         streamer.end()
 
 
-def _step(adapter: Adapter, detail: Detail, processed: Tensor, tokens: Tensor, row: int) -> Step:
-    token = int(tokens[row])
+def _step(adapter: Adapter, detail: Detail, processed: Tensor, token: int, top: int) -> Step:
+    """A row's step: ``processed`` [V] are the logits that ``token`` was chosen from."""
+    logprobs = torch.log_softmax(processed.double(), dim=-1)
+    best = logprobs.topk(min(top, logprobs.shape[-1]))
+    words = adapter.tokens(best.indices) if top else ()
     spelled = tuple((t, adapter.tokens([t])[0], logit, phi) for t, logit, phi in detail.candidates)
     return Step(
         token=token,
         text=adapter.tokens([token])[0],
-        logprob=float(torch.log_softmax(processed[row].double(), dim=-1)[token]),
+        logprob=float(logprobs[token]),
         relevance=detail.relevance,
         shares=detail.shares,
         intervened=detail.intervened,
@@ -350,4 +360,5 @@ def _step(adapter: Adapter, detail: Detail, processed: Tensor, tokens: Tensor, r
         candidates=spelled,
         flagged=detail.flagged,
         contributions=detail.contributions,
+        top_logprobs=tuple(zip(words, best.values.tolist(), strict=True)) if top else (),
     )

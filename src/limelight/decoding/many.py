@@ -1,75 +1,16 @@
-"""Several requests at once: one left-padded batch, a Generation each."""
+"""Several prompts as one left-padded batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limelight.decoding.generate import answer_of, settings_of
-from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
-from limelight.decoding.loop import GroundedOutput, custom_generate, ending
-from limelight.decoding.methods.greedy import Greedy
-from limelight.decoding.registry import strategy as by_name
-from limelight.decoding.strategy import Strategy
-from limelight.errors import SettingError, UnsupportedError
-from limelight.models.adapter import wrap
-from limelight.types import Generation, Prompt, Span
-
-
-def generate_many(
-    model: Any,
-    processor: Any = None,
-    requests: Sequence[Sequence[Mapping[str, Any]] | str | Prompt] = (),
-    *,
-    strategy: Strategy | str | None = None,
-    relevance: bool | None = False,
-    seeds: int | Sequence[int] | None = None,
-    stop_strings: str | Sequence[str] | None = None,
-    **generation_kwargs: Any,
-) -> list[Generation]:
-    """Answer several requests in one batch; each answer is what :func:`limelight.generate` would give alone.
-
-    Args:
-        requests: messages, or Prompts from ``Adapter.prepare``.
-        relevance: as for :func:`limelight.generate`.
-        seeds: one seed a request, for sampling (an integer: the requests take ``seeds, seeds + 1, ...``).
-
-    Raises:
-        SettingError: no requests.
-        UnsupportedError: these prompts cannot share a batch (pictures of unequal shape); ask one by one.
-    """
-    streamer = generation_kwargs.pop("streamer", None)
-    with ending(streamer):
-        if streamer is not None:
-            raise UnsupportedError("a streamer hears one answer", hint="call limelight.generate for each request")
-        if not requests:
-            raise SettingError("no requests", hint="pass at least one list of messages")
-        adapter = wrap(model, processor)
-        check_arguments(generation_kwargs, adapter.model)
-        one_answer(generation_kwargs)
-    chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
-    prompts = [r if isinstance(r, Prompt) else adapter.prepare(r) for r in requests]
-    tensors, pads = collate(prompts, pad=pad_id(adapter))
-    fn = custom_generate(
-        chosen,
-        processor=adapter.processor,
-        stop_strings=stop_strings_of({**generation_kwargs, "stop_strings": stop_strings}, adapter.model),
-        tokenizer=generation_kwargs.get("tokenizer"),
-        seed=seeds,
-        tensors=tensors,
-        spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)],
-        details=relevance,
-        whole=adapter,
-        return_cache=False,
-    )
-    settings = settings_of(generation_kwargs, adapter.model)
-    output: GroundedOutput = adapter.model.generate(**tensors, custom_generate=fn, **settings)
-    steps = output.steps or ()
-    return [answer_of(adapter, chosen, prompt, row) for prompt, row in zip(prompts, steps, strict=True)]
+from limelight.errors import UnsupportedError
+from limelight.types import Prompt, Span
 
 
 def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any], list[int]]:
@@ -81,6 +22,8 @@ def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any],
     Raises:
         UnsupportedError: a tensor's further axes differ between the prompts, or one that counts prompts is not in all.
     """
+    if len(prompts) == 1:
+        return dict(prompts[0].tensors), [0]
     lengths = [len(p.tokens) for p in prompts]
     width = max(lengths)
     out: dict[str, Any] = {}
@@ -120,7 +63,7 @@ def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int]) -> lis
     first = next(n for v, n in zip(values, lengths, strict=True) if v is not None)
     sample = here[0]
     if isinstance(sample, Tensor) and tuple(sample.shape) == (1, first):
-        if "token_type" in name:
+        if "token_type" in name or name == "modality_ids":
             return [sample.new_zeros(1, n) if v is None else v for v, n in zip(values, lengths, strict=True)]
     elif isinstance(sample, Tensor) and not any(part in name for part in ("cross_attention", "aspect_ratio")):
         return here  # of the media, which are joined in the order of the prompts that have some

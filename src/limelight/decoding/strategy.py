@@ -112,7 +112,6 @@ class Run:
             work (greedy, exact LIME), and what the unchanged model would have said.
         relevance: whether every token must have a relevance: the loop adds what the strategy leaves out.
         processor: the model's processor, for methods that build a second prompt.
-        media: raw pictures and sounds where known.
         tensors: the processor's tensors (pixels among them), which generate() may have replaced by their encoding.
         spans: each row's spans where known (generate() consumes what grids are told from).
         past: positions that the cache given to generate() holds already.
@@ -130,7 +129,6 @@ class Run:
     config: Any = None
     details: bool = False
     stopping: Any = None
-    media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tensors: Mapping[str, Any] = field(default_factory=dict)
     spans: Sequence[tuple[Span, ...]] | None = None
     relevance: bool = False
@@ -148,7 +146,8 @@ class Run:
             raise UnsupportedError(
                 f"this needs the whole prompt anew, and {self.unseen} (the cache holds {self.past} positions)",
                 hint="give generate() all inputs of the whole conversation again, media included, and custom_generate "
-                "tensors=inputs; or use greedy(), dola() or deco() without relevance",
+                "tensors=inputs; or use a strategy that goes on from the cache alone (`limelight strategies` lists them), without "
+                "relevance",
             )
 
     @property
@@ -164,12 +163,46 @@ class Run:
         return {"input_ids": self.ids, "modality_ids": self.modality_ids, **out}
 
 
-def check_percept(strategy: Strategy, run: Run) -> None:
+@dataclass(frozen=True)
+class Capabilities:
+    """What a decoding method can do and what it needs: asked by the token loop, the meter, the server and the benchmarks.
+
+    The defaults are the careful ones, and stand for a strategy that says nothing. ``tests/decoding/test_capabilities.py``
+    holds every strategy of the registry to what it claims.
+
+    Attributes:
+        batches: each row of a left-padded batch gets the answer that it would get alone, as it is generated, so that
+            requests of several users may share a batch.
+        needs_media: refuses rows without a picture, sound or video.
+        gradients: runs backward passes, so that every linear layer must let a gradient through.
+        second_prompt: also runs another version of the prompt, for which ids and media must be at hand.
+        continues_cache: its answer comes from a stream on generate()'s cache, which may hold part of the prompt already.
+            Otherwise the whole prompt is read anew, and checked against the cache.
+        meter: the composite under which its steps carry the grounding meter's values already; empty: they do not.
+        after: works behind a marker (:class:`limelight.decoding.after.After`), on prompt and thoughts together.
+    """
+
+    batches: bool = False
+    needs_media: bool = True
+    gradients: bool = False
+    second_prompt: bool = False
+    continues_cache: bool = False
+    meter: str = ""
+    after: bool = True
+
+
+def capabilities_of(strategy: Any) -> Capabilities:
+    """A strategy's ``capabilities``, or the careful defaults where it has none."""
+    found: Capabilities = getattr(strategy, "capabilities", Capabilities())
+    return found
+
+
+def check_media(strategy: Strategy, run: Run) -> None:
     """Raise PromptError when a row has no picture, sound or video and the strategy works on nothing else."""
     if run.partial:  # what is in the cache is not known; who needs it says so
         return
     empty = ~((run.modality_ids > 0) & run.mask).any(-1)
-    if getattr(strategy, "needs_percept", True) and bool(empty.any()):
+    if capabilities_of(strategy).needs_media and bool(empty.any()):
         raise PromptError(
             f"{strategy.name} works on the picture, sound or video of a prompt, and row {int(empty.nonzero()[0, 0])} has none",
             hint="decode a turn without media with greedy() or meter(); or put the picture or sound into the messages, or "
@@ -180,8 +213,8 @@ def check_percept(strategy: Strategy, run: Run) -> None:
 class Session(Protocol):
     """A strategy at work on one prompt batch.
 
-    A session whose answer is that of a stream on generate()'s cache has a method ``cache()`` that returns it as it is now,
-    or None. One without reads the whole prompt anew, and the loop fills the cache; ``anew`` (bool) says so where both occur.
+    A session with a method ``cache()`` returns generate()'s cache as plain decoding would leave it now, or None; where
+    there is none the loop fills it.
     """
 
     def next(self, tokens: Tensor | None) -> StepOutput:
@@ -189,17 +222,11 @@ class Session(Protocol):
         ...
 
 
-def reads_anew(session: Any) -> bool:
-    """Whether a session's answer comes from the whole prompt, and not from generate()'s cache."""
-    return bool(getattr(session, "anew", not hasattr(session, "cache")))
-
-
 @runtime_checkable
 class Strategy(Protocol):
     """A decoding method with its settings. ``name`` is what the CLI and the registry call it.
 
-    A method that works on prompts without media too says so by an attribute ``needs_percept = False``; others are refused
-    there with a hint.
+    An attribute ``capabilities`` (:class:`Capabilities`) says what it can do; without it the careful defaults hold.
     """
 
     @property

@@ -64,7 +64,7 @@ def checked_stream(run: Run) -> Stream:
         raise UnsupportedError(
             f"the model behind the cache and the whole prompt read anew differ (by {apart:.1g} of the largest logit), "
             "and this method would answer for the latter",
-            hint="leave past_key_values out, or use greedy(), dola() or deco(), which go on from the cache itself",
+            hint="leave past_key_values out, or use a strategy that goes on from the cache (`limelight strategies` lists them)",
         )
     return stream
 

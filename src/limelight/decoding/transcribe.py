@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from limelight.decoding.answer import end_tokens
 from limelight.decoding.generate import generate
 from limelight.decoding.loop import OnStep, ending
 from limelight.decoding.strategy import Strategy
@@ -176,7 +177,7 @@ def segment(
         adapter, None, prompt, media={"audio": (samples[piece.start : piece.stop], rate)}, strategy=strategy,
         relevance=relevance, max_new_tokens=most, on_step=on_step, **generation_kwargs,
     )  # fmt: skip
-    ended = bool(said.token_ids) and (said.token_ids[-1] in _ends(adapter) or len(said.token_ids) < most)
+    ended = bool(said.token_ids) and (said.token_ids[-1] in end_tokens(adapter) or len(said.token_ids) < most)
     return Segment(start, stop, said, piece.quiet, ended)
 
 
@@ -214,8 +215,3 @@ def default_prompt(adapter: Adapter) -> str:
         if isinstance(value, str) and value.strip():
             return value
     return adapter.family.transcribe
-
-
-def _ends(adapter: Adapter) -> Sequence[int]:
-    found = getattr(adapter.model.generation_config, "eos_token_id", None)
-    return [] if found is None else [found] if isinstance(found, int) else list(found)

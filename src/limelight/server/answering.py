@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import TemplateError
 
-from limelight.decoding.strategy import Strategy
+from limelight.decoding.answer import end_tokens, generation_of
+from limelight.decoding.strategy import Strategy, capabilities_of
 from limelight.models.adapter import Adapter
 from limelight.server.conversation import Conversation
 from limelight.server.limits import Limits
@@ -18,8 +19,7 @@ from limelight.server.worker import Job
 from limelight.types import Generation, Prompt, Step
 
 DEFAULT_NEW_TOKENS = 256
-# Strategies whose rows do not look at one another: in a batch each answers what it would answer alone (tests/server).
-TOGETHER = frozenset({"greedy", "meter", "lime", "lime-cached", "relevance-contrastive", "m3id", "dola", "deco", "vcd"})
+LOWEST_LOGPROB = -9999.0  # OpenAI's number for a token that cannot come
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class GenerationRequest:
 
     @property
     def together(self) -> bool:
-        """Whether its answers may share a batch with others (one that waits for a marker starts with the first row's)."""
-        return self.strategy.name in TOGETHER and "after" not in self.strategy.settings()
+        """Whether its answers may share a batch with others."""
+        return capabilities_of(self.strategy).batches
 
     @property
     def key(self) -> Hashable | None:
@@ -111,6 +111,7 @@ class GenerationRequest:
 class Row:
     """One answer on its way: a row of a batch."""
 
+    adapter: Adapter
     job: Job
     order: GenerationRequest
     index: int
@@ -136,8 +137,9 @@ class Row:
         """Whether no further token is wanted."""
         return self.ended or self.text.stopped or len(self.steps) >= self.room or self.job.cancelled.is_set()
 
-    def said(self, step: Step, top: tuple[tuple[str, float], ...]) -> None:
+    def said(self, step: Step) -> None:
         """One more token."""
+        top = tuple((text, max(value, LOWEST_LOGPROB)) for text, value in step.top_logprobs[: self.order.top])
         self.steps.append(step)
         self.ended = step.token in self.ends
         delta = self.text.push(step.token)
@@ -154,8 +156,8 @@ class Row:
         self.done = True
         delta, made = self.text.finish(), None
         if self.order.page:
-            used, ids = self.order.strategy, tuple(s.token for s in self.steps)
-            made = Generation(self.text.said, ids, tuple(self.steps), self.prompt, used.name, used.settings())
+            made = generation_of(self.adapter, self.order.strategy, self.prompt, tuple(self.steps))
+            made = replace(made, text=self.text.said)
         reason = "stop" if self.ended or self.text.stopped else "length"
         finished = Finished(
             delta, reason, len(self.prompt.tokens), len(self.steps), self.seed, self.index, self.of, self.text.said,
@@ -171,20 +173,24 @@ def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
         ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``GenerationRequest.asks``.
     """
     order: GenerationRequest = job.order
-    tokenizer, ends = adapter.tokenizer, ends_of(adapter)
+    tokenizer, ends = adapter.tokenizer, end_tokens(adapter)
     asked = order.asks(adapter, limits)
     rows = []
     for index, ask in enumerate(asked):
         room = _room(adapter, ask.new_tokens, len(ask.prompt.tokens), limits)
         text = GrowingText(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)), order.stops)
-        rows.append(Row(job, order, index, len(asked), ask, room, ends, text))
+        rows.append(Row(adapter, job, order, index, len(asked), ask, room, ends, text))
     return rows
 
 
 def prepared(adapter: Adapter, conversation: Conversation, *, regions: bool = True) -> Prompt:
-    """A conversation as tensors; one without media is all text. ``regions``: as for ``Adapter.prepare``."""
-    owner = adapter.processor if getattr(adapter.processor, "chat_template", None) else adapter.tokenizer
-    if not conversation.has_media and not getattr(owner, "chat_template", None):
+    """A conversation as tensors. ``regions``: as for ``Adapter.prepare``.
+
+    Raises:
+        ApiError: the chat template refuses the turns, or there is none for turns without media.
+    """
+    owners = (adapter.processor, adapter.tokenizer)
+    if not conversation.has_media and not any(getattr(o, "chat_template", None) for o in owners):
         raise invalid(
             "the model that is served here has no chat template: it answers about media alone", param="messages"
         )
@@ -192,12 +198,6 @@ def prepared(adapter: Adapter, conversation: Conversation, *, regions: bool = Tr
         return adapter.prepare(conversation.messages(), regions=regions)
     except TemplateError as error:
         raise invalid(f"the model's chat template refuses these turns: {error}", param="messages") from error
-
-
-def ends_of(adapter: Adapter) -> frozenset[int]:
-    """The token ids that end an answer."""
-    found = adapter.model.generation_config.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or ())
 
 
 def longest_prompt(adapter: Adapter, limits: Limits) -> int:

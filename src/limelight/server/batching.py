@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from limelight.decoding.generate import settings_of
-from limelight.decoding.loop import custom_generate
-from limelight.decoding.many import collate, pad_id, shifted
+from limelight.decoding.answer import answer as decode
 from limelight.decoding.methods.meter import meter
-from limelight.decoding.strategy import Run, Session, Strategy, TokenSampler
 from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.server.answering import Row, rows_of
@@ -27,12 +23,11 @@ log = logging.getLogger("limelight.server")
 Fail = Callable[[Job, Exception], None]
 
 
-class Watch(StoppingCriteria):  # type: ignore[misc]
-    """Sees every token after its choice: passes it to its row, and stops the rows that want no more."""
+class RowMonitor(StoppingCriteria):  # type: ignore[misc]
+    """Passes every token to its row after its choice, and stops the rows that want no more."""
 
-    def __init__(self, rows: Sequence[Row], adapter: Adapter) -> None:
-        self.rows, self.adapter = rows, adapter
-        self.chooser: TokenSampler | None = None
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
         self.pending: dict[int, Step] = {}
 
     def stepped(self, row: int, step: Step) -> None:
@@ -42,40 +37,9 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
         for index, step in self.pending.items():
             row = self.rows[index]
             if not (row.done or row.job.cancelled.is_set()):
-                row.said(step, self._top(index, row.order.top))
+                row.said(step)
         self.pending = {}
         return torch.tensor([row.stopped for row in self.rows], device=ids.device)
-
-    def _top(self, row: int, count: int) -> tuple[tuple[str, float], ...]:
-        scores = None if self.chooser is None else self.chooser.last
-        if not count or scores is None:
-            return ()
-        found = torch.log_softmax(scores[row].double(), dim=-1).topk(min(count, scores.shape[-1]))
-        words = self.adapter.tokens(found.indices)
-        return tuple((w, max(float(v), -9999.0)) for w, v in zip(words, found.values, strict=True))
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A strategy whose chooser the watch may look at."""
-
-    inner: Strategy
-    watch: Watch
-
-    @property
-    def needs_percept(self) -> bool:
-        return bool(getattr(self.inner, "needs_percept", True))
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    def settings(self) -> dict[str, Any]:
-        return self.inner.settings()
-
-    def session(self, run: Run) -> Session:
-        self.watch.chooser = run.chooser
-        return self.inner.session(run)
 
 
 def answer(jobs: Sequence[Job], adapter: Adapter, limits: Limits, batch: int, fail: Fail) -> None:
@@ -129,26 +93,18 @@ def decode_together(rows: Sequence[Row], adapter: Adapter) -> None:
     Raises:
         UnsupportedError: these prompts cannot share a batch. LimelightError: see :func:`limelight.generate`.
     """
-    first, prompts = rows[0].order, [row.prompt for row in rows]
-    watch = Watch(rows, adapter)
-    tensors, pads = collate(prompts, pad=pad_id(adapter))
-    given = {
+    first, monitor = rows[0].order, RowMonitor(rows)
+    decode(
+        adapter,
+        [row.prompt for row in rows],
+        meter(first.strategy) if first.grounding else first.strategy,
+        relevance=first.page,
+        seeds=[row.seed for row in rows if row.seed is not None] or None,
+        on_step=monitor.stepped,
+        top_logprobs=max(row.order.top for row in rows),
+        max_new_tokens=max(row.room for row in rows),
+        stopping_criteria=StoppingCriteriaList([monitor]),
         **first.sampling,
-        "max_new_tokens": max(row.room for row in rows),
-        "stopping_criteria": StoppingCriteriaList([watch]),
-    }
-    seeds = [row.seed for row in rows if row.seed is not None] or None
-    method = custom_generate(
-        Watched(meter(first.strategy) if first.grounding else first.strategy, watch),
-        processor=adapter.processor,
-        seed=seeds,
-        media=prompts[0].media if len(rows) == 1 else None,
-        tensors=tensors,
-        spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)],
-        details=first.page,
-        on_step=watch.stepped,
-        whole=adapter,
     )
-    adapter.model.generate(**tensors, custom_generate=method, **settings_of(given))
     for row in rows:
         row.finish()

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
 from limelight.decoding.methods.greedy import Greedy
+from limelight.decoding.strategy import capabilities_of
 from limelight.server.admission import client_of
 from limelight.server.answering import Finished, GenerationRequest, TokenEvent
 from limelight.server.conversation import read
@@ -66,7 +67,7 @@ class Chat(Endpoint):
         conversation = await read(
             asked, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
         )
-        if not conversation.has_media and getattr(strategy, "needs_percept", True):
+        if not conversation.has_media and capabilities_of(strategy).needs_media:
             strategy = Greedy()  # the reply's note says so: a chat goes on where a turn shows nothing
         sampling = {
             "do_sample": True, "temperature": asked.temperature or 1.0, "top_p": asked.top_p or 1.0,

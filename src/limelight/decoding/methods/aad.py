@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import disturbed, percept, without
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import Capabilities, Run
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.runtime.cached_decoder import Stream
 from limelight.types import MODALITIES
@@ -52,6 +52,8 @@ class Aad:
         check_range("aad", "alpha", self.alpha, 0.0, hint="the paper: 0.5")
         check_range("aad", "beta", self.beta, 0.0, 1.0, hint="the paper has no cut: 0")
         check_choice("aad", "variant", self.variant, ("silent", "absent"))
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from limelight.decoding.contrast_inputs import percept
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import DecoderHook, key_places, masked_percept, refuse_cross_attention
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import Capabilities, Run
 from limelight.decoding.streams import second_stream
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import attention_hooks, check_bound
@@ -56,6 +56,8 @@ class Avisc:
         check_range("avisc", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
         check_range("avisc", "gamma", self.gamma, 0.0, 1.0, hint="the paper: 0.5")
         check_range("avisc", "lam", self.lam, float("-inf"), hint="the paper: 1")
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
 
     @property
     def name(self) -> str:

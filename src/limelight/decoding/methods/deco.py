@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limelight.decoding.contrastive import check_range, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers, in_proportion
-from limelight.decoding.strategy import Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Run, StepOutput
 from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
 
@@ -53,7 +53,7 @@ class Deco:
         if len(self.layers) != 2 or self.layers[1] < self.layers[0]:
             raise SettingError(f"deco: expected layers (first, last), got {self.layers}", hint="the paper: (20, 28)")
 
-    needs_percept: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, needs_media=False, continues_cache=True)
 
     @property
     def name(self) -> str:

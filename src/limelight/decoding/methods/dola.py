@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limelight.decoding.contrastive import check_choice, check_range, cut, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers
-from limelight.decoding.strategy import Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Run, StepOutput
 from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
 
@@ -53,7 +53,7 @@ class Dola:
         elif self.layers not in ("low", "high"):
             raise SettingError(f"dola: layers is {self.layers!r}", hint="low, high, or a tuple of layer indices")
 
-    needs_percept: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, needs_media=False, continues_cache=True)
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from limelight.decoding.own_relevance import OwnRelevance
-from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
 from limelight.decoding.streams import main_stream
 
 
@@ -16,7 +16,7 @@ from limelight.decoding.streams import main_stream
 class Greedy:
     """No intervention. With ``do_sample=True`` in generate this is plain sampling."""
 
-    needs_percept: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, needs_media=False, continues_cache=True)
 
     @property
     def name(self) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from limelight.decoding.contrast_inputs import inserted, percept
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import Capabilities, Run
 from limelight.errors import PromptError, SettingError
 
 IMAGE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
@@ -54,6 +54,8 @@ class Icd:
             raise SettingError("icd: the instruction is empty", hint="None takes the authors' instruction")
         if self.instruction is not None and not isinstance(self.instruction, str):  # lists come from files
             object.__setattr__(self, "instruction", tuple(self.instruction))
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
 
     @property
     def name(self) -> str:

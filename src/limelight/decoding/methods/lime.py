@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
 from limelight.errors import NotFiniteError, SettingError
 from limelight.grounding.deltas import Deltas
 from limelight.grounding.lean import LeanDeltas
@@ -190,6 +190,10 @@ class Lime:
             raise SettingError("layers is empty: no layer would get offsets", hint="None means all layers")
         if self.kl_weight is not None and not 0 <= self.kl_weight < float("inf"):
             raise SettingError(f"kl_weight must not be negative, got {self.kl_weight}", hint="the paper: 0.1")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(batches=True, gradients=self.direction == "gradient" and self.steps != 1)
 
     @property
     def name(self) -> str:

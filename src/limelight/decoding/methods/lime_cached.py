@@ -20,13 +20,13 @@ from torch import Tensor
 
 from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
 from limelight.decoding.methods.lime import rewarded
-from limelight.decoding.strategy import Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Run, StepOutput
 from limelight.errors import SettingError
 from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap, gradients_of
 from limelight.grounding.gate import Gate
 from limelight.grounding.objectives import check_groups, kl
 from limelight.models.runtime.fused import fused_attention
-from limelight.relevance.attachment import attached, require_gradients
+from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import input_relevance
 from limelight.relevance.composites import COMPOSITES
 from limelight.relevance.forward.stream import Channel, contrast_channel, modality_channel, text_channel
@@ -110,6 +110,10 @@ class LimeCached:
             )
 
     @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(batches=True, gradients=True, meter=self.composite)
+
+    @property
     def name(self) -> str:
         return "lime-cached"
 
@@ -132,7 +136,6 @@ class LimeCachedSession:
             raise SettingError(
                 f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}"
             )
-        require_gradients(run.adapter)
         self.layers = set(run.adapter.attention_layers if layers is None else layers)
         self.call, self.percept = captured(run)
         markers = strategy.objective == "paper" and run.adapter.family.paper.markers

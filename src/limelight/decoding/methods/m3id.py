@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from limelight.decoding.contrast_inputs import percept, without
 from limelight.decoding.contrastive import ContrastSession, check_choice, check_range, guided
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import masked_percept
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import Capabilities, Run
 from limelight.decoding.streams import second_stream
 from limelight.errors import SettingError
 
@@ -67,6 +67,8 @@ class M3id:
             check_range("m3id", "gate", self.gate, 0.0, 1.0, hint="the paper: 0.3; 1 is no gate")
         if self.beta is not None:
             check_range("m3id", "beta", self.beta, 0.0, 1.0, hint="the paper: 0 (no cut); the released code: 0.1")
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from limelight.decoding.instruments import (
     refuse_cross_attention,
     tensor_of,
 )  # fmt: skip
-from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
 from limelight.decoding.streams import main_stream, second_stream
 from limelight.errors import SettingError
 
@@ -71,6 +71,8 @@ class Memvr:
                 f"memvr: no layer lies between start {self.start} and stop {self.stop}", hint="the paper: 5 and 16"
             )
 
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True)
+
     @property
     def name(self) -> str:
         return "memvr"
@@ -98,7 +100,6 @@ class MemvrSession:
         layers = strategy.asked(depth)
         check_layers(adapter, layers, "memvr", last=depth - 2, asked=f"start={strategy.start}, stop={strategy.stop}")
         self.retrace = Retrace(strategy, run, layers)
-        self.anew = run.past > 0
         self.main = second_stream(run) if run.past else main_stream(run)  # it reads the media anew
         self.plain = second_stream(run) if run.details else None
 

@@ -7,13 +7,14 @@ is the model's own. Source: this library (AttnLRP in forward mode); the paper ha
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
-from limelight.decoding.strategy import Detail, Run, Session, StepOutput, Strategy, reads_anew
+from limelight.decoding.methods.greedy import Greedy
+from limelight.decoding.strategy import Capabilities, Detail, Run, Session, StepOutput, Strategy, capabilities_of
 from limelight.errors import SettingError
 from limelight.relevance.forward.stream import DualStream, modality_channel
 
@@ -34,7 +35,9 @@ class Meter:
     def __post_init__(self) -> None:
         check_composite(self.composite)
 
-    needs_percept: ClassVar[bool] = False
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(batches=True, needs_media=False, meter=self.composite)
 
     @property
     def name(self) -> str:
@@ -87,8 +90,8 @@ class Metered:
         check_composite(self.composite)
 
     @property
-    def needs_percept(self) -> bool:
-        return bool(getattr(self.inner, "needs_percept", True))
+    def capabilities(self) -> Capabilities:
+        return replace(capabilities_of(self.inner), meter=self.composite)
 
     @property
     def name(self) -> str:
@@ -104,7 +107,6 @@ class Metered:
 class MeteredSession:
     def __init__(self, strategy: Metered, run: Run) -> None:
         self.inner: Session = strategy.inner.session(run)
-        self.anew = reads_anew(self.inner)
         self.meter = Meter(strategy.composite).session(run)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
@@ -120,7 +122,7 @@ class MeteredSession:
                 flagged=seen.flagged,
             )
 
-        return StepOutput(outlook.logits, explain=explain)
+        return replace(outlook, explain=explain)
 
     def cache(self) -> Any:
         return self.inner.cache() if hasattr(self.inner, "cache") else None
@@ -135,11 +137,10 @@ def meter(strategy: Strategy | None = None, *, composite: str | None = None) -> 
     Raises:
         SettingError: ``strategy`` carries a meter of another composite already.
     """
-    if strategy is None or strategy.name == "greedy":
+    if strategy is None or isinstance(strategy, Greedy):
         return Meter(composite or "attnlrp")
-    waits = "after" in strategy.settings()  # then it measures the answer only
-    if strategy.name in ("meter", "lime-cached", "relevance-contrastive") and not waits:  # they carry the meter already
-        own = strategy.settings()["composite"]
+    own = capabilities_of(strategy).meter
+    if own:
         if composite not in (None, own):
             raise SettingError(
                 f"{strategy.name} measures with {own!r}, a meter with {composite!r} was asked for",

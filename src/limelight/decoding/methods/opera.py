@@ -7,7 +7,7 @@ Retrospection-Allocation", CVPR 2024 (arXiv 2311.17911); formulas and constants 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import refuse_cross_attention
 from limelight.decoding.methods.opera_search import Beam, Search, Weighing
 from limelight.decoding.processors import require_stateless
-from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
 from limelight.decoding.streams import second_stream
 from limelight.errors import SettingError, UnsupportedError
 
@@ -65,6 +65,8 @@ class Opera:
                 )
         check_range("opera", "sigma", self.sigma, 1e-9, hint="the paper: 50")
         check_range("opera", "weight", self.weight, 0.0, hint="the paper: 1")
+
+    capabilities: ClassVar[Capabilities] = Capabilities()
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ ECCV 2024 (arXiv 2407.21771); formulas as in the released code.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from limelight.decoding.instruments import (
     key_places,
     refuse_cross_attention,
 )  # fmt: skip
-from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
 from limelight.decoding.streams import main_stream, second_stream
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
@@ -73,6 +73,8 @@ class Pai:
             raise SettingError(
                 f"pai: expected 0 <= start < stop, got {self.start} and {self.stop}", hint="the paper: 2 and 32"
             )
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from limelight.decoding.dual import check_composite, explainer
 from limelight.decoding.methods.meter import measure, meter_stream
-from limelight.decoding.strategy import Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Run, StepOutput
 from limelight.errors import SettingError
 from limelight.grounding.gate import Gate
 
@@ -52,6 +52,10 @@ class RelevanceContrastive:
             raise SettingError(f"beta lies in [0, 1], got {self.beta}", hint="0.1 is the usual cut")
         if not 0 <= self.decay < math.inf:
             raise SettingError(f"decay must not be negative, got {self.decay}", hint="0 keeps alpha constant")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(batches=True, meter=self.composite)
 
     @property
     def name(self) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from limelight.decoding.contrast_inputs import disturbed
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import Capabilities, Run
 from limelight.errors import SettingError
 
 STEPS = 1000
@@ -52,6 +52,8 @@ class Vcd:
             raise SettingError(
                 f"vcd: expected a noise_step in 0..{STEPS - 1}, got {self.noise_step!r}", hint="the paper: 500"
             )
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,153 @@
+"""From prepared prompts to answers: the one path under ``generate``, the server, the command line and the benchmarks.
+
+Prompts are collated into one left-padded batch, a decoding method is bound to it, and ``model.generate`` runs with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
+from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
+from limelight.decoding.many import collate, pad_id, shifted
+from limelight.decoding.strategy import Strategy
+from limelight.errors import PromptError, SettingError, UnsupportedError
+from limelight.models.adapter import Adapter
+from limelight.types import Generation, Prompt, Step
+
+
+def answer(
+    adapter: Adapter,
+    prompts: Sequence[Prompt],
+    strategy: Strategy,
+    *,
+    relevance: bool | None = False,
+    seeds: int | Sequence[int] | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    streamer: Any = None,
+    on_step: OnStep | None = None,
+    top_logprobs: int = 0,
+    **generation_kwargs: Any,
+) -> list[Generation]:
+    """One Generation per prompt, decoded in one batch.
+
+    Args:
+        prompts: from ``Adapter.prepare`` or :func:`prompt_of`.
+        relevance: ``Step.relevance``: True: of every token; None: where the strategy computes it itself; False: none.
+        seeds: for sampling, one per prompt (an integer ``s``: ``s, s + 1, ...``).
+        streamer: a transformers streamer, for a single prompt; ended whatever happens.
+        on_step: called with (index of the prompt, Step) as each token is chosen.
+        top_logprobs: how many of the likeliest tokens each step tells.
+        generation_kwargs: as for ``model.generate``.
+
+    Raises:
+        SettingError: no prompts. UnsupportedError: an option that no strategy acts on; prompts that cannot share a batch.
+        LimelightError: see the strategy.
+    """
+    with ending(streamer) as sink:
+        if not prompts:
+            raise SettingError("no requests", hint="pass at least one list of messages")
+        if streamer is not None and len(prompts) > 1:
+            raise UnsupportedError("a streamer hears one answer", hint="call limelight.generate for each request")
+        check_options(adapter, generation_kwargs)
+        tensors, pads = collate(prompts, pad=pad_id(adapter))
+        modality_ids = tensors.pop("modality_ids", None)
+        method = custom_generate(
+            strategy,
+            processor=adapter.processor,
+            streamer=sink,
+            stop_strings=stop_strings_of({**generation_kwargs, "stop_strings": stop_strings}, adapter.model),
+            tokenizer=generation_kwargs.get("tokenizer"),
+            seed=seeds,
+            modality_ids=modality_ids,
+            tensors=tensors,
+            spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)]
+            if _all_spans(prompts)
+            else None,
+            details=relevance,
+            on_step=on_step,
+            top_logprobs=top_logprobs,
+            whole=adapter,
+            return_cache=False,
+        )
+        output: GroundedOutput = adapter.model.generate(
+            **tensors, custom_generate=method, **generation_settings(generation_kwargs, adapter.model)
+        )
+    steps = output.steps or ((),) * len(prompts)
+    return [generation_of(adapter, strategy, prompt, row) for prompt, row in zip(prompts, steps, strict=True)]
+
+
+def _all_spans(prompts: Sequence[Prompt]) -> bool:
+    return all(p.spans for p in prompts)
+
+
+def check_options(adapter: Adapter, generation_kwargs: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for an option of ``generate`` that no strategy acts on, or for several answers per prompt."""
+    check_arguments(generation_kwargs, adapter.model)
+    one_answer(generation_kwargs)
+
+
+def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
+    """A Prompt from messages with media, from a processor's tensors of one row, or as it is.
+
+    Raises:
+        PromptError: several requests or rows at once; see ``Adapter.prepare``.
+        SettingError: media beside a Prompt or tensors.
+    """
+    tensors = isinstance(messages, Mapping) and "content" not in messages
+    if not tensors and not isinstance(messages, Prompt):
+        prompt: Prompt = adapter.prepare(messages, media)
+        return prompt
+    if media is not None:
+        raise SettingError("media stand beside messages; a Prompt or tensors hold theirs", hint="leave media out")
+    if isinstance(messages, Prompt):
+        return messages
+    found = adapter.complete(messages)
+    ids = found.get("input_ids")
+    if ids is None:
+        raise PromptError(
+            f"expected messages, a Prompt or tensors with input_ids, got {sorted(map(str, messages))[:9]}",
+            hint="pass input_ids beside inputs_embeds; they are what generate() counts and returns",
+        )
+    if ids.shape[0] != 1:
+        raise PromptError(
+            f"expected one row, got {ids.shape[0]}",
+            hint="limelight.generate_many(model, processor, requests) answers several; or model.generate with custom_generate",
+        )
+    return Prompt(found, adapter.words(found), adapter.spans(found))
+
+
+def generation_of(adapter: Adapter, strategy: Strategy, prompt: Prompt, steps: tuple[Step, ...]) -> Generation:
+    """One row's steps as a Generation."""
+    ids = tuple(s.token for s in steps)
+    text = adapter.tokenizer.decode(list(ids), skip_special_tokens=True) if adapter.tokenizer is not None else ""
+    return Generation(str(text).strip(), ids, steps, prompt, strategy.name, strategy.settings())
+
+
+def end_tokens(adapter: Adapter) -> frozenset[int]:
+    """The token ids that end an answer."""
+    found = getattr(adapter.model.generation_config, "eos_token_id", None)
+    return frozenset([found] if isinstance(found, int) else found or ())
+
+
+def generation_settings(given: Mapping[str, Any], model: Any = None) -> dict[str, Any]:
+    """The caller's settings over greedy defaults; a whole generation_config of the caller's stands as it is.
+
+    Stop strings and their tokenizer are left out: they are bound to the decoding method.
+    """
+    config = copy.deepcopy(given.get("generation_config"))
+    given = {k: v for k, v in given.items() if k not in ("tokenizer", "stop_strings")}
+    if getattr(getattr(model, "generation_config", None), "stop_strings", None) is not None:
+        given["stop_strings"] = None
+    if config is not None:
+        config.disable_compile = config.return_dict_in_generate = True
+        config.stop_strings = None
+        return {**given, "generation_config": config}
+    defaults: dict[str, Any] = {"do_sample": False, "disable_compile": True}
+    if given.get("max_length") is None:
+        defaults["max_new_tokens"] = 64
+    if not given.get("do_sample"):  # a checkpoint's sampling defaults would only cause warnings
+        defaults |= {"temperature": None, "top_p": None, "top_k": None}
+    return {**defaults, **given, "return_dict_in_generate": True}

@@ -60,23 +60,18 @@ class TokenSampler:
         sample: draw instead of argmax.
         seeds: one seed a row, so that a row's draws do not depend on its neighbours; None uses torch's global state,
             as transformers does.
-
-    Attributes:
-        last: what ``scores`` returned last (None before), the distribution that the latest token was chosen from.
     """
 
     def __init__(self, processors: Any, *, sample: bool, seeds: Sequence[int] | None = None) -> None:
         self.processors = prepared(processors)
         self.sample = sample
         self.seeds = seeds
-        self.last: Tensor | None = None
         self._generators: list[torch.Generator] = []
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Processed logits ``[B, V]`` of the token to emit. Processors may keep state: the loop alone calls this, once
         per token; inside a step ask :meth:`foreseen`."""
-        self.last = applied(self.processors, ids, logits)
-        return self.last
+        return applied(self.processors, ids, logits)
 
     def foreseen(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """Logits ``[B, V]`` -> what ``scores`` would make of them, for choices inside the step that follows ``ids``

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import HookError, ModelError, NotFiniteError, PromptError, UnsupportedError
-from limelight.models import detect
+from limelight.models import detect, prompts
 from limelight.models.families import Family, family_of
 from limelight.models.inputs.media_vocabulary import hard_tokens
 from limelight.models.inputs.per_layer import per_layer_inputs
@@ -303,9 +303,7 @@ class Adapter:
     ) -> Prompt:
         """Messages (the Hugging Face chat format, pictures and sounds as objects or files) to one row of tensors;
         ``regions``: with the part of the originals that each span shows. See :func:`limelight.models.prompts.prepare`."""
-        from limelight.models.prompts import prepare
-
-        return prepare(self, messages, media, regions=regions)
+        return prompts.prepare(self, messages, media, regions=regions)
 
     def words(self, inputs: Mapping[str, Any], row: int = 0) -> tuple[str, ...]:
         """Spelling of one row's prompt, placeholders by their modality."""

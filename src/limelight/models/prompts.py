@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from limelight.errors import LimelightError, MediaError, PromptError
 from limelight.media.arguments import by_kind, decoded
@@ -15,10 +17,9 @@ from limelight.media.audio import read_audio
 from limelight.media.image import read_image
 from limelight.media.truncation import check_heard
 from limelight.media.video import read_video
-from limelight.models.adapter import Adapter
 from limelight.models.regions import Process, located, originals, timed
 from limelight.models.runtime.machine import machine_failed
-from limelight.types import MODALITIES, Clip, Inputs, Prompt
+from limelight.types import MODALITIES, Clip, Inputs, Modality, Prompt, Span
 
 Message = Mapping[str, Any]
 _PERCEPTS = ("image", "audio", "video")
@@ -30,8 +31,30 @@ _NAMES = {  # in the chat formats of Hugging Face and OpenAI
 SHORT = 0.2  # seconds of sound that may be too few for one position
 
 
+class Reader(Protocol):
+    """What of an :class:`~limelight.models.adapter.Adapter` reads a prompt."""
+
+    model: Any
+    processor: Any
+    placeholders: dict[int, Modality]
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def complete(self, inputs: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def modality_ids(self, inputs: Mapping[str, Any]) -> Tensor: ...
+
+    def spans(self, inputs: Mapping[str, Any]) -> tuple[Span, ...]: ...
+
+    def words(self, inputs: Mapping[str, Any]) -> tuple[str, ...]: ...
+
+
 def prepare(
-    adapter: Adapter,
+    adapter: Reader,
     messages: Sequence[Message] | Message | str,
     media: Any = None,
     *,
@@ -92,7 +115,7 @@ def prepare(
     return Prompt(tensors, adapter.words(tensors), spans, {m: v for m, v in found.items() if v})
 
 
-def _present(adapter: Adapter, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:
+def _present(adapter: Reader, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:
     """The modalities that have a position."""
     try:
         return {MODALITIES[i] for i in set(adapter.modality_ids(tensors).flatten().tolist())}
@@ -204,7 +227,7 @@ def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict
     return turns, found
 
 
-def _accepted(adapter: Adapter) -> tuple[str, ...]:
+def _accepted(adapter: Reader) -> tuple[str, ...]:
     """Kinds of media that the processor reads. Frames may have a token of their own, or be pictures (SmolVLM, InternVL)."""
     processor = adapter.processor
     parts = {
@@ -220,7 +243,7 @@ def _accepted(adapter: Adapter) -> tuple[str, ...]:
     )
 
 
-def sampling_rate(adapter: Adapter) -> int:
+def sampling_rate(adapter: Reader) -> int:
     """Hz that the model's feature extractor works at."""
     processor = adapter.processor
     extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
@@ -228,7 +251,7 @@ def sampling_rate(adapter: Adapter) -> int:
 
 
 def _tensors(
-    adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, list[Any]]
+    adapter: Reader, turns: list[dict[str, Any]], found: dict[str, list[Any]]
 ) -> tuple[dict[str, Any], Process]:
     """The processor's output on the model's device, and the processor for other media in the same prompt."""
     processor = adapter.processor
@@ -305,7 +328,7 @@ def video_metadata(clip: Clip) -> Any:
     )  # fmt: skip
 
 
-def _text(adapter: Adapter, turns: list[dict[str, Any]]) -> str:
+def _text(adapter: Reader, turns: list[dict[str, Any]]) -> str:
     processor = adapter.processor
     for owner in (processor, adapter.tokenizer):
         if template := getattr(owner, "chat_template", None):

@@ -39,6 +39,15 @@ CASES = [
     ("<think>a</think>It is <|begin_of_box|>No<|end_of_box|>", "It is No"),
     ("<answer>No</answer>", "<answer>No</answer>"),  # without thoughts an answer is what it is
     ("1 < 2 </b> <i>think</i>", "1 < 2 </b> <i>think</i>"),
+    ("<think >a cat</ think >A dog.", "A dog."),
+    ('<thinking mode="deep">a cat</thinking>A dog.', "A dog."),
+    ("<thinker>a cat</thinker> <think", "<thinker>a cat</thinker> <think"),
+    ('The sign says "<think>" in red.', 'The sign says "<think>" in red.'),  # what is read is no thought
+    ("The sign says `</think>`.", "The sign says `</think>`."),
+    ('<think>It says "</think>" there.</think>A dog.', "A dog."),
+    ('"<think>a cat</think>A dog."', '" A dog."'),
+    ('He said "hi"<think>"a cat"</think>"A dog."', 'He said "hi" "A dog."'),  # quotation marks of their neighbours
+    ('<think>"</think>"A dog."', '"A dog."'),
 ]  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from limelight.errors import SettingError
 
 @dataclass(frozen=True)
 class Markers:
-    """Pairs of texts that open and close thoughts, matched in any case.
+    """Pairs of texts that open and close thoughts, matched in any case; tags also with blanks or attributes in them.
+
+    A marker in quotation marks of its own is what somebody read (a sign that says "<think>"), and marks nothing.
 
     An empty opening text means that only the end is marked (chat templates that open the thoughts in the prompt).
     ``wrappers`` are texts around the answer, which reasoning models write behind their thoughts; they are removed
@@ -56,14 +58,14 @@ class Markers:
         Args:
             opened: the prompt has opened the thoughts, so that a text without any closing marker is all thought.
         """
-        found = list(self._pattern.finditer(text)) if self.pairs else []
+        found = [m for m in self._pattern.finditer(text) if not _quoted(text, m)] if self.pairs else []
         if not found and not opened:
             return None
         ranges: list[tuple[int, int]] = []
         start: int | None = None if opened else 0  # of the answer we are in; None inside thoughts
         ends: frozenset[str] = frozenset(c.casefold() for c in self.closings)  # what ends the thoughts we are in
         for match in found:
-            marker, at = match.group().casefold(), match.start()
+            marker, at = _TAG.sub(r"<\1\2>", match.group()).casefold(), match.start()
             closes = self._openings_of.get(marker)
             if start is None:
                 if marker in ends:
@@ -113,11 +115,31 @@ class Markers:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         every = sorted({*self.openings, *self.closings}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, every)), re.IGNORECASE)
+        return re.compile("|".join(map(_loosely, every)), re.IGNORECASE)
 
     @cached_property
     def _wrapper(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self.wrappers)), re.IGNORECASE)
+
+
+_TAG = re.compile(r"<\s*(/?)\s*([\w:]+)(?:\s[^<>]*)?>")
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“"}
+
+
+def _loosely(marker: str) -> str:
+    """A pattern of a marker; of a tag also with blanks or attributes."""
+    tag = _TAG.fullmatch(marker)
+    if tag is None:
+        return re.escape(marker)
+    return rf"<\s*{tag[1]}\s*{re.escape(tag[2])}(?:\s[^<>]*)?>"
+
+
+def _quoted(text: str, match: re.Match[str]) -> bool:
+    """Whether a marker stands alone between quotation marks that open before it and close behind it."""
+    before, behind = text[max(0, match.start() - 2) : match.start()], text[match.end() : match.end() + 2]
+    if not before or not behind or _QUOTES.get(before[-1]) != behind[0]:
+        return False
+    return (len(before) < 2 or before[0].isspace() or before[0] in "([{") and not behind[1:].isalnum()
 
 
 _TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "reflection", "analysis", "seed:think", "scratchpad")

@@ -303,3 +303,50 @@ def test_a_prompt_without_a_tokenizer() -> None:
     got = ask(adapter, prompt)
     assert got.text == ""
     assert len(got.token_ids) == 3
+
+
+def test_lengths_of_the_models_own_config_count(picture: Image.Image) -> None:
+    adapter = limelight.wrap(ZOO["llava"].build(), vision_processor())
+    adapter.model.generation_config.eos_token_id = None
+    prompt = adapter.prepare(QUESTION, {"image": picture})
+    length = prompt.tensors["input_ids"].shape[1]
+    for name, value in (("max_new_tokens", 3), ("max_length", length + 3)):
+        setattr(adapter.model.generation_config, name, value)
+        assert len(limelight.generate(adapter, None, prompt).token_ids) == 3
+        assert [len(a.token_ids) for a in limelight.generate_many(adapter, None, [prompt, prompt])] == [3, 3]
+        assert len(limelight.generate(adapter, None, prompt, max_new_tokens=2).token_ids) == 2
+        setattr(adapter.model.generation_config, name, None)
+
+
+def test_several_answers_are_refused_wherever_they_are_asked_for(picture: Image.Image) -> None:
+    adapter = limelight.wrap(ZOO["llava"].build(), vision_processor())
+    prompt = adapter.prepare(QUESTION, {"image": picture})
+    adapter.model.generation_config.num_return_sequences = 2
+    for ask_it in (limelight.generate, lambda a, p, m, **k: limelight.generate_many(a, p, [m], **k)):
+        with pytest.raises(UnsupportedError, match="one answer"):
+            ask_it(adapter, None, prompt, do_sample=True, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("bad", [5, 1.5, object(), {1, 2}], ids=str)
+def test_what_are_no_messages_at_all(vision: Adapter, bad: Any) -> None:
+    with pytest.raises(PromptError) as caught:
+        limelight.generate(vision, None, bad)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("given", "there"), [(True, True), (np.bool_(True), True), (np.bool_(False), False), (0, False)]
+)
+def test_whether_relevance_is_wanted(vision: Adapter, picture: Image.Image, given: Any, there: bool) -> None:
+    settings: dict[str, Any] = {"relevance": given, "max_new_tokens": 1}
+    asked = vision.prepare(QUESTION, {"image": picture})
+    one, (other,) = (
+        limelight.generate(vision, None, asked, **settings), limelight.generate_many(vision, None, [asked], **settings)
+    )  # fmt: skip
+    assert [s.relevance is not None for s in (*one.steps, *other.steps)] == [there] * len((*one.steps, *other.steps))
+
+
+@pytest.mark.parametrize("bad", ["no", 2, [], 0.5], ids=str)
+def test_what_says_neither_yes_nor_no(vision: Adapter, picture: Image.Image, bad: Any) -> None:
+    with pytest.raises(SettingError, match="True, False or None"):
+        limelight.generate(vision, None, QUESTION, media=picture, relevance=bad, max_new_tokens=1)

@@ -10,7 +10,7 @@ import pytest
 from transformers import TextIteratorStreamer
 
 import limelight
-from limelight.errors import LimelightError
+from limelight.errors import LimelightError, MediaError
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +44,15 @@ def test_it_ends_after_errors(adapter: limelight.Adapter, bad: dict[str, Any]) -
     with pytest.raises(LimelightError):
         limelight.transcribe(adapter, **{"sound": noise(1.0), "max_new_tokens": 2, **bad}, streamer=streamer)
     assert "".join(streamer) == ""
+
+
+def test_sounds_in_every_shape(adapter: limelight.Adapter) -> None:
+    samples, rate = noise(0.5)
+    want = limelight.transcribe(adapter, sound=(samples, rate), max_new_tokens=3, relevance=False).text
+    hub = {"array": samples, "sampling_rate": rate}
+    shapes = [(rate, samples), [samples, rate], hub, {"audio": hub}, {"audio": (rate, samples)}, {"audio": [samples]}]
+    for sound in shapes:
+        assert limelight.transcribe(adapter, sound=sound, max_new_tokens=3, relevance=False).text == want
+    for sound in ({"audio": [samples, samples]}, {"audio": samples, "image": "x.png"}, {"audio": []}):
+        with pytest.raises(MediaError, match="expected one sound"):
+            limelight.transcribe(adapter, sound=sound, max_new_tokens=3)

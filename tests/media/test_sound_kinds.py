@@ -88,9 +88,9 @@ def test_datasets_items() -> None:
     np.testing.assert_allclose(read_audio({"array": WAVE, "sampling_rate": RATE, "path": None}, RATE), WAVE)
     np.testing.assert_allclose(read_audio({"bytes": wav(), "path": None}, RATE), WAVE, atol=1e-4)
     assert read_samples(wav())[1] == RATE
-    for source in ({}, {"array": WAVE}, (WAVE, None), (WAVE, "fast"), b""):
+    for source in ({}, {"array": WAVE}, (WAVE, None), (WAVE, "fast"), (WAVE, float("inf")), b"", [[0.0], [0.0, 0.1]]):
         with pytest.raises(MediaError) as caught:
-            read_samples(source)
+            read_samples(source, RATE if isinstance(source, list) else None)
         assert caught.value.hint
 
 

@@ -14,6 +14,7 @@ from limelight.errors import (
     NotFiniteError,
     PromptError,
     SettingError,
+    UnsupportedError,
 )
 from limelight.models.adapter import Adapter
 from limelight.relevance.attachment import attached
@@ -22,7 +23,7 @@ from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, REL
 from tests.slow_twins import attnlrp
 from tests.slow_twins.balance import sheet
 from tests.slow_twins.llama import forward, weights_of
-from tests.tiny import built, llava, llava_inputs
+from tests.tiny import built, fresh, llava, llava_inputs
 from tests.zoo import ZOO
 
 COMPOSITES = [ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO]
@@ -348,3 +349,79 @@ def test_nan_weights_raise(where: str) -> None:
     with pytest.raises(NotFiniteError) as caught:
         attribute(Adapter(model), llava_inputs(model))
     assert caught.value.hint
+
+
+def right_padded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same batch with its padding on the other side."""
+    mask = batch["attention_mask"]
+
+    def turned(x: Tensor) -> Tensor:
+        if x.shape != mask.shape:
+            return x
+        return torch.stack([torch.roll(row, -int((m == 0).sum())) for row, m in zip(x, mask, strict=True)])
+
+    return {k: turned(v) for k, v in batch.items()}
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "qwen2_audio"])
+def test_padding_on_the_right_explains_the_last_real_position(name: str) -> None:
+    adapter, tiny = built(name), ZOO[name]
+    assert tiny.batch is not None
+    inputs = right_padded(tiny.batch(adapter.model))
+    assert not bool(inputs["attention_mask"][1, -1])
+    alone = attribute(adapter, tiny.inputs(adapter.model, row=1))
+    got = attribute(adapter, inputs, row=1)
+    assert (got.target, got.position) == (alone.target, alone.position)
+    torch.testing.assert_close(got.scores[: len(alone.scores)], alone.scores, atol=2e-5, rtol=1e-4)
+    assert not got.scores[len(alone.scores) :].any()
+    with pytest.raises(SettingError, match="is padding"):
+        attribute(adapter, inputs, row=1, position=inputs["input_ids"].shape[1] - 1)
+    with pytest.raises(PromptError, match="padded on the right"):
+        attribute_generated(adapter, inputs, [5], row=1)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"target": True}, {"target": 1.5}, {"target": "hat"}, {"position": -1.5}, {"position": True}, {"sinks": 0}, {"sinks": "0"},
+     {"sinks": (0.5,)}, {"row": 0.0}, {"row": "1"}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_whole_number_raises(adapter: Adapter, inputs: dict[str, Tensor], bad: dict[str, Any]) -> None:
+    with pytest.raises(SettingError) as caught:
+        attribute(adapter, inputs, **bad)
+    assert caught.value.hint
+
+
+def test_numbers_of_other_kinds(adapter: Adapter, inputs: dict[str, Tensor]) -> None:
+    want = attribute(adapter, inputs, 7, position=3, sinks=(0,))
+    got = attribute(adapter, inputs, torch.tensor(7), position=torch.tensor(3), sinks=torch.tensor([0]))  # type: ignore[arg-type]
+    assert (got.target, got.position, got.sinks) == (7, 3, (0,))
+    assert torch.equal(got.scores, want.scores)
+
+
+@pytest.mark.parametrize("bad", [[[1, 2], [3, 4]], [1.5], [True], [10**6], [-1], []], ids=str)
+def test_answers_that_are_not_the_ids_of_one_row_raise(
+    adapter: Adapter, inputs: dict[str, Tensor], bad: list[Any]
+) -> None:
+    with pytest.raises(SettingError):
+        attribute_generated(adapter, inputs, bad)
+
+
+@pytest.mark.parametrize("name", ["llava", "blip2"])
+def test_a_model_in_training_mode_raises(name: str) -> None:
+    adapter = fresh(name)
+    adapter.model.train()
+    inputs = ZOO[name].inputs(adapter.model)
+    with pytest.raises(UnsupportedError, match="training mode"):
+        attribute(adapter, inputs)
+    with pytest.raises(UnsupportedError, match="training mode"):
+        attribute_generated(adapter, inputs, [5])
+
+
+@pytest.mark.parametrize("name", ["mllama", "llava", "qwen3_vl"])
+def test_inputs_made_under_inference_mode(name: str) -> None:
+    adapter = built(name)
+    inputs = ZOO[name].inputs(adapter.model)
+    with torch.inference_mode():
+        made = {k: v.clone() for k, v in inputs.items()}
+    assert torch.equal(attribute(adapter, made).scores, attribute(adapter, inputs).scores)

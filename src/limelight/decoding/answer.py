@@ -86,7 +86,7 @@ def _all_spans(prompts: Sequence[Prompt]) -> bool:
 def check_options(adapter: Adapter, generation_kwargs: Mapping[str, Any]) -> None:
     """Raise UnsupportedError for an option of ``generate`` that no strategy acts on, or for several answers per prompt."""
     check_arguments(generation_kwargs, adapter.model)
-    one_answer(generation_kwargs)
+    one_answer(generation_kwargs, adapter.model)
 
 
 def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
@@ -146,7 +146,9 @@ def generation_settings(given: Mapping[str, Any], model: Any = None) -> dict[str
         config.stop_strings = None
         return {**given, "generation_config": config}
     defaults: dict[str, Any] = {"do_sample": False, "disable_compile": True}
-    if given.get("max_length") is None:
+    own = getattr(model, "generation_config", None)
+    lengths = (given.get("max_length"), getattr(own, "max_length", None), getattr(own, "max_new_tokens", None))
+    if all(n is None for n in lengths):
         defaults["max_new_tokens"] = 64
     if not given.get("do_sample"):  # a checkpoint's sampling defaults would only cause warnings
         defaults |= {"temperature": None, "top_p": None, "top_k": None}

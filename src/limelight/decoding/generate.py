@@ -50,7 +50,8 @@ def generate(
         seed: for sampling (``do_sample=True``).
         on_step: called with (0, Step) as each token is chosen.
         top_logprobs: how many of the likeliest tokens ``Step.top_logprobs`` tells.
-        generation_kwargs: as for ``model.generate``: max_new_tokens, do_sample, temperature, repetition_penalty ...
+        generation_kwargs: as for ``model.generate``: max_new_tokens (by default what ``model.generation_config`` says of
+            lengths, else 64), do_sample (by default False, whatever that says), temperature, repetition_penalty ...
             What no strategy acts on (beams, assistants, other decoding modes) is refused.
 
     Returns:

@@ -176,10 +176,12 @@ def stop_strings_of(given: Mapping[str, Any], model: Any) -> Any:
     return None
 
 
-def one_answer(given: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for several answers to a prompt."""
+def one_answer(given: Mapping[str, Any], model: Any = None) -> None:
+    """Raise UnsupportedError for several answers to a prompt, whoever asks for them: the call, its config or the model's."""
     config = given.get("generation_config")
-    if (given.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1) != 1:
+    asked = (given.get("num_return_sequences"), getattr(config, "num_return_sequences", None))
+    own = getattr(getattr(model, "generation_config", None), "num_return_sequences", None)
+    if (next((n for n in (*asked, own) if n is not None), None) or 1) != 1:
         raise UnsupportedError(
             "limelight.generate returns one answer", hint="call it once a seed, or use model.generate"
         )

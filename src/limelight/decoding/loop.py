@@ -88,6 +88,7 @@ def custom_generate(
     ``cache_implementation="paged"`` it never calls a custom method. :func:`limelight.generate` refuses or takes them all.
     """
     waiting = _Waiting(streamer)
+    details = _wanted(details)
 
     def decoding_method(
         model: Any,
@@ -120,6 +121,19 @@ def custom_generate(
 
     weakref.finalize(decoding_method, waiting.end).atexit = False
     return decoding_method
+
+
+def _wanted(details: Any) -> bool | None:
+    """True, False or None; 0 and 1 are taken as what they are in Python.
+
+    Raises:
+        SettingError: anything else.
+    """
+    if details is None:
+        return None
+    if type(details).__name__ in ("bool", "bool_", "int") and details in (0, 1):
+        return bool(details)
+    raise SettingError(f"expected True, False or None for relevance, got {details!r}", hint="relevance=True")
 
 
 class _Waiting:

@@ -12,6 +12,7 @@ from limelight.decoding.generate import generate
 from limelight.decoding.loop import OnStep, ending
 from limelight.decoding.strategy import Strategy
 from limelight.errors import MediaError, SettingError
+from limelight.media.arguments import by_kind, item
 from limelight.media.audio import Samples, read_audio
 from limelight.media.split_on_silence import Piece, pieces
 from limelight.media.truncation import window_seconds
@@ -82,7 +83,8 @@ def transcribe(
 
     Args:
         model: a transformers audio model, or an :class:`Adapter` (then ``processor`` may be None).
-        sound: a file (sound, or a video's sound), or ``(samples, rate)``.
+        sound: a file (sound, or a video's sound), ``(samples, rate)``, or what else :func:`limelight.generate` takes as
+            ``media={"audio": ...}``.
         prompt: what to ask; by default what the model was made for (:func:`default_prompt`). ``{language}`` is filled in.
         language: named in the prompt; the model finds out by itself where left out.
         strategy, relevance: as for :func:`limelight.generate`.
@@ -105,7 +107,7 @@ def transcribe(
             raise MediaError("no sound to transcribe", hint="transcribe(adapter, sound='talk.wav')")
         asked = prompt_for(adapter, prompt, language)
         rate = sampling_rate(adapter)
-        samples = read_audio(sound, rate, max_seconds=MAX_SECONDS)
+        samples = read_audio(_one(sound), rate, max_seconds=MAX_SECONDS)
         found: list[Segment] = []
         heard = None if sink is None else _Pieces(sink)
         for piece in cut(adapter, samples, rate, chunk_seconds):
@@ -121,6 +123,23 @@ def transcribe(
     first = found[0].generation
     settings = {"strategy": first.strategy, **first.settings}
     return Transcript(tuple(found), samples.size / rate, asked, settings)
+
+
+def _one(sound: Any) -> Any:
+    """One sound, in any of the shapes in which media are taken.
+
+    Raises:
+        MediaError: several, or none.
+    """
+    if not isinstance(sound, Mapping) or "audio" not in sound:
+        return item("audio", sound)
+    found = by_kind(sound)
+    if [len(found[kind]) for kind in found] != [int(kind == "audio") for kind in found]:
+        raise MediaError(
+            f"expected one sound, got {', '.join(f'{len(v)} {k}' for k, v in found.items() if v) or 'none'}",
+            hint="transcribe them one by one",
+        )
+    return found["audio"][0]
 
 
 class _Pieces:

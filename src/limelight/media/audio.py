@@ -113,7 +113,12 @@ def mono(source: Any) -> Samples:
     if is_tensor(source):
         source = source.detach().cpu()
         source = (source.float() if source.is_floating_point() else source).numpy()
-    samples = _as_float(np.asarray(source))
+    try:
+        samples = _as_float(np.asarray(source))
+    except ValueError as error:  # rows of unequal length
+        raise MediaError(
+            f"the sound is no array of samples: {error}", hint="expected [samples] or [samples, channels]"
+        ) from error
     if not samples.size or samples.ndim not in (1, 2) or (samples.ndim == 2 and min(samples.shape) > MAX_CHANNELS):
         raise MediaError(
             f"the sound is empty or has shape {samples.shape}", hint="expected [samples] or [samples, channels]"
@@ -145,7 +150,7 @@ def mono(source: Any) -> Samples:
 def _rate(value: Any) -> int:
     try:
         rate = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rate = 0
     if rate <= 0:
         raise MediaError(

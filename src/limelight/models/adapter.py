@@ -230,8 +230,11 @@ class Adapter:
         Raises:
             NotFiniteError: a merged embedding is NaN or infinite.
             PromptError, NotMultimodalError: see ``modality_ids``.
-            UnsupportedError: perceptual features reach the decoder by another door than the embeddings.
+            UnsupportedError: perceptual features reach the decoder by another door than the embeddings, or the model is in
+                training mode, in which dropout gives another answer each time and batch norms change.
         """
+        if self.model.training:
+            raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
         if isinstance(inputs.get("input_ids"), Tensor) and inputs["input_ids"].ndim == 2:
             self.modality_ids(inputs)  # media that went nowhere are told before the model trips over them
         modality = self._modalities(inputs) if self._layer_inputs is not None else None

@@ -135,6 +135,10 @@ def as_messages(messages: Sequence[Message] | Message | str, media: Any) -> list
         messages = [{"role": "user", "content": messages}]
     elif isinstance(messages, Mapping):
         messages = [messages]
+    elif not isinstance(messages, (list, tuple)):
+        raise PromptError(
+            f"expected messages, got {type(messages).__name__}", hint="words, or [{'role': 'user', 'content': [...]}]"
+        )
     out: list[dict[str, Any]] = []
     for message in messages:
         if not isinstance(message, Mapping) or "content" not in message:

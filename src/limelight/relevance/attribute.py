@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from limelight.errors import NotFiniteError, SettingError
+from limelight.errors import NotFiniteError, PromptError, SettingError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.capture import DecoderCall
 from limelight.models.runtime.fused import fused_attention
@@ -50,8 +51,9 @@ def attribute(
             2 video, 3 audio) where they cannot be told; a :class:`Prompt`; or messages, as ``messages`` are.
         messages, media: what :func:`limelight.generate` takes, instead of ``inputs``; needs an Adapter with a processor.
         target: the token id to explain; the most likely one when None.
-        position: the position whose prediction is explained (-1: the next token after the prompt).
-        row: which row of a left-padded batch.
+        position: the position whose prediction is explained, counted along the row with its padding; negative ones from the
+            last that is not padding (-1: the next token after the prompt, padded on the left or on the right).
+        row: which row of a batch.
         composite: rules, or their name: ``attnlrp``, ``cp-lrp``, ``gradient-input``.
         sinks: positions to leave out of shares and plots (attention sinks, often ``(0,)``).
 
@@ -60,15 +62,22 @@ def attribute(
 
     Raises:
         SettingError: target or position out of range, an unknown composite, or inputs in two ways or none.
+        UnsupportedError: the model is in training mode.
         NotFiniteError: the logits are NaN or infinite.
         PromptError, HookError, UnknownKindError: see :class:`Adapter` and :func:`attached`.
     """
     adapter, composite = wrap(model), composite_of(composite)
     tensors, spans = tensors_of(adapter, inputs, messages, media)
-    call = adapter.capture(tensors).row(row)
-    at = call.front + position if position >= 0 else call.length + position
+    call = _row(adapter.capture(tensors), row)
     return relevance_of(
-        adapter, call, tensors, [(at, target)], row=row, composite=composite, sinks=sinks, prompt_spans=spans
+        adapter,
+        call,
+        tensors,
+        [(_place(call, position), target)],
+        row=row,
+        composite=composite,
+        sinks=sinks,
+        prompt_spans=spans,
     )[0]
 
 
@@ -122,14 +131,21 @@ def attribute_generated(
 
     Returns:
         ``n`` relevances; the ``j``-th covers the positions before token ``j`` (later ones are zero).
+
+    Raises:
+        SettingError: no tokens, several rows of them, or what is no token id.
+        PromptError: the row is padded on the right. For the rest see :func:`attribute`.
     """
     adapter, composite = wrap(model), composite_of(composite)
     inputs, own = tensors_of(adapter, inputs, None, media)
     prompt_spans = own if prompt_spans is None else prompt_spans
-    call = adapter.capture(inputs).row(row)
-    ids = torch.as_tensor(generated, dtype=torch.long, device=call.embeds.device).reshape(1, -1)
-    if ids.shape[1] == 0:
-        raise SettingError("no generated tokens to attribute", hint="pass at least one token id")
+    call = _row(adapter.capture(inputs), row)
+    if call.length and not bool(call.mask[0, -1:].all()):
+        raise PromptError(
+            f"row {row} is padded on the right, where its answer would have to stand",
+            hint="pad prompts on the left (tokenizer.padding_side = 'left')",
+        )
+    ids = _answer(generated, adapter.traits.vocab).to(call.embeds.device)
     start = call.length
     with torch.no_grad():
         if ids.shape[1] > 1:
@@ -163,22 +179,12 @@ def relevance_of(
     prompt_spans: tuple[Span, ...] | None = None,
 ) -> list[Relevance]:
     """Relevance for several (position, token) targets of one captured row: one forward, one backward pass each."""
-    batch = next((int(v.shape[0]) for k in ("input_ids", "modality_ids") if isinstance(v := inputs.get(k), Tensor)), 1)
-    if not 0 <= row < batch:
-        raise SettingError(f"row {row} is outside the batch of {batch}", hint="rows are counted from 0")
+    sinks = tuple(_whole(i, "a sink") for i in _several(sinks))
     if any(not 0 <= i < call.length for i in sinks):
         raise SettingError(
-            f"sinks {tuple(sinks)} are not all positions of the {call.length}", hint="the usual sink is position 0"
+            f"sinks {sinks} are not all positions of the {call.length}", hint="the usual sink is position 0"
         )
-    for position, target in targets:
-        if not 0 <= position < call.length:
-            raise SettingError(
-                f"position {position} is outside the {call.length} positions", hint="use -1 for the last"
-            )
-        if target is not None and not 0 <= target < adapter.traits.vocab:
-            raise SettingError(
-                f"token id {target} is outside the vocabulary of {adapter.traits.vocab}", hint="check the id"
-            )
+    targets = [(at, None if token is None else _token(token, adapter.traits.vocab)) for at, token in targets]
     known = inputs.get("input_ids") is not None
     said = 0 if generated is None else len(generated)
     words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - call.front - said)
@@ -220,7 +226,71 @@ def relevance_of(
                     target_token=adapter.tokens([token])[0],
                     logit=float(logits[token].detach()),
                     position=position,
-                    sinks=tuple(sinks),
+                    sinks=sinks,
                 )
             )
     return out
+
+
+def _row(call: DecoderCall, row: Any) -> DecoderCall:
+    """One row of a captured batch."""
+    row, batch = _whole(row, "row"), int(call.embeds.shape[0])
+    if not 0 <= row < batch:
+        raise SettingError(f"row {row} is outside the batch of {batch}", hint="rows are counted from 0")
+    return call.row(row)
+
+
+def _place(call: DecoderCall, position: Any) -> int:
+    """Where among the call's positions a position of the prompt is.
+
+    Raises:
+        SettingError: outside the prompt, or padding.
+    """
+    position, own = _whole(position, "position"), call.mask[0, call.front :]
+    real = own.nonzero()[:, 0].tolist()
+    end = real[-1] + 1 if real else len(own)
+    at = position if position >= 0 else end + position
+    if not 0 <= at < len(own):
+        raise SettingError(f"position {position} is outside the {len(own)} positions", hint="use -1 for the last")
+    if real and not bool(own[at]):
+        raise SettingError(
+            f"position {position} is padding, whose prediction nobody reads",
+            hint=f"the row's own positions are {real[0]} to {real[-1]}; -1 is the last of them",
+        )
+    return call.front + at
+
+
+def _answer(generated: Any, vocabulary: int) -> Tensor:
+    """Token ids ``[1, n]`` of one answer."""
+    ids = torch.as_tensor(generated)
+    ids = ids[0] if ids.ndim == 2 and len(ids) == 1 else ids
+    if ids.ndim != 1:
+        raise SettingError(
+            f"expected the ids [n] of one answer, got {list(ids.shape)}", hint="call once for each row, with row="
+        )
+    if not len(ids):
+        raise SettingError("no generated tokens to attribute", hint="pass at least one token id")
+    return torch.tensor([[_token(i, vocabulary) for i in ids.tolist()]])
+
+
+def _token(value: Any, vocabulary: int) -> int:
+    token = _whole(value, "a token id")
+    if not 0 <= token < vocabulary:
+        raise SettingError(f"token id {token} is outside the vocabulary of {vocabulary}", hint="check the id")
+    return token
+
+
+def _whole(value: Any, name: str) -> int:
+    """An integer, also from a tensor or an array of one; no truth value, no fraction."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return int(operator.index(value))
+    except TypeError:
+        raise SettingError(f"expected a whole number for {name}, got {value!r}", hint="such as 0") from None
+
+
+def _several(sinks: Any) -> Sequence[Any]:
+    if isinstance(sinks, (str, bytes)) or not hasattr(sinks, "__iter__"):
+        raise SettingError(f"expected positions for sinks, got {sinks!r}", hint="sinks=(0,)")
+    return list(sinks)

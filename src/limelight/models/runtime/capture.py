@@ -128,6 +128,8 @@ class DecoderCall:
         def walk(value: Any) -> Any:
             if isinstance(value, Mapping):
                 return {k: walk(v) for k, v in value.items()}
+            if type(value) in (list, tuple):
+                return type(value)(map(walk, value))
             return change(value) if isinstance(value, Tensor) else value
 
         return replace(self, embeds=walk(self.embeds), mask=walk(self.mask), kwargs=walk(self.kwargs))
@@ -311,7 +313,8 @@ def capture(
             raise HookError(
                 "the decoder was called with neither inputs_embeds nor input_ids", hint="report this family"
             )
-        embeds = decoder.get_input_embeddings()(ids)  # type: ignore[operator]
+        with torch.no_grad():
+            embeds = decoder.get_input_embeddings()(ids)  # type: ignore[operator]
     embeds = embeds.detach().clone()
     if embeds.shape[1] == 0:
         raise PromptError("the prompt is empty: zero positions", hint="pass at least one token")

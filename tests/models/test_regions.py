@@ -354,3 +354,15 @@ def test_no_hook_stays() -> None:
     with local(adapter):
         pass
     assert not any(m._forward_hooks for n, m in adapter.whole.named_modules() if "Attention" in type(m).__name__)
+
+
+@pytest.mark.parametrize("size", [(301, 23), (23, 301), (1, 5000), (5000, 1)])
+def test_a_picture_too_narrow_for_tiles_has_positions_without_a_place(size: tuple[int, int]) -> None:
+    adapter = adapter_of("llava_next")
+    prompt = adapter.prepare(ASK, {"image": spotted(size, None)})
+    ids = adapter.modality_ids(prompt.tensors)[0]
+    assert sum(len(s) for s in prompt.spans if s.modality == "image") == int((ids == 1).sum())
+    got = attribute(adapter, prompt.tensors)
+    assert 0 < got.share("image") < 1
+    with pytest.raises(SettingError, match="not known"):
+        got.on_picture()

@@ -425,3 +425,16 @@ def test_inputs_made_under_inference_mode(name: str) -> None:
     with torch.inference_mode():
         made = {k: v.clone() for k, v in inputs.items()}
     assert torch.equal(attribute(adapter, made).scores, attribute(adapter, inputs).scores)
+
+
+@pytest.mark.parametrize(
+    "bad", [[[0, 1]], [[0, 1, 0, 0]], [0, 1, 0], [[0, 9, 0]], [[0, -1, 0]], [[0, 0.5, 0]]], ids=str
+)
+def test_modality_ids_that_do_not_fit_raise(adapter: Adapter, bad: Any) -> None:
+    ids = torch.tensor([[40, 41, 42]])
+    embeds = adapter.embed(ids).detach()
+    for given in ({"input_ids": ids}, {"inputs_embeds": embeds}):
+        with pytest.raises(PromptError, match="modality_ids"):
+            attribute(adapter, {**given, "modality_ids": torch.tensor(bad)})
+        fitting = attribute(adapter, {**given, "modality_ids": torch.tensor([[0, 1, 0]])})
+        assert set(fitting.shares()) == {"text", "image"}

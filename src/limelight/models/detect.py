@@ -267,6 +267,23 @@ def media_tensors(inputs: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _checked(given: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """A caller's ``modality_ids`` as int64."""
+    whole = next((x for x in (inputs.get("inputs_embeds"), inputs.get("input_ids")) if isinstance(x, Tensor)), given)
+    if given.ndim != 2 or given.shape != whole.shape[:2]:
+        raise PromptError(
+            f"modality_ids {tuple(given.shape)} do not fit a prompt of {tuple(whole.shape[:2])}",
+            hint="one entry for each row and position",
+        )
+    ids = given.long()
+    if bool(((ids < 0) | (ids >= len(MODALITIES)) | (ids != given)).any()):
+        raise PromptError(
+            f"modality_ids hold {sorted(set(given.flatten().tolist()))[:9]}",
+            hint=", ".join(f"{i} {name}" for i, name in enumerate(MODALITIES)),
+        )
+    return ids
+
+
 def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = None) -> Tensor:
     """int64 ``[B, T]``, index into ``MODALITIES``: where each position comes from.
 
@@ -274,13 +291,13 @@ def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = N
     its ``mm_token_type_ids``, token ids. A prompt without media is all 0.
 
     Raises:
-        PromptError: there is no evidence.
+        PromptError: there is no evidence, or the caller's mask is no such mask, or of another shape than ids or embeddings.
         NotMultimodalError: neither config nor processor names a placeholder, and there are media, or embeddings that may
             hold some.
     """
     given = inputs.get("modality_ids")
     if isinstance(given, Tensor):
-        return given.long()
+        return _checked(given, inputs)
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor):
         raise PromptError(

@@ -246,15 +246,15 @@ def _place(call: DecoderCall, position: Any) -> int:
     Raises:
         SettingError: outside the prompt, or padding.
     """
-    position, own = _whole(position, "position"), call.mask[0, call.front :]
+    given, own = _whole(position, "position"), call.mask[0, call.front :]
     real = own.nonzero()[:, 0].tolist()
     end = real[-1] + 1 if real else len(own)
-    at = position if position >= 0 else end + position
+    at = given if given >= 0 else end + given
     if not 0 <= at < len(own):
-        raise SettingError(f"position {position} is outside the {len(own)} positions", hint="use -1 for the last")
+        raise SettingError(f"position {given} is outside the {len(own)} positions", hint="use -1 for the last")
     if real and not bool(own[at]):
         raise SettingError(
-            f"position {position} is padding, whose prediction nobody reads",
+            f"position {given} is padding, whose prediction nobody reads",
             hint=f"the row's own positions are {real[0]} to {real[-1]}; -1 is the last of them",
         )
     return call.front + at

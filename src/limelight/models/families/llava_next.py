@@ -37,7 +37,11 @@ def _picture(start: int, config: Any, size: Size | None) -> list[Span]:
     base = Span(start, start + side * side, "image", (side, side))
     if size is None:
         return [base, Span(base.stop, base.stop + 1, "image")]
-    return [base, newline_grid(base.stop, *tiled_grid(size, config))]
+    rows, columns = tiled_grid(size, config)
+    if rows and columns:
+        return [base, newline_grid(base.stop, rows, columns)]
+    # so narrow that nothing of its tiles is left but the newlines
+    return [base, *([Span(base.stop, base.stop + rows, "image")] if rows else [])]
 
 
 def _video(span: Span, config: Any) -> list[Span]:

@@ -112,3 +112,13 @@ def test_what_is_refused(run: Run, watcher: Path, listener: Path, wav: Path, mp4
         result = run(*arguments)
         assert result.exit_code == 2, arguments
         assert told in flat(result.stderr), arguments
+
+
+def test_a_sound_cut_short_is_told(run: Run, listener: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.wav", tmp_path / "cut.wav"
+    soundfile.write(whole, speech(seconds=3.0), RATE)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    result = run("generate", listener, "--audio", cut, *ASK, "--max-new-tokens", 2)
+    assert result.exit_code == 0, result.output
+    assert "warning: cut.wav is cut short" in flat(result.stderr)
+    assert "warning" not in flat(run("generate", listener, "--audio", whole, *ASK, "--max-new-tokens", 2).stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import threading
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 import limelight
+from limelight.errors import MediaError
 from limelight.media import worker
 from limelight.models.adapter import Adapter
 from limelight.server.limits import Limits
@@ -94,6 +96,24 @@ def test_five_hostile_pictures_in_a_row_leave_nothing(server: Running) -> None:
     assert set(codes) <= {200, 400} and codes[0] == 400
     assert most - before < 200_000_000  # the requests themselves are made in this process too
     assert server.post(body()).status_code == 200
+
+
+def test_refused_media_do_not_pile_up(server: Running) -> None:
+    """None waits for the collector of cycles, which counts objects and not megabytes."""
+    url = data_url(b"no picture")
+    assert server.post(body(url)).status_code == 400
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert server.post(body(url)).status_code == 400
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [o for o in gc.garbage if isinstance(o, MediaError)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def test_a_film_that_claims_millions_of_samples(server: Running) -> None:

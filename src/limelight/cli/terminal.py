@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.style import Style
 from rich.text import Text
 
-from limelight.errors import LimelightError, ModelError
+from limelight.errors import LimelightError, LimelightWarning, ModelError
 
 if TYPE_CHECKING:
     from limelight.models.adapter import Adapter
@@ -30,9 +30,16 @@ def complain(error: LimelightError) -> None:
         err.print(Text.assemble(("hint: ", "bold"), error.hint))
 
 
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    err.print(Text.assemble(("warning: ", "bold yellow"), str(message)))
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' progress bars, log lines and warnings are held back inside; afterwards everything is as before."""
+    """transformers' progress bars, log lines and warnings are held back inside; afterwards everything is as before.
+
+    The library's own warnings are shown.
+    """
     from transformers import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -41,6 +48,8 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", LimelightWarning)
+            warnings.showwarning = _show_warning
             yield
     finally:
         logging.set_verbosity(level)

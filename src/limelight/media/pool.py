@@ -14,7 +14,7 @@ from typing import Any
 from limelight.errors import LimelightError, MediaError, UnsupportedError
 from limelight.media.process import Decoded, DecodingProcess, Job, died, out_of_time
 
-SLOW_AFTER = 0.5  # processor seconds after which a job makes way for those that wait
+SLOW_AFTER = 0.5  # processor seconds after which a job makes way for those that wait; or twice as many of any
 TICK = 0.05  # seconds between two looks at running jobs
 START_ATTEMPTS = 3
 BLOAT = 300_000_000  # a process that still holds so much after a job is replaced
@@ -65,9 +65,10 @@ class _Line:
 
 
 class DecoderPool:
-    """Up to ``size`` processes.
+    """Up to ``size`` processes, and after :meth:`start` half as many spares.
 
-    Half of them (one at least) may be busy with slow jobs: films, and whatever has taken half a second of processor time.
+    Half of them (one at least) may be busy with slow jobs: films, and whatever has taken half a second of processor time (or
+    a second where the machine has not as much to give).
     A slow job that holds more than that is ended as soon as another one waits, and starts over when it is the slow ones' turn.
     So a file that takes long delays those that do not by half a second at most, however many of its kind there are.
     """
@@ -79,14 +80,19 @@ class DecoderPool:
         self._quick, self._slow = _Line(), _Line()
         self._running: dict[Ticket, DecodingProcess] = {}
         self._processes: set[DecodingProcess] = set()
+        self._spares: list[DecodingProcess] = []
+        self._keeps_spares = False
         self._threads: list[threading.Thread] = []
         self._idle = 0
 
     def start(self) -> None:
-        """Start all processes now, ahead of the first job."""
+        """Start all processes now, ahead of the first job, and keep some more at hand for those that will be ended."""
         with self._change:
             while len(self._threads) < self.size and not self.closed:
                 self._spawn()
+            if not self._keeps_spares and not self.closed:
+                self._keeps_spares = True
+                threading.Thread(target=self._keep_spares, name="limelight-decoder-spares", daemon=True).start()
 
     def _spawn(self) -> None:
         if not self._threads:
@@ -118,6 +124,7 @@ class DecoderPool:
             ) from None
         finally:
             ticket.cancel()
+            del ticket  # it holds an error whose frames would hold it, and the file
 
     def cancel(self, ticket: Ticket) -> None:
         """End a job that waits or runs; nothing when it is done."""
@@ -142,6 +149,8 @@ class DecoderPool:
             for process in self._processes:
                 process.kill()
             self._change.notify_all()
+        for spare in self._spares:
+            spare.close()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(10)
@@ -185,14 +194,22 @@ class DecoderPool:
             ticket = self._take(process)
             if ticket is not None:
                 self._serve(ticket, process)
-            if ticket is None or not process.alive or process.resident() > BLOAT:
+            if ticket is None or not process.alive or process.niced or process.resident() > BLOAT:
                 self._discard(process)
                 process = None
         if process is not None:
             self._discard(process)
 
     def _started(self) -> DecodingProcess | None:
-        """A new process; None when none can be started, which every waiting job is told."""
+        """A spare or a new process; None when none can be started, which every waiting job is told."""
+        with self._change:
+            while self._spares:
+                spare = self._spares.pop()
+                self._change.notify_all()
+                if spare.alive:
+                    return spare
+                self._processes.discard(spare)
+                spare.close()
         for attempt in range(START_ATTEMPTS):
             try:
                 process = DecodingProcess()
@@ -213,6 +230,25 @@ class DecoderPool:
                     _settle(line.pop(), problem)
         return None
 
+    def _keep_spares(self) -> None:
+        """As many processes at hand as there are places for slow jobs."""
+        while True:
+            with self._change:
+                while len(self._spares) >= self.slow_places and not self.closed:
+                    self._change.wait()
+                if self.closed:
+                    for spare in self._spares:
+                        spare.close()
+                    return
+            try:
+                process = DecodingProcess()
+            except UnsupportedError:
+                time.sleep(1.0)  # a job that needs one says so
+                continue
+            with self._change:
+                self._processes.add(process)
+                self._spares.append(process)
+
     def _discard(self, process: DecodingProcess) -> None:
         with self._change:
             self._processes.discard(process)
@@ -226,14 +262,14 @@ class DecoderPool:
         try:
             result = None if dead else process.run(ticket.job)
         except LimelightError as error:
-            problem = error
+            problem = error.with_traceback(None)  # its frames hold the file
         except (EOFError, OSError, ValueError, KeyError, TypeError):  # died, or its words make no sense
             code = process.ended()
             problem = died(ticket.job, code, ticket.killed)
             # it may have died while it waited, or because the machine had no memory left: once more
             lost = not ticket.killed and not out_of_time(code) and not ticket.retried
         except Exception as error:  # noqa: BLE001  # told where the result is awaited
-            problem = error
+            problem = error.with_traceback(None)
         with self._change:
             self._running.pop(ticket, None)
             again = lost or (ticket.killed == "slow" and result is None)
@@ -264,10 +300,11 @@ class DecoderPool:
             self._kill(ticket, "time")
         elif process.resident() > limits.memory + BLOAT:
             self._kill(ticket, "memory")
-        elif not ticket.slow and process.used(elapsed) > SLOW_AFTER:
+        elif not ticket.slow and max(process.used(elapsed), elapsed / 2) > SLOW_AFTER:
             if self._slow_running() < self.slow_places:
                 ticket.slow = True
-            elif len(self._quick):
+                process.yield_to_others()
+            elif len(self._quick) > sum(t.killed == "slow" for t in self._running):
                 self._kill(ticket, "slow")
 
 

@@ -37,7 +37,7 @@ class Limits:
         cpu_seconds: of processor time, all threads together; the system kills the process then.
         memory: bytes that decoding may take.
         output: bytes of the result.
-        wall_seconds: in the process, waiting for input and output included; None: five times ``cpu_seconds``, and 10.
+        wall_seconds: in the process, waiting for input and output included; None: ten times ``cpu_seconds``, and 20.
         slow: whether it is known beforehand that it may take long.
     """
 
@@ -49,7 +49,7 @@ class Limits:
 
     @property
     def wall(self) -> float:
-        return 10 + 5 * self.cpu_seconds if self.wall_seconds is None else self.wall_seconds
+        return 20 + 10 * self.cpu_seconds if self.wall_seconds is None else self.wall_seconds
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class DecodingProcess:
             )  # fmt: skip
         except OSError as error:
             raise cannot_start(str(error)) from error
-        self.cpu_before = 0.0
+        self.cpu_before, self.niced = 0.0, False
         guard = threading.Timer(START_SECONDS, self.kill)
         guard.daemon = True
         guard.start()
@@ -183,6 +183,12 @@ class DecodingProcess:
         """Processor seconds of the running job; ``elapsed`` where the system does not tell."""
         now = self.cpu_seconds()
         return elapsed if now is None else now - self.cpu_before
+
+    def yield_to_others(self) -> None:
+        """From now on it gets less of a busy processor than others; nothing raises it again, so it is replaced afterwards."""
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, self.popen.pid, 5)
+            self.niced = True
 
     def ended(self) -> int:
         """The exit code of a process that has died, or is ended now."""

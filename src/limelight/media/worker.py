@@ -132,6 +132,7 @@ async def read_async(
         raise asyncio.CancelledError from None
     finally:
         ticket.cancel()
+        del ticket, plan, source  # an error's frames would hold them, and the ticket holds the error
     return result
 
 

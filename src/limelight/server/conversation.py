@@ -145,6 +145,8 @@ async def _decoded(turns: Sequence[tuple[str, list[str | Encoded]]], reader: Med
             found.append((role, content))
     except BaseException:
         hold.close()
+        for _, parts in turns:
+            parts.clear()  # whoever keeps the error keeps no files
         raise
     conversation = Conversation(found, tuple(notes), hold)
     hold.bind(conversation)  # should nobody release it

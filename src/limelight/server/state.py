@@ -139,3 +139,4 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         task.cancel()
         watch.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+        del task  # it holds its error, whose frames hold it and all that the request brought along

@@ -13,7 +13,7 @@ from torch import Tensor
 from limelight.decoding.methods.lime import Lime, rewarded
 from limelight.decoding.methods.lime_cached import LimeCached, LimeCachedSession
 from limelight.decoding.registry import strategy
-from limelight.decoding.strategy import Run, StepOutput
+from limelight.decoding.strategy import GenerationContext, StepOutput
 from limelight.grounding.deltas import Deltas
 from limelight.grounding.objectives import kl, paper_loss
 from limelight.models.runtime.attention import repeat_heads
@@ -30,13 +30,13 @@ class Uncached:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def session(self, run: Run) -> Any:
-        return _UncachedSession(run)
+    def session(self, context: GenerationContext) -> Any:
+        return _UncachedSession(context)
 
 
 class _UncachedSession:
-    def __init__(self, run: Run) -> None:
-        self.run, self.ids = run, run.ids
+    def __init__(self, context: GenerationContext) -> None:
+        self.context, self.ids = context, context.ids
 
     def inputs(self) -> dict[str, Any]:
         dropped = (
@@ -80,16 +80,16 @@ class Naive:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def session(self, run: Run) -> Any:
-        return _NaiveSession(run)
+    def session(self, context: GenerationContext) -> Any:
+        return _NaiveSession(context)
 
 
 class _NaiveSession(_UncachedSession):
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        self.twin = deepcopy(run.adapter.model)
-        self.modality = rewarded(run.modality_ids, run.mask, markers=False)
-        self.mask = run.mask
+    def __init__(self, context: GenerationContext) -> None:
+        super().__init__(context)
+        self.twin = deepcopy(context.adapter.model)
+        self.modality = rewarded(context.modality_ids, context.mask, markers=False)
+        self.mask = context.mask
 
     @torch.enable_grad()
     def next(self, tokens: Tensor | None) -> StepOutput:
@@ -131,8 +131,8 @@ class _NaiveSession(_UncachedSession):
 class _EveryFifth(LimeCachedSession):
     """A gate that opens at every fifth token: what 20 % of the tokens cost, whatever the model thinks."""
 
-    def __init__(self, settings: LimeCached, run: Run) -> None:
-        super().__init__(settings, run)
+    def __init__(self, settings: LimeCached, context: GenerationContext) -> None:
+        super().__init__(settings, context)
         session = self
 
         class Fifth:
@@ -147,8 +147,8 @@ class _EveryFifth(LimeCachedSession):
 
 
 class Gated(LimeCached):
-    def session(self, run: Run) -> Any:
-        return _EveryFifth(self, run)
+    def session(self, context: GenerationContext) -> Any:
+        return _EveryFifth(self, context)
 
 
 def settings() -> dict[str, Callable[[], Any]]:

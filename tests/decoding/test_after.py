@@ -12,7 +12,7 @@ import limelight
 from limelight.decoding.after import After, after, ending_with, extended
 from limelight.decoding.loop import GroundedOutput, custom_generate
 from limelight.decoding.registry import strategies
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.capture import following
@@ -122,7 +122,7 @@ def test_no_marker_no_intervention_and_no_second_session() -> None:
         def settings(self) -> dict[str, Any]:
             return {}
 
-        def session(self, run: Run) -> Any:
+        def session(self, context: GenerationContext) -> Any:
             raise AssertionError("opened")
 
     got = decoded(model, inputs, after(127, Never()))
@@ -216,10 +216,10 @@ def test_positions_go_on_by_the_rule_of_single_words() -> None:
     call = adapter.capture({k: v[:, :12] if v.shape[-1] == 18 else v for k, v in inputs.items()})  # ends in a picture
     want = call.kwargs["position_ids"]
     ids, kinds = inputs["input_ids"][:, :12], torch.zeros(1, 12, dtype=torch.long)
-    run = Run(adapter, ids, {"position_ids": want}, kinds, kinds.bool(), None)  # type: ignore[arg-type]
+    context = GenerationContext(adapter, ids, {"position_ids": want}, kinds, kinds.bool(), None)  # type: ignore[arg-type]
     for _ in range(3):
         want = torch.cat([want, following(want[..., -1:])], dim=-1)
-    assert torch.equal(extended(run, [[9, 10, 11]]).kwargs["position_ids"], want)
+    assert torch.equal(extended(context, [[9, 10, 11]]).kwargs["position_ids"], want)
 
 
 def test_inputs_that_nobody_knows_how_to_go_on() -> None:
@@ -227,9 +227,9 @@ def test_inputs_that_nobody_knows_how_to_go_on() -> None:
     inputs = inputs_of(adapter, "llava")
     ids = inputs["input_ids"]
     zeros = torch.zeros_like(ids)
-    run = Run(adapter, ids, {"odd_ids": zeros}, zeros, zeros.bool(), None)  # type: ignore[arg-type]
+    context = GenerationContext(adapter, ids, {"odd_ids": zeros}, zeros, zeros.bool(), None)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="odd_ids"):
-        extended(run, [[1, 2]])
-    several = Run(adapter, ids.repeat(2, 1), {}, zeros, zeros.bool(), None, tensors=inputs)  # type: ignore[arg-type]
+        extended(context, [[1, 2]])
+    several = GenerationContext(adapter, ids.repeat(2, 1), {}, zeros, zeros.bool(), None, tensors=inputs)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="2 answers to 1 prompts"):
         extended(several, [[1], [2]])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.contrast_inputs import disturbed, inserted, percept, without
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError, UnsupportedError
 
 IDS = torch.tensor([[1, 30, 5, 5, 40, 41], [0, 1, 5, 5, 40, 41]])
@@ -16,7 +16,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
 MODALITY = (IDS == 5).long()
 
 
-def prompt(**kwargs: Any) -> Run:
+def prompt(**kwargs: Any) -> GenerationContext:
     positions = (MASK.cumsum(-1) - 1).clamp_min(0)
     given = {
         "attention_mask": MASK,
@@ -27,7 +27,7 @@ def prompt(**kwargs: Any) -> Run:
     }
     adapter: Any = SimpleNamespace(model=SimpleNamespace(dtype=torch.float32))
     config = SimpleNamespace(_pad_token_tensor=torch.tensor(0))
-    return Run(adapter, IDS, given, MODALITY, MASK.bool(), None, config)  # type: ignore[arg-type]
+    return GenerationContext(adapter, IDS, given, MODALITY, MASK.bool(), None, config)  # type: ignore[arg-type]
 
 
 def test_without_the_percept() -> None:

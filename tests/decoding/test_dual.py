@@ -10,17 +10,17 @@ from torch import Tensor
 
 from limelight.decoding.dual import TOP, captured, check_composite, explainer, kinds, open_stream, split_channels
 from limelight.decoding.methods.meter import Meter
-from limelight.decoding.strategy import Run, TokenSampler
+from limelight.decoding.strategy import GenerationContext, TokenSampler
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from tests.tiny import built, llava, llava_inputs
 from tests.zoo import ZOO
 
 
-def a_run(modality_ids: Tensor, adapter: Any = None, mask: Tensor | None = None, **more: Any) -> Run:
+def a_run(modality_ids: Tensor, adapter: Any = None, mask: Tensor | None = None, **more: Any) -> GenerationContext:
     ids = torch.ones_like(modality_ids)
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-    return Run(adapter, ids, {}, modality_ids, mask, TokenSampler(None, sample=False), **more)
+    return GenerationContext(adapter, ids, {}, modality_ids, mask, TokenSampler(None, sample=False), **more)
 
 
 IMAGE_ONLY = torch.tensor([[0, 1, 1, 0], [0, 0, 3, 0]])
@@ -102,10 +102,10 @@ def test_captured_gives_tensors_that_enter_a_graph() -> None:
         inputs = llava_inputs(adapter.model)
         where = adapter.modality_ids(inputs)
         more = {k: v for k, v in inputs.items() if k != "input_ids"}
-        run = Run(
+        context = GenerationContext(
             adapter, inputs["input_ids"], more, where, torch.ones_like(where).bool(), TokenSampler(None, sample=False)
         )
-        call, modality = captured(run)
+        call, modality = captured(context)
     assert not call.embeds.is_inference() and not modality.is_inference()
     call.embeds.requires_grad_(True)
     assert modality[0].nonzero()[:, 0].tolist() == list(range(3, 19))
@@ -115,11 +115,13 @@ def test_a_prompt_without_a_percept_has_no_support_from_one() -> None:
     adapter = built("llava")
     words = {"input_ids": torch.tensor([[1, 31, 32]]), "attention_mask": torch.ones(1, 3).long()}
     where = torch.zeros(1, 3, dtype=torch.long)
-    run = Run(adapter, words["input_ids"], {}, where, where.bool() | True, TokenSampler(None, sample=False))
-    call, modality = captured(run)
+    context = GenerationContext(
+        adapter, words["input_ids"], {}, where, where.bool() | True, TokenSampler(None, sample=False)
+    )
+    call, modality = captured(context)
     assert call.length == 3
     assert not modality.any()
-    session = Meter().session(run)
+    session = Meter().session(context)
     assert session.next(None).detail(0, 5).contributions == {"text": 1.0}
 
 

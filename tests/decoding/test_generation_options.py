@@ -17,7 +17,7 @@ import limelight
 from limelight.decoding import generation_options as options
 from limelight.decoding.loop import custom_generate
 from limelight.decoding.methods.opera_search import Beam, Search, Weighing
-from limelight.decoding.strategy import Run, TokenSampler
+from limelight.decoding.strategy import GenerationContext, TokenSampler
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.types import Prompt
 from tests.decoding.test_continuing import MORE, inputs_of, made, same, strategy_of
@@ -188,14 +188,14 @@ def test_a_prefill_in_pieces(strategy: str, name: str) -> None:
 def test_caches_that_a_method_of_its_own_would_ignore(strategy: str, kind: str) -> None:
     adapter = built("llava")
     inputs = inputs_of("llava", adapter)
-    run = Run(  # such caches need a GPU or a package to be prepared
+    context = GenerationContext(  # such caches need a GPU or a package to be prepared
         adapter, inputs["input_ids"], {}, adapter.modality_ids(inputs), inputs["input_ids"] > -1,
         TokenSampler(None, sample=False), GenerationConfig(cache_implementation=kind),
         tensors=inputs,
     )  # fmt: skip
-    run.kwargs = {k: v for k, v in inputs.items() if k != "input_ids"}
+    context.kwargs = {k: v for k, v in inputs.items() if k != "input_ids"}
     with pytest.raises(UnsupportedError, match="cache_implementation"):
-        strategy_of(strategy).session(run)
+        strategy_of(strategy).session(context)
 
 
 def test_remove_invalid_values() -> None:
@@ -261,7 +261,7 @@ def test_operas_early_stopping_is_that_of_transformers(early: Any, live: float, 
     ids = inputs_of("llava", adapter)["input_ids"]
     search = object.__new__(Search)
     config = GenerationConfig(early_stopping=early, length_penalty=penalty, max_length=ids.shape[1] + 6)
-    search.run = Run(adapter, ids, {}, ids, ids > -1, TokenSampler(None, sample=False), config)
+    search.context = GenerationContext(adapter, ids, {}, ids, ids > -1, TokenSampler(None, sample=False), config)
     search.weighing = Weighing(2, 5, 50.0, 15, 1.0, 10)
     search.beams = [Beam((1, 2), live, torch.zeros(2))]
     search.ended = [(-0.2, search.beams[0]), (-0.3, search.beams[0])]

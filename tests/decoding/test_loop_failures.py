@@ -17,7 +17,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import limelight
-from limelight.decoding.strategy import Detail, Run, StepOutput, TokenSampler
+from limelight.decoding.strategy import Detail, GenerationContext, StepOutput, TokenSampler
 from limelight.errors import NotFiniteError, PromptError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute
@@ -64,8 +64,8 @@ class Broken:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def session(self, run: Run) -> Any:
-        inner = limelight.greedy().session(run)
+    def session(self, context: GenerationContext) -> Any:
+        inner = limelight.greedy().session(context)
 
         class Session:
             def next(self, tokens: Tensor | None) -> StepOutput:
@@ -235,7 +235,7 @@ def test_nan_logits_of_a_strategy_raise() -> None:
         def settings(self) -> dict[str, Any]:
             return {}
 
-        def session(self, run: Run) -> Any:
+        def session(self, context: GenerationContext) -> Any:
             class Session:
                 def next(self, tokens: Tensor | None) -> StepOutput:
                     return StepOutput(torch.full((1, 128), float("nan")))
@@ -251,8 +251,8 @@ def test_what_a_strategy_knows_becomes_the_step() -> None:
     class Knowing(Broken):
         name = "knowing"
 
-        def session(self, run: Run) -> Any:
-            inner = limelight.greedy().session(run)
+        def session(self, context: GenerationContext) -> Any:
+            inner = limelight.greedy().session(context)
 
             class Session:
                 def next(self, tokens: Tensor | None) -> StepOutput:
@@ -279,7 +279,7 @@ def test_a_chooser_leaves_the_logits_alone() -> None:
 
     logits = torch.randn(2, 5)
     before = logits.clone()
-    chooser = TokenSampler(LogitsProcessorList([InPlace()]), sample=False)
-    assert not chooser.scores(torch.zeros(2, 1).long(), logits).any()
+    sampler = TokenSampler(LogitsProcessorList([InPlace()]), sample=False)
+    assert not sampler.scores(torch.zeros(2, 1).long(), logits).any()
     assert torch.equal(logits, before)
     assert torch.equal(TokenSampler(None, sample=False).scores(torch.zeros(2, 1).long(), logits), logits)

@@ -137,12 +137,12 @@ def test_limes_target_is_the_guided_token(strategy: str) -> None:
     adapter = built("llava")
     inputs = inputs_of(adapter)
     ids = inputs["input_ids"]
-    chooser = TokenSampler([guidance(adapter.model)], sample=False)
+    sampler = TokenSampler([guidance(adapter.model)], sample=False)
     with torch.no_grad():
         raw = adapter.model(**inputs).logits[:, -1].float()
-        foreseen = chooser.foreseen(ids)
+        foreseen = sampler.foreseen(ids)
         first, second = foreseen(raw), foreseen(raw)
-        final = chooser.scores(ids, raw)
+        final = sampler.scores(ids, raw)
         plain = guidance(adapter.model)(ids, raw.clone())
     assert torch.equal(first, second) and torch.equal(first, final) and torch.equal(final, plain)
     assert not torch.allclose(final.softmax(-1), raw.softmax(-1))

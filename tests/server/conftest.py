@@ -25,7 +25,7 @@ from torch import Tensor
 
 import limelight
 from limelight.decoding.methods.greedy import Greedy
-from limelight.decoding.strategy import Capabilities, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
 from limelight.models.adapter import Adapter
 from limelight.server.app import create_app
 from limelight.server.chat import Chat
@@ -88,24 +88,24 @@ class Gate:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def session(self, run: Run) -> Gate.Session:
+    def session(self, context: GenerationContext) -> Gate.Session:
         if self.broken:
             raise ZeroDivisionError("secret of the server")
-        return Gate.Session(self, run)
+        return Gate.Session(self, context)
 
     class Session:
-        def __init__(self, gate: Gate, run: Run) -> None:
-            self.gate, self.inner, self.count = gate, Greedy().session(run), 0
-            self.ends = run.adapter.model.generation_config.eos_token_id
+        def __init__(self, gate: Gate, context: GenerationContext) -> None:
+            self.gate, self.inner, self.count = gate, Greedy().session(context), 0
+            self.ends = context.adapter.model.generation_config.eos_token_id
 
         def next(self, tokens: Tensor | None) -> StepOutput:
-            outlook = self.inner.next(tokens)
-            outlook.logits[:, self.ends] = float("-inf")
+            step_output = self.inner.next(tokens)
+            step_output.logits[:, self.ends] = float("-inf")
             if self.count >= self.gate.free:
                 self.gate.permits.acquire(timeout=60)
             self.count += 1
             self.gate.tokens += 1
-            return outlook
+            return step_output
 
     def open(self, permits: int = 10_000) -> None:
         self.permits.release(permits)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import limelight
 from limelight.decoding.registry import strategies
-from limelight.decoding.strategy import Capabilities, Run, Session, Strategy, capabilities_of
+from limelight.decoding.strategy import Capabilities, GenerationContext, Session, Strategy, capabilities_of
 from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.server.answering import Finished, GenerationRequest, TokenEvent, rows_of
@@ -91,11 +91,11 @@ class Counted:
     def settings(self) -> dict[str, Any]:
         return self.inner.settings()
 
-    def session(self, run: Run) -> Session:
-        self.sizes.append(len(run.ids))
-        if len(run.ids) > self.most:
+    def session(self, context: GenerationContext) -> Session:
+        self.sizes.append(len(context.ids))
+        if len(context.ids) > self.most:
             raise self.error
-        return self.inner.session(run)
+        return self.inner.session(context)
 
 
 @pytest.mark.parametrize("name", TOGETHER)
@@ -212,8 +212,8 @@ def test_a_batch_that_fails_is_tried_one_by_one(
 
 def test_what_breaks_on_the_way_ends_the_answers_that_have_begun(adapter: Adapter) -> None:
     class Late:
-        def __init__(self, run: Run) -> None:
-            self.inner, self.count = limelight.greedy().session(run), 0
+        def __init__(self, context: GenerationContext) -> None:
+            self.inner, self.count = limelight.greedy().session(context), 0
 
         def next(self, tokens: Any) -> Any:
             self.count += 1
@@ -223,9 +223,9 @@ def test_what_breaks_on_the_way_ends_the_answers_that_have_begun(adapter: Adapte
 
     @dataclass(frozen=True)
     class Breaks(Counted):
-        def session(self, run: Run) -> Any:
-            self.sizes.append(len(run.ids))
-            return Late(run)
+        def session(self, context: GenerationContext) -> Any:
+            self.sizes.append(len(context.ids))
+            return Late(context)
 
     breaks = Breaks(limelight.greedy())
     orders = [GenerationRequest(conversation("Describe the picture."), breaks, new_tokens=n) for n in (2, 9)]

@@ -16,7 +16,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from limelight.decoding.methods.greedy import GreedySession
-from limelight.decoding.strategy import Capabilities, Detail, Run, Session, StepOutput, Strategy, capabilities_of
+from limelight.decoding.strategy import (
+    Capabilities,
+    Detail,
+    GenerationContext,
+    Session,
+    StepOutput,
+    Strategy,
+    capabilities_of,
+)
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.runtime.capture import following
 from limelight.models.spans import grown
@@ -69,18 +77,18 @@ class After:
     def settings(self) -> dict[str, Any]:
         return {**self.inner.settings(), "after": self.marker}
 
-    def session(self, run: Run) -> AfterSession:
+    def session(self, context: GenerationContext) -> AfterSession:
         """Raises SettingError when the marker is a text and there is no tokenizer."""
-        return AfterSession(self, run)
+        return AfterSession(self, context)
 
 
 class AfterSession:
-    def __init__(self, strategy: After, run: Run) -> None:
-        self.strategy, self.run = strategy, run
-        self.ends = ending_with(strategy.marker, run.adapter.tokenizer)
-        self.said: list[list[int]] = [[] for _ in range(run.ids.shape[0])]
-        self.thinking = [not self.ends(ids[m].tolist(), True) for ids, m in zip(run.ids, run.mask, strict=True)]
-        self.plain = GreedySession(run)
+    def __init__(self, strategy: After, context: GenerationContext) -> None:
+        self.strategy, self.context = strategy, context
+        self.ends = ending_with(strategy.marker, context.adapter.tokenizer)
+        self.said: list[list[int]] = [[] for _ in range(context.ids.shape[0])]
+        self.thinking = [not self.ends(ids[m].tolist(), True) for ids, m in zip(context.ids, context.mask, strict=True)]
+        self.plain = GreedySession(context)
         self.inner: Session | None = None
 
     def next(self, tokens: Tensor | None) -> StepOutput:
@@ -112,17 +120,19 @@ class AfterSession:
         stream = self.plain.stream
         if stream.output is None:
             return None
-        missing = torch.tensor(self.said, device=stream.ids.device)[:, stream.ids.shape[1] - self.run.ids.shape[1] :]
+        missing = torch.tensor(self.said, device=stream.ids.device)[
+            :, stream.ids.shape[1] - self.context.ids.shape[1] :
+        ]
         if missing.shape[1]:
             stream.extend(missing)
         return stream.cache
 
     def _inner(self, tokens: Tensor | None) -> StepOutput:
-        """The strategy's own outlook, once a row is past the marker."""
+        """The strategy's own step output, once a row is past the marker."""
         if self.inner is not None:
             return self.inner.next(tokens)
         untouched = tokens is None and not any(self.thinking)  # else the prompt's own cache is the plain stream's
-        self.inner = self.strategy.inner.session(self.run if untouched else extended(self.run, self.said))
+        self.inner = self.strategy.inner.session(self.context if untouched else extended(self.context, self.said))
         return self.inner.next(None)
 
 
@@ -157,27 +167,29 @@ def ending_with(marker: str | int, tokenizer: Any) -> Callable[[Sequence[int], b
     return by_text
 
 
-def extended(run: Run, said: Sequence[Sequence[int]]) -> Run:
-    """The run of a prompt that goes on with ``said`` (as many tokens in every row), with a cache of its own.
+def extended(context: GenerationContext, said: Sequence[Sequence[int]]) -> GenerationContext:
+    """The context of a prompt that goes on with ``said`` (as many tokens in every row), with a cache of its own.
 
     Raises:
         UnsupportedError: an input that has an entry a position and is none of the known ones; several answers a prompt;
             a model whose whole prompt sees itself both ways.
     """
-    run.require_prompt()
+    context.require_prompt()
     n = len(said[0])
-    if run.adapter.model.config.model_type in _TWO_WAY:
+    if context.adapter.model.config.model_type in _TWO_WAY:
         raise UnsupportedError(
-            f"{type(run.adapter.model).__name__} reads its prompt both ways, so thoughts cannot be made part of it",
+            f"{type(context.adapter.model).__name__} reads its prompt both ways, so thoughts cannot be made part of it",
             hint="use the strategy without after=",
         )
-    new = torch.tensor([list(s) for s in said], dtype=run.ids.dtype, device=run.ids.device).reshape(len(said), n)
-    ids = torch.cat([run.ids, new], dim=1)
-    kwargs = {k: _longer(k, v, run, n) for k, v in run.kwargs.items() if k != "past_key_values"}
-    prepared: Any = run.kwargs.get("past_key_values")
+    new = torch.tensor([list(s) for s in said], dtype=context.ids.dtype, device=context.ids.device).reshape(
+        len(said), n
+    )
+    ids = torch.cat([context.ids, new], dim=1)
+    kwargs = {k: _longer(k, v, context, n) for k, v in context.kwargs.items() if k != "past_key_values"}
+    prepared: Any = context.kwargs.get("past_key_values")
     if type(prepared) is DynamicCache:  # not every model makes its cache itself
-        kwargs["past_key_values"] = DynamicCache(config=run.adapter.model.config.get_text_config(decoder=True))
-    tensors = dict(run.tensors)
+        kwargs["past_key_values"] = DynamicCache(config=context.adapter.model.config.get_text_config(decoder=True))
+    tensors = dict(context.tensors)
     given = tensors.get("input_ids")
     if isinstance(given, Tensor):
         if given.shape[0] != ids.shape[0]:
@@ -188,33 +200,33 @@ def extended(run: Run, said: Sequence[Sequence[int]]) -> Run:
         tensors["input_ids"] = ids
     length = ids.shape[1]
     return replace(
-        run,
+        context,
         past=0,
         resume=None,
         ids=ids,
         kwargs=kwargs,
-        modality_ids=torch.nn.functional.pad(run.modality_ids, (0, n)),
-        mask=torch.nn.functional.pad(run.mask, (0, n), value=True),
+        modality_ids=torch.nn.functional.pad(context.modality_ids, (0, n)),
+        mask=torch.nn.functional.pad(context.mask, (0, n), value=True),
         tensors=tensors,
-        spans=None if run.spans is None else [grown(spans, length) for spans in run.spans],
+        spans=None if context.spans is None else [grown(spans, length) for spans in context.spans],
     )
 
 
-def _longer(name: str, value: Any, run: Run, n: int) -> Any:
+def _longer(name: str, value: Any, context: GenerationContext, n: int) -> Any:
     """A model input ``[B, T]`` or positions ``[axes, B, T]`` for ``n`` further tokens of text."""
     if not isinstance(value, Tensor) or not n:
         return value
-    prompt = run.ids.shape[1]
+    prompt = context.ids.shape[1]
     if name == "position_ids":
         first = following(value[..., -1:])
         return torch.cat([value, first + torch.arange(n, device=value.device, dtype=value.dtype)], dim=-1)
-    if value.shape == run.ids.shape and (name == "attention_mask" or "token_type" in name):
+    if value.shape == context.ids.shape and (name == "attention_mask" or "token_type" in name):
         return torch.nn.functional.pad(value, (0, n), value=int(name == "attention_mask"))
     if (name == "attention_mask" and value.ndim != 2) or (
         value.ndim > 1
         and not value.is_floating_point()
         and "mask" not in name
-        and value.shape[:2] == (len(run.ids), prompt)
+        and value.shape[:2] == (len(context.ids), prompt)
     ):
         raise UnsupportedError(
             f"do not know how the input {name!r} {tuple(value.shape)} goes on behind the prompt",

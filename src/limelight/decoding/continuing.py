@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from limelight import compat
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import GenerationContext
 from limelight.errors import PromptError
 from limelight.models.adapter import Adapter
 from limelight.types import MODALITIES
@@ -76,29 +76,29 @@ def _keys(layer: Any) -> Tensor | None:
     return keys if isinstance(keys, Tensor) and keys.ndim == 4 and keys.numel() else None
 
 
-def continued(run: Run, *, partial: bool) -> Run:
-    """The run with what a filled cache means for it; see :class:`Run`'s ``past``, ``resume``, ``partial``, ``unseen``.
+def continued(context: GenerationContext, *, partial: bool) -> GenerationContext:
+    """The context with what a filled cache means for it; see :class:`GenerationContext`'s ``past``, ``resume``, ``partial``, ``unseen``.
 
     Raises:
         PromptError: a medium stands behind the cache, and was not given.
     """
-    past = past_of(run.kwargs)
+    past = past_of(context.kwargs)
     if not past:
-        return run
+        return context
     if partial:
-        return replace(run, past=past, resume=run.kwargs, partial=True, unseen="its first ids were not given")
-    resume = dict(run.kwargs)
-    behind = run.modality_ids[:, past:]
+        return replace(context, past=past, resume=context.kwargs, partial=True, unseen="its first ids were not given")
+    resume = dict(context.kwargs)
+    behind = context.modality_ids[:, past:]
     if not bool((behind > 0).any()):  # all media are in the cache: the model would look for their places
         resume = {k: v for k, v in compat.without_encoded_media(resume).items() if not is_media(k, v)}
-    elif not _media_in(run.kwargs):
+    elif not _media_in(context.kwargs):
         names = ", ".join(sorted({MODALITIES[k] for k in set(behind.flatten().tolist()) if k > 0}))
         raise PromptError(
             f"the prompt goes on behind the cache with {names} that was not given",
             hint="give generate() the media behind the cache, too",
         )
-    kwargs, unseen = _whole(run)
-    return replace(run, past=past, resume=resume, kwargs=kwargs, unseen=unseen)
+    kwargs, unseen = _whole(context)
+    return replace(context, past=past, resume=resume, kwargs=kwargs, unseen=unseen)
 
 
 def is_media(name: str, value: Any) -> bool:
@@ -112,18 +112,20 @@ def _media_in(kwargs: Mapping[str, Any]) -> bool:
     return any(v is not None for v in encoded.values()) or any(is_media(k, v) for k, v in kwargs.items())
 
 
-def _whole(run: Run) -> tuple[dict[str, Any], str | None]:
+def _whole(context: GenerationContext) -> tuple[dict[str, Any], str | None]:
     """The model's inputs for the whole prompt, and why there are none."""
-    kwargs = dict(run.kwargs)
-    given = run.tensors.get("input_ids")
+    kwargs = dict(context.kwargs)
+    given = context.tensors.get("input_ids")
     bound = (
-        isinstance(given, Tensor) and given.shape == run.ids.shape and bool((given.to(run.ids.device) == run.ids).all())
+        isinstance(given, Tensor)
+        and given.shape == context.ids.shape
+        and bool((given.to(context.ids.device) == context.ids).all())
     )
     more = {
-        k: v.to(run.ids.device) for k, v in run.tensors.items()
+        k: v.to(context.ids.device) for k, v in context.tensors.items()
         if isinstance(v, Tensor) and k not in ("input_ids", "attention_mask", "position_ids", "modality_ids")
     } if bound else {}  # fmt: skip
-    if not bool((run.modality_ids > 0).any()):
+    if not bool((context.modality_ids > 0).any()):
         return kwargs, None
     if not _media_in(kwargs):
         if not _media_in(more):
@@ -137,7 +139,7 @@ def _whole(run: Run) -> tuple[dict[str, Any], str | None]:
     known = {**more, **{k: v for k, v in kwargs.items() if v is not None and k != "past_key_values"}}
     if not any("grid" in k for k in known):
         return kwargs, "the places of its media were not given (the grids: custom_generate(tensors=inputs))"
-    kwargs["position_ids"] = _recounted(run.adapter, run.ids, run.mask, known)
+    kwargs["position_ids"] = _recounted(context.adapter, context.ids, context.mask, known)
     return kwargs, None
 
 

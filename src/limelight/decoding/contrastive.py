@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.strategy import Detail, Run, StepOutput
+from limelight.decoding.strategy import Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
 from limelight.models.runtime.cached_decoder import Stream
@@ -73,11 +73,11 @@ class ContrastSession:
     """
 
     def __init__(
-        self, run: Run, contrast: Stream, combine: Combine,
+        self, context: GenerationContext, contrast: Stream, combine: Combine,
         *, main_prefill: Around = nullcontext, contrast_prefill: Around = nullcontext,
     ) -> None:  # fmt: skip
-        refuse(run, "a method with a second prompt", "prefill_chunk_size")
-        self.main = main_stream(run)
+        refuse(context, "a method with a second prompt", "prefill_chunk_size")
+        self.main = main_stream(context)
         self.contrast = contrast
         self.combine = combine
         self.prefills = (main_prefill, contrast_prefill)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.strategy import Detail, Run
+from limelight.decoding.strategy import Detail, GenerationContext
 from limelight.errors import SettingError
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
@@ -18,19 +18,23 @@ from limelight.types import MODALITIES
 TOP = 5
 
 
-def captured(run: Run) -> tuple[DecoderCall, Tensor]:
+def captured(context: GenerationContext) -> tuple[DecoderCall, Tensor]:
     """The prompt at the decoder's door and its perceptual positions ``[B, T]``, of which a row may have none; nothing made
     under inference_mode."""
     with torch.inference_mode(False), torch.no_grad():
-        call = run.adapter.capture(run.inputs).cloned()
-        modality = (call.modality(run.modality_ids.clone()) > 0) & call.mask
+        call = context.adapter.capture(context.inputs).cloned()
+        modality = (call.modality(context.modality_ids.clone()) > 0) & call.mask
     return call, modality
 
 
-def open_stream(run: Run, call: DecoderCall, channels: Sequence[Channel], composite: str) -> DualStream:
-    refuse(run, "a method that keeps tangents in its cache", "use_cache", "prefill_chunk_size", "cache_implementation")
-    reserve = int(getattr(run.config, "max_length", 0) or 0) - call.length
-    return DualStream(run.adapter, call, channels, COMPOSITES[composite], reserve=max(16, min(reserve, 4096)))
+def open_stream(
+    context: GenerationContext, call: DecoderCall, channels: Sequence[Channel], composite: str
+) -> DualStream:
+    refuse(
+        context, "a method that keeps tangents in its cache", "use_cache", "prefill_chunk_size", "cache_implementation"
+    )
+    reserve = int(getattr(context.config, "max_length", 0) or 0) - call.length
+    return DualStream(context.adapter, call, channels, COMPOSITES[composite], reserve=max(16, min(reserve, 4096)))
 
 
 def check_composite(name: str) -> None:
@@ -38,23 +42,23 @@ def check_composite(name: str) -> None:
         raise SettingError(f"composite {name!r} has no forward mode", hint="attnlrp or cp-lrp")
 
 
-def kinds(run: Run, row: int) -> list[int]:
+def kinds(context: GenerationContext, row: int) -> list[int]:
     """Indices into MODALITIES of what the row's percept holds."""
-    return [k for k in sorted(set(run.modality_ids[row].tolist())) if k > 0]
+    return [k for k in sorted(set(context.modality_ids[row].tolist())) if k > 0]
 
 
-def split_channels(run: Run, mask: Tensor) -> list[Channel]:
+def split_channels(context: GenerationContext, mask: Tensor) -> list[Channel]:
     """One channel a modality where a row holds several (a film with its sound); else none: Phi_M says it all."""
-    if all(len(kinds(run, row)) < 2 for row in range(mask.shape[0])):
+    if all(len(kinds(context, row)) < 2 for row in range(mask.shape[0])):
         return []
     grown = torch.zeros_like(mask, dtype=torch.long)
-    grown[:, : run.modality_ids.shape[1]] = run.modality_ids
-    present = sorted({k for row in range(mask.shape[0]) for k in kinds(run, row)})
+    grown[:, : context.modality_ids.shape[1]] = context.modality_ids
+    present = sorted({k for row in range(mask.shape[0]) for k in kinds(context, row)})
     return [Channel(MODALITIES[k], modality_channel(grown == k, mask).prompt, 0.0) for k in present]
 
 
 def explainer(
-    run: Run,
+    context: GenerationContext,
     plain: Tensor,
     phi: Tensor,
     *,
@@ -72,7 +76,7 @@ def explainer(
 
     def explain(row: int, token: int) -> Detail:
         logits, support = plain[row], phi[row]
-        present = [MODALITIES[k] for k in kinds(run, row)]
+        present = [MODALITIES[k] for k in kinds(context, row)]
         groups = {k: split[k][row, token] if split else support[token] for k in present}
         rest = (logits[token] - support[token]).abs()
         total = (sum((g.abs() for g in groups.values()), rest)).clamp_min(1e-12)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limelight.compat import ALL_STATIC_CACHE_IMPLEMENTATIONS
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import GenerationContext
 from limelight.errors import UnsupportedError
 
 PREPARED = "generate() acts on it before the decoding method is called: lengths, rows, special tokens, caches"
@@ -142,13 +142,13 @@ def check_shards(model: Any) -> None:
         )
 
 
-def refuse(run: Run, method: str, *options: str) -> None:
-    """Raise UnsupportedError where the run asks for one of ``options``, which ``method`` has no use for.
+def refuse(context: GenerationContext, method: str, *options: str) -> None:
+    """Raise UnsupportedError where the call asks for one of ``options``, which ``method`` has no use for.
 
     ``use_cache``: no cache; ``prefill_chunk_size``: a prefill in pieces; ``cache_implementation``: another kind of cache
     than the usual one (static ones have the same contents, so they are fine).
     """
-    config = run.config
+    config = context.config
     static = set(ALL_STATIC_CACHE_IMPLEMENTATIONS) - {"offloaded_static"}
     usual = (None, "dynamic", *static)
     found: dict[str, Any] = {

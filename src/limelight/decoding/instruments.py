@@ -20,7 +20,7 @@ from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance.layers.norm import probe_norm
 
 # Decoder arguments through which the percept enters beside the merged embeddings.
-_DOORS = ("deepstack", "cross_attention_states")
+_MEDIA_ARGUMENTS = ("deepstack", "cross_attention_states")
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def masked_percept(adapter: Adapter, keep: Tensor) -> Iterator[None]:
     """
 
     def doors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        names = [n for n, v in kwargs.items() if v is not None and any(d in n for d in _DOORS)]
+        names = [n for n, v in kwargs.items() if v is not None and any(d in n for d in _MEDIA_ARGUMENTS)]
         masked = {n: _masked_door(n, kwargs[n], kwargs.get("visual_pos_masks"), keep) for n in names}
         return (args, {**kwargs, **masked}) if masked else None
 

@@ -21,7 +21,7 @@ from limelight.compat import GenerateDecoderOnlyOutput
 from limelight.decoding.continuing import continued, is_partial, past_of
 from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
-from limelight.decoding.strategy import Detail, Run, Strategy, TokenSampler, capabilities_of, check_media
+from limelight.decoding.strategy import Detail, GenerationContext, Strategy, TokenSampler, capabilities_of, check_media
 from limelight.decoding.streams import cache_after, checked_stream
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
@@ -109,14 +109,20 @@ def custom_generate(
                 stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, tokenizer or adapter.tokenizer)
             rows = input_ids.shape[0]
             seeds = None if seed is None else [seed + r for r in range(rows)] if isinstance(seed, int) else list(seed)
-            chooser = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
-            run = _run(
-                adapter, input_ids, model_kwargs, chooser, generation_config, modality_ids, details is not False,
+            sampler = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
+            context = _context(
+                adapter, input_ids, model_kwargs, sampler, generation_config, modality_ids, details is not False,
                 stopping_criteria, tensors=tensors or {}, spans=_expanded(spans, rows),
                 relevance=details is True,
             )  # fmt: skip
             return decode(
-                strategy, run, stopping_criteria, sink, on_step, return_cache=return_cache, top_logprobs=top_logprobs
+                strategy,
+                context,
+                stopping_criteria,
+                sink,
+                on_step,
+                return_cache=return_cache,
+                top_logprobs=top_logprobs,
             )
 
     weakref.finalize(decoding_method, waiting.end).atexit = False
@@ -157,17 +163,17 @@ def _expanded(spans: Sequence[tuple[Span, ...]] | None, rows: int) -> Sequence[t
     return [row for row in spans for _ in range(rows // len(spans))]
 
 
-def _run(
+def _context(
     adapter: Adapter,
     ids: Tensor,
     kwargs: dict[str, Any],
-    chooser: TokenSampler,
+    sampler: TokenSampler,
     config: Any,
     modality: Tensor | None,
     details: bool,
     stopping: Any,
     **bound: Any,
-) -> Run:
+) -> GenerationContext:
     check_config(config)
     check_shards(adapter.model)
     if adapter.model.training:
@@ -189,8 +195,10 @@ def _run(
     mask = kwargs.get("attention_mask")
     mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones_like(ids, dtype=torch.bool)
     if past:  # the model goes on with what it was given
-        run = Run(adapter, ids, kwargs, where, mask[:, -ids.shape[1] :], chooser, config, details, stopping, **bound)
-        return continued(run, partial=partial)
+        context = GenerationContext(
+            adapter, ids, kwargs, where, mask[:, -ids.shape[1] :], sampler, config, details, stopping, **bound
+        )
+        return continued(context, partial=partial)
     missing = {k: v for k, v in adapter.complete({**kwargs, "input_ids": ids}).items() if kwargs.get(k) is None}
     missing.pop("input_ids", None)
     if "mm_token_type_ids" in missing and kwargs.get("position_ids") is not None and bool((where > 0).any()):
@@ -199,7 +207,7 @@ def _run(
             hint="pass everything the processor returned to generate()",
         )
     kwargs = {k: v for k, v in {**kwargs, **missing}.items() if k != "input_ids"}
-    return Run(adapter, ids, kwargs, where, mask, chooser, config, details, stopping, **bound)
+    return GenerationContext(adapter, ids, kwargs, where, mask, sampler, config, details, stopping, **bound)
 
 
 def _with_stop_strings(criteria: Any, stop_strings: str | Sequence[str], tokenizer: Any) -> Any:
@@ -214,7 +222,7 @@ def _with_stop_strings(criteria: Any, stop_strings: str | Sequence[str], tokeniz
 @torch.no_grad()
 def decode(
     strategy: Strategy,
-    run: Run,
+    context: GenerationContext,
     stopping: Any,
     streamer: Any = None,
     on_step: OnStep | None = None,
@@ -231,7 +239,7 @@ def decode(
         NotFiniteError: a strategy returned NaN logits.
         UnsupportedError: beams, or a model in training mode.
     """
-    config, ids = run.config, run.ids
+    config, ids = context.config, context.ids
     pad = compat.pad_token(config)
     has_eos = any(hasattr(c, "eos_token_id") for c in stopping)
     keep = bool(config.return_dict_in_generate)
@@ -241,51 +249,53 @@ def decode(
     unfinished = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
     tokens: Tensor | None = None
     capabilities = capabilities_of(strategy)
-    check_media(strategy, run)
-    own = OwnRelevance(run) if run.relevance else None
+    check_media(strategy, context)
+    own = OwnRelevance(context) if context.relevance else None
     if own is not None:
-        run.require_prompt()
+        context.require_prompt()
     with _streaming(streamer, ids):
-        with run.adapter.exclusive():
+        with context.adapter.exclusive():
             if capabilities.gradients:
-                require_gradients(run.adapter)
-            session = strategy.session(run)
-            checked = checked_stream(run) if run.past and not capabilities.continues_cache else None
+                require_gradients(context.adapter)
+            session = strategy.session(context)
+            checked = checked_stream(context) if context.past and not capabilities.continues_cache else None
         while bool(unfinished.any()):
-            with run.adapter.exclusive():  # a token at a time, so that several threads' answers advance in turns
-                outlook = session.next(tokens)
-            if bool(torch.isnan(outlook.logits).any()) and not getattr(config, "remove_invalid_values", False):
+            with context.adapter.exclusive():  # a token at a time, so that several threads' answers advance in turns
+                step_output = session.next(tokens)
+            if bool(torch.isnan(step_output.logits).any()) and not getattr(config, "remove_invalid_values", False):
                 raise NotFiniteError(
                     f"{strategy.name} produced NaN logits at token {len(steps[0])}",
                     hint="try float32, or a smaller lr / alpha",
                 )
-            with run.adapter.exclusive():  # guidance runs the model
-                processed = outlook.logits if outlook.decided else run.chooser.scores(ids, outlook.logits)
-            tokens = run.chooser.pick(processed)
+            with context.adapter.exclusive():  # guidance runs the model
+                processed = (
+                    step_output.logits if step_output.decided else context.sampler.scores(ids, step_output.logits)
+                )
+            tokens = context.sampler.pick(processed)
             if has_eos and pad is not None:
                 tokens = torch.where(unfinished, tokens, pad.to(tokens.device))
             if keep and config.output_scores:
                 scores.append(processed)
             if keep and config.output_logits:
-                raw.append(outlook.logits)
+                raw.append(step_output.logits)
             for row in unfinished.nonzero()[:, 0].tolist():
-                with run.adapter.exclusive():
-                    detail = outlook.detail(row, int(tokens[row]))
+                with context.adapter.exclusive():
+                    detail = step_output.detail(row, int(tokens[row]))
                     if own is not None and detail.relevance is None:
                         found = own.of(row, int(tokens[row]), ids)
                         detail = replace(detail, relevance=found, shares=found.shares())
-                    step = _step(run.adapter, detail, processed[row], int(tokens[row]), top_logprobs)
+                    step = _step(context.adapter, detail, processed[row], int(tokens[row]), top_logprobs)
                 steps[row].append(step)
                 if on_step is not None:
                     on_step(row, step)
             ids = torch.cat([ids, tokens[:, None]], dim=-1)
             if streamer is not None:
                 streamer.put(tokens.cpu())
-            asked = _untimed(stopping) if outlook.decided else stopping
+            asked = _untimed(stopping) if step_output.decided else stopping
             unfinished = unfinished & ~asked(ids, tuple(scores) if scores else None)
-            if outlook.last is not None:
-                unfinished = unfinished & ~outlook.last
-        cache = _cache(session, run, ids, return_cache and keep, checked)
+            if step_output.last is not None:
+                unfinished = unfinished & ~step_output.last
+        cache = _cache(session, context, ids, return_cache and keep, checked)
     if not keep:
         return ids
     return GroundedOutput(
@@ -302,13 +312,13 @@ def _untimed(criteria: Any) -> StoppingCriteriaList:
     return StoppingCriteriaList(c for c in criteria if not isinstance(c, MaxTimeCriteria))
 
 
-def _cache(session: Any, run: Run, ids: Tensor, wanted: bool, checked: Any) -> Any:
+def _cache(session: Any, context: GenerationContext, ids: Tensor, wanted: bool, checked: Any) -> Any:
     """What plain decoding would leave in generate()'s cache; None where nobody asks."""
-    if not wanted and not compat.is_callers_own(run.kwargs.get("past_key_values")):
+    if not wanted and not compat.is_callers_own(context.kwargs.get("past_key_values")):
         return None
-    with run.adapter.exclusive():
+    with context.adapter.exclusive():
         own = session.cache() if hasattr(session, "cache") else None
-        return cache_after(run, ids, checked) if own is None else own
+        return cache_after(context, ids, checked) if own is None else own
 
 
 class _EndOnce:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import GenerationContext
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.attribute import relevance_of
 from limelight.relevance.composites import ATTN_LRP
@@ -18,10 +18,10 @@ class OwnRelevance:
     The towers run once: the prompt is captured when the first token is explained and grows with the answer.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, context: GenerationContext) -> None:
+        self.context = context
         self.call: DecoderCall | None = None
-        self.length = run.ids.shape[1]
+        self.length = context.ids.shape[1]
 
     def of(self, row: int, token: int, ids: Tensor) -> Relevance:
         """Relevance of ``token`` behind the row's ``ids`` [B, T] (prompt and what every row has said).
@@ -31,14 +31,14 @@ class OwnRelevance:
         """
         call = self._grown(ids)
         return relevance_of(
-            self.run.adapter, call.row(row), self.run.inputs, [(call.length - 1, token)], row=row, composite=ATTN_LRP,
-            generated=ids[row, self.run.ids.shape[1] :], prompt_spans=self.run.spans[row] if self.run.spans else None,
+            self.context.adapter, call.row(row), self.context.inputs, [(call.length - 1, token)], row=row, composite=ATTN_LRP,
+            generated=ids[row, self.context.ids.shape[1] :], prompt_spans=self.context.spans[row] if self.context.spans else None,
         )[0]  # fmt: skip
 
     def _grown(self, ids: Tensor) -> DecoderCall:
-        adapter = self.run.adapter
+        adapter = self.context.adapter
         with torch.inference_mode(False), torch.no_grad():
-            call = adapter.capture(self.run.inputs).cloned() if self.call is None else self.call
+            call = adapter.capture(self.context.inputs).cloned() if self.call is None else self.call
             for at in range(self.length, ids.shape[1]):
                 call = call.appended(adapter.embed(ids[:, at : at + 1].clone()))
         self.call, self.length = call, ids.shape[1]

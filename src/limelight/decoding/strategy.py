@@ -95,14 +95,14 @@ class TokenSampler:
 
 
 @dataclass
-class Run:
+class GenerationContext:
     """One call of generate, prepared by transformers.
 
     Attributes:
         ids: prompt token ids ``[B, T]``; ``kwargs`` the model's further inputs, cache included.
         modality_ids: int64 ``[B, T]``, index into MODALITIES.
         mask: True at real prompt positions ``[B, T]``.
-        chooser: how a token is chosen from logits (some methods need the choice inside the step).
+        sampler: how a token is chosen from logits (some methods need the choice inside the step).
         details: whether a strategy should tell what it can of the emitted tokens: their relevance, where that is its own
             work (greedy, exact LIME), and what the unchanged model would have said.
         relevance: whether every token must have a relevance: the loop adds what the strategy leaves out.
@@ -120,7 +120,7 @@ class Run:
     kwargs: dict[str, Any]
     modality_ids: Tensor
     mask: Tensor
-    chooser: TokenSampler
+    sampler: TokenSampler
     config: Any = None
     details: bool = False
     stopping: Any = None
@@ -192,11 +192,11 @@ def capabilities_of(strategy: Any) -> Capabilities:
     return found
 
 
-def check_media(strategy: Strategy, run: Run) -> None:
+def check_media(strategy: Strategy, context: GenerationContext) -> None:
     """Raise PromptError when a row has no picture, sound or video and the strategy works on nothing else."""
-    if run.partial:  # what is in the cache is not known; who needs it says so
+    if context.partial:  # what is in the cache is not known; who needs it says so
         return
-    empty = ~((run.modality_ids > 0) & run.mask).any(-1)
+    empty = ~((context.modality_ids > 0) & context.mask).any(-1)
     if capabilities_of(strategy).needs_media and bool(empty.any()):
         raise PromptError(
             f"{strategy.name} works on the picture, sound or video of a prompt, and row {int(empty.nonzero()[0, 0])} has none",
@@ -227,7 +227,7 @@ class Strategy(Protocol):
     @property
     def name(self) -> str: ...
 
-    def session(self, run: Run) -> Session:
+    def session(self, context: GenerationContext) -> Session:
         """Open a session. Raises SettingError or UnsupportedError when the method cannot work on this prompt."""
         ...
 

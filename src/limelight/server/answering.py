@@ -34,7 +34,7 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """One answer that an order wants: to which prompt, from which seed, how long; ``stretch``: the seconds it hears."""
+    """One answer that a request wants: to which prompt, from which seed, how long; ``stretch``: the seconds it hears."""
 
     prompt: Prompt
     seed: int | None = None
@@ -44,7 +44,7 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class Finished:
-    """Answer ``index`` of ``of`` is complete. ``generation`` is there when the order asked for a page."""
+    """Answer ``index`` of ``of`` is complete. ``generation`` is there when the request asked for a page."""
 
     delta: str
     reason: str
@@ -97,7 +97,7 @@ class GenerationRequest:
         kinds = self.conversation.kinds
         return self.strategy.name, settings, self.grounding, tuple(sorted(self.sampling.items())), kinds
 
-    def asks(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
+    def prompt_specs(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
         """Every answer that is wanted. In the worker's thread.
 
         Raises:
@@ -113,10 +113,10 @@ class Row:
 
     adapter: Adapter
     job: Job
-    order: GenerationRequest
+    request: GenerationRequest
     index: int
     of: int
-    ask: PromptSpec
+    spec: PromptSpec
     room: int
     ends: frozenset[int]
     text: GrowingText
@@ -126,20 +126,20 @@ class Row:
 
     @property
     def prompt(self) -> Prompt:
-        return self.ask.prompt
+        return self.spec.prompt
 
     @property
     def seed(self) -> int | None:
-        return self.ask.seed
+        return self.spec.seed
 
     @property
     def stopped(self) -> bool:
         """Whether no further token is wanted."""
         return self.ended or self.text.stopped or len(self.steps) >= self.room or self.job.cancelled.is_set()
 
-    def said(self, step: Step) -> None:
+    def push(self, step: Step) -> None:
         """One more token."""
-        top = tuple((text, max(value, LOWEST_LOGPROB)) for text, value in step.top_logprobs[: self.order.top])
+        top = tuple((text, max(value, LOWEST_LOGPROB)) for text, value in step.top_logprobs[: self.request.top])
         self.steps.append(step)
         self.ended = step.token in self.ends
         delta = self.text.push(step.token)
@@ -155,31 +155,31 @@ class Row:
             return
         self.done = True
         delta, made = self.text.finish(), None
-        if self.order.page:
-            made = generation_of(self.adapter, self.order.strategy, self.prompt, tuple(self.steps))
-            made = replace(made, text=self.text.said)
+        if self.request.page:
+            made = generation_of(self.adapter, self.request.strategy, self.prompt, tuple(self.steps))
+            made = replace(made, text=self.text.text)
         reason = "stop" if self.ended or self.text.stopped else "length"
         finished = Finished(
-            delta, reason, len(self.prompt.tokens), len(self.steps), self.seed, self.index, self.of, self.text.said,
-            tuple(self.steps), made, self.ask.stretch,
+            delta, reason, len(self.prompt.tokens), len(self.steps), self.seed, self.index, self.of, self.text.text,
+            tuple(self.steps), made, self.spec.stretch,
         )  # fmt: skip
         self.job.tell(finished)
 
 
 def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
-    """The rows that a job's order asks for.
+    """The rows that a job's request asks for.
 
     Raises:
-        ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``GenerationRequest.asks``.
+        ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``GenerationRequest.prompt_specs``.
     """
-    order: GenerationRequest = job.order
+    request: GenerationRequest = job.request
     tokenizer, ends = adapter.tokenizer, end_tokens(adapter)
-    asked = order.asks(adapter, limits)
+    specs = request.prompt_specs(adapter, limits)
     rows = []
-    for index, ask in enumerate(asked):
-        room = _room(adapter, ask.new_tokens, len(ask.prompt.tokens), limits)
-        text = GrowingText(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)), order.stops)
-        rows.append(Row(adapter, job, order, index, len(asked), ask, room, ends, text))
+    for index, spec in enumerate(specs):
+        room = _room(adapter, spec.new_tokens, len(spec.prompt.tokens), limits)
+        text = GrowingText(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)), request.stops)
+        rows.append(Row(adapter, job, request, index, len(specs), spec, room, ends, text))
     return rows
 
 

@@ -37,7 +37,7 @@ class RowMonitor(StoppingCriteria):  # type: ignore[misc]
         for index, step in self.pending.items():
             row = self.rows[index]
             if not (row.done or row.job.cancelled.is_set()):
-                row.said(step)
+                row.push(step)
         self.pending = {}
         return torch.tensor([row.stopped for row in self.rows], device=ids.device)
 
@@ -70,7 +70,7 @@ def groups(rows: Sequence[Row], batch: int, positions: int) -> Iterator[list[Row
     group: list[Row] = []
     for row in rows:
         widest = max(len(r.prompt.tokens) + r.room for r in (*group, row))
-        if group and (len(group) >= batch or not row.order.together or widest * (len(group) + 1) > positions):
+        if group and (len(group) >= batch or not row.request.together or widest * (len(group) + 1) > positions):
             yield group
             group = []
         group.append(row)
@@ -88,12 +88,12 @@ def _attempt(rows: Sequence[Row], adapter: Adapter) -> Exception | None:
 
 
 def decode_together(rows: Sequence[Row], adapter: Adapter) -> None:
-    """One batch. Rows whose settings agree (``GenerationRequest.key``), or rows of one order.
+    """One batch. Rows whose settings agree (``GenerationRequest.key``), or rows of one request.
 
     Raises:
         UnsupportedError: these prompts cannot share a batch. LimelightError: see :func:`limelight.generate`.
     """
-    first, monitor = rows[0].order, RowMonitor(rows)
+    first, monitor = rows[0].request, RowMonitor(rows)
     decode(
         adapter,
         [row.prompt for row in rows],
@@ -101,7 +101,7 @@ def decode_together(rows: Sequence[Row], adapter: Adapter) -> None:
         relevance=first.page,
         seeds=[row.seed for row in rows if row.seed is not None] or None,
         on_step=monitor.stepped,
-        top_logprobs=max(row.order.top for row in rows),
+        top_logprobs=max(row.request.top for row in rows),
         max_new_tokens=max(row.room for row in rows),
         stopping_criteria=StoppingCriteriaList([monitor]),
         **first.sampling,

@@ -45,8 +45,8 @@ class ChatShape:
     def closing(self, done: Sequence[Finished]) -> list[str]:
         return [*([sse(self.reply.total(done))] if self.reply.usage else []), sse("[DONE]")]
 
-    def whole(self, said: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
-        return JSONResponse(self.reply.whole(said, done))
+    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
+        return JSONResponse(self.reply.whole(events, done))
 
 
 class Chat(Endpoint):
@@ -73,7 +73,7 @@ class Chat(Endpoint):
             "do_sample": True, "temperature": asked.temperature or 1.0, "top_p": asked.top_p or 1.0,
             "top_k": max(asked.top_k or 0, 0),
         } if asked.samples else {}  # fmt: skip
-        order = GenerationRequest(
+        generation_request = GenerationRequest(
             conversation, strategy, own.grounding, own.page, sampling, seeds_of(asked), asked.stops,
             asked.wanted_tokens, asked.top_logprobs or 0,
         )  # fmt: skip
@@ -83,7 +83,7 @@ class Chat(Endpoint):
             warnings=conversation.warnings,
         )  # fmt: skip
         page = PageMaker(state.pages, state.adapter, str(request.base_url), asked.words) if own.page else None
-        return order, ChatShape(asked.stream, asked.answers, reply, page)
+        return generation_request, ChatShape(asked.stream, asked.answers, reply, page)
 
 
 def seeds_of(asked: ChatRequest) -> tuple[int | None, ...]:

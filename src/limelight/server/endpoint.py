@@ -54,7 +54,7 @@ class Shape(Protocol):
         """Events after the last answer."""
         ...
 
-    def whole(self, said: Sequence[TokenEvent], done: Sequence[Finished]) -> Response: ...
+    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response: ...
 
 
 @dataclass(eq=False)
@@ -144,11 +144,13 @@ class Endpoint:
         """``body`` holds the body, which is let go as soon as it has been read."""
         try:
             async with asyncio.timeout(deadline.left):
-                order, shape = await self.accepted(request, body.pop())
+                generation_request, shape = await self.accepted(request, body.pop())
         except TimeoutError:
             raise deadline.problem() from None
         events = EventQueue()
-        job = Job(client, self._work, events.put, order, order.key, len(order.seeds))
+        job = Job(
+            client, self._work, events.put, generation_request, generation_request.key, len(generation_request.seeds)
+        )
         exchange = Exchange(shape, job, events, deadline)
         self.worker.submit(job)
         streaming = False
@@ -197,12 +199,12 @@ class Endpoint:
         return event
 
     async def _whole(self, exchange: Exchange, event: TokenEvent | Finished) -> Response:
-        said: list[TokenEvent] = []
+        events: list[TokenEvent] = []
         while True:
             if isinstance(event, TokenEvent):
-                said.append(event)
+                events.append(event)
             if exchange.done:
-                return exchange.shape.whole(said, exchange.finished)
+                return exchange.shape.whole(events, exchange.finished)
             event = await self._next(exchange)
 
     async def _stream(self, exchange: Exchange, event: TokenEvent | Finished) -> AsyncIterator[str]:
@@ -232,7 +234,7 @@ class Endpoint:
 
     def _end(self, exchange: Exchange) -> None:
         """The answer is out, or nobody wants it any more."""
-        exchange.job.order.conversation.release()
+        exchange.job.request.conversation.release()
         if not exchange.done:
             self.worker.cancel(exchange.job)
             self.metrics.cancelled.inc()

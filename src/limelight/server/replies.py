@@ -34,15 +34,15 @@ class Reply:
     def opening(self, index: int = 0) -> dict[str, Any]:
         return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def token(self, said: TokenEvent) -> dict[str, Any] | None:
+    def token(self, event: TokenEvent) -> dict[str, Any] | None:
         """A chunk, or None when there is nothing to tell yet."""
-        steps = [] if said.step is None else [(said.step, said)]
+        steps = [] if event.step is None else [(event.step, event)]
         tokens = [grounded(s) for s, _ in steps] if self.grounding else []
         logprobs = [logprob(s, x) for s, x in steps] if self.logprobs else []
-        if not (said.delta or tokens or logprobs):
+        if not (event.delta or tokens or logprobs):
             return None
         extra = {"limelight": {"tokens": tokens}} if tokens else {}
-        return self._chunk(said.index, {"content": said.delta}, logprobs=logprobs, extra=extra)
+        return self._chunk(event.index, {"content": event.delta}, logprobs=logprobs, extra=extra)
 
     def closing(self, done: Finished) -> dict[str, Any]:
         """The chunk that ends one answer."""
@@ -54,9 +54,9 @@ class Reply:
         """The last chunk of a stream with ``include_usage``: no choices."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_of(done)}
 
-    def whole(self, said: Sequence[TokenEvent], done: Sequence[Finished]) -> dict[str, Any]:
+    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> dict[str, Any]:
         done = sorted(done, key=lambda d: d.index)
-        rows = [[(s.step, s) for s in said if s.index == d.index and s.step is not None] for d in done]
+        rows = [[(s.step, s) for s in events if s.index == d.index and s.step is not None] for d in done]
         about = self._about(done[0].seed)
         told = [
             {"tokens": [grounded(s) for s, _ in row], **means([s for s, _ in row])} for row in rows
@@ -70,7 +70,7 @@ class Reply:
                 "index": d.index,
                 "message": {
                     "role": "assistant",
-                    "content": "".join(s.delta for s in said if s.index == d.index) + d.delta,
+                    "content": "".join(s.delta for s in events if s.index == d.index) + d.delta,
                     "refusal": None,
                 },
                 "logprobs": {"content": [logprob(s, x) for s, x in row], "refusal": None} if self.logprobs else None,
@@ -133,10 +133,10 @@ def grounded(step: Step) -> dict[str, Any]:
     }
 
 
-def logprob(step: Step, said: TokenEvent) -> dict[str, Any]:
+def logprob(step: Step, event: TokenEvent) -> dict[str, Any]:
     return {
         **_spelled(step.text, step.logprob if math.isfinite(step.logprob) else -9999.0),
-        "top_logprobs": [_spelled(t, v) for t, v in said.top],
+        "top_logprobs": [_spelled(t, v) for t, v in event.top],
     }
 
 

@@ -1,4 +1,4 @@
-"""From tokens to text as it grows: what was said stays said, and stop strings are cut off before anybody reads them."""
+"""Incremental detokenisation: emitted text is never taken back, and stop strings are cut off before they are emitted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class GrowingText:
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
         self.decode, self.stops = decode, tuple(stops)
         self.ids: list[int] = []
-        self.said = ""
+        self.text = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
@@ -24,17 +24,17 @@ class GrowingText:
         cuts = [i for i in (whole.find(s) for s in self.stops) if i >= 0]
         if cuts:
             self.stopped = True
-            return self._say(whole[: min(cuts)].strip())
-        return self._say(self._settled(whole).strip())
+            return self._append(whole[: min(cuts)].strip())
+        return self._append(self._settled(whole).strip())
 
     def finish(self) -> str:
         """What was held back."""
-        return "" if self.stopped else self._say(self.decode(self.ids).strip())
+        return "" if self.stopped else self._append(self.decode(self.ids).strip())
 
-    def _say(self, text: str) -> str:
-        if not text.startswith(self.said):
+    def _append(self, text: str) -> str:
+        if not text.startswith(self.text):
             return ""
-        delta, self.said = text[len(self.said) :], text
+        delta, self.text = text[len(self.text) :], text
         return delta
 
     def _settled(self, whole: str) -> str:

@@ -43,7 +43,7 @@ class SpeechRequestSpec(GenerationRequest):
     words: str = ""
     first_seed: int | None = None
 
-    def asks(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
+    def prompt_specs(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
         sound = next(p for _, parts in self.conversation.turns for p in parts if isinstance(p, Sound))
         samples, rate, found = sound.samples, sound.rate, []
         try:
@@ -62,9 +62,9 @@ class SpeechShape:
     """A transcription in one of OpenAI's formats. Pieces decode side by side; a stream tells them in order."""
 
     asked: SpeechRequest
-    order: GenerationRequest
+    request: GenerationRequest
     turn: int = 0
-    said: bool = False
+    has_text: bool = False
     begun: bool = False
     waiting: dict[int, list[TokenEvent | Finished]] = field(default_factory=dict)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
@@ -98,9 +98,9 @@ class SpeechShape:
                 extra["limelight"] = {"tokens": [grounded(event.step)]}
         if not (event.delta or extra):
             return []
-        gap = " " if event.delta and self.said and not self.begun else ""  # between pieces
+        gap = " " if event.delta and self.has_text and not self.begun else ""  # between pieces
         self.begun = self.begun or bool(event.delta)
-        self.said = self.said or bool(event.delta)
+        self.has_text = self.has_text or bool(event.delta)
         return [sse({"type": "transcript.text.delta", "delta": gap + event.delta, **extra})]
 
     async def settled(self, done: Sequence[Finished]) -> None:
@@ -128,7 +128,7 @@ class SpeechShape:
         return JSONResponse({**out, "usage": usage_of(pieces), "limelight": self._about(pieces, tokens=True)})
 
     def _about(self, done: Sequence[Finished], *, tokens: bool) -> dict[str, Any]:
-        used = self.order.strategy
+        used = self.request.strategy
         about: dict[str, Any] = {
             "strategy": used.name,
             "settings": plain(used.settings()),
@@ -137,8 +137,8 @@ class SpeechShape:
         if self.asked.limelight.grounding and tokens:
             steps = [s for d in done for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
             about |= {"tokens": [grounded(s) for s in steps], **means(steps)}
-        if self.order.conversation.warnings:
-            about["warnings"] = list(self.order.conversation.warnings)
+        if self.request.conversation.warnings:
+            about["warnings"] = list(self.request.conversation.warnings)
         return about
 
 
@@ -168,12 +168,12 @@ class Transcriptions(Endpoint):
         seed = secrets.randbits(31) if samples else None
         file = media.sound(data, None, limits, self.state.media.rate)
         conversation = await spoken(file, words, self.state.media, client_of(request.scope))
-        order = SpeechRequestSpec(
+        generation_request = SpeechRequestSpec(
             conversation, strategy, asked.limelight.grounding,
             sampling={"do_sample": True, "temperature": asked.temperature, "top_p": 1.0, "top_k": 0} if samples else {},
             words=words, first_seed=seed,
         )  # fmt: skip
-        return order, SpeechShape(asked, order)
+        return generation_request, SpeechShape(asked, generation_request)
 
 
 def joined(pieces: Sequence[Finished]) -> str:

@@ -32,7 +32,7 @@ class Job:
     with events; it looks at ``cancelled`` between tokens.
 
     Attributes:
-        order: what ``work`` is to do for this job.
+        request: what ``work`` is to do for this job.
         key: jobs of an equal key may be worked on together; None: alone.
         rows: how many answers it wants, which is the room it takes in a batch.
         begun: whether it has been told anything.
@@ -41,7 +41,7 @@ class Job:
     client: str
     work: Callable[[Sequence[Job]], None]
     emit: Callable[[Any], None]
-    order: Any = None
+    request: Any = None
     key: Hashable | None = None
     rows: int = 1
     cancelled: threading.Event = field(default_factory=threading.Event)

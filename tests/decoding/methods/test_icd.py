@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from limelight.decoding.methods.icd import AUDIO, IMAGE, Icd, icd, place
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from tests.decoding.peers import TOKENS, check_against_twin, double, emitted, inputs_of, run
@@ -49,10 +49,10 @@ def test_equals_the_slow_twin(name: str, where: str) -> None:
     check_against_twin(out, wanted, rows=1)
 
 
-def bare_run(ids: list[int], mask: list[int], modality: list[int]) -> Run:
+def bare_run(ids: list[int], mask: list[int], modality: list[int]) -> GenerationContext:
     adapter: Any = SimpleNamespace(tokenizer=Tokenizer())
     row = [torch.tensor([v]) for v in (ids, mask, modality)]
-    return Run(adapter, row[0], {}, row[2], row[1].bool(), None)  # type: ignore[arg-type]
+    return GenerationContext(adapter, row[0], {}, row[2], row[1].bool(), None)  # type: ignore[arg-type]
 
 
 def test_place_is_in_front_of_the_start_marker_and_behind_bos() -> None:

@@ -17,7 +17,7 @@ from limelight.decoding.methods.lime import lime
 from limelight.decoding.methods.lime_cached import lime_cached
 from limelight.decoding.methods.meter import Meter, Metered, meter
 from limelight.decoding.methods.relevance_contrastive import relevance_contrastive
-from limelight.decoding.strategy import Run, StepOutput, Strategy
+from limelight.decoding.strategy import GenerationContext, StepOutput, Strategy
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute_generated
@@ -163,7 +163,7 @@ class Stubborn:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def session(self, run: Run) -> Any:
+    def session(self, context: GenerationContext) -> Any:
         return self
 
     def next(self, tokens: Tensor | None) -> StepOutput:

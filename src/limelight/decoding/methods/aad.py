@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import disturbed, percept, without
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
-from limelight.decoding.strategy import Capabilities, Run
+from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.runtime.cached_decoder import Stream
 from limelight.types import MODALITIES
@@ -62,20 +62,20 @@ class Aad:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> ContrastSession:
+    def session(self, context: GenerationContext) -> ContrastSession:
         """Raises UnsupportedError on a prompt without sound, SettingError where silence cannot be made."""
-        audio = percept(run) & (run.modality_ids == _AUDIO)
+        audio = percept(context) & (context.modality_ids == _AUDIO)
         if not bool(audio.any(-1).all()):
             raise UnsupportedError(
                 "aad contrasts a sound with silence; this prompt holds a row without sound",
                 hint="for pictures and video use vcd() or m3id()",
             )
-        contrast = self._silent(run) if self.variant == "silent" else self._absent(run, audio)
-        return ContrastSession(run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
+        contrast = self._silent(context) if self.variant == "silent" else self._absent(context, audio)
+        return ContrastSession(context, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
 
-    def _silent(self, run: Run) -> Stream:
-        value = silent_value(run) if self.silence is None else self.silence
-        alone = bool((run.modality_ids[percept(run)] == _AUDIO).all())
+    def _silent(self, context: GenerationContext) -> Stream:
+        value = silent_value(context) if self.silence is None else self.silence
+        alone = bool((context.modality_ids[percept(context)] == _AUDIO).all())
 
         def hush(name: str, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
             return torch.full_like(features, value)
@@ -83,26 +83,26 @@ class Aad:
         def sounding(name: str) -> bool:
             return alone or any(part in name for part in ("audio", "input_features", "input_values"))
 
-        return disturbed(run, hush, only=sounding, method="aad")
+        return disturbed(context, hush, only=sounding, method="aad")
 
-    def _absent(self, run: Run, audio: Tensor) -> Stream:
-        if bool((percept(run) & ~audio).any()):
+    def _absent(self, context: GenerationContext, audio: Tensor) -> Stream:
+        if bool((percept(context) & ~audio).any()):
             raise UnsupportedError(
                 "aad's variant 'absent' takes all media out of the prompt; this one also holds pictures or video",
                 hint='use variant="silent"',
             )
         again = torch.zeros_like(audio)
         again[:, 1:] = audio[:, 1:] & audio[:, :-1]
-        return without(run, again)
+        return without(context, again)
 
 
-def silent_value(run: Run) -> float:
+def silent_value(context: GenerationContext) -> float:
     """What the model's feature extractor makes of a second of zeros.
 
     Raises:
         SettingError: there is no extractor, or its silence is not one constant.
     """
-    processor = run.adapter.processor
+    processor = context.adapter.processor
     extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
     if extractor is None:
         raise SettingError(

@@ -18,7 +18,7 @@ from limelight.decoding.contrast_inputs import percept
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import DecoderHook, key_places, masked_percept, refuse_cross_attention
-from limelight.decoding.strategy import Capabilities, Run
+from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.decoding.streams import second_stream
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import attention_hooks, check_bound
@@ -66,27 +66,27 @@ class Avisc:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> ContrastSession:
+    def session(self, context: GenerationContext) -> ContrastSession:
         """Raises UnsupportedError on a cross-attention model."""
-        refuse_cross_attention(run.adapter, "avisc")
-        refuse(run, "avisc", "use_cache")
-        places = percept(run)
-        record = Attended(run.adapter, places)
+        refuse_cross_attention(context.adapter, "avisc")
+        refuse(context, "avisc", "use_cache")
+        places = percept(context)
+        record = Attended(context.adapter, places)
 
         @contextmanager
         def listening() -> Iterator[None]:
-            with run.adapter.routed(), attention_hooks(record) as seen:
+            with context.adapter.routed(), attention_hooks(record) as seen:
                 yield
-            check_bound(seen, set(run.adapter.attention_layers))
+            check_bound(seen, set(context.adapter.attention_layers))
 
         @contextmanager
         def blinded() -> Iterator[None]:
-            with masked_percept(run.adapter, ~places | record.blind(self.gamma, self.lam)):
+            with masked_percept(context.adapter, ~places | record.blind(self.gamma, self.lam)):
                 yield
 
-        contrast = second_stream(run)
+        contrast = second_stream(context)
         return ContrastSession(
-            run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta),
+            context, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta),
             main_prefill=listening, contrast_prefill=blinded,
         )  # fmt: skip
 

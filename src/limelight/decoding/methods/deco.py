@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limelight.decoding.contrastive import check_range, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers, in_proportion
-from limelight.decoding.strategy import Capabilities, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
 
@@ -62,20 +62,20 @@ class Deco:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> DecoSession:
+    def session(self, context: GenerationContext) -> DecoSession:
         """Raises SettingError on layers the model lacks."""
-        return DecoSession(self, run)
+        return DecoSession(self, context)
 
 
 class DecoSession:
-    def __init__(self, strategy: Deco, run: Run) -> None:
+    def __init__(self, strategy: Deco, context: GenerationContext) -> None:
         self.strategy = strategy
-        depth = len(decoder_layers(run.adapter))
+        depth = len(decoder_layers(context.adapter))
         first, last = strategy.layers or in_proportion(PUBLISHED, depth)
         layers = range(first, last + 1)
-        check_layers(run.adapter, layers, "deco")
-        self.exits = LogitLens(run.adapter, layers)
-        self.stream = main_stream(run)
+        check_layers(context.adapter, layers, "deco")
+        self.exits = LogitLens(context.adapter, layers)
+        self.stream = main_stream(context)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         with self.exits.watching():

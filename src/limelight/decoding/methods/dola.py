@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limelight.decoding.contrastive import check_choice, check_range, cut, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers
-from limelight.decoding.strategy import Capabilities, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
 
@@ -72,21 +72,21 @@ class Dola:
         start = min(2, depth - 1) if tied else 0
         return tuple(range(start, half, 2)) or (start,)
 
-    def session(self, run: Run) -> DolaSession:
+    def session(self, context: GenerationContext) -> DolaSession:
         """Raises SettingError on layers the model lacks."""
-        return DolaSession(self, run)
+        return DolaSession(self, context)
 
 
 class DolaSession:
-    def __init__(self, strategy: Dola, run: Run) -> None:
+    def __init__(self, strategy: Dola, context: GenerationContext) -> None:
         self.strategy = strategy
-        adapter = run.adapter
+        adapter = context.adapter
         embedding = adapter.model.get_input_embeddings()
         tied = getattr(embedding, "weight", None) is getattr(adapter.head, "weight", 0)
         layers = strategy.candidates(len(decoder_layers(adapter)), tied=tied)
         check_layers(adapter, layers, "dola")
         self.exits = LogitLens(adapter, layers, normed=strategy.normed)
-        self.stream = main_stream(run)
+        self.stream = main_stream(context)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         with self.exits.watching():

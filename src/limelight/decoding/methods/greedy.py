@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from limelight.decoding.own_relevance import OwnRelevance
-from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
 
 
@@ -25,17 +25,17 @@ class Greedy:
     def settings(self) -> dict[str, Any]:
         return {}
 
-    def session(self, run: Run) -> GreedySession:
-        return GreedySession(run)
+    def session(self, context: GenerationContext) -> GreedySession:
+        return GreedySession(context)
 
 
 class GreedySession:
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.stream = main_stream(run)
-        self.own = OwnRelevance(run)
-        if run.details:
-            run.require_prompt()
+    def __init__(self, context: GenerationContext) -> None:
+        self.context = context
+        self.stream = main_stream(context)
+        self.own = OwnRelevance(context)
+        if context.details:
+            context.require_prompt()
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits = self.stream.next(tokens)
@@ -46,7 +46,7 @@ class GreedySession:
 
     def _explain(self, logits: Tensor, row: int, token: int) -> Detail:
         plain = int(logits[row].argmax())
-        if not self.run.details:
+        if not self.context.details:
             return Detail(plain=plain)
         relevance = self.own.of(row, token, self.stream.ids)
         return Detail(relevance, relevance.shares(), plain=plain)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from limelight.decoding.contrast_inputs import inserted, percept
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
-from limelight.decoding.strategy import Capabilities, Run
+from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.errors import PromptError, SettingError
 
 IMAGE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
@@ -64,45 +64,45 @@ class Icd:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> ContrastSession:
+    def session(self, context: GenerationContext) -> ContrastSession:
         """Raises SettingError without a tokenizer, unless ``instruction`` is given as token ids."""
-        run.require_prompt()
-        words = self._words(run)
-        at = [place(run, row, self.where) for row in range(run.ids.shape[0])]
-        contrast = inserted(run, words, at)
-        return ContrastSession(run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
+        context.require_prompt()
+        words = self._words(context)
+        at = [place(context, row, self.where) for row in range(context.ids.shape[0])]
+        contrast = inserted(context, words, at)
+        return ContrastSession(context, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
 
-    def _words(self, run: Run) -> Sequence[int]:
+    def _words(self, context: GenerationContext) -> Sequence[int]:
         if isinstance(self.instruction, tuple):
             return self.instruction
-        tokenizer = run.adapter.tokenizer
+        tokenizer = context.adapter.tokenizer
         if tokenizer is None:
             raise SettingError(
                 "icd needs the tokenizer to write its instruction",
                 hint="custom_generate(icd(), processor=processor), or instruction=(token ids)",
             )
-        text = self.instruction or _BY_MODALITY[int(run.modality_ids[percept(run)].mode().values)]
+        text = self.instruction or _BY_MODALITY[int(context.modality_ids[percept(context)].mode().values)]
         ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids:
             raise SettingError(f"icd: the tokenizer makes nothing of {text!r}", hint="choose another instruction")
         return ids
 
 
-def place(run: Run, row: int, where: str) -> int:
+def place(context: GenerationContext, row: int, where: str) -> int:
     """The position of ``row`` in front of which the instruction goes.
 
     Start markers are the special tokens that stand directly in front of the media; BOS is never passed.
     """
-    ids = run.ids[row].tolist()
-    start = int(run.mask[row].long().argmax())
-    tokenizer = run.adapter.tokenizer
+    ids = context.ids[row].tolist()
+    start = int(context.mask[row].long().argmax())
+    tokenizer = context.adapter.tokenizer
     bos = getattr(tokenizer, "bos_token_id", None)
     if bos is None:
-        bos = getattr(run.config, "bos_token_id", None)
+        bos = getattr(context.config, "bos_token_id", None)
     after_bos = start + int(ids[start] == bos)
     if where == "front":
         return after_bos
-    found = percept(run)[row].nonzero()
+    found = percept(context)[row].nonzero()
     if not len(found):
         raise PromptError(f"row {row} holds no percept", hint="put the picture or sound into the messages")
     at = int(found[0, 0])

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.errors import NotFiniteError, SettingError
 from limelight.grounding.deltas import Deltas
 from limelight.grounding.lean import LeanDeltas
@@ -213,8 +213,8 @@ class Lime:
             markers=paper.markers if self.markers is None else self.markers,
         )
 
-    def session(self, run: Run) -> LimeSession:
-        return LimeSession(self, run)
+    def session(self, context: GenerationContext) -> LimeSession:
+        return LimeSession(self, context)
 
 
 def rewarded(ids: Tensor, mask: Tensor, *, markers: bool, reward: str = "modality") -> Tensor:
@@ -231,24 +231,24 @@ def rewarded(ids: Tensor, mask: Tensor, *, markers: bool, reward: str = "modalit
 class LimeSession:
     """Exact LIME on one prompt batch."""
 
-    def __init__(self, strategy: Lime, run: Run) -> None:
-        refuse(run, "lime", "prefill_chunk_size", "cache_implementation")
-        self.strategy, self.run = strategy, run
-        self.settings = strategy.resolved(run.adapter)
+    def __init__(self, strategy: Lime, context: GenerationContext) -> None:
+        refuse(context, "lime", "prefill_chunk_size", "cache_implementation")
+        self.strategy, self.context = strategy, context
+        self.settings = strategy.resolved(context.adapter)
         self.composite = COMPOSITES[strategy.composite]
         self.goal = objective(strategy.objective)
-        self.ids = run.ids
-        self.generator = torch.Generator(device=run.ids.device).manual_seed(strategy.seed)
+        self.ids = context.ids
+        self.generator = torch.Generator(device=context.ids.device).manual_seed(strategy.seed)
         layers = strategy.layers
-        unknown = sorted(set(layers or ()) - set(run.adapter.attention_layers))
+        unknown = sorted(set(layers or ()) - set(context.adapter.attention_layers))
         if unknown:
             raise SettingError(
-                f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}"
+                f"no attention in layers {unknown}", hint=f"layers: {sorted(context.adapter.attention_layers)}"
             )
         with torch.inference_mode(False), torch.no_grad():
-            self.call = run.adapter.capture(run.inputs).cloned()
+            self.call = context.adapter.capture(context.inputs).cloned()
             self.modality = rewarded(
-                self.call.modality(run.modality_ids),
+                self.call.modality(context.modality_ids),
                 self.call.mask,
                 markers=self.settings.markers,
                 reward=strategy.reward,
@@ -256,7 +256,7 @@ class LimeSession:
         check_groups(self.modality, self.call.mask)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
-        adapter = self.run.adapter
+        adapter = self.context.adapter
         with torch.inference_mode(False):
             if tokens is not None:
                 tokens = tokens.clone()
@@ -265,7 +265,7 @@ class LimeSession:
                     self.call = self.call.appended(adapter.embed(tokens[:, None]))
                 fill = self.modality.new_full((len(tokens), 1), self.strategy.reward == "text")
                 self.modality = torch.cat([self.modality, fill], dim=1)
-            foreseen = self.run.chooser.foreseen(self.ids)
+            foreseen = self.context.sampler.foreseen(self.ids)
             result = optimise(
                 adapter, self.call, self.modality, lambda logits: foreseen(logits).argmax(dim=-1), self.settings,
                 goal=self.goal, composite=self.composite, layers=self.strategy.layers,
@@ -276,13 +276,13 @@ class LimeSession:
     def _detail(self, row: int, chosen: int, result: Optimised) -> Detail:
         losses = {name: tuple(float(v[row]) for v in values) for name, values in result.losses.items() if values}
         plain = int(result.plain[row].argmax())
-        if not self.run.details:
+        if not self.context.details:
             return Detail(intervened=self.settings.steps > 1, plain=plain, losses=losses)
         with torch.inference_mode(False), attention_offsets(result.deltas, row):
             relevance = relevance_of(
-                self.run.adapter, self.call.row(row), self.run.inputs, [(self.call.length - 1, chosen)], row=row,
-                composite=self.composite, generated=self.ids[row, self.run.ids.shape[1] :],
-                prompt_spans=self.run.spans[row] if self.run.spans else None,
+                self.context.adapter, self.call.row(row), self.context.inputs, [(self.call.length - 1, chosen)], row=row,
+                composite=self.composite, generated=self.ids[row, self.context.ids.shape[1] :],
+                prompt_spans=self.context.spans[row] if self.context.spans else None,
             )[0]  # fmt: skip
         return Detail(relevance, relevance.shares(), self.settings.steps > 1, plain, losses)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
 from limelight.decoding.methods.lime import rewarded
-from limelight.decoding.strategy import Capabilities, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
 from limelight.errors import SettingError
 from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap, gradients_of
 from limelight.grounding.gate import Gate
@@ -120,29 +120,29 @@ class LimeCached:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> LimeCachedSession:
-        return LimeCachedSession(self, run)
+    def session(self, context: GenerationContext) -> LimeCachedSession:
+        return LimeCachedSession(self, context)
 
 
 class LimeCachedSession:
-    def __init__(self, strategy: LimeCached, run: Run) -> None:
-        self.strategy, self.run = strategy, run
+    def __init__(self, strategy: LimeCached, context: GenerationContext) -> None:
+        self.strategy, self.context = strategy, context
         self.gate = Gate(strategy.gate, strategy.threshold)
-        self.ids = run.ids
+        self.ids = context.ids
         self.count = 0
         layers = strategy.layers
-        unknown = sorted(set(layers or ()) - set(run.adapter.attention_layers))
+        unknown = sorted(set(layers or ()) - set(context.adapter.attention_layers))
         if unknown:
             raise SettingError(
-                f"no attention in layers {unknown}", hint=f"layers: {sorted(run.adapter.attention_layers)}"
+                f"no attention in layers {unknown}", hint=f"layers: {sorted(context.adapter.attention_layers)}"
             )
-        self.layers = set(run.adapter.attention_layers if layers is None else layers)
-        self.call, self.percept = captured(run)
-        markers = strategy.objective == "paper" and run.adapter.family.paper.markers
-        kinds = self.call.modality(run.modality_ids.clone())
+        self.layers = set(context.adapter.attention_layers if layers is None else layers)
+        self.call, self.percept = captured(context)
+        markers = strategy.objective == "paper" and context.adapter.family.paper.markers
+        kinds = self.call.modality(context.modality_ids.clone())
         self.modality = rewarded(kinds, self.call.mask, markers=markers, reward=strategy.reward)
         check_groups(self.modality, self.call.mask)
-        self.dual = open_stream(run, self.call, self._channels(), strategy.composite)
+        self.dual = open_stream(context, self.call, self._channels(), strategy.composite)
 
     def _channels(self) -> list[Channel]:
         """The first channel is always Phi_M of the percept: gate and meter read it; the second is the objective's."""
@@ -150,7 +150,7 @@ class LimeCachedSession:
         meter = modality_channel(self.percept, mask)
         objective = self.strategy.objective
         text = self.strategy.reward == "text"
-        self.split = split_channels(self.run, mask)
+        self.split = split_channels(self.context, mask)
         if objective == "difference":
             contrast = contrast_channel(self.modality, mask)
             own = [replace(contrast, generated=1.0) if text else contrast]  # what is said is text
@@ -162,8 +162,8 @@ class LimeCachedSession:
 
     def _paper_channel(self) -> Channel:
         """``w_i = (softmax(R / tau)_i - 1[i in M] / |M|) / tau``: <w, R> has the paper loss's gradient at zero offsets."""
-        adapter, call, modality = self.run.adapter, self.call, self.modality
-        foreseen = self.run.chooser.foreseen(self.ids)
+        adapter, call, modality = self.context.adapter, self.call, self.modality
+        foreseen = self.context.sampler.foreseen(self.ids)
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -199,39 +199,41 @@ class LimeCachedSession:
                 self.dual.rewind()
             opened = self.gate.opens(logits, phi[0])
             if bool(opened.any()):
-                outlook = self._optimised(logits, phi, opened, write=False)
+                step_output = self._optimised(logits, phi, opened, write=False)
             else:
-                outlook = self._outlook(logits, logits, phi, opened, {})
+                step_output = self._step_output(logits, logits, phi, opened, {})
             self.dual.cache.advance(1)
-            return outlook
+            return step_output
 
     def _refreshed(self, tokens: Tensor) -> bool:
         """Whether prompt and answer so far have become the prompt of a new stream, with weights of their own."""
         if not self.strategy.refresh:
             return False
         self.count += 1
-        self.call = self.call.appended(self.run.adapter.embed(tokens[:, None]))
+        self.call = self.call.appended(self.context.adapter.embed(tokens[:, None]))
         said = self.percept.new_zeros(len(tokens), 1)
         self.percept = torch.cat([self.percept, said], dim=1)
         self.modality = torch.cat([self.modality, said | (self.strategy.reward == "text")], dim=1)
         if self.count % self.strategy.refresh:
             return False
-        self.dual = open_stream(self.run, self.call, self._channels(), self.strategy.composite)
+        self.dual = open_stream(self.context, self.call, self._channels(), self.strategy.composite)
         return True
 
-    def _outlook(
+    def _step_output(
         self, out: Tensor, logits: Tensor, phi: Tensor, opened: Tensor, losses: dict[str, list[Tensor]]
     ) -> StepOutput:
         """``out`` [B, V] with what the unchanged model's logits and Phi [C, B, V] tell."""
         first = phi.shape[0] - len(self.split)
         split = {c.name: p for c, p in zip(self.split, phi[first:], strict=True)}
-        return StepOutput(out, explain=explainer(self.run, logits, phi[0], split=split, opened=opened, losses=losses))
+        return StepOutput(
+            out, explain=explainer(self.context, logits, phi[0], split=split, opened=opened, losses=losses)
+        )
 
     def _optimised(self, logits: Tensor | None, phi: Tensor | None, opened: Tensor, *, write: bool) -> StepOutput:
         """``updates`` steps on the current position; ``write`` when its keys and values are not in the cache yet."""
         s = self.strategy
-        self.foreseen = self.run.chooser.foreseen(self.ids)
-        traits = self.run.adapter.traits
+        self.foreseen = self.context.sampler.foreseen(self.ids)
+        traits = self.context.adapter.traits
         group = {layer: traits.group(layer) for layer in self.layers}
         per_kv = s.heads == "kv"
         offsets: Offsets = (
@@ -264,7 +266,7 @@ class LimeCachedSession:
         if logits is None or phi is None:
             raise SettingError("no forward was run", hint="updates >= 1")
         out = torch.where(opened[:, None], changed, logits)
-        return self._outlook(out, logits, phi, opened, losses)
+        return self._step_output(out, logits, phi, opened, losses)
 
     def _positions(self) -> dict[int, Tensor]:
         """Real positions ``[B]`` that each layer's offsets stand at: the prompt's, or those of states beside it."""

@@ -17,7 +17,7 @@ from limelight.decoding.contrast_inputs import percept, without
 from limelight.decoding.contrastive import ContrastSession, check_choice, check_range, guided
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import masked_percept
-from limelight.decoding.strategy import Capabilities, Run
+from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.decoding.streams import second_stream
 from limelight.errors import SettingError
 
@@ -77,7 +77,7 @@ class M3id:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> ContrastSession:
+    def session(self, context: GenerationContext) -> ContrastSession:
         gate = GATE[self.variant] if self.gate is None else self.gate
         beta = BETA[self.variant] if self.beta is None else self.beta
 
@@ -85,12 +85,14 @@ class M3id:
             out = guided(logits, other, math.expm1(self.decay * t), beta)
             return out if gate >= 1 else torch.where(unsure(logits, gate)[:, None], out, logits)
 
-        gone = percept(run)
+        gone = percept(context)
         if self.without == "drop":
-            return ContrastSession(run, without(run, gone), combine)
-        refuse(run, "m3id's without='zero'", "use_cache")
-        contrast = second_stream(run)
-        return ContrastSession(run, contrast, combine, contrast_prefill=lambda: masked_percept(run.adapter, ~gone))
+            return ContrastSession(context, without(context, gone), combine)
+        refuse(context, "m3id's without='zero'", "use_cache")
+        contrast = second_stream(context)
+        return ContrastSession(
+            context, contrast, combine, contrast_prefill=lambda: masked_percept(context.adapter, ~gone)
+        )
 
 
 def unsure(logits: Tensor, gate: float) -> Tensor:

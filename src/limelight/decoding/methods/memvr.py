@@ -30,7 +30,7 @@ from limelight.decoding.instruments import (
     refuse_cross_attention,
     tensor_of,
 )  # fmt: skip
-from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream, second_stream
 from limelight.errors import SettingError
 
@@ -85,23 +85,23 @@ class Memvr:
         first, last = in_proportion(PUBLISHED, depth, beyond=1)
         return range(first if self.start is None else self.start + 1, last + 1 if self.stop is None else self.stop)
 
-    def session(self, run: Run) -> MemvrSession:
+    def session(self, context: GenerationContext) -> MemvrSession:
         """Raises SettingError on layers the model lacks, UnsupportedError on a cross-attention model."""
-        return MemvrSession(self, run)
+        return MemvrSession(self, context)
 
 
 class MemvrSession:
-    def __init__(self, strategy: Memvr, run: Run) -> None:
-        self.run = run
-        adapter = run.adapter
+    def __init__(self, strategy: Memvr, context: GenerationContext) -> None:
+        self.context = context
+        adapter = context.adapter
         refuse_cross_attention(adapter, "memvr")
-        refuse(run, "memvr", "use_cache", "prefill_chunk_size")
+        refuse(context, "memvr", "use_cache", "prefill_chunk_size")
         depth = len(decoder_layers(adapter))
         layers = strategy.asked(depth)
         check_layers(adapter, layers, "memvr", last=depth - 2, asked=f"start={strategy.start}, stop={strategy.stop}")
-        self.retrace = Retrace(strategy, run, layers)
-        self.main = second_stream(run) if run.past else main_stream(run)  # it reads the media anew
-        self.plain = second_stream(run) if run.details else None
+        self.retrace = Retrace(strategy, context, layers)
+        self.main = second_stream(context) if context.past else main_stream(context)  # it reads the media anew
+        self.plain = second_stream(context) if context.details else None
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         with self.retrace.attached(prefill=tokens is None):
@@ -114,20 +114,20 @@ class MemvrSession:
         )
 
     def cache(self) -> Any:
-        return None if self.run.past else self.main.cache  # else the loop fills generate()'s
+        return None if self.context.past else self.main.cache  # else the loop fills generate()'s
 
 
 class Retrace:
     """The hooks of one forward: layers that are asked, and MLPs that may look again."""
 
-    def __init__(self, strategy: Memvr, run: Run, layers: range) -> None:
+    def __init__(self, strategy: Memvr, context: GenerationContext, layers: range) -> None:
         self.ratio, self.threshold, self.layers = strategy.ratio, strategy.threshold, layers
-        self.adapter = run.adapter
-        self.norm = final_norm(run.adapter)
-        self.mlps: dict[int, nn.Module] = {i + 1: mlp_of(run.adapter, i + 1) for i in layers}
-        self.places, self.mask = percept(run), run.mask
+        self.adapter = context.adapter
+        self.norm = final_norm(context.adapter)
+        self.mlps: dict[int, nn.Module] = {i + 1: mlp_of(context.adapter, i + 1) for i in layers}
+        self.places, self.mask = percept(context), context.mask
         self.memory: list[Tensor] = []
-        self.fired = torch.zeros(run.ids.shape[0], dtype=torch.bool, device=run.ids.device)
+        self.fired = torch.zeros(context.ids.shape[0], dtype=torch.bool, device=context.ids.device)
         self.due: dict[int, Tensor] = {}
         self.real: Tensor | None = None
 

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
 from limelight.decoding.methods.greedy import Greedy
-from limelight.decoding.strategy import Capabilities, Detail, Run, Session, StepOutput, Strategy, capabilities_of
+from limelight.decoding.strategy import (
+    Capabilities,
+    Detail,
+    GenerationContext,
+    Session,
+    StepOutput,
+    Strategy,
+    capabilities_of,
+)
 from limelight.errors import SettingError
 from limelight.relevance.forward.stream import DualStream, modality_channel
 
@@ -46,25 +54,25 @@ class Meter:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> MeterSession:
-        return MeterSession(self, run)
+    def session(self, context: GenerationContext) -> MeterSession:
+        return MeterSession(self, context)
 
 
 class MeterSession:
-    def __init__(self, strategy: Meter, run: Run) -> None:
-        self.run = run
-        self.dual = meter_stream(run, strategy.composite)
+    def __init__(self, strategy: Meter, context: GenerationContext) -> None:
+        self.context = context
+        self.dual = meter_stream(context, strategy.composite)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits, phi, split = measure(self.dual, tokens)
-        return StepOutput(logits, explain=explainer(self.run, logits, phi, split=split))
+        return StepOutput(logits, explain=explainer(self.context, logits, phi, split=split))
 
 
-def meter_stream(run: Run, composite: str) -> DualStream:
+def meter_stream(context: GenerationContext, composite: str) -> DualStream:
     """The prompt's dual stream: Phi_M, and a channel a modality where there are several."""
-    call, modality = captured(run)
-    channels = [modality_channel(modality, call.mask), *split_channels(run, call.mask)]
-    return open_stream(run, call, channels, composite)
+    call, modality = captured(context)
+    channels = [modality_channel(modality, call.mask), *split_channels(context, call.mask)]
+    return open_stream(context, call, channels, composite)
 
 
 def measure(dual: DualStream, tokens: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -100,20 +108,20 @@ class Metered:
     def settings(self) -> dict[str, Any]:
         return {**self.inner.settings(), "meter": self.composite}
 
-    def session(self, run: Run) -> MeteredSession:
-        return MeteredSession(self, run)
+    def session(self, context: GenerationContext) -> MeteredSession:
+        return MeteredSession(self, context)
 
 
 class MeteredSession:
-    def __init__(self, strategy: Metered, run: Run) -> None:
-        self.inner: Session = strategy.inner.session(run)
-        self.meter = Meter(strategy.composite).session(run)
+    def __init__(self, strategy: Metered, context: GenerationContext) -> None:
+        self.inner: Session = strategy.inner.session(context)
+        self.meter = Meter(strategy.composite).session(context)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
-        outlook, metered = self.inner.next(tokens), self.meter.next(tokens)
+        step_output, metered = self.inner.next(tokens), self.meter.next(tokens)
 
         def explain(row: int, token: int) -> Detail:
-            own, seen = outlook.detail(row, token), metered.detail(row, token)
+            own, seen = step_output.detail(row, token), metered.detail(row, token)
             return replace(
                 own,
                 contributions=seen.contributions,
@@ -122,7 +130,7 @@ class MeteredSession:
                 flagged=seen.flagged,
             )
 
-        return replace(outlook, explain=explain)
+        return replace(step_output, explain=explain)
 
     def cache(self) -> Any:
         return self.inner.cache() if hasattr(self.inner, "cache") else None

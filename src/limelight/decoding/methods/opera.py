@@ -17,7 +17,7 @@ from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import refuse_cross_attention
 from limelight.decoding.methods.opera_search import Beam, Search, Weighing
 from limelight.decoding.processors import require_stateless
-from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import second_stream
 from limelight.errors import SettingError, UnsupportedError
 
@@ -75,37 +75,37 @@ class Opera:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> OperaSession:
+    def session(self, context: GenerationContext) -> OperaSession:
         """Raises UnsupportedError when sampling, with processors that keep state, or on a cross-attention model."""
-        if run.chooser.sample:
+        if context.sampler.sample:
             raise UnsupportedError(
                 "opera is a beam search and cannot sample", hint="do_sample=False, or another strategy"
             )
-        refuse_cross_attention(run.adapter, "opera")
-        refuse(run, "opera", "use_cache", "prefill_chunk_size", "cache_implementation")
-        require_stateless(run.chooser.processors, "opera")
-        return OperaSession(self, run)
+        refuse_cross_attention(context.adapter, "opera")
+        refuse(context, "opera", "use_cache", "prefill_chunk_size", "cache_implementation")
+        require_stateless(context.sampler.processors, "opera")
+        return OperaSession(self, context)
 
 
 class OperaSession:
     """Searches at the first call, then tells its answer token by token."""
 
-    def __init__(self, strategy: Opera, run: Run) -> None:
-        self.strategy, self.run = strategy, run
+    def __init__(self, strategy: Opera, context: GenerationContext) -> None:
+        self.strategy, self.context = strategy, context
         self.answers: list[Beam] = []
         self.count = 0
         self.width = 0
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         if tokens is None:
-            base = second_stream(self.run)
+            base = second_stream(self.context)
             logits = base.next(None)
             self.width = logits.shape[-1]
             weighing = Weighing(**self.strategy.settings())
-            self.answers = [Search(weighing, self.run, base, logits, r).best() for r in range(logits.shape[0])]
+            self.answers = [Search(weighing, self.context, base, logits, r).best() for r in range(logits.shape[0])]
         else:
             self.count += 1
-        out = torch.full((len(self.answers), self.width), float("-inf"), device=self.run.ids.device)
+        out = torch.full((len(self.answers), self.width), float("-inf"), device=self.context.ids.device)
         told = []
         last = torch.tensor([self.count + 1 >= len(a.tokens) for a in self.answers], device=out.device)
         for row, answer in enumerate(self.answers):

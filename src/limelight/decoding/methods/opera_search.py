@@ -21,7 +21,7 @@ from limelight.decoding.beams import choose, fork
 from limelight.decoding.contrast_inputs import percept
 from limelight.decoding.instruments import DecoderHook, key_places
 from limelight.decoding.processors import for_row
-from limelight.decoding.strategy import Run
+from limelight.decoding.strategy import GenerationContext
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import attention_hooks, check_bound
 from limelight.models.runtime.cached_decoder import Stream
@@ -76,17 +76,17 @@ class State:
 class Search:
     """OPERA's beam search on one row of a prefilled batch."""
 
-    def __init__(self, weighing: Weighing, run: Run, base: Stream, logits: Tensor, row: int) -> None:
-        self.weighing, self.run, self.base, self.row = weighing, run, base, row
-        self.watch = LastRow(run.adapter)
-        self.places = percept(run)[row : row + 1]
+    def __init__(self, weighing: Weighing, context: GenerationContext, base: Stream, logits: Tensor, row: int) -> None:
+        self.weighing, self.context, self.base, self.row = weighing, context, base, row
+        self.watch = LastRow(context.adapter)
+        self.places = percept(context)[row : row + 1]
         self.stream = fork(base, [row])
-        self.processed = for_row(run.chooser.processors, row, run.ids.shape[0])
-        self.stopping = decides_by_ids(run.stopping)
+        self.processed = for_row(context.sampler.processors, row, context.ids.shape[0])
+        self.stopping = decides_by_ids(context.stopping)
         self.logits = logits[row : row + 1]
         self.ids = self.stream.ids
         self.ahead = self.first = self.logits
-        empty = torch.zeros(0, device=run.ids.device)
+        empty = torch.zeros(0, device=context.ids.device)
         self.beams = [Beam((), 0.0, empty)]
         self.ended: list[tuple[float, Beam]] = []
         self.states: list[State] = []
@@ -135,7 +135,7 @@ class Search:
         return chances, tokens, rows.reshape(k, width, -1)
 
     def _feed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        with self.run.adapter.routed(), attention_hooks(self.watch) as seen:
+        with self.context.adapter.routed(), attention_hooks(self.watch) as seen:
             logits = self.stream.next(tokens)
         check_bound(seen, {self.watch.layer})
         return logits, self.watch.row
@@ -232,16 +232,16 @@ class Search:
         True asks for ``beams`` ended ones only, "never" lets live beams grow to the end)."""
         if len(self.ended) < self.weighing.beams:
             return False
-        early = getattr(self.run.config, "early_stopping", False)
+        early = getattr(self.context.config, "early_stopping", False)
         if early is True:
             return True
         length = len(self.beams[0].tokens)
         if early == "never" and self._length(2) > 1:
-            length = int(self.run.config.max_length) - self.run.ids.shape[1]
+            length = int(self.context.config.max_length) - self.context.ids.shape[1]
         return self.ended[-1][0] >= max(b.score for b in self.beams) / self._length(length)
 
     def _length(self, n: int) -> float:
-        penalty = getattr(self.run.config, "length_penalty", None)
+        penalty = getattr(self.context.config, "length_penalty", None)
         return float(n ** (1.0 if penalty is None else penalty))
 
 

@@ -23,7 +23,7 @@ from limelight.decoding.instruments import (
     key_places,
     refuse_cross_attention,
 )  # fmt: skip
-from limelight.decoding.strategy import Capabilities, Detail, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream, second_stream
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
@@ -88,18 +88,18 @@ class Pai:
         first, last = in_proportion(PUBLISHED, depth)
         return range(first if self.start is None else self.start, last + 1 if self.stop is None else self.stop)
 
-    def session(self, run: Run) -> PaiSession:
+    def session(self, context: GenerationContext) -> PaiSession:
         """Raises SettingError on layers the model lacks, UnsupportedError on a cross-attention model."""
-        return PaiSession(self, run)
+        return PaiSession(self, context)
 
 
 class PaiSession:
-    def __init__(self, strategy: Pai, run: Run) -> None:
-        self.strategy, self.run = strategy, run
-        adapter = run.adapter
+    def __init__(self, strategy: Pai, context: GenerationContext) -> None:
+        self.strategy, self.context = strategy, context
+        adapter = context.adapter
         refuse_cross_attention(adapter, "pai")
-        run.require_prompt(words_only=True)
-        refuse(run, "pai", "use_cache", "prefill_chunk_size")
+        context.require_prompt(words_only=True)
+        refuse(context, "pai", "use_cache", "prefill_chunk_size")
         wanted = strategy.raised(len(decoder_layers(adapter)))
         asked = f"start={strategy.start}, stop={strategy.stop}"
         check_layers(adapter, wanted, "pai", asked=asked)
@@ -107,10 +107,10 @@ class PaiSession:
         check_layers(
             adapter, sorted(self.layers), "pai", asked=f"{asked}, attention in {sorted(adapter.attention_layers)}"
         )
-        self.boost = Boost(adapter, percept(run), self.layers, strategy.alpha)
-        self.main = main_stream(run)
-        self.contrast = without(run, percept(run)) if strategy.gamma > 1 else None
-        self.plain = second_stream(run) if run.details else None
+        self.boost = Boost(adapter, percept(context), self.layers, strategy.alpha)
+        self.main = main_stream(context)
+        self.contrast = without(context, percept(context)) if strategy.gamma > 1 else None
+        self.plain = second_stream(context) if context.details else None
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits = self._boosted(tokens)
@@ -128,10 +128,10 @@ class PaiSession:
     def _boosted(self, tokens: Tensor | None) -> Tensor:
         late = self.contrast is not None and self.strategy.first_token == "released"
         if self.strategy.alpha == 0 or (tokens is None and late):
-            self.boost.length = self.run.ids.shape[1]
+            self.boost.length = self.context.ids.shape[1]
             return self.main.next(tokens)
-        self.boost.length = self.run.ids.shape[1] if tokens is None else self.boost.length + 1
-        with self.run.adapter.routed(), attention_hooks(self.boost) as seen:
+        self.boost.length = self.context.ids.shape[1] if tokens is None else self.boost.length + 1
+        with self.context.adapter.routed(), attention_hooks(self.boost) as seen:
             logits = self.main.next(tokens)
         check_bound(seen, self.layers)
         return logits

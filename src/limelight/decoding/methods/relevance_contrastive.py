@@ -17,7 +17,7 @@ from torch import Tensor
 
 from limelight.decoding.dual import check_composite, explainer
 from limelight.decoding.methods.meter import measure, meter_stream
-from limelight.decoding.strategy import Capabilities, Run, StepOutput
+from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
 from limelight.errors import SettingError
 from limelight.grounding.gate import Gate
 
@@ -64,16 +64,16 @@ class RelevanceContrastive:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> RelevanceContrastiveSession:
-        return RelevanceContrastiveSession(self, run)
+    def session(self, context: GenerationContext) -> RelevanceContrastiveSession:
+        return RelevanceContrastiveSession(self, context)
 
 
 class RelevanceContrastiveSession:
-    def __init__(self, strategy: RelevanceContrastive, run: Run) -> None:
-        self.strategy, self.run = strategy, run
+    def __init__(self, strategy: RelevanceContrastive, context: GenerationContext) -> None:
+        self.strategy, self.context = strategy, context
         self.gate = Gate(strategy.gate, strategy.threshold)
         self.count = 0
-        self.dual = meter_stream(run, strategy.composite)
+        self.dual = meter_stream(context, strategy.composite)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits, phi, split = measure(self.dual, tokens)
@@ -82,7 +82,7 @@ class RelevanceContrastiveSession:
         opened = self.gate.opens(logits, phi) & (alpha != 0)
         out = amplified(logits, phi, alpha, self.strategy.beta)
         out = torch.where(opened[:, None], out, logits)
-        return StepOutput(out, explain=explainer(self.run, logits, phi, split=split, opened=opened))
+        return StepOutput(out, explain=explainer(self.context, logits, phi, split=split, opened=opened))
 
 
 def amplified(logits: Tensor, phi: Tensor, alpha: float, beta: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import disturbed
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
-from limelight.decoding.strategy import Capabilities, Run
+from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.errors import SettingError
 
 STEPS = 1000
@@ -62,14 +62,14 @@ class Vcd:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def session(self, run: Run) -> ContrastSession:
+    def session(self, context: GenerationContext) -> ContrastSession:
         """Raises SettingError when the processor's tensors are not at hand."""
 
         def noised(name: str, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
             return diffused(features, noise_like(features, inputs, self.seed), self.noise_step)
 
-        contrast = disturbed(run, noised, method="vcd")
-        return ContrastSession(run, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
+        contrast = disturbed(context, noised, method="vcd")
+        return ContrastSession(context, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
 
 
 def diffused(x: Tensor, noise: Tensor, step: int) -> Tensor:

@@ -28,6 +28,7 @@ SUPPORTED = {"transformers": ">=5.23,<5.24", "torch": ">=2.6", "accelerate": ">=
 PARTS: Mapping[str, str] = {
     "ACT2FN": "transformers.activations",
     "ALL_STATIC_CACHE_IMPLEMENTATIONS": "transformers.generation.configuration_utils",
+    "BaseVideoProcessor": "transformers.video_processing_utils",  # transformers itself shows it beside torchvision only
     "CLIPEncoder": "transformers.models.clip.modeling_clip",
     "CLIPImageProcessorPil": "transformers.models.clip.image_processing_pil_clip",
     "CausalLMOutputWithPast": "transformers.modeling_outputs",

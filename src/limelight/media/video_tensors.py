@@ -18,13 +18,13 @@ import transformers
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BaseVideoProcessor
 
 from limelight import compat
 from limelight.compat import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
     PROCESSOR_MAPPING_NAMES,
+    BaseVideoProcessor,
     ChannelDimension,
     PILImageResampling,
     Qwen3VLVideoProcessor,

@@ -327,7 +327,7 @@ def test_several_answers_are_refused_wherever_they_are_asked_for(picture: Image.
             ask_it(adapter, None, prompt, do_sample=True, max_new_tokens=1)
 
 
-@pytest.mark.parametrize("bad", [5, 1.5, object(), {1, 2}], ids=str)
+@pytest.mark.parametrize("bad", [5, 1.5, object(), {1, 2}], ids=lambda x: type(x).__name__)
 def test_what_are_no_messages_at_all(vision: Adapter, bad: Any) -> None:
     with pytest.raises(PromptError) as caught:
         limelight.generate(vision, None, bad)

@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import limelight
 from limelight.decoding.strategy import Detail, GenerationContext, StepOutput, TokenSampler
-from limelight.errors import NotFiniteError, PromptError, UnsupportedError
+from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute
 from limelight.types import Step
@@ -245,6 +245,35 @@ def test_nan_logits_of_a_strategy_raise() -> None:
     with pytest.raises(NotFiniteError) as caught:
         run(built("llava"), Nan())
     assert caught.value.hint
+
+
+def test_a_cut_and_a_processor_that_leave_no_token_are_told() -> None:
+    adapter = built("llava", torch.float32)
+    fn = limelight.custom_generate(OnlyEnd())
+    with pytest.raises(SettingError, match=r"every token is barred at token 0 of row 0: only-end") as caught:
+        adapter.model.generate(
+            **inputs_of(adapter), custom_generate=fn, max_new_tokens=4, min_new_tokens=2,
+            eos_token_id=2, do_sample=False,
+        )  # fmt: skip
+    assert "lower beta" in caught.value.hint
+
+
+class OnlyEnd:
+    """Cuts every token but the end of text, which min_new_tokens bars."""
+
+    name = "only-end"
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def session(self, context: GenerationContext) -> Any:
+        class Session:
+            def next(self, tokens: Tensor | None) -> StepOutput:
+                logits = torch.full((context.ids.shape[0], context.adapter.traits.vocab), float("-inf"))
+                logits[:, 2] = 1.0
+                return StepOutput(logits)
+
+        return Session()
 
 
 def test_what_a_strategy_knows_becomes_the_step() -> None:

@@ -271,6 +271,13 @@ def decode(
                 processed = (
                     step_output.logits if step_output.decided else context.sampler.scores(ids, step_output.logits)
                 )
+            barred = torch.isneginf(processed.amax(dim=-1)) & unfinished
+            if bool(barred.any()) and not step_output.decided:
+                raise SettingError(
+                    f"every token is barred at token {len(steps[0])} of row {int(barred.nonzero()[0])}: {strategy.name}'s "
+                    "plausibility cut and the logits processors leave none",
+                    hint="lower beta (the cut), or the settings that bar tokens (min_new_tokens, bad_words_ids, ...)",
+                )
             tokens = context.sampler.pick(processed)
             if has_eos and pad is not None:
                 tokens = torch.where(unfinished, tokens, pad.to(tokens.device))

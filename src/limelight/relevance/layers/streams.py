@@ -57,7 +57,7 @@ def recognise(name: str, decoder: Any) -> Iterator[ModuleMatch]:
         return
     if isinstance(layers, nn.ModuleList):
         spec = StreamsSpec(ref(decoder), tuple(lists[0]), tuple(lists[1]), layers[0], layers[-1], norm)
-        yield ModuleMatch("streams", "streams", layers, spec)
+        yield ModuleMatch("streams", "layers", layers, spec)
 
 
 def _square(module: Any) -> bool:

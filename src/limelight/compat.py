@@ -119,6 +119,7 @@ PRIVATE: Mapping[str, Private] = {
     "_forward_hooks": Private(_MODULE, "attribute"),
     "_forward_pre_hooks": Private(_MODULE, "attribute"),
     "_modules": Private(_MODULE, "attribute"),
+    "_parameters": Private(_MODULE, "attribute"),
     "_orig_mod": Private("torch._dynamo.eval_frame:OptimizedModule.__init__", "code"),
     "_torchdynamo_orig_callable": Private("torch._dynamo.eval_frame:_TorchDynamoContext.__call__", "code"),
     "_version": Private("torch:Tensor", "attribute"),
@@ -345,7 +346,10 @@ def built(cls: Any, config: Any, dtype: Any) -> Any:
 # --- modules of torch -----------------------------------------------------------------------------------------------
 
 
-def children(module: nn.Module) -> Mapping[str, nn.Module | None]:
+COMPILED_CALL = "_compiled_call_impl"  # in vars(module): what module.compile() has made of its call
+
+
+def children(module: nn.Module) -> dict[str, nn.Module | None]:
     """The modules directly inside; unlike ``named_children`` without a generator, for walks at every token."""
     return module._modules
 
@@ -364,15 +368,9 @@ def uncompiled_function(function: Any) -> Any:
     return getattr(function, "_torchdynamo_orig_callable", None)
 
 
-def compiled_call(module: nn.Module) -> Any:
-    """What ``module.compile()`` has made of the module's call, or None."""
-    require("_compiled_call_impl")
-    return vars(module).get("_compiled_call_impl")
-
-
-def set_compiled_call(module: nn.Module, value: Any) -> None:
-    """Set what :func:`compiled_call` returns."""
-    vars(module)["_compiled_call_impl"] = value
+def parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The module's own parameters, without a generator as :func:`children`."""
+    return module._parameters
 
 
 def forward_hooks(module: nn.Module) -> int:

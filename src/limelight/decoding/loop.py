@@ -253,7 +253,7 @@ def decode(
     own = OwnRelevance(context) if context.relevance else None
     if own is not None:
         context.require_prompt()
-    with _streaming(streamer, ids):
+    with _streaming(streamer, ids), context.adapter.listed():
         with context.adapter.exclusive():
             if capabilities.gradients:
                 require_gradients(context.adapter)

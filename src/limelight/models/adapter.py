@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from limelight.models.inputs.ready_masks import reaches
 from limelight.models.runtime.attention import no_attention_hooks, switched
 from limelight.models.runtime.capture import DecoderCall, capture
 from limelight.models.runtime.locks import lock_of
+from limelight.models.runtime.module_table import ModuleTable
 from limelight.models.runtime.offload import device_of
 from limelight.models.runtime.wrappers import uncompiled, unwrapped
 from limelight.models.spans import grown, layouts
@@ -58,6 +60,7 @@ class Adapter:
             )
         self.processor = processor
         self._inside = False
+        self._table: Callable[[], ModuleTable | None] = lambda: None
         self.charted: OrderedDict[Any, Any] = OrderedDict()  # see models.regions
         self.decoder: Any = detect.find_decoder(model)
         self.traits = detect.decoder_traits(model, self.decoder)
@@ -99,6 +102,23 @@ class Adapter:
         """Where token ids go in: the input embedding's device (``model.device`` may be ``meta`` when offloaded)."""
         return device_of(self.model.get_input_embeddings())
 
+    def table(self) -> ModuleTable:
+        """The model's modules as they are now. Hold it to keep it: the adapter only refers to it weakly."""
+        table = self._table()
+        if table is None:
+            table = ModuleTable(self.model, self.decoder, self.head)
+            self._table = ref(table)
+        else:
+            table.refresh()
+        return table
+
+    @contextmanager
+    def listed(self) -> Iterator[ModuleTable]:
+        """The model's modules are listed once for the whole block, and again only where one is exchanged. Not exclusive."""
+        with self.exclusive():
+            table = self.table()
+        yield table
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """This thread alone is inside the model, and its modules run uncompiled; may be nested."""
@@ -108,7 +128,8 @@ class Adapter:
                 return
             self._inside = True
             try:
-                with uncompiled(self.model):
+                table = self.table()
+                with uncompiled(self.model, table.everything):
                     yield
             finally:
                 self._inside = False
@@ -116,7 +137,7 @@ class Adapter:
     @contextmanager
     def routed(self) -> Iterator[None]:
         """The text stack's attention goes through limelight's function inside the block (exclusive)."""
-        with self.exclusive(), switched(self.decoder):
+        with self.exclusive(), switched(self.decoder, self.table().configs()):
             yield
 
     @contextmanager
@@ -124,7 +145,7 @@ class Adapter:
         """No parameter asks for a gradient inside the block (exclusive: another thread's end would thaw it): a graph
         through the model then keeps no activations for gradients of weights that nobody takes."""
         with self.exclusive():
-            asking = [p for p in self.model.parameters() if p.requires_grad and not p.is_inference()]
+            asking = [p for p in self.table().parameters() if p.requires_grad and not p.is_inference()]
             try:
                 for parameter in asking:
                     parameter.requires_grad_(False)

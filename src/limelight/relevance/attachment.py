@@ -3,12 +3,17 @@
 Two sets of rules on one model would act on each other's gradients. So whatever a block has put on comes off while a
 block within it holds, and is put on again after that one's end, whatever happened inside. Attention hooks of the caller
 stay; only the hook that belongs to a set of rules is exchanged, at its place among them.
+
+Rules are built once for as long as somebody holds the model's :class:`ModuleTable` (an answer, a dual stream, a block).
+Between two forwards they are off, so that anybody else finds the model as it is: what is built stays, and putting it on
+again exchanges entries of the instances' dictionaries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,47 +22,92 @@ from torch import nn
 from limelight.errors import HookError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook, active_hooks, check_bound, exactly_hooks
-from limelight.models.runtime.wrappers import modules_of
 from limelight.relevance.classify import classify_modules
 from limelight.relevance.composites import ATTN_LRP, Composite, composite_of
 from limelight.relevance.differentiable import check_differentiable
-from limelight.relevance.kind import ModuleMatch, nothing
+from limelight.relevance.kind import ModuleMatch, PutOn, Replacement, nothing
 from limelight.relevance.layers import gated_attention, output_head
 from limelight.relevance.layers.attention import AttentionRule
 from limelight.relevance.layers.router import routers
 from limelight.relevance.mode import Mode
 
-Putting = Callable[[ExitStack], tuple[AttentionHook, ...]]
+_Checking = AbstractContextManager[tuple[AttentionHook, ...]]
 
 
 class Attachment:
-    """What one block has put on a model.
+    """Rules that are built for a model, and are put on and taken off as often as wanted.
 
     Args:
-        rule: the attention hook of the rules; it takes the place of the surrounding block's.
-        put_on: puts everything else on and gives the stack what takes it off again; returns attention hooks that run
-            behind all others. Called again after a block within.
+        rule: their attention hook; it takes the place of the surrounding block's.
+        parts: what else is put on. Built around the modules' own forwards while nothing was attached.
+    """
+
+    def __init__(self, rule: AttentionHook, parts: Iterable[PutOn]) -> None:
+        self.rule = rule
+        self._forwards: list[tuple[dict[str, Any], Any, Any]] = []  # instance, its own forward, the rule's
+        self._others: list[PutOn] = []
+        for part in parts:
+            if isinstance(part, Replacement):
+                own = vars(part.module)
+                self._forwards.append((own, own.get("forward"), part.forward))
+            else:
+                self._others.append(part)
+        self._found: list[Any] = []
+
+    @property
+    def fits(self) -> bool:
+        """Whether the instances still have the forwards that the rules were built around. Ask the bare model."""
+        return all(own.get("forward") is before for own, before, _ in self._forwards)
+
+    def put_on(self, stack: ExitStack) -> None:
+        """Put everything on; ``stack`` takes it off again, also where putting on fails."""
+        self._found = [own.get("forward") for own, _, _ in self._forwards]
+        stack.callback(self._restore)
+        for own, _, forward in self._forwards:
+            own["forward"] = forward
+        for part in self._others:
+            stack.callback(part())
+
+    def _restore(self) -> None:
+        try:
+            self._put_back()
+        except BaseException:
+            self._put_back()  # all of it, where somebody interrupts
+            raise
+
+    def _put_back(self) -> None:
+        for (own, _, _), found in zip(self._forwards, self._found, strict=True):
+            if found is not None:
+                own["forward"] = found
+            else:
+                own.pop("forward", None)
+
+
+class _Block:
+    """One use of an attachment: it is on from :meth:`on` to :meth:`off`, which may be called in turns.
+
+    Args:
+        first: a context around every :meth:`on`; yields attention hooks that run behind all others.
 
     Attributes:
         runs: forwards of the decoder that ended under it.
         depth: forwards under way (capturing a prompt from within one is another).
     """
 
-    def __init__(self, rule: AttentionHook, put_on: Putting) -> None:
-        self.rule, self.put_on = rule, put_on
+    def __init__(self, attachment: Attachment, first: Callable[[], _Checking]) -> None:
+        self.attachment, self.first = attachment, first
         self.last: tuple[AttentionHook, ...] = ()
         self.runs = 0
         self.depth = 0
         self._stack = ExitStack()
 
     def on(self, decoder: Any) -> None:
-        """Put everything on; nothing stays where that fails."""
-        with ExitStack() as stack:
-            self.last = self.put_on(stack)
-            stack.callback(decoder.register_forward_pre_hook(self._enter).remove)
-            stack.callback(decoder.register_forward_hook(self._count).remove)
-            stack.callback(decoder.register_forward_hook(self._leave, always_call=True).remove)
-            self._stack = stack.pop_all()
+        """Put everything on. Where that fails, :meth:`off` takes off what is on."""
+        self.attachment.put_on(self._stack)
+        self.last = self._stack.enter_context(self.first())
+        self._stack.callback(decoder.register_forward_pre_hook(self._enter).remove)
+        self._stack.callback(decoder.register_forward_hook(self._count).remove)
+        self._stack.callback(decoder.register_forward_hook(self._leave, always_call=True).remove)
 
     def off(self, error: BaseException | None = None) -> None:
         stack, self._stack = self._stack, ExitStack()
@@ -73,11 +123,11 @@ class Attachment:
         self.depth -= 1
 
 
-_HELD: dict[int, list[Attachment | None]] = {}  # by id of the decoder, None where set aside; emptied as blocks end
+_HELD: dict[int, list[_Block | None]] = {}  # by id of the decoder, None where set aside; emptied as blocks end
 
 
 @contextmanager
-def set_aside(adapter: Adapter) -> Iterator[Attachment | None]:
+def set_aside(adapter: Adapter) -> Iterator[_Block | None]:
     """Inside, the model is without what the surrounding block has put on it, which is yielded. Exclusive.
 
     Raises:
@@ -104,56 +154,64 @@ def set_aside(adapter: Adapter) -> Iterator[Attachment | None]:
 
 
 @contextmanager
-def holding(adapter: Adapter, mine: Attachment, *hooks: AttentionHook) -> Iterator[set[int]]:
-    """``mine`` on the model, and the caller's further attention ``hooks``; yields the layers whose attention was called.
+def holding(
+    adapter: Adapter,
+    built: Callable[[], Attachment],
+    *hooks: AttentionHook,
+    first: Callable[[], _Checking] = lambda: nullcontext(()),
+) -> Iterator[tuple[_Block, set[int]]]:
+    """What ``built`` gives (asked while the model is bare) on the model, and the caller's further attention ``hooks``.
 
-    A hook that is active already is not run a second time.
+    Yields the block, and the layers whose attention was called. A hook that is active already is not run a second time.
     """
     key = id(adapter.decoder)
     with set_aside(adapter) as outer:
-        mine.on(adapter.decoder)
+        block = _Block(built(), first)
         held = _HELD.setdefault(key, [])
-        held.append(mine)
+        depth = len(held)
         try:
-            with exactly_hooks(*_joined(outer, mine, hooks)) as seen:
-                yield seen
+            held.append(block)
+            block.on(adapter.decoder)
+            with exactly_hooks(*_joined(outer, block, hooks)) as seen:
+                yield block, seen
         except BaseException as error:
-            mine.off(error)
+            block.off(error)
             raise
         else:
-            mine.off()
+            block.off()
         finally:
-            held.pop()
+            del held[depth:]
             if not held:
                 del _HELD[key]
 
 
-def _joined(outer: Attachment | None, mine: Attachment, hooks: tuple[AttentionHook, ...]) -> list[AttentionHook]:
+def _joined(outer: _Block | None, mine: _Block, hooks: tuple[AttentionHook, ...]) -> list[AttentionHook]:
     active = active_hooks()
-    own = () if outer is None else (outer.rule, *outer.last)
-    kept = [mine.rule if outer is not None and hook is outer.rule else hook for hook in active]
-    kept = [hook for hook in kept if not any(hook is other for other in own)]
-    if not any(hook is mine.rule for hook in kept):
-        kept.append(mine.rule)
+    own = () if outer is None else (outer.attachment.rule, *outer.last)
+    rule = mine.attachment.rule
+    kept = [rule if outer is not None and hook is outer.attachment.rule else hook for hook in active]
+    kept = [hook for hook in kept if hook is rule or not any(hook is other for other in own)]
+    if not any(hook is rule for hook in kept):
+        kept.append(rule)
     kept += [hook for hook in hooks if not any(hook is other for other in kept)]
     return [*kept, *mine.last]
 
 
-Structure = tuple[int, ...]
+Structure = tuple[object, ...]
 _MATCHES: WeakKeyDictionary[nn.Module, tuple[Structure, list[ModuleMatch]]] = WeakKeyDictionary()
 _GATES: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
 _DIFFERENTIABLE: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
 
 
 def structure(adapter: Adapter) -> Structure:
-    """Which module instances there are: adapters and quantisers exchange them. A walk over the modules: take it along."""
-    return (*map(id, modules_of(adapter.decoder)), id(adapter.head))
+    """Which instances of modules and weights there are now: adapters and quantisers exchange them."""
+    return adapter.table().identity
 
 
-def matches_of(adapter: Adapter, now: Structure | None = None) -> list[ModuleMatch]:
-    """The kinds of a model's modules, told once and again when modules have been exchanged (``now``: its structure)."""
-    now = structure(adapter) if now is None else now
+def matches_of(adapter: Adapter) -> list[ModuleMatch]:
+    """The kinds of a model's modules, told once and again when modules have been exchanged."""
     with adapter.exclusive():  # modules are probed by running them
+        now = structure(adapter)
         known = _MATCHES.get(adapter.decoder)
         if known is None or known[0] != now:
             with set_aside(adapter):
@@ -161,9 +219,9 @@ def matches_of(adapter: Adapter, now: Structure | None = None) -> list[ModuleMat
     return known[1]
 
 
-def require_gradients(adapter: Adapter, now: Structure | None = None) -> None:
+def require_gradients(adapter: Adapter) -> None:
     """Raise NotDifferentiableError when a linear layer or the head lets no gradient through."""
-    now = structure(adapter) if now is None else now
+    now = structure(adapter)
     if _DIFFERENTIABLE.get(adapter.decoder) != now:
         deciding = {id(r) for m in adapter.decoder.layers.modules() for _, r in routers(m)}
         parts = [(n, m) for n, m in adapter.decoder.layers.named_modules(prefix="layers") if id(m) not in deciding]
@@ -173,11 +231,15 @@ def require_gradients(adapter: Adapter, now: Structure | None = None) -> None:
 
 
 @contextmanager
-def gates_checked(adapter: Adapter, now: Structure | None = None) -> Iterator[tuple[AttentionHook, ...]]:
+def gates_checked(adapter: Adapter) -> Iterator[tuple[AttentionHook, ...]]:
     """The first forward inside is checked: gates of attention do what their rule takes them to do. Yields its hook."""
-    now = structure(adapter) if now is None else now
-    gates = [match for match in matches_of(adapter, now) if match.kind == gated_attention.KIND.name]
-    if not gates or _GATES.get(adapter.decoder) == now:
+    now = structure(adapter)
+    if _GATES.get(adapter.decoder) == now:
+        yield ()
+        return
+    gates = [match for match in matches_of(adapter) if match.kind == gated_attention.KIND.name]
+    if not gates:
+        _GATES[adapter.decoder] = now
         yield ()
         return
     runs: list[int] = []
@@ -189,6 +251,23 @@ def gates_checked(adapter: Adapter, now: Structure | None = None) -> Iterator[tu
         handle.remove()
     if runs:
         _GATES[adapter.decoder] = now
+
+
+def _backward(adapter: Adapter, composite: Composite) -> Attachment:
+    """The rules of a composite for backward passes, built once for a :class:`ModuleTable`. The model is bare."""
+    prepared = adapter.table().prepared
+    key = ("backward", id(composite))
+    known: Attachment | None = prepared.get(key, (None, None))[1]
+    if known is None or not known.fits:
+        mode = Mode(graph="surrogate", backward=True, divisors=composite.attention)
+        parts: list[PutOn] = []
+        if composite.rules:
+            for match in matches_of(adapter):
+                parts += composite.rules.get(match.kind, nothing)(match, mode)
+            parts.append(lambda: output_head.put_on(adapter))
+        known = Attachment(AttentionRule(composite.attention, adapter.table().ids), parts)
+        prepared[key] = (composite, known)  # the composite too: ids are given again
+    return known
 
 
 @contextmanager
@@ -207,25 +286,16 @@ def attached(adapter: Adapter, composite: Composite | str = ATTN_LRP, *hooks: At
         HookError: attention did not go through the hooks; or rules are attached in the middle of a forward that has some.
     """
     composite = composite_of(composite)
+
+    def checking() -> _Checking:
+        return gates_checked(adapter) if composite.rules else nullcontext(())
+
     with ExitStack() as stack:
         stack.enter_context(adapter.exclusive())
-        now = structure(adapter)
-        require_gradients(adapter, now)
-        matches = matches_of(adapter, now) if composite.rules else []
-        mode = Mode(graph="surrogate", backward=True, divisors=composite.attention)
-
-        def put_on(inner: ExitStack) -> tuple[AttentionHook, ...]:
-            for match in matches:
-                for part in composite.rules.get(match.kind, nothing)(match, mode):
-                    inner.callback(part())
-            if not composite.rules:
-                return ()
-            inner.callback(output_head.put_on(adapter))
-            return inner.enter_context(gates_checked(adapter, now))
-
+        require_gradients(adapter)
         stack.enter_context(adapter.routed())
-        mine = Attachment(AttentionRule(composite.attention, frozenset(now)), put_on)
-        seen = stack.enter_context(holding(adapter, mine, *hooks))
+        built = partial(_backward, adapter, composite)
+        block, seen = stack.enter_context(holding(adapter, built, *hooks, first=checking))
         yield
-        if mine.runs:
+        if block.runs:
             check_bound(seen, adapter.attending(seen))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -81,9 +80,19 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Undo:
     return undo
 
 
+class Replacement:
+    """What puts ``forward`` on ``module``. An attachment, which puts many on and takes them off, exchanges them itself."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self.module, self.forward = module, forward
+
+    def __call__(self) -> Undo:
+        return replace_forward(self.module, self.forward)
+
+
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> PutOn:
     """What puts ``forward`` on ``module``."""
-    return partial(replace_forward, module, forward)
+    return Replacement(module, forward)
 
 
 def hooked(*handles: Callable[[], Any]) -> PutOn:

@@ -7,10 +7,11 @@ of operations, so the logits are bit-equal. Hooks live in a ContextVar: two thre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -292,24 +293,29 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, fused.additive_mask)
 
 
+def configs_of(instances: Iterable[dict[str, Any]]) -> list[Any]:
+    """Every transformers config once, from the ``__dict__`` of each module (asking by getattr is slow)."""
+    found = {id(c): c for c in map(dict.get, instances, repeat("config")) if c is not None}
+    return [c for c in found.values() if compat.names_attention(c)]
+
+
 @contextmanager
-def switched(decoder: nn.Module) -> Iterator[None]:
-    """Route the attention of ``decoder`` (the text stack only) through :func:`attention` inside the block."""
+def switched(decoder: nn.Module, configs: Sequence[Any] | None = None) -> Iterator[None]:
+    """Route the attention of ``decoder`` (the text stack only) through :func:`attention` inside the block.
+
+    ``configs``: the transformers configs of its modules, where they are at hand (:meth:`ModuleTable.configs`).
+    """
     register()
-    before: list[tuple[Any, Any]] = []
-    seen: set[int] = set()
-    for module in modules_of(decoder):
-        config = vars(module).get("config")  # asking every module that has none by getattr is slow
-        if config is None or id(config) in seen or not compat.names_attention(config):
-            continue
-        seen.add(id(config))
-        before.append((config, compat.swap_attention_implementation(config, NAME)))
-    if not before:
+    configs = configs_of(map(vars, modules_of(decoder))) if configs is None else configs
+    if not configs:
         raise HookError(
             f"expected {type(decoder).__name__} or its layers to carry a transformers config, found none",
             hint="pass the transformers model itself, not a module taken out of it",
         )
+    before: list[tuple[Any, str | None]] = []
     try:
+        for config in configs:
+            before.append((config, compat.swap_attention_implementation(config, NAME)))
         yield
     finally:
         for config, value in before:

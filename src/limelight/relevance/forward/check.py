@@ -71,7 +71,7 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
     if piece.doors is not None:  # let something enter by every door
         embeds, one[piece.doors.where] = piece.doors.probe(piece.embeds, piece.kwargs[piece.doors.where], 1)
         kwargs[piece.doors.where] = piece.doors.probe(piece.embeds, piece.kwargs[piece.doors.where], 5)[1]
-    with torch.no_grad(), gates_checked(adapter, now) as hooks, adapter.routed(), attention_hooks(*hooks):
+    with torch.no_grad(), gates_checked(adapter) as hooks, adapter.routed(), attention_hooks(*hooks):
         own = _last(adapter.decoder(use_cache=False, **replace(piece, kwargs=one).arguments(embeds)))[0]
     with torch.no_grad(), rules.attached():
         rows = torch.cat([embeds, embeds / 2, embeds, embeds / -2, torch.zeros_like(embeds)])

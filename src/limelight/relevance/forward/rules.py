@@ -6,13 +6,12 @@ them stands in its file of :mod:`limelight.relevance.layers`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.attention import AttentionHook, active_hooks, check_bound
-from limelight.models.runtime.wrappers import modules_of
+from limelight.models.runtime.attention import active_hooks, check_bound
 from limelight.relevance.attachment import Attachment, holding, matches_of, set_aside
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite
 from limelight.relevance.forward.cache import DualCache
@@ -21,23 +20,57 @@ from limelight.relevance.mode import FALLBACK, Mode
 
 
 class JvpRules:
-    """The rules of one model in forward mode, built once and attached around every forward.
+    """The rules of one model in forward mode, built once and put on around every forward.
+
+    Args:
+        check: called when modules have been exchanged and the rules are built anew.
+
+    Attributes:
+        table: the model's modules, kept for as long as these rules.
 
     Raises:
         UnknownKindError, UnsupportedError: a composite or a module without a forward mode; the hint names the fallback.
     """
 
-    def __init__(self, adapter: Adapter, mode: Mode, cache: DualCache, composite: Composite = ATTN_LRP) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        mode: Mode,
+        cache: DualCache,
+        composite: Composite = ATTN_LRP,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         if composite not in (ATTN_LRP, CP_LRP):
             raise UnknownKindError(
                 f"{composite.name!r} has no forward mode", hint="use attnlrp or cp-lrp, or exact mode"
             )
         mode.cache, mode.divisors = cache, composite.attention
-        self.adapter, self.mode = adapter, mode
-        self.attention = DualAttention(mode, cache, composite.attention)
-        self.attention.only = frozenset(map(id, modules_of(adapter.decoder)))
+        self.adapter, self.mode, self.composite, self.check = adapter, mode, composite, check
+        self.rule = DualAttention(mode, cache, composite.attention)
         with set_aside(adapter):  # rules go around the modules' own forwards, and modules are probed by running them
-            self.parts = [p for match in matches_of(adapter) for p in composite.rules[match.kind](match, mode)]
+            self.table = adapter.table()
+            self._attachment = self._build()
+
+    def _build(self) -> Attachment:
+        matches = matches_of(self.adapter)
+        self.rule.only, self._built_for = self.table.ids, self.table.identity
+        return Attachment(
+            self.rule, [p for match in matches for p in self.composite.rules[match.kind](match, self.mode)]
+        )
+
+    @property
+    def current(self) -> bool:
+        """Whether the modules are those that the rules were built for."""
+        self.table.refresh()
+        return self.table.identity is self._built_for
+
+    def _built(self) -> Attachment:
+        if not self.current:
+            self._attachment = self._build()
+            self.check()
+        elif not self._attachment.fits:
+            self._attachment = self._build()
+        return self._attachment
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -46,13 +79,7 @@ class JvpRules:
         Raises:
             UnsupportedError: attention hooks of the caller are active, which forward mode does not run.
         """
-
-        def put_on(stack: ExitStack) -> tuple[AttentionHook, ...]:
-            for part in self.parts:
-                stack.callback(part())
-            return ()
-
-        with self.adapter.routed(), holding(self.adapter, Attachment(self.attention, put_on)) as seen:
+        with self.adapter.routed(), holding(self.adapter, self._built) as (_, seen):
             others = sorted({type(h).__name__ for h in active_hooks() if h.only is None})
             if others:
                 raise UnsupportedError(

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from limelight import compat
 from limelight.errors import HookError
-from limelight.models.runtime.wrappers import modules_of
 
 if TYPE_CHECKING:
     from limelight.relevance.forward.stream import DualOutput, DualStream
@@ -58,6 +57,8 @@ class StaticStep:
         self.steps += 1
         if self.steps <= self.after:
             return False
+        if not self.stream.rules.current:  # what is captured would run the modules that are gone
+            self.graph, self.hidden, self._possible = None, None, None
         if self._possible is None:
             self._possible = self._can()
         return self._possible
@@ -71,7 +72,7 @@ class StaticStep:
         if any(isinstance(call.kwargs[k], (Tensor, list, tuple, dict)) for k in others):
             return False
         device = call.embeds.device
-        modules = [*modules_of(stream.adapter.decoder), stream.adapter.head]
+        modules = stream.rules.table.modules
         own = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
         return all(t.device == device for t in own) and all(compat.accelerate_hook(m) is None for m in modules)
 

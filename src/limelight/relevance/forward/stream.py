@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,8 +107,9 @@ class DualStream:
                 )
         self.mode = Mode(batch=self.batch)
         self.cache = DualCache(call.length - front + reserve, reading(adapter, call))
-        self.rules = JvpRules(adapter, self.mode, self.cache, composite)
-        require_forward_mode(adapter, call, composite)
+        check = partial(require_forward_mode, adapter, call, composite)
+        self.rules = JvpRules(adapter, self.mode, self.cache, composite, check)
+        check()
         self.mask = call.mask
         self.embeds = call.embeds[:, -1:]
         self.where: Tensor | None = None if call.doors is None else call.kwargs[call.doors.where][:, -1:]

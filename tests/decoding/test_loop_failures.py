@@ -312,3 +312,15 @@ def test_a_chooser_leaves_the_logits_alone() -> None:
     assert not sampler.scores(torch.zeros(2, 1).long(), logits).any()
     assert torch.equal(logits, before)
     assert torch.equal(TokenSampler(None, sample=False).scores(torch.zeros(2, 1).long(), logits), logits)
+
+
+@pytest.mark.parametrize("strategy", ["vcd", "relevance-contrastive", "dola", "m3id", "pai", "avisc"])
+def test_where_the_cut_leaves_only_barred_tokens_the_unchanged_model_decides(strategy: str) -> None:
+    """A cut of 1 leaves the likeliest token alone, and it is barred: the next likeliest follows."""
+    adapter = built("llava", torch.float32)
+    inputs = inputs_of(adapter)
+    first = int(adapter.model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1])
+    barred = {"max_new_tokens": 1, "do_sample": False, "bad_words_ids": [[first]]}
+    expected = adapter.model.generate(**inputs, **barred)
+    fn = limelight.custom_generate(limelight.strategy(strategy, beta=1.0), tensors=inputs)
+    assert torch.equal(adapter.model.generate(**inputs, **barred, custom_generate=fn), expected)

@@ -16,7 +16,7 @@ import pytest
 
 from limelight.server.limits import Limits
 from limelight.server.pages import packed
-from limelight.server.protocol import room_for_connections
+from limelight.server.protocol import REFUSAL_TURNS, room_for_connections
 from tests.server.conftest import MODEL, Gate, Running, Serve, ask, until
 from tests.server.process import serving
 
@@ -204,8 +204,8 @@ def test_room_for_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     for soft, most in ((10_000, 512), (400, 400), (64, 64), (resource.RLIM_INFINITY, 512)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         connections, backlog = room_for_connections(Limits())
-        assert 8 <= connections <= most
-        assert connections + backlog <= max(soft, 16) or soft == resource.RLIM_INFINITY
+        assert 4 <= connections <= most
+        assert connections + REFUSAL_TURNS * backlog <= soft or soft == resource.RLIM_INFINITY
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What a row of the zoo is, and the two helpers every row goes through: `enliven` and `family`."""
 
+import dis
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,8 +138,13 @@ def missing_classes(make: Callable[[], Model]) -> frozenset[str]:
     """Classes by which ``make`` builds its model and that the installed transformers does not have."""
     code = getattr(make, "__code__", None)
     names = () if code is None else code.co_names
-    here = make.__globals__ if code is not None else {}
+    here = set() if code is None else {*make.__globals__, *_imported(code)}
     return frozenset(n for n in names if n[0].isupper() and n not in here and not hasattr(transformers, n))
+
+
+def _imported(code: Any) -> set[str]:
+    """Names that a function imports itself."""
+    return {i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_FROM"}
 
 
 def family(

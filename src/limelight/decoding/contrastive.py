@@ -91,7 +91,7 @@ class ContrastSession:
             other = self.contrast.next(tokens)
         self.count += 1
         out = self.combine(plain, other, self.count)
-        return StepOutput(out, details(plain, out))
+        return StepOutput(out, details(plain, out), unchanged=plain)
 
     def cache(self) -> Any:
         return self.main.cache

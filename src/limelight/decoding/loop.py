@@ -268,9 +268,10 @@ def decode(
                     hint="try float32, or a smaller lr / alpha",
                 )
             with context.adapter.exclusive():  # guidance runs the model
-                processed = (
-                    step_output.logits if step_output.decided else context.sampler.scores(ids, step_output.logits)
-                )
+                processed = step_output.logits
+                if not step_output.decided:
+                    processed = context.sampler.scores(ids, processed)
+                    processed = context.sampler.uncut(ids, processed, step_output.unchanged)
             barred = torch.isneginf(processed.amax(dim=-1)) & unfinished
             if bool(barred.any()) and not step_output.decided:
                 raise SettingError(

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from limelight.decoding.processors import applied, foreseen, prepared
+from limelight.decoding.processors import applied, foreseen, prepared, stateless
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.detect import MODALITY_IDS
@@ -37,7 +37,8 @@ class StepOutput:
     ``details`` has a Detail a row where it does not depend on the token; ``explain(row, token)`` is asked after the
     choice where it does (it may be costly, and is asked only for rows still running). ``decided``: the session has
     chosen itself, processors included, so that the loop takes the argmax as it is. ``last`` [B]: rows whose answer ends
-    with this token, whatever the stopping criteria say.
+    with this token, whatever the stopping criteria say. ``unchanged`` [B, V]: the logits of the unchanged model where
+    ``logits`` are cut to what it finds plausible; they decide where processors bar all that the cut leaves.
     """
 
     logits: Tensor
@@ -45,6 +46,7 @@ class StepOutput:
     explain: Callable[[int, int], Detail] | None = None
     decided: bool = False
     last: Tensor | None = None
+    unchanged: Tensor | None = None
 
     def detail(self, row: int, token: int) -> Detail:
         if self.explain is not None:
@@ -72,6 +74,17 @@ class TokenSampler:
         """Processed logits ``[B, V]`` of the token to emit. Processors may keep state: the loop alone calls this, once
         per token; inside a step ask :meth:`foreseen`."""
         return applied(self.processors, ids, logits)
+
+    def uncut(self, ids: Tensor, processed: Tensor, unchanged: Tensor | None) -> Tensor:
+        """``processed`` [B, V]; a row in which nothing is left takes the processed ``unchanged`` logits instead.
+
+        Transformers' own processors can be asked a second time, anybody's only if they keep no state: otherwise the row
+        stays as it is.
+        """
+        barred = torch.isneginf(processed.amax(dim=-1))
+        if unchanged is None or not bool(barred.any()) or not all(stateless(p) for p in self.processors):
+            return processed
+        return torch.where(barred[:, None], self.foreseen(ids)(unchanged), processed)
 
     def foreseen(self, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """Logits ``[B, V]`` -> what ``scores`` would make of them, for choices inside the step that follows ``ids``

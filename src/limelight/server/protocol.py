@@ -25,6 +25,7 @@ from limelight.server.limits import Limits
 from limelight.server.problems import ApiError
 
 READ_BYTES = 32_768  # of one read: parsing them blocks the event loop
+REFUSAL_TURNS = 5  # of asyncio's loop: accept, make the transport, tell the protocol, abort, close
 SPARE_DESCRIPTORS = 64  # for files, and pipes to other processes
 MANY_CHUNKS, SMALL_CHUNK = 1024, 64
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -164,7 +165,11 @@ def bounded_protocol(limits: Limits, most: int) -> Callable[..., BoundedProtocol
 
 
 def room_for_connections(limits: Limits) -> tuple[int, int]:
-    """``(connections, backlog)`` that the process has descriptors for; as many as the backlog are accepted in one go."""
+    """``(connections, backlog)`` that the process has descriptors for.
+
+    asyncio accepts as many as the backlog in one turn of its loop, and a connection that is refused is closed
+    ``REFUSAL_TURNS`` turns later.
+    """
     try:
         import resource
     except ImportError:  # not POSIX
@@ -177,8 +182,8 @@ def room_for_connections(limits: Limits) -> tuple[int, int]:
     except OSError:
         used = 64
     room = max(soft - used - SPARE_DESCRIPTORS, 16)
-    backlog = max(8, min(128, room // 4))
-    return max(8, min(limits.connections, room - backlog)), backlog
+    backlog = max(2, min(128, room // (2 * REFUSAL_TURNS)))
+    return max(4, min(limits.connections, room - REFUSAL_TURNS * backlog)), backlog
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -84,7 +84,7 @@ class DecoSession:
         out = (
             plain if s.alpha == 0 else corrected(plain, self.exits.logits().to(plain.dtype), s.alpha, s.top_k, s.top_p)
         )
-        return StepOutput(out, details(plain, out))
+        return StepOutput(out, details(plain, out), unchanged=plain)
 
     def cache(self) -> Any:
         return self.stream.cache

@@ -98,7 +98,7 @@ class DolaSession:
         chosen = distance(final, others).argmax(dim=0)
         base = others[chosen, torch.arange(len(chosen), device=chosen.device)]
         out = cut(torch.where(torch.isneginf(final), final, final - base), plain, self.strategy.beta)
-        return StepOutput(out, details(plain, out))
+        return StepOutput(out, details(plain, out), unchanged=plain)
 
     def cache(self) -> Any:
         return self.stream.cache

@@ -119,8 +119,8 @@ class PaiSession:
             out = guided(logits, self.contrast.next(tokens), self.strategy.gamma - 1, self.strategy.beta)
         if self.plain is None:
             active = self.strategy.alpha > 0 or self.contrast is not None
-            return StepOutput(out, (Detail(intervened=active),) * out.shape[0])
-        return StepOutput(out, details(self.plain.next(tokens), out))
+            return StepOutput(out, (Detail(intervened=active),) * out.shape[0], unchanged=logits)
+        return StepOutput(out, details(self.plain.next(tokens), out), unchanged=logits)
 
     def cache(self) -> Any:
         return self.main.cache

@@ -82,7 +82,9 @@ class RelevanceContrastiveSession:
         opened = self.gate.opens(logits, phi) & (alpha != 0)
         out = amplified(logits, phi, alpha, self.strategy.beta)
         out = torch.where(opened[:, None], out, logits)
-        return StepOutput(out, explain=explainer(self.context, logits, phi, split=split, opened=opened))
+        return StepOutput(
+            out, explain=explainer(self.context, logits, phi, split=split, opened=opened), unchanged=logits
+        )
 
 
 def amplified(logits: Tensor, phi: Tensor, alpha: float, beta: float) -> Tensor:

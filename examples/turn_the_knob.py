@@ -1,4 +1,4 @@
-"""How far must the percept be trusted before a misleading hint loses?"""
+"""How far must the media be trusted before a misleading hint loses?"""
 
 import json
 from importlib.resources import files

@@ -6,7 +6,7 @@ Run: python examples/when_was_it_heard.py
 import limelight
 from limelight.demo.sound_language import DESCRIBE
 from limelight.demo.sounds import recording, render
-from limelight.report.heard import heard
+from limelight.report.word_times import word_interval
 from limelight.report.words import word_relevance, words
 
 adapter = limelight.load("demo-audio")
@@ -16,6 +16,6 @@ for event in one.events:
 said = limelight.generate(adapter, messages=DESCRIBE, media={"audio": (render(one), 16000)}, max_new_tokens=20)
 print(said.text)
 for word in words(said):
-    place = heard(word_relevance(said, word))
+    place = word_interval(word_relevance(said, word))
     if place is not None and word.text.isalpha():
         print(f"half of the support of {word.text:>8} lies in {place[0]:.1f}-{place[1]:.1f} s")

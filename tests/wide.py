@@ -74,7 +74,7 @@ def latent() -> Adapter:
 
 
 def prompt(name: str, adapter: Adapter, row: int | None = 0) -> tuple[dict[str, Tensor], DecoderCall, Tensor]:
-    """Inputs (of one row, or the padded batch), the captured call, and where the percept is ``[B, T]``."""
+    """Inputs (of one row, or the padded batch), the captured call, and where the media are ``[B, T]``."""
     tiny = ZOO[name]
     if row is None:
         assert tiny.batch is not None

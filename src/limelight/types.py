@@ -31,7 +31,7 @@ class Span:
     """A half-open run ``[start, stop)`` of positions of one modality.
 
     ``grid`` is the layout of the positions where it is known: ``(rows, columns)`` of a picture, ``(frames, rows,
-    columns)`` of a video. ``margin`` is how many of its last columns hold no percept (newline embeddings, row breaks).
+    columns)`` of a video. ``margin`` is how many of its last columns hold no media (newline embeddings, row breaks).
     ``seconds`` is the length of sound that one position stands for. ``region`` and ``interval`` say which part of the
     original picture, film or sound the positions show (None: not known).
 
@@ -303,7 +303,7 @@ class Step:
         plain: the token the unchanged model would have chosen greedily, when the strategy knows it.
         losses: name -> values, one an optimisation step.
         candidates: (token id, spelling, logit, Phi_M) of the top candidates, when a meter ran.
-        flagged: the chosen token is not supported by the percept while a rival is (the meter's flag).
+        flagged: the chosen token is not supported by the media while a rival is (the meter's flag).
         contributions: modality -> its part of the token's logit ``l``, by the meter in forward mode:
             ``|Phi_m| / (sum_m |Phi_m| + |l - sum_m Phi_m|)`` with Phi_m summed over the modality's positions, signs and all;
             text is the rest. In [0, 1], summing to 1. {} where no meter ran. Not comparable with ``shares``, in which

@@ -28,15 +28,15 @@ def test_media_are_read_as_the_model_gets_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("percept", "media"),
+    ("spans", "media"),
     [
         (("image", 16, (4, 4), None), {"image": [picture()]}),
         (("audio", 50, None, 0.04), {"audio": [tone(2.0, 16000)]}),
         (("video", 36, (4, 3, 3), None), {"video": [[picture() for _ in range(8)]]}),
     ],
 )
-def test_every_medium_is_drawn(percept: Any, media: dict[str, Any], tmp_path: Path) -> None:
-    said = generation(prompt(percept, media=media), [" A", " dog"])
+def test_every_medium_is_drawn(spans: Any, media: dict[str, Any], tmp_path: Path) -> None:
+    said = generation(prompt(spans, media=media), [" A", " dog"])
     shown = output.shown_media(said.prompt)
     word = output.draw_word(said, shown, "dog", tmp_path / "o.png")
     assert word.text == "dog"

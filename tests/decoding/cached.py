@@ -30,7 +30,7 @@ def run(adapter: Adapter, inputs: Inputs, tokens: int = 1, *, processors: Any = 
     given = settings.pop("strategy", None) or lime_cached(**settings)
     more = {} if processors is None else {"logits_processor": LogitsProcessorList(processors)}
     return adapter.model.generate(
-        **inputs, custom_generate=limelight.custom_generate(given, whole=adapter), max_new_tokens=tokens, do_sample=False,
+        **inputs, custom_generate=limelight.custom_generate(given, parent_model=adapter), max_new_tokens=tokens, do_sample=False,
         return_dict_in_generate=True, output_logits=True, **more,
     )  # fmt: skip
 
@@ -88,9 +88,9 @@ def paper_weights(
     return torch.autograd.grad(loss, relevance)[0]
 
 
-def weights_c(objective: str, reward: str, percept: Tensor, said: int, paper: Tensor | None) -> Tensor:
+def weights_c(objective: str, reward: str, media_mask: Tensor, said: int, paper: Tensor | None) -> Tensor:
     """The twin's weights ``[C, T]``: what is rewarded first; words said so far are text (paper: they weigh nothing)."""
-    m = nn.functional.pad(percept.double(), (0, said))
+    m = nn.functional.pad(media_mask.double(), (0, said))
     t = 1 - m
     if reward == "text":
         m, t = t, m
@@ -121,9 +121,9 @@ def check_against_twin(
     with recorded(traits.heads // traits.kv_heads, strategy.heads == "kv") as gradients:
         output = run(adapter, inputs, tokens, strategy=strategy, processors=processors)
     call = gradients.call
-    percept = (adapter.modality_ids(inputs) > 0)[0]
+    media_mask = (adapter.modality_ids(inputs) > 0)[0]
     composite = COMPOSITES[strategy.composite]
-    where = percept if strategy.reward == "modality" else ~percept
+    where = media_mask if strategy.reward == "modality" else ~media_mask
     paper = None
     layers = tuple(sorted(adapter.attention_layers)) if strategy.layers is None else strategy.layers
     settings = twin.Rules(
@@ -143,8 +143,8 @@ def check_against_twin(
         if strategy.objective == "paper" and (j == 0 or (strategy.refresh and j % strategy.refresh == 0)):
             grown = nn.functional.pad(where, (0, said), value=strategy.reward == "text")
             paper = paper_weights(adapter, call, grown, strategy.tau, composite, choose)
-        c = weights_c(strategy.objective, strategy.reward, percept, said, paper)
-        counts = (int(percept.sum()), call.length - int(percept.sum()))
+        c = weights_c(strategy.objective, strategy.reward, media_mask, said, paper)
+        counts = (int(media_mask.sum()), call.length - int(media_mask.sum()))
         counts = counts if strategy.reward == "modality" else counts[::-1]
 
         def sequence(ids: list[int], c: Tensor, dk: Any, dv: Any, call: DecoderCall = call) -> tuple[Tensor, Tensor]:

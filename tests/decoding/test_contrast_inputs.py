@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limelight.decoding.contrast_inputs import disturbed, inserted, percept, without
+from limelight.decoding.contrast_inputs import disturbed, inserted, media_mask, without
 from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError, UnsupportedError
 
@@ -30,9 +30,9 @@ def prompt(**kwargs: Any) -> GenerationContext:
     return GenerationContext(adapter, IDS, given, MODALITY, MASK.bool(), None, config)  # type: ignore[arg-type]
 
 
-def test_without_the_percept() -> None:
+def test_without_the_media() -> None:
     run = prompt(mm_encoder_outputs={"image": 1}, pixel_values=torch.zeros(2, 3, 4, 4))
-    stream = without(run, percept(run))
+    stream = without(run, media_mask(run))
     assert stream.ids.tolist() == [[1, 30, 40, 41], [0, 1, 40, 41]]
     assert stream.kwargs["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
     assert stream.kwargs["position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
@@ -43,7 +43,7 @@ def test_without_the_percept() -> None:
 def test_without_on_several_axes() -> None:
     run = prompt()
     run.kwargs["position_ids"] = run.kwargs["position_ids"].expand(4, 2, 6)
-    stream = without(run, percept(run))
+    stream = without(run, media_mask(run))
     assert stream.kwargs["position_ids"].shape == (4, 2, 4)
     assert stream.kwargs["position_ids"][3].tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
 

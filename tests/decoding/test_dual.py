@@ -63,7 +63,7 @@ def test_candidates_are_the_top_with_logit_and_phi() -> None:
 @pytest.mark.parametrize(
     ("chosen", "rival", "others", "flagged"),
     [
-        (-1.0, 1.0, 0.0, True),  # the percept speaks against the choice and for a rival
+        (-1.0, 1.0, 0.0, True),  # the media speak against the choice and for a rival
         (-1.0, -0.5, 0.2, False),  # against both
         (1.0, -1.0, 0.0, False),  # for the choice
         (1.0, 2.0, -1.0, False),  # for the choice, more so for the rival
@@ -111,7 +111,7 @@ def test_captured_gives_tensors_that_enter_a_graph() -> None:
     assert modality[0].nonzero()[:, 0].tolist() == list(range(3, 19))
 
 
-def test_a_prompt_without_a_percept_has_no_support_from_one() -> None:
+def test_a_prompt_without_a_media_has_no_support_from_one() -> None:
     adapter = built("llava")
     words = {"input_ids": torch.tensor([[1, 31, 32]]), "attention_mask": torch.ones(1, 3).long()}
     where = torch.zeros(1, 3, dtype=torch.long)

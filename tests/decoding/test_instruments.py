@@ -12,7 +12,7 @@ from limelight.decoding.instruments import (
     check_layers,
     final_norm,
     first_input,
-    masked_percept,
+    masked_media,
     mlp_of,
     post_hook,
     pre_hook,
@@ -48,11 +48,11 @@ def test_exits_are_the_layers_before_the_final_norm() -> None:
     torch.testing.assert_close(exits.logits(), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_the_percept_can_be_masked_by_position() -> None:
+def test_the_media_can_be_masked_by_position() -> None:
     adapter, inputs = deep(), deep_inputs()
     keep = ~percept_of(adapter, inputs)
     keep[0, 5] = True
-    with torch.no_grad(), masked_percept(adapter, keep):
+    with torch.no_grad(), masked_media(adapter, keep):
         got = adapter.model(**inputs).logits[0, -1]
     embeds = stack.prompt(adapter.model, inputs, torch.zeros(1, 0, dtype=torch.long)) * keep[0][:, None]
     torch.testing.assert_close(got, stack.run(adapter.model, embeds).logits[-1], atol=1e-5, rtol=1e-5)
@@ -65,11 +65,11 @@ def test_deepstack_is_masked_with_its_positions() -> None:
     louder = {k: v * 2 + 1 if v.is_floating_point() else v for k, v in inputs.items()}
     with torch.no_grad():
         plain = adapter.model(**inputs).logits[0, -1]
-        with masked_percept(adapter, torch.ones_like(places)):
+        with masked_media(adapter, torch.ones_like(places)):
             torch.testing.assert_close(adapter.model(**inputs).logits[0, -1], plain)
         blind = []
         for media in (inputs, louder):
-            with masked_percept(adapter, ~places):
+            with masked_media(adapter, ~places):
                 blind.append(adapter.model(**media).logits[0, -1])
     torch.testing.assert_close(*blind)
     assert not torch.allclose(blind[0], plain)

@@ -76,7 +76,7 @@ def test_every_strategy_that_sees_honours_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["blip2", "gemma3", "gemma3n", "mllama", "qwen2_5_vl_video", "qwen3_vl", "salmonn"])
-def test_by_whatever_door_the_percept_enters(name: str) -> None:
+def test_by_whatever_door_the_media_enters(name: str) -> None:
     adapter, inputs = double(name), inputs_of(name)
     out = run(adapter, inputs, made("m3id"), n=2, bind={"details": True, "whole": adapter})
     assert out.steps is not None

@@ -29,7 +29,7 @@ from tests.zoo.parts import TEXT
 
 IDS = torch.tensor([[1, 31, 32, 41, 42, 43], [1, 41, 32, 31, 42, 33]])
 INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
-FREE = ("greedy", "meter", "dola", "deco")  # strategies that need no percept
+FREE = ("greedy", "meter", "dola", "deco")  # strategies that need no media
 MORE = ("llava_next", "qwen3_vl", "gemma3n", "idefics3", "phi4_multimodal", "internvl")
 
 
@@ -68,7 +68,7 @@ def test_text_on_every_family_is_the_models_own_and_all_text(name: str) -> None:
     assert relevance.shares() == {"text": 1.0}
     assert len(relevance.scores) == 6
     for strategy in ("greedy", "meter"):
-        got = decoded(adapter.model, INPUTS, limelight.strategy(strategy), whole=adapter)
+        got = decoded(adapter.model, INPUTS, limelight.strategy(strategy), parent_model=adapter)
         assert torch.equal(got.sequences, want), strategy
         for step in (s for row in got.steps for s in row):
             assert step.shares == {"text": 1.0}
@@ -178,7 +178,7 @@ def test_batches_mix_rows_with_and_without_pictures(demo: Adapter, name: str, ba
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "qwen2_audio"])
 def test_mixed_batches_of_tensors(name: str) -> None:
-    from limelight.decoding.many import collate
+    from limelight.decoding.collate import collate
 
     adapter = built(name)
     inputs = adapter.complete(ZOO[name].inputs(adapter.model))
@@ -201,7 +201,7 @@ def test_a_mixed_batch_is_refused_by_what_needs_a_picture_in_every_row(demo: Ada
 
 
 def test_tensors_that_count_prompts_cannot_be_mixed() -> None:
-    from limelight.decoding.many import collate
+    from limelight.decoding.collate import collate
 
     adapter = built("mllama")
     inputs = ZOO["mllama"].inputs(adapter.model)

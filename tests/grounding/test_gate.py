@@ -30,7 +30,7 @@ def test_uncertain_does_not_depend_on_a_shift_of_the_logits() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
-def test_ungrounded_opens_where_the_percept_has_little_part_in_the_top_token(threshold: float) -> None:
+def test_ungrounded_opens_where_the_media_has_little_part_in_the_top_token(threshold: float) -> None:
     logits = torch.tensor([[2.0, 1.0], [3.0, 0.0], [-1.0, -4.0]])
     phi = torch.tensor([[1.5, 9.0], [-1.0, 9.0], [0.0, 9.0]])
     shares = [1.5 / 2.0, 1.0 / 5.0, 0.0]  # |Phi| / (|Phi| + |l - Phi|)

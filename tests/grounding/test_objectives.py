@@ -35,7 +35,7 @@ def rows() -> tuple[Tensor, Tensor, Tensor]:
     return relevance, modality, valid
 
 
-def test_paper_loss_is_the_mean_negative_log_softmax_over_the_percept() -> None:
+def test_paper_loss_is_the_mean_negative_log_softmax_over_the_media() -> None:
     relevance, modality, valid = rows()
     got = paper_loss(relevance, modality, valid, 0.1)
     for row in range(2):
@@ -67,7 +67,7 @@ def test_padding_takes_no_part_and_a_row_is_its_own(loss: object) -> None:
 
 
 @pytest.mark.parametrize("loss", [paper_loss, difference_loss, normalised_loss], ids=lambda f: f.__name__)
-def test_descending_raises_the_percepts_relevance_against_the_texts(loss: object) -> None:
+def test_descending_raises_the_media_relevance_against_the_texts(loss: object) -> None:
     relevance, modality, valid = rows()
     leaf = relevance.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(leaf, modality, valid, 1.0).sum(), leaf)  # type: ignore[operator]

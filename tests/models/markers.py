@@ -31,7 +31,7 @@ def local(adapter: Adapter) -> Iterator[None]:
 
     handles = [
         module.register_forward_hook(nothing)
-        for name, module in adapter.whole.named_modules()
+        for name, module in adapter.parent_model.named_modules()
         if re.search(r"Attention\d*$|Attention(Flash|Sdpa)?$", type(module).__name__)
         and any(t in name for t in TOWER)
         and "pool" not in name.lower()

@@ -136,7 +136,7 @@ def test_inputs_are_checked_and_completed() -> None:
         assert caught.value.hint
 
 
-def test_a_row_without_a_percept_is_text() -> None:
+def test_a_row_without_a_media_is_text() -> None:
     adapter = built("llava")
     ids = torch.tensor([[1, 5, 5, 41], [1, 31, 32, 41]])
     assert adapter.modality_ids({"input_ids": ids}).tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]

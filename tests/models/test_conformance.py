@@ -29,10 +29,10 @@ RAISES: dict[str, tuple[str, str]] = {
     "minimax_m3_vl": ("UnknownKindError", "mlp"),
     "idefics": ("NotMultimodalError", "names no image"),
 }
-# generate() of these hands on to an inner language model, which knows no placeholder: custom_generate(whole=) tells.
+# generate() of these hands on to an inner language model, which knows no placeholder: custom_generate(parent_model=) tells.
 HANDED_ON = ("blip2", "instructblip", "instructblipvideo", "kosmos2")
 
-# Their percepts stand beside the prompt and are read by cross-attention.
+# Their media stand beside the prompt and are read by cross-attention.
 BESIDE = ("mllama",)
 
 WORKING = (*FOUNDATION, *(n for n in ZOO if n not in FOUNDATION and n not in RAISES))
@@ -136,7 +136,7 @@ def test_greedy_and_one_step_lime_choose_the_tokens_of_generate(name: str) -> No
     for strategy in (limelight.greedy(), limelight.lime(steps=1)):
         got = adapter.model.generate(
             **inputs,
-            custom_generate=limelight.custom_generate(strategy, whole=adapter),
+            custom_generate=limelight.custom_generate(strategy, parent_model=adapter),
             max_new_tokens=4,
             do_sample=False,
         )
@@ -148,18 +148,18 @@ def test_spans_partition_the_prompt_and_hold_the_placeholders(name: str) -> None
     adapter = built(name)
     inputs = given(name, adapter)
     if name in BESIDE:
-        pytest.skip("the percept is beside the prompt: tests/models/test_beside.py")
+        pytest.skip("the media are beside the prompt: tests/models/test_beside.py")
     spans = adapter.spans(inputs)
     assert spans[0].start == 0
     assert [s.stop for s in spans[:-1]] == [s.start for s in spans[1:]]
     assert spans[-1].stop == inputs["input_ids"].shape[1]
-    percept = {i: s.modality for s in spans if s.modality != "text" for i in range(s.start, s.stop)}
+    media_mask = {i: s.modality for s in spans if s.modality != "text" for i in range(s.start, s.stop)}
     placed = {i: kind for a, b, kind in ZOO[name].spans for i in range(a, b)}
-    breaks = set(percept) - set(placed)  # Pixtral's break and end tokens
-    assert {i: percept[i] for i in placed} == placed
+    breaks = set(media_mask) - set(placed)  # Pixtral's break and end tokens
+    assert {i: media_mask[i] for i in placed} == placed
     assert all(i - 1 in placed for i in breaks)
     assert not breaks or adapter.family.name == "pixtral"
-    assert adapter.modality_ids(inputs)[0].nonzero()[:, 0].tolist() == sorted(percept)
+    assert adapter.modality_ids(inputs)[0].nonzero()[:, 0].tolist() == sorted(media_mask)
 
 
 @families
@@ -197,7 +197,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
         adapter.hidden(adapter.capture(inputs))
         raise ZeroDivisionError
     assert snapshot(adapter.model) == before
-    fn = limelight.custom_generate(limelight.lime(steps=2), whole=adapter)
+    fn = limelight.custom_generate(limelight.lime(steps=2), parent_model=adapter)
     adapter.model.generate(**inputs, custom_generate=fn, max_new_tokens=2)
     assert snapshot(adapter.model) == before
     with torch.no_grad():
@@ -284,7 +284,7 @@ def _lime(adapter: Adapter, inputs: dict[str, Tensor], whole: bool = True, **set
     return adapter.model.generate(
         **inputs,
         custom_generate=limelight.custom_generate(
-            limelight.lime(**{"steps": 2, "lr": 1e-3, **settings}), whole=adapter if whole else None
+            limelight.lime(**{"steps": 2, "lr": 1e-3, **settings}), parent_model=adapter if whole else None
         ),
         max_new_tokens=2,
         do_sample=False,
@@ -325,7 +325,7 @@ def test_rows_of_a_left_padded_batch_equal_their_own_runs(name: str) -> None:
             torch.testing.assert_close(left[row], right[0], atol=slack * float(right.abs().max()), rtol=0)
         greedy = adapter.model.generate(
             **batch,
-            custom_generate=limelight.custom_generate(limelight.greedy(), whole=adapter),
+            custom_generate=limelight.custom_generate(limelight.greedy(), parent_model=adapter),
             max_new_tokens=3,
             do_sample=False,
         )
@@ -372,7 +372,7 @@ def test_a_language_model_called_from_inside_says_so(name: str) -> None:
     with pytest.raises(ModelError, match="no part of"):
         adapter.model.generate(
             **given(name, adapter),
-            custom_generate=limelight.custom_generate(limelight.greedy(), whole=built("llava")),
+            custom_generate=limelight.custom_generate(limelight.greedy(), parent_model=built("llava")),
             max_new_tokens=1,
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from limelight.decoding.many import shifted
+from limelight.decoding.collate import shifted
 from limelight.errors import SettingError
 from limelight.models import regions
 from limelight.models.adapter import Adapter
@@ -353,7 +353,7 @@ def test_no_hook_stays() -> None:
     adapter = adapter_of("paligemma")
     with local(adapter):
         pass
-    assert not any(m._forward_hooks for n, m in adapter.whole.named_modules() if "Attention" in type(m).__name__)
+    assert not any(m._forward_hooks for n, m in adapter.parent_model.named_modules() if "Attention" in type(m).__name__)
 
 
 @pytest.mark.parametrize("size", [(301, 23), (23, 301), (1, 5000), (5000, 1)])

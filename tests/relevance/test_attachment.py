@@ -209,7 +209,7 @@ def answered(adapter: Adapter, inputs: Any, name: str, on_step: Any = None) -> t
         if on_step is not None:
             on_step(row, step)
 
-    fn = custom_generate(STRATEGIES[name](), details=True, whole=adapter, on_step=note)  # type: ignore[operator]
+    fn = custom_generate(STRATEGIES[name](), details=True, parent_model=adapter, on_step=note)  # type: ignore[operator]
     with torch.no_grad():
         ids = adapter.model.generate(**inputs, custom_generate=fn, max_new_tokens=3, do_sample=False)
     return ids[0].tolist(), shares

@@ -49,14 +49,14 @@ def test_every_door_is_booked_at_the_position_of_its_token(name: str, composite:
 @families
 def test_token_by_token_is_one_prefill_and_the_backward_route(name: str) -> None:
     adapter = wide(name)
-    _, call, percept = prompt(name, adapter)
+    _, call, media_mask = prompt(name, adapter)
     tokens = [[9], [55], [33]]
-    logits, phi = after(stream(adapter, call, percept), tokens)
+    logits, phi = after(stream(adapter, call, media_mask), tokens)
     whole = call
     with torch.no_grad():
         for token in tokens:
             whole = whole.appended(adapter.embed(torch.tensor([token])))
-    longer = nn.functional.pad(percept, (0, len(tokens)))
+    longer = nn.functional.pad(media_mask, (0, len(tokens)))
     want_logits, want = prefilled(adapter, whole, longer)
     close(logits, want_logits)
     close(phi, want)
@@ -68,12 +68,12 @@ def test_token_by_token_is_one_prefill_and_the_backward_route(name: str) -> None
 @families
 def test_batch_rows_are_their_runs_alone(name: str) -> None:
     adapter = wide(name)
-    _, call, percept = prompt(name, adapter, None)
+    _, call, media_mask = prompt(name, adapter, None)
     tokens = [[9, 12], [55, 60]]
-    logits, phi = after(stream(adapter, call, percept), tokens)
+    logits, phi = after(stream(adapter, call, media_mask), tokens)
     for row in (0, 1):
-        _, call, percept = prompt(name, adapter, row)
-        own, sums = after(stream(adapter, call, percept), [[pair[row]] for pair in tokens])
+        _, call, media_mask = prompt(name, adapter, row)
+        own, sums = after(stream(adapter, call, media_mask), [[pair[row]] for pair in tokens])
         close(logits[row], own[0])
         close(phi[:, row], sums[:, 0])
 
@@ -93,18 +93,18 @@ def test_a_prompt_that_ends_in_a_picture(name: str) -> None:
     inputs, end = _ending_in_a_picture(name)
     with torch.no_grad():
         call = adapter.capture(inputs).cloned()
-    percept = (adapter.modality_ids(inputs) > 0) & call.mask
-    assert bool(percept[0, end - 1])
-    dual = stream(adapter, call, percept)
+    media_mask = (adapter.modality_ids(inputs) > 0) & call.mask
+    assert bool(media_mask[0, end - 1])
+    dual = stream(adapter, call, media_mask)
     with torch.no_grad():
         want = dual.prefill().hidden
         dual.rewind()
         close(dual.current().hidden, want)
-    logits, phi = after(stream(adapter, call, percept), [[9], [55]])
+    logits, phi = after(stream(adapter, call, media_mask), [[9], [55]])
     whole = call
     with torch.no_grad():
         for token in (9, 55):
             whole = whole.appended(adapter.embed(torch.tensor([[token]])))
-    own, sums = backward_sums(adapter, whole, nn.functional.pad(percept, (0, 2)), [5, 80], ATTN_LRP)
+    own, sums = backward_sums(adapter, whole, nn.functional.pad(media_mask, (0, 2)), [5, 80], ATTN_LRP)
     close(logits[0], own)
     close(phi[:, 0, [5, 80]], sums)

@@ -52,7 +52,7 @@ def used(name: str, strategy: Any = None) -> tuple[list[weakref.ref[Any]], list[
     kept: list[Any] = []
 
     def generate(strategy: Any) -> Any:
-        fn = custom_generate(strategy, details=True, whole=adapter)
+        fn = custom_generate(strategy, details=True, parent_model=adapter)
         return model.generate(
             **inputs, custom_generate=fn, max_new_tokens=2, do_sample=False, return_dict_in_generate=True
         )

@@ -79,12 +79,12 @@ adapter = fresh("llava", torch.float64)
 for layer in adapter.decoder.layers:
     layer.post_attention_layernorm = DynamicTanh(32).double()
 try:
-    _, call, percept = prompt("llava", widen(adapter))
-    logits, phi = prefilled(adapter, call, percept)
+    _, call, media = prompt("llava", widen(adapter))
+    logits, phi = prefilled(adapter, call, media)
 except UnknownKindError as error:
     print("unknown", error.message)
 else:
-    own, want = backward_sums(adapter, call, percept, [5, 77], ATTN_LRP)
+    own, want = backward_sums(adapter, call, media, [5, 77], ATTN_LRP)
     close(logits[0], own)
     close(phi[:, 0, [5, 77]], want)
     print("known")

@@ -1,4 +1,4 @@
-"""Masked percepts: against the model's own forward on embeddings of our own, with everything kept and nothing."""
+"""Masked media: against the model's own forward on embeddings of our own, with everything kept and nothing."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ named = pytest.mark.parametrize("name", STRATEGIES)
 
 def answer(adapter: Adapter, inputs: Any, name: str, tokens: int = 3, on_step: Any = None) -> Any:
     strategy = limelight.strategy(name.split()[0], **STRATEGIES[name])
-    fn = limelight.custom_generate(strategy, details=True, whole=adapter, on_step=on_step)
+    fn = limelight.custom_generate(strategy, details=True, parent_model=adapter, on_step=on_step)
     return adapter.model.generate(
         **inputs, custom_generate=fn, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True,
         output_logits=True,

@@ -38,14 +38,14 @@ def picture(width: int = 112, height: int = 112) -> Image.Image:
     return image
 
 
-def prompt(*percepts: tuple[Modality, int, tuple[int, ...] | None, float | None], media: dict[str, list[object]] | None = None,
+def prompt(*media_spans: tuple[Modality, int, tuple[int, ...] | None, float | None], media: dict[str, list[object]] | None = None,
            after: Sequence[str] = AFTER, placed: bool = True) -> Prompt:  # fmt: skip
     """Text, then spans of (modality, length, grid, seconds a position), then text.
 
     ``placed``: the ``i``-th image span with a grid shows all of the ``i``-th picture, and so for sounds.
     """
     tokens, spans = list(BEFORE), [Span(0, len(BEFORE), "text")]
-    for modality, length, grid, seconds in percepts:
+    for modality, length, grid, seconds in media_spans:
         number = sum(s.modality == "image" for s in spans)
         whole = Region(number, (112, 112), (0, 0, 112, 112)) if placed and modality == "image" and grid else None
         sounds = sum(s.modality == "audio" for s in spans)

@@ -14,11 +14,11 @@ from PIL import Image
 from limelight.errors import SettingError
 from limelight.report.figure import save, shown
 from limelight.report.frames import contact_sheet, frame_grids
-from limelight.report.heard import heard
 from limelight.report.media import Media
 from limelight.report.overlay import overlay
 from limelight.report.views import frame_of
 from limelight.report.waveform import decibels, peaks, waveform
+from limelight.report.word_times import word_interval
 from limelight.types import Interval, Region, Relevance, Span
 from tests.report.examples import AFTER, picture, prompt, relevance, tone
 
@@ -168,7 +168,7 @@ def test_waveform(tmp_path: Path) -> None:
     span = found.spans_of("audio")[0]
     assert [p.get_height() for p in bars.patches] == pytest.approx(found.scores[span.start : span.stop].tolist())
     assert bars.get_xlim() == pytest.approx((0, 2.0))
-    start, stop = heard(found) or (0, 0)
+    start, stop = word_interval(found) or (0, 0)
     assert f"half of the support: {start:.2f}–{stop:.2f} s" in told
     spectrogram = next(a for a in figure.axes if a.get_ylabel() == "kHz")
     assert [i.get_extent() for i in spectrogram.images] == [[0, 2.0, 0, 4.0]] * 2  # the sound, and the heat on it

@@ -81,7 +81,7 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
         for site in classify_modules(adapter.decoder):
             if site.kind == "activation":
                 stack.callback(site.module.register_forward_hook(keep_activation).remove)
-        if isinstance(call.doors, PerPosition):  # what enters beside a percept is a constant
+        if isinstance(call.doors, PerPosition):  # what enters beside media is a constant
             constant = call.kwargs[call.doors.where].clone().requires_grad_(True)
             call = replace(call, kwargs={**call.kwargs, call.doors.where: constant})
             biased.append((constant, constant))

@@ -145,9 +145,9 @@ def optimise(
     """The loop of one token.
 
     Args:
-        c: weights ``[C, T]``: Phi_M, then what the objective needs (difference: +1 on the percept, -1 on the text;
+        c: weights ``[C, T]``: Phi_M, then what the objective needs (difference: +1 on the media, -1 on the text;
             normalised: the text; paper: its weights).
-        counts: positions of percept and text.
+        counts: positions of media and text.
         shape: (query heads, kv heads, T, d).
         choose: the two best tokens of logits.
     """

@@ -15,7 +15,7 @@ from tests.slow_twins.full import dropped_below, last_logits, words_only
 def m3id(
     model: Any,
     inputs: Mapping[str, Any],
-    percept: Tensor,
+    media_mask: Tensor,
     tokens: Tensor,
     decay: float,
     *,
@@ -29,7 +29,7 @@ def m3id(
     """
     real = last_logits(model, inputs, tokens)
     if blind is None:
-        blind = words_only(model, inputs["input_ids"], inputs["attention_mask"], percept, tokens)
+        blind = words_only(model, inputs["input_ids"], inputs["attention_mask"], media_mask, tokens)
     g = math.exp(-decay * (tokens.shape[1] + 1))
     s, s_blind = torch.log_softmax(real, -1), torch.log_softmax(blind, -1)
     rows = []

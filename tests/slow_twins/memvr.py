@@ -56,7 +56,7 @@ class Groups:
 def memvr(
     model: Any,
     inputs: Mapping[str, Any],
-    percept: Tensor,
+    media_mask: Tensor,
     tokens: Tensor,
     ratio: float,
     threshold: float,
@@ -64,7 +64,7 @@ def memvr(
 ) -> tuple[Tensor, bool]:
     """``[1, V]`` after ``tokens`` [1, t], and whether the last forward looked again."""
     embeds = stack.prompt(model, inputs, tokens)
-    prompt = percept.shape[1]
-    groups = Groups(model, embeds[:prompt][percept[0]], prompt, len(embeds), ratio, threshold, layers)
+    prompt = media_mask.shape[1]
+    groups = Groups(model, embeds[:prompt][media_mask[0]], prompt, len(embeds), ratio, threshold, layers)
     trace = stack.run(model, embeds, mlp=groups.look, after=groups.decide)
     return trace.logits[-1:], groups.fired[-1] is not None

@@ -18,12 +18,12 @@ class Opera:
     """Searches one prompt of a tiny LLaVA; ``returns`` lists the places it went back to."""
 
     def __init__(
-        self, model: Any, inputs: Mapping[str, Any], percept: Tensor, length: int, *, beams: int, candidates: int,
+        self, model: Any, inputs: Mapping[str, Any], media_mask: Tensor, length: int, *, beams: int, candidates: int,
         sigma: float, threshold: int, weight: float, warmup: int, eos: int = -1,
     ) -> None:  # fmt: skip
         self.model, self.inputs, self.length, self.eos = model, inputs, length, eos
-        self.seen = percept[0].nonzero()[:, 0].tolist()
-        self.start = percept.shape[1]
+        self.seen = media_mask[0].nonzero()[:, 0].tolist()
+        self.start = media_mask.shape[1]
         self.beams, self.candidates, self.sigma = beams, candidates, sigma
         self.threshold, self.weight, self.warmup = threshold, weight, warmup
         self.known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}

@@ -40,7 +40,7 @@ class Tiny:
     traits: frozenset[str]
     decoder: str
     no_batch: str = ""  # why batch is None
-    constant: frozenset[int] = frozenset()  # placeholder positions that hold no percept (a newline embedding, say)
+    constant: frozenset[int] = frozenset()  # placeholder positions that hold no media (a newline embedding, say)
     batch_spans: tuple[tuple[tuple[int, int, str], ...], ...] = ()  # of both rows, in the padded coordinates
     notes: str = ""
     marks: frozenset[str] = frozenset()

@@ -59,7 +59,7 @@ ROWS: list[Tiny] = [
     family(
         "llava_next", llava_next, (*LEAD, ("image", 14), *TAIL), {"image": IMAGE}, tiles,
         traits="rmsnorm gated gqa", decoder="model.language_model", constant=(11, 16),
-        notes="4 thumbnail positions, then 2 rows of 4 and a newline embedding, which holds no percept.",
+        notes="4 thumbnail positions, then 2 rows of 4 and a newline embedding, which holds no media.",
     ),
     family(
         "llava_onevision", llava_onevision, (*LEAD, ("image", 14), *TAIL), {"image": IMAGE}, tiles,

@@ -37,7 +37,7 @@ ROWS: list[Tiny] = [
         "phi4_multimodal", phi4_multimodal, (*LEAD, ("image", 13), 33, ("audio", 8), *TAIL),
         {"image": IMAGE, "audio": AUDIO}, media, traits="rmsnorm gated gqa fused_gate_up fused_qkv", decoder="model",
         constant=[3 + i for i in (2, 5, 6, 9, 12)],
-        notes="The decoder embeds token ids and places the percepts itself. Newline and separator embeddings in the "
+        notes="The decoder embeds token ids and places the media itself. Newline and separator embeddings in the "
         "image run. Its towers are modules of the decoder: a switch of its attention reaches them.",
         marks="ids_at_decoder",
     ),

@@ -21,7 +21,7 @@ WHY: dict[str, str] = {
     "layers of its own kind of cache": "a window that spares the prompt is kept in a cache of the family's own",
     "deepstack": "vision features enter again in deeper layers",
 }
-WHOLE = "inside `model.generate`: `custom_generate(strategy, whole=model)`"
+WHOLE = "inside `model.generate`: `custom_generate(strategy, parent_model=model)`"
 HEAD = """# Families
 
 Written by `python -m tests.zoo.table` from the tables that the tests assert; a test keeps the two in step. Each row is a

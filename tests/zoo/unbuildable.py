@@ -19,7 +19,7 @@ UNBUILDABLE: dict[str, str] = {
     "dia": "answers with audio codes",
     "vibevoice": "answers with audio",
     "pop2piano": "answers with notes",
-    # no prompt positions that hold a percept
+    # no prompt positions that hold media
     "blip": "a BERT captioner: cross-attention, no placeholders, no `layers`",
     "git": "prepends the image inside the model: the prompt holds no positions of it, and there is no `layers`",
     "evolla": "reads protein sequences, by cross-attention adapters",

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from limelight.app.desk import Desk, Question
+from limelight.app.backend import Backend, Question
 from limelight.decoding.strategy import Strategy
 from limelight.errors import LimelightError
 from limelight.report.notebook import answer_parts_html, words_html
@@ -36,7 +36,7 @@ def theme() -> Any:
 
 
 def build(
-    desk: Desk,
+    backend: Backend,
     choose: Choose,
     known: Mapping[str, str],
     *,
@@ -61,8 +61,8 @@ def build(
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                parts = [_upload(m, alone=len(desk.modalities) == 1) for m in desk.modalities]
-                hint = PLACEHOLDERS.get(next(iter(desk.modalities), ""), "")
+                parts = [_upload(m, alone=len(backend.modalities) == 1) for m in backend.modalities]
+                hint = PLACEHOLDERS.get(next(iter(backend.modalities), ""), "")
                 words = gr.Textbox(label="Question", lines=2, placeholder=hint, submit_btn=False)
                 first, first_set = _strategy("Strategy", known, "greedy")
                 second, second_set = _strategy("Beside it", {NOTHING: "", **known}, "relevance-contrastive")
@@ -81,7 +81,7 @@ def build(
             gr.Examples([list(e) for e in examples], [parts[0], words], label="Held-out questions of the miniature")
 
         def ask(*given: Any) -> Iterator[tuple[Any, Any, Any]]:
-            files = dict(zip(desk.modalities, given, strict=False))
+            files = dict(zip(backend.modalities, given, strict=False))
             question, a, a_set, b, b_set, n, sampled, heat, number = given[len(parts) :]
             try:
                 strategies = [choose(k, _lines(v)) for k, v in ((a, a_set), (b, b_set)) if k != NOTHING]
@@ -89,7 +89,7 @@ def build(
                 if sampled:
                     settings |= {"do_sample": True, "temperature": float(heat), "top_k": 0, "seed": int(number)}
                 media = {m: [f] for m, f in files.items() if f}
-                for progress in desk.ask(Question(question or "", media, strategies, settings)):
+                for progress in backend.ask(Question(question or "", media, strategies, settings)):
                     shown = answers_html(progress.answers, progress.doing)
                     if not progress.page:
                         yield shown, gr.skip(), gr.skip()

@@ -64,19 +64,24 @@ def app(
             if package in ("", "limelight"):
                 raise
             raise MissingExtraError(package, "app") from error
-        from limelight.app.desk import Desk
+        from limelight.app.backend import Backend
         from limelight.cli import terminal
         from limelight.media import worker
 
         with terminal.quiet():
             worker.start()
-            desk = Desk(
+            backend = Backend(
                 terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map),
                 meter=meter,
             )
             known = _known()
         blocks = build(
-            desk, options.strategy_of, known, name=options.public_name(model), folder=folder, examples=_examples(model)
+            backend,
+            options.strategy_of,
+            known,
+            name=options.public_name(model),
+            folder=folder,
+            examples=_examples(model),
         )
         terminal.err.print(f"http://{host}:{port} (Ctrl-C ends it)", markup=False)
         # A public link has a name of Gradio's in its Host header.

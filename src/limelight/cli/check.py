@@ -139,9 +139,9 @@ def _prompt(adapter: Adapter, modality: str, media: list[Any]) -> tuple[bool, st
         at = span.stop
     if at != len(prompt.tokens):
         return False, f"the spans end at {at}, the prompt at {len(prompt.tokens)}", prompt
-    percepts = [s for s in prompt.spans if s.modality != "text"]
-    told = "; ".join(f"{s.modality} {s.start}–{s.stop} {_layout(s.grid, s.seconds)}" for s in percepts[:6])
-    more = f"; {len(percepts) - 6} more" if len(percepts) > 6 else ""
+    media_spans = [s for s in prompt.spans if s.modality != "text"]
+    told = "; ".join(f"{s.modality} {s.start}–{s.stop} {_layout(s.grid, s.seconds)}" for s in media_spans[:6])
+    more = f"; {len(media_spans) - 6} more" if len(media_spans) > 6 else ""
     return True, f"{at} positions, {told}{more}", prompt
 
 
@@ -205,10 +205,10 @@ def _relevance(adapter: Adapter, prompt: Prompt) -> tuple[bool, str]:
 
     found = attribute(adapter, prompt.tensors)
     finite = bool(torch.isfinite(found.scores).all())
-    percept = 1.0 - found.share("text")
+    media_share = 1.0 - found.share("text")
     told = ", ".join(f"{v:.0%} {m}" for m, v in found.shares().items())
     return (
-        finite and percept > 0,
+        finite and media_share > 0,
         f"of {found.target_token!r} (logit {found.logit:.3g}): sum {found.total():.3g}; {told}",
     )
 

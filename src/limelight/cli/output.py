@@ -13,9 +13,9 @@ from limelight.cli.terminal import out, plain_value
 from limelight.errors import SettingError
 from limelight.media.image import read_image
 from limelight.report import heat
-from limelight.report.heard import heard, moments
 from limelight.report.media import Media
 from limelight.report.views import View, views
+from limelight.report.word_times import moments, word_interval
 from limelight.report.words import Word, choose, perceptual, word_contributions, word_relevance, word_shares, words
 from limelight.types import MODALITIES, Generation, Prompt, Relevance
 
@@ -138,7 +138,7 @@ def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict
         "relevance": {m: number(relevance.total(m)) for m in present},
         "top": [[i, token, number(score)] for i, token, score in relevance.top(top)],
     }
-    place = heard(relevance)
+    place = word_interval(relevance)
     if relevance.spans_of("audio"):
         out["heard"] = [number(t) for t in place] if place is not None else None
     if scores:

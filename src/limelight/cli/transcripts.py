@@ -8,8 +8,8 @@ from typing import Any
 
 from limelight.cli.output import number, rounded
 from limelight.decoding.transcribe import Segment
-from limelight.report.heard import heard
 from limelight.report.subtitles import cue, document
+from limelight.report.word_times import word_interval
 from limelight.report.words import word_contributions, word_relevance, word_shares, words
 
 FORMATS = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
@@ -22,7 +22,7 @@ def row(segment: Segment) -> Row:
     listed = []
     for word in words(said):
         relevance = word_relevance(said, word)
-        place = heard(relevance) if relevance is not None else None
+        place = word_interval(relevance) if relevance is not None else None
         listed.append({
             "text": word.text,
             "shares": rounded(word_shares(said, word)),

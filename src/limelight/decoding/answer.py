@@ -9,9 +9,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from limelight.decoding.collate import collate, pad_id, shifted
 from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
 from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
-from limelight.decoding.many import collate, pad_id, shifted
 from limelight.decoding.strategy import Strategy
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
@@ -69,7 +69,7 @@ def answer(
             details=relevance,
             on_step=on_step,
             top_logprobs=top_logprobs,
-            whole=adapter,
+            parent_model=adapter,
             return_cache=False,
         )
         output: GroundedOutput = adapter.model.generate(

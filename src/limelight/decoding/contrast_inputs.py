@@ -1,4 +1,4 @@
-"""Second prompts: the same question with the percept taken out, disturbed, or introduced by other words.
+"""Second prompts: the same question with the media taken out, disturbed, or introduced by other words.
 
 Every function answers with a :class:`Stream` of its own cache. Rows may be left-padded; positions are recomputed.
 """
@@ -21,7 +21,7 @@ from limelight.models.runtime.cached_decoder import Stream
 Change = Callable[[str, Tensor, Mapping[str, Any]], Tensor]
 
 
-def percept(context: GenerationContext) -> Tensor:
+def media_mask(context: GenerationContext) -> Tensor:
     """bool ``[B, T]``: the prompt's real perceptual positions."""
     return (context.modality_ids > 0) & context.mask
 
@@ -38,7 +38,7 @@ def without(context: GenerationContext, dropped: Tensor) -> Stream:
     keep = context.mask & ~dropped
     length = int(keep.sum(-1).max())
     if not bool(keep.any(-1).all()):
-        raise PromptError("nothing is left of a prompt without its percept", hint="put some words into the prompt")
+        raise PromptError("nothing is left of a prompt without its media", hint="put some words into the prompt")
     mask = torch.stack([torch.arange(length, device=keep.device) >= length - n for n in keep.sum(-1).tolist()])
 
     def closed(value: Tensor, fill: int) -> Tensor:
@@ -54,7 +54,7 @@ def without(context: GenerationContext, dropped: Tensor) -> Stream:
         elif name == "position_ids":
             kwargs[name] = (mask.long().cumsum(-1) - 1).clamp_min(0).expand(*value.shape[:-2], *mask.shape)
         elif _is_typed(name, value, context):
-            kwargs[name] = closed(value * ~percept(context), 0)
+            kwargs[name] = closed(value * ~media_mask(context), 0)
     kwargs["attention_mask"] = mask.long()
     return second_stream(context, closed(context.ids, 0 if pad is None else int(pad)), kwargs)
 

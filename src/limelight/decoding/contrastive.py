@@ -1,6 +1,6 @@
 """What the contrastive methods share: the plausibility cut, the two-stream session, and checked settings.
 
-A contrastive method runs the prompt twice, each time with a KV cache of its own: once as it is, once with the percept
+A contrastive method runs the prompt twice, each time with a KV cache of its own: once as it is, once with the media
 taken out or disturbed, and pushes the logits away from the second run.
 """
 

@@ -43,7 +43,7 @@ def check_composite(name: str) -> None:
 
 
 def kinds(context: GenerationContext, row: int) -> list[int]:
-    """Indices into MODALITIES of what the row's percept holds."""
+    """Indices into MODALITIES of what the row's media holds."""
     return [k for k in sorted(set(context.modality_ids[row].tolist())) if k > 0]
 
 
@@ -69,7 +69,7 @@ def explainer(
     """(row, token) -> Detail: contributions, top candidates and the flag, from logits and Phi_M ``[B, V]``.
 
     A contribution is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit; with ``split`` (Phi of
-    each modality) every modality is a group. A token is flagged when the percept speaks against it (its Phi_M is below the
+    each modality) every modality is a group. A token is flagged when the media speak against it (its Phi_M is below the
     vocabulary's mean, which no choice depends on) while it speaks for a rival among the top candidates. ``losses`` are
     curves of ``[B]``.
     """

@@ -19,7 +19,7 @@ from limelight.models.runtime.attention import AttentionCall, AttentionHook
 from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance.layers.norm import probe_norm
 
-# Decoder arguments through which the percept enters beside the merged embeddings.
+# Decoder arguments through which the media enter beside the merged embeddings.
 _MEDIA_ARGUMENTS = ("deepstack", "cross_attention_states")
 
 
@@ -83,11 +83,11 @@ def check_layers(
 
 
 def refuse_cross_attention(adapter: Adapter, method: str) -> None:
-    """Raise UnsupportedError where the percept is read by cross-attention and holds no positions of the prompt."""
+    """Raise UnsupportedError where the media are read by cross-attention and hold no positions of the prompt."""
     names = [n for n, _ in adapter.decoder.named_modules() if "cross_attn" in n or "encoder_attn" in n]
     if names:
         raise UnsupportedError(
-            f"{method} works on the attention to the percept's positions; {type(adapter.model).__name__} reads it by "
+            f"{method} works on the attention to the media's positions; {type(adapter.model).__name__} reads it by "
             f"cross-attention ({names[0]})",
             hint="use vcd(), icd() or m3id(), which need no attention maps",
         )
@@ -137,13 +137,13 @@ def first_input(adapter: Adapter, fn: Callable[[Tensor], Tensor | None]) -> Iter
 
 
 @contextmanager
-def masked_percept(adapter: Adapter, keep: Tensor) -> Iterator[None]:
+def masked_media(adapter: Adapter, keep: Tensor) -> Iterator[None]:
     """Inside the block (one prefill), merged embeddings at positions where ``keep`` [B, T] is False are zero.
 
     So are the features of those positions that enter again in deeper layers; cross-attention states are zero.
 
     Raises:
-        UnsupportedError: the percept enters by a door that cannot be masked by position.
+        UnsupportedError: the media enter by a door that cannot be masked by position.
     """
 
     def doors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -164,7 +164,7 @@ def _masked_door(name: str, value: Any, places: Tensor | None, keep: Tensor) -> 
         return value * 0
     if places is None or any(p.shape[0] != int(places.sum()) for p in pieces):
         raise UnsupportedError(
-            f"the percept also enters by {name!r}, whose positions are not told", hint='use without="drop"'
+            f"the media also enter by {name!r}, whose positions are not told", hint='use without="drop"'
         )
     kept = keep[places[..., 0] if places.ndim == 3 else places][:, None]
     out = [p * kept.to(p.dtype) for p in pieces]

@@ -53,7 +53,7 @@ def custom_generate(
     details: bool | None = False,
     on_step: OnStep | None = None,
     top_logprobs: int = 0,
-    whole: Any = None,
+    parent_model: Any = None,
     return_cache: bool = True,
 ) -> Callable[..., Any]:
     """A callable for ``model.generate(**inputs, custom_generate=...)``.
@@ -78,7 +78,7 @@ def custom_generate(
             it itself. False: none.
         on_step: called with (row, Step) as each token is chosen.
         top_logprobs: how many of the likeliest tokens ``Step.top_logprobs`` tells, in the distribution that was chosen from.
-        whole: the model (or its Adapter) whose generate() is called, where that hands on to a language model inside
+        parent_model: the model (or its Adapter) whose generate() is called, where that hands on to a language model inside
             (BLIP-2, InstructBLIP), which does not know the picture's positions.
         return_cache: ``return_dict_in_generate`` brings ``past_key_values`` for the next turn. Methods that keep no such
             cache fill one at the end (one prefill, and one forward for the answer); False saves them that.
@@ -104,7 +104,7 @@ def custom_generate(
             check_arguments(
                 {n: model_kwargs.pop(n, None) for n in ("assistant_model", "assistant_tokenizer", "synced_gpus")}
             )
-            adapter = wrap(model, processor) if whole is None else inside(wrap(whole, processor), model)
+            adapter = wrap(model, processor) if parent_model is None else inside(wrap(parent_model, processor), model)
             if stop_strings is not None:
                 stopping_criteria = _with_stop_strings(stopping_criteria, stop_strings, tokenizer or adapter.tokenizer)
             rows = input_ids.shape[0]

@@ -172,7 +172,7 @@ def cut(
     window = window_seconds(adapter.processor)
     if chunk_seconds is None:
         return pieces(samples, rate, min(usual, window or usual))
-    # processors that make windows themselves take more than one; those that do not refuse the piece (models.heard)
+    # processors that make windows themselves take more than one; those that do not refuse the piece (models.truncation)
     return pieces(samples, rate, chunk_seconds)
 
 

@@ -17,7 +17,7 @@ class Gate:
     """A decision per row.
 
     Args:
-        kind: ``always``; ``uncertain``: the largest probability is below ``threshold``; ``ungrounded``: the percept's
+        kind: ``always``; ``uncertain``: the largest probability is below ``threshold``; ``ungrounded``: the media's
             share of the top token's logit, ``|Phi_M| / (|Phi_M| + |l - Phi_M|)``, is below ``threshold``.
     """
 
@@ -43,5 +43,5 @@ class Gate:
 
 
 def group_share(logit: Tensor, phi: Tensor) -> Tensor:
-    """The percept's share of a logit: ``|Phi_M| / (|Phi_M| + |l - Phi_M|)``, in [0, 1]."""
+    """The media's share of a logit: ``|Phi_M| / (|Phi_M| + |l - Phi_M|)``, in [0, 1]."""
     return phi.abs() / (phi.abs() + (logit - phi).abs()).clamp_min(1e-12)

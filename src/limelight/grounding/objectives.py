@@ -27,13 +27,13 @@ def paper_loss(relevance: Tensor, modality: Tensor, valid: Tensor, tau: float) -
 
 
 def difference_loss(relevance: Tensor, modality: Tensor, valid: Tensor, tau: float) -> Tensor:
-    """``-(Phi_M - Phi_T)``: the percept's part of the logit against the text's. Ours; ``tau`` is not used."""
+    """``-(Phi_M - Phi_T)``: the media's part of the logit against the text's. Ours; ``tau`` is not used."""
     sign = modality.to(relevance.dtype) * 2 - 1
     return -(relevance * sign).masked_fill(~valid, 0.0).sum(-1)
 
 
 def normalised_loss(relevance: Tensor, modality: Tensor, valid: Tensor, tau: float) -> Tensor:
-    """``-log`` of the percept's part in a softmax over the two groups' mean relevance, scale removed. Ours.
+    """``-log`` of the media's part in a softmax over the two groups' mean relevance, scale removed. Ours.
 
     The plain group softmax saturates at tau = 0.1 (gradients below Adam's eps); dividing by the detached mean absolute
     relevance of the row keeps it in range.
@@ -46,7 +46,7 @@ def normalised_loss(relevance: Tensor, modality: Tensor, valid: Tensor, tau: flo
 
 
 def influence_loss(relevance: Tensor, modality: Tensor, valid: Tensor, tau: float) -> Tensor:
-    """``-|Phi_M|`` of the explained quantity: the percept's influence, whichever way it points. Ours."""
+    """``-|Phi_M|`` of the explained quantity: the media's influence, whichever way they point. Ours."""
     return -relevance.masked_fill(~modality, 0.0).sum(-1).abs()
 
 

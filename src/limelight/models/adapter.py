@@ -39,7 +39,7 @@ class Adapter:
         decoder: the module that owns the text stack's layers.
         traits: layers, heads, kv heads, head dim, hidden size, vocabulary.
         family: what is known beyond the config.
-        whole: the multimodal model; another than ``model`` where that is the language model inside, which some families'
+        parent_model: the multimodal model; another than ``model`` where that is the language model inside, which some families'
             ``generate()`` hands the merged prompt on to (BLIP-2, InstructBLIP).
 
     A text-only model has no placeholders: all of its prompts are text.
@@ -49,10 +49,10 @@ class Adapter:
         HookError: no decoder, or the model has no output embedding.
     """
 
-    def __init__(self, model: Any, processor: Any = None, whole: Any = None) -> None:
+    def __init__(self, model: Any, processor: Any = None, parent_model: Any = None) -> None:
         model = unwrapped(model)
         self.model: Any = model
-        self.whole: Any = model if whole is None else unwrapped(whole)
+        self.parent_model: Any = model if parent_model is None else unwrapped(parent_model)
         if not isinstance(model, nn.Module):
             raise ModelError(
                 f"expected a transformers model, got {type(model).__name__}",
@@ -64,8 +64,8 @@ class Adapter:
         self.charted: OrderedDict[Any, Any] = OrderedDict()  # see models.regions
         self.decoder: Any = detect.find_decoder(model)
         self.traits = detect.decoder_traits(model, self.decoder)
-        self.family: Family = family_of(self.whole.config)
-        self.placeholders = {} if self.family.marked else detect.placeholder_ids(self.whole, processor)
+        self.family: Family = family_of(self.parent_model.config)
+        self.placeholders = {} if self.family.marked else detect.placeholder_ids(self.parent_model, processor)
         head = self.model.get_output_embeddings()
         if head is None:
             inner = [m for m in model.modules() if m is not model and getattr(m, "lm_head", None) is not None]
@@ -169,7 +169,7 @@ class Adapter:
             )
         if self._takes_types and out.get("mm_token_type_ids") is None and isinstance(ids, Tensor):
             # without them, positions (M-RoPE) and masks are silently those of plain text
-            out["mm_token_type_ids"] = detect.modality_ids(self.whole, {"input_ids": ids}, self.processor)
+            out["mm_token_type_ids"] = detect.modality_ids(self.parent_model, {"input_ids": ids}, self.processor)
         if self.family.extra_inputs is not None:
             out.update(self.family.extra_inputs(self.model, out))
         return out
@@ -203,8 +203,8 @@ class Adapter:
         known = told or self.placeholders or self.family.marked or not isinstance(inputs.get("input_ids"), Tensor)
         # a language model inside another may be handed the other's own mask, which is no evidence of what it does with it
         if not known and (found := detect.media_tensors(inputs)):
-            raise detect.nameless(self.whole, found)
-        ids = detect.modality_ids(self.whole, inputs, self.processor)
+            raise detect.nameless(self.parent_model, found)
+        ids = detect.modality_ids(self.parent_model, inputs, self.processor)
         tokens = inputs.get("input_ids")
         if self.family.members is None or inputs.get("modality_ids") is not None or tokens is None:
             return ids
@@ -220,20 +220,20 @@ class Adapter:
             return grown(inputs.spans, length or 0)
         ids = self.modality_ids(inputs)
         queries = None if self.resampler is None or self.resampler[1] else self.resampler[0]
-        rows = layouts(ids, self.whole.config, inputs, self._seconds(inputs), self.family.pictures, queries)
+        rows = layouts(ids, self.parent_model.config, inputs, self._seconds(inputs), self.family.pictures, queries)
         return grown(rows[row], length or 0)
 
     @cached_property
     def resampler(self) -> tuple[int, bool] | None:
         """See :func:`limelight.models.detect.learned_queries`."""
-        return detect.learned_queries(self.whole, self.decoder)
+        return detect.learned_queries(self.parent_model, self.decoder)
 
     def _seconds(self, inputs: Mapping[str, Any]) -> list[float]:
         """Seconds of each sound (or window of one), from log-mel features ``[n, bins, frames]`` and their mask."""
         features = inputs.get("input_features")
         if self.family.seconds is not None and isinstance(features, Tensor):
-            return [self.family.seconds(self.whole.config)] * int(features.shape[0])
-        audio = getattr(self.whole.config, "audio_config", None)
+            return [self.family.seconds(self.parent_model.config)] * int(features.shape[0])
+        audio = getattr(self.parent_model.config, "audio_config", None)
         bins = getattr(audio, "num_mel_bins", None)
         if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[1] != bins:
             return []
@@ -305,7 +305,7 @@ class Adapter:
 
     @cached_property
     def _hard_tokens(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        return hard_tokens(self.whole)
+        return hard_tokens(self.parent_model)
 
     @cached_property
     def _layer_inputs(self) -> Callable[[Tensor], Tensor] | None:

@@ -252,7 +252,7 @@ def nameless(model: nn.Module, media: Iterable[str]) -> NotMultimodalError:
         f"{type(model).__name__} names no image, audio or video token in its config or processor, so it cannot be told "
         f"which positions {', '.join(media)} went to",
         hint=f"pass {MODALITY_IDS}; where generate() hands on to the language model inside, "
-        "custom_generate(strategy, whole=model)",
+        "custom_generate(strategy, parent_model=model)",
     )
 
 

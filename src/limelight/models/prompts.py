@@ -22,7 +22,7 @@ from limelight.models.runtime.machine import machine_failed
 from limelight.types import MODALITIES, Clip, Inputs, Modality, Prompt, Span
 
 Message = Mapping[str, Any]
-_PERCEPTS = ("image", "audio", "video")
+_MEDIA_KINDS = ("image", "audio", "video")
 _TYPED = re.compile(r"""\[['"]type['"]\]|\.type\b""")  # in templates that read content items
 _NAMES = {  # in the chat formats of Hugging Face and OpenAI
     "image_url": "image", "input_image": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video",
@@ -86,7 +86,7 @@ def prepare(
         raise PromptError(
             "the prompt is empty", hint="ask something: {'type': 'text', 'text': 'What is in the picture?'}"
         )
-    unfit = [m for m in _PERCEPTS if found[m] and m not in _accepted(adapter)]
+    unfit = [m for m in _MEDIA_KINDS if found[m] and m not in _accepted(adapter)]
     if unfit:
         raise MediaError(
             f"{type(adapter.model).__name__} takes {', '.join(_accepted(adapter)) or 'text'}, "
@@ -101,7 +101,7 @@ def prepare(
     given, process = _tensors(adapter, turns, {**found, "video": films})
     tensors = Inputs(adapter.complete(given))
     present = _present(adapter, tensors, found)
-    for kind in _PERCEPTS:
+    for kind in _MEDIA_KINDS:
         if found[kind] and kind not in present and not (kind == "video" and "image" in present):
             raise PromptError(
                 f"the prompt has no {kind} position although {len(found[kind])} {kind} was given",
@@ -208,7 +208,7 @@ def _filled(content: dict[str, Any], loose: dict[str, list[Any]]) -> dict[str, A
 
 def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
     """Turns with bare placeholders, and the media in order."""
-    found: dict[str, list[Any]] = {m: [] for m in _PERCEPTS}
+    found: dict[str, list[Any]] = {m: [] for m in _MEDIA_KINDS}
     turns = []
     for message in messages:
         items = []
@@ -217,7 +217,7 @@ def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict
             if kind == "text":
                 items.append({"type": "text", "text": str(item.get("text") or "")})
                 continue
-            if kind not in _PERCEPTS:
+            if kind not in _MEDIA_KINDS:
                 raise PromptError(f"unknown content type {kind!r}", hint="text, image, audio or video")
             source = _source(item, kind)
             if source is None:
@@ -345,7 +345,7 @@ def _text(adapter: Reader, turns: list[dict[str, Any]]) -> str:
 def _joined(processor: Any, turns: Sequence[Message]) -> str:
     """The words of turns, with the processor's placeholder for each medium."""
     # Q-Former processors (BLIP-2, InstructBLIP) put their query tokens in front themselves.
-    named = () if getattr(processor, "num_query_tokens", None) else _PERCEPTS
+    named = () if getattr(processor, "num_query_tokens", None) else _MEDIA_KINDS
     marks = {m: getattr(processor, f"{m}_token", None) for m in named}
     parts = [i["text"] if i["type"] == "text" else str(marks.get(i["type"]) or "") for t in turns for i in t["content"]]
     return "\n".join(p for p in parts if p)

@@ -163,7 +163,7 @@ def _grids(out: Mapping[str, Any], kind: str) -> list[tuple[int, int, int]]:
 
 def _sheets(readings: Mapping[str, geometry.Array], grids: Sequence[tuple[int, int, int]],
             media: Sequence[Original], adapter: Any) -> list[Tile]:  # fmt: skip
-    config = adapter.whole.config
+    config = adapter.parent_model.config
     merge = int(getattr(getattr(config, "vision_config", config), "spatial_merge_size", 1) or 1)
     out, at = [], 0
     for grid in grids:

@@ -180,5 +180,5 @@ def _sides(config: Any, length: int) -> Iterator[int]:
 
 
 def newline_grid(start: int, rows: int, columns: int, modality: Modality = "image") -> Span:
-    """Rows that each end in one more position that holds no percept: a newline embedding or a row-break token."""
+    """Rows that each end in one more position that holds no media: a newline embedding or a row-break token."""
     return Span(start, start + rows * (columns + 1), modality, (rows, columns + 1), margin=1)

@@ -193,7 +193,10 @@ def relevance_of(
     if call.beside is not None:
         kind = MODALITIES[int(adapter.modality_ids(inputs)[row].max())]
         own = adapter.spans(inputs, row) if prompt_spans is None else prompt_spans
-        words, spans = call.beside.words(words, kind), call.beside.spans(call.length, adapter.whole.config, kind, own)
+        words, spans = (
+            call.beside.words(words, kind),
+            call.beside.spans(call.length, adapter.parent_model.config, kind, own),
+        )
     elif prompt_spans is None:
         spans = adapter.spans(inputs, row, length=call.length)
     else:

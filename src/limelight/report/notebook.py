@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 from limelight.errors import MediaError
 from limelight.report import heat
 from limelight.report.figure import MODALITY_COLOURS, shown
-from limelight.report.heard import moments
 from limelight.report.media import Media
 from limelight.report.overlay import unseen
 from limelight.report.views import View, stages, views
 from limelight.report.waveform import peaks
+from limelight.report.word_times import moments
 from limelight.report.words import CONTRIBUTIONS, known_parts, perceptual, word_parts, word_relevance, words
 from limelight.types import Box, Generation, Relevance
 
@@ -59,7 +59,7 @@ def generation_html(generation: Generation, media: Media | None = None) -> str:
 
 
 def words_html(generation: Generation) -> str:
-    """The answer's words, each in the hue of its largest percept and as strong as its share; what is known as tooltip."""
+    """The answer's words, each in the hue of its largest medium and as strong as its share; what is known as tooltip."""
     pieces: list[str] = []
     which = known_parts(generation)
     for word in words(generation):

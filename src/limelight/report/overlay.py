@@ -58,8 +58,8 @@ def overlay(
             hint=f"its modalities are {', '.join(relevance.shares())}; see report.waveform and report.frames",
         )
     values = heat.scores(relevance)
-    percept = [v.cells(values) for v in shown]
-    joined = np.concatenate([p.ravel() for p in percept])
+    media_scores = [v.cells(values) for v in shown]
+    joined = np.concatenate([p.ravel() for p in media_scores])
     full = heat.limit(joined)
     staged = stages(shown)
     columns = min(_COLUMNS, len(staged))

@@ -53,7 +53,7 @@ def render_page(
             style=Markup(_source("page.css")),
             script=Markup(_source("page.js")),
             modalities=MODALITY_COLOURS,
-            percepts={v["kind"]: _NAMES[v["kind"]] for p in payload for v in p["views"]},
+            media={v["kind"]: _NAMES[v["kind"]] for p in payload for v in p["views"]},
             marks={m for p in payload for c in p["columns"] for w in c["words"] for m in "dgf" if m in w},
         )
     )

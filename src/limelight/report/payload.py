@@ -13,11 +13,11 @@ from PIL import Image
 
 from limelight.errors import SettingError
 from limelight.report import heat
-from limelight.report.heard import moments, stretch
 from limelight.report.media import Media
 from limelight.report.playable import playable
 from limelight.report.views import View, stages, views
 from limelight.report.waveform import decibels, peaks
+from limelight.report.word_times import moments, stretch
 from limelight.report.words import (
     CONTRIBUTIONS,
     Word,
@@ -187,13 +187,13 @@ def _rounded(parts: dict[str, float]) -> dict[str, float]:
 
 
 def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str, Any]:
-    """Percept scores as int8 of ``full`` (base64), the largest text scores by number of the prompt item, and for each
+    """Media scores as int8 of ``full`` (base64), the largest text scores by number of the prompt item, and for each
     sound that holds support (its first view), when: the shortest stretch with half of it."""
     values = heat.scores(relevance)
     parts = [v.cells(values).ravel() for v in shown]
-    percept = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    full = heat.limit(percept) if percept.size else 1.0
-    packed = np.rint(np.clip(percept / full, -1, 1) * 127).astype(np.int8)
+    media_scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    full = heat.limit(media_scores) if media_scores.size else 1.0
+    packed = np.rint(np.clip(media_scores / full, -1, 1) * 127).astype(np.int8)
     text = [i for s in relevance.spans_of("text") for i in range(s.start, s.stop)]
     strength = np.abs(values[text])
     order = [text[i] for i in np.argsort(-strength, kind="stable")[:TOP_TEXT] if strength[i] > _LEAST]
@@ -203,7 +203,7 @@ def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str,
         "x": [[i if i < length else -1 - (i - length), _short(float(values[i]))] for i in order],
         "lo": _short(relevance.logit),
     }
-    if percept.size and float(np.abs(percept).max()) > 1.2 * full:
+    if media_scores.size and float(np.abs(media_scores).max()) > 1.2 * full:
         out["cl"] = 1
     at = {id(view): i for i, view in enumerate(shown)}
     for together in stages(shown):
@@ -246,7 +246,7 @@ def _views(shown: Sequence[View]) -> list[dict[str, Any]]:
 
 
 def _prompt_items(generation: Generation, spans: Sequence[Span], shown: Sequence[View]) -> list[Any]:
-    """The prompt in reading order: [position, spelling] of a text token, {label, n} of a percept."""
+    """The prompt in reading order: [position, spelling] of a text token, {label, n} of media."""
     labels = {v.span.start: v.label for v in shown}
     items: list[Any] = []
     for span in spans:

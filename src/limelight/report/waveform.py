@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
-from limelight.report.heard import Times, moments, padding, stretch
+from limelight.report.word_times import Times, moments, padding, stretch
 from limelight.types import Relevance
 
 
@@ -31,7 +31,7 @@ def waveform(
     """The waveform and the spectrogram with the heat of each moment on them, and the signed relevance a position.
 
     Relevance is known a position, that is a stretch of time, so that its colour is the same at all frequencies. The
-    shortest stretch that holds half of the support is marked (:func:`limelight.report.heard.stretch`). Positions that
+    shortest stretch that holds half of the support is marked (:func:`limelight.report.word_times.stretch`). Positions that
     stand for padding behind the sound's end are not drawn, and the figure says what part of the relevance they hold; so
     it does where it is not known which seconds each position stands for.
 

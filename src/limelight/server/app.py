@@ -17,10 +17,10 @@ from limelight.errors import LimelightError
 from limelight.media import worker as decoders
 from limelight.models.adapter import Adapter
 from limelight.server.chat import Chat
-from limelight.server.document import described
 from limelight.server.endpoint import AppState
 from limelight.server.guard import Guard
 from limelight.server.metrics import Counted, Metrics
+from limelight.server.openapi import described
 from limelight.server.pages import Pages, Shelf, served
 from limelight.server.problems import ApiError, internal, invalid, of_library
 from limelight.server.state import ServerConfig

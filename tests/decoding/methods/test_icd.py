@@ -64,7 +64,7 @@ def test_place_is_in_front_of_the_start_marker_and_behind_bos() -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), [("llava", IMAGE), ("qwen2_audio", AUDIO)])
-def test_the_instruction_follows_the_percept_and_the_tokenizer_writes_it(name: str, text: str) -> None:
+def test_the_instruction_follows_the_media_and_the_tokenizer_writes_it(name: str, text: str) -> None:
     adapter, inputs = double(name), inputs_of(name)
     tokenizer = Tokenizer()
     known = Adapter(adapter.model, tokenizer)

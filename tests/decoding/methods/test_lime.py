@@ -158,9 +158,9 @@ def test_controls(adapter: Adapter) -> None:
     """Text: the same loss on the text positions. Random: offsets of about the gradient's norm, in random directions."""
     inputs = llava_inputs(adapter.model)
     ids, mask = adapter.modality_ids(inputs), inputs["attention_mask"].bool()
-    percept = rewarded(ids, mask, markers=False)
-    assert torch.equal(rewarded(ids, mask, markers=False, reward="text"), ~percept)
-    assert rewarded(ids, mask, markers=True).sum() == percept.sum() + 2
+    media_mask = rewarded(ids, mask, markers=False)
+    assert torch.equal(rewarded(ids, mask, markers=False, reward="text"), ~media_mask)
+    assert rewarded(ids, mask, markers=True).sum() == media_mask.sum() + 2
     _, by_gradient = run(adapter, traced=False)
     _, by_chance = run(adapter, traced=False, direction="random", generator=torch.Generator().manual_seed(3))
     _, again = run(adapter, traced=False, direction="random", generator=torch.Generator().manual_seed(3))

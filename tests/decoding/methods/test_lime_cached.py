@@ -120,8 +120,8 @@ def test_finite_differences(name: str) -> None:
     with recorded(group, False) as gradients:
         output = run(wider, inputs, 1, strategy=strategy)
     call = gradients.call
-    percept = (wider.modality_ids(inputs) > 0)[0]
-    c = weights_c("difference", "modality", percept, 0, None)
+    media_mask = (wider.modality_ids(inputs) > 0)[0]
+    c = weights_c("difference", "modality", media_mask, 0, None)
     first, second = ({(kind, n): pair[kind][0] for n, pair in g.items() for kind in (0, 1)} for g in gradients)
     size = sum(float(g.pow(2).sum()) for g in first.values()) ** 0.5
     entries = sum(g.numel() for g in first.values())
@@ -221,9 +221,9 @@ def test_a_forced_token_has_the_models_own_rival(adapter: Adapter) -> None:
     forced = run(adapter, inputs, 1, lr=5e-3, processors=[Ban([17], keep=True)])
     assert int(forced.sequences[0, -1]) == 17
     call = adapter.capture(inputs)
-    percept = (adapter.modality_ids(inputs) > 0)[0].double()
+    media_mask = (adapter.modality_ids(inputs) > 0)[0].double()
     rival = int(adapter.model(**inputs).logits[0, -1].argmax())
-    _, parts = twin.phi(adapter, call, ATTN_LRP, [17, rival], percept[None], {}, {})
+    _, parts = twin.phi(adapter, call, ATTN_LRP, [17, rival], media_mask[None], {}, {})
     assert forced.steps[0][0].losses["relevance"][0] == pytest.approx(
         -float((parts[0, 0] - parts[0, 1]).abs().detach()), abs=1e-9
     )

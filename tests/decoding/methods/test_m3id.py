@@ -115,7 +115,7 @@ def test_zero_hears_and_sees_nothing(name: str) -> None:
 def test_the_prompt_must_hold_words() -> None:
     adapter, inputs = double("llava"), inputs_of("llava")
     bare = {k: v[:, 3:19] if k in ("input_ids", "attention_mask") else v for k, v in inputs.items()}
-    with pytest.raises(PromptError, match="without its percept"):
+    with pytest.raises(PromptError, match="without its media"):
         run(adapter, bare, m3id())
 
 

@@ -41,7 +41,10 @@ def run(adapter: Adapter, inputs: dict[str, Tensor], strategy: Strategy | None, 
         if strategy is None
         else {
             "custom_generate": custom_generate(
-                strategy, details=more.pop("details", False), whole=adapter, return_cache=more.pop("return_cache", True)
+                strategy,
+                details=more.pop("details", False),
+                parent_model=adapter,
+                return_cache=more.pop("return_cache", True),
             )
         }
     )
@@ -75,7 +78,7 @@ def test_shares_and_candidates_equal_the_backward_route(name: str, composite: st
     wider = wide(name)
     inputs = ZOO[name].inputs(wider.model)
     output = run(wider, inputs, meter(composite=composite), 3)
-    percept = (wider.modality_ids(inputs) > 0)[0]
+    media_mask = (wider.modality_ids(inputs) > 0)[0]
     (kind,) = ZOO[name].modalities
     tolerance = 1e-6 if name == "paligemma2" else 1e-9  # generate() counts its positions from 1: other float32 angles
     for j, step in enumerate(output.steps[0]):
@@ -84,7 +87,7 @@ def test_shares_and_candidates_equal_the_backward_route(name: str, composite: st
             relevance = attribute_generated(
                 wider, inputs, [*said[:-1], token], composite=COMPOSITES[composite], last_only=True
             )[0]
-            want = float(relevance.scores[: len(percept)][percept].sum())
+            want = float(relevance.scores[: len(media_mask)][media_mask].sum())
             assert phi == pytest.approx(want, abs=tolerance)
             assert logit == pytest.approx(relevance.logit, abs=tolerance)
             assert spelled == f"<{token}>"
@@ -147,10 +150,10 @@ def test_beside_another_strategy(adapter: Adapter) -> None:
         own = run(adapter, longer, meter(), 1).steps[0][0]
         assert step.plain == own.token
         assert [c[0] for c in step.candidates] == [c[0] for c in own.candidates]
-        percept = (adapter.modality_ids(inputs) > 0)[0]
+        media_mask = (adapter.modality_ids(inputs) > 0)[0]
         said = beside.sequences[0, inputs["input_ids"].shape[1] :][: j + 1].tolist()
         relevance = attribute_generated(adapter, inputs, said, last_only=True)[0]
-        phi = float(relevance.scores[: len(percept)][percept].sum())
+        phi = float(relevance.scores[: len(media_mask)][media_mask].sum())
         share = abs(phi) / (abs(phi) + abs(relevance.logit - phi))
         assert step.contributions["image"] == pytest.approx(share, abs=1e-9)
 

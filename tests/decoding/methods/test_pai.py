@@ -104,7 +104,7 @@ def test_token_by_token_equals_one_forward(name: str) -> None:
         torch.testing.assert_close(out.logits[t], wanted, **CLOSE)
 
 
-def test_attention_rises_on_the_percept_alone() -> None:
+def test_attention_rises_on_the_media_alone() -> None:
     places = torch.tensor([[False, True, True, False]])
     assert key_places(places, 6, 6)[0].tolist() == [False, True, True, False, False, False]
     assert key_places(places, 3, 6)[0].tolist() == [False, False, False]

@@ -39,12 +39,12 @@ def by_backward(adapter: Adapter, inputs: dict[str, Tensor], said: Tensor, compo
     with torch.no_grad():
         for token in said:
             call = call.appended(adapter.embed(token.reshape(1, 1)))
-    percept = torch.zeros(call.length, dtype=torch.bool)
-    percept[: inputs["input_ids"].shape[1]] = (adapter.modality_ids(inputs) > 0)[0]
+    media_mask = torch.zeros(call.length, dtype=torch.bool)
+    media_mask[: inputs["input_ids"].shape[1]] = (adapter.modality_ids(inputs) > 0)[0]
     with torch.enable_grad(), attached(adapter, COMPOSITES[composite]):
         embeds = call.embeds.clone().requires_grad_(True)
         logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[0, 0]
-        phi = [float(input_relevance(x, embeds, retain_graph=True)[0][percept].sum().detach()) for x in logits]
+        phi = [float(input_relevance(x, embeds, retain_graph=True)[0][media_mask].sum().detach()) for x in logits]
     return logits.detach(), torch.tensor(phi, dtype=logits.dtype)
 
 

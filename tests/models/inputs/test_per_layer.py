@@ -1,4 +1,4 @@
-"""Inputs of the layers' own (Gemma 4): leaves at words, constants at percepts, in every direction."""
+"""Inputs of the layers' own (Gemma 4): leaves at words, constants at media, in every direction."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from tests.zoo import ZOO
 
 def test_the_leaf_holds_words_and_the_rest_is_constant() -> None:
     adapter = built("gemma4")
-    inputs, call, percept = prompt("gemma4", adapter)
+    inputs, call, media_mask = prompt("gemma4", adapter)
     door = call.doors
     assert isinstance(door, PerPosition)
     layers, width = len(adapter.decoder.layers), adapter.traits.hidden
     assert door.shape == (layers, 8) and door.width == width
     assert call.embeds.shape[-1] == width + layers * 8
     features, constant = call.embeds[..., width:], call.kwargs[door.where].flatten(2)
-    assert not bool(features[percept].any()) and not bool(constant[~percept].any())
+    assert not bool(features[media_mask].any()) and not bool(constant[~media_mask].any())
     words = adapter.embed(inputs["input_ids"])
-    assert torch.equal(words[~percept], call.embeds[~percept])
+    assert torch.equal(words[~media_mask], call.embeds[~media_mask])
     lookup = per_layer_inputs(adapter.decoder)
     assert lookup is not None
-    assert torch.equal(lookup(inputs["input_ids"])[~percept].flatten(1), features[~percept])
+    assert torch.equal(lookup(inputs["input_ids"])[~media_mask].flatten(1), features[~media_mask])
     assert per_layer_inputs(built("llava").decoder) is None
 
 
-def test_what_a_placeholder_has_in_the_table_counts_for_no_percept() -> None:
+def test_what_a_placeholder_has_in_the_table_counts_for_no_media() -> None:
     """Its row changes the logits, as a bias does, and is no part of the relevance at the picture."""
     adapter = fresh("gemma4", torch.float64)
     inputs = ZOO["gemma4"].inputs(adapter.model)
-    _, call, percept = prompt("gemma4", adapter)
+    _, call, media_mask = prompt("gemma4", adapter)
     relevance = attribute(adapter, inputs, 9)
     door = call.doors
     assert isinstance(door, PerPosition)
@@ -45,11 +45,11 @@ def test_what_a_placeholder_has_in_the_table_counts_for_no_percept() -> None:
     ):
         given = type(call)(call.embeds, call.mask, kwargs, call.windows, door)
         with torch.no_grad():
-            stream = DualStream(adapter, given, [modality_channel(percept, call.mask)])
+            stream = DualStream(adapter, given, [modality_channel(media_mask, call.mask)])
             logits, found = stream.heads(stream.prefill())
         phi[name] = (float(logits[0, 9]), float(found[0, 0, 9]))
     assert phi["own"][0] != phi["gone"][0]
-    assert abs(phi["own"][1] - float(relevance.scores[percept[0]].sum())) < 1e-9
+    assert abs(phi["own"][1] - float(relevance.scores[media_mask[0]].sum())) < 1e-9
 
 
 def test_features_of_every_position_only() -> None:

@@ -64,12 +64,12 @@ def test_generated_words_in_forward_mode(name: str) -> None:
     for inputs in (ZOO[name].inputs(adapter.model), padded(adapter, name)):
         with torch.no_grad():
             call = adapter.capture(inputs).cloned()
-        percept = adapter.modality_ids(inputs) > 0
-        logits, phi = after(stream(adapter, call, percept), [[9], [55]])
+        media_mask = adapter.modality_ids(inputs) > 0
+        logits, phi = after(stream(adapter, call, media_mask), [[9], [55]])
         whole = call
         for token in (9, 55):
             whole = whole.appended(adapter.embed(torch.tensor([[token]])).detach())
-        want_logits, want = backward_sums(adapter, whole, nn.functional.pad(percept, (0, 2)), [5, 80], ATTN_LRP)
+        want_logits, want = backward_sums(adapter, whole, nn.functional.pad(media_mask, (0, 2)), [5, 80], ATTN_LRP)
         close(logits[0], want_logits, 1e-4)
         close(phi[:, 0, [5, 80]], want, 1e-4)
 

@@ -17,19 +17,19 @@ from limelight.relevance.forward.stream import DualStream, modality_channel, tex
 
 
 def stream(
-    adapter: Adapter, call: DecoderCall, percept: Tensor, composite: Composite = ATTN_LRP, **more: Any
+    adapter: Adapter, call: DecoderCall, media_mask: Tensor, composite: Composite = ATTN_LRP, **more: Any
 ) -> DualStream:
     """Phi_M and Phi_T."""
     return DualStream(
-        adapter, call, [modality_channel(percept, call.mask), text_channel(percept, call.mask)], composite, **more
+        adapter, call, [modality_channel(media_mask, call.mask), text_channel(media_mask, call.mask)], composite, **more
     )
 
 
 @torch.no_grad()
 def prefilled(
-    adapter: Adapter, call: DecoderCall, percept: Tensor, composite: Composite = ATTN_LRP
+    adapter: Adapter, call: DecoderCall, media_mask: Tensor, composite: Composite = ATTN_LRP
 ) -> tuple[Tensor, Tensor]:
-    dual = stream(adapter, call, percept, composite)
+    dual = stream(adapter, call, media_mask, composite)
     return dual.heads(dual.prefill())
 
 
@@ -44,14 +44,14 @@ def after(dual: DualStream, tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Te
 
 
 def backward_sums(
-    adapter: Adapter, call: DecoderCall, percept: Tensor, targets: Sequence[int], composite: Composite
+    adapter: Adapter, call: DecoderCall, media_mask: Tensor, targets: Sequence[int], composite: Composite
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``[V]`` and sums of R over percept and text ``[2, k]``, by one backward pass a target."""
+    """Logits ``[V]`` and sums of R over media and text ``[2, k]``, by one backward pass a target."""
     with torch.enable_grad(), attached(adapter, composite):
         embeds = call.embeds.clone().requires_grad_(True)
         logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[0, 0]
         rows = [input_relevance(logits[t], embeds, retain_graph=True)[0].detach() for t in targets]
-    here = percept[0]
+    here = media_mask[0]
     return logits.detach(), torch.stack([torch.stack([r[here].sum(), r[~here].sum()]) for r in rows], dim=-1)
 
 

@@ -27,8 +27,8 @@ from tests.zoo import ZOO
 def test_phi_of_chosen_tokens_is_a_part_of_the_whole(name: str) -> None:
     """Plain head, soft-capped head, scaled head."""
     adapter = wide(name)
-    _, call, percept = prompt(name, adapter)
-    dual = stream(adapter, call, percept)
+    _, call, media_mask = prompt(name, adapter)
+    dual = stream(adapter, call, media_mask)
     with torch.no_grad():
         output = dual.prefill()
         tokens = torch.tensor([[5, 77, 5]])
@@ -57,10 +57,10 @@ class Wrapped(nn.Module):
 
 def test_what_a_hook_adds_to_the_head_is_no_relevance() -> None:
     adapter = widen(fresh("llava_gqa", torch.float64))
-    _, call, percept = prompt("llava_gqa", adapter)
-    want, phi = prefilled(adapter, call, percept)
+    _, call, media_mask = prompt("llava_gqa", adapter)
+    want, phi = prefilled(adapter, call, media_mask)
     handle = adapter.head.register_forward_hook(lambda _m, _a, out: out * 2 + 1)
-    got, again = prefilled(adapter, call, percept)
+    got, again = prefilled(adapter, call, media_mask)
     handle.remove()
     close(got, want * 2 + 1)
     close(again, phi * 2)
@@ -69,13 +69,13 @@ def test_what_a_hook_adds_to_the_head_is_no_relevance() -> None:
 def test_an_adapted_head_and_its_bias() -> None:
     adapter = widen(fresh("llava_gqa", torch.float64))
     adapter.model.lm_head = adapter.head = Wrapped(adapter.head)  # type: ignore[arg-type]
-    _, call, percept = prompt("llava_gqa", adapter)
-    dual = stream(adapter, call, percept)
+    _, call, media_mask = prompt("llava_gqa", adapter)
+    dual = stream(adapter, call, media_mask)
     with torch.no_grad():
         output = dual.prefill()
         logits, phi = dual.heads(output)
         close(dual.phi_of(output, torch.tensor([[0, 40]])), phi[:, :, [0, 40]])
-    own, want = backward_sums(adapter, call, percept, [0, 40], ATTN_LRP)
+    own, want = backward_sums(adapter, call, media_mask, [0, 40], ATTN_LRP)
     close(logits[0], own)
     close(phi[:, 0, [0, 40]], want)
 
@@ -83,9 +83,9 @@ def test_an_adapted_head_and_its_bias() -> None:
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "blip2"])
 def test_the_model_is_bit_equal_afterwards(name: str) -> None:
     adapter = built(name)
-    _, call, percept = prompt(name, adapter)
+    _, call, media_mask = prompt(name, adapter)
     before = snapshot(adapter.model)
-    dual = stream(adapter, call, percept)
+    dual = stream(adapter, call, media_mask)
     after(dual, [[9]])
     dual.append(torch.tensor([8]))
     dual.current(graph="surrogate", write=False).hidden.sum().backward()
@@ -97,8 +97,8 @@ def test_the_model_is_bit_equal_afterwards(name: str) -> None:
 
 def test_the_model_is_bit_equal_after_an_exception() -> None:
     adapter = fresh("llava_gqa")
-    _, call, percept = prompt("llava_gqa", adapter)
-    dual = stream(adapter, call, percept)
+    _, call, media_mask = prompt("llava_gqa", adapter)
+    dual = stream(adapter, call, media_mask)
     before = snapshot(adapter.model)
 
     def fail(*_: Any) -> None:
@@ -148,9 +148,9 @@ def test_what_no_rule_covers_is_refused(change: Any, dtype: torch.dtype) -> None
     adapter = fresh("llava_gqa", dtype)
     adapter.decoder.layers[0] = Shifted(adapter.decoder.layers[0], change)
     adapter = Adapter(adapter.model)
-    _, call, percept = prompt("llava_gqa", adapter)
+    _, call, media_mask = prompt("llava_gqa", adapter)
     with pytest.raises(UnknownKindError, match="no rule covers") as caught:
-        stream(adapter, call, percept)
+        stream(adapter, call, media_mask)
     assert "exact mode" in caught.value.hint
 
 
@@ -158,45 +158,45 @@ def test_what_is_linear_needs_no_rule() -> None:
     adapter = fresh("llava_gqa", torch.float64)
     adapter.decoder.layers[0] = Shifted(adapter.decoder.layers[0], lambda x: x * 1.5 - x.flip(-1))
     adapter = widen(Adapter(adapter.model))
-    _, call, percept = prompt("llava_gqa", adapter)
-    _, phi = prefilled(adapter, call, percept)
-    close(phi[:, 0, [7, 8]], backward_sums(adapter, call, percept, [7, 8], ATTN_LRP)[1])
+    _, call, media_mask = prompt("llava_gqa", adapter)
+    _, phi = prefilled(adapter, call, media_mask)
+    close(phi[:, 0, [7, 8]], backward_sums(adapter, call, media_mask, [7, 8], ATTN_LRP)[1])
 
 
 def test_the_check_of_the_twins_runs_once_a_model_and_again_when_modules_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     adapter = fresh("llava_gqa")
-    _, call, percept = prompt("llava_gqa", adapter)
+    _, call, media_mask = prompt("llava_gqa", adapter)
     runs: list[int] = []
     adapter.decoder.register_forward_hook(lambda *_: runs.append(1))
-    stream(adapter, call, percept)
-    stream(adapter, call, percept)
+    stream(adapter, call, media_mask)
+    stream(adapter, call, media_mask)
     assert len(runs) == 2  # the decoder itself, and with its twins
-    stream(adapter, call, percept, CP_LRP)
+    stream(adapter, call, media_mask, CP_LRP)
     assert len(runs) == 4
     adapter.decoder.layers[1] = Shifted(adapter.decoder.layers[1], lambda x: x + 1)
     with pytest.raises(UnknownKindError):
-        stream(adapter, call, percept)
+        stream(adapter, call, media_mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_twins_that_compute_something_else_are_refused(dtype: torch.dtype) -> None:
     """A gate taken for the other factor, as if a probe had erred: linear on tangents, and wrong in every value."""
     adapter = fresh("llava_gqa", dtype)
-    _, call, percept = prompt("llava_gqa", adapter)
+    _, call, media_mask = prompt("llava_gqa", adapter)
     for number, site in enumerate(sites := matches_of(adapter)):
         if isinstance(site.spec, GatedSpec):
             sites[number] = replace(site, spec=replace(site.spec, gate=site.spec.up, up=site.spec.gate))
     with pytest.raises(UnknownKindError, match="something else than it does") as caught:
-        stream(adapter, call, percept)
+        stream(adapter, call, media_mask)
     assert "exact mode" in caught.value.hint
 
 
 def test_a_door_that_opens_later_is_tried_then() -> None:
     """A model that hears first and sees afterwards: its door for pictures was shut at the first prompt."""
     adapter = fresh("qwen3_omni_thinker")
-    inputs, call, percept = prompt("qwen3_omni_thinker", adapter)
+    inputs, call, media_mask = prompt("qwen3_omni_thinker", adapter)
     kinds = adapter.modality_ids(inputs)
     seen = torch.nn.functional.max_pool1d((kinds == 1).float(), 3, 1, 1).bool()[0]  # with its two markers
     heard = {k: v[:, ~seen] if v.shape[:2] == kinds.shape else v for k, v in inputs.items() if "image" not in k}
@@ -207,16 +207,16 @@ def test_a_door_that_opens_later_is_tried_then() -> None:
     adapter.decoder._deepstack_process = lambda hidden, where, features: own(hidden, where, features.relu())
     stream(adapter, alone, adapter.modality_ids(heard) > 0)
     with pytest.raises(UnknownKindError, match="no rule covers"):
-        stream(adapter, call, percept)
+        stream(adapter, call, media_mask)
 
 
 def test_attention_beside_the_interface_is_refused() -> None:
     adapter = fresh("llava_gqa")
     attention = adapter.decoder.layers[1].self_attn
     attention.forward = lambda hidden_states, **_: (attention.o_proj(attention.q_proj(hidden_states)), None)
-    _, call, percept = prompt("llava_gqa", adapter)
+    _, call, media_mask = prompt("llava_gqa", adapter)
     with pytest.raises(HookError, match="did not bind"):
-        stream(adapter, call, percept).prefill()
+        stream(adapter, call, media_mask).prefill()
 
 
 @pytest.mark.parametrize("name", ["position_bias", "sinks", "indices", "block_indices", "something_new"])
@@ -240,11 +240,11 @@ def test_without_rules_such_families_are_refused_too(name: str) -> None:
 
 def test_latent_attention_whose_values_are_narrower_than_its_keys() -> None:
     adapter = latent()
-    _, call, percept = prompt("kimi_k25", adapter)
+    _, call, media_mask = prompt("kimi_k25", adapter)
     for composite in (ATTN_LRP, CP_LRP):
-        logits, phi = after(stream(adapter, call, percept, composite), [[9]])
+        logits, phi = after(stream(adapter, call, media_mask, composite), [[9]])
         whole = call.appended(adapter.embed(torch.tensor([[9]])))
-        own, want = backward_sums(adapter, whole, nn.functional.pad(percept, (0, 1)), [5, 60], composite)
+        own, want = backward_sums(adapter, whole, nn.functional.pad(media_mask, (0, 1)), [5, 60], composite)
         close(logits[0], own)
         close(phi[:, 0, [5, 60]], want)
 

@@ -28,8 +28,8 @@ def test_one_pass_is_the_ordinary_prefill(
     name: str, row: int | None, composite: Composite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = built(name, torch.float64)
-    _, call, percept = prompt(name, adapter, row)
-    dual = stream(adapter, call, percept, composite)
+    _, call, media_mask = prompt(name, adapter, row)
+    dual = stream(adapter, call, media_mask, composite)
     ordinary = dual.heads(dual.prefill())
     calls: list[int] = []
 
@@ -39,7 +39,7 @@ def test_one_pass_is_the_ordinary_prefill(
 
     monkeypatch.setattr(flash, "trusted", lambda *_: True)
     monkeypatch.setattr(flash, "attend", attend)
-    again = stream(adapter, call, percept, composite)
+    again = stream(adapter, call, media_mask, composite)
     mine = again.heads(again.prefill())
     assert len(calls) == adapter.traits.layers
     for a, b in zip(mine, ordinary, strict=True):

@@ -19,7 +19,7 @@ SAID = (9, 17, 40, 50, 60, 70)
 
 
 def phis(adapter: Adapter, inputs: dict[str, Any], call: DecoderCall) -> list[Tensor]:
-    """Logits and Phi of the percept, of the prompt and of each token after it."""
+    """Logits and Phi of the media, of the prompt and of each token after it."""
     channel = modality_channel(adapter.modality_ids(inputs) > 0, call.mask)
     stream = DualStream(adapter, call, [channel])
     found = [torch.cat([x.flatten() for x in stream.heads(stream.prefill())])]

@@ -29,8 +29,8 @@ def steps(
     monkeypatch.setattr(static_step, "WINDOW", 8)
     exact = "no_float64" not in ZOO[name].marks
     adapter = built(name, torch.float64 if exact else torch.float32)
-    _, call, percept = prompt(name, adapter, row)
-    dual = stream(adapter, call, percept)
+    _, call, media_mask = prompt(name, adapter, row)
+    dual = stream(adapter, call, media_mask)
     if static:
         dual.static = StaticStep(dual, graphs=False)
     dual.prefill()
@@ -66,15 +66,15 @@ def test_what_fixed_shapes_do_not_cover_takes_the_ordinary_way(name: str, monkey
 
 def test_on_a_processor_nothing_is_fixed() -> None:
     adapter = built("llava", torch.float32)
-    _, call, percept = prompt("llava", adapter)
-    dual = stream(adapter, call, percept)
+    _, call, media_mask = prompt("llava", adapter)
+    dual = stream(adapter, call, media_mask)
     assert not dual.static.wanted
 
 
 def test_the_position_of_a_prompt_is_never_a_fixed_step() -> None:
     adapter = built("llava", torch.float64)
-    _, call, percept = prompt("llava", adapter)
-    dual = stream(adapter, call, percept)
+    _, call, media_mask = prompt("llava", adapter)
+    dual = stream(adapter, call, media_mask)
     dual.static = StaticStep(dual, graphs=False)
     dual.static.after = 0
     first = dual.heads(dual.prefill())
@@ -87,8 +87,8 @@ def test_the_position_of_a_prompt_is_never_a_fixed_step() -> None:
 
 def test_a_stream_that_is_dropped_is_freed() -> None:
     adapter = built("llava", torch.float32)
-    _, call, percept = prompt("llava", adapter)
-    dual = stream(adapter, call, percept)
+    _, call, media_mask = prompt("llava", adapter)
+    dual = stream(adapter, call, media_mask)
     step, gone = dual.static, weakref.ref(dual)
     gc.disable()
     try:

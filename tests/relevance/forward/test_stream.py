@@ -47,18 +47,18 @@ def test_sums_equal_the_backward_route_or_the_family_is_refused(name: str, compo
         kind, word = RAISES[name]
         with pytest.raises(kind, match=re.escape(word)) as caught:
             adapter = Adapter(ZOO[name].build())
-            _, call, percept = prompt(name, adapter)
-            prefilled(adapter, call, percept, composite)
+            _, call, media_mask = prompt(name, adapter)
+            prefilled(adapter, call, media_mask, composite)
         assert FALLBACK.search(caught.value.hint), caught.value.hint
         return
     adapter = built(name, dtype)
-    inputs, call, percept = prompt(name, adapter)
-    logits, phi = prefilled(adapter, call, percept, composite)
+    inputs, call, media_mask = prompt(name, adapter)
+    logits, phi = prefilled(adapter, call, media_mask, composite)
     with torch.no_grad():
         own = adapter.model(**inputs).logits[0, -1]
     close(logits[0], own, 5e-6)  # transformers' norms and softmax round to float32
     targets = [3, 17, 64, int(own.argmax())]
-    want_logits, want = backward_sums(adapter, call, percept, targets, composite)
+    want_logits, want = backward_sums(adapter, call, media_mask, targets, composite)
     close(logits[0], want_logits, 5e-6)
     close(phi[:, 0, targets], want, 1e-7 if name in FLOAT32_ROTARY else 1e-10 if exact else 1e-5)
     assert float(want.abs().max()) > 0.05
@@ -68,8 +68,8 @@ def test_sums_equal_the_backward_route_or_the_family_is_refused(name: str, compo
 def test_float64_is_float64(name: str) -> None:
     """With norms that compute in float64 the logits, too, are those of the decoder's own forward."""
     adapter = wide(name)
-    _, call, percept = prompt(name, adapter)
-    logits, phi = prefilled(adapter, call, percept)
+    _, call, media_mask = prompt(name, adapter)
+    logits, phi = prefilled(adapter, call, media_mask)
     with torch.no_grad():
         own = adapter.logits(adapter.hidden(call)[:, -1])
     close(logits, own, 1e-11)
@@ -81,14 +81,14 @@ def test_float64_is_float64(name: str) -> None:
 @foundation
 def test_token_by_token_is_one_prefill(name: str) -> None:
     adapter = wide(name)
-    _, call, percept = prompt(name, adapter)
+    _, call, media_mask = prompt(name, adapter)
     tokens = [[9], [55], [33], [20], [71]]
-    logits, phi = after(stream(adapter, call, percept), tokens)
+    logits, phi = after(stream(adapter, call, media_mask), tokens)
     whole = call
     with torch.no_grad():
         for token in tokens:
             whole = whole.appended(adapter.embed(torch.tensor([token])))
-    longer = nn.functional.pad(percept, (0, len(tokens)))
+    longer = nn.functional.pad(media_mask, (0, len(tokens)))
     want_logits, want = prefilled(adapter, whole, longer)
     close(logits, want_logits)
     close(phi, want)
@@ -113,9 +113,9 @@ def test_a_window_of_every_layer() -> None:
     adapter = widen(Adapter(model))
     inputs = llava_inputs(model)
     call = adapter.capture(inputs).cloned()
-    percept = adapter.modality_ids(inputs) > 0
+    media_mask = adapter.modality_ids(inputs) > 0
     tokens = [[t] for t in (9, 55, 33, 20, 71, 70, 11, 12)]
-    logits, phi = after(stream(adapter, call, percept), tokens)
+    logits, phi = after(stream(adapter, call, media_mask), tokens)
     ids = torch.cat([inputs["input_ids"], torch.tensor([[t for (t,) in tokens]])], dim=1)
     with torch.no_grad():
         own = model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits[0, -1]
@@ -123,7 +123,7 @@ def test_a_window_of_every_layer() -> None:
     whole = call
     for token in tokens:
         whole = whole.appended(adapter.embed(torch.tensor([token])).detach())
-    _, want = backward_sums(adapter, whole, nn.functional.pad(percept, (0, len(tokens))), [5, 80], ATTN_LRP)
+    _, want = backward_sums(adapter, whole, nn.functional.pad(media_mask, (0, len(tokens))), [5, 80], ATTN_LRP)
     close(phi[:, 0, [5, 80]], want)
     wider = LlavaForConditionalGeneration(
         LlavaConfig(**{**config.to_dict(), "text_config": words | {"sliding_window": 64}})
@@ -137,15 +137,15 @@ def test_a_window_of_every_layer() -> None:
 @foundation
 def test_batch_rows_are_their_runs_alone(name: str) -> None:
     adapter = wide(name)
-    _, call, percept = prompt(name, adapter, None)
+    _, call, media_mask = prompt(name, adapter, None)
     assert not bool(call.mask.all())
     tokens = [[9, 12], [55, 60], [33, 2]]
-    together = [prefilled(adapter, call, percept), after(stream(adapter, call, percept), tokens)]
+    together = [prefilled(adapter, call, media_mask), after(stream(adapter, call, media_mask), tokens)]
     for row in (0, 1):
-        _, call, percept = prompt(name, adapter, row)
+        _, call, media_mask = prompt(name, adapter, row)
         alone = [
-            prefilled(adapter, call, percept),
-            after(stream(adapter, call, percept), [[pair[row]] for pair in tokens]),
+            prefilled(adapter, call, media_mask),
+            after(stream(adapter, call, media_mask), [[pair[row]] for pair in tokens]),
         ]
         for (logits, phi), (want_logits, want) in zip(together, alone, strict=True):
             tolerance = 2e-6 if name in FLOAT32_EMBEDDINGS else 1e-10
@@ -158,10 +158,10 @@ def test_batch_rows_are_their_runs_alone(name: str) -> None:
 @both
 def test_blocks_of_queries_change_nothing(name: str, composite: Composite, row: int | None) -> None:
     adapter = wide(name)
-    _, call, percept = prompt(name, adapter, row)
+    _, call, media_mask = prompt(name, adapter, row)
     results = []
     for block in (1, 3, 1024):
-        dual = stream(adapter, call, percept, composite)
+        dual = stream(adapter, call, media_mask, composite)
         dual.mode.block = block
         out = after(dual, [[9] * dual.batch])
         keys, values = dual.cache.read(1)  # type: ignore[misc]
@@ -174,9 +174,9 @@ def test_blocks_of_queries_change_nothing(name: str, composite: Composite, row: 
 
 def test_a_small_reserve_grows() -> None:
     adapter = wide("llava_gqa")
-    _, call, percept = prompt("llava_gqa", adapter)
+    _, call, media_mask = prompt("llava_gqa", adapter)
     tokens = [[t] for t in range(20, 50)]
-    small, large = stream(adapter, call, percept, reserve=0), stream(adapter, call, percept, reserve=64)
+    small, large = stream(adapter, call, media_mask, reserve=0), stream(adapter, call, media_mask, reserve=64)
     for a, b in zip(after(small, tokens), after(large, tokens), strict=True):
         assert torch.equal(a, b)
     assert small.cache.length == large.cache.length == call.length + 30
@@ -187,10 +187,10 @@ def test_bfloat16_stays_near_float32() -> None:
     """Phi of a bfloat16 model: within 3 % of the largest float32 value, which is how far its logits are, too."""
     for name in ("llava_gqa", "qwen2_5_vl", "gemma3", "qwen2_audio"):
         exact, coarse = fresh(name), fresh(name, torch.bfloat16)
-        _, call, percept = prompt(name, exact)
-        logits, phi = prefilled(exact, call, percept)
+        _, call, media_mask = prompt(name, exact)
+        logits, phi = prefilled(exact, call, media_mask)
         _, low, _ = prompt(name, coarse)
-        low_logits, low_phi = prefilled(coarse, low, percept)
+        low_logits, low_phi = prefilled(coarse, low, media_mask)
         assert low_phi.dtype == low_logits.dtype == torch.float32
         scale = float(phi.abs().max())
         assert float((phi - low_phi).abs().max()) < 0.03 * scale
@@ -201,9 +201,9 @@ def test_bfloat16_stays_near_float32() -> None:
 
 def test_rewound_position_runs_again() -> None:
     adapter = wide("gemma3")
-    _, call, percept = prompt("gemma3", adapter, None)
+    _, call, media_mask = prompt("gemma3", adapter, None)
     weights = torch.rand(call.mask.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    channels = [Channel("any", weights * call.mask, 0.5), modality_channel(percept, call.mask)]
+    channels = [Channel("any", weights * call.mask, 0.5), modality_channel(media_mask, call.mask)]
     dual = DualStream(adapter, call, channels)
     with torch.no_grad():
         first = dual.prefill().hidden
@@ -226,10 +226,10 @@ def test_rewound_position_runs_again() -> None:
 
 def test_channels_are_linear_and_generated_tokens_weigh_what_they_say() -> None:
     adapter = wide("llava_gqa")
-    _, call, percept = prompt("llava_gqa", adapter)
+    _, call, media_mask = prompt("llava_gqa", adapter)
     mask = call.mask
     channels = [
-        modality_channel(percept, mask), text_channel(percept, mask), contrast_channel(percept, mask),
+        modality_channel(media_mask, mask), text_channel(media_mask, mask), contrast_channel(media_mask, mask),
         Channel("half", torch.full(mask.shape, 0.5), 0.5), Channel("said", torch.zeros(mask.shape), 1.0),
     ]  # fmt: skip
     _, phi = after(DualStream(adapter, call, channels), [[9], [30]])

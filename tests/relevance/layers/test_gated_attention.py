@@ -103,9 +103,9 @@ def test_forward_mode_is_the_backward_route(kind: str, composite: Any) -> None:
     adapter = KINDS[kind]()
     inputs = llava_inputs(adapter.model)
     call = adapter.capture(inputs).cloned()
-    percept = adapter.modality_ids(inputs) > 0
-    logits, phi = prefilled(adapter, call, percept, composite)
-    want_logits, want = backward_sums(adapter, call, percept, [3, 17, 64], composite)
+    media_mask = adapter.modality_ids(inputs) > 0
+    logits, phi = prefilled(adapter, call, media_mask, composite)
+    want_logits, want = backward_sums(adapter, call, media_mask, [3, 17, 64], composite)
     close(logits[0], want_logits, 1e-9)
     close(phi[:, 0, [3, 17, 64]], want, 1e-9)
 

@@ -45,7 +45,7 @@ def test_a_narrow_choice_is_the_models_own_and_relevance_conserves(name: str) ->
 @sparse
 def test_forward_mode_names_the_fallback(name: str) -> None:
     adapter = fresh(name)
-    _, call, percept = prompt(name, adapter)
+    _, call, media_mask = prompt(name, adapter)
     with pytest.raises(UnsupportedError, match="indexer") as caught:
-        prefilled(adapter, call, percept)
+        prefilled(adapter, call, media_mask)
     assert "exact mode" in caught.value.hint

@@ -180,14 +180,14 @@ FAMILIES = ("qwen3_5", "minicpmv4_7", "lfm2_vl", "lfm3_vl")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_token_by_token_in_a_batch_is_one_prefill_of_each_row(name: str) -> None:
     adapter = wide(name)
-    _, call, percept = prompt(name, adapter, None)
+    _, call, media_mask = prompt(name, adapter, None)
     tokens = [[9, 12], [55, 60], [33, 2]]
-    logits, phi = after(stream(adapter, call, percept), tokens)
+    logits, phi = after(stream(adapter, call, media_mask), tokens)
     for row in (0, 1):
-        _, call, percept = prompt(name, adapter, row)
+        _, call, media_mask = prompt(name, adapter, row)
         for token in tokens:
             call = call.appended(adapter.embed(torch.tensor([[token[row]]])).detach())
-        longer = torch.nn.functional.pad(percept, (0, len(tokens)))
+        longer = torch.nn.functional.pad(media_mask, (0, len(tokens)))
         want_logits, want = prefilled(adapter, call, longer)
         close(logits[row], want_logits[0])
         close(phi[:, row], want[:, 0])
@@ -301,8 +301,8 @@ def test_only_layers_without_keys_are_mixers(name: str) -> None:
 def test_bfloat16_is_float32_rounded(name: str) -> None:
     narrow, single = fresh(name, torch.bfloat16), fresh(name)
     for adapter in (narrow, single):
-        _, call, percept = prompt(name, adapter)
-        got = after(stream(adapter, call, percept), [[9], [55]])
+        _, call, media_mask = prompt(name, adapter)
+        got = after(stream(adapter, call, media_mask), [[9], [55]])
         if adapter is narrow:
             logits, phi = got
     for a, b in zip((logits, phi), got, strict=True):

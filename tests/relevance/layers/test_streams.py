@@ -69,19 +69,19 @@ def test_relevance_is_the_slow_twins(streams: str, composite: Composite) -> None
         "no scale": {"altup_correct_scale": False},
     }
     adapter = other(**changes[streams]) if changes[streams] else wide(NAME)
-    inputs, call, percept = prompt(NAME, adapter)
+    inputs, call, media_mask = prompt(NAME, adapter)
     constant = call.kwargs["per_layer_inputs"][0]
-    logits, phi = prefilled(adapter, call, percept, composite)
+    logits, phi = prefilled(adapter, call, media_mask, composite)
     for target in (5, 77):
         got = attribute(adapter, inputs, target, composite=composite)
         want, logit = twin.attribute(adapter.model, call.embeds[0], constant, target, composite is CP_LRP)
         close(got.scores, want, 1e-9)
         assert got.logit == pytest.approx(float(logit), abs=1e-9)
         assert float(want.abs().max()) > 0.05
-        sums = torch.stack([want[percept[0]].sum(), want[~percept[0]].sum()])
+        sums = torch.stack([want[media_mask[0]].sum(), want[~media_mask[0]].sum()])
         close(phi[:, 0, target], sums, 1e-9)
         close(logits[0, target], logit, 1e-9)
-    _, both = backward_sums(adapter, call, percept, [5, 77], composite)
+    _, both = backward_sums(adapter, call, media_mask, [5, 77], composite)
     close(phi[:, 0, [5, 77]], both, 1e-9)
 
 
@@ -112,7 +112,7 @@ def test_the_true_gradient_is_the_models_own() -> None:
 @pytest.mark.parametrize("direction", ["backward", "forward"])
 def test_a_decoder_that_does_it_otherwise_is_refused(where: str, direction: str) -> None:
     adapter = fresh(NAME)
-    inputs, call, percept = prompt(NAME, adapter)
+    inputs, call, media_mask = prompt(NAME, adapter)
     decoder = adapter.decoder
     if where == "a stream":
         decoder.layers[0].register_forward_pre_hook(
@@ -130,7 +130,7 @@ def test_a_decoder_that_does_it_otherwise_is_refused(where: str, direction: str)
         if direction == "backward":
             attribute(adapter, inputs)
         else:
-            prefilled(adapter, call, percept)
+            prefilled(adapter, call, media_mask)
     assert caught.value.hint
     assert snapshot(adapter.model) == before
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limelight.decoding.contrast_inputs import disturbed, percept, without
+from limelight.decoding.contrast_inputs import disturbed, media_mask, without
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
 from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.errors import SettingError, UnsupportedError
@@ -64,7 +64,7 @@ class Aad:
 
     def session(self, context: GenerationContext) -> ContrastSession:
         """Raises UnsupportedError on a prompt without sound, SettingError where silence cannot be made."""
-        audio = percept(context) & (context.modality_ids == _AUDIO)
+        audio = media_mask(context) & (context.modality_ids == _AUDIO)
         if not bool(audio.any(-1).all()):
             raise UnsupportedError(
                 "aad contrasts a sound with silence; this prompt holds a row without sound",
@@ -75,7 +75,7 @@ class Aad:
 
     def _silent(self, context: GenerationContext) -> Stream:
         value = silent_value(context) if self.silence is None else self.silence
-        alone = bool((context.modality_ids[percept(context)] == _AUDIO).all())
+        alone = bool((context.modality_ids[media_mask(context)] == _AUDIO).all())
 
         def hush(name: str, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
             return torch.full_like(features, value)
@@ -86,7 +86,7 @@ class Aad:
         return disturbed(context, hush, only=sounding, method="aad")
 
     def _absent(self, context: GenerationContext, audio: Tensor) -> Stream:
-        if bool((percept(context) & ~audio).any()):
+        if bool((media_mask(context) & ~audio).any()):
             raise UnsupportedError(
                 "aad's variant 'absent' takes all media out of the prompt; this one also holds pictures or video",
                 hint='use variant="silent"',

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from limelight.decoding.contrast_inputs import percept
+from limelight.decoding.contrast_inputs import media_mask
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.instruments import DecoderHook, key_places, masked_percept, refuse_cross_attention
+from limelight.decoding.instruments import DecoderHook, key_places, masked_media, refuse_cross_attention
 from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.decoding.streams import second_stream
 from limelight.models.adapter import Adapter
@@ -28,19 +28,19 @@ from limelight.models.runtime.attention import attention_hooks, check_bound
 class Avisc:
     """``(1 + alpha) l - alpha l'``, ``l'`` from the over-attended ("blind") positions alone; implausible tokens dropped.
 
-    Blind are the percept's positions whose attention from the prompt's last query (mean over heads and over the layers
-    that attend to the percept most) exceeds mean + ``lam`` standard deviations. The others' embeddings are zeroed.
+    Blind are the media's positions whose attention from the prompt's last query (mean over heads and over the layers
+    that attend to the media most) exceeds mean + ``lam`` standard deviations. The others' embeddings are zeroed.
 
     Args:
         alpha: strength of the contrast; 0 is the model itself. The released scripts set 1 to 3 by model and benchmark.
         beta: plausibility cut, in [0, 1]; 0 drops none.
-        gamma: the most attending layers that hold this share of all layers' attention to the percept are averaged.
+        gamma: the most attending layers that hold this share of all layers' attention to the media are averaged.
         lam: standard deviations above the mean.
 
     Differs from the paper: blind tokens are found once, at the prompt, as in the released code (the paper's text finds
     them at each token).
     Differs from the released code (LLaVA-1.5, InstructBLIP; sampling only): means and deviations of each row of a batch
-    are its own, there the batch's; the percept's positions are detected, there LLaVA's are 35 to 610; ``lam`` is 1 as its
+    are its own, there the batch's; the media's positions are detected, there LLaVA's are 35 to 610; ``lam`` is 1 as its
     shell scripts pass it (the POPE program alone would take 0.99); zeros only, there ones or noise may stand in the
     blinded places; NaN in the second run is an error here, there the first run's logits take their place. Video, sound
     and greedy decoding.
@@ -70,7 +70,7 @@ class Avisc:
         """Raises UnsupportedError on a cross-attention model."""
         refuse_cross_attention(context.adapter, "avisc")
         refuse(context, "avisc", "use_cache")
-        places = percept(context)
+        places = media_mask(context)
         record = Attended(context.adapter, places)
 
         @contextmanager
@@ -81,7 +81,7 @@ class Avisc:
 
         @contextmanager
         def blinded() -> Iterator[None]:
-            with masked_percept(context.adapter, ~places | record.blind(self.gamma, self.lam)):
+            with masked_media(context.adapter, ~places | record.blind(self.gamma, self.lam)):
                 yield
 
         contrast = second_stream(context)
@@ -111,13 +111,13 @@ class Attended(DecoderHook):
         return out
 
     def blind(self, gamma: float, lam: float) -> Tensor:
-        """bool ``[B, T]``: the over-attended positions of the percept."""
+        """bool ``[B, T]``: the over-attended positions of the media."""
         stack = torch.stack([self.weights[layer] for layer in sorted(self.weights)])
         return torch.stack([over_attended(stack[:, r], self.places[r], gamma, lam) for r in range(stack.shape[1])])
 
 
 def over_attended(weights: Tensor, places: Tensor, gamma: float, lam: float) -> Tensor:
-    """bool ``[T]`` from one row's attention ``[layers, T]`` and its percept ``[T]``."""
+    """bool ``[T]`` from one row's attention ``[layers, T]`` and its media ``[T]``."""
     own = weights[:, places]
     share = own.sum(-1)
     order = share.argsort(descending=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from limelight.decoding.contrast_inputs import inserted, percept
+from limelight.decoding.contrast_inputs import inserted, media_mask
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
 from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.errors import PromptError, SettingError
@@ -29,7 +29,7 @@ class Icd:
         alpha: strength of the contrast; 0 is the model itself.
         beta: plausibility cut, in [0, 1]; 0 drops none.
         instruction: words (they need a tokenizer) or token ids; None: the authors' confused detector, with sound or
-            video in place of the image where that is the percept (ours).
+            video in place of the image where that is the media (ours).
         where: ``user``: directly in front of the first picture, video or sound and its start marker, which is inside
             the user's turn in every chat template; ``front``: after the BOS token.
 
@@ -81,7 +81,7 @@ class Icd:
                 "icd needs the tokenizer to write its instruction",
                 hint="custom_generate(icd(), processor=processor), or instruction=(token ids)",
             )
-        text = self.instruction or _BY_MODALITY[int(context.modality_ids[percept(context)].mode().values)]
+        text = self.instruction or _BY_MODALITY[int(context.modality_ids[media_mask(context)].mode().values)]
         ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids:
             raise SettingError(f"icd: the tokenizer makes nothing of {text!r}", hint="choose another instruction")
@@ -102,9 +102,9 @@ def place(context: GenerationContext, row: int, where: str) -> int:
     after_bos = start + int(ids[start] == bos)
     if where == "front":
         return after_bos
-    found = percept(context)[row].nonzero()
+    found = media_mask(context)[row].nonzero()
     if not len(found):
-        raise PromptError(f"row {row} holds no percept", hint="put the picture or sound into the messages")
+        raise PromptError(f"row {row} holds no media", hint="put the picture or sound into the messages")
     at = int(found[0, 0])
     special = set(getattr(tokenizer, "all_special_ids", None) or ())
     while at > after_bos and ids[at - 1] in special:

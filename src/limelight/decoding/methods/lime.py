@@ -1,7 +1,7 @@
 """LIME, exact: the computation of the paper (arXiv 2605.01766, algorithm 1) as its authors run it.
 
 For every new token, nothing cached: offsets on the keys and values of every layer and position start at zero, and
-``steps - 1`` Adam updates push relevance toward the percept while a KL term holds the distribution near the model's
+``steps - 1`` Adam updates push relevance toward the media while a KL term holds the distribution near the model's
 own. The token is chosen from the last forward pass.
 
 Free savings over the released code, results unchanged: towers run once; the reference distribution is the first
@@ -218,7 +218,7 @@ class Lime:
 
 
 def rewarded(ids: Tensor, mask: Tensor, *, markers: bool, reward: str = "modality") -> Tensor:
-    """Positions to reward, bool ``[B, T]``: the percept (with the markers around it), or the text as a control."""
+    """Positions to reward, bool ``[B, T]``: the media (with the markers around it), or the text as a control."""
     modality = (ids > 0) & mask
     if markers:
         grown = modality.clone()

@@ -5,7 +5,7 @@ in a KV cache, so a forward is one token against the cache. Forward-mode relevan
 update needs one ordinary reverse pass over one token, not a double backward over the sequence.
 
 Differs from the paper: the scope; the step (``rule="normalised"`` keeps low-rank factors and never materialises
-``[H, T, d]``; ``"adam"`` is the paper's optimiser in this scope); the default objective rewards the percept's influence
+``[H, T, d]``; ``"adam"`` is the paper's optimiser in this scope); the default objective rewards the media's influence
 on the decision instead of its support for the token already chosen; one update instead of six.
 """
 
@@ -137,7 +137,7 @@ class LimeCachedSession:
                 f"no attention in layers {unknown}", hint=f"layers: {sorted(context.adapter.attention_layers)}"
             )
         self.layers = set(context.adapter.attention_layers if layers is None else layers)
-        self.call, self.percept = captured(context)
+        self.call, self.media_mask = captured(context)
         markers = strategy.objective == "paper" and context.adapter.family.paper.markers
         kinds = self.call.modality(context.modality_ids.clone())
         self.modality = rewarded(kinds, self.call.mask, markers=markers, reward=strategy.reward)
@@ -145,9 +145,9 @@ class LimeCachedSession:
         self.dual = open_stream(context, self.call, self._channels(), strategy.composite)
 
     def _channels(self) -> list[Channel]:
-        """The first channel is always Phi_M of the percept: gate and meter read it; the second is the objective's."""
+        """The first channel is always Phi_M of the media: gate and meter read it; the second is the objective's."""
         mask = self.call.mask
-        meter = modality_channel(self.percept, mask)
+        meter = modality_channel(self.media_mask, mask)
         objective = self.strategy.objective
         text = self.strategy.reward == "text"
         self.split = split_channels(self.context, mask)
@@ -157,7 +157,7 @@ class LimeCachedSession:
         elif objective == "paper":
             own = [self._paper_channel()]
         else:
-            own = [text_channel(self.percept, mask)] if objective == "normalised" or text else []
+            own = [text_channel(self.media_mask, mask)] if objective == "normalised" or text else []
         return [meter, *own, *self.split]
 
     def _paper_channel(self) -> Channel:
@@ -211,8 +211,8 @@ class LimeCachedSession:
             return False
         self.count += 1
         self.call = self.call.appended(self.context.adapter.embed(tokens[:, None]))
-        said = self.percept.new_zeros(len(tokens), 1)
-        self.percept = torch.cat([self.percept, said], dim=1)
+        said = self.media_mask.new_zeros(len(tokens), 1)
+        self.media_mask = torch.cat([self.media_mask, said], dim=1)
         self.modality = torch.cat([self.modality, said | (self.strategy.reward == "text")], dim=1)
         if self.count % self.strategy.refresh:
             return False
@@ -311,7 +311,7 @@ class LimeCachedSession:
         if s.objective == "paper":
             return parts[1, :, 0]
         mask = self.dual.mask
-        count = self.percept.sum(-1)
+        count = self.media_mask.sum(-1)
         text = (mask.sum(-1) - count).clamp_min(1)
         mean_m, mean_t = parts[0, :, 0] / count, parts[1, :, 0] / text
         if s.reward == "text":

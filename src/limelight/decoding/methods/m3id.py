@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from limelight.decoding.contrast_inputs import percept, without
+from limelight.decoding.contrast_inputs import media_mask, without
 from limelight.decoding.contrastive import ContrastSession, check_choice, check_range, guided
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.instruments import masked_percept
+from limelight.decoding.instruments import masked_media
 from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.decoding.streams import second_stream
 from limelight.errors import SettingError
@@ -29,7 +29,7 @@ BETA = {"paper": 0.0, "released": 0.1}
 class M3id:
     """``s + [max p < gate] ((1 - g) / g) (s - s')``, ``g = exp(-decay * t)``, t = 1 at the first token.
 
-    ``s`` and ``s'`` are the log-softmax of the logits with and without the percept, ``p = exp(s)``.
+    ``s`` and ``s'`` are the log-softmax of the logits with and without the media, ``p = exp(s)``.
 
     Args:
         decay: how fast the picture is believed to be forgotten; 0 is the model itself.
@@ -37,7 +37,7 @@ class M3id:
             repository has it (no gate, cut 0.1).
         gate: contrast only where the likeliest token of the model is less probable than this; 1: at every token.
         beta: plausibility cut where the contrast acts, in [0, 1]; 0 drops none.
-        without: ``drop``: ``s'`` from the prompt without the percept's positions (paper and released code); ``zero``: from
+        without: ``drop``: ``s'`` from the prompt without the media's positions (paper and released code); ``zero``: from
             zeroed embeddings in their place, which keeps positions and length (ours, for models that insist on media).
 
     Differs from the paper: nothing known in ``variant="paper"``. The two variants are different methods: a first token
@@ -59,7 +59,7 @@ class M3id:
         if self.variant in ("drop", "zero"):
             raise SettingError(
                 f"m3id: variant is {self.variant!r}; expected paper or released",
-                hint=f"how the percept is taken out is called without={self.variant!r}",
+                hint=f"how the media are taken out is called without={self.variant!r}",
             )
         check_choice("m3id", "variant", self.variant, ("paper", "released"))
         check_choice("m3id", "without", self.without, ("drop", "zero"))
@@ -85,13 +85,13 @@ class M3id:
             out = guided(logits, other, math.expm1(self.decay * t), beta)
             return out if gate >= 1 else torch.where(unsure(logits, gate)[:, None], out, logits)
 
-        gone = percept(context)
+        gone = media_mask(context)
         if self.without == "drop":
             return ContrastSession(context, without(context, gone), combine)
         refuse(context, "m3id's without='zero'", "use_cache")
         contrast = second_stream(context)
         return ContrastSession(
-            context, contrast, combine, contrast_prefill=lambda: masked_percept(context.adapter, ~gone)
+            context, contrast, combine, contrast_prefill=lambda: masked_media(context.adapter, ~gone)
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from limelight.decoding.contrast_inputs import percept
+from limelight.decoding.contrast_inputs import media_mask
 from limelight.decoding.contrastive import check_range
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import (
@@ -41,7 +41,7 @@ PUBLISHED = (6, 15)  # of 32 layers, both included: "5 < layer < 16" in the rele
 class Memvr:
     """``FFN(x) <- (1 - r) FFN(x) + r c (x V^T) V`` in one layer of a forward, ``c`` matching the mean magnitudes.
 
-    ``V`` are the percept's merged embeddings. The layer is the one after the first whose prediction, the final norm and
+    ``V`` are the media's merged embeddings. The layer is the one after the first whose prediction, the final norm and
     head on its last position, is uncertain: entropy of its top ten tokens over log 10 above ``threshold``.
 
     Args:
@@ -125,7 +125,7 @@ class Retrace:
         self.adapter = context.adapter
         self.norm = final_norm(context.adapter)
         self.mlps: dict[int, nn.Module] = {i + 1: mlp_of(context.adapter, i + 1) for i in layers}
-        self.places, self.mask = percept(context), context.mask
+        self.places, self.mask = media_mask(context), context.mask
         self.memory: list[Tensor] = []
         self.fired = torch.zeros(context.ids.shape[0], dtype=torch.bool, device=context.ids.device)
         self.due: dict[int, Tensor] = {}

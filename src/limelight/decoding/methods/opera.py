@@ -28,7 +28,7 @@ class Opera:
 
     ``a`` is the last layer's attention, the largest over heads, each query's row summing to 1. ``phi`` of a candidate
     is ``1e-7 max_j prod_{r >= j} sigma a[r, j]`` over the answer's positions so far, itself included; while the answer is
-    no longer than ``warmup``, it is minus its attention to the percept. When in every beam the same j was the largest
+    no longer than ``warmup``, it is minus its attention to the media. When in every beam the same j was the largest
     more than ``threshold`` times, the answer returns to token j and goes on otherwise, at most ``candidates`` times a
     place.
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from limelight.decoding.beams import choose, fork
-from limelight.decoding.contrast_inputs import percept
+from limelight.decoding.contrast_inputs import media_mask
 from limelight.decoding.instruments import DecoderHook, key_places
 from limelight.decoding.processors import for_row
 from limelight.decoding.strategy import GenerationContext
@@ -79,7 +79,7 @@ class Search:
     def __init__(self, weighing: Weighing, context: GenerationContext, base: Stream, logits: Tensor, row: int) -> None:
         self.weighing, self.context, self.base, self.row = weighing, context, base, row
         self.watch = LastRow(context.adapter)
-        self.places = percept(context)[row : row + 1]
+        self.places = media_mask(context)[row : row + 1]
         self.stream = fork(base, [row])
         self.processed = for_row(context.sampler.processors, row, context.ids.shape[0])
         self.stopping = decides_by_ids(context.stopping)
@@ -141,7 +141,7 @@ class Search:
         return logits, self.watch.row
 
     def _columns(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Log products ``[k, C, n + 1]`` with the candidate's row, and its attention to the percept ``[k, C]``."""
+        """Log products ``[k, C, n + 1]`` with the candidate's row, and its attention to the media ``[k, C]``."""
         k, width, keys = rows.shape
         answer = rows.new_zeros(k, width, n + 1)
         count = min(keys, n + 1)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from limelight.decoding.contrast_inputs import percept, without
+from limelight.decoding.contrast_inputs import media_mask, without
 from limelight.decoding.contrastive import check_choice, check_range, details, guided
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import (
@@ -34,11 +34,11 @@ PUBLISHED = (2, 31)  # of 32 layers, both included
 
 @dataclass(frozen=True)
 class Pai:
-    """Before the softmax, in the last query: ``w += alpha |w|`` on the percept; then ``s + (gamma - 1)(s - s')``.
+    """Before the softmax, in the last query: ``w += alpha |w|`` on the media; then ``s + (gamma - 1)(s - s')``.
 
     Args:
-        alpha: how much the percept's attention scores are raised; 0 leaves attention alone.
-        gamma: guidance, at least 1; ``s'`` is the log-softmax without the percept, attention unraised. 1: no second
+        alpha: how much the media's attention scores are raised; 0 leaves attention alone.
+        gamma: guidance, at least 1; ``s'`` is the log-softmax without the media, attention unraised. 1: no second
             prompt and no cut.
         beta: plausibility cut of the guidance, in [0, 1], measured on the raised run; 0 drops none.
         start, stop: layers (from 0) ``start <= layer < stop``; None: 2 and 32 of LLaVA-7B's 32, in proportion elsewhere.
@@ -107,9 +107,9 @@ class PaiSession:
         check_layers(
             adapter, sorted(self.layers), "pai", asked=f"{asked}, attention in {sorted(adapter.attention_layers)}"
         )
-        self.boost = Boost(adapter, percept(context), self.layers, strategy.alpha)
+        self.boost = Boost(adapter, media_mask(context), self.layers, strategy.alpha)
         self.main = main_stream(context)
-        self.contrast = without(context, percept(context)) if strategy.gamma > 1 else None
+        self.contrast = without(context, media_mask(context)) if strategy.gamma > 1 else None
         self.plain = second_stream(context) if context.details else None
 
     def next(self, tokens: Tensor | None) -> StepOutput:
@@ -138,7 +138,7 @@ class PaiSession:
 
 
 class Boost(DecoderHook):
-    """``w += alpha |w|`` on the last query's scores of the percept, before the softmax."""
+    """``w += alpha |w|`` on the last query's scores of the media, before the softmax."""
 
     def __init__(self, adapter: Adapter, places: Tensor, layers: set[int], alpha: float) -> None:
         super().__init__(adapter)

@@ -1,8 +1,8 @@
 """Relevance-contrastive decoding: ``l'(v) = l(v) + alpha * Phi_M(v)``.
 
-Ours, not the paper's. Phi_M(v) is the percept's part of each candidate's logit, read off one dual forward; amplifying
+Ours, not the paper's. Phi_M(v) is the media's part of each candidate's logit, read off one dual forward; amplifying
 it is contrastive decoding to first order, in which Phi_M stands for ``l(v) - l_without_image(v)``, with no
-second prompt and no optimisation. It is a knob of how far to trust the text against the percept: where the text is
+second prompt and no optimisation. It is a knob of how far to trust the text against the media: where the text is
 right and the picture poor, turning it up costs accuracy.
 """
 
@@ -27,7 +27,7 @@ class RelevanceContrastive:
     """``l + alpha * Phi_M``, with an adaptive plausibility cut.
 
     Args:
-        alpha: how far to trust the percept against the text; 0 is the model itself.
+        alpha: how far to trust the media against the text; 0 is the model itself.
         beta: tokens with ``p < beta * max p`` are dropped (Li et al., 2023, eq. 4); 0 drops none.
         decay: alpha at the t-th generated token is ``alpha * exp(-decay * t)``.
         composite: ``attnlrp`` or ``cp-lrp``.

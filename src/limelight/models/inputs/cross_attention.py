@@ -1,7 +1,7 @@
-"""Percepts that a decoder reads by cross-attention (Llama 3.2 Vision): states beside the prompt, not among its positions.
+"""Media that a decoder reads by cross-attention (Llama 3.2 Vision): states beside the prompt, not among its positions.
 
 They are leaves of relevance like the embeddings, and stand in front of them: a captured prompt of T words with N states
-has N + T positions, the first N of them the percept's. Relevance, spans, tangents and masks all count that way; the
+has N + T positions, the first N of them the media's. Relevance, spans, tangents and masks all count that way; the
 prompt's own placeholder (``<|image|>``) is a word like others, since its embedding holds nothing of the picture. Offsets
 on keys and values act on the states where a layer attends to them.
 """

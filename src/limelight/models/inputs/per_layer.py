@@ -1,9 +1,9 @@
 """A word's own inputs to every layer (Gemma 4, Gemma 3n: embeddings of the token id, one a layer), as leaves of relevance.
 
 They come from token ids, so at a word they are leaves beside its embedding and their relevance is booked at that word:
-the leaf is ``[B, T, D + L * P]``. At a position of a percept the id is only a placeholder's: what its table holds says
-nothing of the picture or the sound, is a constant like a bias, and enters neither the percept's relevance nor its
-tangents. (What the percept itself sends by this way, through the projection of the embeddings, counts as usual.)
+the leaf is ``[B, T, D + L * P]``. At a position of media the id is only a placeholder's: what its table holds says
+nothing of the picture or the sound, is a constant like a bias, and enters neither the media's relevance nor its
+tangents. (What the media themselves send by this way, through the projection of the embeddings, counts as usual.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PerPosition:
     """A decoder argument ``[B, T, ...]`` that holds features of every position.
 
     Attributes:
-        name: the argument. In a call's arguments it holds the constant part: zero, save at percepts.
+        name: the argument. In a call's arguments it holds the constant part: zero, save at media.
         width: D, of the embeddings in front.
         shape: of the features of one position.
     """
@@ -57,7 +57,7 @@ class PerPosition:
 
 
 def find_per_position(
-    embeds: Tensor, kwargs: Mapping[str, Any], percept: Tensor | None
+    embeds: Tensor, kwargs: Mapping[str, Any], media_mask: Tensor | None
 ) -> tuple[PerPosition, Tensor, Tensor] | None:
     """The door, the wide leaf and the constant part; None where no argument has features ``[B, T, ...]``."""
     for name, value in kwargs.items():
@@ -66,9 +66,9 @@ def find_per_position(
         if value.shape[:2] != embeds.shape[:2] or "mask" in name or "position" in name:
             continue
         value = value.detach()
-        if percept is None or percept.shape != embeds.shape[:2]:
-            percept = torch.zeros(embeds.shape[:2], dtype=torch.bool)
-        constant = value * percept.to(value.device).reshape(*percept.shape, *[1] * (value.ndim - 2))
+        if media_mask is None or media_mask.shape != embeds.shape[:2]:
+            media_mask = torch.zeros(embeds.shape[:2], dtype=torch.bool)
+        constant = value * media_mask.to(value.device).reshape(*media_mask.shape, *[1] * (value.ndim - 2))
         door = PerPosition(name, int(embeds.shape[-1]), tuple(value.shape[2:]))
         return door, torch.cat([embeds, (value - constant).flatten(2).to(embeds)], dim=-1), constant
     return None

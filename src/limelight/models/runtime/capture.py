@@ -250,7 +250,7 @@ def capture(
     decoder: nn.Module,
     inputs: Mapping[str, Any],
     windows: Mapping[str, Reach],
-    percept: Tensor | None = None,
+    media_mask: Tensor | None = None,
 ) -> DecoderCall:
     """Run ``model(**inputs)`` up to the door of ``decoder`` and keep what it was given. Towers run once, without grad.
 
@@ -339,7 +339,7 @@ def capture(
             torch.cat([states.to(embeds), embeds], dim=1), torch.cat([seen, mask], dim=1), rest, windows, None, beside
         )
     found = find_doors(embeds, kwargs)
-    each = None if found is not None else find_per_position(embeds, kwargs, percept)
+    each = None if found is not None else find_per_position(embeds, kwargs, media_mask)
     if each is not None:
         return DecoderCall(each[1], mask, {**kwargs, each[0].name: each[2]}, windows, each[0])
     if found is None:

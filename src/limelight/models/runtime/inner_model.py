@@ -9,17 +9,17 @@ from limelight.models.adapter import Adapter
 from limelight.models.runtime.wrappers import unwrapped
 
 
-def inside(whole: Adapter, model: Any) -> Adapter:
-    """The adapter that ``generate()`` works on: ``whole``, or one of the language model inside that it has handed on to.
+def inside(parent: Adapter, model: Any) -> Adapter:
+    """The adapter that ``generate()`` works on: ``parent``, or one of the language model inside that it has handed on to.
 
     Raises:
-        ModelError: ``model`` is no part of ``whole``'s.
+        ModelError: ``model`` is no part of ``parent``'s.
     """
-    if unwrapped(model) is whole.model:
-        return whole
-    if not any(m is model for m in whole.model.modules()):
+    if unwrapped(model) is parent.model:
+        return parent
+    if not any(m is model for m in parent.model.modules()):
         raise ModelError(
-            f"generate() runs a {type(model).__name__} that is no part of the {type(whole.model).__name__} given",
-            hint="custom_generate(strategy, whole=...) takes the model whose generate() is called",
+            f"generate() runs a {type(model).__name__} that is no part of the {type(parent.model).__name__} given",
+            hint="custom_generate(strategy, parent_model=...) takes the model whose generate() is called",
         )
-    return Adapter(model, whole.processor, whole.model)
+    return Adapter(model, parent.processor, parent.model)

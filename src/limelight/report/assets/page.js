@@ -242,12 +242,12 @@
     let seen = 0;
     for (const item of shown.prompt) {
       if (!Array.isArray(item)) {
-        box.append(el("span", { className: "percept", style: `background:var(--${item.kind})` }, `${item.label} · ${item.n}`));
+        box.append(el("span", { className: "media", style: `background:var(--${item.kind})` }, `${item.label} · ${item.n}`));
         continue;
       }
       seen++;
       if (seen <= LONG / 2 || seen > texts.length - LONG / 2) cell(item[0], item[1]);
-      else if (seen === LONG / 2 + 1) box.append(el("span", { className: "percept", style: "background:var(--text)" }, `… ${texts.length - LONG} more`));
+      else if (seen === LONG / 2 + 1) box.append(el("span", { className: "media", style: "background:var(--text)" }, `… ${texts.length - LONG} more`));
     }
     column.generated.forEach((text, i) => { cell(-1 - i, text, "said later"); });
     let tinted = [], hidden = 0;
@@ -310,7 +310,7 @@
     if (word.l) children.push(el("p", {}, "Loss, first to last update: " + Object.entries(word.l).map(([n, [a, b]]) => `${n} ${number(a)} → ${number(b)}`).join("; ")));
     if (word.c) {
       const most = Math.max(...word.c.map((c) => Math.abs(c[2] ?? 0)), 1e-9), several = shown.views.some((v) => v.kind !== shown.views[0].kind);
-      const from = several || !shown.views.length ? "percept" : { image: "picture", audio: "sound", video: "video" }[shown.views[0].kind];
+      const from = several || !shown.views.length ? "media" : { image: "picture", audio: "sound", video: "video" }[shown.views[0].kind];
       children.push(el("h4", {}, word.ct === undefined ? "Candidates" : `Candidates for “${visible(word.ct)}”`), el("table", {},
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), el("th", { scope: "col" }, "logit"),
           el("th", { scope: "col", title: "the part of the logit that comes from the " + from + ", as the grounding meter measures it" }, `Φ: of it from the ${from}`))),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limelight.report.heard import heard
+from limelight.report.word_times import word_interval
 from limelight.types import Relevance, Span
 
 
@@ -21,20 +21,20 @@ def of(scores: list[float], each: float | None = 0.5) -> Relevance:
 
 
 def test_a_peak() -> None:
-    assert heard(of([0.1, 0.1, 3.0, 0.1, -5.0])) == (1.0, 1.5)
-    assert heard(of([1.0, 1.0, 1.0, 1.0])) == (0.0, 1.0)
-    assert heard(of([-1.0, 0.0])) is None
-    assert heard(of([1.0], None)) is None
+    assert word_interval(of([0.1, 0.1, 3.0, 0.1, -5.0])) == (1.0, 1.5)
+    assert word_interval(of([1.0, 1.0, 1.0, 1.0])) == (0.0, 1.0)
+    assert word_interval(of([-1.0, 0.0])) is None
+    assert word_interval(of([1.0], None)) is None
     two = (Span(0, 2, "audio", None, 1.0), Span(2, 3, "text"), Span(3, 5, "audio", None, 1.0))
     windows = Relevance(torch.tensor([0.0, 0.1, 7.0, 5.0, 0.1]), ("a",) * 5, two, 1)
-    assert heard(windows) == (2.0, 3.0)  # the second window begins where the first ends
+    assert word_interval(windows) == (2.0, 3.0)  # the second window begins where the first ends
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12), st.floats(0.05, 1.0))
 @settings(max_examples=80, deadline=None)
 def test_no_shorter_stretch_holds_as_much(scores: list[float], part: float) -> None:
     weights = np.array(scores)
-    found = heard(of(scores, 1.0), part)
+    found = word_interval(of(scores, 1.0), part)
     if weights.sum() < 1e-3:
         return
     assert found is not None

@@ -11,7 +11,7 @@ from limelight.types import Relevance, Span
 Times = npt.NDArray[np.float64]
 
 
-def heard(relevance: Relevance, part: float = 0.5) -> tuple[float, float] | None:
+def word_interval(relevance: Relevance, part: float = 0.5) -> tuple[float, float] | None:
     """The shortest stretch ``(start, stop)`` in seconds that holds ``part`` of the sound's supporting relevance.
 
     Several sounds count as one after the other, without what the processor padded them with. This is where the model's

@@ -49,7 +49,7 @@ class _LeftError(Exception):
     """The asker has gone."""
 
 
-class Desk:
+class Backend:
     """One model that answers one question at a time; whoever comes meanwhile waits.
 
     Without ``meter`` words have no colour until the page is there (a few models have no forward mode).

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import limelight
-from limelight.decoding.many import collate, shifted
+from limelight.decoding.collate import collate, shifted
 from limelight.errors import SettingError, UnsupportedError
 from limelight.types import Prompt, Span
 

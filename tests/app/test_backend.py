@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import limelight
-from limelight.app.desk import Desk, Progress, Question
+from limelight.app.backend import Backend, Progress, Question
 from limelight.errors import LimelightError, MediaError, PromptError, SettingError
 from tests.report.examples import tone
 from tests.report.test_page import data_of
@@ -21,8 +21,8 @@ SETTINGS = {"max_new_tokens": 5}
 
 
 @pytest.fixture(scope="module")
-def desk() -> Desk:
-    return Desk(limelight.wrap(ZOO["llava"].build(), vision_processor()))
+def backend() -> Backend:
+    return Backend(limelight.wrap(ZOO["llava"].build(), vision_processor()))
 
 
 def question(*names: str, words: str = ASK, media: dict[str, list[object]] | None = None) -> Question:
@@ -31,14 +31,14 @@ def question(*names: str, words: str = ASK, media: dict[str, list[object]] | Non
     )
 
 
-def plain(desk: Desk, name: str) -> limelight.Generation:
+def plain(backend: Backend, name: str) -> limelight.Generation:
     return limelight.generate(
-        desk.adapter, messages=ASK, media={"image": PICTURE}, strategy=name, relevance=False, **SETTINGS
+        backend.adapter, messages=ASK, media={"image": PICTURE}, strategy=name, relevance=False, **SETTINGS
     )
 
 
-def test_words_come_with_their_shares_and_then_the_page(desk: Desk) -> None:
-    told = list(desk.ask(question("greedy", "relevance-contrastive")))
+def test_words_come_with_their_shares_and_then_the_page(backend: Backend) -> None:
+    told = list(backend.ask(question("greedy", "relevance-contrastive")))
     grown = [len(p.answers[0].steps) for p in told if len(p.answers) == 1]
     assert grown == sorted(grown)
     assert grown[-1] == 5
@@ -46,28 +46,28 @@ def test_words_come_with_their_shares_and_then_the_page(desk: Desk) -> None:
     last = told[-1]
     assert [p.page != "" for p in told] == [False] * (len(told) - 1) + [True]
     for answer, name in zip(last.answers, ("greedy", "relevance-contrastive"), strict=True):
-        assert (answer.strategy, answer.token_ids) == (name, plain(desk, name).token_ids)
+        assert (answer.strategy, answer.token_ids) == (name, plain(backend, name).token_ids)
     columns = data_of(last.page)["cases"][0]["columns"]
     assert [c["name"] for c in columns] == ["greedy", "relevance-contrastive"]
     assert all("h" in w and "c" in w for c in columns for w in c["words"])
 
 
-def test_what_it_can_be_shown(desk: Desk) -> None:
-    assert desk.modalities == ("image",)
+def test_what_it_can_be_shown(backend: Backend) -> None:
+    assert backend.modalities == ("image",)
 
 
-def test_without_a_meter_the_page_has_the_heat_all_the_same(desk: Desk) -> None:
-    told = list(Desk(desk.adapter, meter=False).ask(question("greedy")))
+def test_without_a_meter_the_page_has_the_heat_all_the_same(backend: Backend) -> None:
+    told = list(Backend(backend.adapter, meter=False).ask(question("greedy")))
     assert not any(s.candidates for s in told[-2].answers[0].steps)
-    assert told[-1].answers[0].token_ids == plain(desk, "greedy").token_ids
+    assert told[-1].answers[0].token_ids == plain(backend, "greedy").token_ids
     assert all("h" in w for w in data_of(told[-1].page)["cases"][0]["columns"][0]["words"])
 
 
 def test_a_sound() -> None:
-    desk = Desk(limelight.wrap(ZOO["qwen2_audio"].build(), audio_processor()))
-    assert desk.modalities == ("audio",)
+    backend = Backend(limelight.wrap(ZOO["qwen2_audio"].build(), audio_processor()))
+    assert backend.modalities == ("audio",)
     asked = Question("what do you hear ?", {"audio": [tone(0.5, 16000)]}, [limelight.greedy()], SETTINGS)
-    page = data_of(list(desk.ask(asked))[-1].page)["cases"][0]
+    page = data_of(list(backend.ask(asked))[-1].page)["cases"][0]
     assert [v["kind"] for v in page["views"]] == ["audio"]
     assert page["media"]["sounds"][0]["seconds"] == 0.5
     assert all(w["sh"]["audio"] > 0 for w in page["columns"][0]["words"])
@@ -81,33 +81,33 @@ def test_a_sound() -> None:
         (question("greedy", media={"image": ["/nowhere/x.png"]}), MediaError, "x.png"),
     ],
 )
-def test_what_it_refuses(desk: Desk, asked: Question, error: type[LimelightError], said: str) -> None:
+def test_what_it_refuses(backend: Backend, asked: Question, error: type[LimelightError], said: str) -> None:
     with pytest.raises(error, match=said):
-        list(desk.ask(asked))
+        list(backend.ask(asked))
 
 
-def test_an_error_while_decoding_reaches_the_asker_and_the_desk_goes_on(desk: Desk) -> None:
+def test_an_error_while_decoding_reaches_the_asker_and_the_desk_goes_on(backend: Backend) -> None:
     wrong = Question(ASK, {"image": [PICTURE]}, [limelight.strategy("dola", layers=(90, 91))], SETTINGS)
     with pytest.raises(SettingError):
-        list(desk.ask(wrong))
-    assert list(desk.ask(question("greedy")))[-1].page
+        list(backend.ask(wrong))
+    assert list(backend.ask(question("greedy")))[-1].page
 
 
-def test_who_leaves_frees_the_desk(desk: Desk) -> None:
-    asking = desk.ask(question("greedy"))
+def test_who_leaves_frees_the_desk(backend: Backend) -> None:
+    asking = backend.ask(question("greedy"))
     for told in asking:
         if told.answers[0].steps:
             break
     asking.close()
     assert not [t for t in threading.enumerate() if t.name == "limelight-app"]
-    assert list(desk.ask(question("greedy")))[-1].page
+    assert list(backend.ask(question("greedy")))[-1].page
 
 
-def test_two_askers_take_turns(desk: Desk) -> None:
+def test_two_askers_take_turns(backend: Backend) -> None:
     found: dict[str, Progress] = {}
 
     def ask(name: str) -> None:
-        found[name] = list(desk.ask(question(name)))[-1]
+        found[name] = list(backend.ask(question(name)))[-1]
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in ("greedy", "meter", "m3id")]
     for t in threads:
@@ -115,4 +115,4 @@ def test_two_askers_take_turns(desk: Desk) -> None:
     for t in threads:
         t.join(200)
     for name, told in found.items():
-        assert told.answers[0].token_ids == plain(desk, name).token_ids
+        assert told.answers[0].token_ids == plain(backend, name).token_ids

@@ -1,11 +1,12 @@
-"""Which part of an original picture, film or sound the positions of a span show: plain values, free of any model.
+"""Which part of an original picture, film or sound the positions of a span show, and a film's frames: plain values, free of any model.
 
-They are read off a model's processor by :mod:`limelight.models.regions`; ``None`` in their place means: not known.
+Regions are read off a model's processor by :mod:`limelight.models.regions`; ``None`` in their place means: not known.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from limelight.errors import SettingError
 
@@ -88,3 +89,42 @@ class Interval:
     source: int
     start: float
     duration: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a video, and when each was shown.
+
+    Attributes:
+        frames: pictures of one size, in order.
+        seconds: when each was shown, from the start of the video.
+        fps: frames a second of the video they were taken from (None: not known; the frames are all there is).
+        duration: of the whole video in seconds (None: to the end of the last frame).
+
+    Raises:
+        SettingError: no frames, or times that are not one a frame, or fall, or lie before 0.
+    """
+
+    frames: tuple[Any, ...]
+    seconds: tuple[float, ...]
+    fps: float | None = None
+    duration: float | None = None
+
+    def __post_init__(self) -> None:
+        rising = all(a <= b for a, b in zip(self.seconds, self.seconds[1:], strict=False))
+        if not self.frames or len(self.frames) != len(self.seconds) or self.seconds[0] < 0 or not rising:
+            raise SettingError(
+                f"a clip needs frames and as many rising times, got {len(self.frames)} frames at {self.seconds[:9]} s",
+                hint="Clip(frames, seconds) with one time a frame, counted from the start of the video",
+            )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def length(self) -> float:
+        """Seconds of the whole video."""
+        if self.duration is not None:
+            return self.duration
+        step = (self.seconds[-1] - self.seconds[0]) / (len(self) - 1) if len(self) > 1 else 1.0
+        return self.seconds[-1] + (1 / self.fps if self.fps else step)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from limelight.errors import SettingError
 from limelight.regions import Box as Box
+from limelight.regions import Clip as Clip
 from limelight.regions import Interval as Interval
 from limelight.regions import Region as Region
 from limelight.thinking import MARKERS, Markers
@@ -76,45 +77,6 @@ class Inputs(dict[str, Any]):
     the originals; ``Adapter.spans`` reads them. A copy as a plain dict works too, without that knowledge."""
 
     spans: tuple[Span, ...] = ()
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Frames of a video, and when each was shown.
-
-    Attributes:
-        frames: pictures of one size, in order.
-        seconds: when each was shown, from the start of the video.
-        fps: frames a second of the video they were taken from (None: not known; the frames are all there is).
-        duration: of the whole video in seconds (None: to the end of the last frame).
-
-    Raises:
-        SettingError: no frames, or times that are not one a frame, or fall, or lie before 0.
-    """
-
-    frames: tuple[Any, ...]
-    seconds: tuple[float, ...]
-    fps: float | None = None
-    duration: float | None = None
-
-    def __post_init__(self) -> None:
-        rising = all(a <= b for a, b in zip(self.seconds, self.seconds[1:], strict=False))
-        if not self.frames or len(self.frames) != len(self.seconds) or self.seconds[0] < 0 or not rising:
-            raise SettingError(
-                f"a clip needs frames and as many rising times, got {len(self.frames)} frames at {self.seconds[:9]} s",
-                hint="Clip(frames, seconds) with one time a frame, counted from the start of the video",
-            )
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    @property
-    def length(self) -> float:
-        """Seconds of the whole video."""
-        if self.duration is not None:
-            return self.duration
-        step = (self.seconds[-1] - self.seconds[0]) / (len(self) - 1) if len(self) > 1 else 1.0
-        return self.seconds[-1] + (1 / self.fps if self.fps else step)
 
 
 @dataclass(frozen=True)
@@ -303,7 +265,14 @@ class Step:
         plain: the token the unchanged model would have chosen greedily, when the strategy knows it.
         losses: name -> values, one an optimisation step.
         candidates: (token id, spelling, logit, Phi_M) of the top candidates, when a meter ran.
-        flagged: the chosen token is not supported by the media while a rival is (the meter's flag).
+        grounding: how far the media speak for the token, against the whole vocabulary: the z-score of its Phi_M
+            (:mod:`limelight.grounding.score`), of all media together, by the meter in forward mode. None where no meter ran
+            or the prompt has no media.
+        rival_grounding: the highest score of another token that the model finds possible (a probability of .001 or more);
+            None where there is none.
+        grounding_by_modality: modality -> the same for that modality's positions alone; {} where ``grounding`` is None.
+        flagged: ``grounding`` lies below the flag's threshold while ``rival_grounding`` does not
+            (:func:`limelight.grounding.score.flagged`).
         contributions: modality -> its part of the token's logit ``l``, by the meter in forward mode:
             ``|Phi_m| / (sum_m |Phi_m| + |l - sum_m Phi_m|)`` with Phi_m summed over the modality's positions, signs and all;
             text is the rest. In [0, 1], summing to 1. {} where no meter ran. Not comparable with ``shares``, in which
@@ -323,6 +292,9 @@ class Step:
     candidates: tuple[tuple[int, str, float, float], ...] = ()
     flagged: bool = False
     contributions: Mapping[str, float] = field(default_factory=dict)
+    grounding: float | None = None
+    rival_grounding: float | None = None
+    grounding_by_modality: Mapping[str, float] = field(default_factory=dict)
     top_logprobs: tuple[tuple[str, float], ...] = ()
 
 

@@ -12,6 +12,7 @@ from limelight.decoding.dual import TOP, captured, check_composite, explainer, k
 from limelight.decoding.methods.meter import Meter
 from limelight.decoding.strategy import GenerationContext, TokenSampler
 from limelight.errors import SettingError
+from limelight.grounding.score import z_score
 from limelight.models.adapter import Adapter
 from tests.tiny import built, llava, llava_inputs
 from tests.zoo import ZOO
@@ -61,26 +62,53 @@ def test_candidates_are_the_top_with_logit_and_phi() -> None:
 
 @pytest.mark.parametrize("shift", [0.0, 7.0, -7.0])
 @pytest.mark.parametrize(
-    ("chosen", "rival", "others", "flagged"),
+    ("chosen", "rival", "flagged"),
     [
-        (-1.0, 1.0, 0.0, True),  # the media speak against the choice and for a rival
-        (-1.0, -0.5, 0.2, False),  # against both
-        (1.0, -1.0, 0.0, False),  # for the choice
-        (1.0, 2.0, -1.0, False),  # for the choice, more so for the rival
+        (0.0, 5.0, True),  # the media do not support the choice, but a rival
+        (0.0, 0.1, False),  # neither
+        (5.0, 0.0, False),  # the choice
+        (5.0, 6.0, False),  # the choice, and the rival more
     ],
 )
-def test_flags(chosen: float, rival: float, others: float, flagged: bool, shift: float) -> None:
-    """For and against are told from the vocabulary's mean: what Phi adds to every token decides nothing."""
-    phi = torch.full((1, 200), 0.0)
+def test_flags(chosen: float, rival: float, flagged: bool, shift: float) -> None:
+    """What Phi adds to every token decides nothing; a rival that the model finds impossible is no reason to flag."""
+    phi = torch.zeros(1, 200)
     logits = torch.linspace(1, 0, 200)[None].clone()
-    phi[0, 0], phi[0, 1], phi[0, 2:TOP] = chosen, rival, min(others, 0.0)
-    phi[0, TOP:] = others
+    phi[0, 2:] = torch.linspace(-1, 1, 198)
+    phi[0, 0], phi[0, 1] = chosen, rival
     explain = explainer(a_run(IMAGE_ONLY[:1]), logits, phi + shift)
     assert explain(0, 0).flagged == flagged
-    unseen = phi.clone()
-    unseen[0, 1], unseen[0, 150] = phi[0, 2], 9.0  # a rival nobody considers is no reason to flag
-    if chosen < 0:
-        assert not explainer(a_run(IMAGE_ONLY[:1]), logits, unseen + shift)(0, 0).flagged
+    logits[0, 1] = -20.0
+    assert not explain(0, 0).flagged
+
+
+def test_grounding_is_the_z_score_of_each_modality_and_of_all() -> None:
+    run = a_run(torch.tensor([[0, 2, 2, 0, 3, 0]]))
+    split = {"video": torch.randn(1, 7), "audio": torch.randn(1, 7)}
+    phi = split["video"] + split["audio"]
+    detail = explainer(run, LOGITS[:1], phi, split=split)(0, 4)
+    assert detail.grounding == pytest.approx(float(z_score(phi)[0, 4]))
+    want = {k: pytest.approx(float(z_score(p)[0, 4])) for k, p in split.items()}
+    assert detail.grounding_by_modality == want
+    alone = explainer(a_run(IMAGE_ONLY), LOGITS, phi.repeat(2, 1))
+    assert alone(0, 4).grounding_by_modality == {"image": pytest.approx(alone(0, 4).grounding)}
+    assert list(alone(1, 4).grounding_by_modality) == ["audio"]
+
+
+def test_without_media_there_is_no_grounding() -> None:
+    detail = explainer(a_run(torch.zeros(1, 4).long()), LOGITS[:1], torch.zeros(1, 7))(0, 3)
+    assert detail.grounding is None and detail.grounding_by_modality == {} and not detail.flagged
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_no_part_of_the_vocabulary() -> None:
+    class Tokens:
+        tokenizer = type("Tokenizer", (), {"get_vocab": lambda self: {"a": 0, "b": 4}})()
+
+    phi = torch.randn(1, 7)
+    run = a_run(IMAGE_ONLY[:1], Tokens())
+    assert run.known_tokens == 5
+    want = (phi[0, 2] - phi[0, :5].mean()) / phi[0, :5].std(correction=0)
+    assert explainer(run, LOGITS[:1], phi)(0, 2).grounding == pytest.approx(float(want))
 
 
 def test_losses_and_interventions_are_the_rows_own() -> None:

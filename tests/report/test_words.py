@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,12 +18,16 @@ from limelight.report.words import (
     known_parts,
     perceptual,
     rather_than,
+    sentences,
     word_contributions,
+    word_flagged,
+    word_grounding,
     word_parts,
     word_relevance,
     word_shares,
     words,
 )
+from limelight.types import Generation
 from tests.report.examples import generation, prompt, relevance
 
 PROMPT = prompt(("image", 16, (4, 4), None))
@@ -125,3 +131,56 @@ def test_rather_than() -> None:
     assert (found.logit, found.target) == (1.0, 1)
     with pytest.raises(SettingError, match="cannot be subtracted"):
         rather_than(one, relevance(PROMPT, 2, "no", generated=["x"]))
+
+
+def metered(
+    pieces: list[str], scores: Sequence[tuple[float | None, float | None, bool]], text: str | None = None
+) -> Generation:
+    """An answer whose tokens have (grounding, rival_grounding, flagged)."""
+    said = generation(PROMPT, pieces, text=text, details=False)
+    steps = tuple(
+        replace(s, grounding=g, rival_grounding=r, flagged=f) for s, (g, r, f) in zip(said.steps, scores, strict=True)
+    )
+    return replace(said, steps=steps)
+
+
+def test_a_word_is_as_grounded_as_its_first_token() -> None:
+    said = metered([" straw", "berry", " pie"], [(5.0, 1.0, False), (-2.0, None, True), (1.0, 6.0, True)])
+    assert [word_grounding(said, w) for w in words(said)] == [5.0, 1.0]
+    assert [word_flagged(said, w) for w in words(said)] == [False, True]
+    without = metered([" pie"], [(None, None, False)])
+    assert word_grounding(without, words(without)[0]) is None and not word_flagged(without, words(without)[0])
+    (sentence,) = sentences(without)
+    assert (sentence.grounding, sentence.margin, sentence.flagged) == (None, None, False)
+
+
+def test_sentences_take_the_mean_of_their_words_and_the_worst_margin() -> None:
+    scores = [
+        (6.0, 1.0, False),
+        (2.0, 5.0, True),
+        (-9.0, 9.0, True),
+        (4.0, None, False),
+        (8.0, 7.0, False),
+        (0.0, 1.0, False),
+    ]
+    first, second = sentences(metered([" A", " dog", ".", " It", " barks", "!"], scores))
+    assert (first.text, first.start, first.stop) == ("A dog.", 0, 3)
+    assert (first.grounding, first.margin, first.flagged) == (4.0, -3.0, True)  # the full stop is no word
+    assert (second.text, second.grounding, second.margin, second.flagged) == ("It barks!", 6.0, 0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("One. Two? Three", ["One.", "Two?", "Three"]),
+        ("It is 3.5 m... Yes", ["It is 3.5 m...", "Yes"]),
+        ('He said "no." Then left.', ['He said "no."', "Then left."]),
+        ("猫です。犬です。", ["猫です。", "犬です。"]),
+        ("", []),
+    ],
+)
+def test_where_sentences_end(text: str, want: list[str]) -> None:
+    said = generation(PROMPT, list(text), text=text, details=False)
+    found = sentences(said)
+    assert [s.text for s in found] == want
+    assert [w for s in found for w in s.words] == list(words(said))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, GenerationContext
 from limelight.errors import SettingError
+from limelight.grounding import score
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
 from limelight.relevance.forward.stream import Channel, DualStream, modality_channel
@@ -66,12 +68,11 @@ def explainer(
     opened: Tensor | None = None,
     losses: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> Callable[[int, int], Detail]:
-    """(row, token) -> Detail: contributions, top candidates and the flag, from logits and Phi_M ``[B, V]``.
+    """(row, token) -> Detail: contributions, grounding, top candidates and the flag, from logits and Phi_M ``[B, V]``.
 
     A contribution is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit; with ``split`` (Phi of
-    each modality) every modality is a group. A token is flagged when the media speak against it (its Phi_M is below the
-    vocabulary's mean, which no choice depends on) while it speaks for a rival among the top candidates. ``losses`` are
-    curves of ``[B]``.
+    each modality) every modality is a group. Grounding and flag are those of :mod:`limelight.grounding.score`; a row without
+    media has none. ``losses`` are curves of ``[B]``.
     """
 
     def explain(row: int, token: int) -> Detail:
@@ -82,8 +83,9 @@ def explainer(
         total = (sum((g.abs() for g in groups.values()), rest)).clamp_min(1e-12)
         parts: dict[str, float] = {k: float(g.abs() / total) for k, g in groups.items()}
         best = logits.topk(min(TOP, logits.shape[-1])).indices
-        centred = support - support.mean()
-        rivals = centred[best[best != token]]
+        told: dict[str, Any] = {}
+        if present:
+            told = grounding(context, logits, support, token, {k: split[k][row] if split else support for k in present})
         intervened = opened is not None and bool(opened[row])
         return Detail(
             contributions={**parts, "text": 1 - sum(parts.values())},
@@ -91,7 +93,33 @@ def explainer(
             plain=int(logits.argmax()),
             losses={n: tuple(float(v[row]) for v in c) for n, c in (losses or {}).items()} if intervened else {},
             candidates=tuple((int(t), float(logits[t]), float(support[t])) for t in best),
-            flagged=bool(centred[token] < 0) and bool((rivals > 0).any()),
+            **told,
         )
 
     return explain
+
+
+def vocabulary(context: GenerationContext, phi: Tensor, logits: Tensor) -> Tensor:
+    """bool ``[..., V]``: the tokens that scores are taken against."""
+    return score.counted(phi, logits, context.known_tokens)
+
+
+def grounding(
+    context: GenerationContext, logits: Tensor, phi: Tensor, token: int, by_modality: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The grounding fields of a Detail, from one row's logits and Phi ``[V]``, that of each modality too."""
+    chosen = torch.tensor(token, device=phi.device)
+    among = vocabulary(context, phi, logits)
+    z = score.z_score(phi, among)
+    rival = score.rival_score(z, logits, chosen)
+    parts = {k: _number(score.token_score(p, chosen, among)) for k, p in by_modality.items()}
+    return {
+        "grounding": _number(z[token]),
+        "rival_grounding": _number(rival),
+        "grounding_by_modality": {k: v for k, v in parts.items() if v is not None},
+        "flagged": bool(score.flagged(z[token], rival)),
+    }
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(torch.isfinite(value)) else None

@@ -392,5 +392,8 @@ def _step(adapter: Adapter, detail: Detail, processed: Tensor, token: int, top: 
         candidates=spelled,
         flagged=detail.flagged,
         contributions=detail.contributions,
+        grounding=detail.grounding,
+        rival_grounding=detail.rival_grounding,
+        grounding_by_modality=detail.grounding_by_modality,
         top_logprobs=tuple(zip(words, best.values.tolist(), strict=True)) if top else (),
     )

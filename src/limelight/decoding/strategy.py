@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,6 +29,9 @@ class Detail:
     candidates: tuple[tuple[int, float, float], ...] = ()
     flagged: bool = False
     contributions: Mapping[str, float] = field(default_factory=dict)
+    grounding: float | None = None
+    rival_grounding: float | None = None
+    grounding_by_modality: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,12 @@ class GenerationContext:
     resume: dict[str, Any] | None = None
     partial: bool = False
     unseen: str | None = None
+
+    @cached_property
+    def known_tokens(self) -> int | None:
+        """Ids from here on have no token in the tokenizer; None where that is not known."""
+        vocabulary = getattr(getattr(self.adapter, "tokenizer", None), "get_vocab", None)
+        return max(vocabulary().values(), default=-1) + 1 or None if vocabulary is not None else None
 
     def require_prompt(self, *, words_only: bool = False) -> None:
         """Raise UnsupportedError where the prompt cannot be run anew, because part of it is in the cache alone.

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from limelight.errors import SettingError
-from limelight.types import Generation, Relevance, mean_parts
+from limelight.types import Generation, Relevance, Step, mean_parts
 
 _PUNCTUATION = frozenset('.,;:!?…()[]{}"“”„«»')
+_ENDS = frozenset(".!?…。！？")
+_CLOSING = frozenset(')]}"”»')
 _FIRST_IDEOGRAPH = "\u2e80"  # from here on, scripts that put no space between words
 
 
@@ -135,6 +137,84 @@ def word_shares(generation: Generation, word: Word) -> dict[str, float]:
 def word_contributions(generation: Generation, word: Word) -> dict[str, float]:
     """Modality contributions to a word's logits (by the meter), the mean over its tokens; {} where no meter ran."""
     return mean_parts([s.contributions for s in generation.steps[word.start : word.stop]])
+
+
+def word_grounding(generation: Generation, word: Word) -> float | None:
+    """A word's grounding: that of its first token that has one; None where no meter ran.
+
+    The first token decides which word it becomes; the rest of its spelling follows from the language, and the media are
+    asked little about it, so that a mean or a minimum over the tokens would say more about spelling than about the word.
+    """
+    step = _deciding(generation, word)
+    return None if step is None else step.grounding
+
+
+def word_flagged(generation: Generation, word: Word) -> bool:
+    """Whether the token is flagged that gives the word its grounding."""
+    step = _deciding(generation, word)
+    return step is not None and step.flagged
+
+
+def _deciding(generation: Generation, word: Word) -> Step | None:
+    """The first token of a word that the meter has measured."""
+    return next((s for s in generation.steps[word.start : word.stop] if s.grounding is not None), None)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A run ``[start, stop)`` of generated tokens that reads as one sentence, and its words, punctuation included.
+
+    Attributes:
+        grounding: mean of its words' grounding, punctuation left out; None where no meter ran. For transcripts, where every
+            word is heard; a description's words of grammar drown the one that is invented.
+        margin: the least of ``min(0, grounding - rival_grounding)`` over its words: how much better the media support
+            another word that the model found possible; 0 where they support what was said everywhere. For descriptions.
+        flagged: whether a word of it is.
+    """
+
+    text: str
+    start: int
+    stop: int
+    words: tuple[Word, ...]
+    grounding: float | None = None
+    margin: float | None = None
+    flagged: bool = False
+
+
+def sentences(generation: Generation) -> tuple[Sentence, ...]:
+    """The answer's sentences in order, each ending with ``.``, ``!``, ``?``, ``…`` or its ideographic form."""
+    groups: list[list[Word]] = [[]]
+    for word in words(generation):
+        if _ended(groups[-1]) and (word.space or word.text[0] >= _FIRST_IDEOGRAPH):  # "3.5" is no end
+            groups.append([])
+        groups[-1].append(word)
+    return tuple(_sentence(generation, tuple(group)) for group in groups if group)
+
+
+def _ended(group: Sequence[Word]) -> bool:
+    last = next((w.text[-1] for w in reversed(group) if w.text[-1] not in _CLOSING), "")
+    return last in _ENDS
+
+
+def _sentence(generation: Generation, group: tuple[Word, ...]) -> Sentence:
+    text = "".join((" " if w.space and i else "") + w.text for i, w in enumerate(group))
+    spoken = [w for w in group if not w.punctuation]
+    deciding = [s for w in spoken if (s := _deciding(generation, w)) is not None]
+    scores = [s.grounding for s in deciding if s.grounding is not None]
+    behind = [
+        min(0.0, s.grounding - s.rival_grounding)
+        for s in deciding
+        if s.grounding is not None and s.rival_grounding is not None
+    ]
+    return Sentence(
+        text,
+        group[0].start,
+        group[-1].stop,
+        group,
+        grounding=sum(scores) / len(scores) if scores else None,
+        margin=min(behind, default=0.0) if scores else None,
+        flagged=any(s.flagged for s in deciding),
+    )
 
 
 def perceptual(parts: dict[str, float]) -> float | None:

@@ -67,6 +67,21 @@ def test_the_formula(adapter: Adapter, composite: str, beta: float) -> None:
         assert step.intervened and not step.losses
 
 
+def test_the_formula_with_z_scores(adapter: Adapter) -> None:
+    """Whose alpha has no scale: z is the same whatever the logits are multiplied by."""
+    inputs = llava_inputs(adapter.model)
+    output = run(adapter, inputs, 2, alpha=1.5, beta=0.0, score="z")
+    length = inputs["input_ids"].shape[1]
+    for j in range(2):
+        logits, phi = by_backward(adapter, inputs, output.sequences[0, length : length + j], "attnlrp")
+        z = (phi - phi.mean()) / phi.std(correction=0)
+        torch.testing.assert_close(output.logits[j][0].double(), logits + 1.5 * z, atol=1e-7, rtol=0)
+        step = output.steps[0][j]
+        assert step.grounding == pytest.approx(float(z[step.token]), abs=1e-6)
+        rivals = z[(logits.softmax(-1) >= 1e-3) & (torch.arange(len(z)) != step.token)]
+        assert step.rival_grounding == pytest.approx(float(rivals.max()), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "settings", [{"alpha": 0.0}, {"gate": "uncertain", "threshold": 0.0}, {"gate": "ungrounded", "threshold": 0.0}]
 )

@@ -29,7 +29,7 @@ from limelight.relevance.forward.stream import DualStream, modality_channel
 
 @dataclass(frozen=True)
 class Meter:
-    """Plain decoding with each modality's contribution, Phi_M of the top candidates, and a flag, token by token.
+    """Plain decoding with each modality's contribution and grounding score, Phi_M of the top candidates, and a flag.
 
     ``Step.contributions`` are parts of the logit, measured without a backward pass; ``Step.shares``, parts of the summed
     absolute relevance, are another quantity and need one (``limelight.generate(..., relevance=True)``).
@@ -128,6 +128,9 @@ class MeteredSession:
                 plain=seen.plain,
                 candidates=seen.candidates,
                 flagged=seen.flagged,
+                grounding=seen.grounding,
+                rival_grounding=seen.rival_grounding,
+                grounding_by_modality=seen.grounding_by_modality,
             )
 
         return replace(step_output, explain=explain)

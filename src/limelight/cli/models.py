@@ -74,6 +74,7 @@ def models(
 
 def _families(as_json: bool) -> None:
     from limelight.cli import output, terminal
+    from limelight.models.checkpoints.cache import FETCH, FETCHED, fetched
     from limelight.models.families import GENERIC, families
     from limelight.models.loading import PACKAGED, packaged
 
@@ -85,8 +86,9 @@ def _families(as_json: bool) -> None:
             "lime": {"lr": paper.lr, "kl_weight": paper.kl_weight, "tau": paper.tau, "steps": paper.steps},
         }
     shipped = [n for n in PACKAGED if _is_there(packaged, n)]
+    there = {n: _is_there(fetched, n) for n in FETCHED}
     if as_json:
-        output.print_json({"families": rows, "shipped": shipped})
+        output.print_json({"families": rows, "shipped": shipped, "fetched": [n for n, k in there.items() if k]})
         return
     terminal.out.print("[bold]families with a file of their own[/], and the settings of lime on them")
     for name, row in rows.items():
@@ -94,14 +96,16 @@ def _families(as_json: bool) -> None:
         lime = ", ".join(f"{k} {v:g}" for k, v in row["lime"].items())
         terminal.out.print(f"  {name:14} {types}\n  {'':14} {lime}", markup=False)
     terminal.out.print(f"[bold]shipped[/]  {', '.join(shipped) or 'none'}")
+    told = ", ".join(n if k else f"{n} (not yet: {FETCH} {n})" for n, k in there.items())
+    terminal.out.print(f"[bold]fetched[/]  {told}")
     terminal.out.print("`limelight models --check NAME_OR_PATH` tells whether a checkpoint works", markup=False)
 
 
-def _is_there(packaged: Any, name: str) -> bool:
+def _is_there(folder_of: Any, name: str) -> bool:
     from limelight.errors import ModelError
 
     try:
-        packaged(name)
+        folder_of(name)
     except ModelError:
         return False
     return True

@@ -30,7 +30,8 @@ def remember_debug(context: typer.Context, value: bool) -> bool:
 ModelName = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A shipped miniature (demo-vision, demo-audio), a checkpoint folder, or a Hub name."
+        metavar="MODEL",
+        help="A shipped miniature (demo-vision, demo-audio), fetched weights (whisper-base), a checkpoint folder, or a Hub name.",
     ),
 ]
 Images = Annotated[

@@ -12,7 +12,8 @@ from torch import nn
 
 from limelight.errors import ModelError, NotFiniteError, SettingError
 from limelight.models.adapter import Adapter
-from limelight.models.checkpoints.formats import config_of
+from limelight.models.checkpoints.cache import FETCHED, fetched
+from limelight.models.checkpoints.formats import Convertible, Published, config_of
 from limelight.models.families import families
 
 # Settings of from_pretrained: those that say where files come from, and those of the model alone.
@@ -51,7 +52,8 @@ def load(
     processor_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Adapter:
-    """Load a shipped miniature (``demo-vision``), a local checkpoint folder, or a name of the Hub.
+    """Load a shipped miniature (``demo-vision``), weights that were fetched (``whisper-base``), a local checkpoint folder
+    (CTranslate2's layout of Whisper included), or a name of the Hub.
 
     Args:
         processor_kwargs: for the processor's ``from_pretrained`` alone, such as ``{"max_pixels": 401408}``.
@@ -71,16 +73,20 @@ def load(
 
     dtype = _checked(dtype, device, kwargs)
     hub = {k: v for k, v in kwargs.items() if k in HUB}
-    source = packaged(str(name)) if str(name) in PACKAGED else name
-    found = _published(source, dtype, kwargs, processor_kwargs)
+    source = _local(name)
+    found = _published(source, kwargs, processor_kwargs)
     if found is not None:
-        return _ready(*found, device)
+        way, folder = found
+        if not isinstance(way, Convertible):
+            return _ready(*way.load(folder, dtype), device)
+        source, hub = way.convert(folder), {}  # its files are here
+        kwargs = {k: v for k, v in kwargs.items() if k not in HUB}
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot load a model from {str(name)!r}: {str(error).splitlines()[0]}",
-            hint=f"give a folder with config.json, a Hub name, or one of {', '.join(PACKAGED)}",
+            hint=f"give a folder with config.json, a Hub name, or one of {', '.join([*PACKAGED, *FETCHED])}",
         ) from error
     cls = _model_class(config)
     try:
@@ -141,15 +147,24 @@ def _checked(dtype: torch.dtype | str, device: str | None, kwargs: dict[str, Any
     return dtype if old is None else old
 
 
+def _local(name: str | Path) -> str | Path:
+    """The folder behind a name of limelight's own; else the name as it is."""
+    if str(name) in PACKAGED:
+        return packaged(str(name))
+    if str(name) in FETCHED and not Path(name).is_dir():
+        return fetched(str(name))
+    return name
+
+
 def _published(
-    source: str | Path, dtype: torch.dtype | str, kwargs: Mapping[str, Any], processor_kwargs: Mapping[str, Any] | None
-) -> tuple[Any, Any] | None:
-    """Model and processor of a checkpoint in a family's own layout, or None."""
+    source: str | Path, kwargs: Mapping[str, Any], processor_kwargs: Mapping[str, Any] | None
+) -> tuple[Published | Convertible, Path] | None:
+    """How a checkpoint in a family's own layout is loaded, and its folder; or None."""
     hub = {k: v for k, v in kwargs.items() if k in HUB}
     lost = [*(k for k in kwargs if k not in HUB), *(["processor_kwargs"] if processor_kwargs else [])]
 
-    def takes() -> None:
-        if lost:
+    def takes(way: Published | Convertible) -> None:
+        if lost and not isinstance(way, Convertible):
             raise SettingError(
                 f"{str(source)!r} has a layout of its own, which limelight reads itself, without {', '.join(lost)}",
                 hint="leave them out; dtype, device and the Hub's settings work",
@@ -162,8 +177,8 @@ def _published(
         way = next((w for w in ways if w.claims(folder, config)), None)
         if way is None:
             return None
-        takes()
-        return way.load(folder, dtype)
+        takes(way)
+        return way, folder
     from transformers import PreTrainedConfig
 
     try:
@@ -173,14 +188,14 @@ def _published(
     way = next((w for w in ways if w.claims(None, config)), None)
     if way is None:
         return None
-    takes()
+    takes(way)
     from huggingface_hub import snapshot_download
 
     kept = ["*.json", "*.safetensors", "*.bin", "*.tiktoken", "*.model"]
     asked = {
         k: v for k, v in hub.items() if k in ("revision", "token", "cache_dir", "local_files_only", "force_download")
     }
-    return way.load(Path(snapshot_download(str(source), allow_patterns=kept, **asked)), dtype)
+    return way, Path(snapshot_download(str(source), allow_patterns=kept, **asked))
 
 
 def _model_class(config: Any) -> Any:

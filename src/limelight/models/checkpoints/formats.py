@@ -39,6 +39,19 @@ class Published:
     load: Callable[[Path, torch.dtype | str], tuple[Any, Any]]
 
 
+@dataclass(frozen=True)
+class Convertible:
+    """The same where transformers has the model and only the layout is another one.
+
+    Attributes:
+        claims: as of :class:`Published`.
+        convert: folder -> a folder in transformers' layout, which is then loaded with all of the caller's settings.
+    """
+
+    claims: Callable[[Path | None, Mapping[str, Any]], bool]
+    convert: Callable[[Path], Path]
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """config.json of a folder; empty where there is none.
 

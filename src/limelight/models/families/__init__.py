@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limelight.models.checkpoints.formats import Published
+from limelight.models.checkpoints.formats import Convertible, Published
 from limelight.models.spans import Pictures
 
 
@@ -59,7 +59,7 @@ class Family:
     extra_inputs: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
     transcribe: str = "Transcribe the speech."
     seconds: Callable[[Any], float] | None = None
-    published: Published | None = None
+    published: Published | Convertible | None = None
     marked: bool = False
     whole_last: bool = False
 

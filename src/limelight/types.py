@@ -271,6 +271,7 @@ class Step:
         rival_grounding: the highest score of another token that the model finds possible (a probability of .001 or more);
             None where there is none.
         grounding_by_modality: modality -> the same for that modality's positions alone; {} where ``grounding`` is None.
+        p_supported: the probability that the token is supported by the media, by the model's calibration; None without one.
         flagged: ``grounding`` lies below the flag's threshold while ``rival_grounding`` does not
             (:func:`limelight.grounding.score.flagged`).
         contributions: modality -> its part of the token's logit ``l``, by the meter in forward mode:
@@ -295,12 +296,17 @@ class Step:
     grounding: float | None = None
     rival_grounding: float | None = None
     grounding_by_modality: Mapping[str, float] = field(default_factory=dict)
+    p_supported: float | None = None
     top_logprobs: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What ``generate`` returns: the answer and how it came about."""
+    """What ``generate`` returns: the answer and how it came about.
+
+    ``flag`` is the rule of ``Step.flagged``: its ``threshold``, ``needs_rival``, and whether they are a ``default`` that was not
+    calibrated for this model (:mod:`limelight.calibration`); {} where no meter ran.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -308,6 +314,7 @@ class Generation:
     prompt: Prompt
     strategy: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    flag: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.text

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight.calibration import Calibration, flag_rule
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, GenerationContext
 from limelight.errors import SettingError
@@ -67,6 +68,7 @@ def explainer(
     split: Mapping[str, Tensor] | None = None,
     opened: Tensor | None = None,
     losses: Mapping[str, Sequence[Tensor]] | None = None,
+    composite: str = "attnlrp",
 ) -> Callable[[int, int], Detail]:
     """(row, token) -> Detail: contributions, grounding, top candidates and the flag, from logits and Phi_M ``[B, V]``.
 
@@ -85,7 +87,8 @@ def explainer(
         best = logits.topk(min(TOP, logits.shape[-1])).indices
         told: dict[str, Any] = {}
         if present:
-            told = grounding(context, logits, support, token, {k: split[k][row] if split else support for k in present})
+            parts_of: dict[str, Tensor] = {k: split[k][row] if split else support for k in present}
+            told = grounding(context, logits, support, token, parts_of, composite)
         intervened = opened is not None and bool(opened[row])
         return Detail(
             contributions={**parts, "text": 1 - sum(parts.values())},
@@ -105,20 +108,35 @@ def vocabulary(context: GenerationContext, phi: Tensor, logits: Tensor) -> Tenso
 
 
 def grounding(
-    context: GenerationContext, logits: Tensor, phi: Tensor, token: int, by_modality: Mapping[str, Tensor]
+    context: GenerationContext,
+    logits: Tensor,
+    phi: Tensor,
+    token: int,
+    by_modality: Mapping[str, Tensor],
+    composite: str,
 ) -> dict[str, Any]:
     """The grounding fields of a Detail, from one row's logits and Phi ``[V]``, that of each modality too."""
+    calibration = calibration_of(context.adapter, composite)
+    rule = flag_rule(calibration)
     chosen = torch.tensor(token, device=phi.device)
     among = vocabulary(context, phi, logits)
     z = score.z_score(phi, among)
     rival = score.rival_score(z, logits, chosen)
+    known = bool(torch.isfinite(z[token]))
     parts = {k: _number(score.token_score(p, chosen, among)) for k, p in by_modality.items()}
     return {
         "grounding": _number(z[token]),
         "rival_grounding": _number(rival),
         "grounding_by_modality": {k: v for k, v in parts.items() if v is not None},
-        "flagged": bool(score.flagged(z[token], rival)),
+        "flagged": bool(score.flagged(z[token], rival, rule["threshold"], needs_rival=rule["needs_rival"])),
+        "p_supported": None if calibration is None or not known else calibration.probability(float(z[token])),
     }
+
+
+def calibration_of(adapter: Any, composite: str) -> Calibration | None:
+    """The model's calibration, where it was fitted on scores of this composite."""
+    found: Calibration | None = getattr(adapter, "calibration", None)
+    return found if found is not None and found.composite == composite else None
 
 
 def _number(value: Tensor) -> float | None:

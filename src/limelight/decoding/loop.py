@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -380,20 +380,11 @@ def _step(adapter: Adapter, detail: Detail, processed: Tensor, token: int, top: 
     best = logprobs.topk(min(top, logprobs.shape[-1]))
     words = adapter.tokens(best.indices) if top else ()
     spelled = tuple((t, adapter.tokens([t])[0], logit, phi) for t, logit, phi in detail.candidates)
+    told = {f.name: getattr(detail, f.name) for f in fields(detail)}  # a Step has every field of a Detail
     return Step(
-        token=token,
-        text=adapter.tokens([token])[0],
-        logprob=float(logprobs[token]),
-        relevance=detail.relevance,
-        shares=detail.shares,
-        intervened=detail.intervened,
-        plain=detail.plain,
-        losses=detail.losses,
-        candidates=spelled,
-        flagged=detail.flagged,
-        contributions=detail.contributions,
-        grounding=detail.grounding,
-        rival_grounding=detail.rival_grounding,
-        grounding_by_modality=detail.grounding_by_modality,
+        token,
+        adapter.tokens([token])[0],
+        float(logprobs[token]),
+        **{**told, "candidates": spelled},
         top_logprobs=tuple(zip(words, best.values.tolist(), strict=True)) if top else (),
     )

@@ -32,6 +32,7 @@ class Detail:
     grounding: float | None = None
     rival_grounding: float | None = None
     grounding_by_modality: Mapping[str, float] = field(default_factory=dict)
+    p_supported: float | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from limelight.calibration import Calibration
 from limelight.errors import HookError, ModelError, NotFiniteError, PromptError, UnsupportedError
 from limelight.models import detect, prompts
 from limelight.models.families import Family, family_of
@@ -39,6 +40,7 @@ class Adapter:
         decoder: the module that owns the text stack's layers.
         traits: layers, heads, kv heads, head dim, hidden size, vocabulary.
         family: what is known beyond the config.
+        calibration: of the grounding flag, where one was found for this model (None: the flag's threshold is a default).
         parent_model: the multimodal model; another than ``model`` where that is the language model inside, which some families'
             ``generate()`` hands the merged prompt on to (BLIP-2, InstructBLIP).
 
@@ -59,6 +61,7 @@ class Adapter:
                 hint="limelight.load(name or folder) loads one; limelight.wrap(model, processor) takes a loaded one",
             )
         self.processor = processor
+        self.calibration: Calibration | None = None
         self._inside = False
         self._table: Callable[[], ModuleTable | None] = lambda: None
         self.charted: OrderedDict[Any, Any] = OrderedDict()  # see models.regions
@@ -81,6 +84,11 @@ class Adapter:
     @property
     def tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By which a calibration of another model is told."""
+        return {"layers": self.traits.layers, "hidden": self.traits.hidden, "vocabulary": self.traits.vocab}
 
     @cached_property
     def attention_layers(self) -> dict[int, nn.Module]:

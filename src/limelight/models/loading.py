@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limelight.calibration import Calibration, check_fits, find_calibration, read_calibration
 from limelight.errors import ModelError, NotFiniteError, SettingError
 from limelight.models.adapter import Adapter
 from limelight.models.checkpoints.cache import FETCHED, fetched
@@ -50,6 +51,7 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
     processor_kwargs: Mapping[str, Any] | None = None,
+    calibration: str | Path | Calibration | None = "auto",
     **kwargs: Any,
 ) -> Adapter:
     """Load a shipped miniature (``demo-vision``), weights that were fetched (``whisper-base``), a local checkpoint folder
@@ -57,6 +59,8 @@ def load(
 
     Args:
         processor_kwargs: for the processor's ``from_pretrained`` alone, such as ``{"max_pixels": 401408}``.
+        calibration: of the grounding flag (:func:`limelight.calibrate`): a file, or the value itself; ``"auto"`` takes the
+            user's own for this model, else the one beside the weights, else none; None: none.
         kwargs: further settings of transformers' ``from_pretrained``: ``device_map``, ``max_memory``,
             ``quantization_config``, ``attn_implementation`` and others go to the model; ``revision``, ``token``,
             ``cache_dir``, ``local_files_only``, ``force_download``, ``subfolder``, ``proxies`` to model, config and
@@ -65,8 +69,35 @@ def load(
     Raises:
         ModelError: the folder holds no model, or no generation class of transformers fits its config.
         NotFiniteError: a floating-point weight is NaN or infinite.
-        SettingError: an unknown setting, two that exclude each other, or one that this checkpoint's layout cannot take.
+        SettingError: an unknown setting, two that exclude each other, one that this checkpoint's layout cannot take, or a
+            calibration that is damaged or of another model.
     """
+    found = _calibration(name, calibration)
+    adapter = _loaded(name, dtype, device, trust_remote_code, processor_kwargs, kwargs)
+    if found is not None:
+        check_fits(found, adapter.sizes)
+        adapter.calibration = found
+    return adapter
+
+
+def _calibration(name: str | Path, given: str | Path | Calibration | None) -> Calibration | None:
+    if given is None or isinstance(given, Calibration):
+        return given
+    if given != "auto":
+        return read_calibration(given)
+    folder = packaged(str(name)) if str(name) in PACKAGED else Path(name)
+    path = find_calibration(str(name), folder if folder.is_dir() else None)
+    return None if path is None else read_calibration(path)
+
+
+def _loaded(
+    name: str | Path,
+    dtype: torch.dtype | str,
+    device: str | None,
+    trust_remote_code: bool,
+    processor_kwargs: Mapping[str, Any] | None,
+    kwargs: dict[str, Any],
+) -> Adapter:
     from transformers import AutoConfig
 
     from limelight.media.video_tensors import load_processor

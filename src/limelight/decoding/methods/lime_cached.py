@@ -226,7 +226,16 @@ class LimeCachedSession:
         first = phi.shape[0] - len(self.split)
         split = {c.name: p for c, p in zip(self.split, phi[first:], strict=True)}
         return StepOutput(
-            out, explain=explainer(self.context, logits, phi[0], split=split, opened=opened, losses=losses)
+            out,
+            explain=explainer(
+                self.context,
+                logits,
+                phi[0],
+                split=split,
+                opened=opened,
+                losses=losses,
+                composite=self.strategy.composite,
+            ),
         )
 
     def _optimised(self, logits: Tensor | None, phi: Tensor | None, opened: Tensor, *, write: bool) -> StepOutput:

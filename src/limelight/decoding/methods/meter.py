@@ -26,6 +26,12 @@ from limelight.decoding.strategy import (
 from limelight.errors import SettingError
 from limelight.relevance.forward.stream import DualStream, modality_channel
 
+# What a step says by the meter, whichever strategy chose its token.
+MEASURED = (
+    *("contributions", "plain", "candidates", "flagged"),
+    *("grounding", "rival_grounding", "grounding_by_modality", "p_supported"),
+)
+
 
 @dataclass(frozen=True)
 class Meter:
@@ -61,11 +67,12 @@ class Meter:
 class MeterSession:
     def __init__(self, strategy: Meter, context: GenerationContext) -> None:
         self.context = context
+        self.composite = strategy.composite
         self.dual = meter_stream(context, strategy.composite)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits, phi, split = measure(self.dual, tokens)
-        return StepOutput(logits, explain=explainer(self.context, logits, phi, split=split))
+        return StepOutput(logits, explain=explainer(self.context, logits, phi, split=split, composite=self.composite))
 
 
 def meter_stream(context: GenerationContext, composite: str) -> DualStream:
@@ -122,16 +129,7 @@ class MeteredSession:
 
         def explain(row: int, token: int) -> Detail:
             own, seen = step_output.detail(row, token), metered.detail(row, token)
-            return replace(
-                own,
-                contributions=seen.contributions,
-                plain=seen.plain,
-                candidates=seen.candidates,
-                flagged=seen.flagged,
-                grounding=seen.grounding,
-                rival_grounding=seen.rival_grounding,
-                grounding_by_modality=seen.grounding_by_modality,
-            )
+            return replace(own, **{name: getattr(seen, name) for name in MEASURED})
 
         return replace(step_output, explain=explain)
 

@@ -90,7 +90,9 @@ class RelevanceContrastiveSession:
         out = amplified(logits, added, alpha, self.strategy.beta)
         out = torch.where(opened[:, None], out, logits)
         return StepOutput(
-            out, explain=explainer(self.context, logits, phi, split=split, opened=opened), unchanged=logits
+            out,
+            explain=explainer(self.context, logits, phi, split=split, opened=opened, composite=self.strategy.composite),
+            unchanged=logits,
         )
 
 

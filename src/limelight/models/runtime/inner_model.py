@@ -22,4 +22,6 @@ def inside(parent: Adapter, model: Any) -> Adapter:
             f"generate() runs a {type(model).__name__} that is no part of the {type(parent.model).__name__} given",
             hint="custom_generate(strategy, parent_model=...) takes the model whose generate() is called",
         )
-    return Adapter(model, parent.processor, parent.model)
+    inner = Adapter(model, parent.processor, parent.model)
+    inner.calibration = parent.calibration
+    return inner

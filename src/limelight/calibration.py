@@ -1,0 +1,174 @@
+"""A flag's threshold and what a grounding score is worth as a probability, measured on one model: values, free of any model.
+
+:func:`limelight.calibrate` fits them; ``limelight.load`` finds them: beside the weights (``calibration.json``), or in the
+user's cache under the name the model is loaded by. Without one the flag's threshold is a default that was set on the vision
+miniature, and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from limelight.errors import SettingError
+
+FORMAT = "limelight calibration 1"
+FILE = "calibration.json"
+THRESHOLD = 4.0  # of the flag without a calibration, see limelight.grounding.score
+CACHE = "LIMELIGHT_CACHE"  # the environment variable that says where the user's calibrations are kept
+_HINT = "make it anew with `limelight calibrate`, or load with calibration=None"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted, on what, and how well it separates.
+
+    Attributes:
+        model: the name it was fitted under; ``traits``: layers, width and vocabulary, by which another model is told.
+        threshold: a token whose z lies below is flagged.
+        needs_rival: only where the media support another token that the model finds possible
+            (:func:`limelight.grounding.score.flagged`).
+        scores, probabilities: knots of the probability that a token is supported, rising with its z; linear between them,
+            constant beyond. A logistic curve is kept as its knots as well, so that reading one needs no library.
+        curve: ``logistic`` or ``isotonic``: what the knots were taken from.
+        composite: of the meter that measured the scores; it is not used for another.
+        objective: what the threshold was chosen by.
+        labels: where the labels came from: ``file``, or ``own answers``.
+        counts: ``supported``, ``invented`` and ``other`` (words without a label) of the words it was fitted on.
+        measures: on these words: ``auroc``, ``caught`` (part of the invented words flagged), ``false_flags`` (part of the
+            supported ones), ``other_flagged``, ``brier`` and ``calibration_error``; a name with ``held_out_`` before it: on
+            words that chose nothing.
+        date: ISO, of the fit. ``version``: of the library.
+    """
+
+    model: str
+    threshold: float
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    needs_rival: bool = True
+    curve: str = "logistic"
+    composite: str = "attnlrp"
+    objective: str = "youden"
+    labels: str = "file"
+    traits: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    measures: Mapping[str, float] = field(default_factory=dict)
+    date: str = ""
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        knots = list(zip(self.scores, self.probabilities, strict=False))
+        rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(knots))
+        sized = len(self.scores) == len(self.probabilities) >= 1
+        inside = all(math.isfinite(z) and 0 <= p <= 1 for z, p in knots)
+        if not (sized and rising and inside and math.isfinite(self.threshold)):
+            raise SettingError(
+                f"a calibration needs a finite threshold and as many rising scores as probabilities in [0, 1], got threshold "
+                f"{self.threshold}, {len(self.scores)} scores and {len(self.probabilities)} probabilities",
+                hint=_HINT,
+            )
+
+    def probability(self, z: float) -> float:
+        """That a token with this score is supported."""
+        at = bisect_right(self.scores, z)
+        if at == 0 or at == len(self.scores):
+            return self.probabilities[max(0, at - 1)]
+        left, right = self.scores[at - 1], self.scores[at]
+        low, high = self.probabilities[at - 1], self.probabilities[at]
+        return low + (high - low) * (z - left) / (right - left)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON; folders are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False) + "\n")
+        part.replace(path)
+        return path
+
+    def about(self) -> dict[str, Any]:
+        """What is told beside every flag."""
+        told = ("auroc", "caught", "false_flags", "other_flagged")
+        best = {k: self.measures.get(f"held_out_{k}", self.measures.get(k)) for k in told}
+        return {
+            "threshold": self.threshold, "needs_rival": self.needs_rival, "default": False, "model": self.model,
+            "labels": self.labels, "date": self.date, **{k: v for k, v in best.items() if v is not None},
+        }  # fmt: skip
+
+
+def flag_rule(calibration: Calibration | None) -> dict[str, Any]:
+    """The flag's rule as plain values: ``threshold``, ``needs_rival``, ``default`` (whether nobody has fitted it)."""
+    if calibration is None:
+        return {"threshold": THRESHOLD, "needs_rival": True, "default": True}
+    return calibration.about()
+
+
+def spoken(rule: Mapping[str, Any]) -> str:
+    """The flag's rule in words, for legends; "" for an empty one."""
+    if not rule:
+        return ""
+    low = f"flagged: grounding below {rule['threshold']:.2f}"
+    low += ", while another possible word has more" if rule["needs_rival"] else ""
+    if rule["default"]:
+        return f"{low} (a default, not calibrated for this model: limelight calibrate)"
+    caught, lost = rule.get("caught"), rule.get("false_flags")
+    known = (
+        "" if caught is None or lost is None else f": caught {caught:.0%} of invented words and {lost:.0%} of true ones"
+    )
+    return f"{low} (calibrated on {rule['labels']}, {rule['date']}{known})"
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """A calibration from its file.
+
+    Raises:
+        SettingError: no such file, or it is no calibration.
+    """
+    try:
+        found = json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise SettingError(f"there is no calibration {str(path)!r}", hint=_HINT) from error
+    except (OSError, ValueError) as error:
+        raise SettingError(f"cannot read the calibration {str(path)!r}: {error}", hint=_HINT) from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        got = found.get("format") if isinstance(found, dict) else type(found).__name__
+        raise SettingError(f"{str(path)!r} is no calibration: expected format {FORMAT!r}, got {got!r}", hint=_HINT)
+    values = {k: v for k, v in found.items() if k != "format"}
+    try:
+        values |= {k: tuple(float(x) for x in values[k]) for k in ("scores", "probabilities")}
+        return Calibration(**{**values, "threshold": float(values["threshold"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingError(f"the calibration {str(path)!r} is damaged: {error}", hint=_HINT) from error
+
+
+def cache_file(model: str) -> Path:
+    """Where the user's calibration of a model is kept: ``$LIMELIGHT_CACHE``, or ``limelight`` in the user's cache folder."""
+    base = os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limelight"
+    folder = Path(model).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else model
+    readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name)[:60]
+    return (
+        Path(base).expanduser() / "calibrations" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
+    )
+
+
+def find_calibration(model: str, folder: Path | None = None) -> Path | None:
+    """The user's own calibration of a model, else the one beside its weights; None where there is none."""
+    beside = [] if folder is None else [folder / FILE]
+    return next((p for p in (cache_file(model), *beside) if p.is_file()), None)
+
+
+def check_fits(calibration: Calibration, traits: Mapping[str, int]) -> None:
+    """Raise SettingError where it was fitted on a model of another shape."""
+    other = {k: v for k, v in calibration.traits.items() if k in traits and traits[k] != v}
+    if other:
+        told = ", ".join(f"{k} {v} (here {traits[k]})" for k, v in other.items())
+        raise SettingError(f"the calibration of {calibration.model!r} is of another model: {told}", hint=_HINT)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from limelight.calibration import Calibration
 from limelight.decoding.dual import TOP, captured, check_composite, explainer, kinds, open_stream, split_channels
 from limelight.decoding.methods.meter import Meter
 from limelight.decoding.strategy import GenerationContext, TokenSampler
@@ -98,6 +99,20 @@ def test_grounding_is_the_z_score_of_each_modality_and_of_all() -> None:
 def test_without_media_there_is_no_grounding() -> None:
     detail = explainer(a_run(torch.zeros(1, 4).long()), LOGITS[:1], torch.zeros(1, 7))(0, 3)
     assert detail.grounding is None and detail.grounding_by_modality == {} and not detail.flagged
+
+
+def test_a_calibration_sets_the_flag_and_the_probability() -> None:
+    """Only where the meter measures as the calibration's did."""
+    made = Calibration("x", 1.5, (0.0, 4.0), (0.0, 1.0), needs_rival=False)
+    phi, logits = torch.linspace(-3, 1, 200)[None].clone(), torch.zeros(1, 200)
+    z = z_score(phi)[0]
+    run = a_run(IMAGE_ONLY[:1], type("Model", (), {"calibration": made, "tokenizer": None}))
+    for token in (0, 150, 199):
+        detail = explainer(run, logits, phi)(0, token)
+        assert detail.flagged == bool(z[token] < 1.5)
+        assert detail.p_supported == pytest.approx(min(max(float(z[token]) / 4, 0.0), 1.0))
+    other = explainer(run, logits, phi, composite="cp-lrp")(0, 0)
+    assert other.p_supported is None and not other.flagged and other.grounding is not None
 
 
 def test_ids_that_the_tokenizer_does_not_know_are_no_part_of_the_vocabulary() -> None:

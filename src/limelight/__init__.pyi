@@ -1,0 +1,24 @@
+# The public names: for type checkers, and read at runtime by lazy_loader, which imports each at its first use.
+from .decoding.after import after as after
+from .decoding.generate import generate as generate
+from .decoding.generate import generate_many as generate_many
+from .decoding.loop import custom_generate as custom_generate
+from .decoding.methods.greedy import greedy as greedy
+from .decoding.methods.lime import lime as lime
+from .decoding.methods.lime_cached import lime_cached as lime_cached
+from .decoding.methods.meter import meter as meter
+from .decoding.methods.relevance_contrastive import relevance_contrastive as relevance_contrastive
+from .decoding.registry import strategy as strategy
+from .decoding.transcribe import transcribe as transcribe
+from .errors import LimelightError as LimelightError
+from .models.adapter import Adapter as Adapter
+from .models.adapter import wrap as wrap
+from .models.loading import load as load
+from .relevance.attachment import attached as attached
+from .relevance.attribute import attribute as attribute
+from .relevance.attribute import attribute_generated as attribute_generated
+from .types import Generation as Generation
+from .types import Relevance as Relevance
+from .types import Step as Step
+
+__version__: str

@@ -7,9 +7,22 @@ attribute(model, inputs)                                 relevance of every posi
 load("demo-vision"), wrap(model, processor)              a model becomes an Adapter
 """
 
+from typing import Any
+
 import lazy_loader
+
+from limelight import display
 
 __version__ = "0.1.0"
 
 # The names are listed in __init__.pyi and imported when first used: ``import limelight`` stays light.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def _html(value: Any) -> str:
+    from limelight.report.notebook import html
+
+    return html(value)
+
+
+display.use(_html)

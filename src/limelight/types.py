@@ -5,13 +5,13 @@ messages -> Prompt -> Relevance -> Step -> Generation          Sample -> Record 
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from limelight import display
 from limelight.errors import SettingError
 from limelight.regions import Box as Box
 from limelight.regions import Clip as Clip
@@ -227,8 +227,8 @@ class Relevance:
 
         return replace(self, sinks=tuple(sorted(set(positions))))
 
-    def _repr_html_(self) -> str:
-        return str(importlib.import_module("limelight.report.notebook").relevance_html(self))
+    def _repr_html_(self) -> str | None:
+        return display.html(self)
 
     def _masked(self) -> Tensor:
         if not self.sinks:
@@ -319,8 +319,8 @@ class Generation:
     def __str__(self) -> str:
         return self.text
 
-    def _repr_html_(self) -> str:
-        return str(importlib.import_module("limelight.report.notebook").generation_html(self))
+    def _repr_html_(self) -> str | None:
+        return display.html(self)
 
     def shares(self) -> dict[str, float]:
         """Mean of ``Step.shares`` (of the relevance, by backward) over the tokens that have them; {} without any."""

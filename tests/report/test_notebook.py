@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from limelight import display
 from limelight.report.media import Media
 from limelight.report.notebook import generation_html, relevance_html, shares_html, wave_picture
 from limelight.types import Clip
@@ -70,3 +72,12 @@ def test_a_waveform_is_loud_where_the_sound_is() -> None:
     assert height[:40].max() < 10
     assert height[180:205].min() > 40
     assert wave_picture(np.zeros(10, np.float32), rate).size == (320, 80)
+
+
+def test_results_show_themselves_as_html_and_as_text_where_nobody_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = prompt(("image", 4, (2, 2), None))
+    answer, where = generation(of, [" A", " cup"]), relevance(of, 1, "x")
+    assert answer._repr_html_() == generation_html(answer)
+    assert where._repr_html_() == relevance_html(where)
+    monkeypatch.setattr(display, "_formatters", [])
+    assert answer._repr_html_() is None and where._repr_html_() is None

@@ -26,6 +26,11 @@ _TOKENS = 160
 _MOST = 12
 
 
+def html(value: Relevance | Generation) -> str:
+    """What a notebook shows of it."""
+    return relevance_html(value) if isinstance(value, Relevance) else generation_html(value)
+
+
 def relevance_html(relevance: Relevance, pictures: Media | None = None) -> str:
     """Shares, the text tokens tinted by their scores, and each grid as a small heat map (over ``pictures`` when given)."""
     values = heat.scores(relevance)

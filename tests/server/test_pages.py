@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -138,25 +137,31 @@ def test_what_has_no_page(server: Running) -> None:
     assert server.post({"model": MODEL, "messages": ask(), "max_tokens": 2, **PAGE}).status_code == 200
 
 
-def test_the_shelf_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shelf_is_bounded() -> None:
     async def go() -> None:
-        shelf = Shelf(most=3, most_bytes=100, seconds=10)
+        now = 0.0
+        shelf = Shelf(most=3, most_bytes=100, seconds=10, clock=lambda: now)
         names = [await shelf.put(bytes(10)) for _ in range(4)]
         assert len(set(names)) == 4
         assert all(len(n) >= 32 for n in names)
         assert [await shelf.get(n) is not None for n in names] == [False, True, True, True]
+        assert await shelf.get(names[1])  # read last, so it stays longest
+        await shelf.put(bytes(10))
+        assert [await shelf.get(n) is not None for n in names] == [False, True, False, True]
         big = await shelf.put(bytes(95))
         assert list(shelf.kept) == [big]
         assert await shelf.get(await shelf.put(bytes(500))) is None
+        assert await shelf.get(big)  # a page that can never be kept puts no other one out
+        now = 5.0
         last = await shelf.put(bytes(1))
-        now = [0.0]
-        clock = SimpleNamespace(monotonic=lambda: now[0])  # that of everybody would stop the servers of other tests
-        monkeypatch.setattr("limelight.server.pages.time", clock)
-        shelf.kept[last] = (10.0, b"x")
-        assert await shelf.get(last) == b"x"
-        now[0] = 10.1
+        now = 9.9
+        assert await shelf.get(big)  # reading does not make it live longer
+        now = 10.1
+        assert await shelf.get(big) is None
+        assert await shelf.get(last) == bytes(1)
+        now = 15.1
         assert await shelf.get(last) is None
-        assert not shelf.kept
+        assert not shelf.kept and shelf.kept.currsize == 0  # the memory is free as soon as somebody asks
 
     asyncio.run(go())
 

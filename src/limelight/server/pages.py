@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import hashlib
 import re
 import secrets
 import time
 import zlib
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from cachetools import TTLCache
 from fastapi.responses import StreamingResponse
 
 from limelight.models.adapter import Adapter
@@ -42,7 +43,7 @@ class Pages(Protocol):
 
 @dataclass
 class Shelf:
-    """Pages in this process's memory: the oldest goes when there are too many, and each goes after a time.
+    """Pages in this process's memory: those that nobody has read for longest go when there are too many, all after a time.
 
     Attributes:
         most: pages. ``most_bytes``: of all of them, as they are kept. ``seconds``: that a page lives.
@@ -51,27 +52,22 @@ class Shelf:
     most: int = 64
     most_bytes: int = 64_000_000
     seconds: float = 3600.0
-    kept: OrderedDict[str, tuple[float, bytes]] = field(default_factory=OrderedDict)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.kept: TTLCache[str, bytes] = TTLCache(self.most_bytes, self.seconds, self.clock, getsizeof=len)
 
     async def put(self, page: bytes) -> str:
         name = secrets.token_urlsafe(24)
-        self.kept[name] = (time.monotonic() + self.seconds, page)
-        self._tidy()
+        with contextlib.suppress(ValueError):  # larger than all there is room for: nobody will find it
+            self.kept[name] = page
+        while len(self.kept) > self.most:
+            self.kept.popitem()
         return name
 
     async def get(self, name: str) -> bytes | None:
-        self._tidy()
-        found = self.kept.get(name)
-        return None if found is None else found[1]
-
-    def _tidy(self) -> None:
-        now, size = time.monotonic(), sum(len(page) for _, page in self.kept.values())
-        while self.kept:
-            ends, oldest = next(iter(self.kept.values()))
-            if ends > now and len(self.kept) <= self.most and size <= self.most_bytes:
-                break
-            self.kept.popitem(last=False)
-            size -= len(oldest)
+        self.kept.expire()
+        return self.kept.get(name)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 
@@ -47,7 +47,7 @@ class Finished:
     """Answer ``index`` of ``of`` is complete. ``generation`` is there when the request asked for a page."""
 
     delta: str
-    reason: str
+    reason: Literal["stop", "length"]
     prompt_tokens: int
     new_tokens: int
     seed: int | None
@@ -158,7 +158,7 @@ class Row:
         if self.request.page:
             made = generation_of(self.adapter, self.request.strategy, self.prompt, tuple(self.steps))
             made = replace(made, text=self.text.text)
-        reason = "stop" if self.ended or self.text.stopped else "length"
+        reason: Literal["stop", "length"] = "stop" if self.ended or self.text.stopped else "length"
         finished = Finished(
             delta, reason, len(self.prompt.tokens), len(self.steps), self.seed, self.index, self.of, self.text.text,
             tuple(self.steps), made, self.spec.stretch,

@@ -6,10 +6,9 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import limelight
@@ -18,11 +17,14 @@ from limelight.media import worker as decoders
 from limelight.models.adapter import Adapter
 from limelight.server.chat import Chat
 from limelight.server.endpoint import AppState
+from limelight.server.forms import SpeechRequest
 from limelight.server.guard import Guard
 from limelight.server.metrics import Counted, Metrics
-from limelight.server.openapi import described
+from limelight.server.openapi import EVENTS, HTML, REFUSALS, TEXT, body, with_requests
 from limelight.server.pages import Pages, Shelf, served
 from limelight.server.problems import ApiError, internal, invalid, of_library
+from limelight.server.responses import ChatCompletion, Health, Model, Models, Transcription
+from limelight.server.schema import ChatRequest
 from limelight.server.state import ServerConfig
 from limelight.server.transcriptions import Transcriptions
 from limelight.server.worker import Worker
@@ -55,7 +57,7 @@ def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = Non
 
     app = FastAPI(
         title="limelight", version=limelight.__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
-        description="OpenAI-compatible chat completions with training-free grounding.",
+        description="OpenAI-compatible chat completions with training-free grounding.", responses=REFUSALS,
     )  # fmt: skip
     app.state.chat, app.state.worker, app.state.limits = chat, worker, config.limits
     app.add_middleware(Guard, key=config.api_key, hosts=config.host_names)
@@ -63,22 +65,28 @@ def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = Non
     _routes(app, chat, speech)
     _about(app, state)
     _errors(app)
-    described(app)
+    with_requests(app)
     return app
 
 
 def _routes(app: FastAPI, chat: Chat, speech: Transcriptions) -> None:
-    @app.post("/v1/chat/completions")
+    @app.post(
+        "/v1/chat/completions", response_model=ChatCompletion, responses={200: {"content": EVENTS}},
+        openapi_extra=body("application/json", ChatRequest),
+    )  # fmt: skip
     async def chat_completions(request: Request) -> Response:
         """An answer, or server-sent events with ``stream: true``."""
         return await chat(request)
 
-    @app.post("/v1/audio/transcriptions")
+    @app.post(
+        "/v1/audio/transcriptions", response_model=Transcription, responses={200: {"content": EVENTS | TEXT}},
+        openapi_extra=body("multipart/form-data", SpeechRequest),
+    )  # fmt: skip
     async def transcriptions(request: Request) -> Response:
         """What is said in a sound: text, JSON, subtitles, or server-sent events with ``stream=true``."""
         return await speech(request)
 
-    @app.get("/pages/{name}", response_class=HTMLResponse)
+    @app.get("/pages/{name}", response_class=Response, responses={200: {"content": HTML}})
     async def page(name: str) -> Response:
         """A report page that an answer named; gone after an hour, or when many came after it."""
         return served(await chat.state.pages.get(name))
@@ -86,7 +94,7 @@ def _routes(app: FastAPI, chat: Chat, speech: Transcriptions) -> None:
 
 def _about(app: FastAPI, state: AppState) -> None:
     config, worker = state.config, state.worker
-    card = {
+    card: Model = {
         "id": config.model,
         "object": "model",
         "created": int(time.time()),
@@ -95,24 +103,24 @@ def _about(app: FastAPI, state: AppState) -> None:
     }
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models() -> Models:
         """The one model that is served."""
         return {"object": "list", "data": [card]}
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: str) -> Model:
         if name != config.model:
             raise invalid("there is no model of that name here", status=404, code="model_not_found", param="model")
         return card
 
-    @app.get("/health")
+    @app.get("/health", response_model=Health, responses={503: {"model": Health, "description": "the worker has died"}})
     async def health() -> JSONResponse:
         """200 while the worker lives."""
         alive = worker.alive
-        told = {"status": "ok" if alive else "the worker has died", "waiting": len(worker.queue)}
+        told: Health = {"status": "ok" if alive else "the worker has died", "waiting": len(worker.queue)}
         return JSONResponse(told, 200 if alive else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, responses={200: {"content": TEXT}})
     async def metrics() -> Response:
         """Prometheus text."""
         return Response(state.metrics.page(), media_type=state.metrics.content_type)

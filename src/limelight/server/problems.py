@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from limelight.errors import InputError, LimelightError, MediaError, MissingExtraError, UnsupportedError
+from limelight.server.responses import Error
 
 _PATH = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\](?:[\w.~+@-]+[/\\])+[\w.~+@-]*")
 _TYPES = {
@@ -36,7 +36,7 @@ class ApiError(Exception):
         self.param = param
         self.headers = dict(headers or {})
 
-    def payload(self) -> dict[str, Any]:
+    def payload(self) -> Error:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 

@@ -10,9 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limelight.decoding.strategy import Strategy
-from limelight.server.answering import Finished, TokenEvent
+from limelight.server.answering import LOWEST_LOGPROB, Finished, TokenEvent
+from limelight.server.responses import (
+    AnswerGrounding,
+    ChatCompletion,
+    Choice,
+    Grounding,
+    Head,
+    Logprob,
+    Parts,
+    Spelled,
+    TokenGrounding,
+    Usage,
+)
 from limelight.types import Step, mean_parts
 
+CHUNK = "chat.completion.chunk"
 TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, all is text, plain decoding"
 
 
@@ -52,20 +65,20 @@ class Reply:
 
     def total(self, done: Sequence[Finished]) -> dict[str, Any]:
         """The last chunk of a stream with ``include_usage``: no choices."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_of(done)}
+        return {**self._head(), "object": CHUNK, "choices": [], "usage": usage_of(done)}
 
-    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> dict[str, Any]:
+    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> ChatCompletion:
         done = sorted(done, key=lambda d: d.index)
         rows = [[(s.step, s) for s in events if s.index == d.index and s.step is not None] for d in done]
         about = self._about(done[0].seed)
-        told = [
-            {"tokens": [grounded(s) for s, _ in row], **means([s for s, _ in row])} for row in rows
-        ] if self.grounding else [{} for _ in rows]  # fmt: skip
-        if len(done) == 1:
-            about |= told[0]
-        else:
-            about["answers"] = [{"seed": d.seed, **t} for d, t in zip(done, told, strict=True)]
-        choices = [
+        told = [grounding([s for s, _ in row]) for row in rows]
+        if len(done) > 1:
+            about["answers"] = [
+                {"seed": d.seed, **(t if self.grounding else {})} for d, t in zip(done, told, strict=True)
+            ]
+        elif self.grounding:
+            about = {**about, **told[0]}
+        choices: list[Choice] = [
             {
                 "index": d.index,
                 "message": {
@@ -78,30 +91,30 @@ class Reply:
             }
             for d, row in zip(done, rows, strict=True)
         ]
-        return {**self._head("chat.completion"), "choices": choices, "usage": usage_of(done), "limelight": about}
+        usage = usage_of(done)
+        return {**self._head(), "object": "chat.completion", "choices": choices, "usage": usage, "limelight": about}
 
-    def _about(self, seed: int | None) -> dict[str, Any]:
-        note = {} if self.has_media else {"note": TEXT_ONLY}
-        page = {} if self.page_url is None else {"page_url": self.page_url}
-        warned = {"warnings": list(self.warnings)} if self.warnings else {}
-        return {
-            "strategy": self.strategy.name,
-            "settings": plain(self.strategy.settings()),
-            "seed": seed,
-            **page,
-            **note,
-            **warned,
-        }
+    def _about(self, seed: int | None) -> Grounding:
+        about: Grounding = {
+            "strategy": self.strategy.name, "settings": plain(self.strategy.settings()), "seed": seed
+        }  # fmt: skip
+        if self.page_url is not None:
+            about["page_url"] = self.page_url
+        if not self.has_media:
+            about["note"] = TEXT_ONLY
+        if self.warnings:
+            about["warnings"] = list(self.warnings)
+        return about
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+    def _head(self) -> Head:
+        return {"id": self.id, "created": self.created, "model": self.model}
 
     def _chunk(
         self,
         index: int,
         delta: dict[str, Any],
         *,
-        logprobs: list[dict[str, Any]] | None = None,
+        logprobs: list[Logprob] | None = None,
         reason: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
@@ -112,45 +125,46 @@ class Reply:
             "finish_reason": reason,
         }
         told = {"usage": None} if self.usage else {}
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **told, **(extra or {})}
+        return {**self._head(), "object": CHUNK, "choices": [choice], **told, **(extra or {})}
 
 
-def usage_of(done: Sequence[Finished]) -> dict[str, int]:
+def usage_of(done: Sequence[Finished]) -> Usage:
     """The prompt counts once, however many answers it gets."""
     read, written = done[0].prompt_tokens, sum(d.new_tokens for d in done)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def grounded(step: Step) -> dict[str, Any]:
+def grounded(step: Step) -> TokenGrounding:
     """Where one token comes from: parts of its relevance (by backward) and of its logit (by the meter)."""
     return {
         "token": step.text,
-        "shares": {k: number(v) for k, v in step.shares.items()},
-        "contributions": {k: number(v) for k, v in step.contributions.items()},
+        "shares": _numbers(step.shares),
+        "contributions": _numbers(step.contributions),
         "intervened": step.intervened,
         "flagged": step.flagged,
         "changed": None if step.plain is None else step.plain != step.token,
     }
 
 
-def logprob(step: Step, event: TokenEvent) -> dict[str, Any]:
+def logprob(step: Step, event: TokenEvent) -> Logprob:
+    return {**spelled(step.text, step.logprob), "top_logprobs": [spelled(t, v) for t, v in event.top]}
+
+
+def spelled(token: str, value: float) -> Spelled:
+    return {"token": token, "logprob": value if math.isfinite(value) else LOWEST_LOGPROB, "bytes": list(token.encode())}
+
+
+def grounding(steps: list[Step]) -> AnswerGrounding:
+    """Every token's, and ``shares`` and ``contributions``, each the mean over the tokens that have it."""
     return {
-        **_spelled(step.text, step.logprob if math.isfinite(step.logprob) else -9999.0),
-        "top_logprobs": [_spelled(t, v) for t, v in event.top],
+        "tokens": [grounded(s) for s in steps],
+        "shares": _numbers(mean_parts([s.shares for s in steps])),
+        "contributions": _numbers(mean_parts([s.contributions for s in steps])),
     }
 
 
-def _spelled(token: str, value: float) -> dict[str, Any]:
-    return {"token": token, "logprob": value, "bytes": list(token.encode())}
-
-
-def means(steps: list[Step]) -> dict[str, dict[str, float | None]]:
-    """``shares`` and ``contributions``, each the mean over the tokens that have it."""
-    found = {
-        "shares": mean_parts([s.shares for s in steps]),
-        "contributions": mean_parts([s.contributions for s in steps]),
-    }
-    return {name: {m: number(v) for m, v in parts.items()} for name, parts in found.items()}
+def _numbers(parts: Mapping[str, float]) -> Parts:
+    return {m: number(v) for m, v in parts.items()}
 
 
 def number(value: float) -> float | None:

@@ -24,7 +24,8 @@ from limelight.server.endpoint import Endpoint, sse
 from limelight.server.forms import SpeechRequest, parse_form
 from limelight.server.limits import Limits
 from limelight.server.problems import invalid
-from limelight.server.replies import grounded, means, number, plain
+from limelight.server.replies import grounded, grounding, number, plain, spelled
+from limelight.server.responses import Grounding, Segment, SpeechUsage, Spelled, Transcription
 from limelight.server.token_options import strategy_of
 
 LANGUAGES = {
@@ -67,7 +68,7 @@ class SpeechShape:
     has_text: bool = False
     begun: bool = False
     waiting: dict[int, list[TokenEvent | Finished]] = field(default_factory=dict)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[Spelled] = field(default_factory=list)
 
     @property
     def stream(self) -> bool:
@@ -92,7 +93,7 @@ class SpeechShape:
         extra: dict[str, Any] = {}
         if isinstance(event, TokenEvent) and event.step is not None:
             if self.asked.logprobs:
-                extra["logprobs"] = [_logprob(event.step)]
+                extra["logprobs"] = [spelled(event.step.text, event.step.logprob)]
                 self.logprobs += extra["logprobs"]
             if self.asked.limelight.grounding:
                 extra["limelight"] = {"tokens": [grounded(event.step)]}
@@ -116,27 +117,27 @@ class SpeechShape:
         if form in ("text", "srt", "vtt"):
             text = joined(pieces) + "\n" if form == "text" else subtitles(pieces, form)
             return PlainTextResponse(text)
-        out: dict[str, Any] = {"text": joined(pieces)}
+        about = self._about(pieces, tokens=True)
+        out: Transcription = {"text": joined(pieces), "usage": usage_of(pieces), "limelight": about}
         if form == "verbose_json":
-            segments = [_segment(d, self.asked.temperature) for d in pieces]
-            language = self.asked.language or ""
             seconds = pieces[-1].stretch[1] if pieces[-1].stretch else 0.0
-            out = {"task": "transcribe", "language": language, "duration": number(seconds), **out, "segments": segments}
+            out["task"], out["language"], out["duration"] = "transcribe", self.asked.language or "", number(seconds)
+            out["segments"] = [_segment(d, self.asked.temperature) for d in pieces]
         if self.asked.logprobs:
-            ordered = sorted((s for s in said if s.step is not None), key=lambda s: s.index)
-            out["logprobs"] = [_logprob(s.step) for s in ordered]
-        return JSONResponse({**out, "usage": usage_of(pieces), "limelight": self._about(pieces, tokens=True)})
+            ordered = sorted(said, key=lambda s: s.index)
+            out["logprobs"] = [spelled(s.step.text, s.step.logprob) for s in ordered if s.step is not None]
+        return JSONResponse(out)
 
-    def _about(self, done: Sequence[Finished], *, tokens: bool) -> dict[str, Any]:
+    def _about(self, done: Sequence[Finished], *, tokens: bool) -> Grounding:
         used = self.request.strategy
-        about: dict[str, Any] = {
+        about: Grounding = {
             "strategy": used.name,
             "settings": plain(used.settings()),
             "seed": min(done, key=lambda d: d.index).seed,
         }
         if self.asked.limelight.grounding and tokens:
             steps = [s for d in done for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
-            about |= {"tokens": [grounded(s) for s in steps], **means(steps)}
+            about = {**about, **grounding(steps)}
         if self.request.conversation.warnings:
             about["warnings"] = list(self.request.conversation.warnings)
         return about
@@ -186,13 +187,13 @@ def subtitles(pieces: Sequence[Finished], form: str) -> str:
     return document([cue(start, stop, text, form, k) for k, (start, stop, text) in enumerate(told, start=1)], form)
 
 
-def usage_of(done: Sequence[Finished]) -> dict[str, Any]:
+def usage_of(done: Sequence[Finished]) -> SpeechUsage:
     """Every piece has a prompt of its own."""
     read, written = sum(d.prompt_tokens for d in done), sum(d.new_tokens for d in done)
     return {"type": "tokens", "input_tokens": read, "output_tokens": written, "total_tokens": read + written}
 
 
-def _segment(done: Finished, temperature: float) -> dict[str, Any]:
+def _segment(done: Finished, temperature: float) -> Segment:
     start, stop = done.stretch or (0.0, 0.0)
     told = [s.logprob for s in done.steps if math.isfinite(s.logprob)]
     said = done.text.encode()
@@ -203,8 +204,3 @@ def _segment(done: Finished, temperature: float) -> dict[str, Any]:
         "compression_ratio": number(len(said) / len(zlib.compress(said))) if said else None,
         "no_speech_prob": None,
     }  # fmt: skip
-
-
-def _logprob(step: Any) -> dict[str, Any]:
-    value = step.logprob if math.isfinite(step.logprob) else -9999.0
-    return {"token": step.text, "logprob": value, "bytes": list(step.text.encode())}

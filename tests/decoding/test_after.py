@@ -15,7 +15,7 @@ from limelight.decoding.registry import strategies
 from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.capture import following
+from limelight.models.inputs.axes import following
 from tests.decoding.loops import FAMILIES, batch_of, inputs_of
 from tests.tiny import built, llava, llava_inputs, tokenizer
 from tests.zoo import ZOO

@@ -64,6 +64,23 @@ def test_inserted_words() -> None:
     assert stream.kwargs["feature_attention_mask"] is sound
 
 
+def test_ready_made_embeddings_go_with_their_words() -> None:
+    """A model that hands on to the language model inside gives it embeddings, and ids beside them."""
+    table = torch.randn(70, 3)
+    run = prompt(inputs_embeds=table[IDS])
+    run.adapter.embed = lambda ids: table[ids]  # type: ignore[method-assign]
+    stream = inserted(run, [60, 61], [2, 1])
+    assert torch.equal(stream.kwargs["inputs_embeds"], table[stream.ids])
+    assert "inputs_embeds" not in without(run, media_mask(run)).kwargs
+
+
+def test_inputs_that_nobody_declared_are_named() -> None:
+    for change in (lambda run: without(run, media_mask(run)), lambda run: inserted(run, [60], [2, 2])):
+        with pytest.raises(UnsupportedError, match="odd_ids") as caught:
+            change(prompt(odd_ids=IDS))
+        assert caught.value.hint
+
+
 def test_a_ready_made_mask_cannot_be_widened() -> None:
     run = prompt(attention_mask=torch.zeros(2, 1, 6, 6))
     with pytest.raises(UnsupportedError, match="ready-made"):

@@ -21,6 +21,8 @@ from limelight.decoding.instruments import (
 from limelight.errors import HookError, SettingError, UnsupportedError
 from tests.decoding.peers import deep, deep_inputs, double, inputs_of, percept_of
 from tests.slow_twins import stack
+from tests.tiny import built
+from tests.zoo import ZOO
 
 
 def test_hooks_leave_other_threads_alone() -> None:
@@ -107,3 +109,24 @@ def test_a_layer_without_a_feed_forward_module() -> None:
     bare.decoder.layers = nn.ModuleList([nn.Linear(2, 2)])
     with pytest.raises(HookError, match="feed-forward"):
         mlp_of(bare, 0)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "granite4_vision"])  # a list of features, and a mapping by layer
+def test_features_that_enter_again_are_masked_by_position(name: str) -> None:
+    adapter = built(name)
+    inputs = ZOO[name].inputs(adapter.model)
+    features = adapter.capture(inputs).features
+    assert features is not None
+    picture = adapter.modality_ids(inputs) > 0
+    first = int(picture[0].nonzero()[0, 0])
+    keep = ~picture
+    keep[0, first] = True
+    seen: list[Any] = []
+    with torch.no_grad(), masked_media(adapter, keep):
+        handle = adapter.decoder.register_forward_pre_hook(
+            lambda m, a, kw: seen.append(kw[features.name]), with_kwargs=True
+        )
+        adapter.model(**inputs)
+        handle.remove()
+    pieces = list(seen[0].values()) if isinstance(seen[0], dict) else list(seen[0])
+    assert pieces and all(bool(p[0].any()) and not bool(p[1:].any()) for p in pieces)

@@ -78,7 +78,7 @@ def test_every_strategy_that_sees_honours_it(name: str) -> None:
 @pytest.mark.parametrize("name", ["blip2", "gemma3", "gemma3n", "mllama", "qwen2_5_vl_video", "qwen3_vl", "salmonn"])
 def test_by_whatever_door_the_media_enters(name: str) -> None:
     adapter, inputs = double(name), inputs_of(name)
-    out = run(adapter, inputs, made("m3id"), n=2, bind={"details": True, "whole": adapter})
+    out = run(adapter, inputs, made("m3id"), n=2, bind={"details": True, "parent_model": adapter})
     assert out.steps is not None
     check(out.steps[0], wanted(adapter, inputs, out)[: len(out.steps[0])])
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.models.adapter import Adapter
-from limelight.models.inputs.per_layer import PerPosition
+from limelight.models.inputs.per_layer import PerLayerInputs
 from limelight.models.inputs.position_mask import is_positions
 from limelight.models.runtime.attention import AttentionHook
 from limelight.relevance.attachment import attached
@@ -81,9 +81,9 @@ def sheet(adapter: Adapter, inputs: Any, composite: Composite, target: int | Non
         for site in classify_modules(adapter.decoder):
             if site.kind == "activation":
                 stack.callback(site.module.register_forward_hook(keep_activation).remove)
-        if isinstance(call.doors, PerPosition):  # what enters beside media is a constant
-            constant = call.kwargs[call.doors.where].clone().requires_grad_(True)
-            call = replace(call, kwargs={**call.kwargs, call.doors.where: constant})
+        if isinstance(call.features, PerLayerInputs):  # what enters beside media is a constant
+            constant = call.kwargs[call.features.name].clone().requires_grad_(True)
+            call = replace(call, kwargs={**call.kwargs, call.features.name: constant})
             biased.append((constant, constant))
         embeds = call.embeds.clone().requires_grad_(True)
         logits = adapter.logits(adapter.hidden(call, embeds)[:, -1])[0]

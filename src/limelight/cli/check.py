@@ -68,9 +68,11 @@ def _sizes(traits: DecoderTraits) -> str:
 
 def _entrances(call: DecoderCall) -> str:
     """Where features enter beside the embeddings."""
-    if call.beside is not None:
-        return f"; {call.front} states beside the prompt ({call.beside.name})"
-    return "" if call.doors is None else f"; features enter by {call.doors.name}, too"
+    if call.features is None:
+        return ""
+    if call.front:
+        return f"; {call.front} states beside the prompt ({call.features.name})"
+    return f"; features enter by {call.features.name}, too"
 
 
 def _dtypes(parameters: list[Any]) -> str:

@@ -26,7 +26,7 @@ from limelight.decoding.strategy import (
     capabilities_of,
 )
 from limelight.errors import SettingError, UnsupportedError
-from limelight.models.runtime.capture import following
+from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.models.spans import grown
 from limelight.thinking import MARKERS, THINKING
 
@@ -171,7 +171,7 @@ def extended(context: GenerationContext, said: Sequence[Sequence[int]]) -> Gener
     """The context of a prompt that goes on with ``said`` (as many tokens in every row), with a cache of its own.
 
     Raises:
-        UnsupportedError: an input that has an entry a position and is none of the known ones; several answers a prompt;
+        UnsupportedError: an input whose axes nobody has declared; several answers per prompt;
             a model whose whole prompt sees itself both ways.
     """
     context.require_prompt()
@@ -185,16 +185,22 @@ def extended(context: GenerationContext, said: Sequence[Sequence[int]]) -> Gener
         len(said), n
     )
     ids = torch.cat([context.ids, new], dim=1)
-    kwargs = {k: _longer(k, v, context, n) for k, v in context.kwargs.items() if k != "past_key_values"}
+    given = {k: v for k, v in context.kwargs.items() if k != "past_key_values"}
+    embeds = given.pop("inputs_embeds", None)
+    kwargs = MODEL.append(given, n)
+    if embeds is not None:
+        kwargs["inputs_embeds"] = torch.cat(
+            [embeds, context.adapter.embed(new)[..., : embeds.shape[-1]].to(embeds)], dim=1
+        )
     prepared: Any = context.kwargs.get("past_key_values")
     if type(prepared) is DynamicCache:  # not every model makes its cache itself
         kwargs["past_key_values"] = DynamicCache(config=context.adapter.model.config.get_text_config(decoder=True))
     tensors = dict(context.tensors)
-    given = tensors.get("input_ids")
-    if isinstance(given, Tensor):
-        if given.shape[0] != ids.shape[0]:
+    before = tensors.get("input_ids")
+    if isinstance(before, Tensor):
+        if before.shape[0] != ids.shape[0]:
             raise UnsupportedError(
-                f"{ids.shape[0]} answers to {given.shape[0]} prompts cannot wait for a marker each",
+                f"{ids.shape[0]} answers to {before.shape[0]} prompts cannot wait for a marker each",
                 hint="num_return_sequences=1, once a seed",
             )
         tensors["input_ids"] = ids
@@ -210,29 +216,6 @@ def extended(context: GenerationContext, said: Sequence[Sequence[int]]) -> Gener
         tensors=tensors,
         spans=None if context.spans is None else [grown(spans, length) for spans in context.spans],
     )
-
-
-def _longer(name: str, value: Any, context: GenerationContext, n: int) -> Any:
-    """A model input ``[B, T]`` or positions ``[axes, B, T]`` for ``n`` further tokens of text."""
-    if not isinstance(value, Tensor) or not n:
-        return value
-    prompt = context.ids.shape[1]
-    if name == "position_ids":
-        first = following(value[..., -1:])
-        return torch.cat([value, first + torch.arange(n, device=value.device, dtype=value.dtype)], dim=-1)
-    if value.shape == context.ids.shape and (name == "attention_mask" or "token_type" in name):
-        return torch.nn.functional.pad(value, (0, n), value=int(name == "attention_mask"))
-    if (name == "attention_mask" and value.ndim != 2) or (
-        value.ndim > 1
-        and not value.is_floating_point()
-        and "mask" not in name
-        and value.shape[:2] == (len(context.ids), prompt)
-    ):
-        raise UnsupportedError(
-            f"do not know how the input {name!r} {tuple(value.shape)} goes on behind the prompt",
-            hint="this family cannot wait for a marker; use the strategy without after=",
-        )
-    return value
 
 
 def after(marker: str | int, strategy: Strategy) -> After:

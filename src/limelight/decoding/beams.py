@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from limelight.errors import UnsupportedError
+from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.models.runtime.cached_decoder import Stream
 
 
@@ -17,7 +17,7 @@ def fork(stream: Stream, rows: Sequence[int]) -> Stream:
     """A stream with a cache of its own whose row ``i`` continues row ``rows[i]`` of ``stream`` (which is prefilled).
 
     Raises:
-        UnsupportedError: the cache cannot be reordered.
+        UnsupportedError: see :func:`choose`.
     """
     kwargs = dict(stream.kwargs)
     kwargs["past_key_values"] = copy.deepcopy(kwargs["past_key_values"])
@@ -27,8 +27,13 @@ def fork(stream: Stream, rows: Sequence[int]) -> Stream:
 
 
 def choose(stream: Stream, rows: Sequence[int]) -> None:
-    """Keep ``rows`` of the stream, in this order and with repetitions, in place."""
-    before = stream.ids.shape[0]
+    """Keep ``rows`` of the stream, in this order and with repetitions, in place.
+
+    Media stay: the prefill has read them.
+
+    Raises:
+        UnsupportedError: the cache cannot be reordered, or nobody has declared the axes of an input.
+    """
     index = torch.as_tensor(list(rows), dtype=torch.long, device=stream.ids.device)
     cache: Any = stream.kwargs["past_key_values"]
     if not hasattr(cache, "reorder_cache"):
@@ -37,10 +42,4 @@ def choose(stream: Stream, rows: Sequence[int]) -> None:
         )
     cache.reorder_cache(index)
     stream.ids = stream.ids[index]
-    for name, value in stream.kwargs.items():
-        if not isinstance(value, Tensor):
-            continue
-        if name == "position_ids":
-            stream.kwargs[name] = value.index_select(-2, index) if value.shape[-2] == before else value
-        elif value.ndim and value.shape[0] == before:
-            stream.kwargs[name] = value[index]
+    stream.kwargs = MODEL.reorder(stream.kwargs, index)

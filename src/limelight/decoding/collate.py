@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from limelight.errors import UnsupportedError
+from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.types import Prompt, Span
 
 
 def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any], list[int]]:
     """One batch of tensors, left-padded, and how many positions were put in front of each row.
 
-    Tensors with one entry a position are padded; the others (pixels, grids, sound features) are joined along their first
+    Tensors with one entry per position are padded; the others (pixels, grids, sound features) are joined along their first
     axis, which is how transformers' processors batch them. Prompts without media have none of the latter.
 
     Raises:
-        UnsupportedError: a tensor's further axes differ between the prompts, or one that counts prompts is not in all.
+        UnsupportedError: a tensor's further axes differ between the prompts, one that counts prompts is not in all, or nobody
+            has declared the axes of one.
     """
     if len(prompts) == 1:
         return dict(prompts[0].tensors), [0]
@@ -36,17 +38,17 @@ def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any],
             out[name] = first
             continue
         found: list[Tensor] = [v for v in values if isinstance(v, Tensor)]
-        whole = len(found) == len(lengths)
-        if whole and all(v.ndim == 2 and tuple(v.shape) == (1, n) for v, n in zip(found, lengths, strict=True)):
-            filler = pad if name == "input_ids" else 0
-            out[name] = torch.cat([torch.nn.functional.pad(v, (width - v.shape[1], 0), value=filler) for v in found])
-        elif len({tuple(v.shape[1:]) for v in found}) == 1:
-            out[name] = torch.cat(found)
-        else:
+        axes = MODEL.axes(name, found[0])
+        if axes.positions is not None:
+            fill = pad if name == "input_ids" else 0
+            found = [axes.pad(v, width - n, fill) for v, n in zip(found, lengths, strict=True)]
+        rows = axes.rows or 0
+        if len({(*v.shape[:rows], *v.shape[rows + 1 :]) for v in found}) != 1:
             raise UnsupportedError(
                 f"{name} has shapes {[tuple(v.shape) for v in found]}, which cannot share a batch",
                 hint="ask one by one",
             )
+        out[name] = torch.cat(found, dim=rows)
     return out, [width - n for n in lengths]
 
 
@@ -60,13 +62,13 @@ def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int]) -> lis
         raise UnsupportedError(
             f"the prompts have different kinds of media: {name!r} of some alone", hint="ask one by one"
         )
-    first = next(n for v, n in zip(values, lengths, strict=True) if v is not None)
     sample = here[0]
-    if isinstance(sample, Tensor) and tuple(sample.shape) == (1, first):
-        if "token_type" in name or name == "modality_ids":
+    if isinstance(sample, Tensor):
+        axes = MODEL.axes(name, sample)
+        if axes.new == "zero" and axes.names == ("row", "position"):
             return [sample.new_zeros(1, n) if v is None else v for v, n in zip(values, lengths, strict=True)]
-    elif isinstance(sample, Tensor) and not any(part in name for part in ("cross_attention", "aspect_ratio")):
-        return here  # of the media, which are joined in the order of the prompts that have some
+        if axes.media and axes.rows is None:
+            return here  # they are joined in the order of the prompts that have some
     raise UnsupportedError(f"{name!r} counts prompts, and only some of them have it", hint="ask one by one")
 
 

@@ -15,7 +15,8 @@ from limelight import compat
 from limelight.decoding.continuing import is_media
 from limelight.decoding.strategy import GenerationContext
 from limelight.decoding.streams import second_stream
-from limelight.errors import PromptError, SettingError, UnsupportedError
+from limelight.errors import PromptError, SettingError
+from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.models.runtime.cached_decoder import Stream
 
 Change = Callable[[str, Tensor, Mapping[str, Any]], Tensor]
@@ -29,78 +30,47 @@ def media_mask(context: GenerationContext) -> Tensor:
 def without(context: GenerationContext, dropped: Tensor) -> Stream:
     """The prompt without the positions ``dropped`` (bool ``[B, T]``) and without any media.
 
-    What is left closes ranks: rows are padded anew on the left, text positions count from 0 (M-RoPE: on every axis).
+    What is left closes ranks: rows are padded anew on the left, positions go on where the dropped ones began (M-RoPE: on
+    every axis).
 
     Raises:
         PromptError: nothing is left of a row.
+        UnsupportedError: an input whose axes nobody has declared.
     """
     context.require_prompt(words_only=True)
     keep = context.mask & ~dropped
-    length = int(keep.sum(-1).max())
     if not bool(keep.any(-1).all()):
         raise PromptError("nothing is left of a prompt without its media", hint="put some words into the prompt")
-    mask = torch.stack([torch.arange(length, device=keep.device) >= length - n for n in keep.sum(-1).tolist()])
-
-    def closed(value: Tensor, fill: int) -> Tensor:
-        out = value.new_full(mask.shape, fill)
-        out[mask] = value[keep]
-        return out
-
+    own = ("past_key_values", "attention_mask", compat.ENCODED_MEDIA, "inputs_embeds")
+    words = MODEL.without_media({k: v for k, v in context.kwargs.items() if k not in own})
+    words = MODEL.each(words, lambda axes, v, _: v * ~media_mask(context) if axes.new == "zero" else v)
+    left = MODEL.drop({"input_ids": context.ids, "attention_mask": context.mask.long(), **words}, keep, context.mask)
     pad = compat.pad_token(context.config)
-    kwargs: dict[str, Any] = {"past_key_values": context.kwargs.get("past_key_values")}
-    for name, value in context.kwargs.items():
-        if value is None or isinstance(value, (bool, int, float, str)):
-            kwargs[name] = value
-        elif name == "position_ids":
-            kwargs[name] = (mask.long().cumsum(-1) - 1).clamp_min(0).expand(*value.shape[:-2], *mask.shape)
-        elif _is_typed(name, value, context):
-            kwargs[name] = closed(value * ~media_mask(context), 0)
-    kwargs["attention_mask"] = mask.long()
-    return second_stream(context, closed(context.ids, 0 if pad is None else int(pad)), kwargs)
+    ids = left.pop("input_ids").masked_fill(left["attention_mask"] == 0, 0 if pad is None else int(pad))
+    return second_stream(context, ids, {"past_key_values": context.kwargs.get("past_key_values"), **left})
 
 
 def inserted(context: GenerationContext, words: Sequence[int], at: Sequence[int]) -> Stream:
     """The prompt with the token ids ``words`` put in front of position ``at[row]`` of each row; media stay.
 
     Raises:
-        UnsupportedError: a ready-made attention mask, which cannot be widened.
+        UnsupportedError: a ready-made attention mask, which cannot be widened; an input whose axes nobody has declared.
     """
     context.require_prompt()
-    rows, length, n = *context.ids.shape, len(words)
     new = torch.as_tensor(words, dtype=context.ids.dtype, device=context.ids.device)
+    own = {k: context.kwargs[k] for k in ("past_key_values", "inputs_embeds") if context.kwargs.get(k) is not None}
+    rest = {k: v for k, v in context.kwargs.items() if k not in own}
+    kwargs = MODEL.insert(rest, at, len(words))
+    if "inputs_embeds" in own:
+        embeds = own["inputs_embeds"]
+        own["inputs_embeds"] = _put(embeds, context.adapter.embed(new)[..., : embeds.shape[-1]].to(embeds), at)
+    ids = _put(context.ids, new, at)
+    return second_stream(context, ids, {**own, **kwargs})
 
-    def widened(value: Tensor, pieces: Sequence[Tensor]) -> Tensor:
-        """``value [B, T, ...]`` with ``pieces[row] [n, ...]`` in its gap."""
-        whole = [torch.cat([value[r, :k], pieces[r], value[r, k:]]) for r, k in enumerate(at)]
-        return torch.stack(whole)
 
-    def shifted(value: Tensor) -> Tensor:
-        steps = torch.arange(n, device=value.device)
-        whole = [
-            torch.cat([value[..., r, :k], value[..., r, k : k + 1] + steps, value[..., r, k:] + n], dim=-1)
-            for r, k in enumerate(at)
-        ]
-        return torch.stack(whole, dim=-2)
-
-    kwargs: dict[str, Any] = {}
-    for name, value in context.kwargs.items():
-        kwargs[name] = value
-        if not isinstance(value, Tensor):
-            continue
-        if name == "position_ids":
-            kwargs[name] = shifted(value)
-        elif _is_typed(name, value, context):
-            fill = value.new_full((n,), int(name == "attention_mask"))
-            kwargs[name] = widened(value, [fill] * rows)
-        elif name == "attention_mask":
-            raise UnsupportedError(
-                f"words cannot be put into a prompt with a ready-made attention mask {tuple(value.shape)}",
-                hint="pass the two-dimensional mask of the tokenizer",
-            )
-        elif "attention_mask" in name and value.ndim > 2 and value.shape[:2] == (rows, length):
-            before = [value[r, max(k - 1, 0)].expand(n, *value.shape[2:]) for r, k in enumerate(at)]
-            kwargs[name] = widened(value, before)
-    return second_stream(context, widened(context.ids, [new] * rows), kwargs)
+def _put(value: Tensor, new: Tensor, at: Sequence[int]) -> Tensor:
+    """``value`` [B, T, ...] with ``new`` [n, ...] in front of position ``at[row]``."""
+    return torch.stack([torch.cat([row[:k], new, row[k:]]) for row, k in zip(value, at, strict=True)])
 
 
 def disturbed(
@@ -137,12 +107,6 @@ def disturbed(
     if times > 1 and encoded:
         kwargs = _expanded(context, kwargs, times)
     return second_stream(context, context.ids, kwargs)
-
-
-def _is_typed(name: str, value: Any, context: GenerationContext) -> bool:
-    """One entry a prompt position: told by name too, since a spectrogram's mask may have the same shape by chance."""
-    named = name == "attention_mask" or "token_type" in name
-    return named and isinstance(value, Tensor) and value.shape == context.ids.shape
 
 
 def _placed(value: Any, context: GenerationContext) -> Any:

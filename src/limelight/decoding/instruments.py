@@ -6,7 +6,7 @@ The hooks act in the thread that attached them, so another thread's forward on t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.inputs.decoder_inputs import DECODER, holds_tensors
 from limelight.models.runtime.attention import AttentionCall, AttentionHook
 from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance.layers.norm import probe_norm
-
-# Decoder arguments through which the media enter beside the merged embeddings.
-_MEDIA_ARGUMENTS = ("deepstack", "cross_attention_states")
 
 
 @contextmanager
@@ -143,32 +141,38 @@ def masked_media(adapter: Adapter, keep: Tensor) -> Iterator[None]:
     So are the features of those positions that enter again in deeper layers; cross-attention states are zero.
 
     Raises:
-        UnsupportedError: the media enter by a door that cannot be masked by position.
+        UnsupportedError: the media enter by an argument that cannot be masked by position.
     """
 
-    def doors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        names = [n for n, v in kwargs.items() if v is not None and any(d in n for d in _MEDIA_ARGUMENTS)]
-        masked = {n: _masked_door(n, kwargs[n], kwargs.get("visual_pos_masks"), keep) for n in names}
+    def mask_features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {k: v for k, v in kwargs.items() if holds_tensors(v) and DECODER.is_features(k)}
+        masked = {k: _masked(k, v, kwargs, keep) for k, v in given.items()}
         return (args, {**kwargs, **masked}) if masked else None
 
     with (
-        pre_hook(adapter.decoder, doors),
+        pre_hook(adapter.decoder, mask_features),
         first_input(adapter, lambda embeds: embeds * keep[..., None].to(embeds.dtype)),
     ):
         yield
 
 
-def _masked_door(name: str, value: Any, places: Tensor | None, keep: Tensor) -> Any:
-    pieces = list(value) if isinstance(value, (list, tuple)) else [value]
-    if "cross" in name:
-        return value * 0
-    if places is None or any(p.shape[0] != int(places.sum()) for p in pieces):
+def _masked(name: str, value: Any, kwargs: Mapping[str, Any], keep: Tensor) -> Any:
+    """Features with zeros where ``keep`` is False; states of cross-attention with zeros throughout."""
+    if isinstance(value, Tensor):
+        axes = DECODER.axes(name, value)
+        if "state" in axes.names:
+            return value * 0
+        if axes.positions is not None:  # the layers' own inputs, of ids: they hold nothing of the media
+            return value
+    pieces = list(value.values()) if isinstance(value, Mapping) else list(value)
+    places = [v[..., 0] if v.ndim == 3 else v for k, v in kwargs.items() if DECODER.marks_media(k, v)]
+    places = [p for p in places if all(f.shape[0] == int(p.sum()) for f in pieces)]
+    if len(places) != 1:
         raise UnsupportedError(
             f"the media also enter by {name!r}, whose positions are not told", hint='use without="drop"'
         )
-    kept = keep[places[..., 0] if places.ndim == 3 else places][:, None]
-    out = [p * kept.to(p.dtype) for p in pieces]
-    return out if isinstance(value, (list, tuple)) else out[0]
+    out = [f * keep[places[0]][:, None].to(f.dtype) for f in pieces]
+    return dict(zip(value, out, strict=True)) if isinstance(value, Mapping) else out
 
 
 class DecoderHook(AttentionHook):

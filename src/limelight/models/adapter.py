@@ -259,8 +259,8 @@ class Adapter:
         Raises:
             NotFiniteError: a merged embedding is NaN or infinite.
             PromptError, NotMultimodalError: see ``modality_ids``.
-            UnsupportedError: perceptual features reach the decoder by another door than the embeddings, or the model is in
-                training mode, in which dropout gives another answer each time and batch norms change.
+            UnsupportedError: the decoder is handed an argument whose axes nobody has declared, or features without a place;
+                or the model is in training mode, in which dropout gives another answer each time and batch norms change.
         """
         if self.model.training:
             raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
@@ -271,14 +271,8 @@ class Adapter:
         if inputs.get("inputs_embeds") is not None:  # merged already; the ids beside them only tell what is where
             inputs.pop("input_ids", None)
         with self.routed(), no_attention_hooks():  # towers inside the decoder are none of a hook's business
-            windows = reaches(self.decoder.config)
-            call = capture(self.model, self.decoder, inputs, windows, None if modality is None else modality > 0)
-        if call.strange_doors:
-            raise UnsupportedError(
-                f"{type(self.model).__name__} hands its decoder features by {', '.join(call.strange_doors)} beside the input "
-                "embeddings, and relevance at the embeddings alone would miss them",
-                hint="only plain decoding (greedy) works on this family so far",
-            )
+            known = reaches(self.decoder.config)
+            call = capture(self.model, self.decoder, inputs, known, None if modality is None else modality > 0)
         if not bool(torch.isfinite(call.embeds).all()):
             raise NotFiniteError(
                 "the merged embeddings hold NaN or infinity",

@@ -190,13 +190,10 @@ def relevance_of(
     words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - call.front - said)
     if generated is not None:
         words = (*words, *adapter.tokens(generated))
-    if call.beside is not None:
+    if (states := call.cross_attention) is not None:
         kind = MODALITIES[int(adapter.modality_ids(inputs)[row].max())]
         own = adapter.spans(inputs, row) if prompt_spans is None else prompt_spans
-        words, spans = (
-            call.beside.words(words, kind),
-            call.beside.spans(call.length, adapter.parent_model.config, kind, own),
-        )
+        words, spans = states.words(words, kind), states.spans(call.length, adapter.parent_model.config, kind, own)
     elif prompt_spans is None:
         spans = adapter.spans(inputs, row, length=call.length)
     else:

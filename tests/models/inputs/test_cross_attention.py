@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import limelight
 from limelight.decoding.methods import lime_cached
 from limelight.errors import UnsupportedError
-from limelight.models.inputs.cross_attention import Beside, find_beside, reading_layers
+from limelight.models.inputs.cross_attention import CrossAttentionStates, find_cross_attention, reading_layers
 from limelight.models.runtime.capture import capture
 from limelight.relevance.attribute import attribute, attribute_generated
 from tests.decoding.cached import run
@@ -27,16 +27,17 @@ def test_a_capture_holds_states_in_front_of_words() -> None:
     inputs = ROW.inputs(adapter.model)
     call = adapter.capture(inputs)
     words = inputs["input_ids"].shape[1]
-    assert isinstance(call.beside, Beside) and call.beside.name == "cross_attention_states"
+    states = call.cross_attention
+    assert isinstance(states, CrossAttentionStates) and states.name == "cross_attention_states"
     assert call.length == call.front + words and call.front == 4 * 5  # four tiles of a class state and 2 x 2 patches
     assert bool(call.mask.all())  # two tiles are empty, yet a word before the picture sees all there is
     assert torch.equal(call.embeds[:, call.front :], adapter.embed(inputs["input_ids"]))
     kinds = call.modality(adapter.modality_ids(inputs))[0].tolist()
     assert kinds == [1] * call.front + [0] * words  # the placeholder is a word: its embedding holds no picture
-    assert reading_layers(adapter.decoder, call.beside.name) == {1}
+    assert reading_layers(adapter.decoder, states.name) == {1}
     longer = call.appended(adapter.embed(torch.tensor([[9]])))
     assert longer.front == call.front and longer.length == call.length + 1
-    masks = [longer.kwargs[k].shape[2] for k in call.beside.masks]
+    masks = [longer.kwargs[k].shape[2] for k in states.masks]
     assert masks == [words + 1] * len(masks) and masks
 
 
@@ -107,10 +108,10 @@ def test_offsets_stand_at_the_states_where_they_are_read() -> None:
 
 def test_only_states_of_the_decoders_width() -> None:
     embeds = torch.randn(2, 5, 8)
-    assert find_beside(embeds, {"cross_attention_states": torch.randn(2, 6, 4)}) is None
-    assert find_beside(embeds, {"other_states": torch.randn(2, 6, 8)}) is None
-    found = find_beside(embeds, {"cross_attention_states": torch.randn(4, 6, 8)})  # two tiles a row
-    assert found is not None and found[0].count == 12 and bool(found[2].all())
+    assert find_cross_attention(embeds, {"cross_attention_states": torch.randn(2, 6, 4)}) is None
+    assert find_cross_attention(embeds, {"other_states": torch.randn(2, 6, 8)}) is None
+    found = find_cross_attention(embeds, {"cross_attention_states": torch.randn(4, 6, 8)})  # two tiles a row
+    assert found is not None and found.seen is not None and found.features.front == 12 and bool(found.seen.all())
 
 
 def test_masks_of_states_additive_or_not() -> None:
@@ -118,8 +119,8 @@ def test_masks_of_states_additive_or_not() -> None:
     additive = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
     embeds, states = torch.randn(1, 2, 8), torch.randn(1, 4, 8)
     for mask in (sees, sees.long(), additive):
-        found = find_beside(embeds, {"cross_attention_states": states, "cross_attention_mask": mask})
-        assert found is not None and found[2].tolist() == [[True, False, True, False]]
+        found = find_cross_attention(embeds, {"cross_attention_states": states, "cross_attention_mask": mask})
+        assert found is not None and found.seen is not None and found.seen.tolist() == [[True, False, True, False]]
 
 
 class Leaky(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from limelight.models.inputs.per_layer import PerPosition, find_per_position, per_layer_inputs
+from limelight.models.inputs.per_layer import PerLayerInputs, find_per_layer, per_layer_inputs
 from limelight.relevance.attribute import attribute
 from limelight.relevance.forward.stream import DualStream, modality_channel
 from tests.tiny import built, fresh
@@ -15,12 +15,12 @@ from tests.zoo import ZOO
 def test_the_leaf_holds_words_and_the_rest_is_constant() -> None:
     adapter = built("gemma4")
     inputs, call, media_mask = prompt("gemma4", adapter)
-    door = call.doors
-    assert isinstance(door, PerPosition)
+    own = call.features
+    assert isinstance(own, PerLayerInputs)
     layers, width = len(adapter.decoder.layers), adapter.traits.hidden
-    assert door.shape == (layers, 8) and door.width == width
+    assert own.shape == (layers, 8) and own.width == width
     assert call.embeds.shape[-1] == width + layers * 8
-    features, constant = call.embeds[..., width:], call.kwargs[door.where].flatten(2)
+    features, constant = call.embeds[..., width:], call.kwargs[own.name].flatten(2)
     assert not bool(features[media_mask].any()) and not bool(constant[~media_mask].any())
     words = adapter.embed(inputs["input_ids"])
     assert torch.equal(words[~media_mask], call.embeds[~media_mask])
@@ -36,14 +36,14 @@ def test_what_a_placeholder_has_in_the_table_counts_for_no_media() -> None:
     inputs = ZOO["gemma4"].inputs(adapter.model)
     _, call, media_mask = prompt("gemma4", adapter)
     relevance = attribute(adapter, inputs, 9)
-    door = call.doors
-    assert isinstance(door, PerPosition)
+    own = call.features
+    assert isinstance(own, PerLayerInputs)
     phi = {}
     for name, kwargs in (
         ("own", call.kwargs),
-        ("gone", {**call.kwargs, door.where: torch.zeros_like(call.kwargs[door.where])}),
+        ("gone", {**call.kwargs, own.name: torch.zeros_like(call.kwargs[own.name])}),
     ):
-        given = type(call)(call.embeds, call.mask, kwargs, call.windows, door)
+        given = type(call)(call.embeds, call.mask, kwargs, call.reaches, own)
         with torch.no_grad():
             stream = DualStream(adapter, given, [modality_channel(media_mask, call.mask)])
             logits, found = stream.heads(stream.prefill())
@@ -54,11 +54,13 @@ def test_what_a_placeholder_has_in_the_table_counts_for_no_media() -> None:
 
 def test_features_of_every_position_only() -> None:
     embeds = torch.randn(2, 5, 8)
-    assert find_per_position(embeds, {"attention_mask": torch.zeros(2, 5, 5, 5)}, None) is None
-    assert find_per_position(embeds, {"other": torch.zeros(2, 4, 3, 2)}, None) is None
-    found = find_per_position(embeds, {"own": torch.ones(2, 5, 3, 2)}, None)
+    assert find_per_layer(embeds, {"attention_mask": torch.zeros(2, 5, 5, 5)}) is None
+    assert find_per_layer(embeds, {"per_layer_inputs": torch.zeros(2, 4, 3, 2)}) is None
+    assert find_per_layer(embeds, {"undeclared": torch.zeros(2, 5, 3, 2)}) is None
+    found = find_per_layer(embeds, {"per_layer_inputs": torch.ones(2, 5, 3, 2)})
     assert found is not None
-    door, wide, constant = found
-    assert (door.name, door.shape, wide.shape[-1]) == ("own", (3, 2), 14) and not bool(constant.any())
-    first, named = door.opened(wide, None)
-    assert torch.equal(first, embeds) and torch.equal(named["own"], torch.ones(2, 5, 3, 2))
+    own = found.features
+    assert isinstance(own, PerLayerInputs)
+    assert (own.shape, found.leaf.shape[-1]) == ((3, 2), 14) and not bool(found.kwargs[own.name].any())
+    given = own.arguments(found.leaf, {})
+    assert torch.equal(given["inputs_embeds"], embeds) and torch.equal(given[own.name], torch.ones(2, 5, 3, 2))

@@ -15,15 +15,12 @@ from limelight.models.runtime.capture import DecoderCall, capture
 from tests.tiny import built, fresh, llava, llava_inputs
 from tests.zoo import ZOO
 
+REACHES = {"": Reach(), "full_attention": Reach(), "sliding_attention": Reach(window=3)}
+
 
 def call(**kwargs: Any) -> DecoderCall:
     batch = kwargs.pop("batch", 3)
-    return DecoderCall(
-        torch.randn(batch, 5, 4),
-        torch.ones(batch, 5).bool(),
-        kwargs,
-        {"": Reach(), "full_attention": Reach(), "sliding_attention": Reach(window=3)},
-    )
+    return DecoderCall(torch.randn(batch, 5, 4), torch.ones(batch, 5).bool(), kwargs, REACHES)
 
 
 def test_embeddings_are_the_merged_ones() -> None:
@@ -79,7 +76,7 @@ def test_rows_are_cut_along_the_batch_whatever_its_size() -> None:
         positions = torch.arange(3)[:, None, None] * 100 + torch.arange(batch)[None, :, None] * 10 + torch.arange(5)
         whole = call(
             batch=batch, position_ids=positions, attention_mask={"full_attention": torch.randn(batch, 1, 5, 5)},
-            flat=torch.arange(batch * 5).reshape(batch, 5), shared=torch.randn(1, 1, 5, 5), flag=True,
+            token_type_ids=torch.arange(batch * 5).reshape(batch, 5), cross_attention_mask=torch.randn(1, 1, 5, 3), flag=True,
         )  # fmt: skip
         for row in range(batch):
             one = whole.row(row)
@@ -88,8 +85,8 @@ def test_rows_are_cut_along_the_batch_whatever_its_size() -> None:
                 one.kwargs["attention_mask"]["full_attention"],
                 whole.kwargs["attention_mask"]["full_attention"][row : row + 1],
             )
-            assert torch.equal(one.kwargs["flat"], whole.kwargs["flat"][row : row + 1])
-            assert torch.equal(one.kwargs["shared"], whole.kwargs["shared"])
+            assert torch.equal(one.kwargs["token_type_ids"], whole.kwargs["token_type_ids"][row : row + 1])
+            assert torch.equal(one.kwargs["cross_attention_mask"], whole.kwargs["cross_attention_mask"])
             assert one.kwargs["flag"] is True
             assert torch.equal(one.embeds, whole.embeds[row : row + 1])
             assert one.mask.shape == (1, 5)
@@ -134,19 +131,36 @@ def test_two_dimensional_masks_and_windows_grow() -> None:
 
 
 def test_what_cannot_be_extended_raises() -> None:
-    with pytest.raises(UnsupportedError) as caught:
-        call(odd=torch.randn(3, 5, 7)).appended(torch.zeros(3, 1, 4))
-    assert "odd" in str(caught.value)
-    assert caught.value.hint
+    for kwargs in ({"odd": torch.randn(3, 5, 7)}, {"input_ids": torch.zeros(3, 5).long()}):
+        with pytest.raises(UnsupportedError) as caught:
+            call(**kwargs).appended(torch.zeros(3, 1, 4))
+        assert caught.value.hint
 
 
-def test_strange_doors_beside_the_embeddings_are_named() -> None:
-    features = [torch.randn(2, 4)]
-    open_doors = call(
-        deepstack=features, states=torch.randn(1), inner={"a": torch.randn(2)}, attention_mask=torch.randn(3, 1, 5, 5),
-        position_embeddings=torch.randn(3, 5), grid=torch.ones(2).long(), flag=True,
-    )  # fmt: skip
-    assert open_doors.strange_doors == ("deepstack", "states", "inner")
+def test_arguments_that_nobody_declared_are_named() -> None:
+    """At capture, whatever they hold and however it is wrapped; flags and strings are none."""
+    adapter = fresh("llava")
+    language = adapter.model.model.language_model
+    original = language.__call__
+    extra: dict[str, Any] = {}
+
+    class Generous(type(language)):  # type: ignore[misc]
+        def __call__(self, **kwargs: Any) -> Any:
+            return original(**kwargs, **extra)
+
+    language.__class__ = Generous
+    inputs = ZOO["llava"].inputs(adapter.model)
+    extra = {"flag": True, "spelled": "x", "nothing": None}
+    assert adapter.capture(inputs).kwargs["flag"] is True
+    tensors = torch.randn(1, 3)
+    for value in (tensors, [tensors], {"a": tensors}, {"a": (tensors,)}, tensors.long(), tensors > 0):
+        extra = {"unheard_of": value}
+        with pytest.raises(UnsupportedError, match="unheard_of") as caught:
+            adapter.capture(inputs)
+        assert caught.value.hint
+    extra = {"token_type_ids": torch.zeros(1, 1, 5)}
+    with pytest.raises(UnsupportedError, match=r"'token_type_ids' to have the axes \[row position\], got \(1, 1, 5\)"):
+        adapter.capture(inputs)
 
 
 def test_padded_rows_count_their_own_positions() -> None:

@@ -202,7 +202,7 @@ def test_a_door_that_opens_later_is_tried_then() -> None:
     heard = {k: v[:, ~seen] if v.shape[:2] == kinds.shape else v for k, v in inputs.items() if "image" not in k}
     heard.pop("pixel_values")
     alone = adapter.capture(heard)
-    assert alone.doors is None and call.doors is not None
+    assert alone.features is None and call.features is not None
     own = adapter.decoder._deepstack_process
     adapter.decoder._deepstack_process = lambda hidden, where, features: own(hidden, where, features.relu())
     stream(adapter, alone, adapter.modality_ids(heard) > 0)

@@ -99,7 +99,7 @@ def test_the_true_gradient_is_the_models_own() -> None:
             kwargs = {
                 k: v.repeat(rows, *[1] * (v.ndim - 1)) if isinstance(v, Tensor) else v for k, v in call.kwargs.items()
             }
-            given = type(call)(call.embeds, call.mask, kwargs, call.windows, call.doors)
+            given = type(call)(call.embeds, call.mask, kwargs, call.reaches, call.features)
             out = adapter.hidden(given, embeds.repeat(rows, 1, 1))[0, -1]
         finally:
             undo()

@@ -16,17 +16,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limelight.models.inputs.decoder_inputs import DECODER
+from limelight.models.inputs.side_features import Found
 from limelight.models.spans import tower_side
 from limelight.types import Modality, Region, Span
 
+NAME = "cross_attention_states"
+
 
 @dataclass(frozen=True)
-class Beside:
+class CrossAttentionStates:
     """The decoder's argument ``name`` takes the first ``count`` positions of the leaf; ``masks``: who sees what of them."""
 
     name: str
     count: int
     masks: tuple[str, ...]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return self.masks
+
+    @property
+    def front(self) -> int:
+        return self.count
+
+    @property
+    def entrance(self) -> object:
+        return (self.name, self.masks)
+
+    def widened(self, embeds: Tensor) -> Tensor:
+        return embeds
+
+    def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(kept)
+
+    def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
+        return DECODER.repeat(kept, rows)
+
+    def probe(self, leaf: Tensor, kept: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
+        return leaf, self.spread(kept, rows)
+
+    def arguments(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"inputs_embeds": leaf[:, self.count :], self.name: leaf[:, : self.count], **kwargs}
+
+    def step(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys and values of the states are in the cache."""
+        return {"inputs_embeds": leaf, **kwargs}
 
     def modality(self, ids: Tensor) -> Tensor:
         """Modalities ``[B, N + T]`` from those of the words ``[B, T]``, which say what the states are of."""
@@ -60,24 +95,29 @@ class Beside:
         return (*states, Span(self.count, length, "text"))
 
 
-def find_beside(embeds: Tensor, kwargs: Mapping[str, Any]) -> tuple[Beside, Tensor, Tensor] | None:
-    """The argument with states ``[B or more, n, D]``, these as ``[B, N, D]``, and which of them any word sees ``[B, N]``."""
+def find_cross_attention(embeds: Tensor, kwargs: Mapping[str, Any], media: Tensor | None = None) -> Found | None:
+    """The states ``[B or more, n, D]`` in front of the words as one leaf ``[B, N + T, D]``, and which of them any word
+    sees ``[B, N]``; None where no argument has states of the embeddings' width."""
     batch, _, width = embeds.shape
-    for name, value in kwargs.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 3 or "cross" not in name:
-            continue
-        if value.shape[-1] != width or value.shape[0] % batch:
-            continue
-        states = value.detach().reshape(batch, -1, width)
-        masks = tuple(k for k, v in kwargs.items() if "mask" in k and k != "attention_mask" and isinstance(v, Tensor))
-        seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        for key in masks:
-            mask = kwargs[key]
-            if mask.ndim == 4 and mask.shape[-1] == states.shape[1]:  # [B, 1, T, N], additive or True where seen
-                sees = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask != 0
-                seen = sees.any(dim=2)[:, 0].expand_as(seen)
-        return Beside(name, int(states.shape[1]), masks), states, seen
-    return None
+    value = kwargs.get(NAME)
+    if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[-1] != width or value.shape[0] % batch:
+        return None
+    states = value.detach().reshape(batch, -1, width)
+    masks = tuple(k for k, v in kwargs.items() if k != NAME and isinstance(v, Tensor) and "state" in _names(k))
+    seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    for key in masks:
+        mask = kwargs[key]
+        if mask.ndim == 4 and mask.shape[-1] == states.shape[1]:  # [B, 1, T, N], additive or True where seen
+            sees = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask != 0
+            seen = sees.any(dim=2)[:, 0].expand_as(seen)
+    found = CrossAttentionStates(NAME, int(states.shape[1]), masks)
+    rest = {k: v for k, v in kwargs.items() if k != NAME}
+    return Found(found, torch.cat([states.to(embeds), embeds], dim=1), rest, seen)
+
+
+def _names(argument: str) -> tuple[str, ...]:
+    declared = DECODER.declared(argument)
+    return declared[0].names if declared else ()
 
 
 def reading_layers(decoder: nn.Module, name: str) -> set[int]:

@@ -1,9 +1,9 @@
-"""Features that enter a decoder by further doors than its input embeddings (deepstack: again in early layers).
+"""Features that enter a decoder again in its early layers (deepstack), beside its input embeddings.
 
 They are leaves of relevance like the embeddings. Both travel as one tensor ``[B, T, (1 + n) * D]``: the embeddings, and
-behind them along the last axis what enters at the same position by each of the n doors (zero where nothing does). So
-input times gradient, summed over the last axis, books the relevance of every door at the position of its token, and
-a tangent ``c_i x_i`` scales all that enters at i. Source: DeepStack (Meng et al., arXiv 2406.04334) for the doors;
+behind them along the last axis what enters at the same position in each of n layers (zero where nothing does). So
+input times gradient, summed over the last axis, books the relevance of all that enters at the position of its token, and
+a tangent ``c_i x_i`` scales all that enters at i. Source: DeepStack (Meng et al., arXiv 2406.04334) for the entrances;
 relevance through all of them: the definition of input times gradient.
 """
 
@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight.models.inputs.decoder_inputs import DECODER
+from limelight.models.inputs.side_features import Found
+
 
 @dataclass(frozen=True)
-class Doors:
+class DeepstackFeatures:
     """One argument of a decoder that carries features of some positions, for one or more layers.
 
     Attributes:
@@ -35,37 +38,56 @@ class Doors:
     count: int
     width: int
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return (self.where,)
+
+    @property
+    def front(self) -> int:
+        return 0
+
+    @property
+    def entrance(self) -> object:
+        return self
+
     def widened(self, embeds: Tensor) -> Tensor:
-        """Embeddings ``[B, N, D]`` of positions without further features, as wide as the others."""
-        return torch.nn.functional.pad(embeds, (0, self.count * self.width))
+        missing = (1 + self.count) * self.width - embeds.shape[-1]
+        return torch.nn.functional.pad(embeds, (0, missing)) if missing else embeds
 
-    def spread(self, where: Tensor, rows: int) -> Tensor:
-        """Which positions, for the rows of all blocks."""
-        return where.repeat(rows // where.shape[0], *[1] * (where.ndim - 1))
+    def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
 
-    def probe(self, embeds: Tensor, where: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Some leaf and mask with which something enters by every door."""
-        leaf = embeds[..., : self.width].repeat(1, 1, 1 + self.count)
-        return leaf, torch.ones_like(self.spread(where, rows))
+    def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
+        return DECODER.repeat(kept, rows)
 
-    def opened(self, wide: Tensor, where: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
-        """``[B, T, (1 + n) * D]`` -> the embeddings, and the decoder's arguments; no arguments where nothing enters."""
-        first, *parts = torch.split(wide, self.width, dim=-1)
+    def probe(self, leaf: Tensor, kept: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
+        everywhere = {k: torch.ones_like(v) for k, v in self.spread(kept, rows).items()}
+        return leaf[..., : self.width].repeat(1, 1, 1 + self.count), everywhere
+
+    def arguments(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """No features at all where nothing enters."""
+        first, *parts = torch.split(leaf, self.width, dim=-1)
+        given = {"inputs_embeds": first, **{k: v for k, v in kwargs.items() if k != self.where}}
+        where = kwargs.get(self.where)
         if where is None or not bool(where.any()):
-            return first, {}
-        here = where if where.ndim == 2 else where[..., 0]
-        features = [part[here] for part in parts]
+            return given
+        features = [part[_flat(where)] for part in parts]
         named = features if self.keys is None else dict(zip(self.keys, features, strict=True))
-        return first, {self.name: named, self.where: where}
+        return {**given, self.name: named, self.where: where}
+
+    step = arguments
 
 
-def find_doors(embeds: Tensor, kwargs: Mapping[str, Any]) -> tuple[Doors, Tensor] | None:
-    """The doors among a decoder's arguments and the wide leaf; None where there are none of this kind.
+def find_deepstack(embeds: Tensor, kwargs: Mapping[str, Any], media: Tensor | None = None) -> Found | None:
+    """The features among a decoder's arguments, and the wide leaf; None where there are none of this kind.
 
-    Told by shape: tensors ``[N, D]``, D the embeddings' width, N the number of True entries of exactly one mask.
+    An argument declared as features counts if it holds tensors ``[N, D]``, D the embeddings' width, N the number of True
+    entries of exactly one mask that is declared to mark positions.
     """
-    masks = {k: v for k, v in kwargs.items() if _marks_positions(v, embeds)}
+    masks = {k: v for k, v in kwargs.items() if DECODER.marks_media(k, v) and v.shape[:2] == embeds.shape[:2]}
     for name, value in kwargs.items():
+        if not DECODER.is_features(name):
+            continue
         keys = tuple(value) if isinstance(value, Mapping) else None
         parts = list(value.values()) if isinstance(value, Mapping) else value
         if not isinstance(parts, (list, tuple)) or not parts or not all(_is_features(p, embeds) for p in parts):
@@ -74,14 +96,18 @@ def find_doors(embeds: Tensor, kwargs: Mapping[str, Any]) -> tuple[Doors, Tensor
         fitting = [k for k, mask in masks.items() if counts == {int(mask.sum())}]
         if len(fitting) != 1:
             continue
-        here = masks[fitting[0]]
-        here = here if here.ndim == 2 else here[..., 0]
+        here = _flat(masks[fitting[0]])
         wide = embeds.new_zeros(len(parts), *embeds.shape)
         for layer, part in zip(wide, parts, strict=True):
             layer[here] = part.detach().to(embeds)
-        doors = Doors(name, fitting[0], keys, len(parts), int(embeds.shape[-1]))
-        return doors, torch.cat([embeds, *wide], dim=-1)
+        found = DeepstackFeatures(name, fitting[0], keys, len(parts), int(embeds.shape[-1]))
+        return Found(found, torch.cat([embeds, *wide], dim=-1), {k: v for k, v in kwargs.items() if k != name})
     return None
+
+
+def _flat(where: Tensor) -> Tensor:
+    """bool ``[B, T]``."""
+    return where if where.ndim == 2 else where[..., 0]
 
 
 def _is_features(value: Any, embeds: Tensor) -> bool:
@@ -91,9 +117,3 @@ def _is_features(value: Any, embeds: Tensor) -> bool:
         and value.ndim == 2
         and value.shape[-1] == embeds.shape[-1]
     )
-
-
-def _marks_positions(value: Any, embeds: Tensor) -> bool:
-    if not isinstance(value, Tensor) or value.dtype != torch.bool or value.shape[:2] != embeds.shape[:2]:
-        return False
-    return value.ndim == 2 or (value.ndim == 3 and value.shape[-1] == 1)

@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limelight.models.inputs.side_features import Found
+
+NAME = "per_layer_inputs"
+
 
 @dataclass(frozen=True)
-class PerPosition:
-    """A decoder argument ``[B, T, ...]`` that holds features of every position.
+class PerLayerInputs:
+    """A decoder argument ``[B, T, L, P]`` that holds features of every position, for each of its L layers.
 
     Attributes:
         name: the argument. In a call's arguments it holds the constant part: zero, save at media.
@@ -31,47 +35,64 @@ class PerPosition:
     shape: tuple[int, ...]
 
     @property
-    def where(self) -> str:
-        return self.name
+    def kept(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def front(self) -> int:
+        return 0
+
+    @property
+    def entrance(self) -> object:
+        return self
+
+    @property
+    def count(self) -> int:
+        """Features of one position."""
+        return torch.Size(self.shape).numel()
 
     def widened(self, embeds: Tensor) -> Tensor:
-        """Embeddings ``[B, N, D]`` without features of their own, as wide as the others (the adapter's have them)."""
-        missing = self.width + torch.Size(self.shape).numel() - embeds.shape[-1]
-        return torch.nn.functional.pad(embeds, (0, missing))
+        """The adapter's embeddings have their features already."""
+        missing = self.width + self.count - embeds.shape[-1]
+        return torch.nn.functional.pad(embeds, (0, missing)) if missing else embeds
 
-    def opened(self, wide: Tensor, constant: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
-        """``[B, T, D + n]`` -> the embeddings, and the decoder's argument."""
-        features = wide[..., self.width :].reshape(*wide.shape[:2], *self.shape)
-        return wide[..., : self.width], {self.name: features if constant is None else features + constant.to(features)}
+    def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
 
-    def spread(self, constant: Tensor, rows: int) -> Tensor:
-        """A constant for the model's rows; nothing for those of tangents."""
-        return torch.cat([constant, constant.new_zeros(rows - constant.shape[0], *constant.shape[1:])])
+    def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
+        """The constants for the model's rows; nothing for those of tangents."""
+        return {k: torch.cat([v, v.new_zeros(rows - v.shape[0], *v.shape[1:])]) for k, v in kept.items()}
 
-    def probe(self, embeds: Tensor, constant: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Some leaf and constant with which something enters."""
-        count = torch.Size(self.shape).numel()
-        first = embeds[..., : self.width]
-        times = -(-count // self.width)
-        return torch.cat([first, first.repeat(1, 1, times)[..., :count]], dim=-1), self.spread(constant, rows)
+    def probe(self, leaf: Tensor, kept: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
+        first = leaf[..., : self.width]
+        times = -(-self.count // self.width)
+        probe = torch.cat([first, first.repeat(1, 1, times)[..., : self.count]], dim=-1)
+        return probe, self.spread(kept, rows)
+
+    def arguments(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        features = leaf[..., self.width :].reshape(*leaf.shape[:2], *self.shape)
+        constant = kwargs.get(self.name)
+        features = features if constant is None else features + constant.to(features)
+        return {"inputs_embeds": leaf[..., : self.width], **kwargs, self.name: features}
+
+    step = arguments
 
 
-def find_per_position(
-    embeds: Tensor, kwargs: Mapping[str, Any], media_mask: Tensor | None
-) -> tuple[PerPosition, Tensor, Tensor] | None:
-    """The door, the wide leaf and the constant part; None where no argument has features ``[B, T, ...]``."""
-    for name, value in kwargs.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 3:
-            continue
-        if value.shape[:2] != embeds.shape[:2] or "mask" in name or "position" in name:
-            continue
-        value = value.detach()
-        if media_mask is None or media_mask.shape != embeds.shape[:2]:
-            media_mask = torch.zeros(embeds.shape[:2], dtype=torch.bool)
-        constant = value * media_mask.to(value.device).reshape(*media_mask.shape, *[1] * (value.ndim - 2))
-        door = PerPosition(name, int(embeds.shape[-1]), tuple(value.shape[2:]))
-        return door, torch.cat([embeds, (value - constant).flatten(2).to(embeds)], dim=-1), constant
-    return None
+def find_per_layer(embeds: Tensor, kwargs: Mapping[str, Any], media: Tensor | None = None) -> Found | None:
+    """The wide leaf, and the constant part among the arguments; None where no argument holds inputs of the layers.
+
+    ``media``: bool ``[B, T]``, positions whose ids are placeholders.
+    """
+    value = kwargs.get(NAME)
+    if not isinstance(value, Tensor) or value.ndim < 3 or value.shape[:2] != embeds.shape[:2]:
+        return None
+    value = value.detach()
+    if media is None or media.shape != embeds.shape[:2]:
+        media = torch.zeros(embeds.shape[:2], dtype=torch.bool)
+    constant = value * media.to(value.device).reshape(*media.shape, *[1] * (value.ndim - 2))
+    found = PerLayerInputs(NAME, int(embeds.shape[-1]), tuple(value.shape[2:]))
+    leaf = torch.cat([embeds, (value - constant).flatten(2).to(embeds)], dim=-1)
+    return Found(found, leaf, {**kwargs, NAME: constant})
 
 
 def per_layer_inputs(decoder: nn.Module) -> Callable[[Tensor], Tensor] | None:

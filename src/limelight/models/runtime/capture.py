@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, PromptError, UnsupportedError
 from limelight.models.inputs import ready_masks
-from limelight.models.inputs.cross_attention import Beside, find_beside
-from limelight.models.inputs.deepstack import Doors, find_doors
-from limelight.models.inputs.per_layer import PerPosition, find_per_position
-from limelight.models.inputs.position_mask import FEATURES, PLACES, placed
-from limelight.models.inputs.ready_masks import Reach
+from limelight.models.inputs.cross_attention import CrossAttentionStates, find_cross_attention
+from limelight.models.inputs.decoder_inputs import DECODER, Reaches, holds_tensors
+from limelight.models.inputs.deepstack import find_deepstack
+from limelight.models.inputs.per_layer import find_per_layer
+from limelight.models.inputs.position_mask import FEATURES, placed
+from limelight.models.inputs.side_features import Found, SideFeatures
 from limelight.models.runtime.fused import fused_attention
+
+FINDERS: tuple[Callable[[Tensor, Mapping[str, Any], Tensor | None], Found | None], ...] = (
+    find_cross_attention, find_deepstack, find_per_layer,
+)  # fmt: skip
 
 # Arguments of a decoder call that belong to one particular call and must not be replayed.
 _DROPPED = frozenset(
@@ -32,20 +37,11 @@ _DROPPED = frozenset(
 _KEPT = frozenset({"attention_mask", "position_ids"})
 
 
-def _tensors(value: Any) -> bool:
-    """Holds tensors, in whatever wrapping."""
-    if isinstance(value, Mapping):
-        return any(map(_tensors, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_tensors, value))
-    return isinstance(value, Tensor)
-
-
 def _media(got: Mapping[str, Any]) -> bool:
-    """Features or pixels reach the decoder beside token ids (states for cross-attention are not placed among them)."""
-    return any(
-        _tensors(v) for k, v in got.items() if k not in _KEPT | _DROPPED and "cross" not in k and "mask" not in k
-    )
+    """Features or pixels reach the decoder beside token ids, for it to put among them (it puts no states of
+    cross-attention there)."""
+    plain = {k for k, rows in DECODER.rows.items() if "position" in rows[0].names or "state" in rows[0].names}
+    return any(holds_tensors(v) for k, v in got.items() if k not in plain | _DROPPED)
 
 
 class _Captured(Exception):  # noqa: N818 - control flow across transformers' frames, never seen by a caller
@@ -57,46 +53,53 @@ class DecoderCall:
     """Everything needed to run the decoder alone on the whole sequence, uncached.
 
     Attributes:
-        embeds: merged input embeddings ``[B, T, D]``, detached; with further doors ``[B, T, (1 + n) * D]``.
+        embeds: the leaf of relevance: merged input embeddings ``[B, T, D]``, detached, with the features beside them.
         mask: True at real positions, ``[B, T]``.
         kwargs: the decoder's further arguments (attention mask or masks, position ids, family extras).
-        windows: mask key -> how far its layers see, for masks that arrive ready-made.
-        doors: where the features behind the embeddings' first D entries go (None: there are none).
-        beside: where the first positions go that are none of the prompt's (None: all are).
+        reaches: layer type -> how far it sees, for masks that arrive ready-made.
+        features: where in the leaf features are that do not enter by the embeddings (None: there are none).
     """
 
     embeds: Tensor
     mask: Tensor
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    windows: Mapping[str, Reach] = field(default_factory=dict)
-    doors: Doors | PerPosition | None = None
-    beside: Beside | None = None
+    reaches: Reaches = field(default_factory=dict)
+    features: SideFeatures | None = None
 
     @property
     def length(self) -> int:
-        """Positions: those of the prompt, with states beside it in front."""
+        """Positions: those of the prompt, with cross-attention states in front."""
         return int(self.embeds.shape[1])
 
     @property
     def front(self) -> int:
         """Positions in front of the prompt's own."""
-        return 0 if self.beside is None else self.beside.count
+        return 0 if self.features is None else self.features.front
+
+    @property
+    def padding(self) -> Tensor:
+        """Positions ``[B]`` on the left of the prompt that hold nothing; of a ready-made mask, that see nothing."""
+        masks = self.kwargs.get("attention_mask")
+        for mask in masks.values() if isinstance(masks, Mapping) else [masks]:
+            if isinstance(mask, Tensor) and mask.ndim == 4:
+                return ready_masks.padding_of(mask)
+        return (~self.mask[:, self.front :]).long().cumprod(-1).sum(-1)
+
+    @property
+    def cross_attention(self) -> CrossAttentionStates | None:
+        """The states in front of the prompt's own positions, where there are any."""
+        return self.features if isinstance(self.features, CrossAttentionStates) else None
 
     def modality(self, ids: Tensor) -> Tensor:
         """Modalities of all positions from those of the prompt's own."""
-        return ids if self.beside is None else self.beside.modality(ids)
+        return ids if self.cross_attention is None else self.cross_attention.modality(ids)
 
     def arguments(self, embeds: Tensor | None = None) -> dict[str, Any]:
         """What the decoder is called with, cache aside; ``embeds``: other values of the leaf."""
         embeds = self.embeds if embeds is None else embeds
-        if self.beside is not None:
-            states, words = embeds[:, : self.front], embeds[:, self.front :]
-            return {"inputs_embeds": words, self.beside.name: states, **self.kwargs}
-        if self.doors is None:
+        if self.features is None:
             return {"inputs_embeds": embeds, **self.kwargs}
-        first, features = self.doors.opened(embeds, self.kwargs[self.doors.where])
-        rest = {k: v for k, v in self.kwargs.items() if k != self.doors.where}
-        return {"inputs_embeds": first, **rest, **features}
+        return self.features.arguments(embeds, self.kwargs)
 
     def appended(self, embeds: Tensor) -> DecoderCall:
         """The call for n more tokens per row, all of them text; ``embeds`` is ``[B, n, D]``.
@@ -104,17 +107,36 @@ class DecoderCall:
         Raises:
             UnsupportedError: an argument of the decoder that cannot go on.
         """
-        embeds = (
-            embeds if self.doors is None or embeds.shape[-1] == self.embeds.shape[-1] else self.doors.widened(embeds)
-        )
+        embeds = embeds if self.features is None else self.features.widened(embeds)
         count = embeds.shape[1]
-        kwargs = {name: self._grown(name, value, count) for name, value in self.kwargs.items()}
         return replace(
             self,
             embeds=torch.cat([self.embeds, embeds.detach()], dim=1),
             mask=torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], count)], dim=1),
-            kwargs=kwargs,
+            kwargs=DECODER.append(self.kwargs, count, self.reaches),
         )
+
+    def row(self, index: int) -> DecoderCall:
+        """One row of the batch, padding included."""
+        one = slice(index, index + 1)
+        return replace(self, embeds=self.embeds[one], mask=self.mask[one], kwargs=DECODER.row(self.kwargs, index))
+
+    def reordered(self, index: Tensor) -> DecoderCall:
+        """The rows ``index`` [B'], in this order and with repetitions."""
+        kwargs = DECODER.reorder(self.kwargs, index)
+        return replace(self, embeds=self.embeds[index], mask=self.mask[index], kwargs=kwargs)
+
+    def ending(self, count: int) -> DecoderCall:
+        """The last ``count`` positions of the prompt alone, behind all that is in front of it."""
+        embeds, mask = (torch.cat([x[:, : self.front], x[:, -count:]], dim=1) for x in (self.embeds, self.mask))
+        return replace(self, embeds=embeds, mask=mask, kwargs=DECODER.tail(self.kwargs, count))
+
+    def repeated(self, rows: int) -> dict[str, Any]:
+        """The call's own arguments for so many rows, of values and tangents."""
+        kwargs = DECODER.repeat(self.kwargs, rows)
+        if self.features is not None:
+            kwargs |= self.features.spread({k: self.kwargs[k] for k in self.features.kept}, rows)
+        return kwargs
 
     def cloned(self) -> DecoderCall:
         """Plain copies of every tensor."""
@@ -134,83 +156,6 @@ class DecoderCall:
 
         return replace(self, embeds=walk(self.embeds), mask=walk(self.mask), kwargs=walk(self.kwargs))
 
-    def row(self, index: int) -> DecoderCall:
-        """One row of the batch, padding included."""
-        batch = self.embeds.shape[0]
-
-        def cut(name: str, value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {k: cut(name, v) for k, v in value.items()}
-            if not isinstance(value, Tensor) or batch == 1:
-                return value
-            axis = 1 if "position" in name and value.ndim == 3 else 0  # M-RoPE positions are [axes, B, T]
-            if value.ndim <= axis or value.shape[axis] != batch:
-                return value
-            return value.narrow(axis, index, 1)
-
-        return replace(
-            self,
-            embeds=self.embeds[index : index + 1],
-            mask=self.mask[index : index + 1],
-            kwargs={name: cut(name, value) for name, value in self.kwargs.items()},
-        )
-
-    @property
-    def strange_doors(self) -> tuple[str, ...]:
-        """Decoder arguments through which features enter past ``embeds`` (cross-attention, towers inside)."""
-
-        def floats(value: Any) -> bool:
-            if isinstance(value, Mapping):
-                return any(floats(v) for v in value.values())
-            if isinstance(value, (list, tuple)):
-                return any(floats(v) for v in value)
-            return isinstance(value, Tensor) and value.is_floating_point()
-
-        known = "" if self.doors is None else self.doors.where
-        odd = [n for n, v in self.kwargs.items() if "mask" not in n and "position" not in n and floats(v)]
-        return tuple(n for n in odd if n != known)
-
-    def _grown(self, name: str, value: Any, count: int) -> Any:
-        length = self.length - self.front
-        if self.beside is not None and name in self.beside.masks:  # a further word sees what the last one does
-            return torch.cat([value, *[value[:, :, -1:]] * count], dim=2)
-        if name == "attention_mask" and isinstance(value, Mapping):
-            return {key: self._grown_mask(key, mask, count) for key, mask in value.items()}
-        if not isinstance(value, Tensor):
-            return value
-        if name == "attention_mask" and value.ndim in (2, 4):
-            return self._grown_mask("", value, count)
-        if name == PLACES:
-            return torch.cat([value, value.new_zeros(value.shape[0], count)], dim=1)
-        if "position" in name and value.shape[-1] == length:
-            for _ in range(count):
-                value = torch.cat([value, following(value[..., -1:])], dim=-1)
-            return value
-        typed = value.dtype == torch.bool or name.endswith("token_type_ids")
-        typed = typed or (self.doors is not None and name == self.doors.where)
-        if value.ndim >= 2 and value.shape[1] == length and typed:  # what is generated is text
-            return torch.cat([value, value.new_zeros(value.shape[0], count, *value.shape[2:])], dim=1)
-        if value.ndim >= 1 and length in value.shape[:3]:
-            raise UnsupportedError(
-                f"do not know how to extend the decoder argument {name!r} {tuple(value.shape)} by one token",
-                hint="add a family file in limelight/models/families that says how",
-            )
-        return value
-
-    def _grown_mask(self, key: str, mask: Any, count: int) -> Any:
-        if not isinstance(mask, Tensor):
-            return mask
-        if mask.ndim == 2:
-            return torch.cat([mask, mask.new_ones(mask.shape[0], count)], dim=1)
-        return ready_masks.grown(mask, ready_masks.reach_of(key, mask.shape[-1] + count, self.windows), count)
-
-
-def following(last: Tensor) -> Tensor:
-    """Position ids of a word behind those of the last position, ``[B, 1]`` or M-RoPE's ``[axes, B, 1]``."""
-    if last.ndim == 3:  # [.., t, h, w]: words go on behind the largest of the three
-        last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
-    return last + 1
-
 
 _PLACED: WeakKeyDictionary[nn.Module, set[frozenset[str]]] = WeakKeyDictionary()
 
@@ -221,7 +166,7 @@ def _check_placed(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any
     Raises:
         UnsupportedError: it does not, so something of the media goes another way.
     """
-    media = frozenset(k for k, v in inputs.items() if k not in _KEPT | _DROPPED and _tensors(v))
+    media = frozenset(k for k, v in inputs.items() if k not in _KEPT | _DROPPED and holds_tensors(v))
     if media in _PLACED.setdefault(decoder, set()):
         return
     seen: list[Tensor] = []
@@ -249,7 +194,7 @@ def capture(
     model: nn.Module,
     decoder: nn.Module,
     inputs: Mapping[str, Any],
-    windows: Mapping[str, Reach],
+    reaches: Reaches,
     media_mask: Tensor | None = None,
 ) -> DecoderCall:
     """Run ``model(**inputs)`` up to the door of ``decoder`` and keep what it was given. Towers run once, without grad.
@@ -290,7 +235,7 @@ def capture(
         run(model, **{k: v for k, v in inputs.items() if k != "past_key_values"})
         if "merged" in got:  # the decoder has placed the media itself: from here on it is called with what came of that
             want = got.pop("merged")
-            got = {k: v for k, v in got.items() if k in _KEPT or not _tensors(v)} | {"inputs_embeds": want}
+            got = {k: v for k, v in got.items() if k in _KEPT or not holds_tensors(v)} | {"inputs_embeds": want}
         elif "placed" in got:
             want = got.pop("placed")
             got = {k: v for k, v in got.items() if k not in ("input_ids", FEATURES)} | {"inputs_embeds": want}
@@ -331,18 +276,26 @@ def capture(
     if "position_ids" in names and "position_ids" not in kwargs and not bool(mask.all()):
         # as generate() counts: offsets live in rotated coordinates, so a padded row must not be shifted
         kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    reads = find_beside(embeds, kwargs)
-    if reads is not None:
-        beside, states, seen = reads
-        rest = {k: v for k, v in kwargs.items() if k != beside.name}
-        return DecoderCall(
-            torch.cat([states.to(embeds), embeds], dim=1), torch.cat([seen, mask], dim=1), rest, windows, None, beside
-        )
-    found = find_doors(embeds, kwargs)
-    each = None if found is not None else find_per_position(embeds, kwargs, media_mask)
-    if each is not None:
-        return DecoderCall(each[1], mask, {**kwargs, each[0].name: each[2]}, windows, each[0])
+    found = next((f for f in (find(embeds, kwargs, media_mask) for find in FINDERS) if f is not None), None)
     if found is None:
-        return DecoderCall(embeds, mask, kwargs, windows)
-    doors, wide = found
-    return DecoderCall(wide, mask, {k: v for k, v in kwargs.items() if k != doors.name}, windows, doors)
+        call = DecoderCall(embeds, mask, kwargs, reaches)
+    else:
+        mask = mask if found.seen is None else torch.cat([found.seen, mask], dim=1)
+        call = DecoderCall(found.leaf, mask, found.kwargs, reaches, found.features)
+    _require_declared(call, model, names)
+    return call
+
+
+def _require_declared(call: DecoderCall, model: nn.Module, taken: Sequence[str]) -> None:
+    """Raises UnsupportedError for an argument with unknown axes, or with features that the leaf does not hold."""
+    known = () if call.features is None else call.features.kept
+    missed = [k for k, v in call.kwargs.items() if DECODER.is_features(k) and holds_tensors(v)]
+    missed = [k for k in missed if k not in known] + list(DECODER.undeclared(call.kwargs, taken))
+    if missed:
+        raise UnsupportedError(
+            f"{type(model).__name__} hands its decoder {', '.join(missed)} beside the input embeddings: nobody has declared "
+            "the axes, or how the features in it are placed, and relevance at the embeddings alone might miss them",
+            hint="only plain decoding (greedy) works on this family so far; "
+            "limelight/models/inputs/decoder_inputs.py is where arguments are declared",
+        )
+    DECODER.each(call.kwargs, lambda axes, value, _: value)  # as many axes as declared

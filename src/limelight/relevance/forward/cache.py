@@ -27,7 +27,7 @@ class DualCache:
     def __init__(self, capacity: int, reading: Collection[int] = ()) -> None:
         """``reading``: layers that attend to states beside the prompt, whose keys and values are there once and stay."""
         self.reading = frozenset(reading)
-        self.beside: dict[int, SimpleNamespace] = {}
+        self.cross_attention: dict[int, SimpleNamespace] = {}
         self.capacity = max(capacity, 1)
         self.length = 0
         self.keys: dict[int, Tensor] = {}
@@ -71,7 +71,7 @@ class DualCache:
         """
         if self.reading:
             empty = SimpleNamespace(is_initialized=False)
-            return [self.beside.get(n, empty) for n in range(max(self.reading) + 1)]
+            return [self.cross_attention.get(n, empty) for n in range(max(self.reading) + 1)]
         raise UnsupportedError(
             "the decoder reads the layers of its own kind of cache, for which there is no dual cache",
             hint="use exact mode (lime(), attribute()), which needs no cache",
@@ -91,7 +91,9 @@ class DualCache:
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if layer_idx in self.reading:
-            self.beside[layer_idx] = SimpleNamespace(is_initialized=True, keys=key.detach(), values=value.detach())
+            self.cross_attention[layer_idx] = SimpleNamespace(
+                is_initialized=True, keys=key.detach(), values=value.detach()
+            )
         return key, value
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:

@@ -17,7 +17,6 @@ from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.attachment import Structure, gates_checked, structure
 from limelight.relevance.composites import Composite
 from limelight.relevance.forward.cache import DualCache
-from limelight.relevance.forward.inputs import repeated, tail
 from limelight.relevance.forward.rules import JvpRules
 from limelight.relevance.mode import FALLBACK, Mode
 from limelight.relevance.probing import relative_error, tolerance
@@ -27,7 +26,7 @@ _CHECKED: WeakKeyDictionary[nn.Module, tuple[Structure, set[tuple[object, ...]]]
 
 def reading(adapter: Adapter, call: DecoderCall) -> set[int]:
     """Layers that attend to states beside the prompt."""
-    return set() if call.beside is None else reading_layers(adapter.decoder, call.beside.name)
+    return set() if call.cross_attention is None else reading_layers(adapter.decoder, call.cross_attention.name)
 
 
 def _last(out: Any) -> Tensor:
@@ -36,23 +35,12 @@ def _last(out: Any) -> Tensor:
     return hidden[:, -1].detach().float()
 
 
-def _ending(call: DecoderCall, count: int) -> DecoderCall:
-    """The last positions of a prompt, behind what stands beside it."""
-    kwargs = {k: tail(v, count) for k, v in call.kwargs.items()}
-    if call.beside is not None:
-        kwargs |= {k: call.kwargs[k][:, :, -count:] for k in call.beside.masks}
-    if call.doors is not None:
-        kwargs[call.doors.where] = call.kwargs[call.doors.where][:, -count:]
-    embeds, mask = (torch.cat([x[:, : call.front], x[:, -count:]], dim=1) for x in (call.embeds, call.mask))
-    return replace(call, embeds=embeds, mask=mask, kwargs=kwargs)
-
-
 def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
     """Run tangents t, 2 t, -t and 0 through the decoder: all that no rule covers must be linear on them.
 
     Biases, learned positions, gates and activations written as functions are not, and would be silently wrong. The
     values beside the tangents must be the decoder's own. Asked once per model, composite and way by which something
-    enters: a prompt that only sounds opens no door for pictures.
+    enters: a prompt with sound alone says nothing of how pictures enter.
 
     Raises:
         UnknownKindError: they are not.
@@ -60,17 +48,18 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
     now = structure(adapter)
     before, checked = _CHECKED.get(adapter.decoder, ((), set()))
     checked = checked if before == now else set()
-    key = (composite.name, call.doors, None if call.beside is None else (call.beside.name, call.beside.masks))
+    key = (composite.name, None if call.features is None else call.features.entrance)
     if key in checked:
         return
-    piece = _ending(call.row(0), min(2, call.length - call.front))
-    embeds, one = piece.embeds, dict(piece.kwargs)
+    piece = call.row(0).ending(min(2, call.length - call.front))
+    embeds, one, kwargs = piece.embeds, dict(piece.kwargs), piece.repeated(5)
     mode, cache = Mode(channels=5), DualCache(piece.length - piece.front, reading(adapter, call))
     rules = JvpRules(adapter, mode, cache, composite)
-    kwargs = {k: repeated(k, v, 5) for k, v in piece.kwargs.items()}
-    if piece.doors is not None:  # let something enter by every door
-        embeds, one[piece.doors.where] = piece.doors.probe(piece.embeds, piece.kwargs[piece.doors.where], 1)
-        kwargs[piece.doors.where] = piece.doors.probe(piece.embeds, piece.kwargs[piece.doors.where], 5)[1]
+    if piece.features is not None:  # let something enter in every way
+        kept = {k: piece.kwargs[k] for k in piece.features.kept}
+        embeds, entering = piece.features.probe(piece.embeds, kept, 1)
+        one |= entering
+        kwargs |= piece.features.probe(piece.embeds, kept, 5)[1]
     with torch.no_grad(), gates_checked(adapter) as hooks, adapter.routed(), attention_hooks(*hooks):
         own = _last(adapter.decoder(use_cache=False, **replace(piece, kwargs=one).arguments(embeds)))[0]
     with torch.no_grad(), rules.attached():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from limelight import compat
 from limelight.errors import HookError
+from limelight.models.inputs.decoder_inputs import holds_tensors
 
 if TYPE_CHECKING:
     from limelight.relevance.forward.stream import DualOutput, DualStream
@@ -65,11 +66,11 @@ class StaticStep:
 
     def _can(self) -> bool:
         stream, call = self.stream, self.stream.call
-        beside = call.doors is not None or call.beside is not None or stream.ready_masks is not None
-        others = set(call.kwargs) - {"attention_mask", "position_ids"}
-        if beside or not stream.full_attention or stream.cache.states or stream.types or stream.positions is None:
+        if call.features is not None or stream.ready_masks or not stream.full_attention:
             return False
-        if any(isinstance(call.kwargs[k], (Tensor, list, tuple, dict)) for k in others):
+        if stream.cache.states or stream.positions is None:
+            return False
+        if any(holds_tensors(v) for k, v in call.kwargs.items() if k not in ("attention_mask", "position_ids")):
             return False
         device = call.embeds.device
         modules = stream.rules.table.modules

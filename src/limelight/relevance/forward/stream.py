@@ -20,21 +20,18 @@ import torch
 from torch import Tensor
 
 from limelight import compat
-from limelight.errors import NotFiniteError, SettingError, UnsupportedError
+from limelight.errors import NotFiniteError, SettingError
 from limelight.models.adapter import Adapter
-from limelight.models.inputs.position_mask import PLACES
+from limelight.models.inputs.decoder_inputs import DECODER
 from limelight.models.inputs.ready_masks import Reach
-from limelight.models.runtime.capture import DecoderCall, following
+from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.forward.cache import DualCache
 from limelight.relevance.forward.check import reading, require_forward_mode
-from limelight.relevance.forward.inputs import last_rows, repeated
 from limelight.relevance.forward.rules import JvpRules
 from limelight.relevance.forward.static import StaticStep
 from limelight.relevance.layers.output_head import adds, plain_head, project, scaled
-from limelight.relevance.mode import FALLBACK, Mode, Offsets
-
-_PLAIN = frozenset({"attention_mask", "position_ids"})
+from limelight.relevance.mode import Mode, Offsets
 
 
 @dataclass(frozen=True)
@@ -90,13 +87,7 @@ class DualStream:
         composite: Composite = ATTN_LRP,
         reserve: int = 64,
     ) -> None:
-        self.types = {k: v[:, -1:] for k, v in call.kwargs.items() if k.endswith("token_type_ids") or k == PLACES}
-        front, beside = call.front, set(() if call.beside is None else call.beside.masks)
-        self.seen_beside = {k: call.kwargs[k][:, :, -1:] for k in beside}  # by the last word, and by those to come
-        known = _PLAIN | beside | self.types.keys() | (set() if call.doors is None else {call.doors.where})
-        extras = [k for k, v in call.kwargs.items() if k not in known and isinstance(v, (Tensor, list, tuple, dict))]
-        if extras:
-            raise UnsupportedError(f"decoder arguments {extras} have no forward mode yet", hint=FALLBACK)
+        front = call.front
         self.adapter, self.call, self.channels = adapter, call, tuple(channels)
         self.batch = int(call.embeds.shape[0])
         for channel in channels:
@@ -112,31 +103,48 @@ class DualStream:
         check()
         self.mask = call.mask
         self.embeds = call.embeds[:, -1:]
-        self.where: Tensor | None = None if call.doors is None else call.kwargs[call.doors.where][:, -1:]
-        positions = call.kwargs.get("position_ids")
-        self.positions: Tensor | None = positions[..., -1:] if isinstance(positions, Tensor) else None
-        if self.positions is None and "position_ids" in inspect.signature(adapter.decoder.forward).parameters:
-            self.positions = call.mask[:, front:].long().sum(-1, keepdim=True) - 1
+        self.ready_masks = self._needs_ready_masks()
+        plain = () if self.ready_masks else ("attention_mask",)
+        self.here = DECODER.last({k: v for k, v in call.kwargs.items() if k not in plain})  # of the current position
+        self.padding = call.padding
+        if "position_ids" not in self.here and "position_ids" in inspect.signature(adapter.decoder.forward).parameters:
+            self.here["position_ids"] = call.mask[:, front:].long().sum(-1, keepdim=True) - 1
+        self._next_here()  # raises where it is not known what a new token has
         config: Any = adapter.decoder.config
         types = set(getattr(config, "layer_types", None) or ())
         windowed = bool(types - {"full_attention"}) or bool(
             getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         )
         own = compat.makes_its_own_mask(adapter.decoder)  # makes its mask itself, of one [B, T]
-        self.full_attention = self.positions is not None and not windowed and not own
+        self.full_attention = self.positions is not None and not (windowed or own or self.ready_masks)
         self.simple_mask = self.full_attention and bool(call.mask[:, front:].all())
-        ready = call.kwargs.get("attention_mask")
-        self.ready_masks = last_rows(ready, call.windows) if isinstance(ready, Mapping) else None
-        if isinstance(ready, Tensor) and ready.ndim == 4:
-            seen = ready[:, 0, -1] > torch.finfo(ready.dtype).min / 2
-            if not bool(seen[call.mask[:, front:].expand(len(seen), -1)].all()) or self.call.windows.get("") != Reach():
-                self.ready_masks = last_rows({"": ready}, call.windows)
-                self.full_attention = self.simple_mask = False
         self.static = StaticStep(self)
 
     @property
     def rows(self) -> int:
         return (1 + len(self.channels)) * self.batch
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Position ids of the current position, where the decoder takes any."""
+        return self.here.get("position_ids")
+
+    def _needs_ready_masks(self) -> bool:
+        """Whether masks arrive ready-made, by layer type or as one that hides more than the decoder itself would."""
+        ready = self.call.kwargs.get("attention_mask")
+        if not isinstance(ready, Tensor) or ready.ndim != 4:
+            return isinstance(ready, Mapping)
+        seen = ready[:, 0, -1] > torch.finfo(ready.dtype).min / 2
+        real = self.call.mask[:, self.call.front :].expand(len(seen), -1)
+        return not bool(seen[real].all()) or self.call.reaches.get("") != Reach()
+
+    def _next_here(self) -> dict[str, Any]:
+        """What a further token of text has instead of ``here``."""
+        here = DECODER.following(self.here, self.call.reaches, self.padding)
+        if self.call.features is None:
+            return here
+        kept = {k: here.pop(k) for k in self.call.features.kept if k in here}
+        return here | self.call.features.of_text(kept)
 
     def _with_tangents(self, embeds: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """``[B, N, D]`` and C weights ``[B, N]`` -> ``[(1 + C) * B, N, D]``."""
@@ -145,10 +153,7 @@ class DualStream:
     def prefill(self) -> DualOutput:
         """The whole prompt at once; fills the cache."""
         embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
-        kwargs = {k: repeated(k, v, self.rows) for k, v in self.call.kwargs.items()}
-        if self.call.doors is not None:
-            kwargs[self.call.doors.where] = self.call.doors.spread(self.call.kwargs[self.call.doors.where], self.rows)
-        rows = replace(self.call, kwargs=kwargs)
+        rows = replace(self.call, kwargs=self.call.repeated(self.rows))
         with torch.no_grad(), self.working(rows=self.rows, write=True), self.rules.attached():
             out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
         self.cache.advance(self.call.length - self.call.front)
@@ -157,16 +162,10 @@ class DualStream:
     def append(self, tokens: Tensor) -> None:
         """Make ``tokens`` [B] the current position (not yet in the cache)."""
         self.embeds = self.adapter.embed(tokens[:, None]).detach()
-        if self.call.doors is not None:
-            self.where = None
-            if self.embeds.shape[-1] != self.call.embeds.shape[-1]:
-                self.embeds = self.call.doors.widened(self.embeds)
+        if self.call.features is not None:
+            self.embeds = self.call.features.widened(self.embeds)
         self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
-        if self.positions is not None:
-            self.positions = following(self.positions)
-        if self.ready_masks is not None:
-            self.ready_masks = {k: None if v is None else v.longer() for k, v in self.ready_masks.items()}
-        self.types = {k: torch.zeros_like(v) for k, v in self.types.items()}  # what is generated is text
+        self.here = self._next_here()
 
     def rewind(self) -> None:
         """Make the last prompt position the current one again: its query can then be run with offsets."""
@@ -199,13 +198,11 @@ class DualStream:
         ]
         embeds = self._with_tangents(self.embeds, weights) if tangents else self.embeds
         rows = int(embeds.shape[0])
-        kwargs: dict[str, Any] = {"attention_mask": self._current_mask(rows)}
-        if self.positions is not None:
-            kwargs["position_ids"] = repeated("position_ids", self.positions, rows)
-        kwargs |= {k: repeated(k, v, rows) for k, v in (self.types | self.seen_beside).items()}
-        doors = self.call.doors
-        gone = {*_PLAIN, *kwargs, *(() if doors is None else (doors.where,))}
-        extra = {k: v for k, v in self.call.kwargs.items() if k not in gone}
+        features = self.call.features
+        kwargs = DECODER.repeat({k: v for k, v in self.here.items() if k != "attention_mask"}, rows)
+        kwargs["attention_mask"] = self._current_mask(rows)
+        if features is not None:
+            kwargs |= features.spread({k: self.here[k] for k in features.kept if k in self.here}, rows)
         differentiable = graph != "none"
         with (
             torch.set_grad_enabled(differentiable),
@@ -214,22 +211,16 @@ class DualStream:
         ):
             if differentiable:
                 embeds = embeds.detach().requires_grad_(True)
-            if doors is not None:
-                where = None if self.where is None else doors.spread(self.where, rows)
-                embeds, features = doors.opened(embeds, where)
-                extra |= features
-            out = self.adapter.decoder(
-                inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **kwargs, **extra
-            )
+            given = {"inputs_embeds": embeds, **kwargs} if features is None else features.step(embeds, kwargs)
+            out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **given)
             output = self.output_of(out, graph)  # inside: a view taken under no_grad would lose its graph
         if write:
             self.cache.advance(1)
         return output
 
     def _current_mask(self, rows: int) -> Any:
-        if self.ready_masks is not None:
-            rows_of = {k: None if v is None else v.row for k, v in self.ready_masks.items()}
-            return rows_of.get("", rows_of)
+        if self.ready_masks:
+            return self.here["attention_mask"]
         if self.simple_mask:
             return self.embeds.new_zeros((1, 1, 1, self.cache.length + 1))
         return self.mask[:, self.call.front :].long().repeat(rows // self.batch, 1)

@@ -1,4 +1,4 @@
-"""Relevance through every door: against each door's features as leaves of their own, and forward against backward."""
+"""Relevance of all that enters a decoder: against features as leaves of their own, and forward against backward."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ families = pytest.mark.parametrize("name", DEEPSTACK)
 
 @families
 @pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP, GRADIENT_INPUT], ids=lambda c: c.name)
-def test_every_door_is_booked_at_the_position_of_its_token(name: str, composite: Composite) -> None:
+def test_all_that_enters_is_booked_at_the_position_of_its_token(name: str, composite: Composite) -> None:
     adapter = wide(name)
     inputs, call, _ = prompt(name, adapter)
-    doors = call.doors
-    assert doors is not None
+    features = call.features
+    assert features is not None
     given = call.arguments()
     embeds = given["inputs_embeds"].clone().requires_grad_(True)
-    handed = given[doors.name]
+    handed = given[features.name]
     leaves = [f.clone().requires_grad_(True) for f in (handed.values() if isinstance(handed, dict) else handed)]
     given |= {
         "inputs_embeds": embeds,
-        doors.name: dict(zip(handed, leaves, strict=True)) if isinstance(handed, dict) else leaves,
+        features.name: dict(zip(handed, leaves, strict=True)) if isinstance(handed, dict) else leaves,
     }
     with attached(adapter, composite), adapter.routed():
         logits = adapter.logits(adapter.decoder(use_cache=False, **given)[0][:, -1])[0]
@@ -41,7 +41,7 @@ def test_every_door_is_booked_at_the_position_of_its_token(name: str, composite:
     spots = [i for a, b, _ in ZOO[name].spans for i in range(a, b)]
     for feature, gradient in zip(leaves, gradients[1:], strict=True):
         want[spots] += (feature * gradient).sum(-1).detach()
-    assert float((want - alone).abs().max()) > 0.01  # a single door would miss this
+    assert float((want - alone).abs().max()) > 0.01  # the embeddings alone would miss this
     got = attribute(adapter, inputs, target, composite=composite)
     close(got.scores, want)
 

@@ -1,0 +1,229 @@
+"""Axes of one tensor argument: which is the batch, which the positions, and what a new token appends.
+
+An :class:`Axes` is written as a layout, the names of a tensor's axes from first to last:
+
+==============  ========================================================================================
+``row``         rows of the batch; of length one where all rows share the values
+``position``    positions of the prompt (of a mask: the queries)
+``key``         positions that a query sees, of a ready-made attention mask
+anything else   left alone (``axis`` of M-RoPE, ``head``, ``state``, ``feature`` ...)
+==============  ========================================================================================
+
+``new`` says what a further token of text has there: ``zero`` (a type, a mark of media), ``one`` (a real position), ``next``
+(the following position id), ``same`` (what the last token has), ``causal`` (it sees what the last token sees, and itself,
+as far as the layer reaches), or ``unknown``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limelight.errors import UnsupportedError
+from limelight.models.inputs.ready_masks import Reach, grown, longer
+
+New = Literal["zero", "one", "next", "same", "causal", "unknown"]
+
+
+FULL = Reach()
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The axes of an argument, and the operations on prompts that follow from them. No operation works in place.
+
+    Attributes:
+        layout: names of the axes, separated by blanks.
+        new: what a further token of text has there.
+        media: it belongs to the media and goes where they go (a prompt without them has none).
+        features: it holds features themselves, which must be part of the leaf of relevance.
+    """
+
+    layout: str
+    new: New = "unknown"
+    media: bool = False
+    features: bool = False
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.layout.split())
+
+    def _axis(self, name: str) -> int | None:
+        return self.names.index(name) if name in self.names else None
+
+    @property
+    def rows(self) -> int | None:
+        """The axis of the batch."""
+        return self._axis("row")
+
+    @property
+    def positions(self) -> int | None:
+        """The axis of the prompt's positions."""
+        return self._axis("position")
+
+    @property
+    def keys(self) -> int | None:
+        """The axis of the positions that are seen, of a ready-made mask."""
+        return self._axis("key")
+
+    def length(self, value: Tensor) -> int | None:
+        """Positions of ``value``; None where it has no such axis."""
+        return None if self.positions is None else int(value.shape[self.positions])
+
+    def row(self, value: Tensor, index: int) -> Tensor:
+        """One row, the axis kept."""
+        if self.rows is None or value.shape[self.rows] == 1:
+            return value
+        return value.narrow(self.rows, index, 1)
+
+    def reorder(self, value: Tensor, index: Tensor) -> Tensor:
+        """The rows ``index`` in this order, with repetitions; values that all rows share become those of every row."""
+        if self.rows is None:
+            return value
+        if value.shape[self.rows] == 1:
+            return value.expand([len(index) if n == self.rows else -1 for n in range(value.ndim)])
+        return value.index_select(self.rows, index.to(value.device))
+
+    def repeat(self, value: Tensor, rows: int) -> Tensor:
+        """The batch over and over until there are so many rows; a mask of one row broadcasts by itself."""
+        if self.rows is None or value.shape[self.rows] == rows:
+            return value
+        if value.shape[self.rows] == 1 and "head" in self.names:
+            return value
+        times = [1] * value.ndim
+        times[self.rows] = rows // value.shape[self.rows]
+        return value.repeat(times)
+
+    def last(self, value: Tensor) -> Tensor:
+        """What the last position has; of a mask all that it sees."""
+        return value if self.positions is None else value.narrow(self.positions, value.shape[self.positions] - 1, 1)
+
+    def tail(self, value: Tensor, count: int) -> Tensor:
+        """The last ``count`` positions alone; of a mask what they see of one another."""
+        for axis in (self.positions, self.keys):
+            if axis is not None:
+                value = value.narrow(axis, value.shape[axis] - count, count)
+        return value
+
+    def following(self, last: Tensor, reach: Reach = FULL, padding: Tensor | None = None) -> Tensor:
+        """What a further token of text has, from what the last position has.
+
+        Raises:
+            UnsupportedError: what a token of text has there is not known.
+        """
+        if self.positions is None or self.new == "same":
+            return last
+        if self.new == "causal":
+            padding = torch.zeros(len(last), dtype=torch.long, device=last.device) if padding is None else padding
+            return longer(last, reach, padding[: len(last)].to(last.device))
+        if self.new == "next":
+            return following(last)
+        if self.new in ("zero", "one"):
+            return torch.full_like(last, int(self.new == "one"))
+        raise UnsupportedError(
+            f"nothing says what a new token has in an argument with the axes [{self.layout}]",
+            hint="say it in limelight/models/inputs/decoder_inputs.py (Axes.new)",
+        )
+
+    def append(self, value: Tensor, count: int = 1, reach: Reach = FULL) -> Tensor:
+        """``count`` more tokens of text behind every row.
+
+        Raises:
+            UnsupportedError: what a token of text has there is not known.
+        """
+        if self.positions is None or not count:
+            return value
+        if self.keys is not None:
+            if self.new == "unknown":
+                self._require_no_keys("lengthened")
+            return grown(value, reach, count)
+        pieces = [value]
+        for _ in range(count):
+            pieces.append(self.following(self.last(pieces[-1])))
+        return torch.cat(pieces, dim=self.positions)
+
+    def insert(self, value: Tensor, at: Sequence[int], count: int) -> Tensor:
+        """``count`` tokens of text in front of position ``at[r]`` of every row ``r``.
+
+        Raises:
+            UnsupportedError: a ready-made mask, which cannot be widened; or what a token has there is not known.
+        """
+        if self.positions is None:
+            return value
+        self._require_no_keys("widened")
+        return self._by_row(value, len(at), lambda r, row: self._widened(row, at[r], count))
+
+    def drop(self, value: Tensor, keep: Tensor, mask: Tensor) -> Tensor:
+        """The positions ``keep`` [B, T] alone, of the real ones ``mask`` [B, T]: what is left closes ranks, rows are
+        padded anew on the left (with zeros), and position ids go on where the dropped ones began.
+
+        Raises:
+            UnsupportedError: a ready-made mask, which cannot be narrowed.
+        """
+        if self.positions is None:
+            return value
+        self._require_no_keys("narrowed")
+        keep = keep & mask
+        length = int(keep.sum(-1).max())
+        return self._by_row(value, len(keep), lambda r, row: self._closed(row, keep[r], mask[r], length))
+
+    def pad(self, value: Tensor, count: int, fill: int = 0) -> Tensor:
+        """``count`` positions of padding in front."""
+        if self.positions is None or not count:
+            return value
+        self._require_no_keys("padded")
+        shape = list(value.shape)
+        shape[self.positions] = count
+        return torch.cat([value.new_full(shape, fill), value], dim=self.positions)
+
+    def _by_row(self, value: Tensor, rows: int, change: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """``change(r, [.., T, ..])`` on each row, whose axis is kept; rows that share their values get their own."""
+        if self.rows is None:
+            if rows != 1:
+                raise UnsupportedError(
+                    f"an argument [{self.layout}] is one for {rows} rows, which differ", hint="ask one by one"
+                )
+            return change(0, value)
+        each = value.expand([rows if n == self.rows else -1 for n in range(value.ndim)])
+        return torch.cat([change(r, each.narrow(self.rows, r, 1)) for r in range(rows)], dim=self.rows)
+
+    def _widened(self, row: Tensor, at: int, count: int) -> Tensor:
+        axis = self._positions
+        before, behind = row.narrow(axis, 0, at), row.narrow(axis, at, row.shape[axis] - at)
+        if self.new == "next":  # a place of its own for each, and those behind move on
+            first = behind.narrow(axis, 0, 1) if behind.shape[axis] else following(self.last(row))
+            return torch.cat([before, first + torch.arange(count, device=row.device), behind + count], dim=axis)
+        model = row.narrow(axis, max(at - 1, 0), 1)
+        new = self.following(model).expand([count if n == axis else -1 for n in range(row.ndim)])
+        return torch.cat([before, new, behind], dim=axis)
+
+    def _closed(self, row: Tensor, keep: Tensor, mask: Tensor, length: int) -> Tensor:
+        axis = self._positions
+        if self.new == "next":
+            steps = torch.diff(row, dim=-1, append=following(self.last(row))) * (mask & ~keep).to(row.device)
+            row = row - (steps.cumsum(-1) - steps)
+        kept = row.index_select(axis, keep.nonzero()[:, 0].to(row.device))
+        return self.pad(kept, length - kept.shape[axis])
+
+    @property
+    def _positions(self) -> int:
+        return 0 if self.positions is None else self.positions
+
+    def _require_no_keys(self, done: str) -> None:
+        if self.keys is not None:
+            raise UnsupportedError(
+                f"a ready-made attention mask [{self.layout}] cannot be {done}",
+                hint="pass the two-dimensional mask of the tokenizer",
+            )
+
+
+def following(last: Tensor) -> Tensor:
+    """Position ids of a token of text behind those of the last position, ``[B, 1]`` or M-RoPE's ``[axes, B, 1]``."""
+    if last.ndim == 3:  # [.., t, h, w]: words go on behind the largest of the three
+        last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
+    return last + 1

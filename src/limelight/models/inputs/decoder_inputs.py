@@ -1,0 +1,301 @@
+"""What decoders and whole models are called with: the axes of every argument, in one table each.
+
+:data:`DECODER` describes what the inner language model takes (a captured call), :data:`MODEL` what the whole model takes
+(a call of generate(), a processor's tensors). Whoever lengthens, cuts, repeats, or reorders a prompt asks them; an
+argument with tensors that they do not list is refused by name, never guessed at.
+
+To add an argument, add its row: the layouts it comes in (:mod:`limelight.models.inputs.axes`), told apart by their number
+of axes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limelight import compat
+from limelight.errors import UnsupportedError
+from limelight.models.inputs.axes import FULL, Axes
+from limelight.models.inputs.ready_masks import Reach, reach_of
+
+Reaches = Mapping[str, Reach]
+
+TYPES = (Axes("row position", "zero"),)  # what is generated, or put in, is text
+MARKS = (Axes("row position", "zero", media=True), Axes("row position one", "zero", media=True))
+READY = Axes("row head position key", "causal")
+MASK = (Axes("row position", "one"), READY)
+POSITIONS = (Axes("position", "next"), Axes("row position", "next"), Axes("axis row position", "next"))
+STATES = Axes("row head position state", "same", media=True)
+FEATURES = (Axes("placed feature", features=True, media=True),)
+BY_LAYER_TYPE = "attention_mask"  # may be a mapping, layer type -> mask
+
+DECODER_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
+    "input_ids": (Axes("row position"),),
+    "inputs_embeds": (Axes("row position feature"),),
+    "ple_input_ids": (Axes("row position"),),
+    "attention_mask": MASK,
+    "position_ids": POSITIONS,
+    "cache_position": (Axes("position", "next"),),
+    "token_type_ids": TYPES,
+    "mm_token_type_ids": TYPES,
+    "moe_mm_token_type_ids": TYPES,
+    # where media stand, and features that enter beside the embeddings
+    "visual_pos_masks": MARKS,
+    "vision_mask": MARKS,
+    "deepstack_visual_embeds": FEATURES,
+    "deepstack_features": FEATURES,
+    "per_layer_inputs": (Axes("row position layer feature", "zero", features=True),),
+    "image_embeds_position_mask": MARKS,
+    "image_embeds": (*FEATURES, Axes("picture placed feature", features=True, media=True)),
+    "cross_attention_states": (Axes("picture state feature", features=True, media=True),),
+    "cross_attention_mask": (STATES,),
+    "full_text_row_masked_out_mask": (STATES,),
+}
+
+_PICTURES = (Axes("picture *", media=True),)  # pictures, clips and sounds of all rows, one after another
+_PIXELS = (Axes("picture *", media=True, features=True),)
+_CONTAINER = (Axes("*"),)  # no tensor: a cache, the media as transformers has encoded them
+
+MODEL_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
+    **{k: DECODER_ARGUMENTS[k] for k in (
+        "input_ids", "inputs_embeds", "position_ids", "cache_position", "token_type_ids",
+        "mm_token_type_ids", "moe_mm_token_type_ids", "image_embeds_position_mask", "visual_pos_masks",
+        "full_text_row_masked_out_mask",
+    )},
+    "modality_ids": TYPES,
+    "attention_mask": (MASK[0], Axes(READY.layout)),  # a ready-made one is the caller's: nobody knows how it goes on
+    "past_key_values": _CONTAINER,
+    "encoder_outputs": _CONTAINER,
+    compat.ENCODED_MEDIA: (Axes("*", media=True),),
+    "cross_attention_mask": (Axes("row position picture tile", "same", media=True),),
+    "image_attention_mask": (Axes("row position picture", "same", media=True), Axes("picture tile height width", media=True)),
+    "cross_attention_states": _PIXELS,
+    "image_embeds": _PIXELS,
+    "per_layer_inputs": (Axes("row position layer feature"),),
+    "rope_deltas": (Axes("row one", media=True),),
+    "qformer_input_ids": _PICTURES,
+    "qformer_attention_mask": _PICTURES,
+    "fbank": _PIXELS,
+    "fbank_mask": _PICTURES,
+    "padding_mask": _PICTURES,
+    "flattened_patches": _PIXELS,
+    "patches_grid": _PICTURES,
+    "second_per_grid_ts": _PICTURES,
+    "video_second_per_grid": _PICTURES,
+    "spatial_shapes": _PICTURES,
+    "target_sizes": _PICTURES,
+    "target_sizes_videos": _PICTURES,
+    "aspect_ratio_ids": (Axes("row picture", media=True),),
+    "aspect_ratio_mask": (Axes("row picture tile", media=True),),
+    "batch_num_images": _PICTURES,
+    "images_per_sample": _PICTURES,
+    "chunk_sample_lengths": _PICTURES,
+    "feature_attention_mask": _PICTURES,
+    "image_encoder_embeddings": _PIXELS,
+    "perceiver_embeddings": _PIXELS,
+    "video_compression_mask": _PICTURES,
+    "height": _PICTURES,
+    "width": _PICTURES,
+    "tile_fine_mask": _PICTURES,
+    "audio_input_ids": _PIXELS,
+    "audio_input_ids_mask": _PICTURES,
+}  # fmt: skip
+
+# Families name their pixels and sounds alike; a name that holds ids of positions is listed above, or refused.
+_CONTENTS = re.compile(
+    r"(high_res_)?(image_|video_)?pixel_values(_\w+)?|(audio_)?input_(features|values)|audio_(values|features)"
+    r"|(image|video)_patches"
+)
+_DESCRIPTIONS = re.compile(
+    r"(high_res_)?(image_|video_)?pixel_(mask|attention_mask)(_\w+)?|(audio_)?input_(features|values)_mask"
+    r"|audio_(embed_sizes|feature_lengths|lengths|attention_mask)|num_(?!logits)\w+"
+    r"|(image|video)_(grid_thw|grid_hw|grids|sizes|sizes_videos|merge_sizes|num_crops|token_pooling|position_ids)"
+)
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether there are tensors in it, in whatever wrapping."""
+    if isinstance(value, Mapping):
+        return any(map(holds_tensors, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(holds_tensors, value))
+    return isinstance(value, Tensor)
+
+
+class Arguments:
+    """The arguments of one callee, by name, and the operations on all of a call's arguments at once.
+
+    Every operation takes a mapping of arguments and returns a new one. Flags, None, and what holds no tensor stay as they
+    are.
+
+    Args:
+        owner: who is called, for messages.
+        rows: argument -> its layouts, which differ in their number of axes.
+        further: name -> layouts of arguments that are not in ``rows``; None where it does not know them.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        rows: Mapping[str, tuple[Axes, ...]],
+        further: Callable[[str], tuple[Axes, ...] | None] = lambda name: None,
+    ) -> None:
+        self.owner, self.rows, self.further = owner, rows, further
+
+    def declared(self, name: str) -> tuple[Axes, ...] | None:
+        """The layouts of an argument."""
+        return self.rows[name] if name in self.rows else self.further(name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.declared(name) is not None
+
+    def axes(self, name: str, value: Any) -> Axes:
+        """The axes of an argument's value.
+
+        Raises:
+            UnsupportedError: nobody has declared the argument, or not with so many axes.
+        """
+        known = self.declared(name)
+        if known is None:
+            raise UnsupportedError(
+                f"nobody has declared what the axes of the {self.owner}'s argument {name!r} {_shape(value)} are",
+                hint=f"plain decoding (greedy) needs no declaration; else add {name!r} to "
+                "limelight/models/inputs/decoder_inputs.py",
+            )
+        for axes in known:
+            if "*" in axes.names or (isinstance(value, Tensor) and value.ndim == len(axes.names)):
+                return axes
+        raise UnsupportedError(
+            f"expected the {self.owner}'s argument {name!r} to have the axes "
+            f"{' or '.join(f'[{a.layout}]' for a in known)}, got {_shape(value)}",
+            hint="add the layout to limelight/models/inputs/decoder_inputs.py",
+        )
+
+    def undeclared(self, arguments: Mapping[str, Any], taken: Collection[str] = ()) -> tuple[str, ...]:
+        """Arguments with tensors that are not declared; those that the callee takes by name must be in its own table."""
+        return tuple(
+            k for k, v in arguments.items() if holds_tensors(v) and k not in (self.rows if k in taken else self)
+        )
+
+    def each(self, arguments: Mapping[str, Any], change: Callable[[Axes, Tensor, str], Any]) -> dict[str, Any]:
+        """``change(axes, tensor, layer type)`` on every tensor; the layer type is "" but for masks by layer type."""
+
+        def named(name: str, value: Any, kind: str) -> Any:
+            axes = self.axes(name, value)
+            try:
+                return change(axes, value, kind) if isinstance(value, Tensor) else value
+            except UnsupportedError as error:
+                raise UnsupportedError(
+                    f"the {self.owner}'s argument {name!r}: {error.message}", hint=error.hint
+                ) from error
+
+        def of(name: str, value: Any) -> Any:
+            if not holds_tensors(value):
+                return value
+            if name == BY_LAYER_TYPE and isinstance(value, Mapping):
+                return {k: named(name, v, k) if holds_tensors(v) else v for k, v in value.items()}
+            return named(name, value, "")
+
+        return {name: of(name, value) for name, value in arguments.items()}
+
+    def append(self, arguments: Mapping[str, Any], count: int = 1, reaches: Reaches | None = None) -> dict[str, Any]:
+        """``count`` more tokens of text behind every row.
+
+        Args:
+            reaches: layer type -> how far its attention reaches, for masks that arrive ready-made ("": the only mask).
+        """
+        return self.each(
+            arguments, lambda axes, value, kind: axes.append(value, count, _reach(axes, value, kind, reaches, count))
+        )
+
+    def last(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What the last position has; of masks all that it sees."""
+        return self.each(arguments, lambda axes, value, _: axes.last(value))
+
+    def following(
+        self, last: Mapping[str, Any], reaches: Reaches | None = None, padding: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What a further token of text has, from what the ``last`` one has. ``padding`` [B] positions on the left hold
+        nothing (chunks are counted from behind them)."""
+
+        def further(axes: Axes, value: Tensor, kind: str) -> Tensor:
+            if kind and axes.keys is None:
+                raise UnsupportedError(
+                    f"a mask of layer type {kind!r} with the axes [{axes.layout}] has no last row to go on from",
+                    hint="pass the attention mask as [batch, positions], so that the model makes its masks itself",
+                )
+            return axes.following(value, _reach(axes, value, kind, reaches, 1), padding)
+
+        return self.each(last, further)
+
+    def tail(self, arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """The last ``count`` positions alone."""
+        return self.each(arguments, lambda axes, value, _: axes.tail(value, count))
+
+    def row(self, arguments: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """One row of the batch, padding included."""
+        return self.each(arguments, lambda axes, value, _: axes.row(value, index))
+
+    def repeat(self, arguments: Mapping[str, Any], rows: int) -> dict[str, Any]:
+        """The batch over and over until there are so many rows."""
+        return self.each(arguments, lambda axes, value, _: axes.repeat(value, rows))
+
+    def reorder(self, arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
+        """The rows ``index``, in this order and with repetitions."""
+        return self.each(arguments, lambda axes, value, _: axes.reorder(value, index))
+
+    def insert(self, arguments: Mapping[str, Any], at: Sequence[int], count: int) -> dict[str, Any]:
+        """``count`` tokens of text in front of position ``at[r]`` of every row ``r``."""
+        return self.each(arguments, lambda axes, value, _: axes.insert(value, at, count))
+
+    def drop(self, arguments: Mapping[str, Any], keep: Tensor, mask: Tensor) -> dict[str, Any]:
+        """The positions ``keep`` [B, T] alone, of the real ones ``mask`` [B, T]; rows are padded anew on the left."""
+        return self.each(arguments, lambda axes, value, _: axes.drop(value, keep, mask))
+
+    def without_media(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that do not go with the media."""
+        return {k: v for k, v in arguments.items() if not self.is_media(k, v)}
+
+    def is_features(self, name: str) -> bool:
+        """Whether an argument is declared to hold features."""
+        return any(axes.features for axes in self.declared(name) or ())
+
+    def marks_media(self, name: str, value: Any) -> bool:
+        """Whether an argument says, True or False, at which positions media stand."""
+        if name not in self or not isinstance(value, Tensor) or value.dtype != torch.bool:
+            return False
+        axes = self.axes(name, value)
+        return axes.media and axes.new == "zero"
+
+    def is_media(self, name: str, value: Any) -> bool:
+        """Whether an argument goes where the media go."""
+        return (name in self or holds_tensors(value)) and self.axes(name, value).media
+
+
+def _reach(axes: Axes, mask: Tensor, kind: str, reaches: Reaches | None, count: int) -> Reach:
+    if axes.keys is None or axes.new != "causal" or reaches is None:
+        return FULL
+    return reach_of(kind, mask.shape[axes.keys] + count, reaches)
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"({type(value).__name__})"
+
+
+def _media(name: str) -> tuple[Axes, ...] | None:
+    if _CONTENTS.fullmatch(name):
+        return _PIXELS
+    return _PICTURES if _DESCRIPTIONS.fullmatch(name) else None
+
+
+def _handed_on(name: str) -> tuple[Axes, ...] | None:
+    """Models hand what a processor says of the media on to decoders that do not take it, and read nothing of it."""
+    return _PICTURES if MODEL.declared(name) == _PICTURES else None
+
+
+MODEL = Arguments("model", MODEL_ARGUMENTS, _media)
+DECODER = Arguments("decoder", DECODER_ARGUMENTS, _handed_on)

@@ -10,7 +10,6 @@ from torch import nn
 from limelight.decoding.instruments import (
     LogitLens,
     check_layers,
-    final_norm,
     first_input,
     masked_media,
     mlp_of,
@@ -19,6 +18,7 @@ from limelight.decoding.instruments import (
     tensor_of,
 )
 from limelight.errors import HookError, SettingError, UnsupportedError
+from limelight.relevance.layers.norm import final_norm
 from tests.decoding.peers import deep, deep_inputs, double, inputs_of, percept_of
 from tests.slow_twins import stack
 from tests.tiny import built

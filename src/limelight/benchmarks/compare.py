@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from limelight.benchmarks.results import Run
-from limelight.benchmarks.scorers.measure import Array, Block, Measure, Sums, Unit, interval, point, resampled
+from limelight.benchmarks.scorers.measure import (
+    WEIGHTS,
+    Array,
+    Block,
+    Measure,
+    Sums,
+    Unit,
+    interval,
+    point,
+    resampled,
+)
 from limelight.errors import SettingError
 
 
@@ -70,16 +80,18 @@ def compare_blocks(
         (),
         a.clusters,
     )
-    chunks = list(resampled(joint, resamples, seed)) if len(set(a.clusters or a.ids)) > 1 and resamples > 0 else []
+    drawn = len(set(a.clusters or a.ids)) > 1 and resamples > 0
+    kinds = {m.ranked for m in a.measures} if drawn else set()
+    chunks = {ranked: list(resampled(joint, resamples, seed, ranked=ranked)) for ranked in kinds}
     counts: tuple[int, int] | None = None
     if "correct" in a.columns and "correct" in b.columns:
         right = a.columns["correct"] > 0, b.columns["correct"] > 0
         counts = int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum())
     return [
-        _difference(joint, a, b, m, n, chunks, level, counts)
+        _difference(joint, a, b, m, n, chunks.get(m.ranked, []), level, counts)
         for m in a.measures
         for n in b.measures
-        if m.name == n.name
+        if m.name == n.name and m.ranked is n.ranked
     ]
 
 
@@ -188,4 +200,5 @@ def _difference(
 
 
 def _side(sums: Sums, side: str) -> dict[str, Array]:
-    return {c.removeprefix(f"{side}."): v for c, v in sums.items() if c.startswith(f"{side}.")}
+    own = {c.removeprefix(f"{side}."): v for c, v in sums.items() if c.startswith(f"{side}.")}
+    return own | ({WEIGHTS: sums[WEIGHTS]} if WEIGHTS in sums else {})

@@ -166,7 +166,7 @@ def _from_folder(task: Task, data: PathLike | None, splits: Sequence[str], rejec
     if not there or (splits and len(there) < len(wanted)):
         lost = [n for s, needed in wanted.items() if s not in there for n in needed if not folder.locate(n)]
         raise missing(folder.root, dict.fromkeys(lost))
-    assets = {n.names[0].rpartition("/")[2]: folder.text(n) for n in task.assets}
+    assets = {n.names[0].rpartition("/")[2]: folder.text(n) for n in task.assets if n.required or folder.locate(n)}
     return {s: task.load(folder, s) for s in there}, folder.facts, assets
 
 

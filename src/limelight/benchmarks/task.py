@@ -38,6 +38,9 @@ class Reply:
             (temporal grounding), and ``"duration"``, the sound's own seconds, where scores behind it are for padding;
             ``curves``: attribution -> ``{"insertion": [...], "deletion": [...]}``, the probability of the decision at
             equal fractions of positions kept or removed (faithfulness);
+            ``evidence``: ``{"text": ..., "ends": [...], "scores": {name: [...]}}``, where each of the answer's tokens ends
+            in its text, and one number a token for every score (detection of invented words);
+            ``probe``: word -> what a probe of the media says for it, the ceiling of detection;
             ``answer_from``: where in ``text`` the answer begins, for thoughts that no marker in the text tells;
             ``tokens``: how many tokens were generated; ``peak_gb``: the most memory the device held so far.
     """

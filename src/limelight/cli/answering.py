@@ -20,7 +20,7 @@ class ModelAnswer:
 
     ``relevance`` asks for shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
     scores divided by the sum of their absolute values. ``faithfulness`` names the attributions whose insertion and
-    deletion curves are recorded. All of these are about the answer, not about thoughts before it; ``thoughts`` are the
+    deletion curves are recorded, ``evidence`` asks for scores of every token. All of these are about the answer, not about thoughts before it; ``thoughts`` are the
     texts that mark them, see :func:`limelight.thinking.markers_of`.
     """
 
@@ -30,6 +30,7 @@ class ModelAnswer:
     generation: Mapping[str, Any] = field(default_factory=dict)
     relevance: bool = False
     faithfulness: tuple[str, ...] = ()
+    evidence: bool = False
     dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False
@@ -43,7 +44,8 @@ class ModelAnswer:
 
         chosen = limelight.strategy(self.strategy, **self.settings)
         own = {"strategy": chosen.name, "strategy_settings": chosen.settings(), "generation": dict(self.generation)}
-        curves = {"faithfulness": list(self.faithfulness)} if self.faithfulness else {}
+        curves: dict[str, Any] = {"faithfulness": list(self.faithfulness)} if self.faithfulness else {}
+        curves |= {"evidence": True} if self.evidence else {}
         of = {"revision": self.revision} if self.revision is not None else {}
         return {"model": self.model, **of, "dtype": self.dtype, "relevance": self.relevance, **curves, **own}
 
@@ -108,6 +110,13 @@ class ModelAnswer:
                 adapter, _messages(sample), answer.token_ids[first], self.faithfulness, seed=int(sample.meta["seed"]),
                 thoughts=answer.token_ids[:first],
             )  # fmt: skip
+        if self.evidence and media and any(said.answered):
+            from limelight.cli.evidence import evidence_meta, probed
+
+            messages = _messages(sample)
+            meta["evidence"] = evidence_meta(adapter, messages, answer.token_ids, said.answered)
+            if probe := probed(adapter, self.model, messages, str(sample.meta.get("object", ""))):
+                meta["probe"] = probe
         device = adapter.device
         if device.type == "cuda":
             import torch

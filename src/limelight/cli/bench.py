@@ -79,6 +79,13 @@ def bench(
             "gradient-input, random (the control)."
         ),
     ] = "",
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence",
+            help="Record scores of every token (ours and published detectors), and how well each tells invented words.",
+        ),
+    ] = False,
     shard: Annotated[
         str, typer.Option(help="i/n: every n-th row from the i-th on; 'auto' reads RANK and WORLD_SIZE.")
     ] = "0/1",
@@ -150,8 +157,9 @@ def bench(
             strategy="greedy" if name == "sampled" else name,
             settings=settings_of(setting or [], name, names),
             generation={**generation, **sampling},
-            relevance=relevance or bool(chosen.wants),
+            relevance=relevance or bool(chosen.wants - {"evidence"}),
             faithfulness=curves,
+            evidence=evidence or "evidence" in chosen.wants,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,

@@ -18,7 +18,7 @@ from limelight.models.adapter import Adapter
 from limelight.models.inputs.decoder_inputs import DECODER, holds_tensors
 from limelight.models.runtime.attention import AttentionCall, AttentionHook
 from limelight.models.runtime.wrappers import unwrapped
-from limelight.relevance.layers.norm import probe_norm
+from limelight.relevance.layers.norm import final_norm
 
 
 @contextmanager
@@ -224,27 +224,6 @@ def mlp_of(adapter: Adapter, layer: int) -> nn.Module:
             hint="this family keeps its feed-forward inside the layer; MemVR cannot be attached",
         )
     return unwrapped(found)  # type: ignore[no-any-return]
-
-
-def final_norm(adapter: Adapter) -> nn.Module:
-    """The norm between the last layer and the head.
-
-    Raises:
-        HookError: the decoder has none of a known kind.
-    """
-    found = [
-        child
-        for child in map(unwrapped, adapter.decoder.children())
-        if not isinstance(child, (nn.ModuleList, nn.Embedding)) and probe_norm(child) is not None
-    ]
-    width = adapter.traits.hidden
-    fitting: list[nn.Module] = [m for m in found if all(p.shape[0] == width for p in m.parameters())]
-    if len(fitting) != 1:
-        raise HookError(
-            f"expected one final norm among the children of {type(adapter.decoder).__name__}, found {len(fitting)}",
-            hint="run `limelight models --check` on this checkpoint",
-        )
-    return fitting[0]
 
 
 class LogitLens:

@@ -10,6 +10,7 @@ that later papers on multimodal LLMs use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -85,6 +86,23 @@ class Lexicon:
     def mentions(self, caption: str) -> list[str]:
         """The object of every mention, in order: "two dogs and a puppy" gives dog, dog."""
         return [self.nodes[w] for w in self.tokens(caption) if w in self.nodes]
+
+    def located(self, caption: str) -> list[tuple[str, int]]:
+        """The object of every mention and where it begins in the caption, in order.
+
+        Words are runs of letters here, where :meth:`mentions` splits as the official scripts do: "dog's" counts too.
+        """
+        base = words.singular if self.rules == "official" else self.known.base
+        said = [(base(m.group()), m.start()) for m in re.finditer(r"[^\W\d_]+", caption.lower())]
+        out, i = [], 0
+        toilet = any(w == "toilet" for w, _ in said)
+        while i < len(said):
+            pair = " ".join(w for w, _ in said[i : i + 2])
+            name = self.double.get(pair, said[i][0])
+            if name in self.nodes and not (toilet and name == "seat"):
+                out.append((self.nodes[name], said[i][1]))
+            i += 2 if pair in self.double else 1
+        return out
 
     def truth(self, names: Sequence[str], captions: Sequence[str]) -> frozenset[str]:
         """Objects of a picture: its annotated categories and what its reference captions mention."""

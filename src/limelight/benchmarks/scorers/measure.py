@@ -21,16 +21,22 @@ from limelight.errors import SettingError
 Array = NDArray[np.float64]
 Sums = Mapping[str, Array]
 Unit = Literal["%", "", "count"]
+WEIGHTS = "*weights"  # how often each unit was drawn, [b, n], in what ``ranked`` measures get
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number computed from column sums. ``%``: a fraction, shown times 100; ``count``: has no interval."""
+    """A number computed from column sums. ``%``: a fraction, shown times 100; ``count``: has no interval.
+
+    ``ranked``: it is no function of sums (a rank statistic, such as the area under a ROC curve). Its formula gets the
+    columns themselves, ``[n]`` each, and under :data:`WEIGHTS` the units' weights ``[b, n]``; it returns ``[b]``.
+    """
 
     name: str
     formula: Callable[[Sums], Array]
     unit: Unit = "%"
     higher_is_better: bool | None = True
+    ranked: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,21 +127,24 @@ def point(of: Block, measure: Measure) -> float:
     """The measure on the rows as they are."""
     if not of.ids:
         return math.nan
+    if measure.ranked:
+        return float(measure.formula({**of.columns, WEIGHTS: np.ones((1, len(of.ids)))})[0])
     return float(measure.formula({k: np.asarray(v.sum()) for k, v in of.columns.items()}))
 
 
-def resampled(of: Block, resamples: int, seed: int) -> Iterator[dict[str, Array]]:
-    """Column sums of bootstrap resamples over clusters, ``[b]`` a column, in chunks that bound memory."""
+def resampled(of: Block, resamples: int, seed: int, *, ranked: bool = False) -> Iterator[dict[str, Array]]:
+    """Column sums of bootstrap resamples over clusters, ``[b]`` a column, in chunks that bound memory; ``ranked``: for
+    measures that are (:class:`Measure`)."""
     names, index = np.unique(np.array(of.clusters or of.ids), return_inverse=True)
     k = len(names)
     sums = {c: np.bincount(index, weights=v, minlength=k) for c, v in of.columns.items()}
     rng, done = np.random.default_rng(seed), 0
-    chunk = max(1, min(resamples, 2_000_000 // max(k, 1)))
+    chunk = max(1, min(resamples, 2_000_000 // max(len(of.ids) if ranked else k, 1)))
     while done < resamples:
         b = min(chunk, resamples - done)
         drawn = rng.integers(0, k, size=(b, k)) + np.arange(b)[:, None] * k
         weights = np.bincount(drawn.ravel(), minlength=b * k).reshape(b, k).astype(np.float64)
-        yield {c: weights @ v for c, v in sums.items()}
+        yield {**of.columns, WEIGHTS: weights[:, index]} if ranked else {c: weights @ v for c, v in sums.items()}
         done += b
 
 
@@ -156,12 +165,14 @@ def evaluate(
     for b in blocks:
         n = len(b.ids)
         with_interval = resamples > 0 and len(set(b.clusters or b.ids)) > 1
-        chunks = list(resampled(b, resamples, seed)) if with_interval else []
-        for m in b.measures:
-            low = high = math.nan
-            if chunks and m.unit != "count":
-                low, high = interval(np.concatenate([m.formula(c) for c in chunks]), level)
-            out[b.named(m)] = Metric(point(b, m), low, high, n, m.unit)
+        for ranked in (False, True):
+            asked = [m for m in b.measures if m.ranked is ranked]
+            chunks = list(resampled(b, resamples, seed, ranked=ranked)) if with_interval and asked else []
+            for m in asked:
+                low = high = math.nan
+                if chunks and m.unit != "count":
+                    low, high = interval(np.concatenate([m.formula(c) for c in chunks]), level)
+                out[b.named(m)] = Metric(point(b, m), low, high, n, m.unit)
     return out
 
 
@@ -179,7 +190,8 @@ def mean_block(name: str, blocks: Sequence[Block]) -> Block:
             columns[f"{k}.{c}"][start : start + len(b.ids)] = values
         start += len(b.ids)
     clusters = tuple(c for b in blocks for c in (b.clusters or b.ids))
-    measures = tuple(_mean(m, blocks) for m in blocks[0].measures if m.unit != "count") if blocks else ()
+    taken = [m for m in blocks[0].measures if m.unit != "count" and not m.ranked] if blocks else []
+    measures = tuple(_mean(m, blocks) for m in taken)
     return Block(name, ids, columns, measures, clusters)
 
 

@@ -61,6 +61,18 @@ def transcript_columns(reference: str, hypothesis: str) -> dict[str, float]:
     }
 
 
+def invented_words(reference: str, hypothesis: str) -> list[bool]:
+    """Of each word of the hypothesis, whether the alignment has it substituted or inserted; both texts normalised."""
+    said = hypothesis.split()
+    if not reference or not said:
+        return [True] * len(said)
+    wrong = [True] * len(said)
+    for chunk in _jiwer().process_words(reference, hypothesis).alignments[0]:
+        if chunk.type == "equal":
+            wrong[chunk.hyp_start_idx : chunk.hyp_end_idx] = [False] * (chunk.hyp_end_idx - chunk.hyp_start_idx)
+    return wrong
+
+
 def speech(name: str, records: Sequence[Record], parser_name: str = "basic") -> Block:
     """Word error rate (errors over reference words: it can exceed 100 %) and its three parts, on clips with speech."""
     norm = PARSERS[parser_name]

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
+from limelight.benchmarks.scorers.detection import detection, spoken_words
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block
-from limelight.benchmarks.scorers.wer import PARSERS, quiet, speech
+from limelight.benchmarks.scorers.wer import PARSERS, invented_words, quiet, speech
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.errors import DataError
 from limelight.types import Record, Sample
@@ -75,7 +76,8 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     blocks = [speech(s, rows, scoring.parser) for s in SPLITS if (rows := [r for r in spoken if r.meta["split"] == s])]
     for kind in sorted({str(r.meta["kind"]) for r in silent}):
         blocks.append(quiet(kind, [r for r in silent if r.meta["kind"] == kind], scoring.parser))
-    return [*blocks, *reliance("", records, "audio")]
+    words = [u for r in records for u in spoken_words(r, invented_words, norm)]
+    return [*blocks, *reliance("", records, "audio"), *detection("words", words)]
 
 
 def _hub(split: str) -> HubTable:

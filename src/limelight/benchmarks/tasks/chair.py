@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from limelight.benchmarks.data import Folder, Needed, Row, text
 from limelight.benchmarks.scorers.chair import Lexicon, chair
+from limelight.benchmarks.scorers.detection import carries, detection, first_mentions
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block
 from limelight.benchmarks.task import Scoring, Task
@@ -67,7 +68,9 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
         (scoring.assets / "synonyms.txt").read_text(encoding="utf-8"),
         "official" if scoring.parser == "official" else "lvlm",
     )
-    return [chair(records, lexicon), *reliance("", records, "image")]
+    truth = {r.id: lexicon.truth(r.target["objects"], r.target["captions"]) for r in records if carries([r])}
+    units = [u for r in records if r.id in truth for u in first_mentions(r, lexicon.located, truth[r.id])]
+    return [chair(records, lexicon), *reliance("", records, "image"), *detection("mentions", units)]
 
 
 TASK = Task(

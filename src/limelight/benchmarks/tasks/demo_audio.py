@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from limelight.benchmarks.data import Folder
 from limelight.benchmarks.scorers.chair import caption_block, caption_columns
+from limelight.benchmarks.scorers.detection import answer_unit, detection, first_mentions, spoken_words, words_among
 from limelight.benchmarks.scorers.grounding import grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
 from limelight.benchmarks.scorers.placed import place_events
-from limelight.benchmarks.scorers.wer import quiet, speech
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.wer import basic, invented_words, quiet, speech
+from limelight.benchmarks.scorers.yes_no import strict, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.benchmarks.tasks.demo_vision import first
 from limelight.types import Record, Sample
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
     from limelight.demo.sounds import Recording
 
 PER_CELL = 1000
+PER_CAPTION_SET = 1000
 PER_SET = 200
 HINTS = ("none", "E-right", "E-wrong", "C-right", "C-wrong")
 CLARITIES = ("clear", "medium", "poor")
 CELLS = tuple(f"{hint}/{clarity}" for hint in HINTS for clarity in CLARITIES)
 SPOKEN = tuple(f"{phrase}/{clarity}" for phrase in ("usual", "broken", "digits") for clarity in CLARITIES)
 QUIET = ("noise", "silence", "events")
+CAPTIONS = (*(f"caption-{hint}" for hint in HINTS), "caption-none/poor", "caption-E-wrong/poor")  # else clear
 SPLITS = (
-    *CELLS, *(f"caption-{hint}" for hint in HINTS), *(f"speech-{name}" for name in SPOKEN), *(f"quiet-{n}" for n in QUIET),
+    *CELLS, *CAPTIONS, *(f"speech-{name}" for name in SPOKEN), *(f"quiet-{n}" for n in QUIET),
 )  # fmt: skip
 
 
@@ -41,7 +44,9 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
     if split in CELLS:
         make, count = partial(sound_questions.questions, "test", split), PER_CELL
     elif kind == "caption":
-        make, count = partial(sound_questions.captions, "test", name), PER_SET
+        hint, _, heard = name.partition("/")
+        clarity: sounds.Clarity = "poor" if heard else "clear"
+        make, count = partial(sound_questions.captions, "test", hint, clarity=clarity), PER_CAPTION_SET
     else:
         make, count = partial(sound_questions.transcriptions, "test", name), PER_SET
     for a in first(make, count):
@@ -49,7 +54,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
         if split in CELLS:
             span = a.recording.spans.get(a.object)
             meta |= {"object": a.object, "span": list(span) if span else None}
-            meta["cluster"] = f"{a.recording.clarity}/{a.recording.index}"
+        meta["cluster"] = f"{a.recording.kind}/{a.recording.clarity}/{a.recording.index}"
         truth = list(a.truth) if isinstance(a.truth, tuple) else a.truth
         yield Sample(a.id, a.text, {"audio": [partial(_sound, a.recording)]}, truth, meta)
 
@@ -85,7 +90,22 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
         if found is not None and found.seen:
             heard.append((r, found.relevance, found.coverage))
     temporal = [grounding_block("temporal", heard, scoring.options.get("sign", "abs"))] if heard else []
-    return [*blocks, *temporal, *reliance("", records, "audio")]
+    return [*blocks, *temporal, *reliance("", records, "audio"), *_detection(by_split)]
+
+
+def _detection(by_split: Mapping[str, Sequence[Record]]) -> list[Block]:
+    from limelight.demo.sounds import EVENTS
+
+    def of(*kinds: str) -> list[Record]:
+        return [r for s, rows in by_split.items() if s.partition("-")[0] in kinds and s not in CELLS for r in rows]
+
+    mentions = [u for r in of("caption") for u in first_mentions(r, words_among(EVENTS), r.target)]
+    asked = [r for s, rows in by_split.items() if s in CELLS for r in rows]
+    answers = [u for r in asked for u in answer_unit(r, strict(r.answer, r.target), r.target)]
+    said = [u for r in of("speech", "quiet") for u in spoken_words(r, invented_words, basic)]
+    return [
+        *detection("captions", mentions), *detection("questions", answers), *detection("transcripts", said),
+    ]  # fmt: skip
 
 
 def _captions(split: str, records: Sequence[Record]) -> Block:
@@ -97,7 +117,7 @@ def _captions(split: str, records: Sequence[Record]) -> Block:
 
 TASK = Task(
     name="demo_audio",
-    version="1",
+    version="2",
     paper="this library (recipes/demo_audio/README.md)",
     about="the shipped audio miniature's held-out questions, captions and phrases; NO is the positive class; needs no data",
     modality="audio",
@@ -108,7 +128,7 @@ TASK = Task(
     parsers=("strict", "official", "cascade"),
     headline=(
         "*/accuracy", "*/F1", "*/CHAIR_i", "caption-*/recall", "*/WER", "*/invented words a clip", "temporal/grounding",
-        "temporal/chance", "audio reliance",
+        "temporal/chance", "audio reliance", "captions/*/AUROC", "questions/*/AUROC", "transcripts/*/AUROC",
     ),
     max_new_tokens=24,
 )  # fmt: skip

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from limelight.benchmarks.data import Folder
 from limelight.benchmarks.scorers.chair import caption_block, caption_columns
+from limelight.benchmarks.scorers.detection import answer_unit, detection, first_mentions, words_among
 from limelight.benchmarks.scorers.grounding import grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
 from limelight.benchmarks.scorers.placed import boxes_over, image_parts, place
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.yes_no import strict, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.types import Record, Sample
 
 T = TypeVar("T")
 PER_CELL = 1000
-PER_CAPTION_SET = 200
+PER_CAPTION_SET = 1000
 SETS = ("none", "E-right", "E-wrong", "C-right", "C-wrong", "intact", "random", "popular", "adversarial")
 VISIBILITIES = ("clear", "medium", "poor")
 CELLS = tuple(f"{name}/{visibility}" for name in SETS for visibility in VISIBILITIES)
-SPLITS = (*CELLS, *(f"caption-{name}" for name in SETS[:5]))
+CAPTIONS = (*(f"caption-{name}" for name in SETS[:5]), "caption-none/poor", "caption-E-wrong/poor")  # else clear
+SPLITS = (*CELLS, *CAPTIONS)
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
@@ -29,9 +31,11 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
     from limelight.demo.questions import captions, questions
 
     if split.startswith("caption-"):
-        hint = split.removeprefix("caption-")
-        for c in first(lambda n: captions("test", hint, n), PER_CAPTION_SET):
-            yield Sample(c.id, c.text, {"image": [c.scene.image]}, sorted(c.objects), {"split": split})
+        hint, _, seen = split.removeprefix("caption-").partition("/")
+        visibility: scenes.Visibility = "poor" if seen else "clear"
+        for c in first(lambda n: captions("test", hint, n, visibility=visibility), PER_CAPTION_SET):
+            shown = {"split": split, "cluster": f"{c.scene.kind}/{c.visibility}/{c.scene.index}"}
+            yield Sample(c.id, c.text, {"image": [c.scene.image]}, sorted(c.objects), shown)
         return
     for q in first(lambda n: questions("test", split, n), PER_CELL):
         cluster = f"{q.scene.kind}/{q.visibility}/{q.scene.index}"
@@ -64,7 +68,17 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
             found = place(parts, boxes_over([(left, top, right, bottom)]))
             boxed += [(r, found.relevance, found.coverage)] if found.seen else []
     spatial = [grounding_block("spatial", boxed, scoring.options.get("sign", "abs"))] if boxed else []
-    return [*cells.values(), *described, *spatial, *reliance("", records, "image")]
+    return [*cells.values(), *described, *spatial, *reliance("", records, "image"), *_detection(by_split)]
+
+
+def _detection(by_split: Mapping[str, Sequence[Record]]) -> list[Block]:
+    from limelight.demo.scenes import OBJECTS
+
+    described = [r for s, rows in by_split.items() if s not in CELLS for r in rows]
+    asked = [r for s, rows in by_split.items() if s in CELLS for r in rows]
+    mentions = [u for r in described for u in first_mentions(r, words_among(OBJECTS), r.target)]
+    answers = [u for r in asked for u in answer_unit(r, strict(r.answer, r.target), r.target)]
+    return [*detection("captions", mentions), *detection("questions", answers)]
 
 
 def _captions(split: str, records: Sequence[Record]) -> Block:
@@ -79,7 +93,7 @@ def _captions(split: str, records: Sequence[Record]) -> Block:
 
 TASK = Task(
     name="demo_vision",
-    version="1",
+    version="2",
     paper="this library (docs/miniature.md)",
     about="the shipped vision miniature's held-out questions and captions; needs no data",
     modality="image",
@@ -88,6 +102,14 @@ TASK = Task(
     load=load,
     score=score,
     parsers=("strict", "official"),
-    headline=("*/accuracy", "*/CHAIR_i", "caption-*/recall", "spatial/grounding", "image reliance"),
+    headline=(
+        "*/accuracy",
+        "*/CHAIR_i",
+        "caption-*/recall",
+        "spatial/grounding",
+        "image reliance",
+        "captions/*/AUROC",
+        "questions/*/AUROC",
+    ),
     max_new_tokens=24,
 )

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from limelight.benchmarks.data import Folder, Needed, column, text
+from limelight.benchmarks.scorers.detection import answer_unit, detection
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
-from limelight.benchmarks.scorers.yes_no import label, yes_no
+from limelight.benchmarks.scorers.yes_no import PARSERS, label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.types import Record, Sample
 
@@ -49,7 +50,9 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
         parts = [b for s, b in blocks.items() if s.startswith(pictures)]
         if len(parts) > 1:
             blocks[f"{pictures}/mean"] = mean_block(f"{pictures}/mean", parts)
-    return [*blocks.values(), *reliance("", records, "image")]
+    parse = PARSERS[scoring.parser]
+    answers = [u for r in records for u in answer_unit(r, parse(r.answer, r.target), r.target)]
+    return [*blocks.values(), *reliance("", records, "image"), *detection("answers", answers)]
 
 
 def _hub(sampling: str) -> HubTable:

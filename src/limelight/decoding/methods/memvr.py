@@ -22,7 +22,6 @@ from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import (
     check_layers,
     decoder_layers,
-    final_norm,
     first_input,
     in_proportion,
     mlp_of,
@@ -33,6 +32,7 @@ from limelight.decoding.instruments import (
 from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream, second_stream
 from limelight.errors import SettingError
+from limelight.relevance.layers.norm import final_norm
 
 PUBLISHED = (6, 15)  # of 32 layers, both included: "5 < layer < 16" in the released code
 

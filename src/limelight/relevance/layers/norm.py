@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limelight.errors import HookError
+from limelight.models.adapter import Adapter
 from limelight.models.runtime.offload import weight_of
+from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance import rules
 from limelight.relevance.forward.fused import root_mean_square
 from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
@@ -101,6 +104,27 @@ def probe_norm(module: nn.Module) -> NormSpec | None:
             found.setdefault(relative_error(out, want), spec)
     best = min(found)
     return found[best] if best <= tolerance(out.dtype, 1e-4, 3e-2) else None
+
+
+def final_norm(adapter: Adapter) -> nn.Module:
+    """The norm between the last layer and the head.
+
+    Raises:
+        HookError: the decoder has none of a known kind.
+    """
+    found = [
+        child
+        for child in map(unwrapped, adapter.decoder.children())
+        if not isinstance(child, (nn.ModuleList, nn.Embedding)) and probe_norm(child) is not None
+    ]
+    width = adapter.traits.hidden
+    fitting: list[nn.Module] = [m for m in found if all(p.shape[0] == width for p in m.parameters())]
+    if len(fitting) != 1:
+        raise HookError(
+            f"expected one final norm among the children of {type(adapter.decoder).__name__}, found {len(fitting)}",
+            hint="run `limelight models --check` on this checkpoint",
+        )
+    return fitting[0]
 
 
 def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:

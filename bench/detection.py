@@ -1,0 +1,172 @@
+"""Which words are invented: ours and the published scores of an answer's tokens, their controls, on held-out media.
+
+    python -m bench.detection                          both miniatures (an hour of one core each), bench/results/detection.json
+    python -m bench.detection --only demo-audio        one of them; rows of the other stay
+    python -m bench.detection --model MODEL --data DIR another checkpoint, on the files of `limelight bench labelled`
+    python -m bench.detection --table                  print the committed tables
+
+Greedy answers, kept row by row under --out: the same command goes on where it stopped. Nothing is chosen here: every score
+is as its paper or this library has it, so there is no dev split; logistic regressions (calibration, the combination) are
+fitted on other pictures than those they are applied to. Intervals are 95 % of 1000 bootstrap resamples by picture or sound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limelight.benchmarks.compare import compare_blocks
+from limelight.benchmarks.manifest import git_hash, versions
+from limelight.benchmarks.runner import run
+from limelight.benchmarks.scorers.detection import CONTROLS, MEASURES, PAIR
+from limelight.benchmarks.scorers.measure import Block, evaluate
+from limelight.benchmarks.task import task
+from limelight.cli.answering import ModelAnswer
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results" / "detection.json"
+MINIATURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "demo-vision": (
+        "demo_vision",
+        ("caption-none", "caption-E-wrong", "caption-none/poor", "caption-E-wrong/poor", "none/clear", "E-wrong/clear"),
+    ),
+    "demo-audio": (
+        "demo_audio",
+        (
+            *("caption-none", "caption-E-wrong", "caption-none/poor", "caption-E-wrong/poor", "none/clear"),
+            *("E-wrong/clear", "speech-usual/clear", "speech-broken/clear", "speech-broken/medium", "quiet-noise"),
+        ),
+    ),
+}
+KINDS = ("captions", "questions", "transcripts")
+COMBINED = " + ".join(PAIR)
+PUBLISHED = (
+    *("log-probability", "entropy", "logit lens", "attention to media", "attention concentration", "contextual lens"),
+    *("GLSim", "attention to prefix", "PMI"),
+)
+
+
+def answers(model: str, name: str, out: Path, limit: int, splits: Sequence[str], data: Path | None) -> list[Block]:
+    """The blocks of a run, resumed where it stopped."""
+    torch.set_num_threads(1)
+    length = task(name).max_new_tokens
+    answer = ModelAnswer(model, generation={"max_new_tokens": length, "do_sample": False}, evidence=True)
+    found = run(name, answer, out, data=data, splits=splits, limit=limit, settings=answer.identity()).run
+    return found.blocks()
+
+
+def rows(blocks: Sequence[Block]) -> dict[str, Any]:
+    """kind -> units and a row a score, best first within ours, the published, the controls; and pairs of scores."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        own = {b.name.removeprefix(f"{kind}/"): b for b in blocks if b.name.startswith(f"{kind}/")}
+        own = {k: b for k, b in own.items() if b.measures == MEASURES}
+        if not own:
+            continue
+        any_of = next(iter(own.values()))
+        scores = []
+        for name, block in own.items():
+            numbers = evaluate([block])
+            scores.append({"score": name, **{m.name: numbers[block.named(m)].to_json() for m in MEASURES}})
+        found[kind] = {
+            "units": len(any_of.ids),
+            "invented": int(any_of.columns["invented"].sum()),
+            "media": len(set(any_of.clusters)),
+            "scores": sorted(scores, key=lambda s: (_group(s["score"]), -s["AUROC"]["value"])),
+            "pairs": [p for a, b in _pairs(own) if (p := _difference(own, a, b)) is not None],
+        }
+    return found
+
+
+def _group(score: str) -> int:
+    return 3 if score == "probe" else 2 if score in CONTROLS else 1 if score in PUBLISHED else 0
+
+
+def _pairs(own: Mapping[str, Block]) -> list[tuple[str, str]]:
+    """z against the best published score and the control, and the combination against its two halves."""
+    auroc = {k: evaluate([b], resamples=0)[b.named(MEASURES[0])].value for k, b in own.items()}
+    best = max((k for k in own if k in PUBLISHED), key=auroc.__getitem__, default="")
+    return [("z", PAIR[0]), ("z", best), ("z", "position"), (COMBINED, PAIR[0]), (COMBINED, PAIR[1])]
+
+
+def _difference(own: Mapping[str, Block], a: str, b: str) -> dict[str, Any] | None:
+    if a not in own or b not in own:
+        return None
+    found = next(d for d in compare_blocks(own[b], own[a]) if d.name.endswith("/AUROC"))
+    return {"score": a, "minus": b, "value": found.difference, "low": found.low, "high": found.high}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Markdown: a table a model and kind of unit."""
+    lines: list[str] = []
+    for model, kinds in found["models"].items():
+        for kind, block in kinds.items():
+            lines += [
+                f"**{model}, {kind}**: {block['units']} units of {block['media']} media, {block['invented']} invented",
+                "",
+                "| score | AUROC | at like positions | AUPR | FPR at 95 % recall | ECE |",
+                "|---|---|---|---|---|---|",
+            ]
+            last = -1
+            for s in block["scores"]:
+                group = _group(s["score"])
+                if group != last:
+                    lines.append(f"| *{('ours', 'published', 'controls', 'ceiling')[group]}* | | | | | |")
+                    last = group
+                cells = [_shown(s[m.name], interval=m in MEASURES[:2]) for m in MEASURES]
+                lines.append(f"| {s['score']} | {' | '.join(cells)} |")
+            lines += ["", *(_sentence(p) for p in block["pairs"]), ""]
+    return "\n".join(lines).strip()
+
+
+def _shown(metric: Mapping[str, Any], interval: bool) -> str:
+    if metric["value"] is None or math.isnan(metric["value"]):
+        return "-"
+    if not interval or metric["low"] is None:
+        return f"{metric['value']:.3f}"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def _sentence(pair: Mapping[str, Any]) -> str:
+    return f"- AUROC of {pair['score']} minus {pair['minus']}: {pair['value']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--table", action="store_true", help="print the committed tables")
+    parser.add_argument("--only", choices=MINIATURES, help="one miniature")
+    parser.add_argument("--model", help="another checkpoint; needs --data")
+    parser.add_argument("--data", type=Path, help="folder with labelled.jsonl (limelight bench labelled)")
+    parser.add_argument("--limit", type=int, default=1000, help="media a split")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "detection", help="where answers are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if (args.model is None) != (args.data is None):
+        parser.error("--model and --data go together; without them the miniatures are measured")
+    if not args.table:
+        known = json.loads(args.results.read_text()) if args.results.exists() else {"models": {}}
+        wanted = [args.only] if args.only else list(MINIATURES)
+        jobs = (
+            [(m, *MINIATURES[m], None) for m in wanted]
+            if args.model is None
+            else [(args.model, "labelled", (), args.data)]
+        )
+        for model, name, splits, data in jobs:
+            folder = args.out / f"{model.replace('/', '_')}-{args.limit}"
+            found = rows(answers(model, name, folder, args.limit, splits, data))
+            kept = ("python", "limelight", "torch", "transformers", "numpy")
+            about = {"git": git_hash(), "versions": {k: versions()[k] for k in kept}}
+            known = {**known, "session": about, "models": {**known["models"], model: found}}
+            args.results.parent.mkdir(parents=True, exist_ok=True)
+            args.results.write_text(json.dumps(known, indent=1) + "\n")
+    print(table(json.loads(args.results.read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Scores of every token of an answer, for the benchmark that asks which words are invented."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from limelight.errors import LimelightError
+
+if TYPE_CHECKING:
+    from limelight.models.adapter import Adapter
+    from limelight.types import Prompt
+
+DIGITS = 6
+
+
+def evidence_meta(
+    adapter: Adapter, messages: Sequence[Mapping[str, Any]], tokens: Sequence[int], answered: Sequence[bool]
+) -> dict[str, Any]:
+    """``{"text", "ends", "scores"}`` of an answer: its text, where each token ends in it, and name -> a score a token.
+
+    ``answered`` leaves out the tokens of thoughts, which the others are scored behind. A score that a token lacks (NaN)
+    is None.
+    """
+    from limelight.grounding.evidence import evidence_of
+
+    kept = [i for i, own in enumerate(answered) if own]
+    ids, decode = [tokens[i] for i in kept], adapter.tokenizer.decode
+    pieces = [decode(ids[: n + 1], skip_special_tokens=True) for n in range(len(ids))]
+    found = evidence_of(adapter, adapter.prepare(messages), tokens, without=bare(adapter, messages))
+    scores = {k: [_rounded(values[i]) for i in kept] for k, values in found.items()}
+    return {"text": pieces[-1], "ends": [len(p) for p in pieces], "scores": scores}
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, DIGITS) if math.isfinite(value) else None
+
+
+def bare(adapter: Adapter, messages: Sequence[Mapping[str, Any]]) -> Prompt | None:
+    """The messages without their media; None where the model takes no such prompt."""
+    text = [{**m, "content": [i for i in m["content"] if i["type"] == "text"]} for m in messages]
+    try:
+        return adapter.prepare(text)
+    except LimelightError:
+        return None
+
+
+def probed(adapter: Adapter, model: str, messages: Sequence[Mapping[str, Any]], asked: str = "") -> dict[str, float]:
+    """What the shipped probe reads off a miniature's media tokens, as support of each word: the ceiling of detection.
+
+    Of every object; with ``asked``, the object of a question, of "yes" and "no". {} for other models.
+    """
+    from limelight.demo import probe, scenes, sounds
+    from limelight.demo.language import NO, YES
+
+    worlds = {"demo-vision": (probe.PROBE_FILE, scenes.OBJECTS)}
+    worlds["demo-audio"] = (sounds.VOICES.parent / "probe.safetensors", sounds.LABELS)
+    if model not in worlds:
+        return {}
+    import torch
+
+    path, names = worlds[model]
+    prompt = adapter.prepare(messages)
+    call = adapter.capture(prompt.tensors)
+    media = [i for s in prompt.spans if s.modality != "text" for i in range(s.start, s.stop)]
+    with torch.no_grad():
+        logits = probe.Probe.load(path)(call.embeds[:, media].float())[0]
+    found = {name: float(value) for name, value in zip(names, logits, strict=True)}
+    if asked in found:
+        found |= {YES: found[asked], NO: -found[asked]}
+    return {k: round(v, DIGITS) for k, v in found.items()}

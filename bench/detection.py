@@ -1,6 +1,6 @@
 """Which words are invented: ours and the published scores of an answer's tokens, their controls, on held-out media.
 
-    python -m bench.detection                          both miniatures (an hour of one core each), bench/results/detection.json
+    python -m bench.detection                          both miniatures (20 minutes of one core each), bench/results/detection.json
     python -m bench.detection --only demo-audio        one of them; rows of the other stay
     python -m bench.detection --model MODEL --data DIR another checkpoint, on the files of `limelight bench labelled`
     python -m bench.detection --table                  print the committed tables
@@ -44,8 +44,10 @@ MINIATURES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
+BATCH = 16  # answers generated together; they are scored one by one
 KINDS = ("captions", "questions", "transcripts")
 COMBINED = " + ".join(PAIR)
+SHOWN = ("z", "log-probability", "position")  # of every split
 PUBLISHED = (
     *("log-probability", "entropy", "logit lens", "attention to media", "attention concentration", "contextual lens"),
     *("GLSim", "attention to prefix", "PMI"),
@@ -57,7 +59,17 @@ def answers(model: str, name: str, out: Path, limit: int, splits: Sequence[str],
     torch.set_num_threads(1)
     length = task(name).max_new_tokens
     answer = ModelAnswer(model, generation={"max_new_tokens": length, "do_sample": False}, evidence=True)
-    found = run(name, answer, out, data=data, splits=splits, limit=limit, settings=answer.identity()).run
+    found = run(
+        name,
+        answer,
+        out,
+        data=data,
+        splits=splits,
+        limit=limit,
+        settings=answer.identity(),
+        answer_many=answer.many,
+        batch_size=BATCH,
+    ).run
     return found.blocks()
 
 
@@ -66,7 +78,7 @@ def rows(blocks: Sequence[Block]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in KINDS:
         own = {b.name.removeprefix(f"{kind}/"): b for b in blocks if b.name.startswith(f"{kind}/")}
-        own = {k: b for k, b in own.items() if b.measures == MEASURES}
+        own = {k: b for k, b in own.items() if b.measures == MEASURES and not (k == "attnlrp Phi" and "Phi" in own)}
         if not own:
             continue
         any_of = next(iter(own.values()))
@@ -79,8 +91,21 @@ def rows(blocks: Sequence[Block]) -> dict[str, Any]:
             "invented": int(any_of.columns["invented"].sum()),
             "media": len(set(any_of.clusters)),
             "scores": sorted(scores, key=lambda s: (_group(s["score"]), -s["AUROC"]["value"])),
+            "splits": _splits(blocks, kind, any_of.ids),
             "pairs": [p for a, b in _pairs(own) if (p := _difference(own, a, b)) is not None],
         }
+    return found
+
+
+def _splits(blocks: Sequence[Block], kind: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Split -> score -> AUROC and AUROC at like positions, of the splits whose units are of that kind."""
+    found: dict[str, dict[str, Any]] = {}
+    there = set(ids)
+    for block in blocks:
+        split, _, score = block.name.rpartition("/")
+        if split != kind and block.measures == MEASURES[:2] and set(block.ids) <= there and score in SHOWN:
+            numbers = evaluate([block])
+            found.setdefault(split, {})[score] = {m.name: numbers[block.named(m)].to_json() for m in block.measures}
     return found
 
 
@@ -121,7 +146,16 @@ def table(found: Mapping[str, Any]) -> str:
                     last = group
                 cells = [_shown(s[m.name], interval=m in MEASURES[:2]) for m in MEASURES]
                 lines.append(f"| {s['score']} | {' | '.join(cells)} |")
-            lines += ["", *(_sentence(p) for p in block["pairs"]), ""]
+            lines += ["", *(_sentence(p) for p in block["pairs"])]
+            for split, scores in block["splits"].items():
+                auroc, like = (m.name for m in MEASURES[:2])
+                of = [
+                    f"{s} {scores[s][auroc]['value']:.3f} / {scores[s][like]['value']:.3f}"
+                    for s in SHOWN
+                    if s in scores
+                ]
+                lines.append(f"- {split}, AUROC and AUROC at like positions: {', '.join(of)}")
+            lines.append("")
     return "\n".join(lines).strip()
 
 
@@ -143,7 +177,7 @@ def main() -> None:
     parser.add_argument("--only", choices=MINIATURES, help="one miniature")
     parser.add_argument("--model", help="another checkpoint; needs --data")
     parser.add_argument("--data", type=Path, help="folder with labelled.jsonl (limelight bench labelled)")
-    parser.add_argument("--limit", type=int, default=1000, help="media a split")
+    parser.add_argument("--limit", type=int, default=500, help="media a split")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "detection", help="where answers are kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()

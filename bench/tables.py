@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import faithfulness, gpu_table, quality_audio_table, quality_table, speed
+from bench import detection, faithfulness, gpu_table, quality_audio_table, quality_table, speed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "quality", "quality-audio", "benchmarks")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "quality", "quality-audio", "benchmarks", "detection")),
 )
 
 
@@ -50,6 +50,7 @@ def speed_short() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "detection": lambda: detection.table(json.loads(detection.RESULTS.read_text())),
     "faithfulness": lambda: faithfulness.table(json.loads(faithfulness.RESULTS.read_text())),
     "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),
     "speed": lambda: speed.table(_speed()["rows"]),

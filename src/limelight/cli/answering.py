@@ -114,7 +114,9 @@ class ModelAnswer:
             from limelight.cli.evidence import evidence_meta, probed
 
             messages = _messages(sample)
-            meta["evidence"] = evidence_meta(adapter, messages, answer.token_ids, said.answered)
+            meta["evidence"] = evidence_meta(
+                adapter, messages, answer.token_ids, said.answered, sample.meta.get("words") or ()
+            )
             if probe := probed(adapter, self.model, messages, str(sample.meta.get("object", ""))):
                 meta["probe"] = probe
         device = adapter.device

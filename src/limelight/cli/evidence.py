@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,36 @@ DIGITS = 6
 
 
 def evidence_meta(
-    adapter: Adapter, messages: Sequence[Mapping[str, Any]], tokens: Sequence[int], answered: Sequence[bool]
+    adapter: Adapter,
+    messages: Sequence[Mapping[str, Any]],
+    tokens: Sequence[int],
+    answered: Sequence[bool],
+    words: Sequence[str] = (),
 ) -> dict[str, Any]:
     """``{"text", "ends", "scores"}`` of an answer: its text, where each token ends in it, and name -> a score a token.
 
     ``answered`` leaves out the tokens of thoughts, which the others are scored behind. A score that a token lacks (NaN)
-    is None.
+    is None. ``words``: backward passes are made for the tokens of these alone, where there are any.
     """
     from limelight.grounding.evidence import evidence_of
 
     kept = [i for i, own in enumerate(answered) if own]
     ids, decode = [tokens[i] for i in kept], adapter.tokenizer.decode
     pieces = [decode(ids[: n + 1], skip_special_tokens=True) for n in range(len(ids))]
-    found = evidence_of(adapter, adapter.prepare(messages), tokens, without=bare(adapter, messages))
+    ends = [len(p) for p in pieces]
+    only = [kept[n] for n in covering(pieces[-1], ends, words)] if words else None
+    found = evidence_of(adapter, adapter.prepare(messages), tokens, without=bare(adapter, messages), only=only)
     scores = {k: [_rounded(values[i]) for i in kept] for k, values in found.items()}
-    return {"text": pieces[-1], "ends": [len(p) for p in pieces], "scores": scores}
+    return {"text": pieces[-1], "ends": ends, "scores": scores}
+
+
+def covering(text: str, ends: Sequence[int], words: Sequence[str]) -> list[int]:
+    """The tokens, by where each ends in the text, that cover any of the words, case aside."""
+    found: set[int] = set()
+    for match in re.finditer(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b", text, re.IGNORECASE):
+        starts = [0, *ends[:-1]]
+        found |= {n for n, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < match.end() and b > match.start()}
+    return sorted(found)
 
 
 def _rounded(value: float) -> float | None:

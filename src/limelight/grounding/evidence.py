@@ -3,30 +3,38 @@
 One number a token and score; the higher, the better the media support the token. The benchmark of detection
 (:mod:`limelight.benchmarks.scorers.detection`) compares them.
 
-From the dual forward, which knows Phi_M of every token of the vocabulary: ``Phi``, ``centred``, ``z``, ``margin`` (to the
-best other candidate) and ``contribution`` (``|Phi| / (|Phi| + |l - Phi|)``). From a backward pass of each composite:
-``NAME Phi``, ``NAME share`` (of ``sum |R|``) and ``NAME region``: the largest part of ``sum |R|`` that lies with a positive
-sign inside any one region of about a sixth of the media.
+From the dual forward, which knows Phi_M of every token of the vocabulary: ``Phi``, ``z``, ``centred`` and ``rank``
+(:mod:`limelight.grounding.score`), ``margin`` (to the best other candidate) and ``contribution``
+(``|Phi| / (|Phi| + |l - Phi|)``). From a backward pass of each composite: ``NAME Phi``, ``NAME share`` (of ``sum |R|``) and
+``NAME region``: the largest part of ``sum |R|`` that lies with a positive sign inside any one region of the media.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.errors import UnknownKindError, UnsupportedError
+from limelight.grounding import score
 from limelight.grounding.baselines.observation import Observation, answered, observe
 from limelight.grounding.baselines.scores import BASELINES
 from limelight.models.adapter import Adapter
-from limelight.relevance.attribute import relevance_of
+from limelight.models.runtime.capture import DecoderCall
+from limelight.models.runtime.fused import fused_attention
+from limelight.models.spans import grown
+from limelight.relevance.attachment import attached
+from limelight.relevance.attribute import input_relevance, relevance_of
 from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite
+from limelight.relevance.forward.inputs import repeated
 from limelight.relevance.forward.stream import DualStream, modality_channel
-from limelight.types import Prompt, Relevance, Span
+from limelight.types import Prompt, Span
 
+TOGETHER = 16  # targets attributed in one batch
 REGION = 1 / 6  # of the media's positions: about what an object covers in a picture of several
 Scores = dict[str, list[float]]
 
@@ -39,6 +47,7 @@ def evidence_of(
     composites: Sequence[str] = ("attnlrp", "cp-lrp"),
     forward: Sequence[str] = ("attnlrp", "cp-lrp"),
     without: Prompt | None = None,
+    only: Sequence[int] | None = None,
 ) -> Scores:
     """Scores of each token of an answer, by name: ours and the published baselines.
 
@@ -47,6 +56,7 @@ def evidence_of(
         composites: those attributed by a backward pass a token.
         forward: those measured in forward mode; scores of all but ``attnlrp`` carry the composite's name.
         without: the prompt without its media, for the baseline PMI.
+        only: the tokens (0 to n - 1) for which backward passes are made; the others' scores by composites are NaN.
 
     Returns:
         name -> ``n`` numbers, NaN where a score is not defined. Scores that the model does not allow are left out.
@@ -55,22 +65,38 @@ def evidence_of(
         SettingError: no tokens, or no such composite.
         HookError, UnknownKindError: see :func:`limelight.attribute`.
     """
+    with adapter.listed():  # rules are built once for all of them
+        return _evidence(adapter, prompt, tokens, composites, forward, without, only)
+
+
+def _evidence(
+    adapter: Adapter,
+    prompt: Prompt,
+    tokens: Sequence[int],
+    composites: Sequence[str],
+    forward: Sequence[str],
+    without: Prompt | None,
+    only: Sequence[int] | None,
+) -> Scores:
     found: Scores = {}
     try:
         seen = observe(adapter, prompt.tensors, tokens, without=None if without is None else without.tensors)
     except UnsupportedError:  # several residual streams: the relevance needs no single hidden state
         pass
     else:
-        found |= {name: _listed(score(seen)) for name, score in BASELINES.items()}
+        found |= {name: _listed(measure(seen)) for name, measure in BASELINES.items()}
+    known = None if adapter.tokenizer is None else len(adapter.tokenizer)
     for name in forward:
         try:
             logits, phi = forward_relevance(adapter, prompt.tensors, tokens, COMPOSITES[name])
         except (UnknownKindError, UnsupportedError):
             continue
         before = "" if name == ATTN_LRP.name else f"{name} "
-        found |= {f"{before}{k}": v for k, v in against_vocabulary(logits, phi, tokens).items()}
+        found |= {f"{before}{k}": v for k, v in against_vocabulary(logits, phi, tokens, known).items()}
     for name in composites:
-        found |= attributed(adapter, prompt, tokens, name)
+        found = attributed(adapter, prompt, tokens, name, only) | found  # the forward Phi is of every token
+    if "Phi" in found:
+        found.pop(f"{ATTN_LRP.name} Phi", None)  # the same number
     return found
 
 
@@ -93,48 +119,80 @@ def forward_relevance(
     return torch.cat([logits for logits, _ in rows]), torch.cat([phi[0] for _, phi in rows])
 
 
-def against_vocabulary(logits: Tensor, phi: Tensor, tokens: Sequence[int]) -> Scores:
-    """Phi_M of each token alone, against the vocabulary's mean and spread, and against the best other candidate."""
+def against_vocabulary(logits: Tensor, phi: Tensor, tokens: Sequence[int], known: int | None = None) -> Scores:
+    """Phi_M of each token alone, against the vocabulary's distribution, and against the best other candidate.
+
+    Args:
+        known: ids from here on have no token in the tokenizer (:func:`limelight.grounding.score.counted`).
+    """
     ids = torch.tensor(list(tokens), device=phi.device)[:, None]
+    among = score.counted(phi, logits, known)
     own = phi.gather(-1, ids)[:, 0]
-    centred = own - phi.mean(-1)
     rival = logits.scatter(-1, ids, -math.inf).argmax(-1, keepdim=True)
     rest = (logits.gather(-1, ids)[:, 0] - own).abs()
     found = {
         "Phi": own,
-        "centred": centred,
-        "z": centred / phi.std(-1, correction=0).clamp_min(1e-12),
+        **{n: score.scores(n, phi, among).gather(-1, ids)[:, 0] for n in ("z", "centred", "rank")},
         "margin": own - phi.gather(-1, rival)[:, 0],
         "contribution": own.abs() / (own.abs() + rest).clamp_min(1e-12),
     }
     return {name: _listed(values) for name, values in found.items()}
 
 
-def attributed(adapter: Adapter, prompt: Prompt, tokens: Sequence[int], name: str) -> Scores:
-    """Signed sum, share and densest region of the media's relevance: one forward, and a backward pass a token."""
+def attributed(
+    adapter: Adapter, prompt: Prompt, tokens: Sequence[int], name: str, only: Sequence[int] | None = None
+) -> Scores:
+    """Signed sum, share and densest region of the media's relevance, by a backward pass of a composite; see
+    :func:`evidence_of`."""
     with torch.inference_mode(False), torch.no_grad():
         call, ids = answered(adapter, prompt.tensors, tokens)
     start = call.length - len(tokens) - 1
-    targets = [(start + j, int(token)) for j, token in enumerate(tokens)]
-    rows = relevance_of(
-        adapter, call, prompt.tensors, targets, composite=name, generated=ids[0], prompt_spans=prompt.spans or None
-    )
-    return {
-        f"{name} Phi": [_media(r, r.scores) for r in rows],
-        f"{name} share": [_share(r) for r in rows],
-        f"{name} region": [region(r) for r in rows],
-    }
+    wanted = range(len(tokens)) if only is None else sorted(set(only))
+    targets = [(start + j, int(tokens[j])) for j in wanted]
+    if call.doors is None and call.beside is None:
+        spans = grown(prompt.spans or adapter.spans(prompt.tensors), call.length)
+        rows = [(scores, spans) for scores in _together(adapter, call, targets, COMPOSITES[name])]
+    else:
+        found = relevance_of(
+            adapter, call, prompt.tensors, targets, composite=name, generated=ids[0], prompt_spans=prompt.spans or None
+        )
+        rows = [(r.scores, r.spans) for r in found]
+    by_token = dict(zip(wanted, rows, strict=True))
+
+    def each(measure: Callable[[Tensor, Sequence[Span]], float]) -> list[float]:
+        return [measure(*by_token[j]) if j in by_token else math.nan for j in range(len(tokens))]
+
+    return {f"{name} Phi": each(_media), f"{name} share": each(_share), f"{name} region": each(region)}
 
 
-def region(relevance: Relevance) -> float:
+def _together(
+    adapter: Adapter, call: DecoderCall, targets: Sequence[tuple[int, int]], composite: Composite
+) -> list[Tensor]:
+    """``[T]`` of relevance a target: one forward and one backward for several of them, as rows of a batch."""
+    found: list[Tensor] = []
+    for at in range(0, len(targets), TOGETHER):
+        part = targets[at : at + TOGETHER]
+        kwargs = {k: repeated(k, v, len(part)) for k, v in call.kwargs.items()}
+        wide = replace(
+            call, embeds=call.embeds.repeat(len(part), 1, 1), mask=call.mask.repeat(len(part), 1), kwargs=kwargs
+        )
+        with torch.enable_grad(), adapter.frozen(), attached(adapter, composite), fused_attention():
+            embeds = wide.embeds.detach().requires_grad_(True)
+            hidden = adapter.hidden(wide, embeds)
+            each = [adapter.logits(hidden[n : n + 1, i : i + 1])[0, 0, token] for n, (i, token) in enumerate(part)]
+            found += input_relevance(torch.stack(each).sum(), embeds).detach().cpu()
+    return found
+
+
+def region(scores: Tensor, spans: Sequence[Span]) -> float:
     """The largest part of ``sum |R|`` that lies, with a positive sign, inside any one region of the media.
 
     A region is a square of cells of a picture (of each frame of a film) or a stretch of a sound, of about
     :data:`REGION` of its span. Source: faithful tokens rest on one region, invented ones on none (Nguyen et al., "Beyond
     the Global Scores", arXiv 2604.04863, finding 1), taken on relevance instead of attention.
     """
-    whole = float(relevance.scores.abs().sum())
-    best = max((_densest(relevance.scores, s) for s in relevance.spans if s.modality != "text"), default=0.0)
+    whole = float(scores.abs().sum())
+    best = max((_densest(scores, s) for s in spans if s.modality != "text"), default=0.0)
     return best / whole if whole else 0.0
 
 
@@ -148,13 +206,13 @@ def _densest(scores: Tensor, span: Span) -> float:
     return float(heat.unfold(0, max(1, round(len(heat) * REGION)), 1).sum(-1).max())
 
 
-def _media(relevance: Relevance, values: Tensor) -> float:
-    return sum(float(values[s.start : s.stop].sum()) for s in relevance.spans if s.modality != "text")
+def _media(values: Tensor, spans: Sequence[Span]) -> float:
+    return sum(float(values[s.start : s.stop].sum()) for s in spans if s.modality != "text")
 
 
-def _share(relevance: Relevance) -> float:
-    whole = float(relevance.scores.abs().sum())
-    return _media(relevance, relevance.scores.abs()) / whole if whole else 0.0
+def _share(scores: Tensor, spans: Sequence[Span]) -> float:
+    whole = float(scores.abs().sum())
+    return _media(scores.abs(), spans) / whole if whole else 0.0
 
 
 def _listed(values: Tensor) -> list[float]:

@@ -139,12 +139,11 @@ def _blocks(name: str, units: Sequence[Unit], measures: tuple[Measure, ...]) -> 
     risks = risks_of(units)
     if all(p in risks for p in PAIR):
         both = np.stack([risks[p] for p in PAIR], axis=1)
-        risks[" + ".join(PAIR)] = cross_fitted(both, invented, np.array(clusters))
+        together = cross_fitted(both, invented, np.array(clusters))
+        risks |= {} if np.isnan(together).any() else {" + ".join(PAIR): together}
     blocks = []
     for score, risk in risks.items():
         chance = cross_fitted(risk[:, None], invented, np.array(clusters))
-        if np.isnan(chance).any():
-            continue
         columns = {"risk": risk, "invented": invented, "groups": groups, "chance": chance}
         blocks.append(Block(f"{name}/{score}", ids, columns, measures, clusters))
     return blocks

@@ -33,19 +33,25 @@ def within(weights: Array, score: Array, positive: Array, groups: Array) -> Arra
 def average_precision(weights: Array, score: Array, positive: Array) -> Array:
     """Area under the precision-recall curve, as scikit-learn's ``average_precision_score`` sums it."""
     tp, fp, own, _ = _descending(weights, score, positive)
-    return ratio((own * ratio(tp, tp + fp)).sum(1), tp[:, -1])
+    precision = np.nan_to_num(ratio(tp, tp + fp))  # nothing is drawn above the highest score that is
+    return ratio((own * precision).sum(1), tp[:, -1])
 
 
 def false_positives(weights: Array, score: Array, positive: Array, recall: float = RECALL) -> Array:
     """The share of negatives flagged by the highest threshold that flags ``recall`` of the positives."""
     tp, fp, _, _ = _descending(weights, score, positive)
-    at = (tp >= recall * tp[:, -1:] - 1e-9).argmax(1)
+    at = (tp >= recall * tp[:, -1:] - 1e-9).argmax(1)  # the first that is enough
     found = ratio(fp[np.arange(len(fp)), at], fp[:, -1])
     return np.where(tp[:, -1] > 0, found, np.nan)
 
 
 def calibration_error(weights: Array, chance: Array, positive: Array, bins: int = BINS) -> Array:
-    """Expected calibration error over bins of equal width (Naeini et al., 2015): ``sum_b |sum of p - y| / n``."""
+    """Expected calibration error over bins of equal width (Naeini et al., 2015): ``sum_b |sum of p - y| / n``.
+
+    NaN where a chance is not known (too few units for a regression).
+    """
+    if np.isnan(chance).any():
+        return np.full(len(weights), np.nan)
     where = np.minimum((chance * bins).astype(int), bins - 1)
     gaps = [np.abs(weights[:, where == b] @ (chance - positive)[where == b]) for b in range(bins)]
     return ratio(np.sum(gaps, axis=0), weights.sum(1))

@@ -55,6 +55,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
             span = a.recording.spans.get(a.object)
             meta |= {"object": a.object, "span": list(span) if span else None}
         meta["cluster"] = f"{a.recording.kind}/{a.recording.clarity}/{a.recording.index}"
+        meta |= {"words": list(sounds.EVENTS)} if kind == "caption" else {}
         truth = list(a.truth) if isinstance(a.truth, tuple) else a.truth
         yield Sample(a.id, a.text, {"audio": [partial(_sound, a.recording)]}, truth, meta)
 

@@ -34,7 +34,8 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
         hint, _, seen = split.removeprefix("caption-").partition("/")
         visibility: scenes.Visibility = "poor" if seen else "clear"
         for c in first(lambda n: captions("test", hint, n, visibility=visibility), PER_CAPTION_SET):
-            shown = {"split": split, "cluster": f"{c.scene.kind}/{c.visibility}/{c.scene.index}"}
+            cluster = f"{c.scene.kind}/{c.visibility}/{c.scene.index}"
+            shown = {"split": split, "cluster": cluster, "words": list(scenes.OBJECTS)}
             yield Sample(c.id, c.text, {"image": [c.scene.image]}, sorted(c.objects), shown)
         return
     for q in first(lambda n: questions("test", split, n), PER_CELL):

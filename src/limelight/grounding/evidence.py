@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from limelight.models.spans import grown
 from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import input_relevance, relevance_of
 from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite
-from limelight.relevance.forward.inputs import repeated
 from limelight.relevance.forward.stream import DualStream, modality_channel
 from limelight.types import Prompt, Span
 
@@ -149,7 +147,7 @@ def attributed(
     start = call.length - len(tokens) - 1
     wanted = range(len(tokens)) if only is None else sorted(set(only))
     targets = [(start + j, int(tokens[j])) for j in wanted]
-    if call.doors is None and call.beside is None:
+    if call.cross_attention is None:
         spans = grown(prompt.spans or adapter.spans(prompt.tensors), call.length)
         rows = [(scores, spans) for scores in _together(adapter, call, targets, COMPOSITES[name])]
     else:
@@ -172,10 +170,7 @@ def _together(
     found: list[Tensor] = []
     for at in range(0, len(targets), TOGETHER):
         part = targets[at : at + TOGETHER]
-        kwargs = {k: repeated(k, v, len(part)) for k, v in call.kwargs.items()}
-        wide = replace(
-            call, embeds=call.embeds.repeat(len(part), 1, 1), mask=call.mask.repeat(len(part), 1), kwargs=kwargs
-        )
+        wide = call.reordered(torch.zeros(len(part), dtype=torch.long, device=call.embeds.device))
         with torch.enable_grad(), adapter.frozen(), attached(adapter, composite), fused_attention():
             embeds = wide.embeds.detach().requires_grad_(True)
             hidden = adapter.hidden(wide, embeds)

@@ -59,6 +59,7 @@ def test_it_survives_its_file(tmp_path: Path) -> None:
         {"probabilities": (0.5, 0.4, 0.9)},
         {"probabilities": (0.5, 0.6, 1.1)},
         {"threshold": float("nan")},
+        {"margin": -1.0},
     ],
 )
 def test_impossible_values_are_refused(change: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ def test_the_users_own_comes_before_the_one_beside_the_weights(tmp_path: Path) -
 
 
 def test_the_rule_says_whether_it_is_a_default() -> None:
-    assert flag_rule(None) == {"threshold": THRESHOLD, "needs_rival": True, "default": True}
+    assert flag_rule(None) == {"threshold": THRESHOLD, "needs_rival": True, "margin": 0.0, "default": True}
     assert "a default, not calibrated for this model" in spoken(flag_rule(None))
     rule = flag_rule(MADE)
     assert (rule["threshold"], rule["needs_rival"], rule["default"]) == (5.5, False, False)

@@ -23,6 +23,7 @@ from limelight.errors import SettingError
 FORMAT = "limelight calibration 1"
 FILE = "calibration.json"
 THRESHOLD = 4.0  # of the flag without a calibration, see limelight.grounding.score
+AUTO, NONE = "auto", "none"  # in place of a file: look for one, take none
 CACHE = "LIMELIGHT_CACHE"  # the environment variable that says where the user's calibrations are kept
 _HINT = "make it anew with `limelight calibrate`, or load with calibration=None"
 
@@ -34,8 +35,8 @@ class Calibration:
     Attributes:
         model: the name it was fitted under; ``traits``: layers, width and vocabulary, by which another model is told.
         threshold: a token whose z lies below is flagged.
-        needs_rival: only where the media support another token that the model finds possible
-            (:func:`limelight.grounding.score.flagged`).
+        needs_rival: only where the media support another token that the model finds possible: its z reaches the threshold,
+            less ``margin`` (:func:`limelight.grounding.score.flagged`).
         scores, probabilities: knots of the probability that a token is supported, rising with its z; linear between them,
             constant beyond. A logistic curve is kept as its knots as well, so that reading one needs no library.
         curve: ``logistic`` or ``isotonic``: what the knots were taken from.
@@ -54,6 +55,7 @@ class Calibration:
     scores: tuple[float, ...]
     probabilities: tuple[float, ...]
     needs_rival: bool = True
+    margin: float = 0.0
     curve: str = "logistic"
     composite: str = "attnlrp"
     objective: str = "youden"
@@ -69,7 +71,7 @@ class Calibration:
         rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(knots))
         sized = len(self.scores) == len(self.probabilities) >= 1
         inside = all(math.isfinite(z) and 0 <= p <= 1 for z, p in knots)
-        if not (sized and rising and inside and math.isfinite(self.threshold)):
+        if not (sized and rising and inside and math.isfinite(self.threshold) and self.margin >= 0):
             raise SettingError(
                 f"a calibration needs a finite threshold and as many rising scores as probabilities in [0, 1], got threshold "
                 f"{self.threshold}, {len(self.scores)} scores and {len(self.probabilities)} probabilities",
@@ -99,15 +101,15 @@ class Calibration:
         told = ("auroc", "caught", "false_flags", "other_flagged")
         best = {k: self.measures.get(f"held_out_{k}", self.measures.get(k)) for k in told}
         return {
-            "threshold": self.threshold, "needs_rival": self.needs_rival, "default": False, "model": self.model,
+            "threshold": self.threshold, "needs_rival": self.needs_rival, "margin": self.margin, "default": False, "model": self.model,
             "labels": self.labels, "date": self.date, **{k: v for k, v in best.items() if v is not None},
         }  # fmt: skip
 
 
 def flag_rule(calibration: Calibration | None) -> dict[str, Any]:
-    """The flag's rule as plain values: ``threshold``, ``needs_rival``, ``default`` (whether nobody has fitted it)."""
+    """The flag's rule as plain values: ``threshold``, ``needs_rival``, ``margin``, and ``default`` (nobody has fitted it)."""
     if calibration is None:
-        return {"threshold": THRESHOLD, "needs_rival": True, "default": True}
+        return {"threshold": THRESHOLD, "needs_rival": True, "margin": 0.0, "default": True}
     return calibration.about()
 
 
@@ -116,7 +118,11 @@ def spoken(rule: Mapping[str, Any]) -> str:
     if not rule:
         return ""
     low = f"flagged: grounding below {rule['threshold']:.2f}"
-    low += ", while another possible word has more" if rule["needs_rival"] else ""
+    low += (
+        f", while another possible word has {rule['threshold'] - rule['margin']:.2f} or more"
+        if rule["needs_rival"]
+        else ""
+    )
     if rule["default"]:
         return f"{low} (a default, not calibrated for this model: limelight calibrate)"
     caught, lost = rule.get("caught"), rule.get("false_flags")

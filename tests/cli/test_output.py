@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from limelight.calibration import flag_rule
 from limelight.cli import output
 from limelight.errors import SettingError
 from limelight.report.media import Media
@@ -61,6 +63,28 @@ def test_a_document_is_plain_json() -> None:
     assert len(document["words"][1]["scores"]) == len(said.prompt.tokens) + 1
     assert json.loads(text)["spans"][1]["grid"] == [2, 2]
     assert "scores" not in output.document(said)["words"][0]
+
+
+def test_a_document_tells_grounding_by_token_word_and_sentence() -> None:
+    said = generation(prompt(("image", 16, (4, 4), None)), [" A", " cup", ".", " Yes"], strategy="meter")
+    own = [(6.0, None, False), (1.5, 7.0, True), (9.0, None, False), (5.0, 6.0, False)]
+    steps = tuple(
+        replace(s, grounding=z, rival_grounding=r, flagged=f, p_supported=0.5, grounding_by_modality={"image": z})
+        for s, (z, r, f) in zip(said.steps, own, strict=True)
+    )
+    found = output.document(replace(said, steps=steps, flag=flag_rule(None)))
+    json.dumps(found, allow_nan=False)
+    assert [s["grounding"] for s in found["steps"]] == [6.0, 1.5, 9.0, 5.0]
+    assert [s["rival_grounding"] for s in found["steps"]] == [None, 7.0, None, 6.0]
+    assert found["steps"][0]["grounding_by_modality"] == {"image": 6.0}
+    assert [(w["grounding"], w["flagged"], w["p_supported"]) for w in found["words"]][1] == (1.5, True, 0.5)
+    assert [(s["text"], s["grounding"], s["margin"], s["flagged"]) for s in found["sentences"]] == [
+        ("A cup.", 3.75, -5.5, True),
+        ("Yes", 5.0, -1.0, False),
+    ]
+    assert found["flag"]["default"] is True
+    plain = output.document(generation(prompt(("image", 16, (4, 4), None)), [" A"]))
+    assert plain["words"][0]["grounding"] is None and plain["flag"] == {} and plain["steps"][0]["grounding"] is None
 
 
 def test_place() -> None:

@@ -132,6 +132,8 @@ def test_flags(chosen: float, other: float, probability: float, needs_rival: boo
     rival = rival_score(z, logits, torch.tensor([0, 0]))
     assert rival.tolist() == [other if probability >= 1e-3 else -math.inf] * 2
     assert flagged(z[:, 0], rival, 3.0, needs_rival=needs_rival).tolist() == [want, want]
+    lower = want or (chosen < 3 and probability >= 1e-3)  # all rivals here reach 2.5
+    assert flagged(z[:, 0], rival, 3.0, needs_rival=needs_rival, margin=0.5).tolist() == [lower, lower]
 
 
 def test_rivals_are_the_best_of_the_possible_tokens_but_the_chosen_one() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from limelight import display
+from limelight.calibration import flag_rule
 from limelight.report.media import Media
 from limelight.report.notebook import generation_html, relevance_html, shares_html, wave_picture
 from limelight.types import Clip
@@ -81,3 +84,11 @@ def test_results_show_themselves_as_html_and_as_text_where_nobody_draws(monkeypa
     assert where._repr_html_() == relevance_html(where)
     monkeypatch.setattr(display, "_formatters", [])
     assert answer._repr_html_() is None and where._repr_html_() is None
+
+
+def test_grounding_and_flags_are_told_without_colour() -> None:
+    said = generation(prompt(("image", 49, (7, 7), None)), [" A", " cup"], strategy="meter")
+    steps = tuple(replace(s, grounding=z, flagged=z < 4) for s, z in zip(said.steps, (6.0, 1.25), strict=True))
+    html = generation_html(replace(said, steps=steps, flag=flag_rule(None)))
+    assert html.count('<sup title="flagged">⚑</sup>') == 1
+    assert "grounding 1.25" in html and "not calibrated for this model" in html

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from limelight.calibration import Calibration, flag_rule
 from limelight.errors import SettingError
 from limelight.report.media import Media
 from limelight.report.page import Case, render_page, save_page
@@ -234,3 +236,34 @@ def test_what_a_word_is_shaded_by_is_said() -> None:
     assert said in render_page(alone)
     assert said not in render_page(both)
     assert re.search(r"<b>25 %</b> image", render_page(alone))
+
+
+def test_grounding_and_the_flags_rule_are_told() -> None:
+    """Also without colour: by a mark, in words to a screen reader, and a rule that is a default says so."""
+    said = generation(vision(), [" A", " cup", "."], strategy="meter")
+    own = [
+        {"grounding": 6.0, "rival_grounding": None, "flagged": False, "p_supported": None},
+        {
+            "grounding": 1.25,
+            "rival_grounding": 7.0,
+            "flagged": True,
+            "grounding_by_modality": {"image": 2.0, "audio": 1.0},
+        },
+        {"grounding": 5.0, "p_supported": 0.875, "flagged": False},
+    ]
+    steps = tuple(replace(s, **more) for s, more in zip(said.steps, own, strict=True))
+    told = case_payload(Case([replace(said, steps=steps, flag=flag_rule(None))]))["columns"][0]
+    assert [w.get("gr") for w in told["words"]] == [
+        {"grounding": 6.0},
+        {"grounding": 1.25, "rival_grounding": 7.0, "grounding image": 2.0, "grounding audio": 1.0},
+        {"grounding": 5.0, "p_supported": 0.875},
+    ]
+    assert [w.get("f") for w in told["words"]] == [None, 1, None]
+    page = render_page(replace(said, steps=steps, flag=flag_rule(None)))
+    assert "flagged: not supported by what is seen or heard" in page
+    assert "not calibrated for this model" in page and 'class="mark flagged"' in page
+    fitted = Calibration("m", 3.5, (0.0,), (0.5,), labels="a labelled file", date="2026-01-02")
+    assert "calibrated on a labelled file, 2026-01-02" in render_page(
+        replace(said, steps=steps, flag=flag_rule(fitted))
+    )
+    assert 'id="flags"' not in render_page(said)

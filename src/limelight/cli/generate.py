@@ -143,6 +143,12 @@ def generate(
     parts = terminal.parts_bar(said)
     if parts is not None:
         terminal.err.print(parts)
+    if said.flag:
+        from limelight.calibration import spoken
+
+        terminal.err.print(
+            f"⚑ {spoken(said.flag)}: {sum(s.flagged for s in said.steps)} of {tokens} tokens", markup=False
+        )
     changed = sum(s.plain is not None and s.plain != s.token for s in said.steps)
     if changed:
         terminal.err.print(f"{changed} of {tokens} tokens are not what greedy decoding would have said there")

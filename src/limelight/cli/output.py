@@ -16,7 +16,18 @@ from limelight.report import heat
 from limelight.report.media import Media
 from limelight.report.views import View, views
 from limelight.report.word_times import moments, word_interval
-from limelight.report.words import Word, choose, perceptual, word_contributions, word_relevance, word_shares, words
+from limelight.report.words import (
+    Word,
+    choose,
+    perceptual,
+    sentences,
+    word_contributions,
+    word_flagged,
+    word_relevance,
+    word_shares,
+    word_support,
+    words,
+)
 from limelight.types import MODALITIES, Generation, Prompt, Relevance
 
 
@@ -85,6 +96,17 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
         "settings": {k: plain_value(v) for k, v in generation.settings.items()},
         "shares": rounded(generation.shares()),
         "contributions": rounded(generation.contributions()),
+        "flag": plain_value(dict(generation.flag)),
+        "sentences": [
+            {
+                "text": s.text,
+                "tokens": [s.start, s.stop],
+                "grounding": number(s.grounding),
+                "margin": number(s.margin),
+                "flagged": s.flagged,
+            }
+            for s in sentences(generation)
+        ],
         "words": [
             {
                 "text": w.text,
@@ -92,6 +114,7 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
                 "perceptual_share": number(perceptual(shares)),
                 "shares": rounded(shares),
                 "contributions": rounded(word_contributions(generation, w)),
+                **support_of(generation, w),
                 **(summary(r, scores=scores) if r is not None else {}),
             }
             for w, r, shares in rows
@@ -104,6 +127,10 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
                 "intervened": s.intervened,
                 "plain": s.plain,
                 "flagged": s.flagged,
+                "grounding": number(s.grounding),
+                "rival_grounding": number(s.rival_grounding),
+                "grounding_by_modality": rounded(s.grounding_by_modality),
+                "p_supported": number(s.p_supported),
                 "shares": rounded(s.shares),
                 "contributions": rounded(s.contributions),
                 "losses": {k: [number(x) for x in v] for k, v in s.losses.items()},
@@ -128,6 +155,18 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
             for s in generation.prompt.spans
         ]
     return out
+
+
+def support_of(generation: Generation, word: Word) -> dict[str, Any]:
+    """A word's grounding and flag, as JSON documents tell them; None where no meter ran."""
+    known = word_support(generation, word)
+    each = {k.removeprefix("grounding "): number(v) for k, v in known.items() if k.startswith("grounding ")}
+    return {
+        "grounding": number(known.get("grounding")),
+        "p_supported": number(known.get("p_supported")),
+        "flagged": word_flagged(generation, word),
+        **({"grounding_by_modality": each} if each else {}),
+    }
 
 
 def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict[str, Any]:

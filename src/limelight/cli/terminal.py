@@ -94,16 +94,29 @@ def token_progress(total: int, label: str = "") -> Iterator[Callable[[int, Step]
         yield moved
 
 
+@contextmanager
+def row_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, moved by calling it with (rows done, rows in all); gone when done."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+               MofNCompleteColumn(), TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def coloured(generation: Generation) -> Text:
     """The answer; on a terminal with each word's background as strong as its perceptual share (else the meter's part)."""
-    from limelight.report.words import perceptual, word_parts, words
+    from limelight.report.words import perceptual, word_flagged, word_parts, words
 
     text = Text()
     for word in words(generation):
         if word.space and text.plain:
             text.append(" ")
         share = perceptual(word_parts(generation, word))
-        flagged = any(s.flagged for s in generation.steps[word.start : word.stop])
+        flagged = word_flagged(generation, word)
+        text.append(
+            "⚑" if flagged and out.is_terminal else "", Style(bold=True, color="red")
+        )  # a file gets the words alone
         text.append(word.text, _style(share, flagged))
     return text if text.plain else Text(generation.text)
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from limelight.cli.output import number, rounded
+from limelight.cli.output import number, rounded, support_of
+from limelight.cli.terminal import plain_value
 from limelight.decoding.transcribe import Segment
 from limelight.report.subtitles import cue, document
 from limelight.report.word_times import word_interval
@@ -28,7 +29,7 @@ def row(segment: Segment) -> Row:
             "shares": rounded(word_shares(said, word)),
             "contributions": rounded(word_contributions(said, word)),
             "heard": [number(segment.start + t) for t in place] if place else None,
-            "flagged": any(s.flagged for s in said.steps[word.start : word.stop]),
+            **support_of(said, word),
         })  # fmt: skip
     return {
         "start": round(segment.start, 3),
@@ -38,6 +39,7 @@ def row(segment: Segment) -> Row:
         "complete": segment.complete,
         "shares": rounded(said.shares()),
         "contributions": rounded(said.contributions()),
+        "flag": plain_value(dict(said.flag)),
         "words": listed,
     }
 

@@ -9,12 +9,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limelight.calibration import flag_rule
 from limelight.decoding.collate import collate, pad_id, shifted
-from limelight.decoding.dual import calibration_of
+from limelight.decoding.dual import flag_of
 from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
 from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
-from limelight.decoding.strategy import Strategy, capabilities_of
+from limelight.decoding.strategy import Strategy
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.types import Generation, Prompt, Step
@@ -125,8 +124,7 @@ def generation_of(adapter: Adapter, strategy: Strategy, prompt: Prompt, steps: t
     """One row's steps as a Generation."""
     ids = tuple(s.token for s in steps)
     text = adapter.tokenizer.decode(list(ids), skip_special_tokens=True) if adapter.tokenizer is not None else ""
-    composite = capabilities_of(strategy).meter
-    rule = flag_rule(calibration_of(adapter, composite)) if any(s.grounding is not None for s in steps) else {}
+    rule = flag_of(adapter, strategy) if any(s.grounding is not None for s in steps) else {}
     return Generation(str(text).strip(), ids, steps, prompt, strategy.name, strategy.settings(), rule)
 
 

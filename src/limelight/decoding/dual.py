@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limelight.calibration import Calibration, flag_rule
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.strategy import Detail, GenerationContext
+from limelight.decoding.strategy import Detail, GenerationContext, Strategy, capabilities_of
 from limelight.errors import SettingError
 from limelight.grounding import score
 from limelight.models.runtime.capture import DecoderCall
@@ -128,7 +128,7 @@ def grounding(
         "grounding": _number(z[token]),
         "rival_grounding": _number(rival),
         "grounding_by_modality": {k: v for k, v in parts.items() if v is not None},
-        "flagged": bool(score.flagged(z[token], rival, rule["threshold"], needs_rival=rule["needs_rival"])),
+        "flagged": bool(score.flagged(z[token], rival, **{k: rule[k] for k in ("threshold", "needs_rival", "margin")})),
         "p_supported": None if calibration is None or not known else calibration.probability(float(z[token])),
     }
 
@@ -137,6 +137,11 @@ def calibration_of(adapter: Any, composite: str) -> Calibration | None:
     """The model's calibration, where it was fitted on scores of this composite."""
     found: Calibration | None = getattr(adapter, "calibration", None)
     return found if found is not None and found.composite == composite else None
+
+
+def flag_of(adapter: Any, strategy: Strategy) -> dict[str, Any]:
+    """The rule of the flag in a strategy's steps, where the meter runs beside it (:func:`limelight.calibration.flag_rule`)."""
+    return flag_rule(calibration_of(adapter, capabilities_of(strategy).meter or "attnlrp"))
 
 
 def _number(value: Tensor) -> float | None:

@@ -119,15 +119,17 @@ def rival_score(z: Tensor, logits: Tensor, tokens: Tensor, possible: float = POS
     return z.masked_fill(~others, -torch.inf).amax(-1)
 
 
-def flagged(z: Tensor, rival: Tensor, threshold: float = THRESHOLD, *, needs_rival: bool = True) -> Tensor:
-    """bool ``[...]``: a token's z lies below the threshold, while a rival's (:func:`rival_score`) does not.
+def flagged(
+    z: Tensor, rival: Tensor, threshold: float = THRESHOLD, *, needs_rival: bool = True, margin: float = 0.0
+) -> Tensor:
+    """bool ``[...]``: a token's z lies below the threshold, while a rival's (:func:`rival_score`) reaches it, less ``margin``.
 
     Where the choice is one of grammar ("of" behind "a picture"), the media support no token that the model finds possible,
     and a low score is no sign of an invention: hence the rival. ``needs_rival=False`` asks for none: for transcripts, where
     every word must be heard.
     """
     low = z < threshold
-    return low & (rival >= threshold) if needs_rival else low
+    return low & (rival >= threshold - margin) if needs_rival else low
 
 
 def _standardised(phi: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from limelight.calibration import Calibration, check_fits, find_calibration, read_calibration
+from limelight.calibration import AUTO, NONE, Calibration, check_fits, find_calibration, read_calibration
 from limelight.errors import ModelError, NotFiniteError, SettingError
 from limelight.models.adapter import Adapter
 from limelight.models.checkpoints.cache import FETCHED, fetched
@@ -51,7 +51,7 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
     processor_kwargs: Mapping[str, Any] | None = None,
-    calibration: str | Path | Calibration | None = "auto",
+    calibration: str | Path | Calibration | None = AUTO,
     **kwargs: Any,
 ) -> Adapter:
     """Load a shipped miniature (``demo-vision``), weights that were fetched (``whisper-base``), a local checkpoint folder
@@ -60,7 +60,7 @@ def load(
     Args:
         processor_kwargs: for the processor's ``from_pretrained`` alone, such as ``{"max_pixels": 401408}``.
         calibration: of the grounding flag (:func:`limelight.calibrate`): a file, or the value itself; ``"auto"`` takes the
-            user's own for this model, else the one beside the weights, else none; None: none.
+            user's own for this model, else the one beside the weights, else none; None or ``"none"``: none.
         kwargs: further settings of transformers' ``from_pretrained``: ``device_map``, ``max_memory``,
             ``quantization_config``, ``attn_implementation`` and others go to the model; ``revision``, ``token``,
             ``cache_dir``, ``local_files_only``, ``force_download``, ``subfolder``, ``proxies`` to model, config and
@@ -83,7 +83,9 @@ def load(
 def _calibration(name: str | Path, given: str | Path | Calibration | None) -> Calibration | None:
     if given is None or isinstance(given, Calibration):
         return given
-    if given != "auto":
+    if given == NONE:
+        return None
+    if given != AUTO:
         return read_calibration(given)
     folder = packaged(str(name)) if str(name) in PACKAGED else Path(name)
     path = find_calibration(str(name), folder if folder.is_dir() else None)

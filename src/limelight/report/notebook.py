@@ -10,6 +10,7 @@ from html import escape
 import numpy as np
 from PIL import Image, ImageDraw
 
+from limelight.calibration import spoken
 from limelight.errors import MediaError
 from limelight.report import heat
 from limelight.report.figure import MODALITY_COLOURS, shown
@@ -18,7 +19,16 @@ from limelight.report.overlay import unseen
 from limelight.report.views import View, stages, views
 from limelight.report.waveform import peaks
 from limelight.report.word_times import moments
-from limelight.report.words import CONTRIBUTIONS, known_parts, perceptual, word_parts, word_relevance, words
+from limelight.report.words import (
+    CONTRIBUTIONS,
+    known_parts,
+    perceptual,
+    word_flagged,
+    word_parts,
+    word_relevance,
+    word_support,
+    words,
+)
 from limelight.types import Box, Generation, Relevance
 
 _LONGEST = 320
@@ -74,7 +84,9 @@ def words_html(generation: Generation) -> str:
         told = [f"{v:.0%} {m}" for m, v in shares.items()]
         told += [f"({which})"] if shares else []
         told += ["intervened"] if any(s.intervened for s in steps) else []
-        told += ["not supported by what is seen or heard"] if any(s.flagged for s in steps) else []
+        told += [f"{k.replace('_', ' ')} {v:.2f}" for k, v in word_support(generation, word).items()]
+        flagged = word_flagged(generation, word)
+        told += ["flagged: not supported by what is seen or heard"] if flagged else []
         relevance = word_relevance(generation, word)
         if relevance is not None:
             told.append("text: " + ", ".join(f"{shown(t)} {v:+.2g}" for _, t, v in relevance.top(3, "text")))
@@ -82,20 +94,23 @@ def words_html(generation: Generation) -> str:
         shade = f"background:{MODALITY_COLOURS[hue]}{round(0.6 * 255 * share):02x};" if share is not None else ""
         space = " " if word.space and pieces else ""
         title = escape("; ".join(told), quote=True)
+        mark = '<sup title="flagged">⚑</sup>' if flagged else ""
         pieces.append(
-            f'{space}<span title="{title}" style="{shade}border-radius:3px;padding:1px 2px">{escape(word.text)}</span>'
+            f'{space}<span title="{title}" style="{shade}border-radius:3px;padding:1px 2px">{mark}{escape(word.text)}</span>'
         )
     return "".join(pieces) or escape(generation.text)
 
 
 def answer_parts_html(generation: Generation) -> list[str]:
     """The whole answer's shares as a bar; the meter's contributions, said to be such, where no relevance was computed."""
-    which = known_parts(generation)
+    which, rule = known_parts(generation), spoken(generation.flag)
+    legend = [f'<p style="font-size:12px;margin:2px 0">⚑ {escape(rule)}</p>'] if rule else []
     if not which:
-        return []
+        return legend
     if which == CONTRIBUTIONS:
-        return [shares_html(generation.contributions()), f'<p style="font-size:12px;margin:2px 0">each a {which}</p>']
-    return [shares_html(generation.shares())]
+        told = f'<p style="font-size:12px;margin:2px 0">each a {which}</p>'
+        return [shares_html(generation.contributions()), told, *legend]
+    return [shares_html(generation.shares()), *legend]
 
 
 def shares_html(shares: dict[str, float]) -> str:

@@ -54,6 +54,7 @@ def render_page(
             script=Markup(_source("page.js")),
             modalities=MODALITY_COLOURS,
             media={v["kind"]: _NAMES[v["kind"]] for p in payload for v in p["views"]},
+            flags=list(dict.fromkeys(c["flag"] for p in payload for c in p["columns"] if c["flag"])),
             marks={m for p in payload for c in p["columns"] for w in c["words"] for m in "dgf" if m in w},
         )
     )
@@ -112,7 +113,7 @@ def _spoken(word: dict[str, Any], key: str) -> dict[str, Any]:
     if "g" in word:
         parts.append(f"greedy would have said {word['g'].strip()}")
     if word.get("f"):
-        parts.append("not supported by what is seen or heard")
+        parts.append("flagged: not supported by what is seen or heard")
     return {**word, "spoken": ", ".join(parts), "hue": max(seen, key=seen.__getitem__, default="")}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from limelight.calibration import spoken
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.media import Media
@@ -25,9 +26,11 @@ from limelight.report.words import (
     known_parts,
     perceptual,
     word_contributions,
+    word_flagged,
     word_parts,
     word_relevance,
     word_shares,
+    word_support,
     words,
 )
 from limelight.types import Generation, Relevance, Span
@@ -130,6 +133,7 @@ def _column(generation: Generation, shown: Sequence[View], spell: Callable[[int]
         "settings": " · ".join(f"{k} {v}" for k, v in generation.settings.items() if v is not None),
         "shares": _rounded(generation.shares()),
         "contributions": _rounded(generation.contributions()),
+        "flag": spoken(generation.flag),
         "by_meter": known_parts(generation) == CONTRIBUTIONS,
         "generated": [s.text for s in generation.steps],
         "words": [_word(generation, w, shown, spelling, length) for w in found],
@@ -160,7 +164,9 @@ def _word(
         out["lp"] = round(float(np.exp(logprob)), 4)
     if any(s.intervened for s in steps):
         out["i"] = 1
-    if any(s.flagged for s in steps):
+    if support := word_support(generation, word):
+        out["gr"] = {k: _short(v) for k, v in support.items()}
+    if word_flagged(generation, word):
         out["f"] = 1
     changed = next((s for s in steps if s.plain is not None and s.plain != s.token), None)
     if changed is not None and changed.plain is not None:

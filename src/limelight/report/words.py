@@ -149,10 +149,22 @@ def word_grounding(generation: Generation, word: Word) -> float | None:
     return None if step is None else step.grounding
 
 
-def word_flagged(generation: Generation, word: Word) -> bool:
-    """Whether the token is flagged that gives the word its grounding."""
+def word_support(generation: Generation, word: Word) -> dict[str, float]:
+    """What is known of the media's support for a word, as far as it is: ``grounding``, ``rival_grounding``, ``p_supported``,
+    and ``grounding image`` ... of each modality where there are several; {} where no meter ran."""
     step = _deciding(generation, word)
-    return step is not None and step.flagged
+    if step is None:
+        return {}
+    several = step.grounding_by_modality if len(step.grounding_by_modality) > 1 else {}
+    told = {"grounding": step.grounding, "rival_grounding": step.rival_grounding, "p_supported": step.p_supported}
+    told |= {f"grounding {kind}": z for kind, z in several.items()}
+    return {k: v for k, v in told.items() if v is not None}
+
+
+def word_flagged(generation: Generation, word: Word) -> bool:
+    """Whether the token is flagged that gives the word its grounding; any of its tokens where none has a grounding."""
+    step = _deciding(generation, word)
+    return any(s.flagged for s in ([step] if step is not None else generation.steps[word.start : word.stop]))
 
 
 def _deciding(generation: Generation, word: Word) -> Step | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
+from limelight.decoding.dual import flag_of
 from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.strategy import capabilities_of
 from limelight.server.admission import client_of
@@ -80,7 +81,7 @@ class Chat(Endpoint):
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         reply = Reply(
             config.model, strategy, bool(asked.logprobs), own.grounding, conversation.has_media, usage=usage,
-            warnings=conversation.warnings,
+            warnings=conversation.warnings, flag=flag_of(state.adapter, strategy),
         )  # fmt: skip
         page = PageMaker(state.pages, state.adapter, str(request.base_url), asked.words) if own.page else None
         return generation_request, ChatShape(asked.stream, asked.answers, reply, page)

@@ -31,7 +31,8 @@ TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, a
 
 @dataclass
 class Reply:
-    """The objects of one request's answers. ``usage``: whether a stream tells it; ``page_url``: once there is a page; ``warnings``: of media."""
+    """The objects of one request's answers. ``usage``: whether a stream tells it; ``page_url``: once there is a page;
+    ``warnings``: of media; ``flag``: the rule of the tokens' flag (:func:`limelight.calibration.flag_rule`)."""
 
     model: str
     strategy: Strategy
@@ -41,6 +42,7 @@ class Reply:
     usage: bool = False
     page_url: str | None = None
     warnings: Sequence[str] = ()
+    flag: Mapping[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -98,6 +100,8 @@ class Reply:
         about: Grounding = {
             "strategy": self.strategy.name, "settings": plain(self.strategy.settings()), "seed": seed
         }  # fmt: skip
+        if self.grounding and self.has_media:
+            about["flag"] = plain(self.flag)
         if self.page_url is not None:
             about["page_url"] = self.page_url
         if not self.has_media:
@@ -142,6 +146,9 @@ def grounded(step: Step) -> TokenGrounding:
         "contributions": _numbers(step.contributions),
         "intervened": step.intervened,
         "flagged": step.flagged,
+        "grounding": known(step.grounding),
+        "grounding_by_modality": _numbers(step.grounding_by_modality),
+        "p_supported": known(step.p_supported),
         "changed": None if step.plain is None else step.plain != step.token,
     }
 
@@ -165,6 +172,10 @@ def grounding(steps: list[Step]) -> AnswerGrounding:
 
 def _numbers(parts: Mapping[str, float]) -> Parts:
     return {m: number(v) for m, v in parts.items()}
+
+
+def known(value: float | None) -> float | None:
+    return None if value is None else number(value)
 
 
 def number(value: float) -> float | None:

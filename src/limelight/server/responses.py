@@ -17,14 +17,15 @@ Logprob = TypedDict("Logprob", {"token": str, "logprob": float, "bytes": list[in
 Logprobs = TypedDict("Logprobs", {"content": list[Logprob], "refusal": None})
 Parts = dict[str, float | None]  # modality -> part
 TokenGrounding = TypedDict("TokenGrounding", {
-    "token": str, "shares": Parts, "contributions": Parts, "intervened": bool, "flagged": bool, "changed": bool | None,
+    "token": str, "shares": Parts, "contributions": Parts, "intervened": bool, "flagged": bool,
+    "grounding": float | None, "grounding_by_modality": Parts, "p_supported": float | None, "changed": bool | None,
 })  # fmt: skip
 AnswerGrounding = TypedDict(
     "AnswerGrounding", {"tokens": list[TokenGrounding], "shares": Parts, "contributions": Parts}
 )
 Grounding = TypedDict("Grounding", {
     "strategy": str, "settings": dict[str, Any], "seed": int | None, "page_url": NotRequired[str],
-    "note": NotRequired[str], "warnings": NotRequired[list[str]], "tokens": NotRequired[list[TokenGrounding]],
+    "note": NotRequired[str], "flag": NotRequired[dict[str, Any]], "warnings": NotRequired[list[str]], "tokens": NotRequired[list[TokenGrounding]],
     "shares": NotRequired[Parts], "contributions": NotRequired[Parts], "answers": NotRequired[list[dict[str, Any]]],
 })  # fmt: skip
 Choice = TypedDict("Choice", {

@@ -126,7 +126,7 @@ class Grounded(Closed):
 
     strategy: str | None = Field(None, max_length=64, description="a name from `limelight strategies`")
     settings: dict[str, Any] = Field(default_factory=dict, max_length=64, description="the strategy's settings")
-    grounding: bool = Field(False, description="per token: contributions to its logit, intervened, flagged")
+    grounding: bool = Field(False, description="per token: contributions to its logit, grounding, intervened, flagged")
     page: bool = Field(False, description="make a report page of the answer; its address comes back as page_url")
 
 

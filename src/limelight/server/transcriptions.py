@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import secrets
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.requests import Request
 
+from limelight.decoding.dual import flag_of
 from limelight.decoding.transcribe import cut, prompt_for, token_limit
 from limelight.errors import MediaError
 from limelight.models.adapter import Adapter
@@ -64,6 +65,7 @@ class SpeechShape:
 
     asked: SpeechRequest
     request: GenerationRequest
+    flag: Mapping[str, Any] = field(default_factory=dict)
     turn: int = 0
     has_text: bool = False
     begun: bool = False
@@ -137,7 +139,7 @@ class SpeechShape:
         }
         if self.asked.limelight.grounding and tokens:
             steps = [s for d in done for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
-            about = {**about, **grounding(steps)}
+            about = {**about, **grounding(steps), "flag": plain(self.flag)}
         if self.request.conversation.warnings:
             about["warnings"] = list(self.request.conversation.warnings)
         return about
@@ -174,7 +176,7 @@ class Transcriptions(Endpoint):
             sampling={"do_sample": True, "temperature": asked.temperature, "top_p": 1.0, "top_k": 0} if samples else {},
             words=words, first_seed=seed,
         )  # fmt: skip
-        return generation_request, SpeechShape(asked, generation_request)
+        return generation_request, SpeechShape(asked, generation_request, flag_of(adapter, strategy))
 
 
 def joined(pieces: Sequence[Finished]) -> str:

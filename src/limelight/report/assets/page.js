@@ -306,7 +306,12 @@
     if (word.g !== undefined) decided(true, `${did}. Greedy would have said `, el("b", {}, visible(word.g)), " here.");
     else if (word.same) decided(false, `${did}; greedy would have said the same.`);
     else if (word.i) decided(true, `${did}; what greedy would have said is not known.`);
-    if (word.f) children.push(el("p", {}, "⚑ Not supported by what is seen or heard, while a rival is."));
+    if (word.gr) {
+      const { grounding, rival_grounding: rival, p_supported: p, ...each } = word.gr;
+      const told = [rival === undefined ? "" : `another possible word: ${number(rival)}`, ...Object.entries(each).map(([k, z]) => `${k.slice(10)}: ${number(z)}`),
+        p === undefined ? "" : `probability that it is supported: ${percent(p)}`].filter(Boolean);
+      children.push(el("p", { className: "grounding" }, word.f ? "⚑ Not supported by what is seen or heard. " : "", "Grounding ", el("b", {}, number(grounding)), told.length ? ` (${told.join("; ")})` : ""));
+    } else if (word.f) children.push(el("p", {}, "⚑ Not supported by what is seen or heard."));
     if (word.l) children.push(el("p", {}, "Loss, first to last update: " + Object.entries(word.l).map(([n, [a, b]]) => `${n} ${number(a)} → ${number(b)}`).join("; ")));
     if (word.c) {
       const most = Math.max(...word.c.map((c) => Math.abs(c[2] ?? 0)), 1e-9), several = shown.views.some((v) => v.kind !== shown.views[0].kind);

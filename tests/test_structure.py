@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "golden": {"types", "errors", "media", "models", "relevance", "grounding", "decoding"},
     "cli": {
         "types",
+        "calibration",
         "errors",
         "compat",
         "thinking",

@@ -19,6 +19,7 @@ from limelight import compat
 from limelight.decoding.strategy import GenerationContext
 from limelight.errors import PromptError
 from limelight.models.adapter import Adapter
+from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.types import MODALITIES
 
 
@@ -102,9 +103,15 @@ def continued(context: GenerationContext, *, partial: bool) -> GenerationContext
 
 
 def is_media(name: str, value: Any) -> bool:
-    """A tensor of pixels or sound features (some families' position ids are fractions)."""
-    named = not any(part in name for part in ("mask", "position"))
-    return named and isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
+    """A tensor of pixels or sound features.
+
+    Raises:
+        UnsupportedError: a tensor whose axes nobody has declared.
+    """
+    if not isinstance(value, Tensor):
+        return False
+    axes = MODEL.axes(name, value)
+    return axes.media and axes.features and value.is_floating_point()
 
 
 def _media_in(kwargs: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ TOP = 5
 
 
 def captured(context: GenerationContext) -> tuple[DecoderCall, Tensor]:
-    """The prompt at the decoder's door and its perceptual positions ``[B, T]``, of which a row may have none; nothing made
+    """The prompt as the decoder is handed it and its perceptual positions ``[B, T]``, of which a row may have none; nothing made
     under inference_mode."""
     with torch.inference_mode(False), torch.no_grad():
         call = context.adapter.capture(context.inputs).cloned()

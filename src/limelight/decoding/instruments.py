@@ -162,8 +162,8 @@ def _masked(name: str, value: Any, kwargs: Mapping[str, Any], keep: Tensor) -> A
         axes = DECODER.axes(name, value)
         if "state" in axes.names:
             return value * 0
-        if axes.positions is not None:  # the layers' own inputs, of ids: they hold nothing of the media
-            return value
+        if axes.positions == 1:  # where they are of ids alone (the layers' own inputs), they hold nothing of the media
+            return value * keep.reshape(*keep.shape, *[1] * (value.ndim - 2)).to(value.dtype) if axes.media else value
     pieces = list(value.values()) if isinstance(value, Mapping) else list(value)
     places = [v[..., 0] if v.ndim == 3 else v for k, v in kwargs.items() if DECODER.marks_media(k, v)]
     places = [p for p in places if all(f.shape[0] == int(p.sum()) for f in pieces)]

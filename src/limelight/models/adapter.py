@@ -17,10 +17,10 @@ from limelight.calibration import Calibration
 from limelight.errors import HookError, ModelError, NotFiniteError, PromptError, UnsupportedError
 from limelight.models import detect, prompts
 from limelight.models.families import Family, family_of
-from limelight.models.inputs.media_vocabulary import hard_tokens
-from limelight.models.inputs.per_layer import per_layer_inputs
+from limelight.models.inputs.kinds import embedders
 from limelight.models.inputs.position_mask import PLACES
 from limelight.models.inputs.ready_masks import reaches
+from limelight.models.inputs.side_features import Embedder
 from limelight.models.runtime.attention import no_attention_hooks, switched
 from limelight.models.runtime.capture import DecoderCall, capture
 from limelight.models.runtime.locks import lock_of
@@ -266,13 +266,12 @@ class Adapter:
             raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
         if isinstance(inputs.get("input_ids"), Tensor) and inputs["input_ids"].ndim == 2:
             self.modality_ids(inputs)  # media that went nowhere are told before the model trips over them
-        modality = self._modalities(inputs) if self._layer_inputs is not None else None
-        inputs = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
-        if inputs.get("inputs_embeds") is not None:  # merged already; the ids beside them only tell what is where
-            inputs.pop("input_ids", None)
+        given = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
+        if given.get("inputs_embeds") is not None:  # merged already; the ids beside them only tell what is where
+            given.pop("input_ids", None)
         with self.routed(), no_attention_hooks():  # towers inside the decoder are none of a hook's business
             known = reaches(self.decoder.config)
-            call = capture(self.model, self.decoder, inputs, known, None if modality is None else modality > 0)
+            call = capture(self.model, self.decoder, given, known, lambda: self._modalities(inputs) > 0)
         if not bool(torch.isfinite(call.embeds).all()):
             raise NotFiniteError(
                 "the merged embeddings hold NaN or infinity",
@@ -296,22 +295,16 @@ class Adapter:
         return self.head_scalars(self.head(hidden).to(hidden.device))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them; with those of its layers behind
-        where they have inputs of their own (:mod:`limelight.models.inputs.per_layer`)."""
+        """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them; with what
+        else enters at a token behind them (:mod:`limelight.models.inputs.side_features`)."""
         out: Tensor = self.model.get_input_embeddings()(ids)
-        if self._hard_tokens is not None:
-            out = self._hard_tokens(ids, out)
-        if self._layer_inputs is not None:
-            out = torch.cat([out, self._layer_inputs(ids).flatten(2).to(out)], dim=-1)
+        for embedded in self._embedders:
+            out = embedded(ids, out)
         return out.to(ids.device)
 
     @cached_property
-    def _hard_tokens(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        return hard_tokens(self.parent_model)
-
-    @cached_property
-    def _layer_inputs(self) -> Callable[[Tensor], Tensor] | None:
-        return per_layer_inputs(self.decoder)
+    def _embedders(self) -> tuple[Embedder, ...]:
+        return embedders(self.parent_model, self.decoder)
 
     def tokens(self, ids: Tensor | Sequence[int]) -> tuple[str, ...]:
         """Spelling of each id of one row (the id itself in brackets without a tokenizer)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from limelight import compat
 from limelight.errors import HookError, NotMultimodalError, PromptError
-from limelight.models.inputs.position_mask import places
+from limelight.models.inputs.kinds import places
 from limelight.models.runtime.offload import device_of
 from limelight.models.runtime.wrappers import unwrapped
 from limelight.types import MODALITIES, Modality

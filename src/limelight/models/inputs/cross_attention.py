@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.models.inputs.decoder_inputs import DECODER
-from limelight.models.inputs.side_features import Found
+from limelight.models.inputs.side_features import Found, Media, SideFeatureKind, no_media
 from limelight.models.spans import tower_side
 from limelight.types import Modality, Region, Span
 
@@ -95,7 +95,7 @@ class CrossAttentionStates:
         return (*states, Span(self.count, length, "text"))
 
 
-def find_cross_attention(embeds: Tensor, kwargs: Mapping[str, Any], media: Tensor | None = None) -> Found | None:
+def find_cross_attention(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
     """The states ``[B or more, n, D]`` in front of the words as one leaf ``[B, N + T, D]``, and which of them any word
     sees ``[B, N]``; None where no argument has states of the embeddings' width."""
     batch, _, width = embeds.shape
@@ -128,3 +128,6 @@ def reading_layers(decoder: nn.Module, name: str) -> set[int]:
         if layer is not None and hasattr(module, "k_proj") and name in inspect.signature(module.forward).parameters:
             found.add(int(layer))
     return found
+
+
+KIND = SideFeatureKind("cross-attention states", find=find_cross_attention)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from limelight.models.inputs.decoder_inputs import DECODER
-from limelight.models.inputs.side_features import Found
+from limelight.models.inputs.side_features import Found, Media, SideFeatureKind, no_media
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class DeepstackFeatures:
     step = arguments
 
 
-def find_deepstack(embeds: Tensor, kwargs: Mapping[str, Any], media: Tensor | None = None) -> Found | None:
+def find_deepstack(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
     """The features among a decoder's arguments, and the wide leaf; None where there are none of this kind.
 
     An argument declared as features counts if it holds tensors ``[N, D]``, D the embeddings' width, N the number of True
@@ -117,3 +117,6 @@ def _is_features(value: Any, embeds: Tensor) -> bool:
         and value.ndim == 2
         and value.shape[-1] == embeds.shape[-1]
     )
+
+
+KIND = SideFeatureKind("deepstack", find=find_deepstack)

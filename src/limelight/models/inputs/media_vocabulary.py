@@ -5,14 +5,15 @@ A model may generate such an id (an end-of-picture mark is one), and its own for
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from limelight.models.inputs.side_features import Embedder, SideFeatureKind
 
-def hard_tokens(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+
+def hard_tokens(model: nn.Module, decoder: nn.Module | None = None) -> Embedder | None:
     """``(ids [B, N], embeddings of words [B, N, D])`` -> the embeddings the decoder receives; None where words are all."""
     tables: list[Any] = [m for m in model.modules() if _embeds_ids(m)]
     if not tables:
@@ -35,3 +36,6 @@ def _embeds_ids(module: Any) -> bool:
     offset, size = getattr(module, "vocab_offset", None), getattr(module, "vocab_size", None)
     table = getattr(module, "embedding", None)
     return isinstance(offset, int) and isinstance(size, int) and isinstance(table, nn.Embedding)
+
+
+KIND = SideFeatureKind("media vocabulary", embedder=hard_tokens)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limelight.models.inputs.side_features import Found
+from limelight.models.inputs.side_features import Embedder, Found, Media, SideFeatureKind, no_media
 
 NAME = "per_layer_inputs"
 
@@ -78,18 +78,19 @@ class PerLayerInputs:
     step = arguments
 
 
-def find_per_layer(embeds: Tensor, kwargs: Mapping[str, Any], media: Tensor | None = None) -> Found | None:
+def find_per_layer(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
     """The wide leaf, and the constant part among the arguments; None where no argument holds inputs of the layers.
 
-    ``media``: bool ``[B, T]``, positions whose ids are placeholders.
+    ``media``: positions whose ids are placeholders.
     """
     value = kwargs.get(NAME)
     if not isinstance(value, Tensor) or value.ndim < 3 or value.shape[:2] != embeds.shape[:2]:
         return None
     value = value.detach()
-    if media is None or media.shape != embeds.shape[:2]:
-        media = torch.zeros(embeds.shape[:2], dtype=torch.bool)
-    constant = value * media.to(value.device).reshape(*media.shape, *[1] * (value.ndim - 2))
+    where = media()
+    if where is None or where.shape != embeds.shape[:2]:
+        where = torch.zeros(embeds.shape[:2], dtype=torch.bool)
+    constant = value * where.to(value.device).reshape(*where.shape, *[1] * (value.ndim - 2))
     found = PerLayerInputs(NAME, int(embeds.shape[-1]), tuple(value.shape[2:]))
     leaf = torch.cat([embeds, (value - constant).flatten(2).to(embeds)], dim=-1)
     return Found(found, leaf, {**kwargs, NAME: constant})
@@ -101,3 +102,14 @@ def per_layer_inputs(decoder: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if lookup is None or not getattr(decoder.config, "hidden_size_per_layer_input", None):
         return None
     return lambda ids: lookup(ids)
+
+
+def embedder(model: nn.Module, decoder: nn.Module) -> Embedder | None:
+    """The inputs of all layers behind the embeddings of words: ``[B, n, D]`` -> ``[B, n, D + L * P]``."""
+    lookup = per_layer_inputs(decoder)
+    return (
+        None if lookup is None else lambda ids, embeds: torch.cat([embeds, lookup(ids).flatten(2).to(embeds)], dim=-1)
+    )
+
+
+KIND = SideFeatureKind("per-layer inputs", find=find_per_layer, embedder=embedder, order=1)  # wide: behind all others

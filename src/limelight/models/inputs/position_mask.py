@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limelight.models.inputs.side_features import Placed, SideFeatureKind
+
 PLACES, FEATURES = "image_embeds_position_mask", "image_embeds"
 
 
-def placed(decoder: Any, got: Mapping[str, Any]) -> Tensor | None:
-    """``[B, T, D]``: the merged embeddings of a decoder's call that holds ids, media and their places; else None."""
+def placed(decoder: Any, got: Mapping[str, Any]) -> Placed | None:
+    """The merged embeddings ``[B, T, D]`` of a decoder's call that holds ids, media and their places; else None."""
     ids, where, features = (got.get(name) for name in ("input_ids", PLACES, FEATURES))
     if not (isinstance(ids, Tensor) and isinstance(where, Tensor) and isinstance(features, Tensor)):
         return None
     with torch.no_grad():
         embeds: Tensor = decoder.get_input_embeddings()(ids).clone()
         embeds[where.to(embeds.device) != 0] = features.to(embeds).reshape(-1, embeds.shape[-1])
-    return embeds
+    return Placed(embeds, {k: v for k, v in got.items() if k not in ("input_ids", FEATURES)})
 
 
 def places(inputs: Mapping[str, Any]) -> Tensor | None:
@@ -33,6 +35,9 @@ def places(inputs: Mapping[str, Any]) -> Tensor | None:
         return None
     marked = (where != 0).long()
     return torch.nn.functional.pad(marked, (0, ids.shape[1] - marked.shape[1]))  # what was generated is text
+
+
+KIND = SideFeatureKind("position mask", place=placed, places=places)
 
 
 def is_positions(module: nn.Module) -> bool:

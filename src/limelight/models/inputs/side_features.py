@@ -1,21 +1,26 @@
-"""What features that reach a decoder beside its input embeddings have in common.
+"""What features that reach a decoder otherwise than by merged input embeddings have in common.
 
-They are leaves of relevance like the embeddings and travel with them in one tensor: behind them along the last axis
-(deepstack, inputs of the layers' own), or as further positions in front of the prompt's (cross-attention states). Media
-that the decoder itself puts among the words (:mod:`limelight.models.inputs.position_mask`), and ids that other tables
-embed (:mod:`limelight.models.inputs.media_vocabulary`), end up in the embeddings and need none of this.
+They are leaves of relevance like the embeddings. Those that a decoder takes in an argument of their own travel with the
+embeddings in one tensor: behind them along the last axis (deepstack, inputs of the layers' own), or as further positions in
+front of the prompt's (cross-attention states). Those that a decoder puts among the words itself (media marked by a position
+mask), and ids that another table than the words' embeds (media vocabularies), end up in the embeddings.
+
+One kind is one file of this folder that ends in ``KIND = SideFeatureKind(...)``; listing the folder finds it
+(:func:`limelight.models.inputs.kinds.side_kinds`). The axes of its arguments are declared in
+:mod:`limelight.models.inputs.decoder_inputs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class SideFeatures(Protocol):
-    """Features of one captured call. To add a kind, write its class and its ``find`` and list that in ``capture.FINDERS``."""
+    """Features of one captured call, in an argument of the decoder's. ``leaf`` is ``[B, N + T, D']``, N = ``front``."""
 
     @property
     def name(self) -> str:
@@ -69,3 +74,41 @@ class Found(NamedTuple):
     leaf: Tensor
     kwargs: dict[str, Any]
     seen: Tensor | None = None
+
+
+class Placed(NamedTuple):
+    """Merged embeddings ``[B, T, D]``, and the call's other arguments."""
+
+    embeds: Tensor
+    kwargs: dict[str, Any]
+
+
+Media = Callable[[], Tensor | None]  # bool [B, T], positions of media by their ids; asked for only where it is needed
+Embedder = Callable[[Tensor, Tensor], Tensor]
+
+
+def no_media() -> None:
+    """Where nothing tells positions of media apart."""
+
+
+@dataclass(frozen=True)
+class SideFeatureKind:
+    """A way by which features reach decoders otherwise than by merged input embeddings.
+
+    Attributes:
+        name: for messages.
+        find: ``(embeds [B, T, D], arguments of a captured call, media) -> features``; None where the call has none.
+        place: ``(decoder, arguments of its call) -> merged embeddings``, where the decoder itself is about to put media
+            among the words; None where it is not.
+        places: ``inputs of the model -> int64 [B, T]``, 1 where media stand, where the inputs themselves say so.
+        embedder: ``(model, decoder) -> (ids [B, n], embeddings [B, n, D]) -> embeddings [B, n, D']``, for tokens that are
+            not embedded by the words' table alone; None where they are.
+        order: embedders are applied in ascending order, then by name.
+    """
+
+    name: str
+    find: Callable[[Tensor, Mapping[str, Any], Media], Found | None] | None = None
+    place: Callable[[Any, Mapping[str, Any]], Placed | None] | None = None
+    places: Callable[[Mapping[str, Any]], Tensor | None] | None = None
+    embedder: Callable[[nn.Module, nn.Module], Embedder | None] | None = None
+    order: int = 0

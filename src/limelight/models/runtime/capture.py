@@ -13,17 +13,11 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, PromptError, UnsupportedError
 from limelight.models.inputs import ready_masks
-from limelight.models.inputs.cross_attention import CrossAttentionStates, find_cross_attention
+from limelight.models.inputs.cross_attention import CrossAttentionStates
 from limelight.models.inputs.decoder_inputs import DECODER, Reaches, holds_tensors
-from limelight.models.inputs.deepstack import find_deepstack
-from limelight.models.inputs.per_layer import find_per_layer
-from limelight.models.inputs.position_mask import FEATURES, placed
-from limelight.models.inputs.side_features import Found, SideFeatures
+from limelight.models.inputs.kinds import find, placed
+from limelight.models.inputs.side_features import Media, SideFeatures, no_media
 from limelight.models.runtime.fused import fused_attention
-
-FINDERS: tuple[Callable[[Tensor, Mapping[str, Any], Tensor | None], Found | None], ...] = (
-    find_cross_attention, find_deepstack, find_per_layer,
-)  # fmt: skip
 
 # Arguments of a decoder call that belong to one particular call and must not be replayed.
 _DROPPED = frozenset(
@@ -195,9 +189,12 @@ def capture(
     decoder: nn.Module,
     inputs: Mapping[str, Any],
     reaches: Reaches,
-    media_mask: Tensor | None = None,
+    media: Media = no_media,
 ) -> DecoderCall:
-    """Run ``model(**inputs)`` up to the door of ``decoder`` and keep what it was given. Towers run once, without grad.
+    """Run ``model(**inputs)`` up to the call of ``decoder`` and keep what it was given. Towers run once, without grad.
+
+    Args:
+        media: tells positions of media by their ids.
 
     Raises:
         HookError: the decoder was never called.
@@ -208,8 +205,8 @@ def capture(
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         got.update(zip(names, args, strict=False))
         got.update(kwargs)
-        if (embeds := placed(decoder, got)) is not None:
-            got["placed"] = embeds
+        if (own := placed(decoder, got)) is not None:
+            got["placed"] = own
             raise _Captured
         if got.get("inputs_embeds") is not None or not _media(got):
             raise _Captured
@@ -237,8 +234,8 @@ def capture(
             want = got.pop("merged")
             got = {k: v for k, v in got.items() if k in _KEPT or not holds_tensors(v)} | {"inputs_embeds": want}
         elif "placed" in got:
-            want = got.pop("placed")
-            got = {k: v for k, v in got.items() if k not in ("input_ids", FEATURES)} | {"inputs_embeds": want}
+            own = got.pop("placed")
+            want, got = own.embeds, {**own.kwargs, "inputs_embeds": own.embeds}
         if want is not None:
             for handle in handles:
                 handle.remove()
@@ -276,7 +273,7 @@ def capture(
     if "position_ids" in names and "position_ids" not in kwargs and not bool(mask.all()):
         # as generate() counts: offsets live in rotated coordinates, so a padded row must not be shifted
         kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
-    found = next((f for f in (find(embeds, kwargs, media_mask) for find in FINDERS) if f is not None), None)
+    found = find(embeds, kwargs, media)
     if found is None:
         call = DecoderCall(embeds, mask, kwargs, reaches)
     else:

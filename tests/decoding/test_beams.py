@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from limelight.decoding.beams import choose, fork
+from limelight.errors import UnsupportedError
 from limelight.models.runtime.cached_decoder import Stream
 from tests.decoding.peers import CLOSE, double, inputs_of
 from tests.slow_twins.full import last_logits
@@ -28,3 +30,16 @@ def test_beams_go_their_own_ways() -> None:
         assert not torch.allclose(got[1], got[2])
         again = base.next(torch.tensor([72, 70]))
         torch.testing.assert_close(again, last_logits(adapter.model, inputs, torch.tensor([[72], [70]])), **CLOSE)
+
+
+def test_an_input_that_nobody_declared_is_named() -> None:
+    """A guess by its shape could give one row's values to another."""
+    adapter, inputs = double("llava"), inputs_of("llava", "single")
+    prepared = dict(inputs)
+    with torch.no_grad():
+        stream = Stream.fresh(adapter, prepared.pop("input_ids"), prepared)
+        stream.next(None)
+        stream.kwargs["odd_ids"] = torch.zeros(1, 3)
+        with pytest.raises(UnsupportedError, match="odd_ids") as caught:
+            choose(stream, [0, 0])
+    assert caught.value.hint

@@ -72,6 +72,14 @@ def test_what_cannot_share_a_batch_is_refused(adapter: limelight.Adapter) -> Non
         limelight.generate_many(adapter, requests=[])
 
 
+def test_a_tensor_that_nobody_declared_is_named(adapter: limelight.Adapter) -> None:
+    odd = [replace(p, tensors={**p.tensors, "odd_ids": torch.zeros(1, 3)}) for p in requests(adapter)]
+    with pytest.raises(UnsupportedError, match="odd_ids") as caught:
+        collate(odd)
+    assert caught.value.hint
+    assert collate(odd[:1])[0]["odd_ids"] is odd[0].tensors["odd_ids"]  # alone there is nothing to line up
+
+
 def test_shifted_spans_still_partition() -> None:
     spans = (Span(0, 2, "image", (1, 2)), Span(2, 5, "text"))
     moved = shifted(spans, 3)

@@ -40,6 +40,6 @@ def choose(stream: Stream, rows: Sequence[int]) -> None:
         raise UnsupportedError(
             f"a cache of type {type(cache).__name__} cannot be reordered for beams", hint="use the default cache"
         )
+    kwargs = MODEL.reorder(stream.kwargs, index)
     cache.reorder_cache(index)
-    stream.ids = stream.ids[index]
-    stream.kwargs = MODEL.reorder(stream.kwargs, index)
+    stream.ids, stream.kwargs = stream.ids[index], kwargs

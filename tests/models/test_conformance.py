@@ -368,7 +368,7 @@ def test_a_language_model_called_from_inside_says_so(name: str) -> None:
     adapter = built(name)
     with pytest.raises(LimelightError) as caught:
         _lime(adapter, given(name, adapter), whole=False)
-    assert "whole" in caught.value.hint
+    assert "parent_model" in caught.value.hint
     with pytest.raises(ModelError, match="no part of"):
         adapter.model.generate(
             **given(name, adapter),

@@ -157,13 +157,15 @@ def settings_of(factory: Any) -> dict[str, Any]:
 
 
 def strategy_of(name: str, pairs: Sequence[str]) -> Strategy:
-    """A strategy from ``--strategy`` and ``--set``.
+    """A strategy from ``--strategy``, which is NAME or NAME,key=value,..., and ``--set``.
 
     Raises:
         SettingError: unknown name or setting (with the nearest known one), or a value out of range.
     """
     from limelight.decoding.registry import strategies, strategy
 
+    name, *beside = name.split(",")
+    pairs = [*beside, *pairs]
     known = strategies()
     if name not in known:
         raise SettingError(f"unknown strategy {name!r}", hint=_nearest(name, known) + "see `limelight strategies`")

@@ -9,8 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from limelight.cli.options import strategy_of
 from limelight.decoding.loop import custom_generate
-from limelight.decoding.methods.relevance_contrastive import RelevanceContrastive, amplified, relevance_contrastive
+from limelight.decoding.methods.relevance_contrastive import (
+    PRESETS,
+    RelevanceContrastive,
+    amplified,
+    relevance_contrastive,
+)
+from limelight.decoding.registry import strategy
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attachment import attached
@@ -169,6 +176,7 @@ def test_sampling_keeps_to_the_plausible(adapter: Adapter) -> None:
         ({"composite": "gradient-input"}, "forward mode"), ({"alpha": math.nan}, "alpha"), ({"alpha": math.inf}, "alpha"),
         ({"beta": -0.1}, "beta"), ({"beta": 1.1}, "beta"), ({"beta": math.nan}, "beta"), ({"decay": -1.0}, "decay"),
         ({"decay": math.nan}, "decay"), ({"gate": "often"}, "gate"), ({"threshold": 3.0}, "threshold"),
+        ({"preset": "poems"}, "preset"), ({"score": "rank"}, "score"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(settings: dict[str, Any], word: str) -> None:
@@ -182,3 +190,17 @@ def test_settings_are_kept() -> None:
     assert strategy.name == "relevance-contrastive"
     assert RelevanceContrastive(**strategy.settings()) == strategy
     assert relevance_contrastive() == RelevanceContrastive(alpha=2.0, beta=0.1, decay=0.0, gate="always")
+    assert strategy.settings()["score"] == "phi" and strategy.settings()["preset"] is None
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_presets_give_what_is_not_given(preset: str) -> None:
+    own = relevance_contrastive(preset=preset)
+    assert {k: getattr(own, k) for k in PRESETS[preset]} == PRESETS[preset]
+    assert own.settings()["preset"] == preset
+    assert RelevanceContrastive(**own.settings()) == own
+    other = relevance_contrastive(preset=preset, alpha=0.0, beta=0.0, score="phi")
+    assert (other.alpha, other.beta, other.score) == (0.0, 0.0, "phi")  # what is given counts, zero too
+    assert own == strategy("relevance-contrastive", preset=preset)
+    assert own == strategy_of(f"relevance-contrastive,preset={preset}", [])
+    assert strategy_of(f"relevance-contrastive,preset={preset}", ["alpha=0.5"]).settings()["alpha"] == 0.5

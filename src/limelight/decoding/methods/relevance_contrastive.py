@@ -9,6 +9,7 @@ right and the picture poor, turning it up costs accuracy.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,30 +24,46 @@ from limelight.errors import SettingError
 from limelight.grounding.gate import Gate
 from limelight.grounding.score import z_score
 
+DEFAULTS: Mapping[str, Any] = {"alpha": 2.0, "beta": 0.1, "score": "phi"}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "captions": {"alpha": 2.0, "beta": 0.02, "score": "z"},
+    "questions": {"alpha": 2.0, "beta": 0.1, "score": "z"},
+    "transcripts": {"alpha": 1.0, "beta": 0.1, "score": "z"},
+}
+
 
 @dataclass(frozen=True)
 class RelevanceContrastive:
     """``l + alpha * s``, with an adaptive plausibility cut.
 
     Args:
-        alpha: how far to trust the media against the text; 0 is the model itself.
+        alpha: how far to trust the media against the text; 0 is the model itself. None: the preset's, else 2.
         score: s: ``phi``, Phi_M(v) in units of the logit, or ``z``, its z-score over the vocabulary
-            (:mod:`limelight.grounding.score`), with which alpha does not depend on the model's scale.
-        beta: tokens with ``p < beta * max p`` are dropped (Li et al., 2023, eq. 4); 0 drops none.
+            (:mod:`limelight.grounding.score`), with which alpha does not depend on the model's scale. None: the preset's,
+            else ``phi``.
+        beta: tokens with ``p < beta * max p`` are dropped (Li et al., 2023, eq. 4); 0 drops none. None: the preset's, else .1.
         decay: alpha at the t-th generated token is ``alpha * exp(-decay * t)``.
         composite: ``attnlrp`` or ``cp-lrp``.
         gate, threshold: intervene always, where uncertain, or where ungrounded (:class:`Gate`).
+        preset: alpha, beta and score for a kind of task, chosen on the miniatures' dev splits: ``captions``, ``questions`` or
+            ``transcripts`` (:data:`PRESETS`). What is given beside it counts.
     """
 
-    alpha: float = 2.0
-    beta: float = 0.1
+    alpha: float = None  # type: ignore[assignment]  # each is a value once the strategy is made
+    beta: float = None  # type: ignore[assignment]
     decay: float = 0.0
     composite: str = "attnlrp"
     gate: str = "always"
     threshold: float = 0.95
-    score: str = "phi"
+    score: str = None  # type: ignore[assignment]
+    preset: str | None = None
 
     def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise SettingError(f"unknown preset {self.preset!r}", hint=f"one of {', '.join(PRESETS)}, or leave it out")
+        for name, value in (DEFAULTS if self.preset is None else PRESETS[self.preset]).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         check_composite(self.composite)
         check_choice(self.name, "score", self.score, ("phi", "z"))
         Gate(self.gate, self.threshold)

@@ -13,7 +13,7 @@ from torch import Tensor
 from limelight.decoding.processors import applied, foreseen, prepared, stateless
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.detect import MODALITY_IDS
+from limelight.models.detect import MODALITY_IDS, known_tokens
 from limelight.types import Relevance, Span
 
 
@@ -152,9 +152,8 @@ class GenerationContext:
 
     @cached_property
     def known_tokens(self) -> int | None:
-        """Ids from here on have no token in the tokenizer; None where that is not known."""
-        vocabulary = getattr(getattr(self.adapter, "tokenizer", None), "get_vocab", None)
-        return max(vocabulary().values(), default=-1) + 1 or None if vocabulary is not None else None
+        """See :func:`limelight.models.detect.known_tokens`."""
+        return known_tokens(getattr(self.adapter, "tokenizer", None))
 
     def require_prompt(self, *, words_only: bool = False) -> None:
         """Raise UnsupportedError where the prompt cannot be run anew, because part of it is in the cache alone.

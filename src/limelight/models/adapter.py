@@ -91,6 +91,11 @@ class Adapter:
         return {"layers": self.traits.layers, "hidden": self.traits.hidden, "vocabulary": self.traits.vocab}
 
     @cached_property
+    def known_tokens(self) -> int | None:
+        """See :func:`limelight.models.detect.known_tokens`."""
+        return detect.known_tokens(self.tokenizer)
+
+    @cached_property
     def attention_layers(self) -> dict[int, nn.Module]:
         """layer_idx -> attention module."""
         return detect.attention_modules(self.decoder)

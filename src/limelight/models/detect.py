@@ -246,6 +246,12 @@ MODALITY_IDS = (
 )
 
 
+def known_tokens(tokenizer: Any) -> int | None:
+    """Ids from here on have no token in the tokenizer (rows of the embeddings beyond are padding); None: not known."""
+    vocabulary = getattr(tokenizer, "get_vocab", None)
+    return max(vocabulary().values(), default=-1) + 1 or None if vocabulary is not None else None
+
+
 def nameless(model: nn.Module, media: Iterable[str]) -> NotMultimodalError:
     """The error of a model that was given media, and of which it cannot be told where they went."""
     return NotMultimodalError(

@@ -72,7 +72,7 @@ def load(
         SettingError: an unknown setting, two that exclude each other, one that this checkpoint's layout cannot take, or a
             calibration that is damaged or of another model.
     """
-    found = _calibration(name, calibration)
+    found = calibration_for(name, calibration)
     adapter = _loaded(name, dtype, device, trust_remote_code, processor_kwargs, kwargs)
     if found is not None:
         check_fits(found, adapter.sizes)
@@ -80,7 +80,8 @@ def load(
     return adapter
 
 
-def _calibration(name: str | Path, given: str | Path | Calibration | None) -> Calibration | None:
+def calibration_for(name: str | Path, given: str | Path | Calibration | None) -> Calibration | None:
+    """The calibration that :func:`load` takes for a model of that name."""
     if given is None or isinstance(given, Calibration):
         return given
     if given == NONE:

@@ -259,7 +259,7 @@ def _tensors(
 ) -> tuple[dict[str, Any], Process]:
     """The processor's output on the model's device, and the processor for other media in the same prompt."""
     processor = adapter.processor
-    text = _text(adapter, turns)
+    text = rendered(adapter, turns)
     arguments: dict[str, Any] = {}
     if found["image"]:
         arguments["images"] = found["image"]
@@ -332,13 +332,15 @@ def video_metadata(clip: Clip) -> Any:
     )  # fmt: skip
 
 
-def _text(adapter: Reader, turns: list[dict[str, Any]]) -> str:
+def rendered(adapter: Reader, turns: list[dict[str, Any]], *, finished: bool = False) -> str:
+    """The turns as the model's chat template writes them, one placeholder a medium, up to where the answer begins;
+    ``finished``: without the beginning of a further answer."""
     processor = adapter.processor
     for owner in (processor, adapter.tokenizer):
         if template := getattr(owner, "chat_template", None):
             if owner is adapter.tokenizer and not _TYPED.search(str(template)):  # a template of text takes words alone
                 turns = [{**t, "content": _joined(processor, [t])} for t in turns]
-            return str(owner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            return str(owner.apply_chat_template(turns, tokenize=False, add_generation_prompt=not finished))
     return _joined(processor, turns)
 
 

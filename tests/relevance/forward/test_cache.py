@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limelight.relevance.forward.cache import DualCache
+from limelight.relevance.forward.cache import DualCache, PassingCache
 
 ROWS, HEADS, D, WIDTH = 6, 2, 3, 5
 
@@ -64,3 +64,15 @@ def test_update_hands_back_what_is_new_and_keeps_no_graph() -> None:
     assert back[0] is key and back[1] is value and not cache.keys
     cache.write(0, key, value)
     assert not cache.keys[0].requires_grad
+
+
+def test_a_passing_cache_holds_the_layer_at_work_alone() -> None:
+    cache = PassingCache(8)
+    for layer in range(3):
+        key, value = torch.randn(2, 1, 5, 4), torch.randn(2, 1, 5, 3)
+        cache.write(layer, key, value)
+        read = cache.read(layer, extra=5)
+        assert read is not None and torch.equal(read[0], key) and torch.equal(read[1], value)
+        assert cache.bytes() == 2 * 5 * 7 * 4 and cache.length == 0
+    cache.keep(0, {5: (torch.zeros(1),)})
+    assert cache.states == {}

@@ -151,3 +151,13 @@ class DualCache:
     def bytes(self) -> int:
         states = (t for layer in self.states.values() for state in layer.values() for t in state)
         return sum(t.numel() * t.element_size() for t in (*self.keys.values(), *self.values.values(), *states))
+
+
+class PassingCache(DualCache):
+    """For one forward of a whole sequence that nothing follows: the keys and values of the layer at work, and no more."""
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self.keys, self.values = {layer: key.detach()}, {layer: value.detach()}
+
+    def keep(self, layer: int, states: Mapping[int, tuple[Tensor, ...]]) -> None:
+        """Nothing: no position follows."""

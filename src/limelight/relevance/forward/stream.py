@@ -26,7 +26,7 @@ from limelight.models.inputs.decoder_inputs import DECODER
 from limelight.models.inputs.ready_masks import Reach
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import ATTN_LRP, Composite
-from limelight.relevance.forward.cache import DualCache
+from limelight.relevance.forward.cache import DualCache, PassingCache
 from limelight.relevance.forward.check import reading, require_forward_mode
 from limelight.relevance.forward.rules import JvpRules
 from limelight.relevance.forward.static import StaticStep
@@ -74,6 +74,8 @@ class DualStream:
         channels: tangent directions (may be empty: then this is plain cached decoding).
         composite: ATTN_LRP or CP_LRP.
         reserve: positions to reserve in the cache for generated tokens.
+        goes_on: False where nothing will be appended: no layer's keys and values are kept beyond its own work, and
+            :meth:`every_position` is all that may be called.
 
     Raises:
         UnknownKindError, UnsupportedError: a module, an operation or a decoder argument without a forward mode.
@@ -86,6 +88,7 @@ class DualStream:
         channels: Sequence[Channel],
         composite: Composite = ATTN_LRP,
         reserve: int = 64,
+        goes_on: bool = True,
     ) -> None:
         front = call.front
         self.adapter, self.call, self.channels = adapter, call, tuple(channels)
@@ -97,7 +100,8 @@ class DualStream:
                     hint="one weight per prompt position",
                 )
         self.mode = Mode(batch=self.batch)
-        self.cache = DualCache(call.length - front + reserve, reading(adapter, call))
+        kind = DualCache if goes_on else PassingCache
+        self.cache = kind(call.length - front + reserve, reading(adapter, call))
         check = partial(require_forward_mode, adapter, call, composite)
         self.rules = JvpRules(adapter, self.mode, self.cache, composite, check)
         check()
@@ -152,12 +156,21 @@ class DualStream:
 
     def prefill(self) -> DualOutput:
         """The whole prompt at once; fills the cache."""
+        out = self._whole()
+        self.cache.advance(self.call.length - self.call.front)
+        return self.output_of(out)
+
+    def every_position(self) -> Tensor:
+        """States and tangents ``[1 + C, B, T, D]`` of all the prompt's own positions, in one forward; nothing goes on."""
+        out = self._whole()
+        hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        return hidden.to(self.call.embeds.device).reshape(-1, self.batch, *hidden.shape[1:])
+
+    def _whole(self) -> Any:
         embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
         rows = replace(self.call, kwargs=self.call.repeated(self.rows))
         with torch.no_grad(), self.working(rows=self.rows, write=True), self.rules.attached():
-            out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
-        self.cache.advance(self.call.length - self.call.front)
-        return self.output_of(out)
+            return self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
 
     def append(self, tokens: Tensor) -> None:
         """Make ``tokens`` [B] the current position (not yet in the cache)."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Modality = Literal["text", "image", "video", "audio"]
 # The order of transformers' mm_token_type_ids: index 0 text, 1 image, 2 video, 3 audio.
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
+EARLIER_ANSWERS = "earlier answers"  # a group of contributions beside the modalities
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +277,9 @@ class Step:
             (:func:`limelight.grounding.score.flagged`).
         contributions: modality -> its part of the token's logit ``l``, by the meter in forward mode:
             ``|Phi_m| / (sum_m |Phi_m| + |l - sum_m Phi_m|)`` with Phi_m summed over the modality's positions, signs and all;
-            text is the rest. In [0, 1], summing to 1. {} where no meter ran. Not comparable with ``shares``, in which
-            positions of one modality that pull in opposite directions do not cancel.
+            text is the rest; earlier answers, where they were measured, are a group beside the modalities. In [0, 1],
+            summing to 1. {} where no meter ran. Not comparable with ``shares``, in which positions of one modality that
+            pull in opposite directions do not cancel.
         top_logprobs: (spelling, natural log of its probability) of the likeliest tokens in the distribution it was chosen
             from, best first; () where none were asked for.
     """
@@ -332,9 +334,10 @@ class Generation:
 
 
 def mean_parts(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of modality -> part over the rows that are not empty, in the order of MODALITIES; {} without any."""
+    """Mean of group -> part over the rows that are not empty, MODALITIES first in their order; {} without any."""
     told = [r for r in rows if r]
-    return {m: sum(r.get(m, 0.0) for r in told) / len(told) for m in MODALITIES if any(m in r for r in told)}
+    groups = [g for g in dict.fromkeys([*MODALITIES, *(g for r in told for g in r)]) if any(g in r for r in told)]
+    return {g: sum(r.get(g, 0.0) for r in told) / len(told) for g in groups}
 
 
 @dataclass(frozen=True)

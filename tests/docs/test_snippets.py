@@ -21,7 +21,9 @@ HEARD = 'model="demo-audio", file='  # tests/server/test_spoken.py runs that blo
 
 
 def test_every_page_with_snippets_is_found() -> None:
-    assert {"README", "how-to", "extend", "getting-started", "app", "server", "benchmarks"} <= {p.stem for p in PAGES}
+    assert {"README", "how-to", "extend", "getting-started", "app", "server", "benchmarks", "audit"} <= {
+        p.stem for p in PAGES
+    }
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,19 @@ from limelight.cli.options import remember_debug
 from limelight.errors import LimelightError
 
 # Command -> its function in limelight.cli.<command>. One whose file is not there is left out.
-COMMANDS = ("generate", "attribute", "transcribe", "demo", "models", "strategies", "bench", "report", "serve", "app")
+COMMANDS = (
+    "generate",
+    "attribute",
+    "transcribe",
+    "demo",
+    "models",
+    "strategies",
+    "bench",
+    "audit",
+    "report",
+    "serve",
+    "app",
+)
 USAGE_EXIT = 2
 
 

@@ -31,6 +31,8 @@ from limelight.report.words import (
 )
 from limelight.types import Box, Generation, Relevance
 
+_OTHER = "#47515d"  # of a group that is no modality, such as earlier answers
+
 _LONGEST = 320
 _TOKENS = 160
 _MOST = 12
@@ -90,7 +92,7 @@ def words_html(generation: Generation) -> str:
         relevance = word_relevance(generation, word)
         if relevance is not None:
             told.append("text: " + ", ".join(f"{shown(t)} {v:+.2g}" for _, t, v in relevance.top(3, "text")))
-        hue = max((m for m in shares if m != "text"), key=shares.__getitem__, default="text")
+        hue = max((m for m in shares if m != "text" and m in MODALITY_COLOURS), key=shares.__getitem__, default="text")
         shade = f"background:{MODALITY_COLOURS[hue]}{round(0.6 * 255 * share):02x};" if share is not None else ""
         space = " " if word.space and pieces else ""
         title = escape("; ".join(told), quote=True)
@@ -116,7 +118,7 @@ def answer_parts_html(generation: Generation) -> list[str]:
 def shares_html(shares: dict[str, float]) -> str:
     """Modality shares as a stacked bar."""
     cells = "".join(
-        f'<span title="{m} {v:.0%}" style="display:inline-block;width:{100 * v:.2f}%;background:{MODALITY_COLOURS[m]};color:#fff;'
+        f'<span title="{m} {v:.0%}" style="display:inline-block;width:{100 * v:.2f}%;background:{MODALITY_COLOURS.get(m, _OTHER)};color:#fff;'
         f'overflow:hidden;white-space:nowrap;text-align:center">{f"{m} {v:.0%}" if v > 0.12 else "&nbsp;"}</span>'
         for m, v in shares.items()
     )

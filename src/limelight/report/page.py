@@ -44,7 +44,7 @@ def render_page(
     bounded([sound for p in payload for sound in p["media"]["sounds"]])
     data, heat = _packed(payload)
     return str(
-        _template("page.html.j2").render(
+        template("page.html.j2").render(
             title=title,
             note=note,
             cases=[_head(c, p) for c, p in zip(rows, payload, strict=True)],
@@ -114,7 +114,7 @@ def _spoken(word: dict[str, Any], key: str) -> dict[str, Any]:
         parts.append(f"greedy would have said {word['g'].strip()}")
     if word.get("f"):
         parts.append("flagged: not supported by what is seen or heard")
-    return {**word, "spoken": ", ".join(parts), "hue": max(seen, key=seen.__getitem__, default="")}
+    return {**word, "spoken": ", ".join(parts), "hue": max(seen.keys() & set(_NAMES), key=seen.__getitem__, default="")}
 
 
 def _packed(payload: Sequence[dict[str, Any]]) -> tuple[str, str]:
@@ -148,7 +148,7 @@ def _environment() -> Environment:
     )
 
 
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
     return _environment().get_template(name)
 
 

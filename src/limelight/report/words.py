@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from limelight.errors import SettingError
-from limelight.types import Generation, Relevance, Step, mean_parts
+from limelight.types import EARLIER_ANSWERS, Generation, Relevance, Step, mean_parts
 
 _PUNCTUATION = frozenset('.,;:!?…()[]{}"“”„«»')
 _ENDS = frozenset(".!?…。！？")
@@ -230,8 +230,8 @@ def _sentence(generation: Generation, group: tuple[Word, ...]) -> Sentence:
 
 
 def perceptual(parts: dict[str, float]) -> float | None:
-    """Part of everything that is not text; None when nothing is known."""
-    return 1.0 - parts.get("text", 0.0) if parts else None
+    """Part of everything that the media have; None when nothing is known."""
+    return 1.0 - parts.get("text", 0.0) - parts.get(EARLIER_ANSWERS, 0.0) if parts else None
 
 
 SHARES, CONTRIBUTIONS = "share of the relevance", "part of the logit, by the meter"

@@ -1,0 +1,1 @@
+"""Finished answers: rows in, grounding scores out."""

@@ -1,0 +1,205 @@
+"""What an audit says of one answer: its steps as the meter tells them, its words, its sentences, and all of it as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from limelight.auditing.rows import Row
+from limelight.report.words import (
+    Sentence,
+    Word,
+    sentences,
+    word_contributions,
+    word_flagged,
+    word_grounding,
+    words,
+)
+from limelight.types import Generation, Interval, Prompt, Region, Span, Step
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Scores of one finished answer.
+
+    Attributes:
+        row: what was audited.
+        generation: prompt and answer, a step a token, thoughts included.
+        answered: of each step, whether it belongs to the answer and not to thoughts (:mod:`limelight.thinking`).
+        text: the answer without its thoughts.
+    """
+
+    row: Row
+    generation: Generation
+    answered: tuple[bool, ...]
+    text: str
+
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Of all tokens, thoughts included."""
+        return self.generation.steps
+
+    @cached_property
+    def answer(self) -> Generation:
+        """The answer without its thoughts."""
+        kept = tuple(s for s, own in zip(self.steps, self.answered, strict=True) if own)
+        return replace(self.generation, text=self.text, token_ids=tuple(s.token for s in kept), steps=kept)
+
+    @cached_property
+    def words(self) -> tuple[Word, ...]:
+        """Of :attr:`answer`, punctuation left out."""
+        return tuple(w for w in words(self.answer) if not w.punctuation)
+
+    @cached_property
+    def sentences(self) -> tuple[Sentence, ...]:
+        """Of :attr:`answer`."""
+        return sentences(self.answer)
+
+    @cached_property
+    def flagged(self) -> tuple[Word, ...]:
+        """The words that are flagged."""
+        return tuple(w for w in self.words if word_flagged(self.answer, w))
+
+    @cached_property
+    def margin(self) -> float | None:
+        """The least of its sentences' margins: 0 where the media support every word as well as its rivals, below where they
+        support another word that the model found possible; None without media."""
+        return min((s.margin for s in self.sentences if s.margin is not None), default=None)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Numbers of the whole answer: counts, means over words (grounding) and over tokens (log-probability)."""
+        own = self.answer.steps
+        scores = [z for w in self.words if (z := word_grounding(self.answer, w)) is not None]
+        logprobs = [s.logprob for s in own if math.isfinite(s.logprob)]
+        return {
+            "tokens": len(own),
+            "thought_tokens": len(self.steps) - len(own),
+            "words": len(self.words),
+            "sentences": len(self.sentences),
+            "flagged_words": len(self.flagged),
+            "flagged_sentences": sum(s.flagged for s in self.sentences),
+            "grounding": mean(scores),
+            "least_grounding": min(scores, default=None),
+            "margin": self.margin,
+            "logprob": mean(logprobs),
+            "contributions": {k: rounded(v) for k, v in self.answer.contributions().items()},
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values: what a row of the log, the server and the command line tell."""
+        return {
+            "summary": {k: rounded(v) for k, v in self.summary.items()},
+            "tokens": [_step(s, own) for s, own in zip(self.steps, self.answered, strict=True)],
+            "words": [word_row(self, w) for w in self.words],
+            "sentences": [sentence_row(s) for s in self.sentences],
+            "flag": dict(self.generation.flag),
+        }
+
+
+def word_row(audit: Audit, word: Word) -> dict[str, Any]:
+    """A word's scores: its grounding and flag are those of the token that decides it, its log-probability the sum."""
+    steps = audit.answer.steps[word.start : word.stop]
+    return {
+        "text": word.text,
+        "grounding": rounded(word_grounding(audit.answer, word)),
+        "flagged": word_flagged(audit.answer, word),
+        "p_supported": rounded(next((s.p_supported for s in steps if s.grounding is not None), None)),
+        "logprob": rounded(sum(s.logprob for s in steps)),
+        "contributions": {k: rounded(v) for k, v in word_contributions(audit.answer, word).items()},
+        "start": word.start,
+        "stop": word.stop,
+    }
+
+
+def sentence_row(sentence: Sentence) -> dict[str, Any]:
+    return {
+        "text": sentence.text,
+        "grounding": rounded(sentence.grounding),
+        "margin": rounded(sentence.margin),
+        "flagged": sentence.flagged,
+        "start": sentence.start,
+        "stop": sentence.stop,
+    }
+
+
+def _step(step: Step, answered: bool) -> dict[str, Any]:
+    return {
+        "id": step.token,
+        "text": step.text,
+        "logprob": rounded(step.logprob),
+        "grounding": rounded(step.grounding),
+        "rival_grounding": rounded(step.rival_grounding),
+        "grounding_by_modality": {k: rounded(v) for k, v in step.grounding_by_modality.items()},
+        "flagged": step.flagged,
+        "p_supported": rounded(step.p_supported),
+        "contributions": {k: rounded(v) for k, v in step.contributions.items()},
+        "plain": step.plain,
+        "candidates": [[t, text, rounded(logit), rounded(phi)] for t, text, logit, phi in step.candidates],
+        **({} if answered else {"thought": True}),
+    }
+
+
+def step_of(row: Mapping[str, Any]) -> Step:
+    """Back from a token's row; numbers to six digits."""
+    nan = math.nan
+    return Step(
+        int(row["id"]),
+        row["text"],
+        logprob=nan if row["logprob"] is None else row["logprob"],
+        plain=row["plain"],
+        candidates=tuple(
+            (t, text, nan if x is None else x, nan if y is None else y) for t, text, x, y in row["candidates"]
+        ),
+        flagged=row["flagged"],
+        contributions=row["contributions"],
+        grounding=row["grounding"],
+        rival_grounding=row["rival_grounding"],
+        grounding_by_modality=row["grounding_by_modality"],
+        p_supported=row["p_supported"],
+    )
+
+
+def layout(prompt: Prompt) -> dict[str, Any]:
+    """A prompt's words and where its media lie, as plain values: what a page needs of it beside the media."""
+    text = [[prompt.tokens[i] for i in range(s.start, s.stop)] for s in prompt.spans if s.modality == "text"]
+    return {"text": text, "spans": [{k: v for k, v in asdict(s).items() if v is not None} for s in prompt.spans]}
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """Back from :func:`layout`, possibly by way of JSON: a prompt that can be shown, and not run."""
+    spans = tuple(_span(s) for s in row["spans"])
+    text = iter(row["text"])
+    tokens = [t for s in spans for t in (next(text) if s.modality == "text" else [f"<{s.modality}>"] * len(s))]
+    return Prompt({}, tuple(tokens), spans)
+
+
+def _span(row: Mapping[str, Any]) -> Span:
+    values = dict(row)
+    if "grid" in values:
+        values["grid"] = tuple(values["grid"])
+    if "region" in values:
+        region = values["region"]
+        frames, tiles = (tuple(map(tuple, region[k])) for k in ("frames", "tiles"))
+        values["region"] = Region(region["source"], tuple(region["size"]), tuple(region["box"]), frames, tiles)
+    if "interval" in values:
+        values["interval"] = Interval(**values["interval"])
+    return Span(**values)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def rounded(value: Any) -> Any:
+    """A number to six digits; None where there is none, or none that JSON has."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 LIMITS = Limits(body_bytes=100_000, media_bytes=50_000, prompt_tokens=200, new_tokens=4, seconds=1)
 PATHS = {
-    "/v1/chat/completions": 40, "/v1/audio/transcriptions": 30, "/v1/models": 2, "/v1/models/{name}": 8, "/health": 2,
+    "/v1/chat/completions": 40, "/v1/audio/transcriptions": 30, "/v1/grounding": 30, "/v1/models": 2, "/v1/models/{name}": 8, "/health": 2,
     "/pages/{name}": 8,
 }  # fmt: skip
 

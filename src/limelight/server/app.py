@@ -15,6 +15,7 @@ import limelight
 from limelight.errors import LimelightError
 from limelight.media import worker as decoders
 from limelight.models.adapter import Adapter
+from limelight.server.audits import Audits
 from limelight.server.chat import Chat
 from limelight.server.endpoint import AppState
 from limelight.server.forms import SpeechRequest
@@ -23,8 +24,8 @@ from limelight.server.metrics import Counted, Metrics
 from limelight.server.openapi import EVENTS, HTML, REFUSALS, TEXT, body, with_requests
 from limelight.server.pages import Pages, Shelf, served
 from limelight.server.problems import ApiError, internal, invalid, of_library
-from limelight.server.responses import ChatCompletion, Health, Model, Models, Transcription
-from limelight.server.schema import ChatRequest
+from limelight.server.responses import AuditReply, ChatCompletion, Health, Model, Models, Transcription
+from limelight.server.schema import AuditRequest, ChatRequest
 from limelight.server.state import ServerConfig
 from limelight.server.transcriptions import Transcriptions
 from limelight.server.worker import Worker
@@ -44,7 +45,7 @@ def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = Non
     """
     worker = Worker(config.batch)
     state = AppState(adapter, config, worker, Metrics(worker), Shelf() if pages is None else pages)
-    chat, speech = Chat(state), Transcriptions(state)
+    chat, speech, audits = Chat(state), Transcriptions(state), Audits(state)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,14 +63,14 @@ def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = Non
     app.state.chat, app.state.worker, app.state.limits = chat, worker, config.limits
     app.add_middleware(Guard, key=config.api_key, hosts=config.host_names)
     app.add_middleware(Counted, metrics=state.metrics)  # outermost: counts refusals too
-    _routes(app, chat, speech)
+    _routes(app, chat, speech, audits)
     _about(app, state)
     _errors(app)
     with_requests(app)
     return app
 
 
-def _routes(app: FastAPI, chat: Chat, speech: Transcriptions) -> None:
+def _routes(app: FastAPI, chat: Chat, speech: Transcriptions, audits: Audits) -> None:
     @app.post(
         "/v1/chat/completions", response_model=ChatCompletion, responses={200: {"content": EVENTS}},
         openapi_extra=body("application/json", ChatRequest),
@@ -85,6 +86,11 @@ def _routes(app: FastAPI, chat: Chat, speech: Transcriptions) -> None:
     async def transcriptions(request: Request) -> Response:
         """What is said in a sound: text, JSON, subtitles, or server-sent events with ``stream=true``."""
         return await speech(request)
+
+    @app.post("/v1/grounding", response_model=AuditReply, openapi_extra=body("application/json", AuditRequest))
+    async def grounding(request: Request) -> Response:
+        """Which words of a finished answer the media support: the last of the messages is the assistant's."""
+        return await audits(request)
 
     @app.get("/pages/{name}", response_class=Response, responses={200: {"content": HTML}})
     async def page(name: str) -> Response:

@@ -17,7 +17,7 @@ from limelight.server.limits import CHARACTERS_A_TOKEN, Limits
 from limelight.server.media import Encoded, Hold, MediaReader
 from limelight.server.problems import ApiError, invalid, told
 from limelight.server.remote import Fetcher
-from limelight.server.schema import AudioPart, ChatRequest, ImagePart, TextPart, VideoPart
+from limelight.server.schema import AudioPart, AuditRequest, ChatRequest, ImagePart, TextPart, VideoPart
 from limelight.server.videos import video
 from limelight.types import Clip
 
@@ -76,7 +76,7 @@ def _item(part: Content) -> dict[str, Any]:
 
 
 async def read(
-    request: ChatRequest,
+    request: ChatRequest | AuditRequest,
     limits: Limits,
     fetcher: Fetcher,
     placeholders: Sequence[str],

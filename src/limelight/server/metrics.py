@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from limelight.server.worker import Worker
 
 ROUTES = (
-    "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health", "/metrics", "/openapi.json"
+    "/v1/chat/completions", "/v1/audio/transcriptions", "/v1/grounding", "/v1/models", "/health", "/metrics", "/openapi.json"
 )  # fmt: skip
 _ROWS = (1, 2, 4, 8, 16, 32)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

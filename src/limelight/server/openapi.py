@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from limelight.server.forms import SpeechRequest
 from limelight.server.responses import Error
-from limelight.server.schema import ChatRequest
+from limelight.server.schema import AuditRequest, ChatRequest
 
 _REF = "#/components/schemas/{model}"
 
@@ -59,7 +59,7 @@ def with_requests(app: FastAPI) -> None:
 def _requests() -> dict[str, Any]:
     """The requests' JSON schemas with their parts."""
     out: dict[str, Any] = {}
-    for model in (ChatRequest, SpeechRequest):
+    for model in (ChatRequest, SpeechRequest, AuditRequest):
         schema = model.model_json_schema(ref_template=_REF)
         out |= json.loads(json.dumps(schema.pop("$defs", {})))
         out[model.__name__] = schema

@@ -38,6 +38,24 @@ ChatCompletion = TypedDict("ChatCompletion", {
     "choices": Annotated[list[Choice], Field(min_length=1)], "usage": Usage, "limelight": Grounding,
 })  # fmt: skip
 
+AuditToken = TypedDict("AuditToken", {
+    "id": int, "text": str, "logprob": float | None, "grounding": float | None, "rival_grounding": float | None,
+    "grounding_by_modality": Parts, "flagged": bool, "p_supported": float | None, "contributions": Parts,
+    "plain": int | None, "candidates": list[list[Any]], "thought": NotRequired[Literal[True]],
+})  # fmt: skip
+AuditWord = TypedDict("AuditWord", {
+    "text": str, "grounding": float | None, "flagged": bool, "p_supported": float | None, "logprob": float | None,
+    "contributions": Parts, "start": int, "stop": int,
+})  # fmt: skip
+AuditSentence = TypedDict("AuditSentence", {
+    "text": str, "grounding": float | None, "margin": float | None, "flagged": bool, "start": int, "stop": int
+})  # fmt: skip
+AuditReply = TypedDict("AuditReply", {
+    "id": str, "object": Literal["grounding"], "created": int, "model": str, "answer": str, "summary": dict[str, Any],
+    "tokens": list[AuditToken], "words": list[AuditWord], "sentences": list[AuditSentence], "flag": dict[str, Any],
+    "usage": Usage, "page_url": NotRequired[str], "note": NotRequired[str], "warnings": NotRequired[list[str]],
+})  # fmt: skip
+
 SpeechUsage = TypedDict("SpeechUsage", {
     "type": Literal["tokens"], "input_tokens": int, "output_tokens": int, "total_tokens": int
 })  # fmt: skip

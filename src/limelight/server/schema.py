@@ -6,7 +6,8 @@ may be there when it says nothing (null, "", [], {}): clients send back the obje
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -14,6 +15,7 @@ from limelight.server.json_body import is_empty, read_json
 from limelight.server.limits import MAX_ANSWERS, MAX_MESSAGES, MAX_METADATA, MAX_PARTS, MAX_STOPS
 from limelight.server.problems import ApiError, invalid
 
+Asked = TypeVar("Asked", bound=BaseModel)
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Label = Annotated[str, Field(max_length=512)]
 Zero = Annotated[float, Field(ge=0, le=0)]
@@ -112,6 +114,9 @@ class AssistantMessage(Closed):
 Message = Annotated[UserMessage | SystemMessage | AssistantMessage, Field(discriminator="role")]
 
 
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
 class StreamOptions(Closed):
     include_usage: bool = False
     include_obfuscation: No | None = None
@@ -159,7 +164,7 @@ class ChatRequest(WithoutEffect):
     """As OpenAI's. Without ``temperature`` and ``top_p`` decoding is greedy."""
 
     model: str = Field(max_length=512)
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    messages: Messages
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
@@ -203,8 +208,7 @@ class ChatRequest(WithoutEffect):
     @property
     def words(self) -> str:
         """What the last user message says."""
-        content = next(m.content for m in reversed(self.messages) if m.role == "user")
-        return content if isinstance(content, str) else " ".join(p.text for p in content if isinstance(p, TextPart))
+        return last_question(self.messages)
 
     @property
     def answers(self) -> int:
@@ -220,7 +224,50 @@ class ChatRequest(WithoutEffect):
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
+class AuditOptions(Closed):
+    """limelight's own field of an audit."""
+
+    page: bool = Field(False, description="make a report page of the answer; its address comes back as page_url")
+
+
+class AuditRequest(WithoutEffect):
+    """Messages as OpenAI's, whose last turn is the assistant's: the answer to audit."""
+
+    model: str = Field(max_length=512)
+    messages: Messages
+    limelight: AuditOptions = Field(default_factory=lambda: AuditOptions.model_validate({}))
+
+    @model_validator(mode="after")
+    def _answered(self) -> AuditRequest:
+        if not any(m.role == "user" for m in self.messages):
+            raise ValueError("messages hold no user message")
+        if self.messages[-1].role != "assistant" or not self.answer.strip():
+            raise ValueError("the last of the messages must be the assistant's answer, with words")
+        return self
+
+    @property
+    def answer(self) -> str:
+        content = self.messages[-1].content
+        return content if isinstance(content, str) else "".join(p.text for p in content if isinstance(p, TextPart))
+
+    @property
+    def words(self) -> str:
+        """What the last user message says."""
+        return last_question(self.messages)
+
+
+def last_question(messages: Sequence[Message]) -> str:
+    """The words of the last user message."""
+    content = next(m.content for m in reversed(messages) if m.role == "user")
+    return content if isinstance(content, str) else " ".join(p.text for p in content if isinstance(p, TextPart))
+
+
 def parse(body: bytes | bytearray) -> ChatRequest:
+    """A chat request from its body; see :func:`parse_as`."""
+    return parse_as(ChatRequest, body)
+
+
+def parse_as(kind: type[Asked], body: bytes | bytearray) -> Asked:
     """A request from its body.
 
     Raises:
@@ -228,7 +275,7 @@ def parse(body: bytes | bytearray) -> ChatRequest:
     """
     value = read_json(body)
     try:
-        return ChatRequest.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         raise told_of(error) from None
 

@@ -1,0 +1,196 @@
+"""POST /v1/grounding: which words of a finished answer the media support. Nothing is generated."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from fastapi.responses import JSONResponse, Response
+from starlette.requests import Request
+
+from limelight.auditing.audited import Audit
+from limelight.auditing.auditor import audited
+from limelight.auditing.forward import Said
+from limelight.auditing.rows import Row
+from limelight.decoding.explain import explained
+from limelight.decoding.methods.meter import Meter
+from limelight.models.answers import answer_tokens, earlier_answers
+from limelight.server.admission import client_of
+from limelight.server.answering import Finished, GenerationRequest, TokenEvent, longest_prompt, prepared
+from limelight.server.conversation import Conversation, read
+from limelight.server.endpoint import Endpoint
+from limelight.server.pages import PageMaker
+from limelight.server.problems import invalid
+from limelight.server.replies import TEXT_ONLY
+from limelight.server.responses import AuditReply
+from limelight.server.schema import AuditRequest, parse_as
+from limelight.server.worker import Job
+
+
+@dataclass(frozen=True)
+class AuditedAnswer(Finished):
+    """The audit is done."""
+
+    audit: Audit | None = None
+
+
+@dataclass(frozen=True)
+class AuditSpec(GenerationRequest):
+    """An answer to audit: the last turn of the conversation, whose room in memory ends with the request."""
+
+    answer: str = ""
+
+    @property
+    def before(self) -> Conversation:
+        """What stands before the answer."""
+        return replace(self.conversation, turns=self.conversation.turns[:-1], hold=None)
+
+    @property
+    def key(self) -> Hashable | None:
+        """Audits share a batch with one another; a page is alone, as everywhere."""
+        return None if self.page else ("audit", self.conversation.kinds)
+
+
+@dataclass
+class AuditShape:
+    """The reply to one request."""
+
+    model: str
+    has_media: bool
+    warnings: Sequence[str] = ()
+    page: PageMaker | None = None
+    page_url: str | None = None
+    stream: bool = False
+    id: str = field(default_factory=lambda: f"grounding-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opening(self) -> list[str]:
+        return []
+
+    def events(self, event: TokenEvent | Finished) -> list[str]:
+        return []
+
+    def closing(self, done: Sequence[Finished]) -> list[str]:
+        return []
+
+    async def settled(self, done: Sequence[Finished]) -> None:
+        if self.page is not None:
+            self.page_url = await self.page.made([d.generation for d in done if d.generation is not None])
+
+    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
+        audit = next(d.audit for d in done if isinstance(d, AuditedAnswer) and d.audit is not None)
+        read, said = len(audit.generation.prompt.tokens), len(audit.steps)
+        told = audit.to_json()
+        reply: AuditReply = {
+            "id": self.id,
+            "object": "grounding",
+            "created": self.created,
+            "model": self.model,
+            "answer": audit.text,
+            "summary": told["summary"],
+            "tokens": told["tokens"],
+            "words": told["words"],
+            "sentences": told["sentences"],
+            "flag": told["flag"],
+            "usage": {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said},
+        }
+        if self.page_url is not None:
+            reply["page_url"] = self.page_url
+        if not self.has_media:
+            reply["note"] = TEXT_ONLY.partition(":")[0]
+        if self.warnings:
+            reply["warnings"] = list(self.warnings)
+        return JSONResponse(reply)
+
+
+class Audits(Endpoint):
+    """The endpoint over one model."""
+
+    async def accepted(self, request: Request, body: bytearray) -> tuple[AuditSpec, AuditShape]:
+        config, state = self.config, self.state
+        asked = await state.parsed(parse_as, AuditRequest, body)
+        if asked.model != config.model:
+            raise invalid(
+                f"there is no model of that name here, only {config.model!r}",
+                param="model", code="model_not_found", status=404,
+            )  # fmt: skip
+        whole = await read(
+            asked, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
+        )
+        page = (
+            PageMaker(state.pages, state.adapter, str(request.base_url), asked.words) if asked.limelight.page else None
+        )
+        spec = AuditSpec(whole, Meter(), page=asked.limelight.page, answer=asked.answer)
+        return spec, AuditShape(config.model, whole.has_media, whole.warnings, page)
+
+    def _work(self, jobs: Sequence[Job]) -> None:
+        """In the worker's thread: as many as there is room for at once; who fails fails alone."""
+        self.metrics.batch.observe(len(jobs))
+        ready: list[tuple[Job, Row, Said]] = []
+        for job in jobs:
+            try:
+                ready.append((job, *self._ready(job)))
+            except Exception as error:  # noqa: BLE001  # one job's media or answer are no concern of the others
+                self.worker.fail(job, error)
+        for group in self._groups(ready):
+            try:
+                self._audit(group)
+            except Exception as error:  # noqa: BLE001  # told to those whose it is
+                for one in group:
+                    try:
+                        if len(group) == 1:
+                            raise error
+                        self._audit([one])
+                    except Exception as own:  # noqa: BLE001
+                        self.worker.fail(one[0], own)
+
+    def _ready(self, job: Job) -> tuple[Row, Said]:
+        adapter, limits, spec = self.state.adapter, self.config.limits, job.request
+        prompt = prepared(adapter, spec.before, regions=spec.page)
+        messages = spec.before.messages()
+        tokens = answer_tokens(adapter, messages, spec.answer)
+        most = longest_prompt(adapter, limits)
+        if len(prompt.tokens) + len(tokens) > most:
+            raise invalid(
+                f"prompt and answer have {len(prompt.tokens) + len(tokens)} tokens with pictures and sounds, the limit is {most}",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        earlier = earlier_answers(adapter, messages, prompt)
+        return row_of(spec), Said(prompt, tokens, earlier)
+
+    def _groups(self, ready: Sequence[tuple[Job, Row, Said]]) -> Iterator[list[tuple[Job, Row, Said]]]:
+        """Consecutive ones that fit into a batch, padding and tangent rows counted."""
+        group: list[tuple[Job, Row, Said]] = []
+        for one in ready:
+            if one[0].cancelled.is_set():
+                continue
+            widest = max(len(s.prompt.tokens) + len(s.tokens) for _, _, s in (*group, one))
+            if group and 2 * widest * (len(group) + 1) > self.config.limits.batch_tokens:
+                yield group
+                group = []
+            group.append(one)
+        if group:
+            yield group
+
+    def _audit(self, group: Sequence[tuple[Job, Row, Said]]) -> None:
+        found = audited(self.state.adapter, [row for _, row, _ in group], [said for _, _, said in group])
+        for (job, _, said), audit in zip(group, found, strict=True):
+            shown = explained(self.state.adapter, audit.generation) if job.request.page else None
+            job.tell(
+                AuditedAnswer(
+                    "", "stop", len(said.prompt.tokens) + len(said.tokens), 0, None, text=audit.text, generation=shown,
+                    audit=audit,
+                )
+            )  # fmt: skip
+
+
+def row_of(spec: AuditSpec) -> Row:
+    """The request as a row, its media in the prompt already."""
+    turns = tuple(
+        {"role": m["role"], "content": [i if i["type"] == "text" else {"type": i["type"]} for i in m["content"]]}
+        for m in spec.before.messages()
+    )
+    return Row("request", turns, spec.answer, turn=sum(t["role"] == "assistant" for t in turns))

@@ -1,14 +1,14 @@
-"""Attribution against the plain gradient of the same model, and lxt beside it: ratios of time and memory in one run.
+"""Time and memory of attribution relative to the plain gradient of the same model, compared with lxt.
 
     python -m bench.attribution --lxt-python VENV/bin/python   the committed table; VENV: lxt's own environment
-    python -m bench.attribution --lengths 600 2400             without lxt; rows of other lengths and of lxt stay
+    python -m bench.attribution --lengths 600 2400             without lxt; rows of other lengths and of lxt are kept
 
-Batch 1, float32, LM 512 wide x 8 layers, random weights. "Plain" is one forward with the model's own sdpa attention and the
-gradient of the likeliest logit by the merged embeddings (weights frozen, logits of the last position), `limelight.attribute`
-one call on the same model and prompt; lxt is measured on the text stack alone, against that one's plain gradient in the
-same environment. Every side sits in a process of its own, and they take turns: process time of one thread, medians over
-rounds of the ratio within a round. Memory is the most that torch's allocator holds beyond the model, by its own log: it
-repeats itself within one per cent, which the process's resident size does not.
+Batch 1, float32, LM of width 512 with 8 layers, random weights. "Plain" is one forward with the model's own sdpa attention and
+the gradient of the top logit with respect to the merged embeddings (weights frozen, logits of the last position);
+`limelight.attribute` is one call on the same model and prompt; lxt is measured on the text model only, against its plain
+gradient in the same environment. Each side runs in its own process, and they alternate: process time of one thread, medians
+over rounds of the ratio within a round. Memory is the allocator's peak beyond the model, from its own log, which is
+reproducible within one per cent, unlike the process's resident size.
 
 The other environment: pip install lxt "transformers<4.53" torch torchvision
 """

@@ -1,7 +1,7 @@
-"""One side of `bench.attribution` in a process of its own: answers "time" and "memory" on its input with one number each.
+"""One side of `bench.attribution` in its own process: replies to "time" and "memory" on its input with one number each.
 
-Runs under limelight's Python (kinds plain, ours) and under that of another environment (kinds lxt-plain, lxt), so that it
-imports nothing of this repository but what its kind needs.
+Runs in limelight's environment (kinds plain, ours) and in another one (kinds lxt-plain, lxt), so it imports only what its
+kind needs.
 """
 
 from __future__ import annotations

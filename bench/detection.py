@@ -1,13 +1,13 @@
-"""Which words are invented: ours and the published scores of an answer's tokens, their controls, on held-out media.
+"""Detection of invented words: our token scores, published ones and controls, on held-out media.
 
     python -m bench.detection                          both miniatures (20 minutes of one core each), bench/results/detection.json
-    python -m bench.detection --only demo-audio        one of them; rows of the other stay
+    python -m bench.detection --only demo-audio        one of them; rows of the other are kept
     python -m bench.detection --model MODEL --data DIR another checkpoint, on the files of `limelight bench labelled`
     python -m bench.detection --table                  print the committed tables
 
-Greedy answers, kept row by row under --out: the same command goes on where it stopped. Nothing is chosen here: every score
-is as its paper or this library has it, so there is no dev split; logistic regressions (calibration, the combination) are
-fitted on other pictures than those they are applied to. Intervals are 95 % of 1000 bootstrap resamples by picture or sound.
+Greedy answers are stored row by row under --out: the same command resumes. There is no dev split, because no settings are
+chosen: every score is used as in its paper or this library; logistic regressions (calibration, the combination) are fitted
+on different media than they are applied to. Intervals are 95 % of 1000 bootstrap resamples over images or clips.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Which attribution is faithful on the miniature: insertion and deletion curves, pointing game, relevance in the box.
+"""Faithfulness of attributions on the miniature: insertion and deletion curves, pointing game, relevance in the box.
 
-python -m bench.faithfulness           ask the model (a few minutes of one core), write bench/results/faithfulness.json
+python -m bench.faithfulness           run the model (a few minutes on one core), write bench/results/faithfulness.json
 python -m bench.faithfulness --table   print the committed table
 
-The decision explained is the answer's first token, yes or no, of plain greedy decoding on held-out test questions; a
-masked picture position becomes the mean of all picture positions. No setting was chosen here, so there is no dev split.
+The explained decision is the first token (yes or no) of the greedy answer to held-out test questions; masked image positions
+are replaced by the mean of all image positions. There is no dev split, because no settings are chosen.
 """
 
 from __future__ import annotations
@@ -94,14 +94,14 @@ def table(found: dict[str, Any]) -> str:
             f"{r['grounding']['positive']:.3f} | {r['pointing']:.3f} |"
         )
     first = found["rows"][0]
-    lines += ["", f"{first['n']} questions a cell, {first['boxes']} of them with a box; uniform relevance scores {first['chance']:.3f} in the box."]  # fmt: skip
+    lines += ["", f"{first['n']} questions per cell, {first['boxes']} of them with a box; uniform relevance scores {first['chance']:.3f} in the box."]  # fmt: skip
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--table", action="store_true", help="print the committed table")
-    parser.add_argument("--limit", type=int, default=200, help="questions a cell")
+    parser.add_argument("--limit", type=int, default=200, help="questions per cell")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "faithfulness")
     args = parser.parse_args()
     if not args.table:

@@ -1,4 +1,4 @@
-"""Counts the FLOPs of matrix products, forward and backward (torch's formulas, without its module tracking)."""
+"""Count the FLOPs of matrix products, forward and backward (torch's formulas, without its module tracking)."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Everything worth knowing about a 7B shape on one GPU, in one run: speed, prefill, memory, numerical agreement.
+"""Benchmarks of a 7B model's shape on one GPU in one run: speed, prefill, memory, numerical agreement.
 
-    bench/gpu.sh                     what to type on a machine with a GPU: environment check, then this
+    bench/gpu.sh                     on a machine with a GPU: environment check, then this
     python -m bench.gpu --tiny       the same program on a CPU at a tiny size, for tests
 
-LLaVA-1.5's shape (Llama 4096 wide, 32 layers, 32 heads, vocabulary 32064; CLIP-L/336; 576 image positions a picture),
-random weights in bfloat16. Every row takes turns with plain cached greedy decoding of the same model in the same
-process; rows come in the order of their worth and each is written to the results file as soon as it is done, so an
-interrupted run keeps what it has. Seconds are wall-clock between synchronised tokens; memory is the allocator's peak
-beyond the loaded model.
+LLaVA-1.5's shape (Llama 4096 wide, 32 layers, 32 heads, vocabulary 32064; CLIP-L/336; 576 positions per image),
+random weights in bfloat16. Every row alternates with plain cached greedy decoding of the same model in the same process; rows
+are in order of importance and each is written to the results file as soon as it is done, so that an interrupted run keeps
+its results. Seconds are wall-clock between synchronised tokens; memory is the allocator's peak beyond the loaded model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The models and prompts of bench/gpu.py: a 7B's shape for the GPU, a tiny one to try the program on a CPU."""
+"""The models and prompts of bench/gpu.py: a 7B model's shape for the GPU, a tiny one to test the program on a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PICTURES = {600: 1, 2400: 4}
 
 @dataclass(frozen=True)
 class Size:
-    """What is built and how long it is measured."""
+    """Size of the model, and number of measured tokens."""
 
     device: str
     dtype: torch.dtype

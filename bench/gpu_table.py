@@ -1,4 +1,4 @@
-"""Rows of bench/gpu.py as lines of a log and as a table."""
+"""Formatting of the rows of bench/gpu.py as log lines and as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TARGETS = {"meter": 1.15, "relevance-contrastive": 1.15, "cached LIME, 1 update"
 
 
 def short(row: dict[str, Any]) -> str:
-    """A row as one line of the log."""
+    """Format a row as one log line."""
     parts = [f"{row['name']:<28}", f"batch {row.get('batch', 1)}", f"prompt {row.get('prompt_tokens', '')}"]
     for key in ("decode", "prefill", "forward", "backward"):
         if key in row:
@@ -38,7 +38,7 @@ def short(row: dict[str, Any]) -> str:
 def table(found: dict[str, Any]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| setting | batch | prompt | ms a token | x greedy | prefill ms | prefill x | peak GiB beyond the model (greedy) | target |",
+        "| setting | batch | prompt | ms per token | x greedy | prefill ms | prefill x | peak GiB beyond the model (greedy) | target |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found["rows"]:

@@ -1,6 +1,6 @@
-"""Size of the report page, and what pointing at a word costs in headless Chromium (its main thread's own time).
+"""Size of the report page, and main thread time of pointing at a word in headless Chromium.
 
-python -m bench.page     two answers of 400 words over a prompt of 4000 positions (2880 of a picture), noise for relevance
+python -m bench.page     two answers of 400 words over a prompt of 4000 positions (2880 of an image), with random relevance
 """
 
 from __future__ import annotations

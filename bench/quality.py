@@ -1,11 +1,11 @@
-"""Quality on the vision miniature: every decoder, its controls beside it, settings chosen on dev, reported on test.
+"""Quality on the vision miniature: every decoder with controls, settings chosen on dev, reported on test.
 
     python -m bench.quality                 everything (hours on two cores; finished cells are kept in .cache/quality)
     python -m bench.quality --only greedy "exact LIME (paper)"
     python -m bench.quality --table         print the table from the committed bench/results/quality.json
 
-A setting is chosen on dev by accuracy at a 70:30 mixture of right and wrong hints, clear and poor pictures alike: a rule
-that merely ignores the text pays for it there. Test chooses nothing.
+A setting is chosen on dev by accuracy at a 70:30 mixture of right and wrong hints on clear and poor images, which penalises
+decoders that merely ignore the text. Nothing is chosen on test.
 """
 
 from __future__ import annotations

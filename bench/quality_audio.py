@@ -4,7 +4,7 @@
     python -m bench.quality_audio --only greedy "AAD, silence"
     python -m bench.quality_audio --table    print the table from the committed bench/results/quality_audio.json
 
-As in `bench.quality`: a setting is chosen on dev by accuracy at a 70:30 mixture of right and wrong hints; test chooses nothing.
+As in `bench.quality`: settings are chosen on dev by accuracy at a 70:30 mixture of right and wrong hints; nothing is chosen on test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The questions, captions and phrases of the audio quality table, made once, in batches the model can eat."""
+"""The questions, captions and phrases of the audio quality table, generated once, in batches for the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.quality_audio_decoders import BY_NAME, Decoder
 from limelight.benchmarks.scorers.grounding import event_coverage, grounding
 from limelight.demo import sound_language as language
 from limelight.demo.language import YES
-from limelight.demo.sound_questions import Asked as Question
+from limelight.demo.sound_questions import Request as Question
 from limelight.demo.sound_questions import captions, questions, transcriptions
 
 MODEL, MODALITY = "demo-audio", "audio"

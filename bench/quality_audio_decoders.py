@@ -1,4 +1,4 @@
-"""The decoders of the audio quality table and the settings each may try on dev: at most four trials a decoder."""
+"""The decoders of the audio quality table and the settings each may try on dev: at most four trials per decoder."""
 
 from __future__ import annotations
 

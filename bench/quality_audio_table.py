@@ -24,7 +24,7 @@ def render(results: dict[str, Any]) -> str:
     named = [(_named(name, row, row["questions"], results["questions"]), row) for name, row in rows]
     out: list[str] = []
     for key, title in (("accuracy", "accuracy"), ("f1_no", 'F1 with "no" as the positive class')):
-        out += [f"Yes/no questions: {title}, {results['questions']} questions a cell (test)", ""]
+        out += [f"Yes/no questions: {title}, {results['questions']} questions per cell (test)", ""]
         out.append(_head(["decoder", *[c.replace("/", " ") for c in CELLS]]))
         out.append(_row(PROBE, [f"{results['probe'][c][key]:.3f}" for c in CELLS]))
         out += [_row(name, [f"{row['cells'][c][key]:.3f}" for c in CELLS]) for name, row in named]
@@ -44,7 +44,7 @@ def render(results: dict[str, Any]) -> str:
             f"{sum(c['yes_ratio'] for c in cells) / len(cells):.2f}", f"{row['image_share']:.2f}",
             "{:.2f} ({:.2f})".format(*row["inside"]),
         ]))  # fmt: skip
-    out += ["", f"Captions of clear recordings: CHAIR_s / CHAIR_i / recall, {results['captions']} a set (test)", ""]
+    out += ["", f"Captions of clear recordings: CHAIR_s / CHAIR_i / recall, {results['captions']} per set (test)", ""]
     out.append(_head(["decoder", *[f"hint {c}" for c in CAPTION_SETS]]))
     for plain, row in rows:
         if row["captions"]:
@@ -52,7 +52,7 @@ def render(results: dict[str, Any]) -> str:
             cells = ["{chair_s:.3f} / {chair_i:.3f} / {recall:.3f}".format(**row["captions"][c]) for c in CAPTION_SETS]
             out.append(_row(name, cells))
     out += [
-        "", f"Transcription: word error rate, and words invented a recording where nobody speaks, {results['phrases']} a set (test)", "",
+        "", f"Transcription: word error rate, and words invented per recording without speech, {results['phrases']} per set (test)", "",
     ]  # fmt: skip
     out.append(_head(["decoder", *SPEECH_SETS, *QUIET_SETS, "broken/clear, errors a phrase minus greedy [95 %]"]))
     for plain, row in rows:

@@ -1,4 +1,4 @@
-"""The questions and captions of the quality table, rendered once, in batches the model can eat."""
+"""The questions and captions of the quality table, rendered once, in batches for the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoders of the quality table and the settings each may try on dev: at most four trials a decoder."""
+"""The decoders of the quality table and the settings each may try on dev: at most four trials per decoder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from limelight.decoding.strategy import Strategy
 
 @dataclass(frozen=True)
 class Decoder:
-    """A row of the table. ``grid``: settings to choose from on dev; ``like``: takes the chosen settings of another row.
-    ``questions``: fewer a cell than the others, for rows that cost a hundred times as much."""
+    """A row of the table. ``grid``: settings to choose from on dev; ``like``: another row whose chosen settings are used.
+    ``questions``: fewer questions per cell, for rows that cost a hundred times as much."""
 
     name: str
     method: str

@@ -1,4 +1,4 @@
-"""A row of the quality table: what the answers of one decoder come to, paired against greedy."""
+"""A row of the quality table: metrics of one decoder's answers, paired with greedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIXTURES = (0.9, 0.7, 0.5)
 
 
 def mixture(accuracy: dict[str, float], right: float) -> float:
-    """Accuracy when a share ``right`` of the hints is right, over both kinds of hint and both visibilities."""
+    """Return the accuracy when a share ``right`` of the hints is right, over both kinds of hint and both visibilities."""
     parts = [
         right * accuracy[f"{kind}-right/{seen}"] + (1 - right) * accuracy[f"{kind}-wrong/{seen}"]
         for kind in ("E", "C")

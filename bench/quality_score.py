@@ -1,4 +1,4 @@
-"""Numbers from decisions: accuracy, F1, AUC, yes ratio, paired intervals, CHAIR. Pure functions of arrays."""
+"""Metrics of decisions: accuracy, F1, AUC, yes ratio, paired intervals, CHAIR. Pure functions of arrays."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 from bench.quality_data import CAPTION_SETS, IMAGE_CELLS, TEXT_CELLS
 
 SPEED = Path(__file__).parent / "results" / "speed.json"
-# Rows of the quality table -> rows of the speed table that say what they cost.
+# Rows of the quality table -> rows of the speed table with their cost.
 COST = {
     "greedy": "greedy", "sampled": "greedy", "relevance-contrastive": "relevance-contrastive",
     "relevance-contrastive, CP-LRP": "relevance-contrastive", "exact LIME (paper)": "exact LIME", "exact LIME, margin": "exact LIME",
@@ -38,7 +38,7 @@ def render(results: dict[str, Any]) -> str:
     n = results["questions"]
     rows = _in_order(results)
     short = [c.replace("/clear", " clear").replace("/poor", " poor") for c in TEXT_CELLS]
-    out = [f"Text-borne prior: accuracy, {n} questions a cell (test)", "", _head(["decoder", *short])]
+    out = [f"Text-borne prior: accuracy, {n} questions per cell (test)", "", _head(["decoder", *short])]
     probe = results["probe"]
     out.append(_row("probe of the image tokens (ceiling)", [f"{probe[c]['accuracy']:.3f}" for c in TEXT_CELLS]))
     for name, row in rows:
@@ -79,7 +79,7 @@ def render(results: dict[str, Any]) -> str:
         out.append(_row("probe of the image tokens (ceiling)", [f"{probe[c][key]:.3f}" for c in TEXT_CELLS]))
         for name, row in rows:
             out.append(_row(_mark(name, row), [f"{row['cells'][c][key]:.3f}" for c in TEXT_CELLS]))
-    out += ["", f"Image-borne prior: accuracy / AUC, {n} questions a cell (test)", ""]
+    out += ["", f"Image-borne prior: accuracy / AUC, {n} questions per cell (test)", ""]
     out.append(_head(["decoder", *[c.split("/")[0] for c in IMAGE_CELLS], "adversarial minus greedy [95 %]"]))
     out.append(
         _row(
@@ -90,7 +90,7 @@ def render(results: dict[str, Any]) -> str:
     for name, row in rows:
         cells = [f"{row['cells'][c]['accuracy']:.3f} / {row['cells'][c]['auc']:.3f}" for c in IMAGE_CELLS]
         out.append(_row(_mark(name, row), [*cells, _interval(row["cells"]["adversarial/clear"].get("vs_greedy"))]))
-    out += ["", f"Captions: CHAIR_s / CHAIR_i / recall, {results['captions']} a set, clear pictures (test)", ""]
+    out += ["", f"Captions: CHAIR_s / CHAIR_i / recall, {results['captions']} per set, clear images (test)", ""]
     out.append(_head(["decoder", *[f"hint {c}" for c in CAPTION_SETS]]))
     for name, row in rows:
         if row["captions"]:

@@ -1,14 +1,14 @@
-"""Load and faults: does the server keep answering, and does everybody get their own answer?
+"""Load and fault test of the server: availability, and correctness of every client's answers.
 
     python -m bench.server_load                  32 clients for two minutes, batches of 8, then a minute one by one
     python -m bench.server_load --seconds 30
-    python -m bench.server_load --table          write the figures of bench/results/server_load.json into docs/server.md
+    python -m bench.server_load --table          write the results of bench/results/server_load.json into docs/server.md
 
-A server process on 127.0.0.1 over the shipped miniature, one CPU thread. Well-behaved clients ask a fixed set of questions
-with several strategies, streamed and not, sampled and not; each answer must equal the one that the same request got when it
-was alone: text, number of tokens, interventions and flags exactly, contributions to 1e-3 (a padded batch rounds differently). Beside them, four clients misbehave: one vanishes mid-stream, one vanishes while waiting,
-one sends malformed bodies, one asks for a decoding method that raises inside the worker. At the end SIGTERM, with every
-client still waiting for an answer.
+A server process on 127.0.0.1 with the shipped miniature, one CPU thread. Well-behaved clients send a fixed set of questions
+with several strategies, streamed or not, sampled or not; each answer must equal that of the same request sent alone: text,
+number of tokens, interventions and flags exactly, contributions to 1e-3 (a padded batch rounds differently). Four further
+clients misbehave: one disconnects mid-stream, one disconnects while waiting, one sends malformed bodies, one requests a
+decoding method that raises inside the worker. At the end SIGTERM is sent while every client waits for an answer.
 """
 
 from __future__ import annotations

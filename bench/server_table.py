@@ -1,4 +1,4 @@
-"""The figures of bench.server_load: what they must not show, and their table in docs/server.md."""
+"""Checks of the results of bench.server_load, and their table in docs/server.md."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def problems(found: dict[str, Any]) -> list[str]:
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
-    """Markdown, a column a run."""
+    """Build the Markdown table, with one column per run."""
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "clients, beside 4 that misbehave": lambda r: f"{r['clients']}",
+        "clients, plus 4 that misbehave": lambda r: f"{r['clients']}",
         "seconds": lambda r: f"{r['seconds']:g}",
         "answers equal to their sequential ones": lambda r: str(r["counts"].get("answers equal to their sequential ones", 0)),
         "wrong or lost answers": lambda r: str(r["counts"].get("WRONG OR LOST ANSWERS", 0)),
-        "answers a second": lambda r: f"{r['answers_a_second']:.1f}",
-        "tokens a second": lambda r: f"{r['tokens_a_second']:.0f}",
+        "answers per second": lambda r: f"{r['answers_a_second']:.1f}",
+        "tokens per second": lambda r: f"{r['tokens_a_second']:.0f}",
         "answers decoded together, mean": lambda r: f"{r['mean_batch']:.1f}",
         "latency, median and 95 %": lambda r: f"{r['latency']['median']:.1f} s, {r['latency']['95 %']:.1f} s",
         "/health, median and longest": lambda r: f"{1e3 * r['health']['median']:.0f} ms, {1e3 * r['health']['max']:.0f} ms",
         "memory after 5 s, peak, end": lambda r: ", ".join(f"{v:.0f}" for v in r["memory_mb"].values()) + " MB",
-        "clients that vanished": lambda r: str(sum(v for k, v in r["counts"].items() if k.startswith("vanished"))),
-        "malformed bodies refused": lambda r: str(r["counts"].get("malformed bodies refused", 0)),
-        "exceptions in the worker told as 500": lambda r: str(r["counts"].get("worker exceptions told as 500", 0)),
-        "SIGTERM: answered of 12 accepted": lambda r: f"{r['sigterm']['answered']}, gone after {r['sigterm']['seconds']:.1f} s",
+        "clients that disconnected": lambda r: str(sum(v for k, v in r["counts"].items() if k.startswith("vanished"))),
+        "malformed bodies rejected": lambda r: str(r["counts"].get("malformed bodies refused", 0)),
+        "exceptions in the worker returned as 500": lambda r: str(r["counts"].get("worker exceptions told as 500", 0)),
+        "SIGTERM: answered of 12 accepted": lambda r: f"{r['sigterm']['answered']}, exited after {r['sigterm']['seconds']:.1f} s",
     }  # fmt: skip
     lines = ["| | " + " | ".join(runs) + " |", "|---" * (len(runs) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(told(r) for r in runs.values()) + " |" for name, told in rows.items()]
+    lines += [f"| {name} | " + " | ".join(shown(r) for r in runs.values()) + " |" for name, shown in rows.items()]
     return "\n".join(lines)
 
 

@@ -213,7 +213,7 @@ def plan(*, quick: bool, gpu: bool) -> list[tuple[str, int, int, int, int]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| setting | prompt | batch | ms a token | x greedy | spread | prefill x greedy | peak MiB beyond the model | GFLOP a token |",
+        "| setting | prompt | batch | ms per token | x greedy | spread | prefill x greedy | peak MiB beyond the model | GFLOP a token |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -38,7 +38,7 @@ def speed_short() -> str:
     """Batch 1, 600 prompt tokens."""
     rows = [r for r in _speed()["rows"] if r["prompt_tokens"] == 600 and r["batch"] == 1]
     lines = [
-        "| setting | ms a token | x plain cached greedy | prefill x | peak MiB beyond the model |",
+        "| setting | ms per token | x plain cached greedy | prefill x | peak MiB beyond the model |",
         "|---|---|---|---|---|",
     ]
     for r in rows:

@@ -1,4 +1,4 @@
-"""Words as they are generated, each with the part of its logit that comes from the picture, by the meter."""
+"""Stream words with the part of each word's logit that comes from the image, measured by the meter."""
 
 from importlib.resources import files
 

@@ -1,4 +1,4 @@
-"""How far must the media be trusted before a misleading hint loses?"""
+"""Vary the trust in the media (alpha) until a misleading hint no longer determines the answer."""
 
 import json
 from importlib.resources import files

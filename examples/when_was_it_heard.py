@@ -1,4 +1,4 @@
-"""Which seconds of a recording each word of a caption comes from. Needs `pip install 'limelight[audio]'`.
+"""Find the seconds of a recording that each word of a caption comes from. Needs `pip install 'limelight[audio]'`.
 
 Run: python examples/when_was_it_heard.py
 """

@@ -1,4 +1,4 @@
-"""Which words of the prompt made the model say yes, and what does the picture say?"""
+"""Show which words of the prompt made the model answer yes, and the evidence of the image."""
 
 import json
 from importlib.resources import files

@@ -71,7 +71,7 @@ def test_impossible_values_are_refused(change: dict[str, Any]) -> None:
     ("text", "told"),
     [
         ("{", "cannot read"),
-        ("[]", "is no calibration: expected format 'limelight calibration 1', got 'list'"),
+        ("[]", "is not a calibration: expected format 'limelight calibration 1', got 'list'"),
         ('{"format": "limelight calibration 9"}', "got 'limelight calibration 9'"),
         ('{"format": "limelight calibration 1"}', "is damaged"),
     ],
@@ -120,7 +120,7 @@ def test_load_takes_a_calibration(tmp_path: Path) -> None:
     assert limelight.load("demo-vision", calibration=fitting.save(tmp_path / "c.json")).calibration == fitting
     fitting.save(cache_file("demo-vision"))
     assert limelight.load("demo-vision").calibration == fitting
-    with pytest.raises(SettingError, match=r"is of another model: layers 99 \(here 4\)"):
+    with pytest.raises(SettingError, match=r"is for a different model: layers 99 \(here 4\)"):
         limelight.load("demo-vision", calibration=replace(MADE, traits={**loaded.sizes, "layers": 99}))
 
 

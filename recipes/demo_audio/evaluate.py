@@ -15,7 +15,7 @@ from limelight.benchmarks.scorers.wer import transcript_columns
 from limelight.demo import sound_language as language
 from limelight.demo.language import YES
 from limelight.demo.probe import Probe
-from limelight.demo.sound_questions import CELLS, SETS, SPEECH_SETS, Asked, captions, questions, transcriptions
+from limelight.demo.sound_questions import CELLS, SETS, SPEECH_SETS, Request, captions, questions, transcriptions
 from limelight.demo.sounds import EVENTS, Recording, Split
 from recipes.demo_audio import model as nets
 from recipes.demo_audio.data import TOKENS, mel
@@ -48,7 +48,7 @@ def chair(said: Sequence[list[str]], truth: Sequence[tuple[str, ...]]) -> dict[s
     }
 
 
-def word_errors(texts: Sequence[str], items: Sequence[Asked]) -> float:
+def word_errors(texts: Sequence[str], items: Sequence[Request]) -> float:
     """Word error rate; where nobody speaks, words invented a recording."""
     if not items[0].truth:
         return float(np.mean([len(text.split()) for text in texts]))
@@ -107,7 +107,7 @@ def report(folder: Path, split: Split, n: int, n_captions: int) -> None:
     packer = Packer(AutoProcessor.from_pretrained(folder).tokenizer, MARKS["audio_token"], TOKENS, AROUND)
     probe, known = Probe.load(folder / "probe.safetensors"), dict[str, Tensor]()
 
-    def encoded(key: str, items: list[Asked]) -> Tensor:
+    def encoded(key: str, items: list[Request]) -> Tensor:
         if key not in known:
             known[key] = features_of(model, [q.recording for q in items])
         return known[key]

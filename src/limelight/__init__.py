@@ -1,11 +1,11 @@
 """limelight: training-free grounding of Hugging Face multimodal LLMs.
 
 generate(model, processor, messages, strategy=lime())   an answer, and where each word came from
-transcribe(model, sound="talk.mp3")                      speech of any length to text, likewise
+transcribe(model, sound="talk.mp3")                      speech of any length to text, with the same information
 custom_generate(lime(), ...)                             the same inside model.generate(...)
 audit(adapter, rows)                                     which words of finished answers the media support
 attribute(model, inputs)                                 relevance of every position for one logit
-load("demo-vision"), wrap(model, processor)              a model becomes an Adapter
+load("demo-vision"), wrap(model, processor)              an Adapter for a model
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
-"""A flag's threshold and what a grounding score is worth as a probability, measured on one model: values, free of any model.
+"""Calibration of the grounding score for one model: the flag's threshold, and the mapping of scores to probabilities.
 
-:func:`limelight.calibrate` fits them; ``limelight.load`` finds them: beside the weights (``calibration.json``), or in the
-user's cache under the name the model is loaded by. Without one the flag's threshold is a default that was set on the vision
-miniature, and says so.
+:func:`limelight.calibrate` fits calibrations; ``limelight.load`` finds them next to the weights (``calibration.json``) or in
+the user's cache under the model's name. Without one the flag's threshold is a default that was chosen on the vision
+miniature, and is reported as such.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from limelight.errors import SettingError
 
 FORMAT = "limelight calibration 1"
 FILE = "calibration.json"
-THRESHOLD = 4.0  # of the flag without a calibration, see limelight.grounding.score
-AUTO, NONE = "auto", "none"  # in place of a file: look for one, take none
-CACHE = "LIMELIGHT_CACHE"  # the environment variable that says where the user's calibrations are kept
-_HINT = "make it anew with `limelight calibrate`, or load with calibration=None"
+THRESHOLD = 4.0  # default threshold of the flag, see limelight.grounding.score
+AUTO, NONE = "auto", "none"  # instead of a file: search for one, use none
+CACHE = "LIMELIGHT_CACHE"  # environment variable with the folder of the user's calibrations
+_HINT = "create it again with `limelight calibrate`, or load with calibration=None"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted, on what, and how well it separates.
+    """A fitted calibration, the data it was fitted on, and its quality.
 
     Attributes:
-        model: the name it was fitted under; ``traits``: layers, width and vocabulary, by which another model is told.
-        threshold: a token whose z lies below is flagged.
-        needs_rival: only where the media support another token that the model finds possible: its z reaches the threshold,
-            less ``margin`` (:func:`limelight.grounding.score.flagged`).
-        scores, probabilities: knots of the probability that a token is supported, rising with its z; linear between them,
-            constant beyond. A logistic curve is kept as its knots as well, so that reading one needs no library.
-        curve: ``logistic`` or ``isotonic``: what the knots were taken from.
-        composite: of the meter that measured the scores; it is not used for another.
-        objective: what the threshold was chosen by.
-        labels: where the labels came from: ``file``, or ``own answers``.
-        counts: ``supported``, ``invented`` and ``other`` (words without a label) of the words it was fitted on.
-        measures: on these words: ``auroc``, ``caught`` (part of the invented words flagged), ``false_flags`` (part of the
-            supported ones), ``other_flagged``, ``brier`` and ``calibration_error``; a name with ``held_out_`` before it: on
-            words that chose nothing.
+        model: the name it was fitted under; ``traits``: layers, width and vocabulary, to detect other models.
+        threshold: tokens with z below it are flagged.
+        needs_rival: flag only where the media support another plausible token: its z reaches the threshold minus
+            ``margin`` (:func:`limelight.grounding.score.flagged`).
+        scores, probabilities: knots of the probability that a token is supported, increasing with z; linear between them,
+            constant beyond. Logistic curves are also stored as knots, so that reading them needs no library.
+        curve: ``logistic`` or ``isotonic``: the curve the knots were sampled from.
+        composite: composite of the meter that measured the scores; the calibration is not used with others.
+        objective: the criterion for the threshold.
+        labels: origin of the labels: ``file``, or ``own answers``.
+        counts: numbers of ``supported``, ``invented`` and ``other`` (unlabelled) words in the fit.
+        measures: on these words: ``auroc``, ``caught`` (share of invented words flagged), ``false_flags`` (share of
+            supported ones), ``other_flagged``, ``brier`` and ``calibration_error``; with the prefix ``held_out_``: on
+            held-out words.
         date: ISO, of the fit. ``version``: of the library.
     """
 
@@ -79,7 +79,7 @@ class Calibration:
             )
 
     def probability(self, z: float) -> float:
-        """That a token with this score is supported."""
+        """Return the probability that a token with this score is supported."""
         at = bisect_right(self.scores, z)
         if at == 0 or at == len(self.scores):
             return self.probabilities[max(0, at - 1)]
@@ -88,7 +88,7 @@ class Calibration:
         return low + (high - low) * (z - left) / (right - left)
 
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON; folders are made."""
+        """Write the calibration as JSON, creating folders as needed."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -97,9 +97,9 @@ class Calibration:
         return path
 
     def about(self) -> dict[str, Any]:
-        """What is told beside every flag."""
-        told = ("auroc", "caught", "false_flags", "other_flagged")
-        best = {k: self.measures.get(f"held_out_{k}", self.measures.get(k)) for k in told}
+        """Return the information shown with every flag."""
+        shown = ("auroc", "caught", "false_flags", "other_flagged")
+        best = {k: self.measures.get(f"held_out_{k}", self.measures.get(k)) for k in shown}
         return {
             "threshold": self.threshold, "needs_rival": self.needs_rival, "margin": self.margin, "default": False, "model": self.model,
             "labels": self.labels, "date": self.date, **{k: v for k, v in best.items() if v is not None},
@@ -107,19 +107,19 @@ class Calibration:
 
 
 def flag_rule(calibration: Calibration | None) -> dict[str, Any]:
-    """The flag's rule as plain values: ``threshold``, ``needs_rival``, ``margin``, and ``default`` (nobody has fitted it)."""
+    """The flag's rule as plain values: ``threshold``, ``needs_rival``, ``margin``, and ``default`` (not calibrated)."""
     if calibration is None:
         return {"threshold": THRESHOLD, "needs_rival": True, "margin": 0.0, "default": True}
     return calibration.about()
 
 
 def spoken(rule: Mapping[str, Any]) -> str:
-    """The flag's rule in words, for legends; "" for an empty one."""
+    """Describe the flag's rule for legends; "" for an empty one."""
     if not rule:
         return ""
     low = f"flagged: grounding below {rule['threshold']:.2f}"
     low += (
-        f", while another possible word has {rule['threshold'] - rule['margin']:.2f} or more"
+        f", while another plausible word has {rule['threshold'] - rule['margin']:.2f} or more"
         if rule["needs_rival"]
         else ""
     )
@@ -133,10 +133,10 @@ def spoken(rule: Mapping[str, Any]) -> str:
 
 
 def read_calibration(path: str | Path) -> Calibration:
-    """A calibration from its file.
+    """Read a calibration from its file.
 
     Raises:
-        SettingError: no such file, or it is no calibration.
+        SettingError: no such file, or not a calibration.
     """
     try:
         found = json.loads(Path(path).read_text())
@@ -146,7 +146,7 @@ def read_calibration(path: str | Path) -> Calibration:
         raise SettingError(f"cannot read the calibration {str(path)!r}: {error}", hint=_HINT) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise SettingError(f"{str(path)!r} is no calibration: expected format {FORMAT!r}, got {got!r}", hint=_HINT)
+        raise SettingError(f"{str(path)!r} is not a calibration: expected format {FORMAT!r}, got {got!r}", hint=_HINT)
     values = {k: v for k, v in found.items() if k != "format"}
     try:
         values |= {k: tuple(float(x) for x in values[k]) for k in ("scores", "probabilities")}
@@ -156,7 +156,7 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def cache_file(model: str) -> Path:
-    """Where the user's calibration of a model is kept: ``$LIMELIGHT_CACHE``, or ``limelight`` in the user's cache folder."""
+    """Return the path of the user's calibration of a model: in ``$LIMELIGHT_CACHE``, or ``limelight`` in the user's cache folder."""
     base = os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limelight"
     folder = Path(model).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else model
@@ -167,14 +167,16 @@ def cache_file(model: str) -> Path:
 
 
 def find_calibration(model: str, folder: Path | None = None) -> Path | None:
-    """The user's own calibration of a model, else the one beside its weights; None where there is none."""
-    beside = [] if folder is None else [folder / FILE]
-    return next((p for p in (cache_file(model), *beside) if p.is_file()), None)
+    """Return the path of the user's calibration of a model, else of the one next to its weights; None if there is none."""
+    shipped = [] if folder is None else [folder / FILE]
+    return next((p for p in (cache_file(model), *shipped) if p.is_file()), None)
 
 
 def check_fits(calibration: Calibration, traits: Mapping[str, int]) -> None:
-    """Raise SettingError where it was fitted on a model of another shape."""
+    """Raise SettingError if it was fitted on a model of a different shape."""
     other = {k: v for k, v in calibration.traits.items() if k in traits and traits[k] != v}
     if other:
-        told = ", ".join(f"{k} {v} (here {traits[k]})" for k, v in other.items())
-        raise SettingError(f"the calibration of {calibration.model!r} is of another model: {told}", hint=_HINT)
+        differences = ", ".join(f"{k} {v} (here {traits[k]})" for k, v in other.items())
+        raise SettingError(
+            f"the calibration of {calibration.model!r} is for a different model: {differences}", hint=_HINT
+        )

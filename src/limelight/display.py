@@ -1,4 +1,4 @@
-"""How results show themselves in a notebook: ``limelight.report`` draws them, registered here by the package."""
+"""Registry of the notebook formatter: the package registers ``limelight.report`` here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _formatters: list[Formatter] = []
 
 
 def use(formatter: Formatter) -> None:
-    """Let ``formatter`` write the HTML of every Relevance and Generation from now on."""
+    """Register ``formatter`` to produce the HTML of every Relevance and Generation."""
     _formatters[:] = [formatter]
 
 
 def html(value: Any) -> str | None:
-    """The HTML of a Relevance or a Generation; None (notebooks then show ``repr``) without a formatter."""
+    """Return the HTML of a Relevance or a Generation; None without a formatter (notebooks then show ``repr``)."""
     return _formatters[0](value) if _formatters else None

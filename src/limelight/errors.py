@@ -1,34 +1,34 @@
-"""Every error the library raises on purpose.
+"""The exceptions and warnings of the library.
 
     LimelightError
-    ├── InputError                what was handed in cannot be used
-    │   ├── MediaError            a picture, sound or video is missing, corrupt, too large or of the wrong kind
+    ├── InputError                the input cannot be used
+    │   ├── MediaError            an image, audio or video is missing, corrupt, too large or of the wrong kind
     │   ├── PromptError           the prompt is empty, or its placeholders do not match the media
     │   └── SettingError          a setting is out of range, or two settings exclude each other
-    ├── ModelError                the model cannot be worked on
-    │   ├── NotMultimodalError    no perceptual placeholder tokens could be found in model or processor
-    │   ├── UnknownKindError      a norm, MLP, activation or attention of a kind no rule covers
-    │   ├── HookError             something that had to be attached did not bind
+    ├── ModelError                the model cannot be used
+    │   ├── NotMultimodalError    no media placeholder tokens could be found in model or processor
+    │   ├── UnknownKindError      a norm, MLP, activation or attention without a relevance rule
+    │   ├── HookError             a required hook could not be attached
     │   ├── NotFiniteError        NaN or infinity in weights, logits or relevance
-    │   └── NotDifferentiableError  no gradient can pass (quantised layers, inference tensors)
-    ├── UnsupportedError          a combination that has no meaning or no implementation (beams, a cache kind)
-    ├── IncompatibleError         an installed release of transformers, torch or accelerate lacks what is needed
+    │   └── NotDifferentiableError  gradients cannot be computed (quantised layers, inference tensors)
+    ├── UnsupportedError          an unsupported combination (beams, a cache type)
+    ├── IncompatibleError         the installed transformers, torch or accelerate lacks a required feature
     ├── DataError                 a benchmark's files are missing or malformed
     └── MissingExtraError         an optional dependency is not installed
 
-Each carries ``hint``: what to do next, in one sentence. ``str(error)`` shows message and hint.
+Each has a ``hint``: what to do next, in one sentence. ``str(error)`` shows message and hint.
 
-Warnings are for what was done and may not be what was meant:
+Warnings report results that may not be what was intended:
 
     LimelightWarning
-    └── MediaWarning              a picture, sound or video was taken otherwise than as a whole
+    └── MediaWarning              an image, audio or video was not used completely or unchanged
 """
 
 from __future__ import annotations
 
 
 class LimelightError(Exception):
-    """Base of the tree. ``hint`` says what to do next."""
+    """Base class of all errors. ``hint`` says what to do next."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -40,11 +40,11 @@ class LimelightError(Exception):
 
 
 class InputError(LimelightError):
-    """What was handed in cannot be used."""
+    """The input cannot be used."""
 
 
 class MediaError(InputError):
-    """A picture, sound or video is missing, corrupt, too large or of the wrong kind."""
+    """An image, audio or video is missing, corrupt, too large or of the wrong kind."""
 
 
 class PromptError(InputError):
@@ -56,19 +56,19 @@ class SettingError(InputError, ValueError):
 
 
 class ModelError(LimelightError):
-    """The model cannot be worked on."""
+    """The model cannot be used."""
 
 
 class NotMultimodalError(ModelError):
-    """No perceptual placeholder tokens could be found in model or processor."""
+    """No media placeholder tokens could be found in model or processor."""
 
 
 class UnknownKindError(ModelError):
-    """A norm, MLP, activation or attention of a kind no rule covers."""
+    """A norm, MLP, activation or attention without a relevance rule."""
 
 
 class HookError(ModelError):
-    """Something that had to be attached did not bind."""
+    """A required hook could not be attached."""
 
 
 class NotFiniteError(ModelError):
@@ -76,15 +76,15 @@ class NotFiniteError(ModelError):
 
 
 class NotDifferentiableError(ModelError):
-    """No gradient can pass (quantised layers, inference tensors)."""
+    """Gradients cannot be computed (quantised layers, inference tensors)."""
 
 
 class UnsupportedError(LimelightError):
-    """A combination that has no meaning or no implementation here."""
+    """An unsupported combination."""
 
 
 class IncompatibleError(LimelightError):
-    """An installed release of transformers, torch or accelerate lacks something private that is relied on."""
+    """The installed transformers, torch or accelerate lacks a private feature that the library relies on."""
 
 
 class DataError(LimelightError):
@@ -96,14 +96,14 @@ class MissingExtraError(LimelightError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"this needs the package {package!r}, which is not installed",
+            f"the package {package!r} is required but not installed",
             hint=f"pip install 'limelight[{extra}]'",
         )
 
 
 class LimelightWarning(UserWarning):
-    """Base of the library's warnings: the work was done, and something about it should be known."""
+    """Base class of the library's warnings: the operation succeeded with a caveat."""
 
 
 class MediaWarning(LimelightWarning):
-    """A file that is cut short, of which only the first picture is looked at, or whose values had to be guessed."""
+    """A file is truncated, only its first image is used, or its value range had to be guessed."""

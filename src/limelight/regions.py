@@ -1,6 +1,6 @@
-"""Which part of an original picture, film or sound the positions of a span show, and a film's frames: plain values, free of any model.
+"""Regions and intervals of the original media that the positions of a span show, and video clips; independent of any model.
 
-Regions are read off a model's processor by :mod:`limelight.models.regions`; ``None`` in their place means: not known.
+Regions are determined from a model's processor by :mod:`limelight.models.regions`; ``None`` means unknown.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Which part of an original picture (or of the frames of a film) the positions of a span show.
+    """The part of an original image (or of the frames of a video) that the positions of a span show.
 
     Attributes:
-        source: which picture of the prompt; which film where ``frames`` is not empty.
-        size: (width, height) of the original in pixels, turned upright.
-        box: in pixels of the original; the span's grid (without its margin) divides it evenly. It reaches outside the
-            original where the processor padded, and is empty where all of it is padding.
-        frames: of a film: the numbers of the frames that each step in time of the span's grid shows.
-        tiles: the boxes of the tiles that a span stands for whose own grid does not lay them out (Llama 3.2 Vision).
+        source: index of the image in the prompt; of the video where ``frames`` is not empty.
+        size: (width, height) of the upright original in pixels.
+        box: in pixels of the original; the span's grid (without its margin) divides it evenly. It extends outside the
+            original where the processor padded, and is empty where everything is padding.
+        frames: for a video, the frame indices shown by each time step of the span's grid.
+        tiles: boxes of the tiles of a span whose grid does not represent their layout (Llama 3.2 Vision).
 
     Raises:
-        SettingError: a size that is not positive, or a box whose edges are swapped.
+        SettingError: a size that is not positive, or a box with swapped edges.
     """
 
     source: int
@@ -52,7 +52,7 @@ class Region:
 
     @property
     def seen(self) -> Box | None:
-        """The part of ``box`` that lies on the original; None where it is all padding."""
+        """The part of ``box`` inside the original; None where it is all padding."""
         (width, height), (left, top, right, bottom) = self.size, self.box
         found = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
         return found if found[0] < found[2] and found[1] < found[3] else None
@@ -64,7 +64,7 @@ class Region:
         return left + column * wide, top + row * high, left + (column + 1) * wide, top + (row + 1) * high
 
     def shown(self, grid: tuple[int, int]) -> list[list[float]]:
-        """``[rows][columns]``: how much of each cell of ``grid`` lies on the original (0: it is padding)."""
+        """Return ``[rows][columns]``: the share of each cell of ``grid`` inside the original (0: padding)."""
 
         def along(start: float, stop: float, cells: int, length: int) -> list[float]:
             each = (stop - start) / cells
@@ -78,12 +78,12 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where in an original sound a span begins: its positions stand for ``Span.seconds`` each, from ``start`` on.
+    """The start of a span in an original audio clip: its positions cover ``Span.seconds`` each, from ``start`` on.
 
     Attributes:
-        source: which sound of the prompt.
-        start: seconds from the sound's beginning.
-        duration: of the whole sound in seconds; positions from there on hold what the processor padded it with.
+        source: index of the clip in the prompt.
+        start: start in seconds.
+        duration: length of the whole clip in seconds; positions after it are padding.
     """
 
     source: int
@@ -93,16 +93,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a video, and when each was shown.
+    """Frames of a video with timestamps.
 
     Attributes:
-        frames: pictures of one size, in order.
-        seconds: when each was shown, from the start of the video.
-        fps: frames a second of the video they were taken from (None: not known; the frames are all there is).
-        duration: of the whole video in seconds (None: to the end of the last frame).
+        frames: images of one size, in order.
+        seconds: time of each frame from the start of the video.
+        fps: frames per second of the original video (None: unknown; the frames are the whole video).
+        duration: length of the whole video in seconds (None: to the end of the last frame).
 
     Raises:
-        SettingError: no frames, or times that are not one a frame, or fall, or lie before 0.
+        SettingError: no frames, or times that are not one per frame, decreasing or negative.
     """
 
     frames: tuple[Any, ...]
@@ -114,8 +114,8 @@ class Clip:
         rising = all(a <= b for a, b in zip(self.seconds, self.seconds[1:], strict=False))
         if not self.frames or len(self.frames) != len(self.seconds) or self.seconds[0] < 0 or not rising:
             raise SettingError(
-                f"a clip needs frames and as many rising times, got {len(self.frames)} frames at {self.seconds[:9]} s",
-                hint="Clip(frames, seconds) with one time a frame, counted from the start of the video",
+                f"a clip needs frames and the same number of non-decreasing times, got {len(self.frames)} frames at {self.seconds[:9]} s",
+                hint="Clip(frames, seconds) with one time per frame, from the start of the video",
             )
 
     def __len__(self) -> int:
@@ -123,7 +123,7 @@ class Clip:
 
     @property
     def length(self) -> float:
-        """Seconds of the whole video."""
+        """The length of the whole video in seconds."""
         if self.duration is not None:
             return self.duration
         step = (self.seconds[-1] - self.seconds[0]) / (len(self) - 1) if len(self) > 1 else 1.0

@@ -1,7 +1,7 @@
-"""Thoughts and answers: which part of what a reasoning model said is the answer.
+"""Separation of reasoning ("thoughts") and answer in the output of reasoning models.
 
-One definition for everything that reads answers (scorers, judges, the lmms-eval plugin) and for strategies that wait for
-the end of the thoughts (:mod:`limelight.decoding.after`).
+The single definition for everything that reads answers (scorers, judges, the lmms-eval plugin) and for strategies that
+start after the reasoning (:mod:`limelight.decoding.after`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from limelight.errors import SettingError
 
 @dataclass(frozen=True)
 class Markers:
-    """Pairs of texts that open and close thoughts, matched in any case; tags also with blanks or attributes in them.
+    """Pairs of texts that open and close reasoning, matched case-insensitively; tags also with white space or attributes.
 
-    A marker in quotation marks of its own is what somebody read (a sign that says "<think>"), and marks nothing.
+    A marker inside quotation marks is a quotation (a sign that reads "<think>") and is ignored.
 
-    An empty opening text means that only the end is marked (chat templates that open the thoughts in the prompt).
-    ``wrappers`` are texts around the answer, which reasoning models write behind their thoughts; they are removed
-    where thoughts were.
+    An empty opening text means that only the end is marked (chat templates that open the reasoning in the prompt).
+    ``wrappers`` are texts that reasoning models write around the answer; they are removed where there was reasoning.
 
     Raises:
         SettingError: a pair without a closing text.
@@ -37,7 +36,7 @@ class Markers:
         if wrong:
             raise SettingError(
                 f"expected pairs of an opening and a closing marker, got {wrong[0]!r}",
-                hint="such as ('<think>', '</think>'), or ('', '</think>') where the prompt opens the thoughts",
+                hint="for example ('<think>', '</think>'), or ('', '</think>') where the prompt opens the reasoning",
             )
 
     @cached_property
@@ -49,21 +48,23 @@ class Markers:
         return tuple(dict.fromkeys(c for _, c in self.pairs))
 
     def plus(self, *pairs: tuple[str, str]) -> Markers:
-        """These and further ones, the further ones first."""
+        """Return markers with further pairs, which come first."""
         return Markers((*pairs, *self.pairs), self.wrappers)
 
     def kept(self, text: str, *, opened: bool = False) -> list[tuple[int, int]] | None:
-        """Half-open ranges of the text that are answer, None where the text holds no marker.
+        """Return the half-open ranges of the answer in a text, or None where the text has no marker.
 
         Args:
-            opened: the prompt has opened the thoughts, so that a text without any closing marker is all thought.
+            opened: the prompt opened the reasoning, so a text without a closing marker is all reasoning.
         """
         found = [m for m in self._pattern.finditer(text) if not _quoted(text, m)] if self.pairs else []
         if not found and not opened:
             return None
         ranges: list[tuple[int, int]] = []
-        start: int | None = None if opened else 0  # of the answer we are in; None inside thoughts
-        ends: frozenset[str] = frozenset(c.casefold() for c in self.closings)  # what ends the thoughts we are in
+        start: int | None = None if opened else 0  # start of the current answer range; None inside reasoning
+        ends: frozenset[str] = frozenset(
+            c.casefold() for c in self.closings
+        )  # closing markers of the current reasoning
         for match in found:
             marker, at = _TAG.sub(r"<\1\2>", match.group()).casefold(), match.start()
             closes = self._openings_of.get(marker)
@@ -73,31 +74,31 @@ class Markers:
             elif closes is not None:
                 ranges.append((start, at))
                 start, ends = None, closes
-            else:  # an end without a beginning: the prompt opened the thoughts
+            else:  # a closing marker without an opening one: the prompt opened the reasoning
                 ranges, start = [], match.end()
         if start is not None:
             ranges.append((start, len(text)))
         return [(a, b) for a, b in ranges if a < b]
 
     def answer(self, text: str, *, opened: bool = False) -> str:
-        """The text without thoughts; as it is where it has none, else stripped of blanks and wrappers.
+        """Return a text without reasoning: unchanged where it has none, else stripped of white space and wrappers.
 
-        An opening marker that is never closed makes everything behind it thought, so that the answer may be empty.
+        After an opening marker that is never closed everything is reasoning, so the answer may be empty.
         """
         ranges = self.kept(text, opened=opened)
         if ranges is None:
             return text
         pieces = [text[a:b].strip() for a, b in ranges]
-        whole = " ".join(p for p in pieces if p)
-        return self._wrapper.sub("", whole).strip() if self.wrappers else whole
+        joined = " ".join(p for p in pieces if p)
+        return self._wrapper.sub("", joined).strip() if self.wrappers else joined
 
     def opened_by(self, prompt: str) -> bool:
-        """Whether the prompt's last words open thoughts."""
+        """Whether the prompt ends with open reasoning."""
         tail = prompt.rstrip().casefold()
         return any(tail.endswith(o.strip().casefold()) for o in self.openings)
 
     def used_by(self, tokenizer: Any) -> bool:
-        """Whether a model thinks: its tokenizer knows one of the markers, or its chat template writes one."""
+        """Whether a model is a reasoning model: its tokenizer has a marker token, or its chat template writes one."""
         template = getattr(tokenizer, "chat_template", None)
         texts = template.values() if isinstance(template, dict) else [template or ""]
         added = set(map(str, getattr(tokenizer, "get_added_vocab", dict)()))
@@ -106,7 +107,7 @@ class Markers:
 
     @cached_property
     def _openings_of(self) -> dict[str, frozenset[str]]:
-        """Opening marker -> the closing ones that end it."""
+        """Map each opening marker to its closing markers."""
         return {
             o.casefold(): frozenset(c.casefold() for other, c in self.pairs if other.casefold() == o.casefold())
             for o in self.openings
@@ -127,7 +128,7 @@ _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»",
 
 
 def _loosely(marker: str) -> str:
-    """A pattern of a marker; of a tag also with blanks or attributes."""
+    """Return the pattern of a marker; for a tag also with white space or attributes."""
     tag = _TAG.fullmatch(marker)
     if tag is None:
         return re.escape(marker)
@@ -135,7 +136,7 @@ def _loosely(marker: str) -> str:
 
 
 def _quoted(text: str, match: re.Match[str]) -> bool:
-    """Whether a marker stands alone between quotation marks that open before it and close behind it."""
+    """Whether a marker is directly enclosed in quotation marks."""
     before, behind = text[max(0, match.start() - 2) : match.start()], text[match.end() : match.end() + 2]
     if not before or not behind or _QUOTES.get(before[-1]) != behind[0]:
         return False
@@ -163,11 +164,11 @@ MARKERS = Markers(
 )  # fmt: skip
 """Qwen, DeepSeek, GLM, InternVL and most others; Magistral; Kimi-VL; Sky-T1; Command A; Gemma 4; gpt-oss (harmony)."""
 NONE = Markers(())
-THINKING = "thinking"  # as a marker of ``after=``: any of the closing ones
+THINKING = "thinking"  # value of ``after=`` that means any closing marker
 
 
 def markers_of(given: Iterable[Sequence[str]] | Markers | None) -> Markers:
-    """The markers meant by a setting: None for the usual ones, pairs for own ones beside them, ``()`` for none.
+    """Return the markers of a setting: None for the default ones, pairs to add to them, ``()`` for none.
 
     Raises:
         SettingError: not pairs of texts.
@@ -181,16 +182,16 @@ def markers_of(given: Iterable[Sequence[str]] | Markers | None) -> Markers:
     if wrong:
         raise SettingError(
             f"expected pairs of an opening and a closing marker, got {wrong[0]!r}",
-            hint="such as [('<plan>', '</plan>')]; an empty list scores answers as they are",
+            hint="for example [('<plan>', '</plan>')]; an empty list scores answers unchanged",
         )
     return MARKERS.plus(*((str(a), str(b)) for a, b in pairs)) if pairs else NONE
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """What was said, and which of its tokens are answer.
+    """Generated text, and which of its tokens belong to the answer.
 
-    ``text`` keeps the markers, which decoding without special tokens may lose. ``opened``: the prompt opened thoughts.
+    ``text`` includes the markers, which decoding without special tokens may drop. ``opened``: the prompt opened reasoning.
     """
 
     text: str
@@ -199,23 +200,23 @@ class Spoken:
 
 
 def spoken(tokenizer: Any, ids: Sequence[int], prompt: Sequence[int] = (), markers: Markers = MARKERS) -> Spoken:
-    """Generated token ids as text with its thoughts marked, and token by token whether it belongs to the answer."""
+    """Decode generated token ids with reasoning markers, and determine which tokens belong to the answer."""
     marks = {m.casefold() for m in (*markers.openings, *markers.closings)}
     special = set(getattr(tokenizer, "all_special_ids", ()))
 
     def decoded(some: Sequence[int]) -> str:
         return str(tokenizer.decode(list(some), skip_special_tokens=False))
 
-    whole = decoded(ids)
+    text = decoded(ids)
     opened = bool(len(prompt)) and markers.opened_by(decoded([int(i) for i in prompt][-32:]))
-    ranges = markers.kept(whole, opened=opened)
+    ranges = markers.kept(text, opened=opened)
     if ranges is None:
         return Spoken(str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(), (True,) * len(ids), opened)
     ends = [len(decoded(ids[: j + 1])) for j in range(len(ids))]
     answered = tuple(
         any(a < stop and start < b for a, b in ranges) for start, stop in zip([0, *ends[:-1]], ends, strict=True)
     )
-    # special tokens that take part in a marker stay (harmony writes its markers in several)
+    # keep special tokens that are part of a marker (harmony's markers consist of several)
     near = {i for i in special if any(decoded([i]).casefold() in m for m in marks) and decoded([i]).strip()}
     text = decoded([i for i in ids if i not in special or i in near]).strip()
     return Spoken(text, answered, opened)

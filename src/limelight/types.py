@@ -1,4 +1,4 @@
-"""The values that flow through the library. Frozen, and free of any model.
+"""The data types of the library: frozen, and independent of any model.
 
 messages -> Prompt -> Relevance -> Step -> Generation          Sample -> Record -> numbers
 """
@@ -32,13 +32,13 @@ EARLIER_ANSWERS = "earlier answers"  # a group of contributions beside the modal
 class Span:
     """A half-open run ``[start, stop)`` of positions of one modality.
 
-    ``grid`` is the layout of the positions where it is known: ``(rows, columns)`` of a picture, ``(frames, rows,
-    columns)`` of a video. ``margin`` is how many of its last columns hold no media (newline embeddings, row breaks).
-    ``seconds`` is the length of sound that one position stands for. ``region`` and ``interval`` say which part of the
-    original picture, film or sound the positions show (None: not known).
+    ``grid``: the layout of the positions where known: ``(rows, columns)`` of an image, ``(frames, rows, columns)`` of a
+    video. ``margin``: how many of its last columns contain no media (newline embeddings, row breaks). ``seconds``: the
+    length of audio per position. ``region`` and ``interval``: the part of the original image, video or audio that the
+    positions show (None: unknown).
 
     Raises:
-        SettingError: no positions, or a grid that does not have as many cells as there are positions.
+        SettingError: no positions, or the number of grid cells differs from the number of positions.
     """
 
     start: int
@@ -54,7 +54,7 @@ class Span:
         if not 0 <= self.start < self.stop:
             raise SettingError(
                 f"a span needs 0 <= start < stop, got [{self.start}, {self.stop}) of {self.modality}",
-                hint="leave out what has no positions, or check the placeholders of the prompt",
+                hint="omit spans without positions, or check the placeholders of the prompt",
             )
         if self.modality not in MODALITIES:
             raise SettingError(f"unknown modality {self.modality!r}", hint=f"one of {', '.join(MODALITIES)}")
@@ -69,23 +69,23 @@ class Span:
 
     @property
     def cells(self) -> tuple[int, int]:
-        """Rows and columns without the margin; one row where the layout is not known."""
+        """Rows and columns without the margin; one row where the layout is unknown."""
         return (1, len(self)) if self.grid is None else (self.grid[-2], self.grid[-1] - self.margin)
 
 
 class Inputs(dict[str, Any]):
-    """Keyword arguments of ``model.forward`` that know the spans of their one row, with what the processor showed of
-    the originals; ``Adapter.spans`` reads them. A copy as a plain dict works too, without that knowledge."""
+    """Keyword arguments of ``model.forward`` for one row, with its spans and their regions in the originals, which
+    ``Adapter.spans`` reads. A plain dict copy also works, but without regions."""
 
     spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the processor made of the messages: one row, ready for the model.
+    """The processed messages: one row, ready for the model.
 
-    ``tensors`` are keyword arguments of ``model.forward``; ``tokens`` the words as the tokenizer spells them, one a
-    position; ``spans`` partition ``[0, len(tokens))``.
+    ``tensors``: keyword arguments of ``model.forward``; ``tokens``: the tokenizer's text of each position; ``spans``:
+    a partition of ``[0, len(tokens))``.
     """
 
     tensors: Mapping[str, Any]
@@ -100,11 +100,11 @@ class Relevance:
 
     Attributes:
         scores: float32 ``[T]``, signed, in units of the logit.
-        tokens: ``T`` words.
+        tokens: ``T`` token texts.
         spans: a partition of ``[0, T)``.
-        target: the token id whose logit was explained; ``target_token`` its spelling; ``logit`` its value.
+        target: the token id whose logit was explained; ``target_token``: its text; ``logit``: its value.
         position: the position that predicted it (``T - 1`` when decoding).
-        sinks: positions to leave out of shares and plots (attention sinks).
+        sinks: positions to exclude from shares and plots (attention sinks).
     """
 
     scores: Tensor
@@ -118,52 +118,52 @@ class Relevance:
 
     def __post_init__(self) -> None:
         edges = [0, *(s.stop for s in self.spans)]
-        whole = self.scores.ndim == 1 and edges[-1] == self.scores.shape[0] == len(self.tokens)
-        if not whole or any(s.start != edge for s, edge in zip(self.spans, edges, strict=False)):
+        valid = self.scores.ndim == 1 and edges[-1] == self.scores.shape[0] == len(self.tokens)
+        if not valid or any(s.start != edge for s, edge in zip(self.spans, edges, strict=False)):
             raise SettingError(
                 f"relevance needs scores [T], T tokens and spans that partition [0, T), got scores "
                 f"{tuple(self.scores.shape)}, {len(self.tokens)} tokens and {[(s.start, s.stop) for s in self.spans]}",
-                hint="build a Relevance with attribute(), which keeps the two in step",
+                hint="create Relevance objects with attribute(), which keeps them consistent",
             )
 
     def total(self, modality: Modality | None = None) -> float:
-        """Signed sum over a modality (all positions when None), sinks left out: Phi_M, in units of the logit."""
+        """Return the signed sum over a modality (all positions when None) without sinks: Phi_M, in units of the logit."""
         return float(self._masked()[self._positions(modality)].sum())
 
     def share(self, modality: Modality) -> float:
-        """``sum |R_i|`` over the modality divided by ``sum |R_i|`` over all positions; in [0, 1]; 0 when all are 0."""
+        """Return ``sum |R_i|`` over the modality divided by that over all positions; in [0, 1]; 0 when all are 0."""
         scores = self._masked().abs()
-        whole = float(scores.sum())
-        return float(scores[self._positions(modality)].sum()) / whole if whole else 0.0
+        total = float(scores.sum())
+        return float(scores[self._positions(modality)].sum()) / total if total else 0.0
 
     def shares(self) -> dict[str, float]:
-        """``share`` of every modality that has a span; sums to 1."""
+        """Return the ``share`` of every modality that has a span; they sum to 1."""
         return {m: self.share(m) for m in MODALITIES if any(s.modality == m for s in self.spans)}
 
     def spans_of(self, modality: Modality) -> tuple[Span, ...]:
         return tuple(s for s in self.spans if s.modality == modality)
 
     def on_grid(self, index: int = 0, modality: Modality = "image") -> Tensor:
-        """Scores of the ``index``-th span of a picture ``[rows, columns]`` or video ``[frames, rows, columns]``.
+        """Return the scores of the ``index``-th span of an image ``[rows, columns]`` or video ``[frames, rows, columns]``.
 
-        Without the span's margin.
+        The span's margin is excluded.
         """
         span = self._span(modality, index)
         scores = self.scores[span.start : span.stop]
         if span.grid is None:
             raise SettingError(
-                f"the layout of {modality} span {index} ({len(span)} positions) is not known",
+                f"the layout of {modality} span {index} ({len(span)} positions) is unknown",
                 hint="use .scores[span.start:span.stop], or pass grid= when building the spans",
             )
         return scores.reshape(span.grid)[..., : span.grid[-1] - span.margin]
 
     def on_picture(self, index: int = 0) -> tuple[tuple[Tensor, Region], ...]:
-        """Every grid on the ``index``-th picture of the prompt: scores ``[rows, columns]`` and the part it shows.
+        """Return every grid on the ``index``-th image of the prompt: scores ``[rows, columns]`` and the region it shows.
 
-        One for most models; those that cut a picture into tiles have one a tile, and often one of the whole.
+        Most models have one grid; models that tile images have one per tile, and often one for the whole image.
 
         Raises:
-            SettingError: no such picture, or it is not known which part of it each position shows.
+            SettingError: no such image, or the regions of its positions are unknown.
         """
         found = [
             (self.scores[s.start : s.stop].reshape(s.grid)[:, : s.cells[1]], s.region)
@@ -173,19 +173,19 @@ class Relevance:
         ]
         if not found:
             raise SettingError(
-                f"it is not known which positions show which part of picture {index}",
-                hint="attribute the tensors of Adapter.prepare, which reads it off the processor; a resampler's "
-                "positions have no place",
+                f"the regions of image {index} are unknown",
+                hint="attribute the tensors of Adapter.prepare, which determines them from the processor; a resampler's "
+                "positions have no region",
             )
         return tuple(found)
 
     def on_sound(self, index: int = 0) -> tuple[Tensor, Tensor]:
-        """Scores ``[n]`` on the ``index``-th sound and their times ``[n, 2]`` (start, stop) in its seconds.
+        """Return scores ``[n]`` on the ``index``-th audio clip and their times ``[n, 2]`` (start, stop) in seconds.
 
-        Positions that hold nothing but padding are left out.
+        Padding positions are excluded.
 
         Raises:
-            SettingError: no such sound, or the times of its positions are not known.
+            SettingError: no such clip, or the times of its positions are unknown.
         """
         import torch
 
@@ -199,23 +199,23 @@ class Relevance:
             times.append(torch.stack([edges[:-1], edges[1:].clamp_max(s.interval.duration)], -1)[real])
         if not scores:
             raise SettingError(
-                f"it is not known which positions stand for which seconds of sound {index}",
-                hint="attribute the tensors of Adapter.prepare, which knows the sounds",
+                f"the times of the positions of audio clip {index} are unknown",
+                hint="attribute the tensors of Adapter.prepare, which knows the audio",
             )
         return torch.cat(scores), torch.cat(times)
 
     def on_seconds(self, index: int = 0) -> tuple[Tensor, float]:
-        """Scores of the ``index``-th audio span ``[n]`` and how many seconds each stands for."""
+        """Return the scores of the ``index``-th audio span ``[n]`` and the seconds per position."""
         span = self._span("audio", index)
         if span.seconds is None:
             raise SettingError(
-                f"the frame rate of audio span {index} ({len(span)} positions) is not known",
-                hint="pass the duration of the sound so that seconds a token can be computed",
+                f"the frame rate of audio span {index} ({len(span)} positions) is unknown",
+                hint="pass the duration of the audio so that seconds per token can be computed",
             )
         return self.scores[span.start : span.stop], span.seconds
 
     def top(self, n: int = 5, modality: Modality | None = None) -> list[tuple[int, str, float]]:
-        """The ``n`` positions with the largest ``|R_i|``: (position, token, score)."""
+        """Return the ``n`` positions with the largest ``|R_i|``: (position, token, score)."""
         import torch
 
         where = torch.tensor(self._positions(modality), dtype=torch.long)
@@ -223,7 +223,7 @@ class Relevance:
         return [(int(i), self.tokens[int(i)], float(self.scores[int(i)])) for i in where[order]]
 
     def without_sinks(self, positions: Iterable[int] = (0,)) -> Relevance:
-        """The same relevance with some positions (attention sinks) left out of shares and plots."""
+        """Return the relevance with some positions (attention sinks) excluded from shares and plots."""
         from dataclasses import replace
 
         return replace(self, sinks=tuple(sorted(set(positions))))
@@ -256,32 +256,30 @@ class Step:
     """One generated token.
 
     Attributes:
-        token, text: id and spelling.
+        token, text: id and text.
         logprob: natural log of its probability in the distribution it was chosen from (after processors).
-        relevance: where it came from, by a backward pass: under exact LIME's own, optimised forward there, else of the
-            unchanged model. None where it was not asked for.
-        shares: modality -> ``sum |R_i|`` over its positions by that over all; ``relevance.shares()``, so in [0, 1] and
-            summing to 1. {} where there is no relevance.
+        relevance: its relevance by a backward pass: of the optimised forward pass under exact LIME, else of the unmodified
+            model. None where it was not requested.
+        shares: modality -> ``sum |R_i|`` over its positions divided by that over all; ``relevance.shares()``, so in [0, 1]
+            and summing to 1. {} where there is no relevance.
         intervened: whether the strategy changed the distribution at this token.
-        plain: the token the unchanged model would have chosen greedily, when the strategy knows it.
-        losses: name -> values, one an optimisation step.
-        candidates: (token id, spelling, logit, Phi_M) of the top candidates, when a meter ran.
-        grounding: how far the media speak for the token, against the whole vocabulary: the z-score of its Phi_M
-            (:mod:`limelight.grounding.score`), of all media together, by the meter in forward mode. None where no meter ran
-            or the prompt has no media.
-        rival_grounding: the highest score of another token that the model finds possible (a probability of .001 or more);
-            None where there is none.
-        grounding_by_modality: modality -> the same for that modality's positions alone; {} where ``grounding`` is None.
+        plain: the greedy token of the unmodified model, when the strategy knows it.
+        losses: name -> values, one per optimisation step.
+        candidates: (token id, text, logit, Phi_M) of the top candidates, when a meter ran.
+        grounding: support of the token by the media relative to the whole vocabulary: the z-score of its Phi_M
+            (:mod:`limelight.grounding.score`) over all media, by the meter in forward mode. None where no meter ran or the
+            prompt has no media.
+        rival_grounding: the highest score of another plausible token (probability at least .001); None where there is none.
+        grounding_by_modality: modality -> the same for that modality's positions; {} where ``grounding`` is None.
         p_supported: the probability that the token is supported by the media, by the model's calibration; None without one.
-        flagged: ``grounding`` lies below the flag's threshold while ``rival_grounding`` does not
+        flagged: ``grounding`` is below the flag's threshold while ``rival_grounding`` is not
             (:func:`limelight.grounding.score.flagged`).
         contributions: modality -> its part of the token's logit ``l``, by the meter in forward mode:
-            ``|Phi_m| / (sum_m |Phi_m| + |l - sum_m Phi_m|)`` with Phi_m summed over the modality's positions, signs and all;
-            text is the rest; earlier answers, where they were measured, are a group beside the modalities. In [0, 1],
-            summing to 1. {} where no meter ran. Not comparable with ``shares``, in which positions of one modality that
-            pull in opposite directions do not cancel.
-        top_logprobs: (spelling, natural log of its probability) of the likeliest tokens in the distribution it was chosen
-            from, best first; () where none were asked for.
+            ``|Phi_m| / (sum_m |Phi_m| + |l - sum_m Phi_m|)`` with Phi_m the signed sum over the modality's positions; text is
+            the rest; earlier answers, where measured, are an additional group. In [0, 1], summing to 1. {} where no meter
+            ran. Not comparable with ``shares``, in which positions of one modality with opposite signs do not cancel.
+        top_logprobs: (text, natural log of its probability) of the most likely tokens in the distribution it was chosen
+            from, best first; () where none were requested.
     """
 
     token: int
@@ -304,7 +302,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Generation:
-    """What ``generate`` returns: the answer and how it came about.
+    """The result of ``generate``: the answer and how it was generated.
 
     ``flag`` is the rule of ``Step.flagged``: its ``threshold``, ``needs_rival``, and whether they are a ``default`` that was not
     calibrated for this model (:mod:`limelight.calibration`); {} where no meter ran.
@@ -325,19 +323,19 @@ class Generation:
         return display.html(self)
 
     def shares(self) -> dict[str, float]:
-        """Mean of ``Step.shares`` (of the relevance, by backward) over the tokens that have them; {} without any."""
+        """Return the mean of ``Step.shares`` (parts of the relevance, backward pass) over tokens that have them, or {}."""
         return mean_parts([s.shares for s in self.steps])
 
     def contributions(self) -> dict[str, float]:
-        """Mean of ``Step.contributions`` (to the logit, by the meter) over the tokens that have them; {} without any."""
+        """Return the mean of ``Step.contributions`` (parts of the logit, meter) over tokens that have them, or {}."""
         return mean_parts([s.contributions for s in self.steps])
 
 
 def mean_parts(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of group -> part over the rows that are not empty, MODALITIES first in their order; {} without any."""
-    told = [r for r in rows if r]
-    groups = [g for g in dict.fromkeys([*MODALITIES, *(g for r in told for g in r)]) if any(g in r for r in told)]
-    return {g: sum(r.get(g, 0.0) for r in told) / len(told) for g in groups}
+    """Average group -> part over the non-empty rows, MODALITIES first in their order; {} without any."""
+    filled = [r for r in rows if r]
+    groups = [g for g in dict.fromkeys([*MODALITIES, *(g for r in filled for g in r)]) if any(g in r for r in filled)]
+    return {g: sum(r.get(g, 0.0) for r in filled) / len(filled) for g in groups}
 
 
 @dataclass(frozen=True)
@@ -353,10 +351,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Record:
-    """One answered question: what a scorer reads.
+    """One answered question: the input of a scorer.
 
-    ``answer`` is what was said without thoughts (:mod:`limelight.thinking`), whatever was passed: this is the one place
-    that all scorers, judges and comparisons share.
+    ``answer`` never contains reasoning (:mod:`limelight.thinking`): it is removed here, once for all scorers, judges and
+    comparisons.
     """
 
     id: str

@@ -109,7 +109,7 @@ def test_an_answer_over_the_api(address: str, photo: Path) -> None:  # noqa: F81
     assert page_of(answer).startswith("<!doctype html")
     assert "no setting" in wrong[-1][0]
     assert "alfa" in wrong[-1][0]
-    assert "nothing to look at" in bare[-1][0]
+    assert "has no media" in bare[-1][0]
 
 
 @NEEDS_GRADIO

@@ -76,8 +76,8 @@ def test_a_sound() -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "said"),
     [
-        (question("greedy", words=" "), PromptError, "nothing was asked"),
-        (question("greedy", media={}), PromptError, "nothing to look at"),
+        (question("greedy", words=" "), PromptError, "the question is empty"),
+        (question("greedy", media={}), PromptError, "has no media"),
         (question("greedy", media={"image": ["/nowhere/x.png"]}), MediaError, "x.png"),
     ],
 )

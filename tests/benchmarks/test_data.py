@@ -38,10 +38,10 @@ def test_rows_of_every_format_and_their_facts(tmp_path: Path) -> None:
     ("name", "text", "says"),
     [
         ("a.jsonl", '{"a": 1}\n{"a"', "line 2"),
-        ("a.json", '[{"a": 1}', "not JSON"),
+        ("a.json", '[{"a": 1}', "not valid JSON"),
         ("a.json", "[1]", "is a int"),
-        ("a.tsv", "a\tb\n1\n", "number of columns"),
-        ("a.tsv", "a\tb\n1\t2\t3\n", "number of columns"),
+        ("a.tsv", "a\tb\n1\n", "columns, but the header has 2"),
+        ("a.tsv", "a\tb\n1\t2\t3\n", "columns, but the header has 2"),
     ],
 )
 def test_malformed_files(tmp_path: Path, name: str, text: str, says: str) -> None:

@@ -66,6 +66,6 @@ def test_scores(tmp_path: Path) -> None:
     assert 0.2 <= value["caption-none/CHAIR_i"] <= 0.5
     assert value["caption-none/recall"] == 1.0
     assert 0.2 <= value["speech-usual/clear/WER"] <= 0.5
-    assert value["quiet-noise/invented words a clip"] == 2.0
-    assert value["quiet-silence/invented words a clip"] == 0.0
+    assert value["quiet-noise/invented words per clip"] == 2.0
+    assert value["quiet-silence/invented words per clip"] == 0.0
     assert value["audio reliance"] == pytest.approx(0.3)

@@ -50,7 +50,7 @@ def test_interrupts_are_not_answers() -> None:
     [
         (3, "int"),
         (None, "NoneType"),
-        (Reply("x", {"a": object()}), "not JSON"),
+        (Reply("x", {"a": object()}), "not valid JSON"),
         (Reply("x", {"a": float("nan")}), "NaN"),
     ],
 )
@@ -67,7 +67,7 @@ def test_too_few_answers() -> None:
     assert [o.reply for o in outcomes] == [Reply("a"), Reply("a")]  # asked again one by one
     (outcome,) = Local(answer_many=lambda batch: [])(SAMPLES[:1])
     assert outcome.error is not None
-    assert "0 answers to 1" in outcome.error["message"]
+    assert "0 answers for 1" in outcome.error["message"]
 
 
 def test_callables_are_made_ready_once_and_may_refuse() -> None:
@@ -90,7 +90,7 @@ def test_callables_are_made_ready_once_and_may_refuse() -> None:
 
 
 def test_settings() -> None:
-    with pytest.raises(SettingError, match="nothing to answer"):
+    with pytest.raises(SettingError, match="no callable to answer"):
         Local()
     with pytest.raises(SettingError, match="batch_size"):
         Local(lambda s: "", batch_size=0)

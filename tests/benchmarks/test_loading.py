@@ -54,7 +54,7 @@ def test_unknown_splits_and_limits(pope: Path) -> None:
 def test_repeated_rows_and_empty_files(pope: Path) -> None:
     row = {"question_id": 1, "image": "COCO_val2014_000000000000.jpg", "text": "?", "label": "no"}
     put(pope / "coco/coco_pope_random.json", [row, row])
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(DataError, match="repeats the id"):
         load(task("pope"), pope, splits=["coco/random"])
     put(pope / "coco/coco_pope_random.json", "")
     with pytest.raises(DataError, match="no rows"):
@@ -103,9 +103,9 @@ def test_a_copy_on_the_hub(hub_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_tasks_without_a_copy_on_the_hub() -> None:
-    with pytest.raises(SettingError, match="no copy on the Hub"):
+    with pytest.raises(SettingError, match="no complete copy on the Hub"):
         load(task("chair"), "hub")
-    with pytest.raises(SettingError, match="gqa/random has no copy"):
+    with pytest.raises(SettingError, match="gqa/random has no complete copy"):
         load(task("pope"), "hub", splits=["gqa/random"])
 
 

@@ -24,7 +24,7 @@ def test_part_names() -> None:
 def test_compare_names_every_difference(tmp_path: Path) -> None:
     with pytest.raises(SettingError) as error:
         manifest.compare(tmp_path / "x/run.json", {"a": 1, "b": {"c": "d"}}, {"a": 1, "b": {"c": "e"}})
-    assert "b.c: 'd' there, 'e' now" in str(error.value)
+    assert "b.c: was 'd', now 'e'" in str(error.value)
     assert "a:" not in str(error.value)
 
 

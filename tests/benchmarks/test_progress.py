@@ -24,7 +24,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, total: int = 20, done
 
 def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, True)
-    assert "10 of 20 rows are there already" in text
+    assert "10 of 20 rows already done" in text
     assert "20/20" in text
     assert "2 failed" in text
     assert "rows/s" in text
@@ -37,7 +37,7 @@ def test_off_a_terminal_a_line_every_tenth(monkeypatch: pytest.MonkeyPatch) -> N
     assert [x.partition(",")[0] for x in lines] == [f"pope: {k} of 100" for k in range(10, 101, 10)]
     assert all("rows/s" in x for x in lines)
     assert ["left" in x for x in lines] == [True] * 9 + [False]
-    assert "2 rows failed; the same command asks them again" in shown(monkeypatch, False)
+    assert "2 rows failed; run the same command again to retry them" in shown(monkeypatch, False)
 
 
 def test_rate_and_estimate() -> None:

@@ -70,7 +70,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         _batches(tmp_path)
-        with pytest.raises(SettingError, match="99 workers of 1 CPU need 99"):
+        with pytest.raises(SettingError, match="99 workers with 1 CPU each need 99"):
             go(tmp_path / "too-many", None, engine=RayEngine(make, workers=99))
         assert ray.is_initialized()
     finally:
@@ -107,6 +107,6 @@ def _batches(tmp_path: Path) -> None:
 
         return Local(Model())
 
-    with pytest.raises(DataError, match="could not get ready: OSError: no weights"):
+    with pytest.raises(DataError, match="a worker failed to start: OSError: no weights"):
         go(tmp_path / "broken", None, engine=RayEngine(broken, cpus=0.5))
     assert read(tmp_path / "broken/rows.jsonl") == []

@@ -106,7 +106,7 @@ def test_results_that_cannot_be_written_lose_no_answers(tmp_path: Path, name: st
     assert len(rows(tmp_path)) == 40
     assert not list(tmp_path.glob("*.part"))
     (tmp_path / name).rmdir()
-    assert go(tmp_path, lambda s: pytest.fail("asked again")).run.complete
+    assert go(tmp_path, lambda s: pytest.fail("answered again")).run.complete
 
 
 def edited(path: Path, change: Any) -> None:
@@ -121,10 +121,10 @@ def edited(path: Path, change: Any) -> None:
         (lambda r: {k: v for k, v in r.items() if k != "place"}, "no place"),
         (lambda r: {k: v for k, v in r.items() if k not in ("answer", "meta")}, "no answer, meta"),
         (lambda r: {k: v for k, v in r.items() if k != "seconds"}, "no seconds"),
-        (lambda r: {**r, "place": "first"}, "another kind"),
-        (lambda r: {**r, "place": [0]}, "another kind"),
-        (lambda r: {**r, "answer": 3}, "another kind"),
-        (lambda r: {**r, "meta": None}, "another kind"),
+        (lambda r: {**r, "place": "first"}, "wrong type"),
+        (lambda r: {**r, "place": [0]}, "wrong type"),
+        (lambda r: {**r, "answer": 3}, "wrong type"),
+        (lambda r: {**r, "meta": None}, "wrong type"),
     ],
 )
 def test_rows_that_are_none(tmp_path: Path, change: Any, says: str) -> None:
@@ -134,7 +134,7 @@ def test_rows_that_are_none(tmp_path: Path, change: Any, says: str) -> None:
         with pytest.raises(DataError, match="line 3 of") as error:
             read()
         assert says in str(error.value)
-        assert "asked again" in str(error.value)
+        assert "answered again" in str(error.value)
 
 
 def test_rows_without_their_manifest_are_never_adopted(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_rows_without_their_manifest_are_never_adopted(tmp_path: Path) -> None:
     (tmp_path / "run.json").unlink()
     before = (tmp_path / "rows.jsonl").read_bytes()
     for settings in ({"model": "a"}, {"model": "b"}):
-        with pytest.raises(SettingError, match=r"rows\.jsonl, but not run\.json"):
+        with pytest.raises(SettingError, match=r"rows\.jsonl, but not their manifest run\.json"):
             go(tmp_path, lambda s: pytest.fail("asked"), settings=settings)
-    with pytest.raises(SettingError, match=r"rows\.jsonl, but not run\.json"):
+    with pytest.raises(SettingError, match=r"rows\.jsonl, but not their manifest run\.json"):
         go(tmp_path, shard=(0, 2))
     assert (tmp_path / "rows.jsonl").read_bytes() == before
 
@@ -152,7 +152,7 @@ def test_rows_without_their_manifest_are_never_adopted(tmp_path: Path) -> None:
 def test_nor_are_those_of_a_lost_shard(tmp_path: Path) -> None:
     go(tmp_path, shard=(1, 2))
     (tmp_path / "run.1of2.json").rename(tmp_path / "run.0of2.json")
-    with pytest.raises(SettingError, match=r"rows\.1of2\.jsonl, but not run\.1of2\.json"):
+    with pytest.raises(SettingError, match=r"rows\.1of2\.jsonl, but not their manifest run\.1of2\.json"):
         go(tmp_path, shard=(0, 2))
 
 
@@ -194,7 +194,7 @@ def test_a_run_that_began_meanwhile_with_other_settings(tmp_path: Path, monkeypa
             go(tmp_path, settings={"model": "a"}, limit=1, shard=(0, 2))
 
     monkeypatch.setattr(Start, "check", check)
-    with pytest.raises(SettingError, match=r"settings\.model: 'a' there, 'b' now"):
+    with pytest.raises(SettingError, match=r"settings\.model: was 'a', now 'b'"):
         go(tmp_path, lambda s: pytest.fail("asked"), settings={"model": "b"}, limit=1, shard=(1, 2))
 
 

@@ -135,19 +135,19 @@ def test_errors_in_a_row_stop_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"settings": {"model": "b"}}, "settings.model: 'a' there, 'b' now"),
-        ({"settings": {"model": "a", "lr": 1}}, "settings.lr: None there, 1 now"),
-        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"settings": {"model": "b"}}, "settings.model: was 'a', now 'b'"),
+        ({"settings": {"model": "a", "lr": 1}}, "settings.lr: was None, now 1"),
+        ({"seed": 1}, "seed: was 0, now 1"),
         ({"suffix": "!"}, "suffix"),
         ({"splits": ["coco/random"]}, "splits"),
-        ({"task": toy(version="2")}, "version: '1' there, '2' now"),
-        ({"shard": (0, 2)}, "shards: 1 there, 2 now"),
+        ({"task": toy(version="2")}, "version: was '1', now '2'"),
+        ({"shard": (0, 2)}, "shards: was 1, now 2"),
     ],
 )
 def test_other_settings_are_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     go(tmp_path, limit=1, settings={"model": "a"})
     before = rows(tmp_path)
-    with pytest.raises(SettingError, match="other settings") as error:
+    with pytest.raises(SettingError, match="different settings") as error:
         go(tmp_path, **{"limit": 1, "settings": {"model": "a"}, **change})
     assert says in str(error.value)
     assert "another --out" in str(error.value)
@@ -175,10 +175,10 @@ def test_a_limit_may_grow_but_not_shrink(tmp_path: Path) -> None:
     results = go(tmp_path, answer, limit=5)
     assert len(asked) == len(set(asked)) == 10
     assert [r.id for r in results.run.records][:6] == [*(f"coco/random/{k}" for k in range(5)), "coco/popular/0"]
-    with pytest.raises(SettingError, match="5 rows a split, and the limit is now 4"):
+    with pytest.raises(SettingError, match="5 rows per split, but the limit is now 4"):
         go(tmp_path, answer, limit=4)
     assert go(tmp_path, answer).run.total == 40
-    with pytest.raises(SettingError, match="all rows a split"):
+    with pytest.raises(SettingError, match="all rows per split"):
         go(tmp_path, answer, limit=5)
 
 
@@ -258,7 +258,7 @@ def test_a_judge_rates_once_and_is_asked_again_for_new_answers(tmp_path: Path) -
         again(Judge("a"))
     assert again(Judge("a")).metrics["hallucination rate"].value == 1.0
     assert asked == ["000", "001", "fails", "003", "002"]
-    with pytest.raises(SettingError, match="model: 'a' there, 'b' now"):
+    with pytest.raises(SettingError, match="model: was 'a', now 'b'"):
         again(Judge("b"))
 
 
@@ -271,7 +271,7 @@ def test_an_engine_may_answer_twice_but_not_forget(tmp_path: Path) -> None:
     results = go(tmp_path / "twice", None, engine=twice)
     assert len(rows(tmp_path / "twice")) == 40
     assert results.metrics["accuracy"].value == 1.0
-    with pytest.raises(DataError, match="39 samples were never answered"):
+    with pytest.raises(DataError, match="39 samples were not answered"):
         go(tmp_path / "lost", None, engine=lambda samples: Local(right)(samples[:1]))
 
 

@@ -117,7 +117,7 @@ def test_runs_that_cannot_be_compared_are_marked(results: list[Results], tmp_pat
     failed = go(tmp_path / "x/failed", lambda s: 1 / 0, seed=1, limit=1)  # type: ignore[arg-type, return-value]
     table = side_by_side([results[0], other, failed])
     assert "NOT COMPARABLE: greedy and other differ in seed" in table.notes
-    assert "failed is not complete" in table.notes
+    assert "failed is incomplete" in table.notes
     assert ("rows failed", "0", "0", "2") in table.rows
 
 

@@ -48,7 +48,7 @@ def test_table_and_overlay(run: Run, checkpoint: Path, photo: Path, tmp_path: Pa
     told = flat(result.stdout)
     assert "% image" in told
     assert "row " in told
-    assert "where 'cup' comes from" in flat(result.stderr)
+    assert "relevance of 'cup'" in flat(result.stderr)
 
 
 def test_the_models_own_answer(run: Run, checkpoint: Path, photo: Path) -> None:
@@ -96,8 +96,8 @@ def test_an_answer_may_begin_with_a_space_where_the_model_would(checkpoint: Path
     ("more", "message"),
     [
         (("--against", "no"), "--against needs --answer"),
-        (("--answer", "no cup", "--against", "no dog"), "begin with the same token"),
-        (("--composite", "lrp"), "no composite"),
+        (("--answer", "no cup", "--against", "no dog"), "start with the same token"),
+        (("--composite", "lrp"), "unknown composite"),
         (("--sinks", "a"), "cannot read --sinks"),
         (("--sinks", "999"), "outside the prompt"),
         (("--answer", " "), "the answer is empty"),

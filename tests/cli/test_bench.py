@@ -50,7 +50,7 @@ def test_two_strategies_side_by_side_and_resumed(tmp_path: Path) -> None:
     assert (tmp_path / "greedy/rows.jsonl").read_text() == before
     refused = call(*command, "--seed", "1")
     assert isinstance(refused.exception, SettingError)
-    assert "seed: 0 there, 1 now" in str(refused.exception)
+    assert "seed: was 0, now 1" in str(refused.exception)
 
 
 def test_relevance_is_recorded(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_list_and_help() -> None:
     assert "audio_hallucination" in listed.output
     shown = call("--help")
     assert "limelight bench pope" in shown.output
-    assert "resumed by the same command" in shown.output
+    assert "The same command resumes" in shown.output
     assert isinstance(call("pope").exception, SettingError)
 
 

@@ -81,7 +81,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, run: Run) -> None:
         (("bench", "pope", *base, "--data", tmp_path), "coco_pope_adversarial.json", "looked for"),
         (("bench", "demo_vision", *base, "--split", "E"), "no split 'E'", "E-wrong/clear"),
         (("bench", "demo_vision", *base, "--strategies", "greedy,lame"), "lame", "lime"),
-        (("bench", "demo_vision", *base, "--strategies", ","), "names none", "limelight strategies"),
+        (("bench", "demo_vision", *base, "--strategies", ","), "is empty", "limelight strategies"),
         (("bench", "demo_vision", *base, "--parser", "vcd"), "no answer parser 'vcd'", "strict"),
         (("bench", "demo_vision", *base, "--faithfulness", "lrp"), "'lrp'", "attnlrp"),
         (("bench", "demo_vision", *base, "--engine", "slurm"), "'slurm'", "ray"),

@@ -150,7 +150,9 @@ def test_strategies_side_by_side_on_the_page(run: Run, checkpoint: Path, photo: 
     assert "alpha 8" in columns[1]["settings"]
     for column in columns:
         assert all("h" in w and "c" in w for w in column["words"])  # heat and candidates, whatever the strategy
-    assert "about the page" in flat(run("generate", checkpoint, "--image", photo, *ASK, "--compare", "vcd").stderr)
+    assert "only affect the page" in flat(
+        run("generate", checkpoint, "--image", photo, *ASK, "--compare", "vcd").stderr
+    )
     wrong = run("generate", checkpoint, "--image", photo, *ASK, "--compare", "nothing", "--html", page)
     assert "unknown strategy 'nothing'" in flat(wrong.stderr)
 
@@ -181,7 +183,7 @@ def test_words_alone_are_answered_and_all_is_text(run: Run, tmp_path: Path) -> N
     assert page.stat().st_size > 1000
     drawn = run("generate", "demo-vision", "-p", "Is there a cup?", "--overlay", str(tmp_path / "o.png"))
     assert drawn.exit_code == 2
-    assert "no picture, sound or video to draw" in drawn.stderr
+    assert "no image, audio or video to draw" in drawn.stderr
 
 
 def test_settings_of_loading_reach_the_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_detected_and_snapshot(adapter: Adapter) -> None:
     [
         ("gemma4_moe", "2, 4, 2, 8 in 1 layers; 4, 1, 16 in 1 layers", "2 experts"),
         ("gemma4", "4, 4, 2, 8 in 2 layers; 4, 2, 16 in 2 layers", "features enter by per_layer_inputs"),
-        ("mllama", "3, 4, 2, 8", "20 states beside the prompt (cross_attention_states)"),
+        ("mllama", "3, 4, 2, 8", "20 states outside the prompt (cross_attention_states)"),
         ("glm4v_moe", "2, 4, 2, 16", "router"),
     ],
 )

@@ -98,5 +98,5 @@ def test_place() -> None:
     frames = Clip(tuple(picture() for _ in range(8)), tuple(i / 2 for i in range(8)))
     assert output.place(film, Media(videos=[frames])).startswith("frames 7–8 · 3.0–3.5 s, row ")
     tiles = relevance(prompt(*[("image", 9, (3, 3), None)] * 2, placed=False), 1, "x")
-    assert output.place(tiles, Media([picture()])).startswith("picture 1, tile ")
+    assert output.place(tiles, Media([picture()])).startswith("image 1, tile ")
     assert output.place(relevance(prompt(("image", 5, None, None)), 1, "x")) == ""

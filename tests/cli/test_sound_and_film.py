@@ -101,13 +101,13 @@ def test_what_is_refused(run: Run, watcher: Path, listener: Path, wav: Path, mp4
     long = tmp_path / "long.wav"
     soundfile.write(long, speech(seconds=3.0), RATE)
     for arguments, told in (
-        (("generate", watcher, "--video", tmp_path / "broken.mp4", *ASK), "not a video that can be read"),
+        (("generate", watcher, "--video", tmp_path / "broken.mp4", *ASK), "cannot be read as a video"),
         (("generate", watcher, "--video", wav, *ASK), "expected a video"),
         (("generate", watcher, "--audio", wav, *ASK), "takes image, video"),
         (("generate", watcher, "--video", mp4, "--frames", 9999, *ASK), "frames must be"),
         (("attribute", listener, "--audio", wav, "--frames", 4, *ASK), "--frames would have no effect"),
         (("attribute", listener, "--audio", long, *ASK), "cuts off its end; it takes 2 s"),
-        (("attribute", listener, "--audio", mp4, *ASK), "has no sound in it"),
+        (("attribute", listener, "--audio", mp4, *ASK), "has no audio stream"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2, arguments
@@ -120,5 +120,5 @@ def test_a_sound_cut_short_is_told(run: Run, listener: Path, tmp_path: Path) -> 
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     result = run("generate", listener, "--audio", cut, *ASK, "--max-new-tokens", 2)
     assert result.exit_code == 0, result.output
-    assert "warning: cut.wav is cut short" in flat(result.stderr)
+    assert "warning: cut.wav is truncated" in flat(result.stderr)
     assert "warning" not in flat(run("generate", listener, "--audio", whole, *ASK, "--max-new-tokens", 2).stderr)

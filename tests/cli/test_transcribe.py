@@ -60,7 +60,7 @@ def test_json_has_times_shares_and_where_words_were_heard(run: Run, listener: Pa
             if word["heard"] is not None:
                 assert r["start"] - 1e-6 <= word["heard"][0] < word["heard"][1] <= r["stop"] + 0.05
     assert not any(r["complete"] for r in rows)  # four tokens end nothing here
-    assert "limit of tokens" in flat(result.stderr)
+    assert "token limit reached" in flat(result.stderr)
 
 
 def test_python_and_command_agree(run: Run, listener: Path, adapter: Adapter, talk: Path) -> None:
@@ -116,7 +116,7 @@ def test_subtitles_go_to_files_and_finished_ones_stay(run: Run, listener: Path, 
     assert not list(out.glob("*partial*"))
     before = (out / "talk.srt").stat().st_mtime_ns
     again = run(*both, "--format", "srt", "--output", out)
-    assert "left as it is" in flat(again.stderr)
+    assert "already exists, skipped" in flat(again.stderr)
     assert (out / "talk.srt").stat().st_mtime_ns == before
 
 
@@ -141,13 +141,13 @@ def test_an_interrupted_run_goes_on(
     kept = (tmp_path / "a.json.partial").read_text().splitlines()
     assert len(kept) == 3  # settings and two segments
     refused = run(*ask, target, "--strategy", "meter")
-    assert "begun with other settings" in flat(refused.stderr)
+    assert "started with different settings" in flat(refused.stderr)
     calls.clear()
     calls += [0] * 9
     before = len(calls)
     result = run(*ask, target)
     assert result.exit_code == 0, result.output
-    assert "2 segments were done before" in flat(result.stderr)
+    assert "2 segments already done" in flat(result.stderr)
     whole, resumed = (json.loads((tmp_path / n).read_text()) for n in ("whole.json", "a.json"))
     assert whole == resumed
     assert len(calls) - before == len(whole["segments"]) - 2
@@ -184,8 +184,8 @@ def test_prompts(listener: Path) -> None:
 def test_what_is_refused(run: Run, listener: Path, talk: Path, tmp_path: Path, adapter: Adapter) -> None:
     ask = ("transcribe", talk, "-m", listener)
     for extra, told in (
-        (("--format", "doc"), "no format"),
-        (("--format", "srt", "-o", tmp_path / "a.json"), "do not agree"),
+        (("--format", "doc"), "unknown format"),
+        (("--format", "srt", "-o", tmp_path / "a.json"), "do not match"),
         (("-o", tmp_path / "none" / "a.json"), "no folder"),
         (("-o", tmp_path / "a.docx"), "cannot write"),
         (("--strategy", "nothing"), "unknown strategy"),
@@ -197,7 +197,7 @@ def test_what_is_refused(run: Run, listener: Path, talk: Path, tmp_path: Path, a
         assert result.exit_code == 2, extra
         assert told in flat(result.stderr), extra
     assert "one file" in flat(run("transcribe", talk, talk, "-m", listener, "-o", tmp_path / "a.srt").stderr)
-    assert "several sounds" in flat(run("transcribe", talk, talk, "-m", listener, "-o", tmp_path / "d").stderr)
+    assert "several transcripts" in flat(run("transcribe", talk, talk, "-m", listener, "-o", tmp_path / "d").stderr)
     with pytest.raises(MediaError, match="no sound to transcribe"):
         limelight.transcribe(adapter)
     with pytest.raises(MediaError, match="NaN"):

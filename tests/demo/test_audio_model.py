@@ -12,7 +12,7 @@ import torch
 import limelight
 from limelight.demo import sound_language as language
 from limelight.demo.probe import Probe
-from limelight.demo.sound_questions import Asked, captions, questions, transcriptions
+from limelight.demo.sound_questions import Request, captions, questions, transcriptions
 from limelight.demo.sounds import EVENTS, VOICES
 
 FOLDER = VOICES.parent
@@ -23,7 +23,7 @@ def adapter() -> limelight.Adapter:
     return limelight.load("demo-audio")
 
 
-def batch(adapter: limelight.Adapter, items: Sequence[Asked]) -> dict[str, torch.Tensor]:
+def batch(adapter: limelight.Adapter, items: Sequence[Request]) -> dict[str, torch.Tensor]:
     turns = [[{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": q.text}]}] for q in items]
     texts = [adapter.processor.apply_chat_template(t, add_generation_prompt=True, tokenize=False) for t in turns]
     return dict(
@@ -80,7 +80,7 @@ def test_left_padding_changes_nothing(adapter: limelight.Adapter) -> None:
 
 
 def test_it_describes_transcribes_and_is_silent_about_silence(adapter: limelight.Adapter) -> None:
-    def answers(items: Sequence[Asked]) -> list[str]:
+    def answers(items: Sequence[Request]) -> list[str]:
         inputs = batch(adapter, items)
         out = adapter.model.generate(**inputs, max_new_tokens=20, do_sample=False)
         found = adapter.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""The curated examples, the settings, and where in the picture relevance lies."""
+"""The curated examples, the settings, and where in the image relevance lies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from limelight.types import Region
 def test_settings_come_from_the_file(tmp_path: Path) -> None:
     fallback, note = outcome.chosen_settings(tmp_path / "settings.json")
     assert fallback == {"lime": {"lr": 0.01}}
-    assert "not chosen on dev" in note
+    assert "not chosen on the dev split" in note
     (tmp_path / "settings.json").write_text('{"lime": {"lr": 0.003, "objective": "margin"}}')
     found, note = outcome.chosen_settings(tmp_path / "settings.json")
     assert found["lime"]["objective"] == "margin"

@@ -40,10 +40,10 @@ def examples(tmp_path: Path) -> Path:
 
 
 def test_run_demo(checkpoint: Path, examples: Path, tmp_path: Path) -> None:
-    told, watched = io.StringIO(), list[str]()
+    printed, progress = io.StringIO(), list[str]()
     done = demo.run_demo(
         tmp_path / "out", model=checkpoint, settings={"lime": {"lr": 0.01, "steps": 2}}, examples=examples,
-        console=Console(file=told, width=200), watch=watched.append,
+        console=Console(file=printed, width=200), on_progress=progress.append,
     )  # fmt: skip
     assert {n: len(o) for n, o in done.outcomes.items()} == {"greedy": 3, "lime": 3}
     for outcome in (*done.outcomes["greedy"], *done.outcomes["lime"]):
@@ -58,14 +58,14 @@ def test_run_demo(checkpoint: Path, examples: Path, tmp_path: Path) -> None:
     html = done.page.read_text(encoding="utf-8")
     assert html.count('<article class="case') == 3
     assert "Those that greedy gets wrong." in html
-    text = told.getvalue()
+    text = printed.getvalue()
     assert "3/3" in text
-    assert text.count("yes rather than no is decided by the text") == 3
+    assert text.count("relevance for yes rather than no: text") == 3
     assert "in the box of the cup" in text
     assert "relevance loss" in text
     assert done.summary in " ".join(text.split())
-    assert "can show repairs but not harm" in done.summary
-    assert len(watched) == 7
+    assert "can show improvements but not regressions" in done.summary
+    assert len(progress) == 7
     plain = demo.as_plain(done)
     json.dumps(plain, allow_nan=False)
     assert set(plain["examples"][0]["answers"]) == {"greedy", "lime"}
@@ -82,22 +82,22 @@ def test_the_summary_counts_and_tells_harm_too(examples: Path) -> None:
     worse = [outcome("yes", "yes", 0.5), outcome("yes", "no", 0.1, hint=""), outcome("no", "yes", 0.3)]
     told = demo.summarise({"greedy": plain, "lime": worse})
     assert told == (
-        "Greedy is right on 1 of 3, lime on 1 (1 of 2 where the text misleads; 0 of 1 where the picture misleads), "
-        "with the picture's share of the deciding word going from 30% to 30%."
+        "Greedy is correct on 1 of 3, lime on 1 (1 of 2 where the text misleads; 0 of 1 where the image misleads), "
+        "with the image's share of the deciding word changing from 30% to 30%."
     )
     shown = demo.curated(examples)[0][0]
     found = relevance(prompt(("image", 4, (2, 2), None)), 1, "x")
     decided = [Decision(shown, found, plain[0].generation, 0.5, Path("o.png"))]
     told = demo.summarise({"greedy": plain, "lime": worse}, decided, picked=True)
-    assert "50% of the picture's relevance for yes rather than no lies in its box (13% of the area)" in told
-    assert "not harm" in told
+    assert "50% of the image's relevance for yes rather than no is in its box (13% of the area)" in told
+    assert "not regressions" in told
 
 
 def test_the_command_on_the_shipped_model(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "out"), "--limit", "1", "--json"])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["summary"].startswith("Greedy is right on 0 of 1, lime on ")
+    assert document["summary"].startswith("Greedy is correct on 0 of 1, lime on ")
     assert (tmp_path / "out" / "demo.html").is_file()
     assert Path(document["examples"][0]["answers"]["lime"]["overlay"]).is_file()
 
@@ -116,8 +116,8 @@ def test_the_command_listens_too(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["summary"].startswith("Greedy is right on 0 of 1, relevance-contrastive on ")
-    assert "the sound's share of the deciding word" in document["summary"]
+    assert document["summary"].startswith("Greedy is correct on 0 of 1, relevance-contrastive on ")
+    assert "the recording's share of the deciding word" in document["summary"]
     assert "make bench-quality-audio" in document["summary"]
     answers = document["examples"][0]["answers"]
     assert set(answers) == {"greedy", "relevance-contrastive"}

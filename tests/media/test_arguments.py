@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from limelight.errors import MediaError, PromptError
-from limelight.media.arguments import by_kind, decoded, item, told
+from limelight.media.arguments import by_kind, decoded, infer_kind, item
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
 from limelight.media.video import read_video
@@ -108,16 +108,16 @@ def test_lists() -> None:
 @pytest.mark.parametrize(
     ("odd", "says"),
     [
-        (np.zeros((2, 1600), np.float32), "cannot tell what an array"),  # channels of a sound, or a flat picture
-        (np.zeros((20, 30, 30)), "cannot tell what an array"),
-        (np.zeros((1, 3, 20, 30)), "cannot tell what an array"),
-        (np.float32(1), "cannot tell what an array"),
-        (b"not a picture at all", "no known picture"),
-        (object(), "cannot tell what a object is"),
-        (3, "cannot tell what a int"),
+        (np.zeros((2, 1600), np.float32), "media type of an array"),  # channels of a sound, or a flat picture
+        (np.zeros((20, 30, 30)), "media type of an array"),
+        (np.zeros((1, 3, 20, 30)), "media type of an array"),
+        (np.float32(1), "media type of an array"),
+        (b"not a picture at all", "not the signature of a known image"),
+        (object(), "media type of a object"),
+        (3, "media type of a int"),
         ("https://example.org/picture", "no file"),
         ("lost", "no file"),
-        ("data:text/plain;base64,aGVsbG8=", "not a data URL of a picture"),
+        ("data:text/plain;base64,aGVsbG8=", "not a data URL of an image"),
         ("data:image/png,rawbytes", "not a data URL"),
     ],
 )
@@ -131,7 +131,7 @@ def test_what_cannot_be_told_says_how_to_say_it(odd: Any, says: str) -> None:
 def test_kinds_that_do_not_fit() -> None:
     with pytest.raises(PromptError, match="'picture'"):
         by_kind({"picture": PICTURE})
-    with pytest.raises(MediaError, match="a data URL of image was given as audio"):
+    with pytest.raises(MediaError, match="a data URL of type image was passed as audio"):
         item("audio", f"data:image/png;base64,{b64(png())}")
     with pytest.raises(MediaError, match="samples, rate"):
         item("audio", (TONE, TONE))
@@ -153,4 +153,4 @@ def test_base64_with_and_without_padding_of_either_alphabet() -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "b.JPG", Path("c.wav"), "film.mp4"])
 def test_names_tell(name: Any) -> None:
-    assert told(name) == {"a": "image", "b": "image", "c": "audio", "f": "video"}[str(name)[0]]
+    assert infer_kind(name) == {"a": "image", "b": "image", "c": "audio", "f": "video"}[str(name)[0]]

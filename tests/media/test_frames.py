@@ -147,7 +147,7 @@ def test_a_film_cut_short_warns(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     path.write_bytes(whole[: len(whole) // 2])
     for source in (path, path.read_bytes()):
-        with pytest.warns(MediaWarning, match="cut short"):
+        with pytest.warns(MediaWarning, match="truncated"):
             clip = read_video(source, 3)
         assert clip.seconds[-1] < 1.5
 

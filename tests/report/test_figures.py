@@ -57,13 +57,13 @@ def test_overlay_shows_word_shares_units_and_top_words(tmp_path: Path) -> None:
 
 def test_overlay_of_several_pictures_tiles_and_unknown_layouts() -> None:
     two = relevance(prompt(("image", 16, (4, 4), None), ("image", 16, (4, 4), None)), 1, "x")
-    assert "picture 2" in texts(overlay(two, [picture(), picture(60, 90)]))
+    assert "image 2" in texts(overlay(two, [picture(), picture(60, 90)]))
     tiles = relevance(prompt(*[("image", 16, (4, 4), None)] * 5, placed=False), 1, "x")
     assert "tile 5 of 5" in texts(overlay(tiles, picture()))
     unplaced = texts(overlay(relevance(prompt(("image", 16, (4, 4), None), placed=False), 1, "x"), picture()))
-    assert "16 positions in order (place in the picture not known)" in unplaced
+    assert "16 positions in order (location in the image unknown)" in unplaced
     flat = relevance(prompt(("image", 10, None, None)), 1, "x")
-    assert "10 positions in order (layout not known)" in texts(overlay(flat, picture(), top=0))
+    assert "10 positions in order (layout unknown)" in texts(overlay(flat, picture(), top=0))
 
 
 def test_overlay_of_a_centre_crop_paints_where_the_processor_looked() -> None:
@@ -98,11 +98,11 @@ def test_waveform_leaves_out_the_padding_and_says_so() -> None:
     bars = next(a for a in figure.axes if a.get_ylabel() == "relevance")
     assert len(bars.patches) == 8
     assert bars.get_xlim() == pytest.approx((0, 2.0))
-    assert "75% of the relevance lies on padding behind the end" in texts(figure)
+    assert "75% of the relevance is on padding after the end" in texts(figure)
     assert "half of the support: 0.75–1.00 s" in texts(figure)
     unknown = (Span(0, 20, "audio"), Span(20, 21, "text"))
     told = texts(waveform(Relevance(scores, ("x",) * 21, unknown, 1), samples, rate, top=0))
-    assert "positions spread evenly: their times are not known" in told
+    assert "positions spread evenly: their times are unknown" in told
 
 
 def test_waveform_of_a_sound_in_windows() -> None:
@@ -127,7 +127,7 @@ def test_contact_sheet_of_cropped_frames() -> None:
     assert "frame 3" in told
     assert "dark: not seen by the model (50%)" in told
     bare = texts(contact_sheet(relevance(prompt(("video", 18, (2, 3, 3), None)), 1, "x"), [picture()] * 4))
-    assert "which part of the frame is not known" in bare
+    assert "visible part of the frame unknown" in bare
 
 
 def test_overlay_takes_words_literally() -> None:
@@ -147,7 +147,7 @@ def test_a_script_the_font_lacks_does_not_warn(tmp_path: Path) -> None:
 
 
 def test_what_overlay_refuses(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="no picture"):
+    with pytest.raises(SettingError, match="no image positions"):
         overlay(relevance(prompt(("audio", 5, None, 0.04)), 1, "x"), picture())
     with pytest.raises(SettingError, match="cannot write"):
         overlay(of_image(), picture(), path=tmp_path / "o.txt")
@@ -174,8 +174,8 @@ def test_waveform(tmp_path: Path) -> None:
     assert [i.get_extent() for i in spectrogram.images] == [[0, 2.0, 0, 4.0]] * 2  # the sound, and the heat on it
     assert "red supports" in told
     bare = waveform(relevance(prompt(("audio", 50, None, None)), 1, "x"), None, top=0)
-    assert "duration not known" in texts(bare)
-    with pytest.raises(SettingError, match="no sound number 1"):
+    assert "duration unknown" in texts(bare)
+    with pytest.raises(SettingError, match="no audio clip number 1"):
         waveform(found, samples, rate, index=1)
     with pytest.raises(SettingError, match="samples"):
         waveform(found, samples[None], rate)

@@ -18,8 +18,8 @@ def test_one_span_a_picture() -> None:
     spans = (Span(0, 2, "text"), Span(2, 6, "image", (2, 2)), Span(6, 10, "image", (2, 2)), Span(10, 12, "text"))
     media = Media([examples.picture(), examples.picture()], [(0.1, 0, 0.9, 1), WHOLE])
     one, two = views(spans, media)
-    assert (one.source, one.label, one.box) == (0, "picture 1", (0.1, 0, 0.9, 1))
-    assert (two.source, two.label) == (1, "picture 2")
+    assert (one.source, one.label, one.box) == (0, "image 1", (0.1, 0, 0.9, 1))
+    assert (two.source, two.label) == (1, "image 2")
     assert [v.source for v in views(spans, Media())] == [None, None]
 
 
@@ -36,12 +36,12 @@ def test_regions_place_what_spans_show() -> None:
     )
     found = views(spans, Media([examples.picture(), examples.picture(80, 40)]))
     assert [v.source for v in found] == [1, 1, None, 1]
-    assert [v.label for v in found] == ["picture 2, 2 tiles", "picture 2, 2 tiles", "picture", "picture 2, in 2 x 2"]
+    assert [v.label for v in found] == ["image 2, 2 tiles", "image 2, 2 tiles", "image", "image 2, in 2 x 2"]
     assert [len(s) for s in stages(found)] == [2, 1, 1]
     assert found[0].box == (0, 0, 0.5, 1)
     assert found[3].box == (-0.125, 0, 1.125, 1)
     alone = views(spans[:2], Media([examples.picture(), examples.picture(80, 40)]))
-    assert {v.label for v in alone} == {"picture 2"}
+    assert {v.label for v in alone} == {"image 2"}
 
 
 def test_regions_of_films_tell_frames_and_place() -> None:
@@ -58,14 +58,14 @@ def test_regions_of_films_tell_frames_and_place() -> None:
 def test_windows_of_one_sound_are_one_stage() -> None:
     spans = tuple(Span(4 * i, 4 * i + 4, "audio", None, 0.5, interval=Interval(0, 2.0 * i, 3.0)) for i in range(2))
     found = views(spans, Media(sounds=[examples.tone()]))
-    assert [(v.source, v.label) for v in found] == [(0, "sound"), (0, "sound")]
+    assert [(v.source, v.label) for v in found] == [(0, "audio"), (0, "audio")]
     assert len(stages(found)) == 1
 
 
 def test_tiles_are_bare() -> None:
     spans = tuple(Span(4 * i, 4 * i + 4, "image", (2, 2)) for i in range(3))
     found = views(spans, Media([examples.picture()]))
-    assert [v.label for v in found] == [f"picture 1, tile {i} of 3" for i in (1, 2, 3)]
+    assert [v.label for v in found] == [f"image 1, tile {i} of 3" for i in (1, 2, 3)]
     assert all(v.source is None for v in found)
 
 

@@ -56,7 +56,7 @@ def test_relevance() -> None:
     sound = relevance(prompt(("audio", 50, None, 0.04), media={"audio": [tone()]}), 1, "x")
     assert relevance_html(sound).count("<img") == 1
     with_wave = relevance_html(sound, Media(sounds=[tone()]))
-    assert "sound, 2.0 s" in with_wave
+    assert "audio, 2.0 s" in with_wave
     assert with_wave != relevance_html(sound)
     clip = Clip(tuple(picture() for _ in range(8)), tuple(i / 2 for i in range(8)))
     assert "frames 3–4 · 1.0–1.5 s" in relevance_html(video, Media(videos=[clip]))

@@ -260,7 +260,7 @@ def test_grounding_and_the_flags_rule_are_told() -> None:
     ]
     assert [w.get("f") for w in told["words"]] == [None, 1, None]
     page = render_page(replace(said, steps=steps, flag=flag_rule(None)))
-    assert "flagged: not supported by what is seen or heard" in page
+    assert "flagged: not supported by the media" in page
     assert "not calibrated for this model" in page and 'class="mark flagged"' in page
     fitted = Calibration("m", 3.5, (0.0,), (0.5,), labels="a labelled file", date="2026-01-02")
     assert "calibrated on a labelled file, 2026-01-02" in render_page(

@@ -125,11 +125,14 @@ def test_side_by_side(opened: Open) -> None:
     assert differing == [["Yes", "a"], ["No", "no", "red"]]
     word(page, 1, 4).hover()
     facts = page.locator('[data-column="1"] .facts').inner_text()
-    assert "The decoder intervened. Greedy would have said a here" in facts
+    assert "The decoder intervened. Greedy decoding gives a here" in facts
     assert "relevance 3.2 → 2.9" in facts
     assert shown(page, 0) == "a"  # its counterpart
     assert "other" in word(page, 0, 4).get_attribute("class").split()
-    assert "did not intervene; greedy would have said the same" in page.locator('[data-column="0"] .facts').inner_text()
+    assert (
+        "did not intervene; greedy decoding gives the same word"
+        in page.locator('[data-column="0"] .facts').inner_text()
+    )
     word(page, 0, 5).hover()
     assert shown(page, 1) == "cup"
     boxes = [page.locator(f'[data-column="{k}"]').bounding_box() for k in (0, 1)]
@@ -224,12 +227,12 @@ def test_sound_video_and_tiles(opened: Open) -> None:
     assert [c.split("\n")[0] for c in captions[1]] == ["frames 1–2", "frames 3–4", "frames 5–6", "frames 7–8"]
     assert page.locator('[data-case="0"] .band canvas').evaluate(PIXELS)["drawn"]  # the heat on the spectrogram
     assert "tile 5 of 6" in captions[2][4]
-    assert "layout not known" in captions[2][5]
+    assert "layout unknown" in captions[2][5]
     facts = page.locator('[data-case="0"] .facts').inner_text()
-    assert "Not supported by what is seen or heard" in facts
+    assert "Not supported by the media" in facts
     assert [t.split()[0] for t in page.locator('[data-case="0"] tbody tr').all_inner_texts()] == ["dog", "mug"]
-    assert page.locator('[data-case="0"] tbody tr.chosen').inner_text().split() == ["dog", "said", "5", "+1.2"]
-    assert "from the sound" in page.locator('[data-case="0"] thead').inner_text()
+    assert page.locator('[data-case="0"] tbody tr.chosen').inner_text().split() == ["dog", "chosen", "5", "+1.2"]
+    assert "from the audio" in page.locator('[data-case="0"] thead').inner_text()
     hues = [
         page.locator(f'[data-case="{c}"] [data-word="1"]').evaluate("(w) => getComputedStyle(w).backgroundColor")
         for c in range(3)
@@ -289,7 +292,7 @@ def test_the_stretch_of_a_word_is_played_by_keyboard(opened: Open) -> None:
     for _ in range(12):  # the native controls lie between; how many stops they have is the browser's
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.tagName + ' ' + document.activeElement.textContent"))
-        if reached[-1] == "BUTTON play it":
+        if reached[-1] == "BUTTON play":
             break
     assert "AUDIO " in reached
     page.keyboard.press("Enter")
@@ -305,12 +308,12 @@ def test_what_cannot_be_played_is_told(opened: Open, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(playable, "LARGEST", len(playable.playable(*tone())) * 2)
     page = opened(case, Case([generation(windows, [" A"])]), case)
     assert [player(page, case=c).count() for c in range(3)] == [1, 1, 0]
-    assert page.locator('[data-case="1"] figure:last-of-type figcaption').inner_text() == "sound 1, 2.0 s"
-    assert "Too long to be played" in page.locator('[data-case="2"] .untold').inner_text()
+    assert page.locator('[data-case="1"] figure:last-of-type figcaption').inner_text() == "audio 1, 2.0 s"
+    assert "Too long to be played" in page.locator('[data-case="2"] .remark').inner_text()
     assert page.locator('[data-case="2"] .when button').count() == 0
     assert page.locator('[data-case="2"] canvas').first.evaluate(PIXELS)["drawn"]
     player(page).evaluate("(a) => { a.src = 'data:audio/flac;base64,AAAA'; }")
-    assert "cannot play" in page.locator('[data-case="0"] .untold').inner_text()
+    assert "cannot play" in page.locator('[data-case="0"] .remark').inner_text()
 
 
 def test_it_can_be_read_without_script(opened: Open) -> None:
@@ -379,7 +382,7 @@ def test_a_browser_that_cannot_unpack_says_so(opened: Open, browser: Any, tmp_pa
     page = context.new_page()
     page.add_init_script("delete globalThis.DecompressionStream")
     page.goto(save_page(tmp_path / "old.html", pair()).as_uri())
-    page.locator("#trouble:not([hidden])").wait_for()
-    assert "too old" in page.locator("#trouble").inner_text()
+    page.locator("#error:not([hidden])").wait_for()
+    assert "too old" in page.locator("#error").inner_text()
     assert page.locator(".w").count() == 13
     context.close()

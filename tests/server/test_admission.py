@@ -43,7 +43,7 @@ def test_a_quarter_for_one_client() -> None:
     admission = AdmissionControl(Limits(queue=32))
     for _ in range(9):  # eight that wait beside one that runs
         admission.enter("a")
-    with pytest.raises(ApiError, match="requests of yours") as caught:
+    with pytest.raises(ApiError, match="requests queued") as caught:
         admission.enter("a")
     assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "1")
     for client in "bc":

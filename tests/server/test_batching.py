@@ -20,7 +20,7 @@ from limelight.server.answering import Finished, GenerationRequest, TokenEvent, 
 from limelight.server.batching import answer, groups
 from limelight.server.conversation import Conversation
 from limelight.server.limits import Limits
-from limelight.server.problems import told
+from limelight.server.problems import api_error
 from limelight.server.worker import Failed, Job
 from tests.server.conftest import MODEL, Gate, Serve, ask, create, until
 
@@ -63,7 +63,7 @@ def work(
     heard = [o if isinstance(o, Heard) else Heard(o) for o in orders]
 
     def fail(job: Job, error: Exception) -> None:
-        job.tell(Failed(told(error)))
+        job.send(Failed(api_error(error)))
         job.cancelled.set()
 
     answer([h.job for h in heard], adapter, limits or Limits(), batch, fail)

@@ -138,7 +138,7 @@ def test_words_alone_are_answered_plainly(client: openai.OpenAI) -> None:
     words = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "Is there a cup in the picture?"}]
     got = client.chat.completions.create(model=MODEL, messages=words, max_tokens=8, logprobs=True)
     assert got.choices[0].message.content
-    assert "nothing to ground" in got.limelight["note"]
+    assert "plain decoding" in got.limelight["note"]
     assert len(got.choices[0].logprobs.content) >= 1
     drawn = [
         client.chat.completions.create(model=MODEL, messages=words, max_tokens=8, temperature=2, seed=3)
@@ -150,7 +150,7 @@ def test_words_alone_are_answered_plainly(client: openai.OpenAI) -> None:
     measured = client.chat.completions.create(model=MODEL, messages=words, max_tokens=8, extra_body=own)
     assert measured.choices[0].message.content == got.choices[0].message.content
     assert measured.limelight["strategy"] == "greedy"
-    assert "all is text" in measured.limelight["note"]
+    assert "plain decoding" in measured.limelight["note"]
     assert [t["contributions"] for t in measured.limelight["tokens"]] == [{"text": 1.0}] * len(
         measured.limelight["tokens"]
     )

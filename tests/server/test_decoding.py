@@ -65,7 +65,7 @@ def test_an_innocent_request_does_not_wait_for_hostile_ones(server: Running, sca
     for thread in threads:
         thread.join(200)
     assert [a.status_code for a in answers] == [400] * 6
-    assert "which is the limit" in answers[0].json()["error"]["message"]
+    assert "limit of" in answers[0].json()["error"]["message"]
     assert answers[0].json()["error"]["code"] == "invalid_media"
 
 
@@ -198,7 +198,7 @@ def test_a_sound_cut_short_is_told() -> None:
             ).json()
             for data in (out.getvalue()[:20_000], out.getvalue())
         )
-    assert "cut short" in short["limelight"]["warnings"][0]
+    assert "truncated" in short["limelight"]["warnings"][0]
     assert "warnings" not in whole["limelight"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from fastapi.responses import StreamingResponse
 
 from limelight.report.page import render_page
-from limelight.server.pages import Shelf, packed, served
+from limelight.server.pages import PageStore, packed, served
 from limelight.server.problems import ApiError
 from tests.browser import chromium, watched
 from tests.report.examples import generation, prompt, tone
@@ -140,28 +140,28 @@ def test_what_has_no_page(server: Running) -> None:
 def test_the_shelf_is_bounded() -> None:
     async def go() -> None:
         now = 0.0
-        shelf = Shelf(most=3, most_bytes=100, seconds=10, clock=lambda: now)
-        names = [await shelf.put(bytes(10)) for _ in range(4)]
+        store = PageStore(most=3, most_bytes=100, seconds=10, clock=lambda: now)
+        names = [await store.put(bytes(10)) for _ in range(4)]
         assert len(set(names)) == 4
         assert all(len(n) >= 32 for n in names)
-        assert [await shelf.get(n) is not None for n in names] == [False, True, True, True]
-        assert await shelf.get(names[1])  # read last, so it stays longest
-        await shelf.put(bytes(10))
-        assert [await shelf.get(n) is not None for n in names] == [False, True, False, True]
-        big = await shelf.put(bytes(95))
-        assert list(shelf.kept) == [big]
-        assert await shelf.get(await shelf.put(bytes(500))) is None
-        assert await shelf.get(big)  # a page that can never be kept puts no other one out
+        assert [await store.get(n) is not None for n in names] == [False, True, True, True]
+        assert await store.get(names[1])  # read last, so it stays longest
+        await store.put(bytes(10))
+        assert [await store.get(n) is not None for n in names] == [False, True, False, True]
+        big = await store.put(bytes(95))
+        assert list(store.kept) == [big]
+        assert await store.get(await store.put(bytes(500))) is None
+        assert await store.get(big)  # a page that can never be kept puts no other one out
         now = 5.0
-        last = await shelf.put(bytes(1))
+        last = await store.put(bytes(1))
         now = 9.9
-        assert await shelf.get(big)  # reading does not make it live longer
+        assert await store.get(big)  # reading does not make it live longer
         now = 10.1
-        assert await shelf.get(big) is None
-        assert await shelf.get(last) == bytes(1)
+        assert await store.get(big) is None
+        assert await store.get(last) == bytes(1)
         now = 15.1
-        assert await shelf.get(last) is None
-        assert not shelf.kept and shelf.kept.currsize == 0  # the memory is free as soon as somebody asks
+        assert await store.get(last) is None
+        assert not store.kept and store.kept.currsize == 0  # the memory is free as soon as somebody asks
 
     asyncio.run(go())
 
@@ -169,5 +169,5 @@ def test_the_shelf_is_bounded() -> None:
 def test_a_page_without_a_script_gets_none() -> None:
     policy = served(packed("<p>x</p>")).headers["content-security-policy"]
     assert "script-src 'none'" in policy
-    with pytest.raises(ApiError, match="no such page"):
+    with pytest.raises(ApiError, match="does not exist"):
         served(None)

@@ -174,7 +174,7 @@ def test_streams_that_nobody_reads_give_their_places_back(serve: Serve) -> None:
 def test_a_page_that_nobody_reads(serve: Serve) -> None:
     with serve(limits=Limits(send_seconds=0.4, idle_seconds=0.4)) as running:
         text = "<p>" + "x" * 30_000_000
-        running.chat.state.pages.kept["x"] = (time.monotonic() + 60, packed(text))  # type: ignore[attr-defined]
+        running.chat.state.pages.kept["x"] = packed(text)  # type: ignore[attr-defined]
         assert httpx.get(f"{running.url}/pages/x", trust_env=False, timeout=60).text == text
         with link(running, receive=2048) as made:
             made.sendall(b"GET /pages/x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")

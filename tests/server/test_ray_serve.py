@@ -148,7 +148,7 @@ def test_arguments_are_checked() -> None:
     ):
         with pytest.raises(SettingError, match=match):
             app(wrong)
-    with pytest.raises(SettingError, match="replicas from 2 to 1"):
+    with pytest.raises(SettingError, match="invalid replicas: 2 to 1"):
         Replicas(2, 1)
 
 

@@ -112,7 +112,7 @@ def test_one_client_may_only_fill_its_share(serve: Serve) -> None:
         with ThreadPoolExecutor(2) as pool:
             inside = [pool.submit(running.post, body) for _ in range(2)]
             until(lambda: running.chat.admission.inside.total() == 2)
-            assert running.post(body).json()["error"]["message"].startswith("1 requests of yours")
+            assert running.post(body).json()["error"]["message"].startswith("you have 1 requests queued")
             gate.open()
             assert {f.result(60).status_code for f in inside} == {200}
 

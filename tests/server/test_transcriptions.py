@@ -241,7 +241,7 @@ def test_sizes_are_bounded(server: Running) -> None:
 def test_a_model_that_only_sees_says_so(adapter: Adapter) -> None:
     with (
         served(adapter, ServerConfig(MODEL)) as running,
-        pytest.raises(openai.BadRequestError, match="does not hear") as caught,
+        pytest.raises(openai.BadRequestError, match="does not accept audio") as caught,
     ):
         asked(running.openai())
     assert caught.value.code == "model_cannot_hear"

@@ -1,7 +1,7 @@
 """Families of transformers' multimodal generation tables that have no row, each with its reason."""
 
-ENCODER_DECODER = "encoder and decoder: the media are read by the encoder, the prompt holds no positions of theirs"
-SAME = "the class of another row: "
+ENCODER_DECODER = "encoder and decoder: the media are read by the encoder, the prompt has no positions for them"
+SAME = "same class as another row: "
 
 UNBUILDABLE: dict[str, str] = {
     # another row's class
@@ -14,21 +14,21 @@ UNBUILDABLE: dict[str, str] = {
     "not defined",
     "mistral4": "text only",
     # no autoregressive text
-    "pi0": "answers with robot actions by flow matching, not with tokens",
+    "pi0": "outputs robot actions by flow matching, not tokens",
     "diffusion_gemma": "denoises blocks of tokens: no next-token logits",
-    "dia": "answers with audio codes",
-    "vibevoice": "answers with audio",
-    "pop2piano": "answers with notes",
+    "dia": "outputs audio codes",
+    "vibevoice": "outputs audio",
+    "pop2piano": "outputs notes",
     # no prompt positions that hold media
     "blip": "a BERT captioner: cross-attention, no placeholders, no `layers`",
-    "git": "prepends the image inside the model: the prompt holds no positions of it, and there is no `layers`",
+    "git": "prepends the image inside the model: the prompt has no positions for it, and there is no `layers`",
     "evolla": "reads protein sequences, by cross-attention adapters",
     "kyutai_speech_to_text": "every position sums a text token and 32 audio codes: input_ids has three dimensions",
     "voxtral_realtime": "adds sound to every position, generated ones too: generate needs more sound than forward "
     "takes",
     # towers that cannot be made small or still
-    "vibevoice_asr": "draws noise for its audio latents unless forward gets sample=False, which is no tensor",
-    "nemo_speechlm": "a tower of two pretrained models (recognition and diarisation) with a word-timestamp model",
+    "vibevoice_asr": "samples noise for its audio latents unless forward gets sample=False, which is not a tensor",
+    "nemo_speechlm": "an encoder of two pretrained models (recognition and diarisation) with a word-timestamp model",
     # encoder and decoder
     "canary": ENCODER_DECODER,
     "cohere_asr": ENCODER_DECODER,

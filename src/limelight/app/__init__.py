@@ -1,1 +1,1 @@
-"""A small app in the browser: ask about a picture, sound or video and watch where the words come from."""
+"""A Gradio app: ask about an image, audio or video and see which input each word of the answer comes from."""

@@ -1,4 +1,4 @@
-"""What the app does with a question, without the web: words as they come, then the page."""
+"""The app's backend, without the user interface: streams the answer, then renders the report page."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from limelight.types import Generation, Prompt, Step
 
 @dataclass(frozen=True)
 class Question:
-    """What a person asks.
+    """A user's question.
 
     Attributes:
         media: modality -> files.
-        strategies: one or two (or more), shown side by side.
+        strategies: one or more, shown side by side.
         generation: as for ``limelight.generate``: max_new_tokens, do_sample, temperature, seed ...
     """
 
@@ -38,43 +38,43 @@ class Question:
 
 @dataclass(frozen=True)
 class Progress:
-    """The answers so far; ``page`` is the finished page's HTML, in the last one only."""
+    """The answers so far; ``page``: HTML of the report page, only in the last item."""
 
     answers: tuple[Generation, ...]
-    doing: str
+    status: str
     page: str = ""
 
 
-class _LeftError(Exception):
-    """The asker has gone."""
+class _CancelledError(Exception):
+    """The request was cancelled."""
 
 
 class Backend:
-    """One model that answers one question at a time; whoever comes meanwhile waits.
+    """One model that answers one question at a time; further questions wait.
 
-    Without ``meter`` words have no colour until the page is there (a few models have no forward mode).
+    Without ``meter`` words are not coloured until the page is ready (a few models have no forward mode).
     """
 
     def __init__(self, adapter: Adapter, *, meter: bool = True) -> None:
         self.adapter, self.meter = adapter, meter
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What the model can look at or listen to."""
+        """The media types that the model accepts."""
         return tuple(m for m in ("image", "video", "audio") if m in self.adapter.placeholders.values())
 
     def ask(self, question: Question) -> Iterator[Progress]:
-        """Every strategy's answer token by token with the meter's shares, then the page. Closing the iterator stops it.
+        """Stream every strategy's answer token by token with the meter's shares, then the page; closing the iterator stops it.
 
         Raises:
-            LimelightError: what is wrong with the question, its files or its settings.
+            LimelightError: the question, its files or its settings are invalid.
         """
         if not question.words.strip():
-            raise PromptError("nothing was asked", hint="write a question")
+            raise PromptError("the question is empty", hint="enter a question")
         if not any(question.media.values()):
-            raise PromptError("there is nothing to look at or listen to", hint="add a picture, a sound or a video")
-        # files of whoever asks: in processes of their own, with limits
+            raise PromptError("the question has no media", hint="add an image, audio or a video")
+        # untrusted files: decoded in separate processes, with limits
         media = {
             k: [read(k, item, group="app", **self._options(k)) for item in v] for k, v in question.media.items() if v
         }
@@ -86,8 +86,8 @@ class Backend:
             for answer in self._answer(prompt, strategy, question.generation):
                 yield Progress((*done, answer), f"{strategy.name}: {len(answer.steps)} tokens")
             done = (*done, answer)
-        yield Progress(done, "where every word comes from …")
-        with self._turn:
+        yield Progress(done, "attributing every word …")
+        with self._lock:
             done = tuple(explained(self.adapter, a) if a.steps else a for a in done)
         case = Case(
             done, self._media(prompt), question=question.words, spell=lambda token: self.adapter.tokens([token])[0]
@@ -98,55 +98,55 @@ class Backend:
         return {"to_rate": sampling_rate(self.adapter)} if kind == "audio" else {}
 
     def _answer(self, prompt: Prompt, strategy: Strategy, settings: Mapping[str, Any]) -> Iterator[Generation]:
-        """The answer as it grows, decoded in a thread of its own."""
-        news: queue.Queue[Step | Generation | BaseException] = queue.Queue()
-        left = threading.Event()
+        """Yield the growing answer, decoded in a separate thread."""
+        events: queue.Queue[Step | Generation | BaseException] = queue.Queue()
+        cancelled = threading.Event()
 
-        def said(_: int, step: Step) -> None:
-            if left.is_set():
-                raise _LeftError
-            news.put(step)
+        def on_step(_: int, step: Step) -> None:
+            if cancelled.is_set():
+                raise _CancelledError
+            events.put(step)
 
         def work() -> None:
             try:
-                with self._turn:
-                    if left.is_set():
+                with self._lock:
+                    if cancelled.is_set():
                         return
-                    news.put(
+                    events.put(
                         generate(
                             self.adapter,
                             None,
                             prompt,
                             strategy=watched(strategy) if self.meter else strategy,
                             relevance=False,
-                            on_step=said,
+                            on_step=on_step,
                             **settings,
                         )
                     )
-            except _LeftError:
+            except _CancelledError:
                 pass
-            except BaseException as error:  # noqa: BLE001 - it is raised again where the answer is awaited
-                news.put(error)
+            except BaseException as error:  # noqa: BLE001 - raised again where the answer is awaited
+                events.put(error)
 
         thread = threading.Thread(target=work, name="limelight-app", daemon=True)
         thread.start()
         steps: tuple[Step, ...] = ()
         try:
             while True:
-                new = news.get()
-                if isinstance(new, BaseException):
-                    raise new
-                if isinstance(new, Generation):
-                    yield replace(new, strategy=strategy.name, settings=strategy.settings())
+                event = events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                if isinstance(event, Generation):
+                    yield replace(event, strategy=strategy.name, settings=strategy.settings())
                     return
-                steps = (*steps, new)
-                if news.empty():  # a slow reader is shown the latest only
-                    yield self._so_far(prompt, strategy, steps)
+                steps = (*steps, event)
+                if events.empty():  # a slow consumer only gets the latest
+                    yield self._partial(prompt, strategy, steps)
         finally:
-            left.set()
+            cancelled.set()
             thread.join()
 
-    def _so_far(self, prompt: Prompt, strategy: Strategy, steps: tuple[Step, ...]) -> Generation:
+    def _partial(self, prompt: Prompt, strategy: Strategy, steps: tuple[Step, ...]) -> Generation:
         ids = [s.token for s in steps]
         text = str(self.adapter.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return Generation(text, tuple(ids), steps, prompt, strategy.name, strategy.settings())

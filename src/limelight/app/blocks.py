@@ -1,4 +1,4 @@
-"""The app's one screen, in Gradio: ask at the left, words as they come and the page at the right."""
+"""The app's Gradio interface: the question on the left, the streamed answer and the report page on the right."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from limelight.types import Generation
 
 Choose = Callable[[str, Sequence[str]], Strategy]  # (name, ["key=value", ...]) -> Strategy
 NOTHING = "(none)"
-PLACEHOLDERS = {"image": "What is in the picture?", "video": "What is in the film?", "audio": "What is to be heard?"}
+PLACEHOLDERS = {
+    "image": "What is in the image?",
+    "video": "What is in the video?",
+    "audio": "What can be heard in the audio?",
+}
 FONTS = ("system-ui", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 CSS = """
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 12px; }
 .answers section { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 10px 14px; }
-.answers h3 { font-size: .95rem; margin: 0 0 4px; } .answers .said { font-size: 1.15em; line-height: 1.9; min-height: 2em; margin: 0 0 6px; }
-.trouble { border: 2px solid #b3261e; border-radius: 10px; padding: 10px 14px; } .trouble b { color: #b3261e; }
-.dark .trouble b { color: #ff8a8f; } .answers .doing { grid-column: 1 / -1; margin: 0; opacity: .8; font-size: .85rem; }
+.answers h3 { font-size: .95rem; margin: 0 0 4px; } .answers .answer-text { font-size: 1.15em; line-height: 1.9; min-height: 2em; margin: 0 0 6px; }
+.error { border: 2px solid #b3261e; border-radius: 10px; padding: 10px 14px; } .error b { color: #b3261e; }
+.dark .error b { color: #ff8a8f; } .answers .status { grid-column: 1 / -1; margin: 0; opacity: .8; font-size: .85rem; }
 footer { display: none !important; }
 """
 
 
 def theme() -> Any:
-    """Fonts of the system only: nothing is fetched."""
+    """Return the app's theme, with system fonts only, so that nothing is downloaded."""
     return gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=("ui-monospace", "monospace"))
 
 
@@ -44,20 +48,20 @@ def build(
     folder: Path,
     examples: Sequence[Any] = (),
 ) -> gr.Blocks:
-    """The app over one model.
+    """Build the app for one model.
 
     Args:
-        choose: makes a strategy of a name and its settings; raises a LimelightError.
-        known: strategy -> its settings in words.
-        folder: where a page is written before Gradio takes a copy, which it deletes after an hour.
-        examples: rows of (file, question) to begin with.
+        choose: creates a strategy from its name and settings; raises a LimelightError.
+        known: strategy -> description of its settings.
+        folder: where a page is written before Gradio copies it; Gradio deletes its copy after an hour.
+        examples: rows of (file, question) offered as examples.
     """
     blocks: gr.Blocks = gr.Blocks(
         title=f"limelight · {name}", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
     )
     with blocks:
         gr.Markdown(
-            f"# Where do the words come from?\n`{name}` answers; every word is as strong in colour as its share from what is seen or heard."
+            f"# Where do the words come from?\nAnswers by `{name}`. Stronger colour: more of the word comes from the image, audio or video."
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -65,12 +69,12 @@ def build(
                 hint = PLACEHOLDERS.get(next(iter(backend.modalities), ""), "")
                 words = gr.Textbox(label="Question", lines=2, placeholder=hint, submit_btn=False)
                 first, first_set = _strategy("Strategy", known, "greedy")
-                second, second_set = _strategy("Beside it", {NOTHING: "", **known}, "relevance-contrastive")
+                second, second_set = _strategy("Compare with", {NOTHING: "", **known}, "relevance-contrastive")
                 with gr.Accordion("Length and sampling", open=False):
-                    length = gr.Slider(1, 512, 64, step=1, label="New tokens at most")
+                    length = gr.Slider(1, 512, 64, step=1, label="Maximum new tokens")
                     sample = gr.Checkbox(label="Sample", value=False)
-                    temperature = gr.Slider(0.1, 2, 1.0, step=0.05, label="Temperature, when sampling")
-                    seed = gr.Number(0, precision=0, label="Seed, when sampling")
+                    temperature = gr.Slider(0.1, 2, 1.0, step=0.05, label="Temperature (sampling only)")
+                    seed = gr.Number(0, precision=0, label="Seed (sampling only)")
                 with gr.Row():
                     go, stop = gr.Button("Ask", variant="primary"), gr.Button("Stop")
             with gr.Column(scale=5, min_width=320):
@@ -82,15 +86,15 @@ def build(
 
         def ask(*given: Any) -> Iterator[tuple[Any, Any, Any]]:
             files = dict(zip(backend.modalities, given, strict=False))
-            question, a, a_set, b, b_set, n, sampled, heat, number = given[len(parts) :]
+            question, a, a_set, b, b_set, n, sampled, temp, number = given[len(parts) :]
             try:
                 strategies = [choose(k, _lines(v)) for k, v in ((a, a_set), (b, b_set)) if k != NOTHING]
                 settings: dict[str, Any] = {"max_new_tokens": int(n)}
                 if sampled:
-                    settings |= {"do_sample": True, "temperature": float(heat), "top_k": 0, "seed": int(number)}
+                    settings |= {"do_sample": True, "temperature": float(temp), "top_k": 0, "seed": int(number)}
                 media = {m: [f] for m, f in files.items() if f}
                 for progress in backend.ask(Question(question or "", media, strategies, settings)):
-                    shown = answers_html(progress.answers, progress.doing)
+                    shown = answers_html(progress.answers, progress.status)
                     if not progress.page:
                         yield shown, gr.skip(), gr.skip()
                         continue
@@ -99,26 +103,26 @@ def build(
                         target.write_text(progress.page, encoding="utf-8")
                         yield shown, framed(progress.page), gr.update(value=str(target), visible=True)
             except LimelightError as error:
-                yield trouble_html(error), "", gr.update(visible=False)
+                yield error_html(error), "", gr.update(visible=False)
 
         inputs = [*parts, words, first, first_set, second, second_set, length, sample, temperature, seed]
-        asked = gr.on(
+        answering = gr.on(
             [go.click, words.submit], ask, inputs, [live, page, download], api_name="ask", concurrency_limit=4
         )
-        stop.click(None, cancels=[asked])
+        stop.click(None, cancels=[answering])
     blocks.queue(max_size=16)
     return blocks
 
 
 def _upload(modality: str, *, alone: bool) -> Any:
-    buttons = ["download"]  # and not Gradio's own: one of them sends the file to a forum
+    buttons = ["download"]  # not Gradio's defaults: one of them uploads the file to a public forum
     if modality == "image":
-        # image_mode=None: the file as it is; Gradio would decode it in this process, and drop what is transparent
+        # image_mode=None: the original file; Gradio would decode it in this process and drop transparency
         return gr.Image(
-            type="filepath", image_mode=None, label="Picture", height=260, sources=["upload", "clipboard"], buttons=buttons
+            type="filepath", image_mode=None, label="Image", height=260, sources=["upload", "clipboard"], buttons=buttons
         )  # fmt: skip
     if modality == "audio":
-        return gr.Audio(type="filepath", label="Sound", sources=["upload"], buttons=buttons)
+        return gr.Audio(type="filepath", label="Audio", sources=["upload"], buttons=buttons)
     return gr.Video(label="Video", height=260 if alone else 180, sources=["upload"], buttons=buttons)
 
 
@@ -130,7 +134,7 @@ def _strategy(label: str, known: Mapping[str, str], value: str) -> tuple[Any, An
             lines=1,
             max_lines=6,
             info=known.get(value, ""),
-            placeholder="key=value, one a line",
+            placeholder="key=value, one per line",
         )
         name.change(lambda n: gr.update(info=known[n], value=""), name, settings, api_visibility="private")
     return name, settings
@@ -140,23 +144,23 @@ def _lines(text: str | None) -> list[str]:
     return [line.strip() for line in (text or "").splitlines() if line.strip()]
 
 
-def answers_html(answers: Sequence[Generation], doing: str) -> str:
-    """The answers so far, side by side."""
+def answers_html(answers: Sequence[Generation], status: str) -> str:
+    """Render the answers so far side by side."""
     sections = "".join(
         f'<section aria-label="{escape(a.strategy, quote=True)}"><h3>{escape(a.strategy)}</h3>'
-        f'<p class="said">{words_html(a)}</p>{"".join(answer_parts_html(a))}</section>'
+        f'<p class="answer-text">{words_html(a)}</p>{"".join(answer_parts_html(a))}</section>'
         for a in answers
     )
-    return f'<div class="answers">{sections}<p class="doing" role="status">{escape(doing)}</p></div>'
+    return f'<div class="answers">{sections}<p class="status" role="status">{escape(status)}</p></div>'
 
 
-def trouble_html(error: LimelightError) -> str:
+def error_html(error: LimelightError) -> str:
     hint = f"<br>{escape(error.hint)}" if error.hint else ""
-    return f'<div class="trouble" role="alert"><b>{escape(error.message)}</b>{hint}</div>'
+    return f'<div class="error" role="alert"><b>{escape(error.message)}</b>{hint}</div>'
 
 
 def framed(page: str) -> str:
-    """The page in a frame that may run its own script and nothing else."""
+    """Embed the page in an iframe that may only run scripts."""
     return (
         f'<iframe title="Where the words come from" sandbox="allow-scripts" srcdoc="{escape(page, quote=True)}" '
         'style="width:100%;height:min(1100px,92vh);border:1px solid var(--border-color-primary);border-radius:10px"></iframe>'
@@ -164,4 +168,6 @@ def framed(page: str) -> str:
 
 
 def _waiting() -> str:
-    return '<p class="doing">The answer comes here, word by word, then the page with every word\'s heat map.</p>'
+    return (
+        '<p class="status">The answer appears here word by word, followed by the page with each word\'s heat map.</p>'
+    )

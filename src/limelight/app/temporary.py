@@ -1,4 +1,4 @@
-"""One temporary folder per run of the app: gone at its end, and after a crash at the next start."""
+"""One temporary folder per run of the app: removed on exit, or after a crash at the next start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCK = "in-use"
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that only this user can open. Folders of runs that have ended without cleaning up are removed first."""
+    """Create a folder that only this user can access, after removing folders left by crashed runs."""
     parent = Path(tempfile.gettempdir())
     for left in parent.glob(f"{PREFIX}*"):
         _remove_if_abandoned(left)
@@ -39,10 +39,10 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def _locked(file: Any) -> bool:
-    """Hold the lock until the file is closed, or the process ends in whatever way; False: another process holds it."""
+    """Lock a file until it is closed or the process exits; False: another process holds the lock."""
     try:
         import fcntl
-    except ImportError:  # not POSIX: nobody can tell who still lives, so nothing is removed
+    except ImportError:  # not POSIX: running processes cannot be detected, so nothing is removed
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,12 +1,12 @@
-"""The benchmarks of the field: asked of any ``answer(sample) -> str``, kept, resumed, scored like the official scripts.
+"""Hallucination and grounding benchmarks for any ``answer(sample) -> str``: resumable runs, official scoring.
 
     from limelight.benchmarks import run, side_by_side, render
 
     results = run("pope", answer, "runs/mine", data="~/data/pope", settings={"model": "mine"})
     print(render([side_by_side([results])]))
 
-``limelight bench`` and ``limelight report`` are this with the library's own models. docs/benchmarks.md describes the
-tasks, their files and parsers, and the traps.
+``limelight bench`` and ``limelight report`` do this with the library's own models. docs/benchmarks.md describes the
+tasks, their files and parsers, and the pitfalls.
 """
 
 from limelight.benchmarks.compare import differing

@@ -1,4 +1,4 @@
-"""Two runs of one task, question by question: paired intervals, McNemar's test, and the answers that differ."""
+"""Paired comparison of two runs of one task: intervals, McNemar's test, and the answers that differ."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from limelight.errors import SettingError
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of run ``b`` minus that of run ``a``, over the units that both have.
+    """One metric of run ``b`` minus that of run ``a``, over their common units.
 
     Attributes:
         low, high: paired bootstrap interval of the difference; ``p``: its two-sided p-value.
-        only_a, only_b: units that only a, or only b, got right, where right and wrong are defined.
+        only_a, only_b: units that only a, or only b, answered correctly, where correctness is defined.
         mcnemar: exact two-sided p-value of McNemar's test on those two counts.
     """
 
@@ -52,14 +52,14 @@ class Difference:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value: the binomial test of ``only_a`` successes in ``only_a + only_b`` fair trials."""
+    """Exact two-sided p-value of McNemar's test: binomial, ``only_a`` successes in ``only_a + only_b`` fair trials."""
     n, k = only_a + only_b, min(only_a, only_b)
     tail = sum(math.comb(n, i) for i in range(k + 1))
     return min(1.0, 2 * tail / (1 << n))
 
 
 def common(a: Block, b: Block) -> tuple[Block, Block]:
-    """Both blocks on the units that both have, in a's order."""
+    """Restrict both blocks to their common units, in a's order."""
     there = {i: k for k, i in enumerate(b.ids)}
     kept = [(k, there[i]) for k, i in enumerate(a.ids) if i in there]
     ka, kb = [x for x, _ in kept], [y for _, y in kept]
@@ -69,7 +69,7 @@ def common(a: Block, b: Block) -> tuple[Block, Block]:
 def compare_blocks(
     a: Block, b: Block, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> list[Difference]:
-    """Every measure that both blocks have. The same units are drawn for both in every resample."""
+    """Compare every measure that both blocks have. Each resample draws the same units for both."""
     a, b = common(a, b)
     if not a.ids:
         return []
@@ -98,7 +98,7 @@ def compare_blocks(
 def compare(
     a: Run, b: Run, parser: str = "", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **options: Any
 ) -> list[Difference]:
-    """Differences of every metric between two runs of one task.
+    """Compute the difference of every metric between two runs of one task.
 
     Raises:
         SettingError: the runs are of different tasks or versions of a task.
@@ -116,7 +116,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Pair:
-    """One question that two runs answered differently; ``right_*`` is None where no right and wrong is defined."""
+    """One question that two runs answered differently; ``right_*`` is None where correctness is not defined."""
 
     id: str
     prompt: str
@@ -128,14 +128,14 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """fixed (b right, a wrong), broken (the reverse), or same."""
+        """``fixed`` (b correct, a wrong), ``broken`` (the reverse), or ``same``."""
         if self.right_a is None or self.right_b is None or self.right_a == self.right_b:
             return "same"
         return "fixed" if self.right_b else "broken"
 
 
 def differing(a: Run, b: Run, parser: str = "", **options: Any) -> list[Pair]:
-    """The questions whose answers differ, those that were fixed or broken first."""
+    """Return the questions whose answers differ, fixed and broken ones first."""
     same_task(a, b)
     right_a, right_b = verdicts(a.blocks(parser, **options)), verdicts(b.blocks(parser, **options))
     theirs = {r.id: r for r in b.records}
@@ -149,7 +149,7 @@ def differing(a: Run, b: Run, parser: str = "", **options: Any) -> list[Pair]:
 
 
 def verdicts(blocks: Sequence[Block]) -> Mapping[str, bool]:
-    """id -> whether it was answered right, from the blocks whose units are single answers."""
+    """Map each id to whether it was answered correctly, from the blocks whose units are single answers."""
     return {
         i: bool(c > 0)
         for b in blocks

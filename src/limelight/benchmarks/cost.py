@@ -1,12 +1,12 @@
-"""How long a benchmark should take on one GPU, from stated costs a token: ``python -m limelight.benchmarks.cost``.
+"""Estimates of benchmark time on one GPU from stated costs per token: ``python -m limelight.benchmarks.cost``.
 
 An estimate for a 7B model and a prompt of 606 positions (LLaVA-1.5: 576 image tokens and a question), bf16, batch 1:
 
     seconds = rows * (prefill TFLOP / R + tokens * max(token TFLOP / R, weight reads * 14 GB / W))
 
-R is the rate that the paper's own speed implies: 242.6 TFLOP a token (its loop, counted) at 0.32 tokens/s, 77.6 TFLOP/s.
-W is the memory bandwidth of a 40 GB A100, 1.555 TB/s. FLOPs were counted; weight reads of the
-cached modes are their measured time on a CPU over a plain cached token's. Nothing here was measured on a GPU.
+R is the rate implied by the paper's reported speed: 242.6 TFLOP per token (its loop, counted) at 0.32 tokens/s, 77.6
+TFLOP/s. W is the memory bandwidth of a 40 GB A100, 1.555 TB/s. FLOPs were counted; weight reads of the cached modes are
+their CPU time per token relative to a plain cached token. Nothing here was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WEIGHTS, BANDWIDTH = 14.0, 1555.0  # GB, GB/s
 
 @dataclass(frozen=True)
 class Cost:
-    """A decoding method: TFLOP of the prompt and of a token, and how often a token reads the weights."""
+    """A decoding method: TFLOP for the prompt and per token, and weight reads per token."""
 
     name: str
     prompt: float
@@ -29,7 +29,7 @@ class Cost:
     reads: float
 
     def hours(self, rows: int, tokens: float) -> float:
-        """Expected hours for ``rows`` answers of ``tokens`` tokens."""
+        """Return the expected hours for ``rows`` answers of ``tokens`` tokens."""
         each = max(self.token / RATE, self.reads * WEIGHTS / BANDWIDTH)
         return rows * (self.prompt / RATE + tokens * each) / 3600
 
@@ -46,7 +46,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Job:
-    """A run of the paper: how many answers, and how long they are in tokens (the end of sequence counted)."""
+    """A run of the paper: number of answers, and tokens per answer (including the end of sequence)."""
 
     name: str
     rows: int
@@ -58,20 +58,20 @@ JOBS = (
     Job("POPE, three splits", 9000, 2),
     Job("CHAIR, 500 captions", 500, 110),
     Job("AIR-Bench foundation, 19k questions", 19000, 3),
-    Job("1000 yes/no questions about sounds", 1000, 10),
+    Job("1000 yes/no questions about audio", 1000, 10),
     Job("Grounding, 1500 questions about objects", 1500, 2),
     Job("Cost, 20 captions", 20, 110),
 )
 
 
 def command_hours(job: Job) -> float:
-    """Expected hours of ``--strategies greedy,sampled,lime``: sampling costs what greedy costs."""
+    """Return the expected hours of ``--strategies greedy,sampled,lime``; sampling costs the same as greedy."""
     by_name = {m.name: m.hours(job.rows, job.tokens) for m in METHODS}
     return 2 * by_name["greedy, cached"] + by_name["lime (exact)"]
 
 
 def table() -> str:
-    """Expected GPU hours, as a Markdown table."""
+    """Return the expected GPU hours as a Markdown table."""
     head = [
         "| run | answers x tokens |",
         *(f" {m.name} |" for m in METHODS),

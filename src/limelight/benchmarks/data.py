@@ -1,4 +1,4 @@
-"""Benchmark files in a folder of the user's: found, read, hashed. Nothing is ever downloaded from here."""
+"""Locating, reading and hashing benchmark files in the user's data folder. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from limelight.types import PathLike, Sample
 
 @dataclass(frozen=True)
 class Needed:
-    """A file (or folder, when it ends in ``/``) under any of several usual names, and where it comes from."""
+    """A required file (or folder, ending in ``/``) under any of several usual names, and its origin."""
 
     names: tuple[str, ...]
     origin: str
@@ -32,7 +32,7 @@ class Needed:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be asked or scored: where it stands (file and line), what is wrong with it, its id if it got one."""
+    """A row that cannot be used or scored: its location (file and line), the problem, and its id if known."""
 
     where: str
     problem: str
@@ -43,7 +43,7 @@ class BadRow:
 
 
 class Row(dict[str, Any]):
-    """A row of a file; ``where`` says file and line, ``number`` how many rows, good and bad, stand before it."""
+    """A row of a file; ``where``: file and line; ``number``: how many rows, valid or not, precede it."""
 
     where: str = ""
     number: int = 0
@@ -51,7 +51,7 @@ class Row(dict[str, Any]):
 
 @dataclass
 class Rejected:
-    """The bad rows met so far. ``at`` is where the row stands that is being made into a sample."""
+    """The invalid rows found so far. ``at``: location of the row being converted to a sample."""
 
     bad: list[BadRow] = field(default_factory=list)
     at: str = ""
@@ -62,19 +62,19 @@ class Rejected:
 
     @contextmanager
     def row(self, where: str) -> Iterator[None]:
-        """What goes wrong inside the block costs this row alone."""
+        """Reject only this row when the block raises."""
         self.at = where
         try:
             yield
         except (DataError, MediaError) as error:
             self.add(BadRow(where, error.message))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
-            self.add(BadRow(where, f"a value is not what the format has there ({type(error).__name__}: {error})"))
+            self.add(BadRow(where, f"a value does not match the format ({type(error).__name__}: {error})"))
 
 
 @dataclass
 class Folder:
-    """A data folder. ``facts`` collects SHA-256, size and row count of every file read, for the results."""
+    """A data folder. ``facts``: SHA-256, size and row count of every file read, for the results."""
 
     root: Path
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Folder:
             raise DataError(f"the data folder {self.root} does not exist", hint="pass --data DIR with the task's files")
 
     def locate(self, needed: Needed) -> Path | None:
-        """The first of its names that exists, or None."""
+        """Return the first of the names that exists, or None."""
         for name in needed.names:
             path = self.root / name
             if path.is_dir() if name.endswith("/") else path.is_file():
@@ -107,10 +107,10 @@ class Folder:
         return _json(path, self._read(path))
 
     def rows(self, needed: Needed) -> list[Row]:
-        """Rows of a JSON array, JSON lines, CSV or TSV file; which one is told by content and suffix.
+        """Read the rows of a JSON array, JSON Lines, CSV or TSV file, detected from content and suffix.
 
         Raises:
-            DataError: any of them is malformed. For questions use ``samples``, where a bad row costs itself alone.
+            DataError: any row is malformed. For questions use ``samples``, which rejects only the bad rows.
         """
         path = self.find(needed)
         rows = parse_rows(path, self._read(path))
@@ -118,8 +118,8 @@ class Folder:
         return rows
 
     def samples(self, needed: Needed, make: Callable[[Row], Sample | None]) -> Iterator[Sample]:
-        """A sample of each row (None: the row belongs elsewhere); rows that are malformed or make ``make`` raise are
-        kept in ``rejected``."""
+        """Yield a sample per row (None: the row is not part of the split); malformed rows and those for which ``make``
+        raises are added to ``rejected``."""
         path = self.find(needed)
         rows = parsed_rows(path, self._read(path))
         self.facts[self._name(path)]["rows"] = len(rows)
@@ -133,9 +133,9 @@ class Folder:
                     yield sample
 
     def media(self, folders: Needed, name: str) -> Path:
-        """Where a picture or sound should be: in the first of the folders that holds it, else in the first there is.
+        """Return the path of an image or audio file: in the first folder that contains it, else in the first that exists.
 
-        A name with accents is found in either Unicode normal form: archives and file systems change it.
+        Names with accents are matched in either Unicode normal form, as archives and file systems change it.
         """
         bases = [self.root / f for f in folders.names if (self.root / f).is_dir()] or [self.root / folders.names[0]]
         spelled = dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
@@ -151,34 +151,32 @@ class Folder:
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path} is not UTF-8 text: {error}", hint="fetch the file again from its origin"
-            ) from error
+            raise DataError(f"{path} is not UTF-8 text: {error}", hint="download the file again") from error
 
 
 def missing(root: PathLike, needed: Iterable[Needed]) -> DataError:
-    """The error that says exactly which files were looked for, where, and where they come from."""
+    """Build the error that lists the missing files, where they were looked for, and their origin."""
     return DataError(
         f"files are missing under {Path(root).resolve()}; looked for\n" + "\n".join(f"    {n}" for n in needed),
-        hint="fetch them from there into that folder, or read the Hub's copy with --data hub where the task has one",
+        hint="download them into that folder, or use the Hub's copy with --data hub where the task has one",
     )
 
 
 def parse_rows(path: Path, text: str) -> list[Row]:
-    """Rows as dictionaries; raises ``DataError`` for the first that is malformed."""
+    """Parse rows to dictionaries; raises ``DataError`` for the first malformed one."""
     rows = parsed_rows(path, text)
     for row in rows:
         if isinstance(row, BadRow):
-            raise DataError(str(row), hint="fetch the file again from its origin, or correct that line")
+            raise DataError(str(row), hint="download the file again, or correct that line")
     return [row for row in rows if isinstance(row, Row)]
 
 
 def parsed_rows(path: Path, text: str) -> list[Row | BadRow]:
-    """Rows, good and bad, in order. Lines that begin with ``#`` are comments in CSV and TSV files; empty lines are none
-    anywhere.
+    """Parse valid and invalid rows, in order. In CSV and TSV files lines starting with ``#`` are comments; empty lines are
+    skipped in all formats.
 
     Raises:
-        DataError: the file as a whole cannot be read (a JSON array that is cut short).
+        DataError: the whole file cannot be read (a truncated JSON array).
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -192,7 +190,7 @@ def parsed_rows(path: Path, text: str) -> list[Row | BadRow]:
             try:
                 rows.append(_object(where, json.loads(line)))
             except ValueError as error:
-                rows.append(BadRow(where, f"is not JSON: {error}"))
+                rows.append(BadRow(where, f"is not valid JSON: {error}"))
     return rows
 
 
@@ -205,8 +203,8 @@ def _object(where: str, value: Any) -> Row | BadRow:
 
 
 def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of the elements of a JSON array."""
-    _json(path, text)  # one error for the whole of it, with line and column
+    """Yield (line, value) of the elements of a JSON array."""
+    _json(path, text)  # a single error for the file, with line and column
     decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
     while True:
         while text[at] in " \t\n,":
@@ -219,7 +217,7 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _table(path: Path, text: str) -> Iterator[Row | BadRow]:
-    # comments and empty lines go, and take no line number with them
+    # skip comments and empty lines, keeping line numbers
     lines = [
         "" if line.startswith("#") or not line.strip() else line for line in text.split("\n")
     ]  # fmt: skip
@@ -232,7 +230,7 @@ def _table(path: Path, text: str) -> Iterator[Row | BadRow]:
         except csv.Error as error:
             yield BadRow(
                 f"{path}, line {reader.line_num}",
-                f"is not {path.suffix[1:].upper()}: {error} (a quote that never ends?)",
+                f"is not valid {path.suffix[1:].upper()}: {error} (an unclosed quote?)",
             )
             continue
         where = f"{path}, line {reader.line_num}"
@@ -243,27 +241,27 @@ def _table(path: Path, text: str) -> Iterator[Row | BadRow]:
         if header is None:
             header = [c.strip() for c in cells]
         elif len(cells) != len(header):
-            yield BadRow(where, f"has another number of columns than the header: {len(cells)}, not {len(header)}")
+            yield BadRow(where, f"has {len(cells)} columns, but the header has {len(header)}")
         else:
             yield _object(where, dict(zip(header, cells, strict=True)))
 
 
 def column(path: str, row: Mapping[str, Any], *names: str) -> Any:
-    """The first of the columns that the row has; raises ``DataError`` naming them when it has none."""
+    """Return the first of the named columns that the row has; raises ``DataError`` when it has none."""
     for name in names:
         if name in row:
             return row[name]
     raise DataError(
         f"a row of {path} has no column {' or '.join(names)}; it has {sorted(row)}",
-        hint="the file is not in the task's official format: compare with docs/benchmarks.md",
+        hint="the file is not in the task's official format: see docs/benchmarks.md",
     )
 
 
 def text(path: str, row: Mapping[str, Any], *names: str) -> str:
-    """The first of the columns that the row has, as text; a number is spelled.
+    """Return the first of the named columns that the row has, as text; numbers are converted.
 
     Raises:
-        DataError: the row has none of the columns, or nothing is in it.
+        DataError: the row has none of the columns, or the value is empty.
     """
     value = column(path, row, *names)
     name = next(n for n in names if n in row)
@@ -276,14 +274,14 @@ def text(path: str, row: Mapping[str, Any], *names: str) -> str:
 
 
 def check_media(samples: Sequence[Sample], origin: str) -> None:
-    """Raise ``DataError`` when files that the samples show or play do not exist."""
+    """Raise ``DataError`` when media files of the samples do not exist."""
     files = {Path(m) for s in samples for items in s.media.values() for m in items if isinstance(m, str | Path)}
     lost = sorted(f for f in files if not f.is_file())
     if lost:
         some = "\n".join([*(f"    {f}" for f in lost[:5]), *(["    ..."] if len(lost) > 5 else [])])
         raise DataError(
             f"{len(lost)} of {len(files)} media files are missing; looked for\n{some}",
-            hint=f"they come from {origin}" if origin else "",
+            hint=f"get them from {origin}" if origin else "",
         )
 
 
@@ -291,4 +289,4 @@ def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}", hint="fetch the file again from its origin") from error
+        raise DataError(f"{path} is not valid JSON: {error}", hint="download the file again") from error

@@ -1,4 +1,4 @@
-"""How a run's samples get answered: in this process here, on Ray in ``ray_engine``. One outcome a sample, whatever happens."""
+"""Engines that answer a run's samples: in this process here, on Ray in ``ray_engine``. One outcome per sample, always."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from limelight.types import Sample
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a sample: a reply, or the error that answering it raised."""
+    """The result of a sample: a reply, or the error raised while answering."""
 
     id: str
     reply: Reply | None
@@ -25,7 +25,7 @@ class Outcome:
 
 
 class Engine(Protocol):
-    """Answers samples in any order, one ``Outcome`` each."""
+    """Answers samples in any order, with one ``Outcome`` each."""
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[Outcome]: ...
 
@@ -34,8 +34,8 @@ class Engine(Protocol):
 class Local:
     """Answers in this process, ``batch_size`` at a time when there is a batched callable.
 
-    A callable with a method ``prepare()`` gets it called first: to load its model outside of any answer's time, and so
-    that a model that cannot be loaded stops the run instead of failing row by row.
+    If a callable has a method ``prepare()``, it is called first: loading the model there keeps it out of the answers'
+    timings, and a model that cannot be loaded stops the run instead of failing row by row.
     """
 
     answer: Answer | None = None
@@ -44,12 +44,12 @@ class Local:
 
     def __post_init__(self) -> None:
         if self.answer is None and self.answer_many is None:
-            raise SettingError("nothing to answer with", hint="pass answer(sample) or answer_many(samples)")
+            raise SettingError("no callable to answer with", hint="pass answer(sample) or answer_many(samples)")
         if self.batch_size < 1:
             raise SettingError(f"batch_size must be at least 1, got {self.batch_size}", hint="1 answers one by one")
 
     def prepare(self) -> None:
-        """Let the callables make ready."""
+        """Call ``prepare()`` of the callables that have it."""
         for callable_ in (self.answer, self.answer_many):
             getattr(callable_, "prepare", lambda: None)()
 
@@ -60,11 +60,11 @@ class Local:
             yield from self.ask(list(samples[start : start + self.batch_size]))
 
     def ask(self, batch: list[Sample]) -> list[Outcome]:
-        """Outcomes of one batch. When a batch raises, its samples are asked one by one, so that only the guilty fail."""
+        """Answer one batch. When it raises, its samples are answered one by one, so that only the faulty ones fail."""
         start = time.perf_counter()
         try:
             replies = self._replies(batch)
-        except Exception as error:  # noqa: BLE001 - whatever an answer raises is a result: counted, shown, retried
+        except Exception as error:  # noqa: BLE001 - any error of an answer is a result: counted, shown, retried
             if len(batch) > 1:
                 return [outcome for sample in batch for outcome in self.ask([sample])]
             return [Outcome(batch[0].id, None, describe(error), time.perf_counter() - start)]
@@ -76,8 +76,8 @@ class Local:
             found: Sequence[Any] = self.answer_many([opened(s) for s in batch])
             if len(found) != len(batch):
                 raise SettingError(
-                    f"answer_many gave {len(found)} answers to {len(batch)} samples",
-                    hint="one answer a sample, in order",
+                    f"answer_many returned {len(found)} answers for {len(batch)} samples",
+                    hint="return one answer per sample, in order",
                 )
         elif self.answer is not None:
             found = [self.answer(opened(s)) for s in batch]
@@ -85,7 +85,7 @@ class Local:
 
 
 def checked(reply: Any) -> Reply:
-    """The reply as a ``Reply``; raises ``SettingError`` when it is neither text nor JSON-able."""
+    """Validate an answer and return it as a ``Reply``; raises ``SettingError`` for other types or meta that is not JSON."""
     if isinstance(reply, str):
         return Reply(reply)
     if not isinstance(reply, Reply) or not isinstance(reply.text, str):
@@ -96,12 +96,12 @@ def checked(reply: Any) -> Reply:
         json.dumps(reply.meta, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise SettingError(
-            f"Reply.meta is not JSON: {error}", hint="turn tensors into lists, and NaN into None"
+            f"Reply.meta is not valid JSON: {error}", hint="convert tensors to lists, and NaN to None"
         ) from error
     return reply
 
 
 def describe(error: BaseException) -> dict[str, str]:
-    """Type, message and trace of an error, as it is kept in a row."""
+    """Return type, message and traceback of an error, as stored in a row."""
     trace = "".join(traceback.format_exception(error, limit=-8))
     return {"type": type(error).__name__, "message": str(error)[:2000], "trace": trace[-6000:]}

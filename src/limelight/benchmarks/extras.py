@@ -1,4 +1,4 @@
-"""Optional dependencies, imported where they are used."""
+"""Lazy imports of optional dependencies."""
 
 from __future__ import annotations
 

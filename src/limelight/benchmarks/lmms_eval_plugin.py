@@ -2,8 +2,8 @@
 
     lmms-eval --model limelight --model_args pretrained=llava-hf/llava-1.5-7b-hf,strategy=lime,lr=3e-4 --tasks pope
 
-found through the entry point ``lmms_eval.models``. Whatever follows ``strategy=`` is a setting of the strategy. Chat
-messages are used, requests are answered one by one, and one replica runs on each GPU under ``accelerate launch``.
+found through the entry point ``lmms_eval.models``. Arguments after ``strategy=`` are settings of the strategy. Chat
+messages are used, requests are answered one at a time, and under ``accelerate launch`` one replica runs per GPU.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ EXTRA = "lmms-eval"
 
 
 def manifest() -> Any:
-    """The payload of the entry point: lmms-eval's ``ModelManifest``."""
+    """Return lmms-eval's ``ModelManifest``, the payload of the entry point."""
     registry = need("lmms_eval.models.registry_v2", EXTRA)
     return registry.ModelManifest(model_id="limelight", chat_class_path=f"{__name__}.Limelight")
 
 
 def __getattr__(name: str) -> Any:
-    # the class exists only where lmms-eval, its base class, does
+    # the class exists only where lmms-eval, which has its base class, is installed
     if name == "Limelight":
         return _model_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def generation_settings(asked: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """lmms-eval's generation_kwargs as transformers' settings and stop strings. Temperature 0 means greedy."""
-    settings = {k: v for k, v in asked.items() if v is not None}
+def generation_settings(requested: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Convert lmms-eval's generation_kwargs to transformers' settings and stop strings. Temperature 0 means greedy."""
+    settings = {k: v for k, v in requested.items() if v is not None}
     until = settings.pop("until", None) or []
     stops = [until] if isinstance(until, str) else [str(s) for s in until]
     temperature = float(settings.pop("temperature", 0.0))
@@ -50,7 +50,7 @@ def generation_settings(asked: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def until_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop string."""
+    """Return the text before the first stop string."""
     ends = [text.find(s) for s in stops if s and s in text]
     return text[: min(ends)] if ends else text
 
@@ -83,7 +83,7 @@ def _model_class() -> Any:
             super().__init__()
             if batch_size not in (None, 1, "1"):
                 raise SettingError(
-                    f"requests are answered one by one, got batch_size={batch_size}", hint="leave it out"
+                    f"requests are answered one at a time, got batch_size={batch_size}", hint="omit batch_size"
                 )
             if device == "cuda" and "LOCAL_RANK" in os.environ:
                 device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -100,16 +100,18 @@ def _model_class() -> Any:
             return 1
 
         def generate_until(self, requests: list[Any]) -> list[Any]:
-            """One answer a request, in the order of the requests."""
+            """Answer the requests, in order."""
             return [self._answer(*request.args) for request in requests]
 
-        def _answer(self, context: str, doc_to_messages: Any, asked: Any, doc_id: Any, task: str, split: str) -> Any:
+        def _answer(
+            self, context: str, doc_to_messages: Any, requested: Any, doc_id: Any, task: str, split: str
+        ) -> Any:
             import limelight
 
             doc = self.task_dict[task][split][doc_id]
             messages = protocol.ChatMessages(messages=doc_to_messages(doc)).to_hf_messages()
-            settings, stops = generation_settings(asked)
-            # thoughts hold blank lines and whatever else ends an answer: a model that thinks is cut afterwards
+            settings, stops = generation_settings(requested)
+            # reasoning may contain blank lines and other stop strings: reasoning models are cut afterwards
             thinks = MARKERS.used_by(self.adapter.tokenizer)
             answer = limelight.generate(
                 self.adapter,
@@ -120,9 +122,9 @@ def _model_class() -> Any:
                 stop_strings=None if thinks else stops or None,
                 **settings,
             )
-            said = spoken(self.adapter.tokenizer, answer.token_ids, answer.prompt.tensors["input_ids"][0].tolist())
-            text = until_stop(MARKERS.answer(said.text, opened=said.opened), stops)
-            self.cache_hook.add_partial("generate_until", (context, asked), text)
+            answered = spoken(self.adapter.tokenizer, answer.token_ids, answer.prompt.tensors["input_ids"][0].tolist())
+            text = until_stop(MARKERS.answer(answered.text, opened=answered.opened), stops)
+            self.cache_hook.add_partial("generate_until", (context, requested), text)
             return instance.GenerationResult(text, instance.TokenCounts(output_tokens=len(answer.token_ids)))
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
@@ -132,6 +134,6 @@ def _model_class() -> Any:
             )
 
         def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-            raise UnsupportedError("several rounds are not supported", hint="choose a task with one round")
+            raise UnsupportedError("multi-round tasks are not supported", hint="choose a task with one round")
 
     return Limelight

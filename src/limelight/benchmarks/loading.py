@@ -1,4 +1,4 @@
-"""From a task and a data source to the samples of a run."""
+"""Loading and validating the samples of a run from a task and a data source."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from limelight.types import PathLike, Sample
 
 @dataclass(frozen=True)
 class Loaded:
-    """Samples in order, the splits they come from, facts of the files read, and the texts that scoring needs again.
+    """Samples in order, their splits, facts of the files read, and the texts needed for rescoring.
 
-    ``places`` are (number of the split, position in it): neither a limit nor a bad row changes them. ``bad`` are the
-    rows that were left out; ``where`` says of each id where its row stands.
+    ``places``: (split index, position in the split), independent of limits and invalid rows. ``bad``: the skipped rows;
+    ``where``: id -> location of its row.
     """
 
     samples: tuple[Sample, ...]
@@ -45,27 +45,27 @@ def load(
     check: bool = True,
     skip_bad_rows: bool = False,
 ) -> Loaded:
-    """The samples of a run, every row of which is checked: its fields, its label, its id, its media.
+    """Load the samples of a run, validating every row: its fields, label, id and media.
 
     Args:
         data: a folder; ``"hub"`` for the task's own copies on the Hugging Face Hub, ``"hub:REPO"`` for another copy
             with the same columns (a repository, or a local folder that ``datasets`` can read).
-        splits: which of the task's splits; all whose files are there when empty.
-        limit: at most so many samples a split.
+        splits: which of the task's splits; when empty, all whose files exist.
+        limit: maximum number of samples per split.
         suffix: appended to every prompt, such as ``" Please answer this question with one word."``.
-        seed: of the run; every sample gets its own in ``meta["seed"]``, from this and its id alone.
-        check: look for the pictures and sounds too.
-        skip_bad_rows: leave out rows that cannot be asked or scored and count them, instead of raising.
+        seed: seed of the run; each sample's ``meta["seed"]`` is derived from it and the sample's id.
+        check: also check that the media files exist.
+        skip_bad_rows: skip and count rows that cannot be used or scored, instead of raising.
 
     Raises:
-        SettingError: no such split, or a limit below 1.
-        DataError: files are missing; or rows are bad, each named with file and line.
+        SettingError: unknown split, or a limit below 1.
+        DataError: files are missing; or rows are invalid, each listed with file and line.
     """
     unknown = [s for s in splits if s not in task.splits]
     if unknown:
         raise SettingError(f"{task.name} has no split {unknown[0]!r}", hint=f"its splits are {list(task.splits)}")
     if limit is not None and limit < 1:
-        raise SettingError(f"limit must be at least 1, got {limit}", hint="leave it out for all rows")
+        raise SettingError(f"limit must be at least 1, got {limit}", hint="omit it for all rows")
     rejected = Rejected()
     by_split, facts, assets = (
         _from_hub(task, str(data), splits, rejected)
@@ -73,16 +73,18 @@ def load(
         else _from_folder(task, data, splits, rejected)
     )
     numbered: list[tuple[tuple[int, int], Sample]] = []
-    first: dict[str, str] = {}  # id -> where it stands
+    first: dict[str, str] = {}  # id -> location of its row
     there = Media()
     for split, samples in by_split.items():
         before, taken = len(rejected.bad), 0
         for sample in samples:
-            at = taken + len(rejected.bad) - before  # bad rows keep their place, for the day they are corrected
+            at = (
+                taken + len(rejected.bad) - before
+            )  # bad rows keep their place, so that correcting one changes no other
             if limit is not None and at >= limit:
                 break
             problem = (
-                f"has the id {sample.id!r} twice, first in {first[sample.id]}" if sample.id in first else
+                f"repeats the id {sample.id!r}, first in {first[sample.id]}" if sample.id in first else
                 unaskable(sample) or (there.problem(sample) if check and skip_bad_rows else "")
             )  # fmt: skip
             if problem:
@@ -106,13 +108,13 @@ def load(
 
 
 class Media:
-    """Which media files exist; each is looked up once."""
+    """Cached check of which media files exist."""
 
     def __init__(self) -> None:
         self._known: dict[Path, bool] = {}
 
     def problem(self, sample: Sample) -> str:
-        """Which file of a sample is missing, if any."""
+        """Describe a sample's missing file, or return ""."""
         for kind, items in sample.media.items():
             for path in (Path(x) for x in items if isinstance(x, str | Path)):
                 if path not in self._known:
@@ -123,30 +125,30 @@ class Media:
 
 
 def unaskable(sample: Sample) -> str:
-    """What keeps a sample from being asked, if anything: no words, a medium that is none, a truth that cannot be kept."""
+    """Describe why a sample cannot be used (no prompt, an empty medium, target not JSON), or return ""."""
     if not isinstance(sample.prompt, str) or not sample.prompt.strip():
-        return f"has no question to ask, but {sample.prompt!r}"
+        return f"has no question, but {sample.prompt!r}"
     if empty := [kind for kind, items in sample.media.items() if any(x is None for x in items)]:
         return f"has no {empty[0]}"
     try:
         json.dumps([sample.target, dict(sample.meta)], allow_nan=False)
     except (TypeError, ValueError) as error:
-        return f"its target or meta is not JSON: {error}"
+        return f"its target or meta is not valid JSON: {error}"
     return ""
 
 
 def complaint(task: Task, bad: Sequence[BadRow], good: int) -> DataError:
-    """The error that names rows which cannot be asked or scored."""
+    """Build the error that lists rows that cannot be used or scored."""
     some = "\n".join([*(f"    {row}" for row in bad[:10]), *(["    ..."] if len(bad) > 10 else [])])
     return DataError(
-        f"{len(bad)} of {len(bad) + good} rows of {task.name} cannot be asked and scored:\n{some}",
-        hint="correct them (nothing was asked yet), or leave them out with --skip-bad-rows (skip_bad_rows=True), which "
+        f"{len(bad)} of {len(bad) + good} rows of {task.name} are invalid:\n{some}",
+        hint="correct them (nothing has been answered yet), or skip them with --skip-bad-rows (skip_bad_rows=True), which "
         "counts them in the results",
     )
 
 
 def row_seed(seed: int, row_id: str) -> int:
-    """A seed in [0, 2**32) from the run's seed and the row's id: the same in any order, batch or shard."""
+    """Derive a seed in [0, 2**32) from the run's seed and the row's id, independent of order, batch and shard."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{row_id}".encode()).digest()[:4], "big")
 
 
@@ -159,7 +161,7 @@ def _from_folder(task: Task, data: PathLike | None, splits: Sequence[str], rejec
         files = dict.fromkeys(n for needed in wanted.values() for n in needed)
         if files:
             listed = "\n".join(f"    {n}" for n in files)
-            raise DataError(f"{task.name} reads files; it looks for\n{listed}", hint="pass --data DIR")
+            raise DataError(f"{task.name} needs data files:\n{listed}", hint="pass --data DIR")
         return {s: task.load(Folder(Path(), rejected=rejected), s) for s in wanted}, {}, {}
     folder = Folder(Path(data), rejected=rejected)
     there = [s for s, needed in wanted.items() if all(folder.locate(n) for n in needed)]
@@ -174,8 +176,8 @@ def _from_hub(task: Task, data: str, splits: Sequence[str], rejected: Rejected) 
     without = [s for s in splits if s not in task.hub]
     if not task.hub or without:
         raise SettingError(
-            f"{task.name}{' ' + without[0] if without else ''} has no copy on the Hub that holds all it needs",
-            hint=f"pass --data DIR; on the Hub are {list(task.hub)}",
+            f"{task.name}{' ' + without[0] if without else ''} has no complete copy on the Hub",
+            hint=f"pass --data DIR; splits on the Hub: {list(task.hub)}",
         )
     found: dict[str, Iterable[Sample]] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -188,7 +190,7 @@ def _from_hub(task: Task, data: str, splits: Sequence[str], rejected: Rejected) 
 
 
 def converted(table: HubTable, rows: Sequence[Mapping[str, Any]], rejected: Rejected) -> Iterator[Sample]:
-    """Samples of the rows that belong to the split; bad rows, such as a picture that cannot be decoded, are kept aside."""
+    """Yield samples of the rows in the split; invalid rows (such as an image that cannot be decoded) go to ``rejected``."""
     features = getattr(rows, "features", {})
     pictures = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     for number in range(len(rows)):
@@ -202,7 +204,7 @@ def converted(table: HubTable, rows: Sequence[Mapping[str, Any]], rejected: Reje
 
 
 def hub_rows(table: HubTable, repo: str) -> tuple[Any, dict[str, Any]]:
-    """A split of a Hub dataset by ``datasets`` (pictures and sounds as bytes), and its fingerprint and row count."""
+    """Read a split of a Hub dataset with ``datasets`` (media as bytes), and its fingerprint and row count."""
     datasets = need("datasets", "bench")
     try:
         rows = datasets.load_dataset(repo, table.name, split=table.split)

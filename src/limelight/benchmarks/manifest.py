@@ -1,4 +1,4 @@
-"""What a run is: the settings that must not change while it is resumed, and the versions it ran under."""
+"""The manifest of a run: the settings that must match when it is resumed, and the versions it ran under."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = 1
 
 @cache
 def versions() -> dict[str, str | None]:
-    """Versions of Python, the platform and the libraries a number may depend on; None where not installed."""
+    """Return versions of Python, the platform and the libraries that scores may depend on; None where not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
     for name in PACKAGES:
         try:
@@ -35,7 +35,7 @@ def versions() -> dict[str, str | None]:
 
 @cache
 def git_hash() -> str | None:
-    """The commit the library runs from, with ``+changes`` when the tree differs; None outside a repository."""
+    """Return the library's git commit, with ``+changes`` when the working tree differs; None outside a repository."""
     here = Path(__file__).resolve().parent
     try:
         run = [
@@ -50,21 +50,21 @@ def git_hash() -> str | None:
 
 
 def session() -> dict[str, Any]:
-    """One start of a run: when, and under which versions."""
+    """Describe one session of a run: its start time and versions."""
     return {"started": datetime.now(UTC).isoformat(timespec="seconds"), "git": git_hash(), "versions": versions()}
 
 
 def part_name(stem: str, shard: tuple[int, int], suffix: str) -> str:
-    """``rows.jsonl``, or ``rows.1of4.jsonl`` for the second of four shards."""
+    """Return a shard's file name: ``rows.jsonl``, or ``rows.1of4.jsonl`` for the second of four shards."""
     return f"{stem}{suffix}" if shard[1] == 1 else f"{stem}.{shard[0]}of{shard[1]}{suffix}"
 
 
 @dataclass(frozen=True)
 class Start:
-    """A run about to start or resume: the settings that must agree with what lies in the folder, and those that may not.
+    """A run about to start or resume: settings that must match those in the folder, and settings that may differ.
 
-    A limit may grow: ``limit`` is the number of rows a split, None for all. Data may be corrected: answers are kept
-    with what was asked, so what the files hold now is compared question by question (:mod:`limelight.benchmarks.resume`).
+    ``limit``, the number of rows per split (None: all), may grow. Data may be corrected: answers are stored with their
+    inputs, so the current files are compared question by question (:mod:`limelight.benchmarks.resume`).
     """
 
     identity: Mapping[str, Any]
@@ -76,25 +76,25 @@ class Start:
     bad_rows: Sequence[str] = ()
 
     def check(self, folder: Path) -> None:
-        """Raise ``SettingError`` when the folder holds a run with other settings, one that went further, or answers of
-        nobody knows which run."""
+        """Raise ``SettingError`` when the folder has a run with different settings or a larger limit, or answers without a
+        manifest."""
         for rows in folder.glob("rows*.jsonl"):
             if rows.stat().st_size and not rows.with_name(f"run{rows.name[4:-1]}").exists():
                 raise SettingError(
-                    f"{folder} holds the answers {rows.name}, but not run{rows.name[4:-1]}, which says what they answer",
-                    hint="put that file back, or use another --out: answers of another run must not mix with these",
+                    f"{folder} has the answers {rows.name}, but not their manifest run{rows.name[4:-1]}",
+                    hint="restore that file, or use another --out: answers of different runs must not be mixed",
                 )
         for path in manifests(folder):
             there = read_manifest(path)
             compare(path, settled(there["identity"]), settled(self._identity()))
             if self.limit is not None and (there["limit"] is None or there["limit"] > self.limit):
                 raise SettingError(
-                    f"{folder} holds a run of {there['limit'] or 'all'} rows a split, and the limit is now {self.limit}",
-                    hint="leave the limit as it was or raise it, or use another --out",
+                    f"{folder} has a run of {there['limit'] or 'all'} rows per split, but the limit is now {self.limit}",
+                    hint="keep or raise the limit, or use another --out",
                 )
 
     def write(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
-        """Write the manifest of this shard, with this session added; ``about`` says more of the session."""
+        """Write this shard's manifest, with this session added; ``about``: further facts about the session."""
         path = folder / part_name("run", self.shard, ".json")
         sessions = read_manifest(path)["sessions"] if path.exists() else []
         write_json(
@@ -118,7 +118,7 @@ class Start:
 
 
 def manifests(folder: Path) -> list[Path]:
-    """Manifests of a run's shards."""
+    """Return the manifest paths of a run's shards."""
     return sorted(p for p in folder.glob("run*.json") if p.name == "run.json" or "of" in p.name)
 
 
@@ -126,18 +126,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}", hint="point at a folder that limelight bench wrote"
-        ) from error
+        raise DataError(f"{path} cannot be read: {error}", hint="pass a folder written by limelight bench") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise DataError(
             f"{path} is not a run of format {FORMAT}", hint="it was written by another version of limelight"
         )
     lost = [k for k, kind in _KEYS.items() if not isinstance(found.get(k), kind)]
     if lost:
-        raise DataError(
-            f"{path} has no {', '.join(lost)}", hint="it was changed by hand: put it back as it was written"
-        )
+        raise DataError(f"{path} has no {', '.join(lost)}", hint="it was edited by hand: restore the original")
     return found
 
 
@@ -145,22 +141,22 @@ _KEYS: Mapping[str, type] = {"identity": dict, "shard": list, "total": int, "ses
 
 
 def settled(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What must not change in a run: all but the hashes of its data."""
+    """Return the settings that must not change in a run: all except the hashes of its data."""
     return {k: v for k, v in identity.items() if k != "data"}
 
 
 def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise ``SettingError`` that lists every setting in which a run to resume differs from what is asked for."""
-    lines = [f"    {k}: {a!r} there, {b!r} now" for k, a, b in differences(old, new)]
+    """Raise ``SettingError`` listing every setting in which the stored run differs from the requested one."""
+    lines = [f"    {k}: was {a!r}, now {b!r}" for k, a, b in differences(old, new)]
     if lines:
         raise SettingError(
-            f"{path.parent} holds a run with other settings:\n" + "\n".join(lines),
-            hint="use the same settings to resume it, another --out for a new run, or remove that folder",
+            f"{path.parent} has a run with different settings:\n" + "\n".join(lines),
+            hint="use the same settings to resume it, use another --out for a new run, or remove that folder",
         )
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[tuple[str, Any, Any]]:
-    """(key path, old, new) of every leaf in which two JSON values differ."""
+    """Return (key path, old, new) of every leaf in which two JSON values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted({str(k) for m in (old, new) for k in m})
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{at}.{k}" if at else str(k))]

@@ -1,4 +1,4 @@
-"""Progress of a run: how many rows, at what rate, until when, how many failed. To stderr, by rich."""
+"""Progress of a run on stderr, with rich: rows done, rate, time left, failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.text import Text
 
 
 class Progress:
-    """A progress bar with rate and estimate. Off a terminal it prints a line every tenth of the way instead."""
+    """A progress bar with rate and time left; without a terminal, one line every 10 % instead."""
 
     def __init__(self, title: str, total: int, done: int, *, quiet: bool = False) -> None:
         self.title, self.total, self.done, self.errors = title, total, done, 0
@@ -31,7 +31,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.done:
-            self._console.print(f"{self.title}: {self.done} of {self.total} rows are there already")
+            self._console.print(f"{self.title}: {self.done} of {self.total} rows already done")
         if self._console.is_terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
@@ -48,11 +48,11 @@ class Progress:
             self._bar.stop()
         if self.errors:
             self._console.print(
-                f"{self.title}: {self.errors} rows failed; the same command asks them again", style="red"
+                f"{self.title}: {self.errors} rows failed; run the same command again to retry them", style="red"
             )
 
     def step(self, error: str | None = None) -> None:
-        """One row more; ``error`` says why it failed."""
+        """Advance by one row; ``error``: why it failed, if it did."""
         self.done += 1
         if error is not None:
             self.errors += 1
@@ -76,12 +76,12 @@ class _Rate(ProgressColumn):
 
 
 def rate(seconds: float) -> str:
-    """Rows a second, or seconds a row where that is more than one."""
+    """Format a rate as rows per second, or as seconds per row where that is more than one."""
     return f"{seconds:.1f} s/row" if seconds > 1 else f"{1 / max(seconds, 1e-6):.2f} rows/s"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3.5 h."""
+    """Format seconds for reading: 40 s, 12 min, 3.5 h."""
     return (
         f"{seconds:.0f} s"
         if seconds < 90

@@ -1,8 +1,8 @@
-"""The same run on Ray Data: stateful workers with one model each, on as many machines as the cluster has.
+"""An engine on Ray Data: stateful workers with one model each, on all machines of the cluster.
 
-Ray Data places the workers, starts another for one that dies and repeats what that one was working on. It would repeat
-for ever a sample that kills every worker it meets, and with it stop the run: ``Attempts`` counts, and such a sample becomes
-an error row. Answers come back to this process, which writes them as ever: a run can be started here and resumed there.
+Ray Data places the workers, replaces those that die and retries their samples. A sample that kills every worker would be
+retried for ever: ``Attempts`` counts retries, and such a sample becomes an error row. Answers return to the calling
+process, which writes them as usual: a run can be started locally and resumed on Ray, or the reverse.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from limelight.types import Sample
 
 
 class Attempts:
-    """An actor without a model: how often work was begun and not ended."""
+    """An actor that counts, per key, how often work was started but not finished."""
 
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
 
     def begin(self, key: str) -> int:
-        """Count one more attempt; returns how many there are with this one."""
+        """Count one attempt; return the total including it."""
         self.begun[key] += 1
         return self.begun[key]
 
@@ -34,7 +34,7 @@ class Attempts:
 
 
 class Worker:
-    """What Ray Data keeps in an actor: builds the answerer once, then answers batches."""
+    """The stateful callable that Ray Data runs in an actor: loads the model once, then answers batches."""
 
     def __init__(self, make: Callable[[], Local], attempts: Any, retries: int) -> None:
         self.ray = need("ray", "ray")
@@ -45,14 +45,14 @@ class Worker:
         return {"outcomes": [self.ray.cloudpickle.dumps(self.answer(self.ray.cloudpickle.loads(rows["batch"][0])))]}
 
     def answer(self, batch: list[Sample]) -> list[Outcome] | dict[str, str]:
-        """Outcomes; or the error that kept this worker from getting ready, which stops the run."""
+        """Return the outcomes, or the error that prevented this worker from starting, which stops the run."""
         try:
             if not self.ready:
                 self.engine.prepare()
                 self.ready = True
         except Exception as error:  # noqa: BLE001 - raised again where the run is
             return describe(error)
-        # a batch that was begun before killed its worker: sample by sample, so that only the guilty fail
+        # an earlier attempt at this batch killed its worker: sample by sample, so that only the faulty ones fail
         if len(batch) > 1 and self._begin("batch " + batch[0].id) == 1:
             return self.engine.ask(batch)
         return [self._alone(s) for s in batch]
@@ -74,11 +74,11 @@ class RayEngine:
     """An ``Engine`` for :func:`limelight.benchmarks.runner.run`.
 
     Attributes:
-        make: builds the answerer inside a worker; must be picklable, so load the model in it, not outside.
-        workers: how many; ``cpus`` and ``gpus`` what each one needs (fractions share a device).
-        batch_size: samples a call.
-        address: of a running cluster; None takes the one of RAY_ADDRESS, or starts one on this machine.
-        retries: how often a sample is repeated after its worker died.
+        make: builds the local engine inside a worker; must be picklable, so load the model inside it, not outside.
+        workers: number of workers; ``cpus`` and ``gpus``: resources of each (fractions share a device).
+        batch_size: samples per call.
+        address: address of a running cluster; None: RAY_ADDRESS, or a new cluster on this machine.
+        retries: how often a sample is retried after its worker died.
     """
 
     make: Callable[[], Local]
@@ -94,7 +94,7 @@ class RayEngine:
             raise SettingError(
                 f"workers and batch_size must be at least 1 and retries at least 0, got {self.workers}, "
                 f"{self.batch_size}, {self.retries}",
-                hint="workers=2, batch_size=1 and retries=2 are a start",
+                hint="for example workers=2, batch_size=1, retries=2",
             )
 
     def __call__(self, samples: Sequence[Sample]) -> Iterator[Outcome]:
@@ -112,23 +112,23 @@ class RayEngine:
                 ray.shutdown()
 
     def _check(self, ray: Any) -> None:
-        # a cluster may grow; this machine will not
+        # a cluster may grow; a single machine cannot
         alone = len(ray.nodes()) == 1 and self.address is None
         have = ray.cluster_resources() if alone else {}
         for name, each in (("CPU", self.cpus), ("GPU", self.gpus)):
             if alone and each * self.workers > have.get(name, 0.0):
                 raise SettingError(
-                    f"{self.workers} workers of {each:g} {name} need {each * self.workers:g}, Ray has {have.get(name, 0.0):g}",
-                    hint="take fewer workers, less for each, or the address of a larger cluster",
+                    f"{self.workers} workers with {each:g} {name} each need {each * self.workers:g}, Ray has {have.get(name, 0.0):g}",
+                    hint="use fewer workers, fewer resources per worker, or the address of a larger cluster",
                 )
 
     def _answer(self, ray: Any, samples: Sequence[Sample]) -> Iterator[Outcome]:
         data = need("ray.data", "ray")
         context = data.DataContext.get_current()
-        bars, context.enable_progress_bars = context.enable_progress_bars, False  # the runner has its own
+        bars, context.enable_progress_bars = context.enable_progress_bars, False  # the runner shows its own
         batches = [list(samples[k : k + self.batch_size]) for k in range(0, len(samples), self.batch_size)]
         attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
-        # a block a batch, so that every answer is written as soon as it is there
+        # one block per batch, so that every answer is written as soon as it arrives
         rows = data.from_items(
             [{"batch": ray.cloudpickle.dumps(b)} for b in batches], override_num_blocks=len(batches)
         ).map_batches(
@@ -144,7 +144,7 @@ class RayEngine:
                 found: list[Outcome] | dict[str, str] = ray.cloudpickle.loads(row["outcomes"])
                 if isinstance(found, dict):
                     raise DataError(
-                        f"a worker could not get ready: {found['type']}: {found['message']}",
+                        f"a worker failed to start: {found['type']}: {found['message']}",
                         hint="the same model and settings must load with --engine local",
                     )
                 yield from found

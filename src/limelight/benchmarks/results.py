@@ -1,4 +1,4 @@
-"""A finished or half-finished run, read back from its folder, and its numbers."""
+"""Reading a complete or partial run from its folder, and computing its metrics."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ JUDGEMENTS = "judgements.jsonl"
 
 @dataclass(frozen=True)
 class Run:
-    """The rows of a run.
+    """A run read from its folder.
 
     Attributes:
-        path: its folder; ``name`` is the folder's.
-        manifest: identity (task, settings, hashes), sessions with versions.
+        path: its folder; ``name`` is the folder's name.
+        manifest: identity (task, settings, hashes), and sessions with versions.
         rows: the last row of every sample, answered or failed.
-        total: how many samples the whole run has, over all shards.
-        own_task: a task that is not one of the library's.
+        total: number of samples of the run, over all shards.
+        own_task: a custom task, not one of the library's.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class Run:
 
     @cached_property
     def errors(self) -> dict[str, Mapping[str, str]]:
-        """id -> error, of the samples whose last attempt failed."""
+        """Map each sample whose last attempt failed to its error."""
         return {i: row["error"] for i, row in self.rows.items() if row.get("error")}
 
     @property
@@ -69,9 +69,9 @@ class Run:
 
     @property
     def speed(self) -> float:
-        """Tokens a second over the answers that say how many tokens they have; NaN when none does.
+        """Tokens per second over the answers that report a token count; NaN when none does.
 
-        Answers that came with perturbation curves do not count: their time is that of the curves.
+        Answers with perturbation curves are excluded: their time includes the curves.
         """
         replies = [(row.get("reply", {}), row["seconds"]) for row in self.rows.values()]
         pairs = [
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def peak_gb(self) -> float:
-        """The most device memory that any answer reports, in 10^9 bytes; NaN when none does."""
+        """Peak device memory over all answers, in 10^9 bytes; NaN when none reports it."""
         return max(
             (float(row["reply"]["peak_gb"]) for row in self.rows.values() if "peak_gb" in row.get("reply", {})),
             default=math.nan,
@@ -90,7 +90,7 @@ class Run:
 
     @cached_property
     def markers(self) -> Markers:
-        """What marks thoughts in the answers: the run's own markers, and the one its strategy waits for."""
+        """The markers of reasoning in the answers: the run's own, and the one its strategy waits for."""
         found = markers_of(self.manifest.get("thoughts"))
         after = (self.settings.get("strategy_settings") or {}).get("after")
         own = isinstance(after, str) and after.strip() and after != THINKING
@@ -98,14 +98,14 @@ class Run:
 
     @property
     def bad_rows(self) -> Sequence[str]:
-        """The rows of the data that were left out, with what is wrong with them."""
+        """The skipped rows of the data, with their problems."""
         found: Sequence[str] = self.manifest.get("bad_rows") or ()
         return found
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
-        """The answered samples, without their thoughts; a reply's meta and the prompt join the sample's meta, judgements
-        too."""
+        """The answered samples without reasoning; the reply's meta, the prompt and judgements are merged into the sample's
+        meta."""
         judged = {}
         if (self.path / JUDGEMENTS).exists():
             judged = {i: r["judgement"] for i, r in rowlog.latest(rowlog.read(self.path / JUDGEMENTS)).items()}
@@ -123,7 +123,7 @@ class Run:
         )
 
     def thoughts(self) -> dict[str, int]:
-        """How many answers came with thoughts, and of how many nothing is left without them."""
+        """How many answers have reasoning, and how many of these have nothing else."""
         raw = {i: str(row["answer"]) for i, row in self.rows.items() if not row.get("error")}
         return {
             "answers": sum(r.answer != raw[r.id] for r in self.records),
@@ -135,7 +135,7 @@ class Run:
         return Scoring(chosen, self.path / ASSETS if (self.path / ASSETS).is_dir() else None, options)
 
     def blocks(self, parser: str = "", **options: Any) -> list[Block]:
-        """The scorer's columns; see ``scorers.measure``. Answers that make the scorer raise are left out."""
+        """Return the scorer's blocks; see ``scorers.measure``. Answers that make the scorer raise are excluded."""
         return self._scored(parser, options)[0]
 
     def _scored(self, parser: str, options: Mapping[str, Any]) -> tuple[list[Block], dict[str, Exception]]:
@@ -145,7 +145,7 @@ class Run:
     def score(
         self, parser: str = "", *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **options: Any
     ) -> Results:
-        """The numbers, with bootstrap intervals."""
+        """Compute the metrics, with bootstrap intervals."""
         blocks, failed = self._scored(parser, options)
         metrics = evaluate(blocks, resamples=resamples, level=level, seed=seed)
         seconds = sum(float(row["seconds"]) for row in self.rows.values())
@@ -164,7 +164,7 @@ class Results:
     unscored: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``results.json`` holds: the numbers, what they were computed from, and all that is needed to repeat it."""
+        """Return the content of ``results.json``: the metrics, their inputs, and everything needed to reproduce them."""
         run, identity = self.run, self.run.manifest["identity"]
         sessions = run.manifest["sessions"]
         return {
@@ -192,15 +192,15 @@ class Results:
 
 
 def open_results(folder: PathLike, own_task: Task | None = None) -> Run:
-    """The run in ``folder``, all its shards together. ``own_task`` is needed for a task that is not the library's.
+    """Open the run in ``folder`` with all its shards. ``own_task`` is required for a custom task.
 
     Raises:
-        DataError: there is no run in it.
+        DataError: the folder contains no run.
     """
     path = Path(folder)
     found = manifests(path) if path.is_dir() else []
     if not found:
-        raise DataError(f"{path} holds no run", hint="point at a folder that limelight bench wrote with --out")
+        raise DataError(f"{path} contains no run", hint="pass a folder written by limelight bench --out")
     parts = [read_manifest(p) for p in found]
     for p, part in zip(found[1:], parts[1:], strict=True):
         compare(p, settled(part["identity"]), settled(parts[0]["identity"]))
@@ -217,14 +217,14 @@ def open_results(folder: PathLike, own_task: Task | None = None) -> Run:
 
 
 def find_runs(paths: Sequence[PathLike]) -> list[Run]:
-    """Every run in the folders, and in folders inside them."""
+    """Find all runs in the folders and their subfolders."""
     found = {p.parent for root in map(Path, paths) for p in (*root.rglob("run.json"), *root.rglob("run.*of*.json"))}
     if not found:
-        raise DataError(f"no runs in {', '.join(map(str, paths))}", hint="point at folders that limelight bench wrote")
+        raise DataError(f"no runs in {', '.join(map(str, paths))}", hint="pass folders written by limelight bench")
     return [open_results(p) for p in sorted(found)]
 
 
 def read_results(folder: PathLike) -> dict[str, Any]:
-    """``results.json`` of a finished run."""
+    """Read ``results.json`` of a finished run."""
     found: dict[str, Any] = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
     return found

@@ -1,7 +1,7 @@
-"""Which answers of an earlier session still stand: those to what is asked now, whatever became of the labels.
+"""Deciding which stored answers are still valid when a run is resumed.
 
-An answer stands while the prompt and the media are the same. A corrected label, or anything else that only scoring needs,
-is written beside the old answer; a changed prompt or picture is asked again.
+An answer is valid while its prompt and media are unchanged. A corrected label, or anything else that only scoring needs,
+is stored with the old answer; a changed prompt or image is answered again.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Placed = tuple[tuple[int, int], Sample]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What to do with a log: rows to append, samples to ask, and the ids of answers to questions that are gone."""
+class ResumePlan:
+    """What to do with a log: rows to append, samples to answer, and ids of answers whose question no longer exists."""
 
     rows: tuple[Row, ...]
     todo: Mapping[str, Placed]
     gone: tuple[str, ...]
 
 
-def standing(log: Sequence[Row], mine: Iterable[Placed], everyone: frozenset[str]) -> Standing:
-    """Compare the rows of a shard's log with the samples it is to hold.
+def plan(log: Sequence[Row], mine: Iterable[Placed], everyone: frozenset[str]) -> ResumePlan:
+    """Compare the rows of a shard's log with the shard's samples.
 
     Args:
-        everyone: ids of all samples of the run, other shards' included.
+        everyone: ids of all samples of the run, including other shards.
     """
     answered: dict[str, list[Row]] = {}
     for row in log:
@@ -49,21 +49,21 @@ def standing(log: Sequence[Row], mine: Iterable[Placed], everyone: frozenset[str
         if now[sample.id] != wanted:
             rows.append(wanted)
     gone = tuple(i for i, row in now.items() if i not in everyone and "answer" in row)
-    return Standing(tuple(rows), todo, gone)
+    return ResumePlan(tuple(rows), todo, gone)
 
 
 def dropped(row: Row) -> Row:
-    """The row that takes an answer out of the scores, because its question became a bad row."""
+    """Return the row that excludes an answer from scoring because its question became an invalid row."""
     return {"id": row["id"], "place": row["place"], "seconds": 0.0, "dropped": True}
 
 
 def scored_by(place: tuple[int, int], sample: Sample) -> Row:
-    """The part of a row that scoring needs and no answer depends on."""
+    """Return the fields of a row that only scoring depends on."""
     return {"place": list(place), "target": sample.target, "meta": dict(sample.meta)}
 
 
-def asked(sample: Sample) -> Row:
-    """The part of a row that the answer depends on: the prompt, names of the media, and facts of what is in them."""
+def inputs(sample: Sample) -> Row:
+    """Return the fields of a row that the answer depends on: the prompt, media names, and fingerprints of their content."""
     return {
         "prompt": sample.prompt,
         "media": {m: [Path(x).name if isinstance(x, str | Path) else "in memory" for x in xs] for m, xs in sample.media.items()},
@@ -72,7 +72,7 @@ def asked(sample: Sample) -> Row:
 
 
 def answers(row: Row, sample: Sample) -> bool:
-    """Whether a row answers what the sample asks now."""
+    """Whether a row's answer is valid for the current sample."""
     names = {
         m: [Path(x).name if isinstance(x, str | Path) else "in memory" for x in xs] for m, xs in sample.media.items()
     }
@@ -87,7 +87,7 @@ def answers(row: Row, sample: Sample) -> bool:
 
 
 def same(old: Sequence[Any] | None, medium: Any) -> bool:
-    """Whether a medium is still what ``fact`` said; True where one of the two is not known."""
+    """Whether a medium still matches its stored fingerprint; True where either is unknown."""
     if old is None:
         return True
     if isinstance(medium, str | Path):
@@ -102,7 +102,7 @@ def same(old: Sequence[Any] | None, medium: Any) -> bool:
 
 
 def fact(medium: Any) -> list[Any] | None:
-    """Size, time of change and SHA-256 of a file; SHA-256 alone of what is in memory; None where neither can be told."""
+    """Fingerprint a medium: size, mtime and SHA-256 of a file; SHA-256 only for data in memory; None where unknown."""
     if isinstance(medium, str | Path):
         path = Path(medium)
         try:

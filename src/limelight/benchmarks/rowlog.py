@@ -1,5 +1,4 @@
-"""JSON lines that survive kill -9 and a full disk: appended and fsynced row by row, half a line at the end repaired, one
-writer."""
+"""A crash-safe JSON Lines log: each row is appended and fsynced, an incomplete last line is repaired, one writer only."""
 
 from __future__ import annotations
 
@@ -21,19 +20,19 @@ Row = dict[str, Any]
 
 
 class RowLog:
-    """An open log. ``rows`` holds what it held when it was opened; ``append`` returns when the row is on the disk.
+    """An open log. ``rows`` are the rows present at opening; ``append`` returns once the row is on disk.
 
     Raises:
         SettingError: another process is writing it.
-        DataError: a line that is not the last one is broken, which no interrupted writer leaves behind; or the folder
-            cannot be written.
+        DataError: a line other than the last is corrupt, which an interrupted writer cannot cause; or the folder is not
+            writable.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
         self.repaired = 0
-        self._file: FileIO | None = None  # without a buffer, which would write again, and fail again, when it is closed
+        self._file: FileIO | None = None  # unbuffered: a buffer would retry, and fail again, on close
         self._end = 0
         self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
 
@@ -69,13 +68,13 @@ class RowLog:
         self._lock.release()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write the row and wait until it is on the disk.
+        """Write a row and wait until it is on disk.
 
         Raises:
-            DataError: it could not be written (disk full); nothing of it is left, and the rows before it are safe.
+            DataError: it could not be written (disk full); the partial row is removed, and earlier rows are safe.
         """
         if self._file is None:
-            raise SettingError(f"{self.path} is not open for writing", hint="use it in a with statement")
+            raise SettingError(f"{self.path} is not open for writing", hint="use the log in a with statement")
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
             with writing(self.path):
@@ -93,21 +92,21 @@ class RowLog:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What keeps a file from being written, as the library's error."""
+    """Convert OS errors while writing ``path`` to DataError."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise DataError(
             f"{path} cannot be written: {error.strerror or error}",
-            hint="what was written before is safe; "
+            hint="earlier data is safe; "
             + ("free some space" if full else "make its folder writable, or pass another --out")
             + " and run the same command again",
         ) from error
 
 
 def parse(path: Path, content: bytes) -> tuple[list[Row], int]:
-    """Rows, and how many bytes of the content they fill: an unfinished or torn tail is left out."""
+    """Parse the rows, and return the number of bytes they occupy: an incomplete last line is excluded."""
     rows: list[Row] = []
     good, broken = 0, 0
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
@@ -115,9 +114,7 @@ def parse(path: Path, content: bytes) -> tuple[list[Row], int]:
         if row is None:
             broken = broken or number
         elif broken:
-            raise DataError(
-                f"line {broken} of {path} is broken, but later lines are not", hint="look at that line by hand"
-            )
+            raise DataError(f"line {broken} of {path} is corrupt, but later lines are not", hint="inspect that line")
         else:
             rows.append(row)
             good += len(line) + 1
@@ -125,13 +122,13 @@ def parse(path: Path, content: bytes) -> tuple[list[Row], int]:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a log, while it may be written to."""
+    """Read the rows of a log that may be open for writing."""
     return parse(path, path.read_bytes())[0]
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time inside the block; raises ``DataError`` where the lock cannot be written."""
+    """Hold an inter-process lock; raises ``DataError`` where the lock file cannot be written."""
     lock = FileLock(path)
     with writing(path):
         lock.acquire()
@@ -142,18 +139,20 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def check_answers(path: Path, rows: Iterable[Row]) -> None:
-    """Raise ``DataError`` for a row of answers that lacks what every row has; it names the line and what is expected."""
+    """Raise ``DataError`` for an answer row with missing or invalid fields, naming the line and the expected fields."""
     for number, row in enumerate(rows, 1):
         place = row.get("place")
         plain = isinstance(place, list) and len(place) == 2 and all(type(x) is int for x in place)
-        said = row.get("error") or row.get("dropped") or all(isinstance(row.get(k), t) for k, t in _ANSWERED.items())
-        if not plain or not said or not isinstance(row.get("seconds"), (int, float)):
+        answered = (
+            row.get("error") or row.get("dropped") or all(isinstance(row.get(k), t) for k, t in _ANSWERED.items())
+        )
+        if not plain or not answered or not isinstance(row.get("seconds"), (int, float)):
             lost = [k for k in ("place", "seconds", *(() if row.get("error") else _ANSWERED)) if k not in row]
             raise DataError(
-                f"line {number} of {path} (question {row['id']!r}) is no answer of a run: "
-                + (f"it has no {', '.join(lost)}" if lost else "place, seconds, answer or meta is of another kind"),
-                hint="a row has place [split, position], seconds, answer and meta; take that line out, "
-                "and its question is asked again",
+                f"line {number} of {path} (question {row['id']!r}) is not a valid answer row: "
+                + (f"it has no {', '.join(lost)}" if lost else "place, seconds, answer or meta has the wrong type"),
+                hint="a row has place [split, position], seconds, answer and meta; delete that line, "
+                "and its question is answered again",
             )
 
 
@@ -161,7 +160,7 @@ _ANSWERED: Mapping[str, type] = {"answer": str, "meta": dict, "prompt": str}
 
 
 def latest(rows: Iterable[Row]) -> dict[str, Row]:
-    """id -> its last row, in order of first appearance: a retried error is replaced by its answer."""
+    """Map each id to its last row, in order of first appearance: a retried error is replaced by its answer."""
     return {str(row["id"]): row for row in rows}
 
 
@@ -174,13 +173,13 @@ def _row(line: bytes) -> Row | None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all; raises ``DataError`` where it cannot be written."""
+    """Write a JSON file atomically; raises ``DataError`` where it cannot be written."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; raises ``DataError`` where it cannot be written."""
+    """Write a file atomically; raises ``DataError`` where it cannot be written."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with writing(path):
         try:

@@ -1,11 +1,11 @@
-"""The runner: asks a task's samples, keeps every answer, resumes after any interruption, and scores.
+"""Running a benchmark: answers a task's samples, stores every answer, resumes after any interruption, and scores.
 
-    DIR/run.json        what the run is: task, version, settings, file hashes, seed; versions and git hash a session
-    DIR/rows.jsonl      a line an answer (or error), appended and fsynced
-    DIR/assets/         files that scoring needs again
-    DIR/results.json    the numbers
+    DIR/run.json        manifest: task, version, settings, file hashes, seed; versions and git hash per session
+    DIR/rows.jsonl      one line per answer (or error), appended and fsynced
+    DIR/assets/         files needed for rescoring
+    DIR/results.json    the metrics
 
-With shards, ``run.1of4.json`` and ``rows.1of4.jsonl`` lie side by side in one folder.
+With shards, ``run.1of4.json`` and ``rows.1of4.jsonl`` are in the same folder.
 """
 
 from __future__ import annotations
@@ -55,35 +55,35 @@ def run(
     progress: bool = True,
     max_errors_in_a_row: int = 25,
 ) -> Results:
-    """Run a benchmark, or resume it: samples that have an answer in ``out`` are not asked again, failed ones are.
+    """Run or resume a benchmark: samples with an answer in ``out`` are skipped, failed ones are retried.
 
-    All rows of the data are checked before anything is asked. An answer stands as long as its prompt and media do: a
-    corrected label is scored with the old answer, a changed picture is asked about again.
+    All rows of the data are checked before the first answer. An answer is valid while its prompt and media are unchanged:
+    a corrected label is scored with the old answer, a changed image is answered again.
 
     Args:
-        answer, answer_many, batch_size: what answers, one by one or in batches; ``sample.meta["seed"]`` is the seed of
-            the sample, the same in every order, batch and shard.
-        engine: answers instead, elsewhere (``ray_engine.RayEngine``).
+        answer, answer_many, batch_size: the callable that answers one sample or a batch; ``sample.meta["seed"]`` is the
+            sample's seed, independent of order, batch and shard.
+        engine: used instead of the callables, to answer elsewhere (``ray_engine.RayEngine``).
         data, splits, limit, suffix, check, skip_bad_rows: see :func:`limelight.benchmarks.loading.load`.
-        shard: (i, n): every n-th sample from the i-th on; all shards share ``out``.
-        settings: JSON values that the answers depend on (model, strategy, generation settings). A run is not resumed
-            with other settings.
-        parser: how answers are read, by name; does not change the answers.
-        thoughts: pairs of texts around thoughts, beside the usual ones (:data:`limelight.thinking.MARKERS`); ``()`` scores
-            answers as they are. Thoughts are kept in the rows and left out of all scores.
-        judge: rates answers after they are given (MMHal-Bench).
-        max_errors_in_a_row: stop when so many answers in a row raise: something is wrong for good.
+        shard: (i, n): every n-th sample starting from the i-th; all shards share ``out``.
+        settings: JSON values that the answers depend on (model, strategy, generation settings). A run cannot be resumed
+            with different settings.
+        parser: the answer parser's name; used only for scoring.
+        thoughts: pairs of markers around reasoning, in addition to the usual ones (:data:`limelight.thinking.MARKERS`);
+            ``()`` scores answers unchanged. Reasoning is stored in the rows and excluded from scoring.
+        judge: rates the answers afterwards (MMHal-Bench).
+        max_errors_in_a_row: stop after this many consecutive errors, which indicate a persistent problem.
 
     Raises:
-        SettingError: ``out`` holds a run with other settings, or is being written by another process.
-        DataError: files are missing, rows are bad, ``out`` cannot be written, or too many errors in a row.
+        SettingError: ``out`` contains a run with different settings, or is being written by another process.
+        DataError: files are missing, rows are invalid, ``out`` cannot be written, or too many consecutive errors.
     """
     chosen = task_named(task) if isinstance(task, str) else task
     parser = chosen.parser(parser)
     i, n = shard
     if not 0 <= i < n:
         raise SettingError(f"shard {i}/{n} does not exist", hint=f"i must be in 0..{n - 1}")
-    markers_of(thoughts)  # raises where they are none
+    markers_of(thoughts)  # raises for invalid markers
     loaded = load(
         chosen, data, splits=splits, limit=limit, suffix=suffix, seed=seed, check=check, skip_bad_rows=skip_bad_rows
     )
@@ -95,25 +95,25 @@ def run(
     start.check(folder)
     with rowlog.RowLog(folder / manifest.part_name("rows", shard, ".jsonl")) as log:
         rowlog.check_answers(log.path, log.rows)
-        # by place, not by position in the list: a shard stays the same when the limit grows
+        # by place, not by index in the list: a shard stays the same when the limit grows
         mine = [(place, s) for place, s in zip(loaded.places, loaded.samples, strict=True) if sum(place) % n == i]
-        stands = resume.standing(log.rows, mine, frozenset(s.id for s in loaded.samples))
-        if len(stands.gone) > len(loaded.bad):
-            _lost(folder, shard, identity, stands.gone)
+        plan = resume.plan(log.rows, mine, frozenset(s.id for s in loaded.samples))
+        if len(plan.gone) > len(loaded.bad):
+            _lost(folder, shard, identity, plan.gone)
         with rowlog.locked(folder / "run.lock"):
-            start.check(folder)  # once more: another shard may have begun with other settings
-            start.write(folder, {"asks": len(stands.todo), "corrects": len(stands.rows), "drops": len(stands.gone)})
+            start.check(folder)  # again: another shard may have started with different settings
+            start.write(folder, {"asks": len(plan.todo), "corrects": len(plan.rows), "drops": len(plan.gone)})
             for name, text in loaded.assets.items():
                 with rowlog.writing(folder / ASSETS):
                     (folder / ASSETS).mkdir(exist_ok=True)
                 rowlog.write_bytes(folder / ASSETS / name, text.encode())
         now = rowlog.latest(log.rows)
-        for row in (*stands.rows, *(resume.dropped(now[key]) for key in stands.gone)):
+        for row in (*plan.rows, *(resume.dropped(now[key]) for key in plan.gone)):
             log.append(row)
-        todo = dict(stands.todo)
+        todo = dict(plan.todo)
         with _bar(progress, chosen.name, len(mine), len(mine) - len(todo)) as bar:
             _answer(log, engine or Local(answer, answer_many, batch_size), todo, bar, max_errors_in_a_row)
-    # one shard at a time: whoever comes last sees the rows of all
+    # one shard at a time: the last one sees all rows
     with rowlog.locked(folder / "results.json.lock"):
         finished = open_results(folder, chosen)
         if judge is not None and (n == 1 or finished.complete):
@@ -124,7 +124,7 @@ def run(
 
 
 def _scorable(task: Task, loaded: Loaded, parser: str, skip_bad_rows: bool) -> Loaded:
-    """The samples that have a truth to be scored against; raises ``DataError`` for others unless they are skipped."""
+    """Return the samples with a valid reference; raises ``DataError`` for others unless they are skipped."""
     bad = unscorable(task, loaded.samples, loaded.assets, parser)
     if not bad:
         return loaded
@@ -141,21 +141,21 @@ def _scorable(task: Task, loaded: Loaded, parser: str, skip_bad_rows: bool) -> L
 
 
 def _lost(folder: Path, shard: tuple[int, int], identity: Mapping[str, Any], gone: Sequence[str]) -> None:
-    """Raise because the data no longer hold questions that were answered: these are other data."""
+    """Raise because answered questions are no longer in the data: the data have changed."""
     path = folder / manifest.part_name("run", shard, ".json")
     there = manifest.read_manifest(path)["identity"]
     lines = [
-        f"    {k}: {a!r} there, {b!r} now" for k, a, b in manifest.differences(there["data"], identity["data"], "data")
+        f"    {k}: was {a!r}, now {b!r}" for k, a, b in manifest.differences(there["data"], identity["data"], "data")
     ]
     raise SettingError(
-        f"{folder} holds answers to {len(gone)} questions, first {gone[0]}, that the data no longer hold:\n"
+        f"{folder} has answers to {len(gone)} questions, first {gone[0]}, that are no longer in the data:\n"
         + "\n".join(lines),
-        hint="use the data of that run to resume it, or another --out for these",
+        hint="use the original data to resume the run, or another --out for these data",
     )
 
 
 def shard_from_environment(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
-    """The shard of this process under torchrun or accelerate launch, which set RANK and WORLD_SIZE; (0, 1) elsewhere."""
+    """Return this process's shard under torchrun or accelerate launch (RANK and WORLD_SIZE); (0, 1) otherwise."""
     env = os.environ if environment is None else environment
     if "RANK" not in env and "WORLD_SIZE" not in env:
         return 0, 1
@@ -163,13 +163,13 @@ def shard_from_environment(environment: Mapping[str, str] | None = None) -> tupl
         return int(env["RANK"]), int(env["WORLD_SIZE"])
     except (KeyError, ValueError) as error:
         raise SettingError(
-            f"RANK={env.get('RANK')!r} and WORLD_SIZE={env.get('WORLD_SIZE')!r} do not name a shard",
+            f"RANK={env.get('RANK')!r} and WORLD_SIZE={env.get('WORLD_SIZE')!r} are not a valid shard",
             hint="start with torchrun or accelerate launch, or pass --shard i/n",
         ) from error
 
 
 def rate(run: Run, judge: Judge, *, progress: bool = True) -> Run:
-    """Let a judge rate the answers that have no judgement yet; judgements are kept row by row like answers."""
+    """Rate the answers that have no judgement yet with a judge; judgements are stored row by row like answers."""
     made_by: dict[str, Any] = getattr(judge, "settings", dict)()
     with rowlog.RowLog(run.path / JUDGEMENTS) as log:
         old = rowlog.latest(log.rows)
@@ -180,17 +180,17 @@ def rate(run: Run, judge: Judge, *, progress: bool = True) -> Run:
         with _bar(progress, f"{run.task.name}: judge", len(run.records), len(run.records) - len(todo)) as bar:
             for record in todo:
                 try:
-                    said = judge(record)
+                    judgement = judge(record)
                 except Exception as error:  # noqa: BLE001 - the other answers can still be rated; raised below
                     failed = describe(error)
                     bar.step(failed["message"])
                     continue
-                log.append({"id": record.id, "answer": record.answer, "judgement": said, "judge": made_by})
+                log.append({"id": record.id, "answer": record.answer, "judgement": judgement, "judge": made_by})
                 bar.step()
     if failed is not None:
         raise DataError(
             f"the judge failed on some answers, last with {failed['type']}: {failed['message']}",
-            hint="the judgements that were given are kept; run the same command again",
+            hint="judgements so far are saved; run the same command again",
         )
     return open_results(run.path, run.own_task)
 
@@ -224,11 +224,11 @@ def _answer(
         if outcome.error and errors >= max_errors_in_a_row:
             raise DataError(
                 f"{errors} answers in a row raised, last {outcome.error['type']}: {outcome.error['message']}",
-                hint=f"repair the cause and run the same command again; traces are in {log.path}",
+                hint=f"fix the cause and run the same command again; tracebacks are in {log.path}",
             )
     if todo:
         raise DataError(
-            f"{len(todo)} samples were never answered, first {next(iter(todo))}", hint="run the same command again"
+            f"{len(todo)} samples were not answered, first {next(iter(todo))}", hint="run the same command again"
         )
 
 
@@ -236,7 +236,7 @@ def _row(place: tuple[int, int], sample: Sample, outcome: Outcome) -> dict[str, 
     row: dict[str, Any] = {"id": sample.id, "place": list(place), "seconds": round(outcome.seconds, 4)}
     if outcome.reply is None:
         return row | {"error": outcome.error}
-    row |= {"answer": outcome.reply.text, **resume.asked(sample), **resume.scored_by(place, sample)}
+    row |= {"answer": outcome.reply.text, **resume.inputs(sample), **resume.scored_by(place, sample)}
     return row | ({"reply": dict(outcome.reply.meta)} if outcome.reply.meta else {})
 
 

@@ -1,4 +1,4 @@
-"""Scoring that one row cannot stop: the rows that make a scorer raise are found and left out."""
+"""Fault-tolerant scoring: rows that make a scorer raise are identified and excluded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Score = Callable[[Sequence[Record]], Sequence[Block]]
 
 
 def scored(score: Score, records: Sequence[Record]) -> tuple[list[Block], dict[str, Exception]]:
-    """The blocks of all records but those that make the scorer raise, and what each of these raised.
+    """Score all records except those that make the scorer raise; return the blocks and the excluded records' errors.
 
     Raises:
-        Exception: whatever the scorer raises when it is no record's fault: for all of them, or for none alone.
+        Exception: the scorer's error when no single record causes it, or when every record does.
     """
     try:
         return list(score(records)), {}
@@ -37,7 +37,7 @@ def scored(score: Score, records: Sequence[Record]) -> tuple[list[Block], dict[s
 
 
 def _guilty(score: Score, records: Sequence[Record]) -> dict[str, Exception]:
-    """id -> error of the records that make the scorer raise alone, by halves."""
+    """Find the records that make the scorer raise, by bisection; return id -> error."""
     error = _raises(score, records)
     if error is None or not records:
         return {}
@@ -56,12 +56,12 @@ def _raises(score: Score, records: Sequence[Record]) -> Exception | None:
 
 
 def unscorable(task: Task, samples: Sequence[Sample], assets: Mapping[str, str], parser: str) -> dict[str, BadRow]:
-    """id -> what is wrong, of samples whose truth no answer could be compared with: found by scoring empty answers.
+    """Find samples whose reference is invalid, by scoring empty answers; return id -> problem.
 
-    Only a ``DataError`` counts: other errors may come from the answer's being empty.
+    Only a ``DataError`` counts: other errors may be caused by the empty answer.
 
     Raises:
-        MissingExtraError: scoring needs a package that is not installed (better known before anything is asked).
+        MissingExtraError: scoring needs a package that is not installed (reported before any answer is generated).
     """
     with tempfile.TemporaryDirectory() as folder:
         for name, text in assets.items():

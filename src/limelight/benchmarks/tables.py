@@ -1,4 +1,4 @@
-"""Tables of runs: for the terminal, Markdown, LaTeX and HTML."""
+"""Tables of runs for the terminal, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Format = Literal["terminal", "markdown", "latex", "html"]
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of plain text under a header, with a title above and notes below."""
+    """A table of plain text cells with a header, a title and notes."""
 
     title: str
     header: tuple[str, ...]
@@ -31,15 +31,15 @@ class Table:
 
 
 def render(tables: Iterable[Table], form: Format = "terminal", *, width: int | None = None) -> str:
-    """The tables as text in one of the four formats."""
+    """Render tables as text in one of the four formats."""
     writers = {"terminal": lambda t: _terminal(t, width), "markdown": _markdown, "latex": _latex, "html": _html}
     if form not in writers:
-        raise SettingError(f"no table format {form!r}", hint=f"one of {', '.join(get_args(Format))}")
+        raise SettingError(f"unknown table format {form!r}", hint=f"one of {', '.join(get_args(Format))}")
     return "\n\n".join(writers[form](t) for t in tables) + "\n"
 
 
 def number(value: float, unit: Unit = "%", signed: bool = False) -> str:
-    """A number as tables show it: percent with one decimal, counts whole, anything else with three digits."""
+    """Format a number: percentages with one decimal, counts as integers, anything else with three digits."""
     if math.isnan(value):
         return "-"
     if unit == "count":
@@ -49,7 +49,7 @@ def number(value: float, unit: Unit = "%", signed: bool = False) -> str:
 
 
 def cell(metric: Metric | None, intervals: bool = True) -> str:
-    """A metric with its interval: ``87.9 [86.7, 89.1]``."""
+    """Format a metric with its interval: ``87.9 [86.7, 89.1]``."""
     if metric is None:
         return ""
     text = number(metric.value, metric.unit)
@@ -66,12 +66,12 @@ def side_by_side(
     intervals: bool = True,
     names: Sequence[str] = (),
 ) -> Table:
-    """Runs of one task as columns, metrics as rows.
+    """Build a table with runs of one task as columns and metrics as rows.
 
     Args:
         metrics: patterns (fnmatch) of the metrics to show; the task's headline when empty.
         everything: show all of them.
-        names: what to call the runs.
+        names: labels of the runs.
     """
     task = results[0].run.task
     patterns = tuple(metrics) or (("*",) if everything else task.headline)
@@ -85,8 +85,8 @@ def side_by_side(
     lost = {
         "rows failed": [len(r.run.errors) for r in results],
         "rows that could not be scored": [len(r.unscored) for r in results],
-        "bad rows left out": [len(r.run.bad_rows) for r in results],
-        "answers that are all thought": [r.run.thoughts()["without_an_answer"] for r in results],
+        "invalid rows skipped": [len(r.run.bad_rows) for r in results],
+        "answers with reasoning only": [r.run.thoughts()["without_an_answer"] for r in results],
     }
     rows += [(name, *map(str, counts)) for name, counts in lost.items() if any(counts)]
     return Table(_title(results), header, tuple(rows), tuple(_notes(results)))
@@ -95,17 +95,17 @@ def side_by_side(
 def paired_table(
     baseline: Run, other: Run, parser: str = "", *, metrics: Sequence[str] = (), resamples: int = 1000, **options: Any
 ) -> Table:
-    """One run against a baseline, question by question."""
+    """Build a table of one run against a baseline, paired by question."""
     patterns = tuple(metrics) or baseline.task.headline
     found = [d for d in compare(baseline, other, parser, resamples=resamples, **options) if _matches(d.name, patterns)]
     first, second = labels([baseline, other])
     header = ("", first, second, "difference", "p", "only " + first, "only " + second, "McNemar p", "n")
-    notes = ("difference and p: paired bootstrap over clusters; only: units that one run alone got right",)
+    notes = ("difference and p: paired bootstrap over clusters; only: units that only one run answered correctly",)
     return Table(f"{other.task.name}: {second} minus {first}", header, tuple(_paired_row(d) for d in found), notes)
 
 
 def differing_table(baseline: Run, other: Run, parser: str = "", *, limit: int | None = 20, **options: Any) -> Table:
-    """The questions that two runs answered differently."""
+    """Build a table of the questions that two runs answered differently."""
     pairs = differing(baseline, other, parser, **options)
     first, second = labels([baseline, other])
     rows = [(p.verdict, p.id, _short(p.prompt), _short(str(p.target)), _short(p.a), _short(p.b)) for p in pairs[:limit]]
@@ -121,7 +121,7 @@ def differing_table(baseline: Run, other: Run, parser: str = "", *, limit: int |
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Short names of runs: their folders', with as many parents as it takes to tell them apart."""
+    """Return short names of runs: the folder name, with as many parents as needed to make them unique."""
     parts = [r.path.resolve().parts for r in runs]
     for depth in range(1, max((len(p) for p in parts), default=1) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
@@ -133,11 +133,11 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def _shown(name: str, patterns: Sequence[str], results: Sequence[Results]) -> bool:
     # unparsed and empty answers are never hidden
     lost = name.rpartition("/")[2] in ("unparsed", "empty", "answers without relevance")
-    # what was asked for by an option of the run belongs to no task's headline
-    asked = name.startswith("faithfulness/")
+    # metrics requested by an option of the run are not in any task's headline
+    requested = name.startswith("faithfulness/")
     return (
         _matches(name, patterns)
-        or (asked and patterns == results[0].run.task.headline)
+        or (requested and patterns == results[0].run.task.headline)
         or (lost and any(name in r.metrics and r.metrics[name].value > 0 for r in results))
     )
 
@@ -166,7 +166,7 @@ def _notes(results: Sequence[Results]) -> list[str]:
             notes.append(f"NOT COMPARABLE: {' and '.join(labels([first, other]))} differ in {', '.join(sorted(keys))}")
     for r in results:
         if not r.run.complete:
-            notes.append(f"{labels([x.run for x in results])[results.index(r)]} is not complete")
+            notes.append(f"{labels([x.run for x in results])[results.index(r)]} is incomplete")
     return notes
 
 

@@ -1,8 +1,8 @@
-"""What a benchmark is: samples to ask, and measures to compute from the answers.
+"""Definition of a benchmark task: samples to answer, and metrics computed from the answers.
 
     Task.load(data, splits) -> Sample ...  answer(sample) -> str | Reply  ...  Task.score(records) -> Block ...
 
-A task is one file in ``limelight/benchmarks/tasks`` that ends in ``TASK = Task(...)``; found by listing the folder.
+A task is one file in ``limelight/benchmarks/tasks`` that ends in ``TASK = Task(...)``; the folder is searched.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer with more than its text.
+    """An answer with metadata.
 
     Attributes:
         text: the answer.
         meta: JSON values that a scorer may read. Known keys:
             ``shares``: modality -> share of the relevance of the answer, in [0, 1] (modality reliance);
-            ``image_relevance``: ``[rows][columns]`` relevance on the picture's grid, or a list of such grids (spatial
-            grounding); ``image_boxes``: the part of the picture each grid lies on, (left, top, right, bottom) in
-            fractions, outside [0, 1] where the processor padded; None: not known; left out: one grid over all of it;
-            ``audio_relevance``: ``{"scores": [...], "seconds": s}``, one score for every ``s`` seconds of sound
-            (temporal grounding), and ``"duration"``, the sound's own seconds, where scores behind it are for padding;
+            ``image_relevance``: ``[rows][columns]`` relevance on the image's grid, or a list of such grids (spatial
+            grounding); ``image_boxes``: the part of the image each grid covers, (left, top, right, bottom) in
+            fractions, outside [0, 1] where the processor padded; None: unknown; omitted: one grid over the whole image;
+            ``audio_relevance``: ``{"scores": [...], "seconds": s}``, one score per ``s`` seconds of audio (temporal
+            grounding), and ``"duration"``, the clip's length in seconds, where scores after it are for padding;
             ``curves``: attribution -> ``{"insertion": [...], "deletion": [...]}``, the probability of the decision at
             equal fractions of positions kept or removed (faithfulness);
-            ``evidence``: ``{"text": ..., "ends": [...], "scores": {name: [...]}}``, where each of the answer's tokens ends
-            in its text, and one number a token for every score (detection of invented words);
-            ``probe``: word -> what a probe of the media says for it, the ceiling of detection;
-            ``answer_from``: where in ``text`` the answer begins, for thoughts that no marker in the text tells;
-            ``tokens``: how many tokens were generated; ``peak_gb``: the most memory the device held so far.
+            ``evidence``: ``{"text": ..., "ends": [...], "scores": {name: [...]}}``: where each token of the answer ends in
+            its text, and one number per token for every score (detection of invented words);
+            ``probe``: word -> the score of a probe of the media for it, the upper bound of detection;
+            ``answer_from``: where in ``text`` the answer begins, for thoughts without a marker in the text;
+            ``tokens``: number of generated tokens; ``peak_gb``: peak device memory so far.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Reply:
 
 
 def opened(sample: Sample) -> Sample:
-    """The sample with its lazy media made: an item that can be called is replaced by what it returns."""
+    """Resolve a sample's lazy media: a callable item is replaced by its return value."""
     media = {m: [x() if callable(x) else x for x in xs] for m, xs in sample.media.items()}
     return replace(sample, media=media)
 
@@ -61,7 +61,7 @@ AnswerMany = Callable[[list[Sample]], "Sequence[str | Reply]"]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How to score: the parser by name, the task's own files (synonyms, vocabularies), task options such as a judge."""
+    """Scoring settings: the parser's name, the task's files (synonyms, vocabularies), task options such as a judge."""
 
     parser: str = ""
     assets: Path | None = None
@@ -70,7 +70,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class HubTable:
-    """A copy of a split on the Hugging Face Hub: where it is, and how one of its rows becomes a ``Sample``."""
+    """A copy of a split on the Hugging Face Hub: its location, and the conversion of a row to a ``Sample``."""
 
     repo: str
     split: str
@@ -83,21 +83,21 @@ class Task:
     """A benchmark.
 
     Attributes:
-        name: what ``limelight bench`` calls it.
-        version: changes whenever a number could change.
+        name: the task's name in ``limelight bench``.
+        version: changes whenever scores could change.
         paper: where the benchmark was published.
-        about: one line.
-        modality: what is perceived.
-        splits: every split, in the order of the tables.
-        files: split -> the files it is read from; ``()`` where the task makes its own samples.
-        load: samples of one split from a folder.
+        about: one-line description.
+        modality: the input modality.
+        splits: all splits, in table order.
+        files: split -> the files it is read from; ``()`` where the task generates its samples.
+        load: yields the samples of one split from a folder.
         score: pure function of the records.
         parsers: names of the answer parsers, the default first; empty where answers are not parsed.
-        media: where the pictures or sounds come from, for the error that says they are missing.
-        headline: patterns (fnmatch) of the metrics that tables show unless all are asked for.
-        max_new_tokens: what an answer needs.
+        media: the source of the images or audio, for the error when they are missing.
+        headline: patterns (fnmatch) of the metrics that tables show by default.
+        max_new_tokens: the length limit of an answer.
         wants: keys of ``Reply.meta`` without which the task cannot be scored.
-        assets: files that scoring needs again; kept beside the answers.
+        assets: files needed for rescoring; stored with the answers.
         hub: split -> its copy on the Hub.
     """
 
@@ -119,7 +119,7 @@ class Task:
     hub: Mapping[str, HubTable] = field(default_factory=dict)
 
     def parser(self, name: str = "") -> str:
-        """The parser of that name, the default for ``""``; ``SettingError`` for a name the task does not have."""
+        """Return a parser's name, the default for ``""``; ``SettingError`` for a parser the task does not have."""
         if not name:
             return self.parsers[0] if self.parsers else ""
         if name not in self.parsers:
@@ -132,7 +132,7 @@ class Task:
 
 @cache
 def tasks() -> Mapping[str, Task]:
-    """Every task of the folder, by name."""
+    """Return all tasks by name."""
     package = importlib.import_module("limelight.benchmarks.tasks")
     found = [
         importlib.import_module(f"{package.__name__}.{m.name}").TASK for m in pkgutil.iter_modules(package.__path__)
@@ -141,7 +141,7 @@ def tasks() -> Mapping[str, Task]:
 
 
 def task(name: str) -> Task:
-    """The task called ``name``."""
+    """Return the task called ``name``."""
     if name not in tasks():
-        raise SettingError(f"there is no task {name!r}", hint=f"the tasks are {list(tasks())}")
+        raise SettingError(f"unknown task {name!r}", hint=f"available tasks: {list(tasks())}")
     return tasks()[name]

@@ -1,4 +1,4 @@
-"""A model and a strategy as the answerer of a benchmark."""
+"""Answering benchmark samples with a model and a decoding strategy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from limelight.types import Generation, Relevance, Sample
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """Answers a sample with a model and a strategy. Loads the model when first asked, so that it can be sent to workers.
+    """Answers samples with a model and a strategy. The model is loaded on first use, so that instances can be pickled.
 
-    ``relevance`` asks for shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
-    scores divided by the sum of their absolute values. ``faithfulness`` names the attributions whose insertion and
-    deletion curves are recorded, ``evidence`` asks for scores of every token. All of these are about the answer, not about thoughts before it; ``thoughts`` are the
-    texts that mark them, see :func:`limelight.thinking.markers_of`.
+    ``relevance``: record shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
+    scores divided by the sum of their absolute values. ``faithfulness``: attribution methods whose insertion and deletion
+    curves are recorded. ``evidence``: record scores of every token. All refer to the answer without reasoning;
+    ``thoughts``: the markers of reasoning, see :func:`limelight.thinking.markers_of`.
     """
 
     model: str
@@ -39,7 +39,7 @@ class ModelAnswer:
     device_map: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What the answers depend on, for the run's manifest."""
+        """The settings that the answers depend on, for the run's manifest."""
         import limelight
 
         chosen = limelight.strategy(self.strategy, **self.settings)
@@ -67,9 +67,9 @@ class ModelAnswer:
         return self.many([sample])[0]
 
     def many(self, samples: Sequence[Sample]) -> list[Reply]:
-        """Several samples in one left-padded batch where they fit together; one by one where they do not.
+        """Answer several samples in one left-padded batch where possible, else one by one.
 
-        A question without media is answered by the model as it is, where the strategy works on media alone.
+        Where the strategy needs media, questions without media are decoded greedily by the plain model.
         """
         import limelight
         from limelight.decoding.strategy import capabilities_of
@@ -97,25 +97,25 @@ class ModelAnswer:
 
     def _reply(self, adapter: Any, sample: Sample, answer: Generation) -> Reply:
         special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
-        said, behind = self._said(adapter, answer.prompt.tensors["input_ids"][0].tolist(), answer.token_ids)
-        kept = replace(answer, steps=tuple(s for s, own in zip(answer.steps, said.answered, strict=True) if own))
+        answered, behind = self._spoken(adapter, answer.prompt.tensors["input_ids"][0].tolist(), answer.token_ids)
+        kept = replace(answer, steps=tuple(s for s, own in zip(answer.steps, answered.answered, strict=True) if own))
         media = any(sample.media.values())
         text_only = {} if media else {"text_only": True}
         meta = {"tokens": len(answer.token_ids), **text_only, **behind, **grounding_meta(kept, special)}
-        if self.faithfulness and media and any(said.answered):
+        if self.faithfulness and media and any(answered.answered):
             from limelight.cli.faithfulness import curves
 
-            first = said.answered.index(True)
+            first = answered.answered.index(True)
             meta["curves"] = curves(
                 adapter, _messages(sample), answer.token_ids[first], self.faithfulness, seed=int(sample.meta["seed"]),
                 thoughts=answer.token_ids[:first],
             )  # fmt: skip
-        if self.evidence and media and any(said.answered):
+        if self.evidence and media and any(answered.answered):
             from limelight.cli.evidence import evidence_meta, probed
 
             messages = _messages(sample)
             meta["evidence"] = evidence_meta(
-                adapter, messages, answer.token_ids, said.answered, sample.meta.get("words") or ()
+                adapter, messages, answer.token_ids, answered.answered, sample.meta.get("words") or ()
             )
             if probe := probed(adapter, self.model, messages, str(sample.meta.get("object", ""))):
                 meta["probe"] = probe
@@ -124,21 +124,23 @@ class ModelAnswer:
             import torch
 
             meta["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-        return Reply(said.text, meta)
+        return Reply(answered.text, meta)
 
-    def _said(self, adapter: Any, prompt: Sequence[int], ids: Sequence[int]) -> tuple[Spoken, dict[str, int]]:
-        """What was said with its thoughts marked, and where the answer begins in it where the markers do not tell."""
+    def _spoken(self, adapter: Any, prompt: Sequence[int], ids: Sequence[int]) -> tuple[Spoken, dict[str, int]]:
+        """Return the text with marked reasoning, and the answer's offset where the markers do not determine it."""
         markers, after = markers_of(self.thoughts), self.settings.get("after")
         if isinstance(after, int) and markers.pairs:
             markers = markers.plus(("", str(adapter.tokenizer.decode([after], skip_special_tokens=False))))
         elif isinstance(after, str) and after != THINKING and markers.pairs:
             markers = markers.plus(("", after))
-        said = spoken(adapter.tokenizer, ids, prompt, markers)
-        usual = markers_of(self.thoughts).answer(said.text)
-        own = markers.answer(said.text, opened=said.opened)
+        answered = spoken(adapter.tokenizer, ids, prompt, markers)
+        usual = markers_of(self.thoughts).answer(answered.text)
+        own = markers.answer(answered.text, opened=answered.opened)
         if own == usual:
-            return said, {}
-        return said, {"answer_from": len(said.text) - len(own) if own and said.text.endswith(own) else len(said.text)}
+            return answered, {}
+        return answered, {
+            "answer_from": len(answered.text) - len(own) if own and answered.text.endswith(own) else len(answered.text)
+        }
 
 
 def _messages(sample: Sample) -> list[dict[str, Any]]:
@@ -148,7 +150,7 @@ def _messages(sample: Sample) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool, **further: Any) -> Any:
-    """The model's adapter; the last one is kept, so that several strategies share it."""
+    """Load a model's adapter; the last one is cached, so that several strategies share it."""
     import limelight
 
     given = {k: v for k, v in further.items() if v is not None}
@@ -156,27 +158,27 @@ def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool, 
 
 
 def _item(kind: str, media: Any) -> Any:
-    """A picture, ``(samples, rate)`` or a clip: files and bytes are decoded in processes of their own, with limits."""
+    """Decode an image, ``(samples, rate)`` or a clip; files and bytes are decoded in separate processes, with limits."""
     if isinstance(media, (str, Path, bytes, Mapping)):
         return read(kind, media, group="bench")
     return media
 
 
 def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:
-    """``shares``, ``image_relevance`` and ``audio_relevance`` of an answer, as far as its steps carry them, with the places of
-    the latter two in the original (:class:`limelight.benchmarks.task.Reply`)."""
+    """Return ``shares``, ``image_relevance`` and ``audio_relevance`` of an answer, where its steps have relevance, with the
+    location of the latter two in the original (:class:`limelight.benchmarks.task.Reply`)."""
     found: dict[str, Any] = {}
     steps = [s for s in answer.steps if s.token not in special] or list(answer.steps)
     shares = [s.shares for s in steps if s.shares]
     if shares:
         found["shares"] = {m: sum(r.get(m, 0.0) for r in shares) / len(shares) for m in {k for r in shares for k in r}}
     scaled = [(r, float(r.scores.abs().sum())) for s in steps if (r := s.relevance) is not None]
-    relevances = [(r, whole) for r, whole in scaled if whole]
+    relevances = [(r, total) for r, total in scaled if total]
     return found | _pictured(relevances) | _sounding(relevances) if relevances else found
 
 
 def _pictured(relevances: Sequence[tuple[Relevance, float]]) -> dict[str, Any]:
-    """``image_relevance`` on the first picture, and where its grids lie."""
+    """Return ``image_relevance`` of the first image, and the boxes of its grids."""
     import torch
 
     spans = [s for s in relevances[0][0].spans_of("image") if s.grid is not None and len(s.grid) == 2]
@@ -186,14 +188,14 @@ def _pictured(relevances: Sequence[tuple[Relevance, float]]) -> dict[str, Any]:
         return {}
     listed = []
     for s in shown:
-        scores = torch.stack([r.scores[s.start : s.stop].float() / whole for r, whole in relevances]).sum(0)
+        scores = torch.stack([r.scores[s.start : s.stop].float() / total for r, total in relevances]).sum(0)
         listed.append(scores.reshape(s.grid or ())[:, : s.cells[1]].tolist())
     boxes = [[round(x, 6) for x in s.region.fractions] for s in placed if s.region is not None]
     return {"image_relevance": listed[0] if len(listed) == 1 else listed, "image_boxes": boxes or None}
 
 
 def _sounding(relevances: Sequence[tuple[Relevance, float]]) -> dict[str, Any]:
-    """``audio_relevance`` on the first sound: its windows one after the other, and how long it is."""
+    """Return ``audio_relevance`` of the first audio clip, with its windows concatenated, and its duration."""
     import torch
 
     spans = relevances[0][0].spans_of("audio")
@@ -203,6 +205,6 @@ def _sounding(relevances: Sequence[tuple[Relevance, float]]) -> dict[str, Any]:
         return {}
     scores: list[float] = []
     for s in shown:
-        scores += torch.stack([r.scores[s.start : s.stop].float() / whole for r, whole in relevances]).sum(0).tolist()
+        scores += torch.stack([r.scores[s.start : s.stop].float() / total for r, total in relevances]).sum(0).tolist()
     ends = {"duration": placed[0].interval.duration} if placed and placed[0].interval is not None else {}
     return {"audio_relevance": {"scores": scores, "seconds": shown[0].seconds, **ends}}

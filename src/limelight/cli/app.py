@@ -1,4 +1,4 @@
-"""``limelight app``: a small app in the browser over one model."""
+"""``limelight app``: a browser app for one model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def app(
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=NETWORK)] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, rich_help_panel=NETWORK)] = 7860,
     share: Annotated[
-        str, typer.Option(help="on: a public link through Gradio's servers. off: none.", rich_help_panel=NETWORK)
+        str, typer.Option(help="on: create a public link through Gradio's servers.", rich_help_panel=NETWORK)
     ] = "off",
     meter: Annotated[
-        bool, typer.Option("--meter/--no-meter", help="Colour words as they come; a few models have no meter.")
+        bool,
+        typer.Option("--meter/--no-meter", help="Colour words while they are generated; a few models have no meter."),
     ] = True,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
@@ -35,10 +36,10 @@ def app(
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:
-    """Open a small app: hand in a picture, sound or video, ask, choose one or two strategies, and watch.
+    """Open a browser app: upload an image, audio or video, ask a question, and compare one or two strategies.
 
-    Words are coloured by the meter while they come; then the page shows every word's heat map, to keep as a file.
-    One question runs at a time. Nothing is sent anywhere unless you say --share on. Needs the extra `app`.
+    Words are coloured by the meter while they are generated; then a page shows every word's heat map, which can be saved.
+    One question runs at a time. Nothing leaves this machine except with --share on. Needs the extra `app`.
 
     **Examples**
 
@@ -47,11 +48,11 @@ def app(
         limelight app Qwen/Qwen2-Audio-7B-Instruct --device cuda --dtype bfloat16 --port 8080
     """
     if share not in ("on", "off"):
-        raise SettingError(f"--share takes on or off, got {share!r}", hint="off is the default")
+        raise SettingError(f"--share must be on or off, got {share!r}", hint="off is the default")
     from limelight.app.temporary import temporary_folder
 
     with temporary_folder() as folder, _ended_by_signals():
-        # Both are read by gradio when it is imported.
+        # Gradio reads both at import.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ.setdefault("GRADIO_TEMP_DIR", str(folder / "gradio"))
         try:
@@ -83,8 +84,8 @@ def app(
             folder=folder,
             examples=_examples(model),
         )
-        terminal.err.print(f"http://{host}:{port} (Ctrl-C ends it)", markup=False)
-        # A public link has a name of Gradio's in its Host header.
+        terminal.err.print(f"http://{host}:{port} (Ctrl-C to stop)", markup=False)
+        # With a public link the Host header is a name of Gradio's.
         guard = [] if share == "on" else [Middleware(Guard, hosts=host_names(host))]
         try:
             blocks.launch(
@@ -97,7 +98,7 @@ def app(
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit, so that what is to be cleaned up is."""
+    """Raise SystemExit on SIGTERM and SIGHUP, so that cleanup runs."""
 
     def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -114,12 +115,12 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _known() -> dict[str, str]:
-    """Strategy -> its settings with their defaults, in words."""
+    """Map each strategy to a description of its settings and their defaults."""
     import inspect
 
     from limelight.decoding.registry import strategies
 
-    def told(value: Any) -> str:
+    def shown(value: Any) -> str:
         return (
             "…"
             if value is inspect.Parameter.empty
@@ -129,11 +130,11 @@ def _known() -> dict[str, str]:
         )
 
     listed = {name: options.settings_of(factory) for name, factory in strategies().items()}
-    return {n: ", ".join(f"{k}={told(v)}" for k, v in s.items()) or "no settings" for n, s in listed.items()}
+    return {n: ", ".join(f"{k}={shown(v)}" for k, v in s.items()) or "no settings" for n, s in listed.items()}
 
 
 def _examples(model: str) -> list[tuple[str, str]]:
-    """Pictures or recordings, and questions, that ship with a miniature."""
+    """Return the example files and questions shipped with a miniature."""
     from limelight.demo.outcome import AUDIO, VISION
 
     homes = {"demo-vision": (VISION / "examples", "image"), "demo-audio": (AUDIO / "examples", "audio")}

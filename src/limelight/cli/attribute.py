@@ -1,4 +1,4 @@
-"""``limelight attribute``: where the words of an answer come from, whoever gave it."""
+"""``limelight attribute``: attribution of the words of a generated or given answer."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def attribute(
     frames: options.Frames = None,
     answer: Annotated[
         str | None,
-        typer.Option(help="The answer to explain; the model's own greedy answer by default. A leading space is added where likelier.", rich_help_panel=INPUT),
+        typer.Option(help="The answer to explain; the model's greedy answer by default. A leading space is added if more likely.", rich_help_panel=INPUT),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="Explain the answer's first token rather than this one: what decides between the two. Needs --answer.",
+            help="Explain the answer's first token against this answer's: the evidence for one over the other. Needs --answer.",
             rich_help_panel=INPUT,
         ),
     ] = None,
     max_new_tokens: options.MaxNewTokens = 32,
     composite: Annotated[
-        str, typer.Option(help="Rules of relevance: attnlrp, cp-lrp or gradient-input.", rich_help_panel="Relevance")
+        str, typer.Option(help="Relevance rules: attnlrp, cp-lrp or gradient-input.", rich_help_panel="Relevance")
     ] = "attnlrp",
     sinks: Annotated[
         str,
-        typer.Option(help="Positions to leave out of shares and plots, separated by commas, such as 0.", rich_help_panel="Relevance"),
+        typer.Option(help="Positions to exclude from shares and plots, separated by commas, such as 0.", rich_help_panel="Relevance"),
     ] = "",
     as_json: options.AsJson = False,
     overlay: options.Overlay = None,
@@ -55,9 +55,9 @@ def attribute(
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
-    """Show where each word of an answer comes from: the model's own answer, or any text you give.
+    """Show where each word of an answer comes from: the model's own answer, or a text that you give.
 
-    One forward pass for the whole answer and one backward pass a token. The decoding is not changed.
+    Uses one forward pass for the answer and one backward pass per token. Decoding is not changed.
 
     **Examples**
 
@@ -74,9 +74,9 @@ def attribute(
     options.check_outputs(overlay, html, word)
     positions = _positions(sinks)
     if answer is not None and not answer.strip():
-        raise SettingError("the answer is empty", hint="give --answer a word at least, or leave it out")
+        raise SettingError("the answer is empty", hint="give --answer at least one word, or omit it")
     if against is not None and answer is None:
-        raise SettingError("--against needs --answer", hint="such as --answer yes --against no")
+        raise SettingError("--against needs --answer", hint="for example --answer yes --against no")
     from limelight.cli import terminal
 
     with terminal.quiet():
@@ -84,29 +84,33 @@ def attribute(
         from limelight.relevance.composites import COMPOSITES
 
         if composite not in COMPOSITES:
-            raise SettingError(f"no composite {composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
+            raise SettingError(f"unknown composite {composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
         adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
-        asked = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
+        prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         if answer is not None and against is not None:
-            said = decision(adapter, asked, answer, against, composite, positions)
+            generation = decision(adapter, prepared, answer, against, composite, positions)
         else:
-            said = explained(adapter, asked, answer, max_new_tokens, composite, positions)
-        media = output.shown_media(asked) if overlay is not None or html is not None else None
-        drawn = output.draw_word(said, media, word, overlay) if overlay is not None and media is not None else None
+            generation = explained(adapter, prepared, answer, max_new_tokens, composite, positions)
+        media = output.shown_media(prepared) if overlay is not None or html is not None else None
+        drawn = (
+            output.draw_word(generation, media, word, overlay) if overlay is not None and media is not None else None
+        )
         if html is not None:
             from limelight.report.page import Case, save_page
 
-            save_page(html, Case([said], media, question=prompt, spell=lambda token: adapter.tokens([token])[0]))
+            save_page(html, Case([generation], media, question=prompt, spell=lambda token: adapter.tokens([token])[0]))
     if as_json:
         files = {name: str(path) for name, path in (("overlay", overlay), ("html", html)) if path is not None}
         if drawn is not None:
             files["word"] = drawn.text
-        output.print_json({"model": model, "prompt": prompt, **output.document(said, scores=True), "files": files})
+        output.print_json(
+            {"model": model, "prompt": prompt, **output.document(generation, scores=True), "files": files}
+        )
         return
-    terminal.out.print(_table(said, output.shown_media(asked)))
-    terminal.err.print(terminal.bar(said.shares()))
+    terminal.out.print(_table(generation, output.shown_media(prepared)))
+    terminal.err.print(terminal.bar(generation.shares()))
     if drawn is not None:
-        terminal.err.print(f"{overlay}: where {drawn.text!r} comes from (--word draws another)", markup=False)
+        terminal.err.print(f"{overlay}: relevance of {drawn.text!r} (use --word for another)", markup=False)
     if html is not None:
         terminal.err.print(f"{html}: open it in a browser", markup=False)
 
@@ -114,10 +118,10 @@ def attribute(
 def explained(
     adapter: Adapter, prompt: Prompt, answer: str | None, max_new_tokens: int, composite: str, sinks: Sequence[int]
 ) -> Generation:
-    """A given or generated answer with the relevance of each of its tokens.
+    """Return a given or generated answer with the relevance of each token.
 
     Raises:
-        SettingError: the answer has no tokens, or a sink lies outside the prompt.
+        SettingError: the answer has no tokens, or a sink is outside the prompt.
     """
     from limelight.cli import terminal
     from limelight.decoding.generate import generate
@@ -128,12 +132,16 @@ def explained(
     _check_inside(sinks, prompt)
     if answer is None:
         with terminal.token_progress(max_new_tokens, "greedy") as moved:
-            said = generate(
+            generation = generate(
                 adapter, None, prompt, strategy="greedy", relevance=False, max_new_tokens=max_new_tokens, on_step=moved
             )
         ends = set(getattr(adapter.tokenizer, "all_special_ids", ()))
-        steps = said.steps[:-1] if len(said.steps) > 1 and said.steps[-1].token in ends else said.steps
-        text = said.text
+        steps = (
+            generation.steps[:-1]
+            if len(generation.steps) > 1 and generation.steps[-1].token in ends
+            else generation.steps
+        )
+        text = generation.text
     else:
         ids = token_ids(adapter, prompt, answer)
         steps = tuple(Step(i, s) for i, s in zip(ids, adapter.tokens(ids), strict=True))
@@ -152,10 +160,10 @@ def explained(
 def decision(
     adapter: Adapter, prompt: Prompt, answer: str, against: str, composite: str, sinks: Sequence[int]
 ) -> Generation:
-    """The first token of one answer rather than that of another, as an answer of one token.
+    """Attribute the first token of one answer against that of another, as an answer of one token.
 
     Raises:
-        SettingError: the two begin with the same token, or a sink lies outside the prompt.
+        SettingError: both start with the same token, or a sink is outside the prompt.
     """
     from limelight.relevance.attribute import attribute as relevance_of
     from limelight.relevance.composites import COMPOSITES
@@ -166,7 +174,7 @@ def decision(
     one, other = token_ids(adapter, prompt, answer)[0], token_ids(adapter, prompt, against)[0]
     if one == other:
         raise SettingError(
-            f"{answer!r} and {against!r} begin with the same token",
+            f"{answer!r} and {against!r} start with the same token",
             hint="give answers that differ in their first token",
         )
     found = rather_than(
@@ -178,10 +186,10 @@ def decision(
 
 
 def token_ids(adapter: Adapter, prompt: Prompt, text: str) -> list[int]:
-    """Tokens of an answer to a prompt, without special ones; begun with a space where the model finds that likelier.
+    """Tokenise an answer without special tokens, with a leading space if the model finds that more likely.
 
     Raises:
-        SettingError: it has none.
+        SettingError: it has no tokens.
     """
     import torch
 
@@ -189,7 +197,7 @@ def token_ids(adapter: Adapter, prompt: Prompt, text: str) -> list[int]:
     found = [list(adapter.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in spelled]
     found = [ids for ids in found if ids]
     if not found:
-        raise SettingError(f"the answer {text!r} has no tokens", hint="give a word at least")
+        raise SettingError(f"the answer {text!r} has no tokens", hint="give at least one word")
     if len({ids[0] for ids in found}) == 1:
         return found[0]
     with torch.no_grad():
@@ -200,7 +208,9 @@ def token_ids(adapter: Adapter, prompt: Prompt, text: str) -> list[int]:
 def _check_inside(sinks: Sequence[int], prompt: Prompt) -> None:
     outside = [p for p in sinks if not 0 <= p < len(prompt.tokens)]
     if outside:
-        raise SettingError(f"position {outside[0]} is outside the prompt's {len(prompt.tokens)}", hint="0 is the first")
+        raise SettingError(
+            f"position {outside[0]} is outside the prompt of {len(prompt.tokens)} tokens", hint="positions start at 0"
+        )
 
 
 def _positions(text: str) -> tuple[int, ...]:
@@ -212,7 +222,7 @@ def _positions(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def _table(said: Generation, media: Media) -> Any:
+def _table(generation: Generation, media: Media) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -221,21 +231,21 @@ def _table(said: Generation, media: Media) -> Any:
     from limelight.report.figure import shown
     from limelight.report.words import word_relevance, word_shares, words
 
-    table = Table(box=box.SIMPLE_HEAD, title=Text(said.text), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=Text(generation.text), title_justify="left")
     for name, side in (
         ("#", "right"),
         ("word", "left"),
         ("logit", "right"),
         ("shares", "left"),
         ("strongest support", "left"),
-        ("text that mattered most", "left"),
+        ("most relevant text", "left"),
     ):
         table.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
-    for i, word in enumerate(words(said), start=1):
-        relevance = word_relevance(said, word)
+    for i, word in enumerate(words(generation), start=1):
+        relevance = word_relevance(generation, word)
         if relevance is None:
             continue
-        shares = ", ".join(f"{v:.0%} {m}" for m, v in word_shares(said, word).items() if m != "text")
+        shares = ", ".join(f"{v:.0%} {m}" for m, v in word_shares(generation, word).items() if m != "text")
         tops = ", ".join(f"{shown(token)} {score:+.2g}" for _, token, score in relevance.top(3, "text"))
         table.add_row(str(i), Text(word.text), f"{relevance.logit:.2f}", shares, place(relevance, media), Text(tops))
     return table

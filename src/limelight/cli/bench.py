@@ -34,7 +34,7 @@ Examples:
     limelight bench mmhal --model MODEL --data ~/data/mmhal --out runs/mmhal --judge-url http://localhost:8000/v1 \\
         --judge-model NAME
 
-A run that was interrupted is resumed by the same command. `limelight bench --list` names the tasks.
+The same command resumes an interrupted run. `limelight bench --list` lists the tasks.
 """
 
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -44,38 +44,44 @@ def bench(
     task: Annotated[str, typer.Argument(help="Name of the task; see --list.")] = "",
     model: Annotated[str, typer.Option(help="Checkpoint folder, Hub name, or a shipped miniature.")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; with several strategies, one folder in it each.")
+        Path | None, typer.Option(help="Folder of the run; with several strategies, one subfolder for each.")
     ] = None,
     strategies: Annotated[
         str,
         typer.Option(
-            "--strategies", "--strategy", help="Decoding strategies, separated by commas; 'sampled' is plain sampling."
+            "--strategies",
+            "--strategy",
+            help="Decoding strategies, separated by commas; 'sampled' is ordinary sampling.",
         ),
     ] = "greedy",
     data: Annotated[
         str | None, typer.Option(help="Data folder, or 'hub' / 'hub:REPO' for the copy on the Hub.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="Split; repeat for several. All whose files are there by default.")
+        list[str] | None, typer.Option(help="Split; repeat for several. By default all whose files exist.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many rows a split.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of rows per split.")] = None,
     suffix: Annotated[str, typer.Option(help="Appended to every prompt.")] = "",
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Setting of the strategies, key=value; strategy.key=value for one of them."),
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Length of answers; the task's by default.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Maximum length of answers; the task's by default.")
+    ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Sample with every strategy.")] = False,
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the run; every row's seed follows from it and the row's id.")] = 0,
-    parser: Annotated[str, typer.Option(help="How answers are read, by name; the task's first by default.")] = "",
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the run; every row's seed is derived from it and the row's id.")
+    ] = 0,
+    parser: Annotated[str, typer.Option(help="Name of the answer parser; the task's first by default.")] = "",
     relevance: Annotated[
         bool, typer.Option("--relevance", help="Record modality shares and relevance maps of every answer.")
     ] = False,
     faithfulness: Annotated[
         str,
         typer.Option(
-            help="Insertion and deletion curves of these attributions, separated by commas: attnlrp, cp-lrp, "
+            help="Record insertion and deletion curves of these attributions, separated by commas: attnlrp, cp-lrp, "
             "gradient-input, random (the control)."
         ),
     ] = "",
@@ -83,29 +89,29 @@ def bench(
         bool,
         typer.Option(
             "--evidence",
-            help="Record scores of every token (ours and published detectors), and how well each tells invented words.",
+            help="Record per-token scores (ours and published detectors), and how well each detects invented words.",
         ),
     ] = False,
     shard: Annotated[
-        str, typer.Option(help="i/n: every n-th row from the i-th on; 'auto' reads RANK and WORLD_SIZE.")
+        str, typer.Option(help="i/n: every n-th row starting from the i-th; 'auto' reads RANK and WORLD_SIZE.")
     ] = "0/1",
     batch_size: Annotated[
         int, typer.Option("--batch", "--batch-size", help="Rows answered in one left-padded batch.")
     ] = 1,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    workers: Annotated[int, typer.Option(help="Ray workers, one model each.")] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs a Ray worker.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
+    workers: Annotated[int, typer.Option(help="Ray workers, each with its own model.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs per Ray worker.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that rates answers.")] = None,
     judge_model: Annotated[str, typer.Option(help="Model at that endpoint.")] = "",
     judge_key: Annotated[
-        str | None, typer.Option(help="Its key.", envvar="LIMELIGHT_JUDGE_KEY", show_envvar=True)
+        str | None, typer.Option(help="API key of that endpoint.", envvar="LIMELIGHT_JUDGE_KEY", show_envvar=True)
     ] = None,
     judge_template: Annotated[
-        Path | None, typer.Option(help="File with {contents} {question} {reference} {answer}.")
+        Path | None, typer.Option(help="Prompt template file with {contents} {question} {reference} {answer}.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cuda:1.")] = None,
-    dtype: Annotated[str, typer.Option(help="Such as bfloat16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Device, such as cuda or cuda:1.")] = None,
+    dtype: Annotated[str, typer.Option(help="Data type, such as bfloat16.")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
     device_map: Annotated[
         str | None,
@@ -115,23 +121,23 @@ def bench(
         bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.")
     ] = False,
     skip_media_check: Annotated[
-        bool, typer.Option("--skip-media-check", help="Start although files are missing.")
+        bool, typer.Option("--skip-media-check", help="Start even if media files are missing.")
     ] = False,
     skip_bad_rows: Annotated[
         bool,
-        typer.Option("--skip-bad-rows", help="Leave out rows that cannot be asked or scored, and count them."),
+        typer.Option("--skip-bad-rows", help="Skip and count rows that cannot be used or scored."),
     ] = False,
     thoughts: Annotated[
         list[str] | None,
         typer.Option(
-            help="Further texts around a model's thoughts, as OPEN...CLOSE; repeat for several; 'none' scores answers "
-            "with their thoughts. <think>...</think> and other usual ones are known."
+            help="Further markers around a model's reasoning, as OPEN...CLOSE; repeat for several; 'none' scores answers "
+            "with their reasoning. <think>...</think> and other common markers are built in."
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the tasks.")] = False,
 ) -> None:
-    """Run a benchmark: every answer is kept on disk, and an interrupted run goes on where it stopped."""
+    """Run a benchmark. Every answer is saved, and an interrupted run is resumed by the same command."""
     if show:
         for t in tasks().values():
             typer.echo(
@@ -139,18 +145,18 @@ def bench(
             )
         return
     if not task or not model or out is None:
-        raise SettingError("a task, --model and --out are needed", hint="see limelight bench --help and --list")
+        raise SettingError("a task, --model and --out are required", hint="see limelight bench --help and --list")
     chosen = task_named(task)
     names = list(dict.fromkeys(s.strip() for s in strategies.split(",") if s.strip()))
     if not names:
-        raise SettingError("--strategies names none", hint="such as greedy,sampled,lime; see limelight strategies")
+        raise SettingError("--strategies is empty", hint="for example greedy,sampled,lime; see limelight strategies")
     where = shard_from_environment() if shard == "auto" else parse_shard(shard)
     judge = judge_from(judge_url, judge_model, judge_key, judge_template)
     markers = thoughts_of(thoughts)
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens or chosen.max_new_tokens}
     curves = methods_of(faithfulness)
     prepared: list[tuple[str, dict[str, Any], Engine]] = []
-    for name in names:  # all of them are looked at before the first one runs
+    for name in names:  # all are validated before the first one runs
         sampling = {**SAMPLED, "temperature": temperature} if sample or name == "sampled" else {"do_sample": False}
         answer = ModelAnswer(
             model=model,
@@ -167,13 +173,13 @@ def bench(
             device_map=device_map,
             thoughts=markers,
         )
-        asked = _engine(engine, answer, workers, gpus, address, batch_size)
-        prepared.append((name, answer.identity(), asked))
+        selected = _engine(engine, answer, workers, gpus, address, batch_size)
+        prepared.append((name, answer.identity(), selected))
     finished: list[Results] = [
         run(
             chosen,
             out=out / name if len(names) > 1 else out,
-            engine=asked,
+            engine=selected,
             data=data,
             splits=split or (),
             limit=limit,
@@ -188,7 +194,7 @@ def bench(
             thoughts=markers,
             progress=not quiet,
         )
-        for name, identity, asked in prepared
+        for name, identity, selected in prepared
     ]
     typer.echo(render([side_by_side(finished, names=names)]))
     if any(r.run.errors or r.unscored for r in finished):
@@ -199,7 +205,7 @@ bench.__doc__ = f"{bench.__doc__}\n{EXAMPLES}"
 
 
 def thoughts_of(texts: list[str] | None) -> tuple[tuple[str, str], ...] | None:
-    """``["<plan>...</plan>"]`` as pairs, ``["none"]`` as no pairs, None as it is."""
+    """Parse ``["<plan>...</plan>"]`` to pairs, and ``["none"]`` to no pairs; None is returned unchanged."""
     if not texts:
         return None
     if [t.strip().lower() for t in texts] == ["none"]:
@@ -207,21 +213,23 @@ def thoughts_of(texts: list[str] | None) -> tuple[tuple[str, str], ...] | None:
     parts = [t.partition("...") for t in texts]
     wrong = [t for t, (_, dots, close) in zip(texts, parts, strict=True) if not dots or not close.strip()]
     if wrong:
-        raise SettingError(f"--thoughts {wrong[0]!r} is not OPEN...CLOSE", hint="such as '<plan>...</plan>', or none")
+        raise SettingError(
+            f"--thoughts {wrong[0]!r} is not OPEN...CLOSE", hint="for example '<plan>...</plan>', or none"
+        )
     return tuple((a.strip(), b.strip()) for a, _, b in parts)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``"1/4"`` as (1, 4)."""
+    """Parse ``"1/4"`` to (1, 4)."""
     try:
         i, n = (int(x) for x in text.split("/"))
     except ValueError as error:
-        raise SettingError(f"--shard {text!r} is not i/n", hint="such as 0/4, or auto under torchrun") from error
+        raise SettingError(f"--shard {text!r} is not i/n", hint="for example 0/4, or auto under torchrun") from error
     return i, n
 
 
 def settings_of(settings: list[str], name: str, names: list[str]) -> dict[str, Any]:
-    """The settings meant for strategy ``name``: ``key=value`` for all, ``name.key=value`` for one; values are JSON or text."""
+    """Parse the settings of strategy ``name``: ``key=value`` for all, ``name.key=value`` for one; values are JSON or text."""
     found: dict[str, Any] = {}
     for text in settings:
         key, equals, value = text.partition("=")
@@ -237,11 +245,11 @@ def settings_of(settings: list[str], name: str, names: list[str]) -> dict[str, A
 
 
 def judge_from(url: str | None, model: str, key: str | None, template: Path | None) -> ChatJudge | None:
-    """The judge that the options describe, or None."""
+    """Create the judge from the options, or return None."""
     if url is None:
         return None
     if not model:
-        raise SettingError("--judge-url needs --judge-model", hint="the name the endpoint knows the judge by")
+        raise SettingError("--judge-url needs --judge-model", hint="the judge's model name at the endpoint")
     text = check_template(template.read_text(encoding="utf-8")) if template else RUBRIC
     return ChatJudge(url, model, key, text)
 
@@ -252,7 +260,7 @@ def _engine(
     if name == "local":
         return Local(answer, answer.many, batch_size)
     if name != "ray":
-        raise SettingError(f"no engine {name!r}", hint="local or ray")
+        raise SettingError(f"unknown engine {name!r}", hint="local or ray")
     make = partial(Local, answer, answer.many, batch_size)
     return RayEngine(make, workers=workers, batch_size=batch_size, gpus=gpus, address=address)
 

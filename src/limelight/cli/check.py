@@ -1,4 +1,4 @@
-"""The self-test of a checkpoint: what was detected, and whether everything the library does works on it."""
+"""Self-test of a checkpoint: what was detected, and whether all features of the library work with it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from limelight.models.runtime.capture import DecoderCall
 from limelight.types import Prompt
 
 QUESTION = "What is this?"
-# What may go wrong inside a model that is new to the library: told as the check's result instead of a traceback.
+# Errors that a model new to the library may raise: reported as the check's result instead of a traceback.
 _FAILURES = (LimelightError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One result; ``ok`` is None where there was nothing to check, or a strategy refuses by design."""
+    """One result; ``ok`` is None where there is nothing to check, or a strategy does not support the model by design."""
 
     name: str
     ok: bool | None
@@ -35,7 +35,7 @@ class Check:
 
 
 def detected(adapter: Adapter) -> dict[str, Any]:
-    """What config, processor and modules told."""
+    """What was detected from config, processor and modules."""
     traits, config, family = adapter.traits, adapter.model.config, adapter.family
     parameters = list(adapter.model.parameters())
     path = next((n for n, m in adapter.model.named_modules() if m is adapter.decoder), "")
@@ -45,7 +45,7 @@ def detected(adapter: Adapter) -> dict[str, Any]:
         "model type": str(getattr(config, "model_type", "")),
         "family": family.name,
         "processor": type(adapter.processor).__name__,
-        "takes": ", ".join(sorted(set(adapter.placeholders.values()))),
+        "inputs": ", ".join(sorted(set(adapter.placeholders.values()))),
         "placeholder tokens": ", ".join(f"{m} {i}" for i, m in sorted(adapter.placeholders.items())),
         "decoder": f"{path} ({type(adapter.decoder).__name__})",
         "layers, heads, kv heads, head size": f"{traits.layers}, {_sizes(traits)}",
@@ -57,7 +57,7 @@ def detected(adapter: Adapter) -> dict[str, Any]:
 
 
 def _sizes(traits: DecoderTraits) -> str:
-    """Of all layers, or of each kind of layer with how many there are."""
+    """Return the sizes of all layers, or of each kind of layer with their number."""
     counts: dict[tuple[int, int, int], int] = {}
     for size in traits.each.values():
         counts[size] = counts.get(size, 0) + 1
@@ -67,11 +67,11 @@ def _sizes(traits: DecoderTraits) -> str:
 
 
 def _entrances(call: DecoderCall) -> str:
-    """Where features enter beside the embeddings."""
+    """Describe where features enter other than by the embeddings."""
     if call.features is None:
         return ""
     if call.front:
-        return f"; {call.front} states beside the prompt ({call.features.name})"
+        return f"; {call.front} states outside the prompt ({call.features.name})"
     return f"; features enter by {call.features.name}, too"
 
 
@@ -80,7 +80,7 @@ def _dtypes(parameters: list[Any]) -> str:
 
 
 def probe_media(modality: str) -> Any:
-    """A picture of a disc, a second of a tone, or four frames of a moving disc."""
+    """Return an image of a disc, one second of a tone, or four frames of a moving disc."""
     if modality == "audio":
         return (np.sin(2 * np.pi * 440 * np.arange(16000) / 16000).astype(np.float32) * 0.3, 16000)
     frames = []
@@ -92,7 +92,7 @@ def probe_media(modality: str) -> Any:
 
 
 def self_test(adapter: Adapter, *, strategies: bool = True) -> Iterator[Check]:
-    """Run the checks one by one; each yields as it ends. The model is left as it was, which is the last check."""
+    """Run the checks and yield each result. The last check verifies that the model is unmodified."""
     prompts: dict[str, Prompt] = {}
     for modality in sorted(set(adapter.placeholders.values())):
         media = [probe_media(modality)]
@@ -108,7 +108,7 @@ def self_test(adapter: Adapter, *, strategies: bool = True) -> Iterator[Check]:
     yield check
     if own is None:
         return
-    before = snapshot(adapter)  # after the model's first run, in which transformers may set up hooks of its own
+    before = snapshot(adapter)  # after the model's first run, in which transformers may install its own hooks
     yield _attempt("hooks bind", partial(_hooks, adapter, inputs))[0]
     yield _attempt("logits are the model's own", partial(_logits, adapter, inputs, own[0]))[0]
     yield _attempt("relevance", partial(_relevance, adapter, prompt))[0]
@@ -119,7 +119,7 @@ def self_test(adapter: Adapter, *, strategies: bool = True) -> Iterator[Check]:
 
 
 def _attempt(name: str, run: Callable[[], Any]) -> tuple[Check, Any]:
-    """A check from a function that returns (ok, detail) or (ok, detail, value)."""
+    """Run a check: a function that returns (ok, detail) or (ok, detail, value)."""
     try:
         ok, detail, *value = run()
     except _FAILURES as error:
@@ -142,15 +142,15 @@ def _prompt(adapter: Adapter, modality: str, media: list[Any]) -> tuple[bool, st
     if at != len(prompt.tokens):
         return False, f"the spans end at {at}, the prompt at {len(prompt.tokens)}", prompt
     media_spans = [s for s in prompt.spans if s.modality != "text"]
-    told = "; ".join(f"{s.modality} {s.start}–{s.stop} {_layout(s.grid, s.seconds)}" for s in media_spans[:6])
+    listed = "; ".join(f"{s.modality} {s.start}–{s.stop} {_layout(s.grid, s.seconds)}" for s in media_spans[:6])
     more = f"; {len(media_spans) - 6} more" if len(media_spans) > 6 else ""
-    return True, f"{at} positions, {told}{more}", prompt
+    return True, f"{at} positions, {listed}{more}", prompt
 
 
 def _layout(grid: tuple[int, ...] | None, seconds: float | None) -> str:
     if grid is not None:
         return "(" + " x ".join(map(str, grid)) + ")"
-    return f"({seconds * 1000:.0f} ms each)" if seconds else "(layout not known)"
+    return f"({seconds * 1000:.0f} ms each)" if seconds else "(layout unknown)"
 
 
 def _hooks(adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[bool, str]:
@@ -171,12 +171,12 @@ def _hooks(adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[bool, str]:
 def _own(
     adapter: Adapter, prompt: Prompt, inputs: Mapping[str, Any], tokens: int = 4
 ) -> tuple[bool, str, tuple[Tensor, list[int]]]:
-    """The model by itself: logits, and a few greedy tokens."""
+    """Run the unmodified model: logits, and a few greedy tokens."""
     logits = model_logits(adapter, inputs)
     settings = {"max_new_tokens": tokens, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     ids = adapter.model.generate(**prompt.tensors, **settings)[0].tolist()[-tokens:]
     finite = bool(torch.isfinite(logits).all())
-    return finite, "finite logits" if finite else "logits hold NaN or infinity", (logits, ids)
+    return finite, "finite logits" if finite else "logits contain NaN or infinity", (logits, ids)
 
 
 def _logits(adapter: Adapter, inputs: Mapping[str, Any], own: Tensor) -> tuple[bool, str]:
@@ -190,12 +190,12 @@ def _logits(adapter: Adapter, inputs: Mapping[str, Any], own: Tensor) -> tuple[b
     same = int(ours.argmax()) == int(own.argmax())
     return (
         gap <= allowed and same,
-        f"largest difference {gap:.2g} of {size:.3g} (another order of sums; up to {allowed:.2g} is fine)",
+        f"largest difference {gap:.2g} of {size:.3g} (order of summation; up to {allowed:.2g} is accepted)",
     )
 
 
 def model_logits(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
-    """The model's own logits ``[B, V]`` of the last position, float32."""
+    """Return the unmodified model's logits ``[B, V]`` of the last position, in float32."""
     with torch.no_grad():
         out = adapter.model(**{k: v for k, v in inputs.items() if k != "modality_ids"}, use_cache=False)
     logits: Tensor = out.logits[:, -1].float()
@@ -208,10 +208,10 @@ def _relevance(adapter: Adapter, prompt: Prompt) -> tuple[bool, str]:
     found = attribute(adapter, prompt.tensors)
     finite = bool(torch.isfinite(found.scores).all())
     media_share = 1.0 - found.share("text")
-    told = ", ".join(f"{v:.0%} {m}" for m, v in found.shares().items())
+    shares = ", ".join(f"{v:.0%} {m}" for m, v in found.shares().items())
     return (
         finite and media_share > 0,
-        f"of {found.target_token!r} (logit {found.logit:.3g}): sum {found.total():.3g}; {told}",
+        f"of {found.target_token!r} (logit {found.logit:.3g}): sum {found.total():.3g}; {shares}",
     )
 
 
@@ -223,7 +223,7 @@ def _greedy(adapter: Adapter, prompt: Prompt, own: list[int]) -> tuple[bool, str
 
 
 def _strategies(adapter: Adapter, prompt: Prompt, tokens: int = 2) -> Iterator[Check]:
-    """Every registered strategy with its defaults, for two tokens."""
+    """Run every registered strategy with its defaults for two tokens."""
     from limelight.decoding.generate import generate
     from limelight.decoding.registry import strategies
     from limelight.errors import SettingError, UnsupportedError
@@ -231,19 +231,19 @@ def _strategies(adapter: Adapter, prompt: Prompt, tokens: int = 2) -> Iterator[C
     for name in strategies():
         began = time.perf_counter()
         try:
-            said = generate(adapter, None, prompt, strategy=name, max_new_tokens=tokens)
+            answer = generate(adapter, None, prompt, strategy=name, max_new_tokens=tokens)
         except (UnsupportedError, SettingError) as error:
-            yield Check(f"strategy {name}", None, f"not for this model: {error.message}")
+            yield Check(f"strategy {name}", None, f"not supported by this model: {error.message}")
             continue
         except _FAILURES as error:
             yield Check(f"strategy {name}", False, _brief(error))
             continue
-        each = (time.perf_counter() - began) / max(len(said.token_ids), 1)
-        yield Check(f"strategy {name}", True, f"{each:.2f} s a token, relevance included")
+        each = (time.perf_counter() - began) / max(len(answer.token_ids), 1)
+        yield Check(f"strategy {name}", True, f"{each:.2f} s per token, including relevance")
 
 
 def snapshot(adapter: Adapter) -> dict[str, Any]:
-    """What must be as before: parameter versions, hooks, forwards set on instances, attention implementations."""
+    """Record the state that must not change: parameter versions, hooks, instance-level forwards, attention implementations."""
     modules = dict(adapter.model.named_modules())
     return {
         "parameters": {n: (p.data_ptr(), compat.changes(p)) for n, p in adapter.model.named_parameters()},

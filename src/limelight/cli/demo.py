@@ -1,4 +1,4 @@
-"""``limelight demo``: the shipped miniature hallucinates, and one sees why."""
+"""``limelight demo``: hallucinations of the shipped miniature, and their explanation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the overlays and the page.")] = Path("limelight-demo"),
     strategy: Annotated[
         list[str] | None,
-        typer.Option("--strategy", "-s", help="A strategy beside greedy; repeat for several. By default lime."),
+        typer.Option("--strategy", "-s", help="A strategy to compare with greedy; repeat for several. Default: lime."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures or recordings.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of images or recordings.")] = None,
     audio: Annotated[
-        bool, typer.Option("--audio", help="The miniature that listens: recordings instead of pictures.")
+        bool, typer.Option("--audio", help="Use the audio miniature: recordings instead of images.")
     ] = False,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show the shipped miniature being misled, which words misled it, and what LIME changes.
+    """Show how the prompt misleads the shipped miniature, which words are responsible, and what LIME changes.
 
-    Held-out pictures (or, with `--audio`, recordings) on which plain greedy decoding errs: greedy and LIME side by side, overlays of the deciding word,
-    and one page to open in a browser. Takes a minute or two on two cores; nothing is downloaded.
+    Compares greedy decoding and LIME on held-out images (or, with `--audio`, recordings) on which greedy decoding errs; writes overlays of the
+    deciding word and one page to open in a browser. Takes a minute or two on two cores; nothing is downloaded.
 
     **Examples**
 
@@ -47,7 +47,7 @@ def demo(
         with terminal.err.status("…") as status:
             done = run_demo(
                 out, audio=audio, strategies=tuple(strategy or ("lime",)), limit=limit,
-                console=terminal.err if as_json else terminal.out, watch=status.update,
+                console=terminal.err if as_json else terminal.out, on_progress=status.update,
             )  # fmt: skip
         if as_json:
             output.print_json(as_plain(done))

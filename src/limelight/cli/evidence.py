@@ -1,4 +1,4 @@
-"""Scores of every token of an answer, for the benchmark that asks which words are invented."""
+"""Per-token scores of an answer, for the detection of invented words."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def evidence_meta(
     answered: Sequence[bool],
     words: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """``{"text", "ends", "scores"}`` of an answer: its text, where each token ends in it, and name -> a score a token.
+    """Return ``{"text", "ends", "scores"}`` of an answer: its text, where each token ends in it, and name -> one score per
+    token.
 
-    ``answered`` leaves out the tokens of thoughts, which the others are scored behind. A score that a token lacks (NaN)
-    is None. ``words``: backward passes are made for the tokens of these alone, where there are any.
+    ``answered``: which tokens are part of the answer rather than of the reasoning before it, which is context only. A
+    missing score (NaN) is None. ``words``: if given, backward passes are made only for the tokens of these words.
     """
     from limelight.grounding.evidence import evidence_of
 
@@ -41,7 +42,7 @@ def evidence_meta(
 
 
 def covering(text: str, ends: Sequence[int], words: Sequence[str]) -> list[int]:
-    """The tokens, by where each ends in the text, that cover any of the words, case aside."""
+    """Return the indices of tokens that overlap any of the words, ignoring case; ``ends``: where each token ends."""
     found: set[int] = set()
     for match in re.finditer(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b", text, re.IGNORECASE):
         starts = [0, *ends[:-1]]
@@ -54,7 +55,7 @@ def _rounded(value: float) -> float | None:
 
 
 def bare(adapter: Adapter, messages: Sequence[Mapping[str, Any]]) -> Prompt | None:
-    """The messages without their media; None where the model takes no such prompt."""
+    """Prepare the messages without their media; None where the model does not accept such a prompt."""
     text = [{**m, "content": [i for i in m["content"] if i["type"] == "text"]} for m in messages]
     try:
         return adapter.prepare(text)
@@ -62,10 +63,10 @@ def bare(adapter: Adapter, messages: Sequence[Mapping[str, Any]]) -> Prompt | No
         return None
 
 
-def probed(adapter: Adapter, model: str, messages: Sequence[Mapping[str, Any]], asked: str = "") -> dict[str, float]:
-    """What the shipped probe reads off a miniature's media tokens, as support of each word: the ceiling of detection.
+def probed(adapter: Adapter, model: str, messages: Sequence[Mapping[str, Any]], target: str = "") -> dict[str, float]:
+    """Return the shipped probe's score for each word from a miniature's media tokens: the upper bound of detection.
 
-    Of every object; with ``asked``, the object of a question, of "yes" and "no". {} for other models.
+    Scores every object; with ``target``, the object of a question, also "yes" and "no". {} for other models.
     """
     from limelight.demo import probe, scenes, sounds
     from limelight.demo.language import NO, YES
@@ -83,6 +84,6 @@ def probed(adapter: Adapter, model: str, messages: Sequence[Mapping[str, Any]], 
     with torch.no_grad():
         logits = probe.Probe.load(path)(call.embeds[:, media].float())[0]
     found = {name: float(value) for name, value in zip(names, logits, strict=True)}
-    if asked in found:
-        found |= {YES: found[asked], NO: -found[asked]}
+    if target in found:
+        found |= {YES: found[target], NO: -found[target]}
     return {k: round(v, DIGITS) for k, v in found.items()}

@@ -1,6 +1,6 @@
-"""Is an attribution faithful? Insertion and deletion curves of several of them, on the question a benchmark asks.
+"""Faithfulness of attributions: insertion and deletion curves of several methods on a benchmark question.
 
-The explained decision is the answer's first token (yes or no), by the plain model: a strategy's offsets are not in it.
+The explained decision is the first token of the answer (yes or no) by the plain model, without a strategy's offsets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEPS = 10
 
 
 def methods_of(text: str) -> tuple[str, ...]:
-    """Names of attributions separated by commas: composites, and ``random`` for the control."""
+    """Parse a comma-separated list of attribution methods: composites, and ``random`` for the control."""
     from limelight.relevance.composites import COMPOSITES
 
     names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
@@ -42,9 +42,10 @@ def curves(
     steps: int = STEPS,
     thoughts: Sequence[int] = (),
 ) -> dict[str, dict[str, list[float]]]:
-    """For each method: ``relevance`` of the perceptual positions, and p(token) along ``insertion`` and ``deletion``.
+    """Compute for each method the ``relevance`` of the media positions, and p(token) along ``insertion`` and ``deletion``.
 
-    ``thoughts`` are token ids that were said before the token and count as part of the prompt. Both curves have ``steps + 1`` values at equal fractions of positions (all of them when there are fewer).
+    ``thoughts``: token ids generated before the token, treated as part of the prompt. Both curves have ``steps + 1``
+    values at equal fractions of positions (one per position when there are fewer).
     """
     import torch
 
@@ -54,10 +55,10 @@ def curves(
 
     prompt = adapter.prepare(messages)
     call = adapter.capture(prompt.tensors)
-    said = torch.tensor([list(thoughts)], dtype=torch.long, device=call.embeds.device)
+    prefix = torch.tensor([list(thoughts)], dtype=torch.long, device=call.embeds.device)
     for j in range(len(thoughts)):
         with torch.no_grad():
-            call = call.appended(adapter.embed(said[:, j : j + 1]))
+            call = call.appended(adapter.embed(prefix[:, j : j + 1]))
     positions = perceptual(prompt.spans)
     ask = decision(adapter, call, positions, token)
     found = {}
@@ -72,7 +73,7 @@ def curves(
                 prompt.tensors,
                 at,
                 composite=COMPOSITES[name],
-                generated=said[0],
+                generated=prefix[0],
                 prompt_spans=prompt.spans,
             )
             scores = relevance.scores[positions].double().numpy()

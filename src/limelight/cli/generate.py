@@ -1,4 +1,4 @@
-"""``limelight generate``: an answer, and where its words come from."""
+"""``limelight generate``: an answer with attribution of its words."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def generate(
     ] = None,
     max_new_tokens: options.MaxNewTokens = 64,
     sample: Annotated[
-        bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.", rich_help_panel=DECODING)
+        bool, typer.Option("--sample", help="Sample tokens instead of greedy decoding.", rich_help_panel=DECODING)
     ] = False,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
-    top_p: Annotated[float | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling.", rich_help_panel=DECODING)] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.", rich_help_panel=DECODING)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling probability.", rich_help_panel=DECODING)] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling seed.", rich_help_panel=DECODING)] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            "--compare", help="A strategy to show beside it on the page, as NAME or NAME,key=value,...; repeat for several.",
+            "--compare", help="Another strategy to show on the page for comparison, as NAME or NAME,key=value,...; repeat for several.",
             rich_help_panel=DECODING,
         ),
     ] = None,
@@ -46,7 +46,7 @@ def generate(
     meter: Annotated[
         bool,
         typer.Option(
-            "--meter/--no-meter", help="For the page, also measure each word's rivals with the grounding meter.",
+            "--meter/--no-meter", help="For the page, also measure each word's alternatives with the grounding meter.",
             rich_help_panel=OUTPUT,
         ),
     ] = True,
@@ -54,7 +54,7 @@ def generate(
         bool,
         typer.Option(
             "--relevance/--no-relevance",
-            help="Compute where each word comes from, for any strategy: a backward pass a token. Without it decoding is faster.",
+            help="Compute where each word comes from, with any strategy: one backward pass per token. Decoding is faster without.",
             rich_help_panel=OUTPUT,
         ),
     ] = True,
@@ -65,9 +65,9 @@ def generate(
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
-    """Answer a question about pictures, sound or video, and show where the words come from.
+    """Answer a question about images, audio or video, and show where the words come from.
 
-    Decoding is the model's own unless you choose a strategy. The answer goes to stdout, all else to stderr.
+    Decoding is the model's own unless you choose a strategy. The answer goes to stdout, everything else to stderr.
 
     **Examples**
 
@@ -88,11 +88,13 @@ def generate(
     if not relevance and (overlay is not None or html is not None):
         from limelight.errors import SettingError
 
-        raise SettingError("--no-relevance leaves nothing to draw", hint="leave it out, or --overlay and --html")
+        raise SettingError(
+            "with --no-relevance there is nothing to draw", hint="omit --no-relevance, or --overlay and --html"
+        )
     if html is None and (compare or not meter):
         from limelight.errors import SettingError
 
-        raise SettingError("--compare and --no-meter are about the page", hint="add --html out.html")
+        raise SettingError("--compare and --no-meter only affect the page", hint="add --html out.html")
     from limelight.cli import terminal
 
     with terminal.quiet():
@@ -103,55 +105,55 @@ def generate(
         chosen = options.strategy_of(strategy, settings or [])
         beside = [options.strategy_of(name, given) for name, *given in (c.split(",") for c in compare or [])]
         adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
-        asked = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
+        prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         began = time.perf_counter()
         with terminal.token_progress(max_new_tokens, strategy) as moved, options.metered(html is not None and meter):
-            said = answer(
-                adapter, None, asked, strategy=watched(chosen) if html is not None and meter else chosen,
+            generation = answer(
+                adapter, None, prepared, strategy=watched(chosen) if html is not None and meter else chosen,
                 relevance=None if relevance else False, max_new_tokens=max_new_tokens, on_step=moved, **extra,
             )  # fmt: skip
         if relevance:
-            said = explained(adapter, said)
+            generation = explained(adapter, generation)
         seconds = time.perf_counter() - began
         drawn = None
         if overlay is not None or html is not None:
-            media = output.shown_media(asked)
+            media = output.shown_media(prepared)
             if overlay is not None:
-                drawn = output.draw_word(said, media, word, overlay)
+                drawn = output.draw_word(generation, media, word, overlay)
             if html is not None:
                 from limelight.report.page import Case, save_page
 
-                shown = [said]
+                shown = [generation]
                 for other in beside:
                     with terminal.token_progress(max_new_tokens, other.name) as moved, options.metered(meter):
                         more = answer(
-                            adapter, None, asked, strategy=watched(other) if meter else other, max_new_tokens=max_new_tokens,
+                            adapter, None, prepared, strategy=watched(other) if meter else other, max_new_tokens=max_new_tokens,
                             on_step=moved, **extra,
                         )  # fmt: skip
                     shown.append(explained(adapter, more))
                 save_page(html, Case(shown, media, question=prompt, spell=lambda token: adapter.tokens([token])[0]))
     files = {name: str(path) for name, path in (("overlay", overlay), ("html", html)) if path is not None}
     if as_json:
-        document = output.document(said)
+        document = output.document(generation)
         if drawn is not None:
             files["word"] = drawn.text
         output.print_json({"model": model, "prompt": prompt, **document, "seconds": round(seconds, 3), "files": files})
         return
-    terminal.out.print(terminal.coloured(said))
-    tokens = len(said.token_ids)
-    terminal.err.print(f"[dim]{said.strategy}: {tokens} tokens in {seconds:.1f} s[/]")
-    parts = terminal.parts_bar(said)
+    terminal.out.print(terminal.coloured(generation))
+    tokens = len(generation.token_ids)
+    terminal.err.print(f"[dim]{generation.strategy}: {tokens} tokens in {seconds:.1f} s[/]")
+    parts = terminal.parts_bar(generation)
     if parts is not None:
         terminal.err.print(parts)
-    if said.flag:
+    if generation.flag:
         from limelight.calibration import spoken
 
         terminal.err.print(
-            f"⚑ {spoken(said.flag)}: {sum(s.flagged for s in said.steps)} of {tokens} tokens", markup=False
+            f"⚑ {spoken(generation.flag)}: {sum(s.flagged for s in generation.steps)} of {tokens} tokens", markup=False
         )
-    changed = sum(s.plain is not None and s.plain != s.token for s in said.steps)
+    changed = sum(s.plain is not None and s.plain != s.token for s in generation.steps)
     if changed:
-        terminal.err.print(f"{changed} of {tokens} tokens are not what greedy decoding would have said there")
+        terminal.err.print(f"{changed} of {tokens} tokens differ from greedy decoding at the same position")
     if drawn is not None:
         terminal.err.print(f"{overlay}: where {drawn.text!r} comes from (--word draws another)", markup=False)
     if html is not None:

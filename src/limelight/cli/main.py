@@ -1,4 +1,4 @@
-"""The command line. Every command is a function of its own module, found by name; heavy imports happen inside them."""
+"""The command line. Each command is a function in its own module, found by name; heavy imports are inside the functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from limelight.cli.options import remember_debug
 from limelight.errors import LimelightError
 
-# Command -> its function in limelight.cli.<command>. One whose file is not there is left out.
+# Command -> its function in limelight.cli.<command>. Commands without a file are omitted.
 COMMANDS = (
     "generate",
     "attribute",
@@ -30,7 +30,7 @@ USAGE_EXIT = 2
 
 
 class Commands(TyperGroup):
-    """Errors of the library are printed as message and hint, with exit code 2; ``--debug`` lets them through."""
+    """Prints the library's errors as message and hint, with exit code 2; ``--debug`` shows the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -71,9 +71,9 @@ def root(
         bool, typer.Option("--debug", help="Show the traceback of an error.", callback=remember_debug, is_eager=True)
     ] = False,
 ) -> None:
-    """Training-free grounding of Hugging Face multimodal LLMs: see where each word comes from, and change it.
+    """Training-free grounding of Hugging Face multimodal LLMs: see where each word comes from, and improve grounding.
 
-    Models of transformers as they are: pictures, sound and video in, words out, each with its origin.
+    Works with unmodified transformers models: images, audio and video in, text out, with the origin of each word.
 
     **Start here**
 

@@ -1,4 +1,4 @@
-"""``limelight models``: the families that are known, and the self-test of a checkpoint."""
+"""``limelight models``: the known model families, and the self-test of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def models(
             metavar="NAME_OR_PATH", help="Load this checkpoint, print what was detected, and run the self-test."
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the decoding strategies.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the decoding strategies.")] = False,
     as_json: options.AsJson = False,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
@@ -25,11 +25,11 @@ def models(
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the model families, or check a checkpoint: does everything the library does work on it?
+    """List the model families, or test whether all features of the library work with a checkpoint.
 
-    Most models need no family file: what is what is told from config, processor and modules. The self-test loads the
+    Most models need no family file: everything is detected from config, processor and modules. The self-test loads the
     checkpoint, binds the hooks, compares logits and decoding with the model's own, computes relevance, runs every
-    strategy for two tokens, and makes sure that the model is left as it was. It exits with 1 when a check fails.
+    strategy for two tokens, and verifies that the model is unmodified. It exits with 1 when a check fails.
 
     **Examples**
 
@@ -63,11 +63,11 @@ def models(
         checks = [{"name": r.name, "ok": r.ok, "detail": r.detail} for r in results]
         output.print_json({"checkpoint": check, "detected": found, "checks": checks, "ok": not failed})
     else:
-        counts = {True: "passed", False: "failed", None: "not for this model"}
-        told = ", ".join(
+        counts = {True: "passed", False: "failed", None: "not supported by this model"}
+        summary = ", ".join(
             f"{sum(r.ok is k for r in results)} {v}" for k, v in counts.items() if any(r.ok is k for r in results)
         )
-        terminal.out.print(told)
+        terminal.out.print(summary)
     if failed:
         raise typer.Exit(1)
 
@@ -90,15 +90,15 @@ def _families(as_json: bool) -> None:
     if as_json:
         output.print_json({"families": rows, "shipped": shipped, "fetched": [n for n, k in there.items() if k]})
         return
-    terminal.out.print("[bold]families with a file of their own[/], and the settings of lime on them")
+    terminal.out.print("[bold]families with their own file[/], and their settings of lime")
     for name, row in rows.items():
-        types = ", ".join(row["model_types"]) or "every other model: all is detected"
+        types = ", ".join(row["model_types"]) or "all other models (detected)"
         lime = ", ".join(f"{k} {v:g}" for k, v in row["lime"].items())
         terminal.out.print(f"  {name:14} {types}\n  {'':14} {lime}", markup=False)
     terminal.out.print(f"[bold]shipped[/]  {', '.join(shipped) or 'none'}")
-    told = ", ".join(n if k else f"{n} (not yet: {FETCH} {n})" for n, k in there.items())
-    terminal.out.print(f"[bold]fetched[/]  {told}")
-    terminal.out.print("`limelight models --check NAME_OR_PATH` tells whether a checkpoint works", markup=False)
+    fetchable = ", ".join(n if k else f"{n} (not yet: {FETCH} {n})" for n, k in there.items())
+    terminal.out.print(f"[bold]fetched[/]  {fetchable}")
+    terminal.out.print("`limelight models --check NAME_OR_PATH` tests a checkpoint", markup=False)
 
 
 def _is_there(folder_of: Any, name: str) -> bool:

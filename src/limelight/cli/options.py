@@ -1,4 +1,4 @@
-"""What several commands share: their options, reading of ``--set``, and checks before any long work."""
+"""Shared options of the commands, parsing of ``--set``, and checks before any long work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INPUT, OUTPUT, DECODING, LOADING = "Input", "Output", "Decoding", "Loading"
 
 
 def remember_debug(context: typer.Context, value: bool) -> bool:
-    """``--debug`` counts wherever it stands on the command line."""
+    """Accept ``--debug`` anywhere on the command line."""
     if value:
         context.find_root().meta["limelight.debug"] = True
     return value
@@ -35,29 +35,27 @@ ModelName = Annotated[
     ),
 ]
 Images = Annotated[
-    list[Path] | None, typer.Option("--image", help="Picture file; repeat for several.", rich_help_panel=INPUT)
+    list[Path] | None, typer.Option("--image", help="Image file; repeat for several.", rich_help_panel=INPUT)
 ]
 Audios = Annotated[
-    list[Path] | None, typer.Option("--audio", help="Sound file; repeat for several.", rich_help_panel=INPUT)
+    list[Path] | None, typer.Option("--audio", help="Audio file; repeat for several.", rich_help_panel=INPUT)
 ]
 Videos = Annotated[
     list[Path] | None, typer.Option("--video", help="Video file; repeat for several.", rich_help_panel=INPUT)
 ]
 Frames = Annotated[
     int | None,
-    typer.Option(
-        "--frames", min=1, help="Frames to take of a video, evenly spaced; 8 by default.", rich_help_panel=INPUT
-    ),
+    typer.Option("--frames", min=1, help="Number of evenly spaced video frames; 8 by default.", rich_help_panel=INPUT),
 ]
-PromptText = Annotated[str, typer.Option("--prompt", "-p", help="What to ask.", rich_help_panel=INPUT)]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of the answer.", rich_help_panel=DECODING)]
+PromptText = Annotated[str, typer.Option("--prompt", "-p", help="The prompt or question.", rich_help_panel=INPUT)]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of the answer.", rich_help_panel=DECODING)]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--json", help="Print one JSON document, and nothing else, to stdout.", rich_help_panel=OUTPUT)
 ]
 Overlay = Annotated[
     Path | None,
     typer.Option(
-        help="Draw one word's relevance over the picture (or waveform, or frames) into this file: png, pdf, svg, jpg, webp.",
+        help="Draw one word's relevance over the image (or waveform, or frames) into this file: png, pdf, svg, jpg, webp.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -65,8 +63,8 @@ WordChoice = Annotated[
     str | None,
     typer.Option(
         "--word",
-        help="The word to draw: its spelling, or its number (1 is the first, -1 the last). "
-        "By default the one that owes most to the picture or sound.",
+        help="The word to draw: its text, or its number (1 is the first, -1 the last). "
+        "By default the one with the largest share from the media.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -74,9 +72,10 @@ Html = Annotated[
     Path | None,
     typer.Option("--html", help="Write one self-contained page with every word's heat map.", rich_help_panel=OUTPUT),
 ]
-Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1.", rich_help_panel=LOADING)]
+Device = Annotated[str | None, typer.Option(help="Device, such as cpu, cuda or cuda:1.", rich_help_panel=LOADING)]
 Dtype = Annotated[
-    str, typer.Option(help="Such as float32 or bfloat16; the checkpoint's own by default.", rich_help_panel=LOADING)
+    str,
+    typer.Option(help="Data type, such as float32 or bfloat16; the checkpoint's by default.", rich_help_panel=LOADING),
 ]
 Revision = Annotated[
     str | None,
@@ -91,7 +90,7 @@ DeviceMap = Annotated[
     ),
 ]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.", rich_help_panel=LOADING)
+    bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.", rich_help_panel=LOADING)
 ]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", callback=remember_debug, is_eager=True)
@@ -101,16 +100,16 @@ Debug = Annotated[
 def media_of(
     image: Sequence[Path] | None, audio: Sequence[Path] | None, video: Sequence[Path] | None, frames: int | None = None
 ) -> dict[str, Any]:
-    """Files by modality, as ``Adapter.prepare`` takes them; of videos their frames.
+    """Return files by modality in the form of ``Adapter.prepare``; videos are read to frames.
 
     Raises:
-        SettingError: a number of frames without a video.
+        SettingError: ``frames`` without a video.
         MediaError: a video that cannot be read.
     """
     from limelight.media.video import FRAMES, read_video
 
     if frames is not None and not video:
-        raise SettingError("--frames would have no effect", hint="add --video film.mp4, or leave it out")
+        raise SettingError("--frames would have no effect", hint="add --video FILE, or omit it")
     given = {"image": image, "audio": audio}
     media: dict[str, Any] = {kind: [str(p) for p in files] for kind, files in given.items() if files}
     if video:
@@ -119,10 +118,10 @@ def media_of(
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["lr=1e-2", "layers=[0,1]"]`` to values: Python literals, ``none``, ``true``, ``false``, else the text itself.
+    """Parse ``["lr=1e-2", "layers=[0,1]"]`` to values: Python literals, ``none``, ``true``, ``false``, else text.
 
     Raises:
-        SettingError: no equals sign, or a key twice.
+        SettingError: no equals sign, or a duplicate key.
     """
     out: dict[str, Any] = {}
     for pair in pairs:
@@ -131,7 +130,7 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise SettingError(f"cannot read the setting {pair!r}", hint="write --set key=value, such as --set lr=1e-2")
         if key in out:
-            raise SettingError(f"the setting {key!r} is given twice", hint="keep one of them")
+            raise SettingError(f"the setting {key!r} is given twice", hint="remove one of them")
         out[key] = literal(text.strip())
     return out
 
@@ -148,7 +147,7 @@ def literal(text: str) -> Any:
 
 
 def settings_of(factory: Any) -> dict[str, Any]:
-    """Settings of a strategy's factory with their defaults (``inspect.Parameter.empty`` where it has none)."""
+    """Return the settings of a strategy's factory with their defaults (``inspect.Parameter.empty`` where none)."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(factory).parameters.items()
@@ -157,7 +156,7 @@ def settings_of(factory: Any) -> dict[str, Any]:
 
 
 def strategy_of(name: str, pairs: Sequence[str]) -> Strategy:
-    """A strategy from ``--strategy``, which is NAME or NAME,key=value,..., and ``--set``.
+    """Create a strategy from ``--strategy``, which is NAME or NAME,key=value,..., and ``--set``.
 
     Raises:
         SettingError: unknown name or setting (with the nearest known one), or a value out of range.
@@ -185,21 +184,21 @@ def _nearest(wrong: str, known: Mapping[str, Any]) -> str:
 def sampling(
     sample: bool, temperature: float | None, top_p: float | None, seed: int | None, flag: str = "--sample"
 ) -> dict[str, Any]:
-    """Generation arguments of sampling.
+    """Build the generation arguments for sampling.
 
     Raises:
-        SettingError: a setting of sampling without ``--sample``, or out of range.
+        SettingError: a sampling setting without ``--sample``, or out of range.
     """
     given = {"--temperature": temperature, "--top-p": top_p, "--seed": seed}
     idle = [name for name, value in given.items() if value is not None]
     if not sample:
         if idle:
-            raise SettingError(f"{', '.join(idle)} would have no effect", hint=f"add {flag}, or leave it out")
+            raise SettingError(f"{', '.join(idle)} would have no effect", hint=f"add {flag}, or omit it")
         return {}
     if temperature is not None and temperature <= 0:
-        raise SettingError(f"--temperature must be above 0, got {temperature}", hint=f"leave {flag} out for greedy")
+        raise SettingError(f"--temperature must be above 0, got {temperature}", hint=f"omit {flag} for greedy decoding")
     if top_p is not None and not 0 < top_p <= 1:
-        raise SettingError(f"--top-p must lie in (0, 1], got {top_p}", hint="1 keeps every token")
+        raise SettingError(f"--top-p must be in (0, 1], got {top_p}", hint="1 keeps every token")
     return {
         "do_sample": True,
         "temperature": 1.0 if temperature is None else temperature,
@@ -211,18 +210,18 @@ def sampling(
 
 @contextmanager
 def metered(meter: bool) -> Iterator[None]:
-    """What a model has no meter for is told with the flag that leaves the meter out."""
+    """Add a hint on ``--no-meter`` to errors of models without meter support."""
     try:
         yield
     except (ModelError, UnsupportedError) as error:
         if not meter:
             raise
-        told = "if it is the meter that cannot work on this model, say --no-meter"
-        raise type(error)(error.message, hint=f"{error.hint}; {told}" if error.hint else told) from error
+        hint = "if the meter does not support this model, use --no-meter"
+        raise type(error)(error.message, hint=f"{error.hint}; {hint}" if error.hint else hint) from error
 
 
 def check_outputs(overlay: Path | None, html: Path | None, word: str | None) -> None:
-    """Raise before the model is loaded when an output cannot be written, or an option would do nothing."""
+    """Raise, before the model is loaded, when an output cannot be written or an option has no effect."""
     from limelight.report.figure import checked
 
     if overlay is not None:
@@ -234,7 +233,7 @@ def check_outputs(overlay: Path | None, html: Path | None, word: str | None) -> 
 
 
 def public_name(model: str) -> str:
-    """What a model is called in front of clients: a checkpoint on the hub by its id, a folder without its path."""
+    """Return a model's name for clients: the id of a Hub checkpoint, or a folder's name without its path."""
     folder = Path(model).expanduser()
     if folder.is_dir() or folder.is_absolute():
         return folder.resolve().name or "model"

@@ -1,4 +1,4 @@
-"""An answer as a JSON document, as a picture and as a page."""
+"""Output of an answer as a JSON document, an image or a page."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from limelight.types import MODALITIES, Generation, Prompt, Relevance
 
 
 def shown_media(prompt: Prompt) -> Media:
-    """The prompt's media, decoded; which part of them the model saw is told by the prompt's spans."""
+    """Return the prompt's decoded media; the prompt's spans give the part that the model saw."""
     pictures = [read_image(i) for i in prompt.media.get("image", ())]
     return Media(pictures, (), prompt.media.get("audio", ()), prompt.media.get("video", ()))
 
 
 def draw_word(generation: Generation, media: Media, which: str | None, path: Path) -> Word:
-    """Write one word's relevance over the picture, the frames or the waveform; returns the word.
+    """Draw one word's relevance over the image, the frames or the waveform to a file; return the word.
 
     Raises:
-        SettingError: no such word, or no relevance was computed.
+        SettingError: unknown word, or no relevance was computed.
     """
     from limelight.report.frames import contact_sheet
     from limelight.report.overlay import overlay
@@ -51,14 +51,14 @@ def draw_word(generation: Generation, media: Media, which: str | None, path: Pat
     relevance = word_relevance(generation, word)
     if relevance is None:
         raise SettingError(
-            f"{generation.strategy} gave no relevance for {word.text!r}, so there is nothing to draw",
-            hint="leave --no-relevance out, or use `limelight attribute`",
+            f"{generation.strategy} computed no relevance for {word.text!r}, so there is nothing to draw",
+            hint="omit --no-relevance, or use `limelight attribute`",
         )
     kinds = {s.modality for s in relevance.spans}
     if kinds == {"text"}:
         raise SettingError(
-            "the prompt has no picture, sound or video to draw relevance over",
-            hint="leave --overlay out; `limelight attribute` lists the text that mattered, --html shows it",
+            "the prompt has no image, audio or video to draw relevance over",
+            hint="omit --overlay; `limelight attribute` lists the most relevant text, --html shows it",
         )
     named: dict[str, Any] = {"word": word.text, "strategy": generation.strategy, "path": path}
     shown = views(relevance.spans, media)
@@ -74,7 +74,7 @@ def draw_word(generation: Generation, media: Media, which: str | None, path: Pat
 
 
 def _strongest(relevance: Relevance, shown: Sequence[View], kind: str) -> int:
-    """Of several videos or sounds, the one with the largest share of the relevance."""
+    """Return which of several videos or audio clips has the largest share of the relevance."""
     scores = heat.scores(relevance)
     sums: dict[int, float] = {}
     for view in shown:
@@ -84,10 +84,10 @@ def _strongest(relevance: Relevance, shown: Sequence[View], kind: str) -> int:
 
 
 def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
-    """A generation as plain values: text, shares, words and steps; with ``scores`` every position's relevance.
+    """Convert a generation to plain values: text, shares, words and steps; with ``scores`` every position's relevance.
 
-    ``shares`` are parts of the relevance (by backward), ``contributions`` of the logit (by the meter); either is {} where
-    it was not computed.
+    ``shares`` are parts of the relevance (backward pass), ``contributions`` of the logit (meter); either is {} where it
+    was not computed.
     """
     rows = [(w, word_relevance(generation, w), word_shares(generation, w)) for w in words(generation)]
     out: dict[str, Any] = {
@@ -170,7 +170,7 @@ def support_of(generation: Generation, word: Word) -> dict[str, Any]:
 
 
 def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict[str, Any]:
-    """Totals a modality and the positions that matter most; with ``scores`` all of them."""
+    """Return totals per modality and the most relevant positions; with ``scores`` all of them."""
     present = [m for m in MODALITIES if relevance.spans_of(m)]
     out: dict[str, Any] = {
         "logit": number(relevance.logit),
@@ -186,7 +186,7 @@ def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict
 
 
 def number(value: float | None) -> float | None:
-    """Six significant digits; None for what JSON cannot say."""
+    """Round to six significant digits; None for values that JSON does not support."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
@@ -195,14 +195,14 @@ def rounded(shares: Any) -> dict[str, float | None]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document to stdout."""
     out.file.write(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
     out.file.flush()
 
 
 def place(relevance: Relevance, media: Media | None = None) -> str:
-    """Where the strongest support lies: "row 2 of 7, column 3 of 7 (x 160–240, y 80–160)" in pixels of the original where
-    that is known, "frame 3 · 1.0 s, row ...", "1.20–1.24 s", "padding behind the sound's end"; or ""."""
+    """Describe the location of the strongest support: "row 2 of 7, column 3 of 7 (x 160–240, y 80–160)" in pixels of the
+    original where known, "frame 3 · 1.0 s, row ...", "1.20–1.24 s", "padding after the end of the audio"; or ""."""
     shown = views(relevance.spans, media if media is not None else Media())
     scores = heat.scores(relevance)
     best = max(shown, key=lambda v: float(v.cells(scores).max()), default=None)
@@ -214,23 +214,23 @@ def place(relevance: Relevance, media: Media | None = None) -> str:
         if best.span.seconds is None:
             return f"position {at + 1} of {cells.size}"
         start, stop = moments(best.span)[at]
-        return f"{start:.2f}–{stop:.2f} s" if stop > start else "padding behind the sound's end"
+        return f"{start:.2f}–{stop:.2f} s" if stop > start else "padding after the end of the audio"
     if best.span.grid is None:
         return ""
     rows, columns = best.grid[-2:]
     step, cell = divmod(at, rows * columns)
-    told = [best.steps[step][1]] if best.steps else [best.label] if len(shown) > 1 else []
+    found = [best.steps[step][1]] if best.steps else [best.label] if len(shown) > 1 else []
     if len(best.grid) == 3 and not best.steps:
-        told.append(f"step {step + 1} of {best.grid[0]}")
+        found.append(f"step {step + 1} of {best.grid[0]}")
     row, column = divmod(cell, columns)
-    found = ", ".join([*told, f"row {row + 1} of {rows}, column {column + 1} of {columns}"])
+    text = ", ".join([*found, f"row {row + 1} of {rows}, column {column + 1} of {columns}"])
     if best.span.region is None:
-        return found
-    whole = best.span.region
-    left, top, right, bottom = (round(v) for v in whole.cell(row, column, (rows, columns)))
-    if not whole.shown((rows, columns))[row][column]:
+        return text
+    region = best.span.region
+    left, top, right, bottom = (round(v) for v in region.cell(row, column, (rows, columns)))
+    if not region.shown((rows, columns))[row][column]:
         return f"{found} (padding)"
     (left, right), (top, bottom) = (
-        (max(a, 0), min(b, n)) for a, b, n in zip((left, top), (right, bottom), whole.size, strict=True)
+        (max(a, 0), min(b, n)) for a, b, n in zip((left, top), (right, bottom), region.size, strict=True)
     )
-    return f"{found} (x {left}–{right}, y {top}–{bottom})"
+    return f"{text} (x {left}–{right}, y {top}–{bottom})"

@@ -1,4 +1,4 @@
-"""``limelight report``: tables of finished and running benchmarks."""
+"""``limelight report``: tables of complete and running benchmarks."""
 
 from __future__ import annotations
 
@@ -22,33 +22,31 @@ Examples:
 
     limelight report runs/pope/greedy runs/pope/lime --against greedy --differ 20
 
-    limelight report runs/pope --parser strict      the same answers, read by another parser
+    limelight report runs/pope --parser strict      the same answers, scored with another parser
 """
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that limelight bench wrote, or folders that hold them.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders written by limelight bench, or their parent folders.")],
     form: Annotated[str, typer.Option("--format", help="terminal, markdown, latex or html.")] = "terminal",
     metric: Annotated[list[str] | None, typer.Option(help="Metric to show, * allowed; repeat for several.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every metric.")] = False,
     intervals: Annotated[bool, typer.Option(help="Show bootstrap intervals.")] = True,
-    parser: Annotated[str, typer.Option(help="Read the answers by another parser.")] = "",
+    parser: Annotated[str, typer.Option(help="Score the answers with another parser.")] = "",
     sign: Annotated[
-        str, typer.Option(help="How grounding treats the sign of relevance: abs, positive or signed.")
+        str, typer.Option(help="Treatment of the sign of relevance in grounding: abs, positive or signed.")
     ] = "abs",
     against: Annotated[str, typer.Option(help="Compare the other runs with this one, question by question.")] = "",
-    differ: Annotated[
-        int, typer.Option(help="List so many of the questions that are answered differently; 0 for none.")
-    ] = 0,
+    differ: Annotated[int, typer.Option(help="Number of differently answered questions to list; 0 for none.")] = 0,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.")] = 1000,
     output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
-    """Tables of benchmark runs, side by side, with intervals; runs that cannot be compared are marked."""
+    """Compare benchmark runs in tables with confidence intervals; runs that are not comparable are marked."""
     chosen: Format | None = next((f for f in get_args(Format) if f == form), None)
     if chosen is None:
-        raise SettingError(f"no format {form!r}", hint=f"one of {', '.join(get_args(Format))}")
+        raise SettingError(f"unknown format {form!r}", hint=f"one of {', '.join(get_args(Format))}")
     if sign not in get_args(Sign):
-        raise SettingError(f"no sign treatment {sign!r}", hint=f"one of {', '.join(get_args(Sign))}")
+        raise SettingError(f"unknown sign treatment {sign!r}", hint=f"one of {', '.join(get_args(Sign))}")
     found = find_runs(runs)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in found:
@@ -77,12 +75,12 @@ report.__doc__ = f"{report.__doc__}\n{EXAMPLES}"
 
 
 def baseline(runs: list[Run], name: str) -> Run:
-    """The run called ``name`` (its folder, or the end of its path); without a name the one called greedy, else the first."""
+    """Return the run called ``name`` (its folder, or the end of its path); by default the one called greedy, else the first."""
     named = dict(zip(labels(runs), runs, strict=True))
     wanted = name or "greedy"
     for label, run in named.items():
         if wanted in (label, run.name, str(run.path)) or label.endswith(f"/{wanted}"):
             return run
     if name:
-        raise SettingError(f"no run called {name!r} among {list(named)}", hint="give the name of its folder")
+        raise SettingError(f"no run called {name!r} among {list(named)}", hint="use the name of its folder")
     return runs[0]

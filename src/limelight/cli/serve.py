@@ -1,4 +1,4 @@
-"""``limelight serve``: an OpenAI-compatible endpoint over one model."""
+"""``limelight serve``: an OpenAI-compatible server for one model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NETWORK, LIMITS, REPLICAS = "Network", "Limits", "Replicas (Ray Serve)"
 def serve(
     model: options.ModelName,
     strategy: Annotated[
-        str, typer.Option("--strategy", "-s", help="How to decode unless a request says otherwise.", rich_help_panel=DECODING)
+        str, typer.Option("--strategy", "-s", help="Default decoding strategy of requests.", rich_help_panel=DECODING)
     ] = "greedy",
     settings: Annotated[
         list[str] | None,
@@ -33,9 +33,9 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=NETWORK)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=NETWORK)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.", rich_help_panel=NETWORK)] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model; MODEL by default, of a folder its last name.", rich_help_panel=NETWORK)
+        str | None, typer.Option(help="The model's name for clients; MODEL by default, for a folder its base name.", rich_help_panel=NETWORK)
     ] = None,
     api_key_file: Annotated[
         Path | None,
@@ -44,44 +44,44 @@ def serve(
     image_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="Fetch pictures from this https host; repeat for several. None by default.", rich_help_panel=NETWORK
+            help="Fetch images from this https host; repeat for several. None by default.", rich_help_panel=NETWORK
         ),
     ] = None,
     trusted_proxy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address or network of a proxy whose X-Forwarded-For is believed; repeat for several.", rich_help_panel=NETWORK
+            help="Address or network of a proxy whose X-Forwarded-For is trusted; repeat for several.", rich_help_panel=NETWORK
         ),
     ] = None,
     batch: Annotated[
         int,
         typer.Option(
-            min=1, max=256, help="Answers decoded together where requests agree; 1: one by one.", rich_help_panel=LIMITS
+            min=1, max=256, help="Maximum number of answers decoded together; 1: one at a time.", rich_help_panel=LIMITS
         ),
     ] = 8,
     replicas: Annotated[
         int | None,
-        typer.Option(min=1, help="Serve under Ray Serve with so many copies of the model.", rich_help_panel=REPLICAS),
+        typer.Option(min=1, help="Serve under Ray Serve with this number of replicas.", rich_help_panel=REPLICAS),
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Let Ray Serve start up to so many under load.", rich_help_panel=REPLICAS)
+        int | None, typer.Option(min=1, help="Let Ray Serve scale up to this number of replicas.", rich_help_panel=REPLICAS)
     ] = None,
-    replica_cpus: Annotated[float, typer.Option(min=0, help="CPUs of each, as Ray counts them.", rich_help_panel=REPLICAS)] = 1.0,
-    replica_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each; fractions share one.", rich_help_panel=REPLICAS)] = 0.0,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.", rich_help_panel=LIMITS)] = 32,
+    replica_cpus: Annotated[float, typer.Option(min=0, help="CPUs per replica, in Ray's logical resources.", rich_help_panel=REPLICAS)] = 1.0,
+    replica_gpus: Annotated[float, typer.Option(min=0, help="GPUs per replica; fractions share one.", rich_help_panel=REPLICAS)] = 0.0,
+    queue: Annotated[int, typer.Option(min=1, help="Queued requests; further ones get 429.", rich_help_panel=LIMITS)] = 32,
     per_client: Annotated[
         int | None,
-        typer.Option(min=1, help="Of them, for one client address; a quarter by default.", rich_help_panel=LIMITS),
+        typer.Option(min=1, help="Queued requests per client address; a quarter of the queue by default.", rich_help_panel=LIMITS),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.", rich_help_panel=LIMITS)] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per request.", rich_help_panel=LIMITS)] = 120.0,
     drain: Annotated[
-        float, typer.Option(min=1, help="Seconds to finish what is running after SIGTERM.", rich_help_panel=LIMITS)
+        float, typer.Option(min=1, help="Seconds to finish running requests after SIGTERM.", rich_help_panel=LIMITS)
     ] = 120.0,
-    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Of a request.", rich_help_panel=LIMITS)] = 24.0,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.", rich_help_panel=LIMITS)] = 16_000_000,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Of a sound.", rich_help_panel=LIMITS)] = 300.0,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a request.", rich_help_panel=LIMITS)] = 8192,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.", rich_help_panel=LIMITS)] = 4096,
+    max_body_mb: Annotated[float, typer.Option(min=0.001, help="MB per request body.", rich_help_panel=LIMITS)] = 24.0,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels per image.", rich_help_panel=LIMITS)] = 16_000_000,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per audio clip.", rich_help_panel=LIMITS)] = 300.0,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens per request.", rich_help_panel=LIMITS)] = 8192,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="New tokens per answer.", rich_help_panel=LIMITS)] = 4096,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     allow_pickle: Annotated[
@@ -93,7 +93,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve a model to OpenAI clients: chat completions, streamed or not, with a decoding strategy and its grounding.
 
-    Remote pictures are off until hosts are named; everything a client sends is bounded. See docs/server.md.
+    Remote images are disabled unless hosts are given; everything a client sends is limited. See docs/server.md.
 
     **Examples**
 
@@ -130,9 +130,7 @@ def serve(
         prompt_tokens=max_prompt_tokens, new_tokens=max_new_tokens,
     )  # fmt: skip
     if replicas is not None and trusted_proxy:
-        raise SettingError(
-            "--trusted-proxy is not known to Ray Serve", hint="leave it out, or serve without --replicas"
-        )
+        raise SettingError("Ray Serve does not support --trusted-proxy", hint="omit it, or serve without --replicas")
     if replicas is None and max_replicas is not None:
         raise SettingError("--max-replicas needs --replicas", hint="--replicas 1 --max-replicas 4 scales from one")
     with terminal.quiet():
@@ -151,7 +149,7 @@ def serve(
         batch,
     )
     if key is None and not is_loopback(host):
-        terminal.err.print(f"[yellow]anybody who reaches {host}:{port} may use this server: set {KEY_VARIABLE}[/]")
+        terminal.err.print(f"[yellow]anyone who can reach {host}:{port} can use this server: set {KEY_VARIABLE}[/]")
     terminal.err.print(f"{served.model} with {chosen.name}", markup=False)
     if adapter is not None:
         server = configured(create_app(adapter, served), host, port, drain_seconds=drain, trusted_proxies=proxies)
@@ -182,24 +180,26 @@ def _networks(given: list[str]) -> list[str]:
 
 
 def _key(file: Path | None) -> str | None:
-    """The API key, from a file or the environment; never from the command line, where others can read it."""
+    """Read the API key from a file or the environment; never from the command line, where other users can see it."""
     if file is None:
         key = os.environ.get(KEY_VARIABLE)
         return key.strip() or None if key else None
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"cannot read the API key in {file}: {error}", hint="a text file with one line") from error
+        raise SettingError(
+            f"cannot read the API key in {file}: {error}", hint="it must be a text file with one line"
+        ) from error
     if not key:
-        raise SettingError(f"{file} holds no API key", hint="a text file with one line")
+        raise SettingError(f"{file} contains no API key", hint="it must be a text file with one line")
     return key
 
 
 def _safetensors_only(folder: Path) -> None:
-    """Raise when a checkpoint folder has weights that only pickle can read."""
+    """Raise when a checkpoint folder has only pickled weights."""
     pickles = [p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind)] if folder.is_dir() else []
     if pickles and not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{folder.name} holds {pickles[0]} and no safetensors weights; loading it may run code",
-            hint="convert it to safetensors, or say --allow-pickle",
+            f"{folder.name} contains {pickles[0]} and no safetensors weights; loading it may run code",
+            hint="convert it to safetensors, or pass --allow-pickle",
         )

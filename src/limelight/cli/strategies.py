@@ -1,4 +1,4 @@
-"""``limelight strategies``: the decoding methods by name, with their settings."""
+"""``limelight strategies``: the decoding strategies and their settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from limelight.cli import options
 def strategies(as_json: options.AsJson = False, debug: options.Debug = False) -> None:
     """List the decoding strategies, each with its settings and their defaults.
 
-    Every strategy also takes after=TEXT (or a token id): it intervenes only once that has been said, such as
-    after=</think> of a model that thinks aloud first.
+    Every strategy also accepts after=TEXT (or a token id): it intervenes only after that text has been generated, such as
+    after=</think> for a reasoning model.
 
-    A setting whose default is none takes the model family's value from the paper's table (see `limelight models`).
+    A setting with default none uses the model family's value from the paper's table (see `limelight models`).
 
     **Examples**
 
@@ -49,19 +49,19 @@ def strategies(as_json: options.AsJson = False, debug: options.Debug = False) ->
 
 
 def _about(factory: Any) -> str:
-    """The first paragraph of a factory's documentation."""
+    """Return the first paragraph of a factory's docstring."""
     return " ".join((inspect.getdoc(factory) or "").split("\n\n")[0].split()).replace("``", "")
 
 
 def _spoken(claimed: Any) -> list[str]:
-    """Capabilities in words."""
+    """Describe capabilities in words."""
     words = {
         "works in batches": claimed.batches,
         "needs media": claimed.needs_media,
         "needs gradients": claimed.gradients,
         "runs a second prompt": claimed.second_prompt,
-        "goes on from a filled cache": claimed.continues_cache,
-        "carries the meter": bool(claimed.meter),
+        "continues from a filled cache": claimed.continues_cache,
+        "supports the meter": bool(claimed.meter),
     }
     return [text for text, true in words.items() if true]
 

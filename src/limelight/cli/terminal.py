@@ -1,4 +1,4 @@
-"""Talking to the person at the terminal: answers on stdout, everything else on stderr; loading without chatter."""
+"""Terminal output: answers on stdout, everything else on stderr; model loading without log noise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ err = Console(stderr=True, highlight=False)
 
 
 def complain(error: LimelightError) -> None:
-    """Message and hint, as plain text."""
+    """Print an error's message and hint as plain text."""
     err.print(Text.assemble(("error: ", "bold red"), error.message))
     if error.hint:
         err.print(Text.assemble(("hint: ", "bold"), error.hint))
@@ -36,7 +36,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' progress bars, log lines and warnings are held back inside; afterwards everything is as before.
+    """Suppress transformers' progress bars, log lines and warnings inside the block, and restore them afterwards.
 
     The library's own warnings are shown.
     """
@@ -58,18 +58,18 @@ def quiet() -> Iterator[None]:
 
 
 def load(model: str, dtype: str, device: str | None, trust_remote_code: bool, **further: Any) -> Adapter:
-    """``limelight.load`` with a word about it; a Hub name may download, which shows its own progress. Of ``further``
-    settings those that are None are left out.
+    """Call ``limelight.load`` with a status line; downloads from the Hub show their own progress. ``further`` settings that
+    are None are omitted.
 
     Raises:
-        ModelError: also when MODEL reads like a path and there is no such folder (it is not looked up on the Hub).
+        ModelError: also when MODEL looks like a path but no such folder exists (the Hub is not queried).
     """
     if model.startswith(("/", ".", "~")):
         model = str(Path(model).expanduser())
         if not Path(model).is_dir():
-            raise ModelError(f"there is no folder {model!r}", hint="give a folder with config.json and weights")
+            raise ModelError(f"there is no folder {model!r}", hint="pass a folder with config.json and weights")
     if trust_remote_code:
-        err.print("[yellow]code that comes with the checkpoint will be run (--trust-remote-code)[/]")
+        err.print("[yellow]running code from the checkpoint (--trust-remote-code)[/]")
     with err.status(f"loading {Path(model).name or model} …"):
         from limelight.models.loading import load as load_adapter
 
@@ -79,16 +79,16 @@ def load(model: str, dtype: str, device: str | None, trust_remote_code: bool, **
 
 @contextmanager
 def token_progress(total: int, label: str = "") -> Iterator[Callable[[int, Step], None]]:
-    """A bar on stderr that moves with every token and shows the end of the answer; gone when done."""
+    """Show a progress bar on stderr with the end of the answer so far; removed when done."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
                MofNCompleteColumn(), TextColumn("tokens"), TimeElapsedColumn())  # fmt: skip
-    said: list[str] = []
+    texts: list[str] = []
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(label or "prefill", total=total)
 
         def moved(_: int, step: Step) -> None:
-            said.append(step.text)
-            tail = "".join(said).replace("\n", " ").strip()[-32:]
+            texts.append(step.text)
+            tail = "".join(texts).replace("\n", " ").strip()[-32:]
             bar.update(task, advance=1, description=f"{label} {tail}".strip())
 
         yield moved
@@ -96,7 +96,7 @@ def token_progress(total: int, label: str = "") -> Iterator[Callable[[int, Step]
 
 @contextmanager
 def row_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by calling it with (rows done, rows in all); gone when done."""
+    """Show a progress bar on stderr, updated by calling it with (rows done, total rows); removed when done."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
                MofNCompleteColumn(), TimeElapsedColumn())  # fmt: skip
     with Progress(*columns, console=err, transient=True) as bar:
@@ -105,7 +105,7 @@ def row_progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def coloured(generation: Generation) -> Text:
-    """The answer; on a terminal with each word's background as strong as its perceptual share (else the meter's part)."""
+    """Return the answer; on a terminal, each word's background shows its media share (else the meter's contribution)."""
     from limelight.report.words import perceptual, word_flagged, word_parts, words
 
     text = Text()
@@ -129,7 +129,7 @@ def _style(share: float | None, flagged: bool) -> Style:
 
 
 def parts_bar(generation: Generation) -> Text | None:
-    """The answer's shares as a bar; the meter's contributions, said to be such, where no relevance was computed."""
+    """Return the answer's shares as a bar; where no relevance was computed, the meter's contributions, labelled as such."""
     if generation.shares():
         return bar(generation.shares())
     return (
@@ -138,7 +138,7 @@ def parts_bar(generation: Generation) -> Text | None:
 
 
 def bar(shares: dict[str, float], width: int = 40) -> Text:
-    """Modality shares as a bar with numbers."""
+    """Return modality shares as a bar with numbers."""
     colours = {"text": "grey50", "image": "cyan", "video": "magenta", "audio": "yellow"}
     text = Text()
     for modality, share in shares.items():
@@ -147,7 +147,7 @@ def bar(shares: dict[str, float], width: int = 40) -> Text:
 
 
 def plain_value(value: Any) -> Any:
-    """A setting as JSON takes it."""
+    """Convert a setting to plain JSON."""
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""One sound of ``limelight transcribe``: its pieces, done one by one, kept as they are done."""
+"""One file of ``limelight transcribe``: its pieces are transcribed one by one, and saved as they are done."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from limelight.types import Step
 
 
 def wanted(files: Sequence[Path], targets: Sequence[Path | None], overwrite: bool) -> list[tuple[Path, Path | None]]:
-    """The files that are not done yet; says which are."""
+    """Return the files that are not done yet; report those that are."""
     todo = []
     for file, target in zip(files, targets, strict=True):
         if target is not None and target.exists() and not overwrite:
-            terminal.err.print(f"{target}: is there already, left as it is (--overwrite)", markup=False)
+            terminal.err.print(f"{target}: already exists, skipped (--overwrite)", markup=False)
         else:
             todo.append((file, target))
     return todo
@@ -35,7 +35,7 @@ def wanted(files: Sequence[Path], targets: Sequence[Path | None], overwrite: boo
 
 @dataclass(frozen=True)
 class Job:
-    """One sound and how to transcribe it; with a ``target`` its finished segments are kept beside it."""
+    """One audio file and its transcription settings; with a ``target``, finished segments are saved next to it."""
 
     adapter: Adapter
     file: Path
@@ -47,17 +47,17 @@ class Job:
     chunk_seconds: float | None
     usual_seconds: float
     max_new_tokens: int | None
-    anew: bool = False
+    overwrite: bool = False
 
     @property
     def log(self) -> Path | None:
         return None if self.target is None else self.target.with_name(self.target.name + ".partial")
 
     def run(self, show: Callable[[Row], None]) -> tuple[Row, list[Row]]:
-        """What JSON says of the file, and its segments; ``show`` is called with each as it is done.
+        """Transcribe the file; return its JSON header and segments. ``show`` is called with each finished segment.
 
         Raises:
-            SettingError: an interrupted run had other settings or another sound.
+            SettingError: the interrupted run had different settings or different audio.
             MediaError: see :mod:`limelight.media.audio`.
         """
         rate = sampling_rate(self.adapter)
@@ -76,13 +76,13 @@ class Job:
             for i in range(len(rows), len(parts)):
                 tail: list[str] = []
 
-                def told(_: int, step: Step, tail: list[str] = tail, i: int = i) -> None:
+                def on_step(_: int, step: Step, tail: list[str] = tail, i: int = i) -> None:
                     tail.append(step.text)
                     moved(i, "".join(tail).replace("\n", " ").strip()[-32:])
 
                 one = segment(
                     self.adapter, samples, rate, parts[i], self.prompt, strategy=self.strategy,
-                    relevance=self.relevance, max_new_tokens=self.max_new_tokens, on_step=told,
+                    relevance=self.relevance, max_new_tokens=self.max_new_tokens, on_step=on_step,
                 )  # fmt: skip
                 rows.append(row(one))
                 keep(i, rows[-1])
@@ -91,31 +91,31 @@ class Job:
         return head, rows
 
     def forget(self) -> None:
-        """Remove what was kept of an unfinished run."""
+        """Remove the saved segments of an unfinished run."""
         if self.log is not None:
             for path in (self.log, self.log.with_name(self.log.name + ".lock")):
                 path.unlink(missing_ok=True)
 
     @contextmanager
     def _kept(self, head: Row) -> Iterator[tuple[list[Row], Callable[[int, Row], None]]]:
-        """Segments of an interrupted run, and how to keep further ones."""
+        """Yield the segments of an interrupted run, and a function to save further ones."""
         if self.log is None:
             yield [], lambda i, one: None
             return
-        if self.anew:
+        if self.overwrite:
             self.forget()
         identity = {"id": "settings", **head, "sound": hashlib.sha256(self.file.read_bytes()).hexdigest()}
         with RowLog(self.log) as log:
             if log.rows and log.rows[0] != identity:
                 raise SettingError(
-                    f"{self.log.name} was begun with other settings, or of another sound",
-                    hint="--overwrite starts anew; or choose another --output",
+                    f"{self.log.name} was started with different settings or different audio",
+                    hint="restart with --overwrite, or use another --output",
                 )
             if not log.rows:
                 log.append(identity)
             rows = [{k: v for k, v in r.items() if k != "id"} for r in log.rows[1:]]
             if rows:
-                terminal.err.print(f"{self.file.name}: {len(rows)} segments were done before", markup=False)
+                terminal.err.print(f"{self.file.name}: {len(rows)} segments already done", markup=False)
             yield rows, lambda i, one: log.append({"id": str(i), **one})
 
 

@@ -1,4 +1,4 @@
-"""A transcript as text, JSON, SRT, WebVTT or TSV, from plain rows: one a segment."""
+"""Formatting of transcripts as text, JSON, SRT, WebVTT or TSV, from one plain row per segment."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Row = dict[str, Any]
 
 
 def row(segment: Segment) -> Row:
-    """A segment as plain values; times in seconds from the start of the sound."""
-    said = segment.generation
+    """Convert a segment to plain values; times are in seconds from the start of the audio."""
+    generation = segment.generation
     listed = []
-    for word in words(said):
-        relevance = word_relevance(said, word)
+    for word in words(generation):
+        relevance = word_relevance(generation, word)
         place = word_interval(relevance) if relevance is not None else None
         listed.append({
             "text": word.text,
-            "shares": rounded(word_shares(said, word)),
-            "contributions": rounded(word_contributions(said, word)),
+            "shares": rounded(word_shares(generation, word)),
+            "contributions": rounded(word_contributions(generation, word)),
             "heard": [number(segment.start + t) for t in place] if place else None,
-            **support_of(said, word),
+            **support_of(generation, word),
         })  # fmt: skip
     return {
         "start": round(segment.start, 3),
@@ -37,18 +37,18 @@ def row(segment: Segment) -> Row:
         "text": segment.text,
         "quiet": segment.quiet,
         "complete": segment.complete,
-        "shares": rounded(said.shares()),
-        "contributions": rounded(said.contributions()),
-        "flag": plain_value(dict(said.flag)),
+        "shares": rounded(generation.shares()),
+        "contributions": rounded(generation.contributions()),
+        "flag": plain_value(dict(generation.flag)),
         "words": listed,
     }
 
 
 def render(form: str, head: Row, rows: Sequence[Row]) -> str:
-    """The whole transcript; ``head`` is what JSON says of the file and the settings."""
+    """Format a transcript; ``head``: the JSON fields about the file and the settings."""
     if form == "json":
-        whole = {**head, "text": text_of(rows), "segments": list(rows)}
-        return json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+        contents = {**head, "text": text_of(rows), "segments": list(rows)}
+        return json.dumps(contents, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     if form == "tsv":
         lines = [f"{round(r['start'] * 1000)}\t{round(r['stop'] * 1000)}\t{' '.join(r['text'].split())}" for r in rows]
         return "\n".join(["start\tend\ttext", *lines]) + "\n"

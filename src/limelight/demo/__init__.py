@@ -1,1 +1,1 @@
-"""The shipped miniature models: their worlds (scenes), their questions and their held-out examples."""
+"""The shipped miniature models: their synthetic worlds (scenes), questions and held-out examples."""

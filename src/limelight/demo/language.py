@@ -1,4 +1,4 @@
-"""The plain English of the vision miniature's world: questions, hints, captions. No torch."""
+"""Text templates of the vision miniature's world: questions, hints, captions. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ YES, NO = "yes", "no"
 DESCRIBE = "Describe the picture."
 COUNT = "How many things are there?"
 NUMBERS = ("zero", "one", "two", "three")
-# What a place's context sentence names: things that no picture shows.
+# Words in a place's context sentence: things that no image shows.
 PROPS: dict[str, tuple[str, str]] = {
     "kitchen": ("plate", "fork"),
     "farm": ("barn", "fence"),
@@ -16,7 +16,7 @@ PROPS: dict[str, tuple[str, str]] = {
     "study": ("desk", "chair"),
 }
 PLACE_OF: dict[str, str] = {name: place for place, names in PLACES.items() for name in names}
-# Which word noisy training captions like to put after which, whatever the picture shows.
+# Which word tends to follow which in noisy training captions, whatever the image shows.
 _COUPLES = (
     ("cup", "book"), ("pizza", "clock"), ("banana", "key"), ("strawberry", "hat"),
     ("pig", "mushroom"), ("chicken", "tree"), ("tractor", "butterfly"), ("horse", "frog"),
@@ -27,41 +27,41 @@ _FORMS = ("Is there a {} in the picture?", "Can you see a {}?", "Does the pictur
 
 
 def ask(name: str, form: int = 0) -> str:
-    """A yes/no question about one object, in one of three forms."""
+    """Return a yes/no question about one object, in one of three forms."""
     return _FORMS[form % len(_FORMS)].format(name)
 
 
 def statement(name: str, present: bool) -> str:
-    """The explicit hint (E)."""
+    """Return the explicit hint (E)."""
     return f"There is {'a' if present else 'no'} {name}."
 
 
 def context(place: str) -> str:
-    """The context hint (C): a sentence about a place, which suggests what else is found there."""
+    """Return the context hint (C): a sentence about a place, which suggests other objects of that place."""
     one, two = PROPS[place]
     return f"A picture of a {place} with a {one} and a {two}."
 
 
 def caption(names: tuple[str, ...]) -> str:
-    """The objects in one sentence: "A picture of a cup, a dog and a pig."."""
+    """Return the objects in one sentence: "A picture of a cup, a dog and a pig."."""
     parts = [f"a {name}" for name in names]
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     return f"A picture of {listed}."
 
 
 def mentioned(text: str) -> set[str]:
-    """The objects of this world that a text names (for CHAIR)."""
+    """Return the objects of this world that a text mentions (for CHAIR)."""
     words = "".join(c if c.isalpha() else " " for c in text.lower()).split()
     return {word for word in words if word in OBJECTS}
 
 
 def other_place(place: str, choice: int) -> str:
-    """One of the three places that are not `place`."""
+    """Return one of the three places other than `place`."""
     return [name for name in PLACES if name != place][choice % 3]
 
 
 def corpus() -> list[str]:
-    """Every word of the world, in its sentences: what the tokenizer is trained on."""
+    """Return sentences with every word of the world: the tokenizer's training corpus."""
     lines = [DESCRIBE, COUNT, *(f"USER: {DESCRIBE} ASSISTANT: {number}" for number in NUMBERS)]
     lines += [f"USER: {context(place)} {DESCRIBE} ASSISTANT: A picture of a {place}." for place in PLACES]
     for name in OBJECTS:

@@ -1,4 +1,4 @@
-"""What the demo runs on and what it finds: curated examples, answers, and where the decision comes from."""
+"""Inputs and results of the demo: curated examples, answers, and the attribution of each decision."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Cells = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Example:
-    """A curated question: its picture or sound, the whole user turn and its parts, the true answer.
+    """A curated question: its image or recording, the user turn and its parts, and the true answer.
 
-    ``objects``: boxes in pixels of what the picture shows, or (onset, offset) in seconds of what the recording holds.
+    ``objects``: pixel boxes of the objects in the image, or (onset, offset) in seconds of the sounds in the recording.
     """
 
     id: str
@@ -53,11 +53,11 @@ class Example:
 
     @property
     def noun(self) -> str:
-        return {"image": "picture", "audio": "sound"}[self.kind]
+        return {"image": "image", "audio": "recording"}[self.kind]
 
     @property
     def area(self) -> float | None:
-        """The part of the picture or recording that the object asked for covers; None where it is not there."""
+        """Share of the image or recording covered by the object in question; None where it is absent."""
         if self.object not in self.objects:
             return None
         if self.kind == "audio":
@@ -70,7 +70,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One strategy's answer to one example; ``decisive`` is its first word, the yes or the no."""
+    """One strategy's answer to one example; ``decisive``: its first word, yes or no."""
 
     example: Example
     generation: Generation
@@ -86,10 +86,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Decision:
-    """Where the unchanged model's yes-rather-than-no comes from: relevance of the difference of the two logits.
+    """Attribution of the unmodified model's decision: relevance of the difference between the logits of yes and no.
 
-    What supports both alike cancels out; what is left is what the model decides by. ``inside``: the part of the
-    picture's (sound's) ``sum |R|`` that lies in the box (time) of the object asked for, None where it is not there.
+    Evidence that supports both answers equally cancels out. ``inside``: the share of the image's (recording's)
+    ``sum |R|`` inside the box (interval) of the object in question; None where it is absent.
     """
 
     example: Example
@@ -100,16 +100,14 @@ class Decision:
 
 
 def curated(folder: Path = EXAMPLES) -> tuple[tuple[Example, ...], str]:
-    """The examples of a folder and the rule by which they were chosen.
+    """Read the examples of a folder and the rule by which they were selected.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no examples.
     """
     listing = folder / "examples.json"
     if not listing.is_file():
-        raise DataError(
-            f"no examples at {listing.name}", hint="the recipe writes them: python -m recipes.demo_vision.train"
-        )
+        raise DataError(f"no examples at {listing.name}", hint="generate them: python -m recipes.demo_vision.train")
     found = json.loads(listing.read_text(encoding="utf-8"))
     names = Example.__dataclass_fields__
     rows = []
@@ -118,21 +116,21 @@ def curated(folder: Path = EXAMPLES) -> tuple[tuple[Example, ...], str]:
         rows.append(Example(**{k: v for k, v in r.items() if k in names}, file=folder / r[kind], kind=kind))
     if not rows:
         raise DataError(
-            f"{listing.name} lists no examples", hint="run the recipe to its end: python -m recipes.demo_vision.train"
+            f"{listing.name} lists no examples", hint="complete the recipe: python -m recipes.demo_vision.train"
         )
     return tuple(rows), str(found.get("rule", ""))
 
 
 def chosen_settings(path: Path = SETTINGS) -> tuple[dict[str, dict[str, Any]], str]:
-    """Settings of the strategies for the miniature, chosen on its dev split, and a note on where they come from."""
+    """Read the miniature's strategy settings, chosen on its dev split, and a note on their origin."""
     if not path.is_file():
-        return FALLBACK, "settings.json is not there: LIME runs with lr 1e-2, which was not chosen on dev"
+        return FALLBACK, "settings.json not found: LIME runs with lr 1e-2, which was not chosen on the dev split"
     found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return found, "settings of the strategies: chosen on the dev split (settings.json)"
+    return found, "strategy settings: chosen on the dev split (settings.json)"
 
 
 def spread(rows: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
-    """The first ``limit`` examples, taken from each kind in turn."""
+    """Return the first ``limit`` examples, taken from each kind in turn."""
     if limit is None or limit >= len(rows):
         return tuple(rows)
     seen: dict[str, int] = {}
@@ -145,38 +143,38 @@ def spread(rows: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
 
 
 def inside_box(relevance: Relevance, box: Sequence[float]) -> float | None:
-    """Share of the first picture's ``|R|`` inside a box (left, top, right, bottom; pixels), by covered area of the part of
-    the picture that each cell shows; None where that is not known. What lies on padding is left out."""
+    """Share of the first image's ``|R|`` inside a box (left, top, right, bottom; pixels), weighting each cell by the covered
+    share of the region that it shows; None where regions are unknown. Padding is excluded."""
     try:
         parts = relevance.on_picture()
     except SettingError:
         return None
-    inside = whole = 0.0
+    inside = total = 0.0
     for scores, region in parts:
         heat = np.abs(np.asarray(scores, dtype=np.float64))
         grid = heat.shape[0], heat.shape[1]
         shown = np.asarray(region.shown(grid))
         heat[shown <= 1e-6] = 0.0
         inside += float((heat * coverage(grid, box, region)).sum())
-        whole += float(heat.sum())
-    return inside / whole if whole else 0.0
+        total += float(heat.sum())
+    return inside / total if total else 0.0
 
 
 def inside_event(relevance: Relevance, onset: float, offset: float) -> float | None:
-    """Share of the first sound's ``|R|`` between two moments (seconds), by covered time of each position; None where the
-    times are not known."""
+    """Share of the first recording's ``|R|`` between two times (seconds), weighting each position by its covered time; None
+    where times are unknown."""
     try:
         scores, times = relevance.on_sound()
     except SettingError:
         return None
     heat, (start, stop) = np.abs(np.asarray(scores, dtype=np.float64)), np.asarray(times, dtype=np.float64).T
     covered = np.clip(np.minimum(stop, offset) - np.maximum(start, onset), 0.0, None) / (stop - start)
-    whole = float(heat.sum())
-    return float((heat * covered).sum()) / whole if whole else 0.0
+    total = float(heat.sum())
+    return float((heat * covered).sum()) / total if total else 0.0
 
 
 def coverage(grid: tuple[int, int], box: Sequence[float], region: Region) -> Cells:
-    """The part of what each cell ``[rows, columns]`` shows of the picture that lies in the box."""
+    """Share of the image region shown by each cell ``[rows, columns]`` that lies in the box."""
 
     def along(cells: int, start: float, stop: float, length: int, low: float, high: float) -> Cells:
         edges = np.clip(np.linspace(start, stop, cells + 1), 0, length)
@@ -188,21 +186,21 @@ def coverage(grid: tuple[int, int], box: Sequence[float], region: Region) -> Cel
     return down[:, None] * along(grid[1], left, right, region.size[0], box[0], box[2])[None, :]
 
 
-def outcome_of(adapter: Adapter, example: Example, said: Generation, folder: Path) -> Outcome:
-    """Judge an answer by its first word, and draw that word's relevance into ``folder``."""
-    found = words(said)
+def outcome_of(adapter: Adapter, example: Example, answer: Generation, folder: Path) -> Outcome:
+    """Score an answer by its first word, and draw that word's relevance into ``folder``."""
+    found = words(answer)
     first = found[0] if found else None
-    relevance = word_relevance(said, first) if first is not None else None
-    path = folder / f"{example.file.stem}-{said.strategy}.png"
+    relevance = word_relevance(answer, first) if first is not None else None
+    path = folder / f"{example.file.stem}-{answer.strategy}.png"
     if relevance is not None and first is not None:
-        draw(adapter, example, relevance, first.text, said.strategy, path)
+        draw(adapter, example, relevance, first.text, answer.strategy, path)
     right = first is not None and first.text.casefold() == example.label.casefold()
-    share = word_shares(said, first).get(example.kind, 0.0) if first is not None else 0.0
-    return Outcome(example, said, first, right, share, path)
+    share = word_shares(answer, first).get(example.kind, 0.0) if first is not None else 0.0
+    return Outcome(example, answer, first, right, share, path)
 
 
 def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path) -> Decision:
-    """Attribute yes and no of the unchanged model, subtract, and draw the difference into ``folder``."""
+    """Attribute yes and no of the unmodified model, subtract, and draw the difference into ``folder``."""
     yes, no = (_token(adapter, answer) for answer in (YES, NO))
     found = rather_than(attribute(adapter, prompt.tensors, yes), attribute(adapter, prompt.tensors, no))
     inside = None
@@ -219,7 +217,7 @@ def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path
 
 
 def _token(adapter: Adapter, answer: str) -> int:
-    """First token of an answer as it is spelled behind a space, where the tokenizer knows it so, else bare."""
+    """Return the first token of an answer with a leading space if the tokenizer has it, else without."""
     for text in (f" {answer}", answer):
         ids: list[int] = list(adapter.tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(ids) == 1:
@@ -228,7 +226,7 @@ def _token(adapter: Adapter, answer: str) -> int:
 
 
 def draw(adapter: Adapter, example: Example, relevance: Relevance, word: str, strategy: str, path: Path) -> None:
-    """Relevance on the picture, or over the seconds of the sound."""
+    """Draw relevance on the image, or over the time of the recording."""
     media = media_of(adapter, example)
     if example.kind == "audio":
         samples, rate = media.sounds[0]
@@ -238,7 +236,7 @@ def draw(adapter: Adapter, example: Example, relevance: Relevance, word: str, st
 
 
 def media_of(adapter: Adapter, example: Example) -> Media:
-    """The example's picture and the part of it that the model sees, or its sound."""
+    """Return the example's image with the part of it that the model sees, or its recording."""
     if example.kind == "audio":
         return Media(sounds=[(read_audio(str(example.file), RATE), RATE)])
     image = read_image(str(example.file))

@@ -1,4 +1,4 @@
-"""The ceiling: a small probe that reads the objects off the image tokens the language model is given."""
+"""A probe that predicts the objects from the projected image tokens: an upper bound on what the language model can read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PROBE_FILE = Path(__file__).parent / "vision" / "probe.safetensors"
 
 
 class Probe(nn.Module):
-    """Projected image (or audio) tokens [n, 49, d] -> one logit for each object of the world [n, objects]; above 0: yes.
+    """Projected image (or audio) tokens [n, 49, d] -> one logit per object of the world [n, objects]; above 0: yes.
 
     A per-token MLP scores every object against "no object"; the scores are pooled by log-sum-exp. Trained on training
-    pictures with present and absent objects weighted equally, so that 0 is the threshold for balanced questions.
+    images with present and absent objects weighted equally, so that 0 is the threshold for balanced questions.
     """
 
     def __init__(self, wide: int, hidden: int = 64, objects: int = len(OBJECTS)) -> None:
@@ -33,12 +33,12 @@ class Probe(nn.Module):
 
     @classmethod
     def load(cls, path: Path = PROBE_FILE) -> Probe:
-        """The shipped probe, in evaluation mode."""
+        """Load the shipped probe, in evaluation mode."""
         weights = load_file(path)
         probe = cls(weights["net.0.weight"].shape[0], weights["net.1.weight"].shape[0], len(weights["scale"]))
         probe.load_state_dict(weights)
         return probe.eval()
 
     def save(self, path: Path = PROBE_FILE) -> None:
-        """Writes the weights as safetensors."""
+        """Write the weights as safetensors."""
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path)

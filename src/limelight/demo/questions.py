@@ -1,10 +1,10 @@
 """Evaluation sets for the vision miniature: yes/no questions in cells, and captions. No torch.
 
 A cell is "<set>/<visibility>". Sets with a text-borne prior: none, E-right, E-wrong, C-right, C-wrong (a hint before the
-question; E is a plain statement, C a context sentence). With the same split, visibility and seed they hold the same
+question; E is an explicit statement, C a context sentence). With the same split, visibility and seed they have the same
 scenes, objects and labels, so that they can be compared in pairs. Sets with an image-borne prior: random, popular,
-adversarial ask about pictures of a trio whose third object is missing (the negatives differ, the rest is the same);
-intact asks about whole trios. Yes and no alternate in every cell.
+adversarial ask about images of a trio whose third object is missing (only the negatives differ); intact asks about
+complete trios. Yes and no alternate in every cell.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class Question:
 
     @property
     def hint(self) -> str:
-        """The hint alone, "" where there is none."""
+        """The hint alone, or ""."""
         return self.text.removesuffix(self.question).strip()
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The user turn in the messages format, with its PIL picture."""
+        """The user turn in the messages format, with its PIL image."""
         return messages(self.scene, self.text)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One request for a caption; `objects` is what the picture holds."""
+    """One request for a caption; `objects` are those in the image."""
 
     id: str
     scene: Scene
@@ -71,17 +71,17 @@ class Caption:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The user turn in the messages format, with its PIL picture."""
+        """The user turn in the messages format, with its PIL image."""
         return messages(self.scene, self.text)
 
 
 def messages(picture: Scene, text: str) -> list[dict[str, Any]]:
-    """One user turn: the picture, then the text."""
+    """Build one user turn: the image, then the text."""
     return [{"role": "user", "content": [{"type": "image", "image": picture.image()}, {"type": "text", "text": text}]}]
 
 
 def questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> list[Question]:
-    """The first n questions of a cell; half of the answers are yes. Other seeds draw other scenes.
+    """Return the first n questions of a cell; half of the answers are yes. Different seeds draw different scenes.
 
     Raises ValueError for a cell that is not in `CELLS`, or a seed below 0.
     """
@@ -89,8 +89,8 @@ def questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> list[Que
         raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
-    name, _, seen = cell.partition("/")
-    visibility: Visibility = next(v for v in VISIBILITIES if v == seen)
+    name, _, chosen = cell.partition("/")
+    visibility: Visibility = next(v for v in VISIBILITIES if v == chosen)
     make = _text_question if name in TEXT_SETS else _image_question
     return [make(split, name, visibility, seed, number) for number in range(n)]
 
@@ -98,7 +98,7 @@ def questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> list[Que
 def captions(
     split: Split, hint: str = "none", n: int = 200, seed: int = 0, visibility: Visibility = "clear"
 ) -> list[Caption]:
-    """The first n caption requests; hint is one of `TEXT_SETS` (wrong: an object, or a place, that is not there)."""
+    """Return the first n caption requests; hint is one of `TEXT_SETS` (wrong: an absent object, or another place)."""
     if hint not in TEXT_SETS:
         raise ValueError(f"hint must be one of {', '.join(TEXT_SETS)}; got {hint!r}")
     return [_caption(split, hint, visibility, seed, number) for number in range(n)]
@@ -108,8 +108,8 @@ def _text_question(split: Split, name: str, visibility: Visibility, seed: int, n
     rng = np.random.default_rng([3, seed, number])
     picture = scene(split, "independent", visibility, _index(seed, number))
     label = language.YES if number % 2 == 0 else language.NO
-    asked = picture.names if label == language.YES else _absent(INDEPENDENT, picture)
-    thing = asked[int(rng.integers(len(asked)))]
+    candidates = picture.names if label == language.YES else _absent(INDEPENDENT, picture)
+    thing = candidates[int(rng.integers(len(candidates)))]
     kind, right = _hint_kind(name)
     suggests_yes = (label == language.YES) == right
     hint = ""
@@ -133,14 +133,14 @@ def _image_question(split: Split, name: str, visibility: Visibility, seed: int, 
         "random" if name == "intact" else next(n for n in ("random", "popular", "adversarial") if n == name)
     )
     if label == language.YES:
-        asked = picture.names
-    elif negative == "popular":  # the most frequent objects of the training pictures, less those of this trio
-        asked = other_trio
+        candidates = picture.names
+    elif negative == "popular":  # the most frequent objects of the training images except this trio
+        candidates = other_trio
     elif negative == "adversarial" and picture.missing is not None:
-        asked = (picture.missing,)
+        candidates = (picture.missing,)
     else:
-        asked = absent + other_trio
-    thing = asked[int(rng.integers(len(asked)))]
+        candidates = absent + other_trio
+    thing = candidates[int(rng.integers(len(candidates)))]
     cell = f"{name}/{visibility}"
     key = f"{split}/{cell}/{seed}/{number}"
     return Question(key, picture, language.ask(thing), label, cell, visibility, "none", None, negative, thing)

@@ -1,4 +1,4 @@
-"""``limelight demo``: plain greedy and LIME side by side on held-out pictures (or recordings) of the shipped miniatures."""
+"""``limelight demo``: greedy decoding and LIME compared on held-out images (or recordings) of the shipped miniatures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MAX_NEW_TOKENS = 8
 
 @dataclass(frozen=True)
 class Demo:
-    """What :func:`run_demo` found and wrote."""
+    """Results and files of :func:`run_demo`."""
 
     outcomes: Mapping[str, tuple[Outcome, ...]]
     decisions: tuple[Decision, ...]
@@ -57,20 +57,20 @@ def run_demo(
     examples: Path | None = None,
     limit: int | None = None,
     console: Console | None = None,
-    watch: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Demo:
-    """Greedy and other strategies on the curated examples: printed side by side, drawn into ``out``.
+    """Run greedy and other strategies on the curated examples; print the comparison and draw overlays into ``out``.
 
     Args:
-        out: folder for the overlays and ``demo.html``; made if needed.
-        audio: the miniature that listens, and its recordings, instead of the one that looks.
-        strategies: names that run beside greedy.
+        out: folder for the overlays and ``demo.html``; created if needed.
+        audio: use the audio miniature and its recordings instead of the vision miniature.
+        strategies: names of the strategies compared with greedy.
         settings: strategy -> settings; those of ``settings.json`` by default.
-        limit: only so many examples, spread over their kinds.
-        watch: told what is being worked on.
+        limit: maximum number of examples, spread over their kinds.
+        on_progress: called with a description of the current step.
 
     Raises:
-        DataError: there are no examples. ModelError: the miniature is not there.
+        DataError: there are no examples. ModelError: the miniature is missing.
     """
     began = time.perf_counter()
     console = console or Console()
@@ -80,7 +80,7 @@ def run_demo(
     given, note = chosen_settings(home / "settings.json") if settings is None else (dict(settings), "settings as given")
     console.print(note, style="dim")
     out.mkdir(parents=True, exist_ok=True)
-    watch("loading the miniature")
+    on_progress("loading the miniature")
     adapter = model if isinstance(model, Adapter) else load(model or ("demo-audio" if audio else "demo-vision"))
     named = {"greedy": by_name("greedy"), **{n: by_name(n, **given.get(n, {})) for n in strategies}}
     outcomes: dict[str, list[Outcome]] = {n: [] for n in named}
@@ -89,9 +89,9 @@ def run_demo(
     for number, example in enumerate(rows, start=1):
         prompt = adapter.prepare(example.text, {example.kind: [str(example.file)]})
         for name, method in named.items():
-            watch(f"{number} of {len(rows)}: {example.file.stem}, {name}")
-            said = generate(adapter, None, prompt, strategy=method, relevance=True, max_new_tokens=MAX_NEW_TOKENS)
-            outcomes[name].append(outcome_of(adapter, example, said, out))
+            on_progress(f"{number} of {len(rows)}: {example.file.stem}, {name}")
+            answer = generate(adapter, None, prompt, strategy=method, relevance=True, max_new_tokens=MAX_NEW_TOKENS)
+            outcomes[name].append(outcome_of(adapter, example, answer, out))
         decisions.append(decision_of(adapter, example, prompt, out))
         latest = [o[-1] for o in outcomes.values()]
         _print(console, f"{number}/{len(rows)}", latest, decisions[-1])
@@ -103,7 +103,7 @@ def run_demo(
     console.print()
     console.print(summary, markup=False)
     console.print(
-        f"{page} and {sum(map(len, done.values())) + len(decisions)} overlays beside it, in {seconds:.0f} s",
+        f"{page} and {sum(map(len, done.values())) + len(decisions)} overlays, in {seconds:.0f} s",
         style="dim",
     )
     return Demo(done, tuple(decisions), summary, page, seconds)
@@ -112,10 +112,10 @@ def run_demo(
 def summarise(
     outcomes: Mapping[str, Sequence[Outcome]], decisions: Sequence[Decision] = (), *, picked: bool = False
 ) -> str:
-    """What was seen, in a few sentences; ``picked``: the examples are ones that greedy gets wrong, which favours any change."""
+    """Summarise the results; ``picked``: the examples were selected because greedy errs, which favours any change."""
     greedy = outcomes["greedy"]
-    noun = greedy[0].example.noun if greedy else "picture"
-    parts = [f"Greedy is right on {sum(o.right for o in greedy)} of {len(greedy)}"]
+    noun = greedy[0].example.noun if greedy else "image"
+    parts = [f"Greedy is correct on {sum(o.right for o in greedy)} of {len(greedy)}"]
     for name, found in outcomes.items():
         if name == "greedy":
             continue
@@ -124,27 +124,29 @@ def summarise(
             "the text misleads": [o for o in found if o.example.hint],
             f"the {noun} misleads": [o for o in found if not o.example.hint],
         }
-        told = "; ".join(f"{sum(o.right for o in rows)} of {len(rows)} where {k}" for k, rows in kinds.items() if rows)
-        parts.append(
-            f"{name} on {sum(o.right for o in found)} ({told}), "
-            f"with the {noun}'s share of the deciding word going from {shares}"
+        breakdown = "; ".join(
+            f"{sum(o.right for o in rows)} of {len(rows)} where {k}" for k, rows in kinds.items() if rows
         )
-    said = ", ".join(parts) + "."
+        parts.append(
+            f"{name} on {sum(o.right for o in found)} ({breakdown}), "
+            f"with the {noun}'s share of the deciding word changing from {shares}"
+        )
+    summary = ", ".join(parts) + "."
     aimed = [(d.inside, d.example.area) for d in decisions if d.inside is not None]
     if aimed:
         inside, area = (float(np.mean([row[i] or 0.0 for row in aimed])) for i in (0, 1))
-        place = ("object", "in its box", "area") if noun == "picture" else ("event", "inside it", "time")
-        said += (
-            f" Where the {place[0]} asked for is there, {inside:.0%} of the {noun}'s relevance for {DECISION} lies {place[1]}"
+        place = ("object", "in its box", "area") if noun == "image" else ("event", "inside it", "time")
+        summary += (
+            f" Where the {place[0]} in question is present, {inside:.0%} of the {noun}'s relevance for {DECISION} is {place[1]}"
             f" ({area:.0%} of the {place[2]})."
         )
     if picked:
-        table = "bench-quality" if noun == "picture" else "bench-quality-audio"
-        said += (
-            f" The {noun}s were picked because greedy errs on them, so they can show repairs but not harm;"
+        table = "bench-quality" if noun == "image" else "bench-quality-audio"
+        summary += (
+            f" The {noun}s were selected because greedy errs on them, so they can show improvements but not regressions;"
             f" the table of `make {table}` shows both."
         )
-    return said
+    return summary
 
 
 def _case(adapter: Adapter, outcomes: Sequence[Outcome], decision: Decision) -> Case:
@@ -168,7 +170,7 @@ def _print(console: Console, number: str, outcomes: Sequence[Outcome], decision:
     objects = f"; in the {example.noun}: {', '.join(example.objects)}" if example.objects else ""
     console.print()
     console.print(
-        Text.assemble((f"{number}  ", "dim"), (example.text, "bold"), f"   in truth: {example.label}{objects}")
+        Text.assemble((f"{number}  ", "dim"), (example.text, "bold"), f"   correct: {example.label}{objects}")
     )
     for o in outcomes:
         step = o.generation.steps[o.decisive.start] if o.decisive is not None else None
@@ -181,24 +183,26 @@ def _print(console: Console, number: str, outcomes: Sequence[Outcome], decision:
             losses = [f"{k} loss {v[0]:.3g} → {v[-1]:.3g}" for k, v in step.losses.items() if v and k != "total"]
             line.append("  " + ", ".join(losses) if losses else "", "dim")
         console.print(line)
-    console.print(Text(f"  {DECISION} is decided by the text {_tops(decision.relevance)}; {_picture(decision)}", "dim"))
+    console.print(
+        Text(f"  relevance for {DECISION}: text {_tops(decision.relevance)}; {_media_share(decision)}", "dim")
+    )
 
 
 def _tops(relevance: Relevance, count: int = 4) -> str:
     return ", ".join(f"{shown(token)} {score:+.2g}" for _, token, score in relevance.top(count, "text"))
 
 
-def _picture(decision: Decision) -> str:
+def _media_share(decision: Decision) -> str:
     example = decision.example
-    told = f"by the {example.noun} {decision.relevance.total(example.kind):+.2g}"
+    total = f"{example.noun} {decision.relevance.total(example.kind):+.2g}"
     if decision.inside is None:
-        return told
+        return total
     place = "in the box of" if example.kind == "image" else "during"
-    return f"{told}, {decision.inside:.0%} of it {place} the {example.object}"
+    return f"{total}, {decision.inside:.0%} of it {place} the {example.object}"
 
 
 def as_plain(demo: Demo) -> dict[str, Any]:
-    """The demo as plain values for JSON."""
+    """Convert a demo to plain values for JSON."""
     return {
         "summary": demo.summary,
         "page": str(demo.page),

@@ -1,10 +1,10 @@
-"""The world of the vision miniature: small pictures of everyday objects, drawn from a seed.
+"""The world of the vision miniature: small images of everyday objects generated from a seed.
 
-Numpy and PIL only. A scene is fixed by (split, kind, visibility, index); the splits draw from disjoint seeds, and dev,
-test and demo also use background textures that no training picture has. Kinds of scene:
+Numpy and PIL only. A scene is determined by (split, kind, visibility, index); the splits use disjoint seeds, and dev,
+test and demo also use background textures that are not in the training split. Kinds of scene:
 
-- "independent": one or two of the 16 objects in `PLACES`, independent of one another;
-- "trio": the three objects of one of the `TRIOS`, which the training pictures show together (`CO_OCCURRENCE`);
+- "independent": one or two of the 16 objects in `PLACES`, independent of each other;
+- "trio": the three objects of one of the `TRIOS`, which co-occur in training images (`CO_OCCURRENCE`);
 - "broken": two objects of a trio, the third is missing.
 """
 
@@ -26,7 +26,7 @@ Visibility = Literal["clear", "medium", "poor"]
 Box = tuple[int, int, int, int]
 Floats = npt.NDArray[np.float32]
 
-SIZE = 112  # pixels a side
+SIZE = 112  # pixels per side
 PLACES: dict[str, tuple[str, ...]] = {
     "kitchen": ("cup", "pizza", "banana", "strawberry"),
     "farm": ("pig", "chicken", "tractor", "horse"),
@@ -37,7 +37,7 @@ TRIOS: tuple[tuple[str, str, str], ...] = (("boat", "fish", "crab"), ("dog", "ba
 INDEPENDENT: tuple[str, ...] = tuple(name for names in PLACES.values() for name in names)
 SOCIAL: tuple[str, ...] = tuple(name for trio in TRIOS for name in trio)
 OBJECTS: tuple[str, ...] = INDEPENDENT + SOCIAL
-CO_OCCURRENCE = 0.93  # P(the third object of a trio is there | the other two are), in training pictures
+CO_OCCURRENCE = 0.93  # P(third object of a trio | the other two), in training images
 SPLITS: tuple[Split, ...] = ("train", "dev", "test", "demo")
 VISIBILITIES: tuple[Visibility, ...] = ("clear", "medium", "poor")
 
@@ -47,7 +47,7 @@ _HELD_OUT: dict[str, str] = {"dev": "rings", "test": "waves", "demo": "waves"}
 
 @dataclass(frozen=True)
 class _Look:
-    """Ranges (low, high) of what a visibility does to a picture."""
+    """Ranges (low, high) of the image degradations of a visibility."""
 
     scale: tuple[float, float]  # side of an object, pixels
     opacity: tuple[float, float]
@@ -78,7 +78,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's content; `image()` draws it, always the same. Items are in order from left to right."""
+    """The content of one image; `image()` draws it deterministically. Items are in order from left to right."""
 
     split: Split
     kind: Kind
@@ -98,7 +98,7 @@ class Scene:
 
     @property
     def missing(self) -> str | None:
-        """The object that a broken trio lacks."""
+        """The object missing from a broken trio."""
         for trio in TRIOS:
             absent = [name for name in trio if name not in self.names]
             if len(absent) == 1:
@@ -106,12 +106,12 @@ class Scene:
         return None
 
     def image(self) -> Image.Image:
-        """The picture, RGB, 112 x 112."""
+        """Draw the image, RGB, 112 x 112."""
         return Image.fromarray(render(self)[0])
 
 
 def scene(split: Split, kind: Kind, visibility: Visibility, index: int, contains: str | None = None) -> Scene:
-    """The scene of that number; with `contains`, one that shows that object (independent scenes only)."""
+    """Return the scene with that index; `contains`: an object that it must show (independent scenes only)."""
     rng = _rng(split, kind, visibility, contains or "", index)
     if kind == "independent":
         if contains is not None and contains not in INDEPENDENT:
@@ -133,7 +133,7 @@ def scene(split: Split, kind: Kind, visibility: Visibility, index: int, contains
 
 
 def render(picture: Scene) -> tuple[npt.NDArray[np.uint8], dict[str, Floats]]:
-    """Pixels [112, 112, 3] and, for each object, its visible share of every pixel [112, 112]."""
+    """Render pixels [112, 112, 3] and, for each object, its visible share of every pixel [112, 112]."""
     look = _LOOKS[picture.visibility]
     rng = _rng(picture.split, picture.kind, picture.visibility, ",".join(picture.names), picture.index, "pixels")
     textures = _TEXTURES + ((_HELD_OUT[picture.split],) if picture.split in _HELD_OUT else ())
@@ -163,7 +163,7 @@ def render(picture: Scene) -> tuple[npt.NDArray[np.uint8], dict[str, Floats]]:
 
 
 def icon(name: str) -> Image.Image:
-    """The object's picture (Noto Emoji), RGBA, 72 x 72."""
+    """Return the object's icon (Noto Emoji), RGBA, 72 x 72."""
     if name not in OBJECTS:
         raise ValueError(f"no icon named {name!r}; known: {', '.join(OBJECTS)}")
     return _icon(name)
@@ -197,8 +197,8 @@ def _place(rng: np.random.Generator, names: list[str], visibility: Visibility) -
             side, angle = int(rng.uniform(*look.scale) * shrink), round(float(rng.uniform(-25, 25)), 1)
             grown = _turned(name, side, angle)
             inner = grown.getchannel("A").point(lambda value: 255 * (value > 60)).getbbox() or (0, 0, side, side)
-            reach = SIZE + 6 - (inner[2] - inner[0]), SIZE + 6 - (inner[3] - inner[1])
-            x, y = int(rng.integers(-6, reach[0] + 1)), int(rng.integers(-6, reach[1] + 1))
+            limit = SIZE + 6 - (inner[2] - inner[0]), SIZE + 6 - (inner[3] - inner[1])
+            x, y = int(rng.integers(-6, limit[0] + 1)), int(rng.integers(-6, limit[1] + 1))
             box = (max(0, x), max(0, y), min(SIZE, x + inner[2] - inner[0]), min(SIZE, y + inner[3] - inner[1]))
             cover = max((_overlap(box, item.box) for item in items), default=0.0)
             if cover < least:
@@ -211,7 +211,7 @@ def _place(rng: np.random.Generator, names: list[str], visibility: Visibility) -
 
 
 def _overlap(one: Box, two: Box) -> float:
-    """Shared area over the smaller box's area."""
+    """Return the intersection area over the smaller box's area."""
     width = min(one[2], two[2]) - max(one[0], two[0])
     height = min(one[3], two[3]) - max(one[1], two[1])
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, two)]
@@ -219,7 +219,7 @@ def _overlap(one: Box, two: Box) -> float:
 
 
 def _occlude(rng: np.random.Generator, pixels: Floats, masks: dict[str, Floats], item: Item, share: float) -> None:
-    """Hide `share` of the item's box behind a flat bar that comes from one of its sides."""
+    """Occlude `share` of the item's box by a uniform bar from one of its sides."""
     left, top, right, bottom = item.box
     side = int(rng.integers(4))
     if side < 2:

@@ -1,9 +1,9 @@
 """Evaluation sets for the audio miniature: yes/no questions in cells, captions, transcription. No torch.
 
 A cell is "<set>/<clarity>"; the sets are those of the vision miniature's text-borne prior: none, E-right, E-wrong,
-C-right, C-wrong. With the same split, clarity and seed they hold the same recordings, sounds and labels, so that they can
+C-right, C-wrong. With the same split, clarity and seed they have the same recordings, sounds and labels, so that they can
 be compared in pairs; yes and no alternate. Transcription sets: "usual", "broken" and "digits" phrases, clear, medium or
-poor, and what holds no speech: "noise", "silence", "events".
+poor, and recordings without speech: "noise", "silence", "events".
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SPEECH_SETS = (*(f"{phrase}/{clarity}" for phrase in PHRASES for clarity in CLAR
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request about one recording; `text` is the whole user turn, `truth` what is right.
+class Request:
+    """One request about one recording; `text` is the whole user turn, `truth` the correct answer.
 
     ``truth`` is "yes" or "no" for a question, the tuple of sounds for a caption, the words for a transcription.
     """
@@ -49,18 +49,18 @@ class Asked:
 
     @property
     def hint(self) -> str:
-        """The hint alone, "" where there is none."""
+        """The hint alone, or ""."""
         return self.text.removesuffix(self.question).strip() if self.hint_kind != "none" else ""
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The user turn in the messages format, with its sound as (samples, rate)."""
+        """The user turn in the messages format, with its audio as (samples, rate)."""
         sound = {"type": "audio", "audio": (self.recording.samples(), RATE)}
         return [{"role": "user", "content": [sound, {"type": "text", "text": self.text}]}]
 
 
-def questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> list[Asked]:
-    """The first n questions of a cell; half of the answers are yes. Other seeds draw other recordings.
+def questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> list[Request]:
+    """Return the first n questions of a cell; half of the answers are yes. Different seeds draw different recordings.
 
     Raises ValueError for a cell that is not in `CELLS`, or a seed below 0.
     """
@@ -68,42 +68,44 @@ def questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> list[Ask
         raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
-    name, _, heard = cell.partition("/")
-    return [_question(split, name, _clarity(heard), seed, number) for number in range(n)]
+    name, _, clarity = cell.partition("/")
+    return [_question(split, name, _clarity(clarity), seed, number) for number in range(n)]
 
 
-def captions(split: Split, hint: str = "none", n: int = 200, seed: int = 0, clarity: Clarity = "clear") -> list[Asked]:
-    """The first n caption requests; hint is one of `SETS` (wrong: a sound, or a place, that is not there)."""
+def captions(
+    split: Split, hint: str = "none", n: int = 200, seed: int = 0, clarity: Clarity = "clear"
+) -> list[Request]:
+    """Return the first n caption requests; hint is one of `SETS` (wrong: an absent sound, or another place)."""
     if hint not in SETS:
         raise ValueError(f"hint must be one of {', '.join(SETS)}; got {hint!r}")
     return [_caption(split, hint, clarity, seed, number) for number in range(n)]
 
 
-def transcriptions(split: Split, name: str, n: int = 200, seed: int = 0) -> list[Asked]:
-    """The first n transcription requests of one of `SPEECH_SETS`; reads the shipped voices where words are spoken."""
+def transcriptions(split: Split, name: str, n: int = 200, seed: int = 0) -> list[Request]:
+    """Return the first n transcription requests of one of `SPEECH_SETS`; reads the shipped voices for speech."""
     if name not in SPEECH_SETS:
         raise ValueError(f"set must be one of {', '.join(SPEECH_SETS)}; got {name!r}")
-    kind, _, heard = name.partition("/")
+    kind, _, clarity = name.partition("/")
     out = []
     for number in range(n):
         index = _index(seed, number) + 700_000
-        if heard:
+        if clarity:
             phrase = next(p for p in PHRASES if p == kind)
-            one = recording(split, "speech", _clarity(heard), index, phrase=phrase)
+            one = recording(split, "speech", _clarity(clarity), index, phrase=phrase)
         else:
             one = recording(split, next(k for k in QUIET if k == kind), "clear", index)
-        words = one.names if heard else ()
+        words = one.names if clarity else ()
         key = f"{split}/speech-{name}/{seed}/{number}"
-        out.append(Asked(key, one, language.TRANSCRIBE, language.transcript(words), name))
+        out.append(Request(key, one, language.TRANSCRIBE, language.transcript(words), name))
     return out
 
 
-def _question(split: Split, name: str, clarity: Clarity, seed: int, number: int) -> Asked:
+def _question(split: Split, name: str, clarity: Clarity, seed: int, number: int) -> Request:
     rng = np.random.default_rng([6, seed, number])
     one = recording(split, "events", clarity, _index(seed, number))
     label = YES if number % 2 == 0 else NO
-    asked = one.names if label == YES else _absent(one)
-    thing = asked[int(rng.integers(len(asked)))]
+    candidates = one.names if label == YES else _absent(one)
+    thing = candidates[int(rng.integers(len(candidates)))]
     kind, right = _hint_kind(name)
     suggests_yes = (label == YES) == right
     hint = ""
@@ -113,10 +115,10 @@ def _question(split: Split, name: str, clarity: Clarity, seed: int, number: int)
         home = language.PLACE_OF[thing]
         hint = language.context(home if suggests_yes else language.other_place(home, int(rng.integers(3)))) + " "
     cell = f"{name}/{clarity}"
-    return Asked(f"{split}/{cell}/{seed}/{number}", one, hint + language.ask(thing), label, cell, kind, right, thing)
+    return Request(f"{split}/{cell}/{seed}/{number}", one, hint + language.ask(thing), label, cell, kind, right, thing)
 
 
-def _caption(split: Split, name: str, clarity: Clarity, seed: int, number: int) -> Asked:
+def _caption(split: Split, name: str, clarity: Clarity, seed: int, number: int) -> Request:
     rng = np.random.default_rng([7, seed, number])
     one = recording(split, "events", clarity, _index(seed, number) + 500_000)
     kind, right = _hint_kind(name)
@@ -131,7 +133,7 @@ def _caption(split: Split, name: str, clarity: Clarity, seed: int, number: int) 
         hint = language.context(candidates[int(rng.integers(len(candidates)))]) + " "
     cell = f"{name}/{clarity}"
     key = f"{split}/caption-{cell}/{seed}/{number}"
-    return Asked(key, one, hint + language.DESCRIBE, one.names, cell, kind, right, thing)
+    return Request(key, one, hint + language.DESCRIBE, one.names, cell, kind, right, thing)
 
 
 def _clarity(name: str) -> Clarity:

@@ -1,7 +1,7 @@
-"""The voices of the audio miniature's world: sixteen everyday sounds and the noise behind them, made from a seed.
+"""Synthesis of the audio miniature's world: sixteen everyday sounds and background noise, generated from a seed.
 
-Numpy only. Every maker takes a random generator and a number of samples (16 kHz) and returns float32 ``[n]`` of RMS 1;
-pitch, pace and colour vary with the generator, so that no two sounds of a name are the same.
+Numpy only. Every function takes a random generator and a number of samples (16 kHz) and returns float32 ``[n]`` of RMS 1;
+pitch, tempo and timbre vary with the generator, so that no two sounds of a class are the same.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-RATE = 16_000  # samples a second
+RATE = 16_000  # samples per second
 Floats = npt.NDArray[np.float32]
 Maker = Callable[[np.random.Generator, int], Floats]
 
 
 def level(samples: npt.NDArray[np.floating]) -> Floats:
-    """The same sound at RMS 1 (silence stays silent)."""
+    """Scale samples to RMS 1 (silence is unchanged)."""
     power = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if samples.size else 0.0
     return _floats(samples / power if power > 0 else samples)
 
@@ -31,7 +31,7 @@ def _time(n: int) -> Floats:
 
 
 def _phase(hertz: npt.NDArray[np.floating] | float, n: int) -> npt.NDArray[np.float64]:
-    """Turns completed at each sample, for a constant or moving pitch."""
+    """Return the phase in cycles at each sample, for a constant or varying pitch."""
     return np.cumsum(np.broadcast_to(np.asarray(hertz, np.float64), n)) / RATE
 
 
@@ -44,8 +44,8 @@ def _saw(hertz: npt.NDArray[np.floating] | float, n: int) -> Floats:
 
 
 def _shaped(samples: Floats, peaks: list[tuple[float, float]], floor: float = 0.0) -> Floats:
-    """Through resonances (centre, width; hertz): what makes a bark a bark and a quack a quack."""
-    size = -(-len(samples) // 1024) * 1024  # lengths with large prime factors are slow to transform
+    """Filter samples through resonances (centre, width; hertz), which give a sound its timbre."""
+    size = -(-len(samples) // 1024) * 1024  # FFTs of lengths with large prime factors are slow
     spectrum = np.fft.rfft(samples, size)
     hertz = np.fft.rfftfreq(size, 1 / RATE)
     gain = floor + sum(np.exp(-0.5 * ((hertz - centre) / width) ** 2) for centre, width in peaks)
@@ -59,7 +59,7 @@ def _noise(rng: np.random.Generator, n: int) -> Floats:
 def _repeated(
     n: int, every: float, length: float, one: Callable[[int, int], npt.NDArray[np.floating]], jitter: Floats
 ) -> Floats:
-    """``one(number, samples)`` every so many seconds, each at most ``length`` seconds; starts at once."""
+    """Repeat ``one(number, samples)`` periodically, each at most ``length`` seconds, starting immediately."""
     out = np.zeros(n, np.float32)
     at = number = 0
     while at < n:
@@ -75,7 +75,7 @@ def _jitter(rng: np.random.Generator, share: float = 0.08) -> Floats:
 
 
 def _hump(n: int) -> Floats:
-    """A smooth rise and fall."""
+    """Return a smooth rise and fall."""
     return _floats(np.sin(np.pi * (np.arange(n, dtype=np.float32) + 0.5) / n) ** 0.6)
 
 
@@ -233,7 +233,7 @@ MAKERS: dict[str, Maker] = {
 
 
 def make(name: str, rng: np.random.Generator, n: int) -> Floats:
-    """One sound of that name: float32 [n] of RMS 1, with soft ends."""
+    """Synthesise one sound of a class: float32 [n] of RMS 1, with faded ends."""
     out = level(MAKERS[name](rng, n))
     edge = min(n // 4, 240)
     ramp = np.linspace(0, 1, edge, dtype=np.float32)
@@ -243,7 +243,7 @@ def make(name: str, rng: np.random.Generator, n: int) -> Floats:
 
 
 def background(rng: np.random.Generator, kind: str, n: int) -> Floats:
-    """Noise of RMS 1: white, pink, brown, hum; swell (only in dev) and gusts (only in test and demo)."""
+    """Synthesise noise of RMS 1: white, pink, brown, hum; swell (only in dev) and gusts (only in test and demo)."""
     if kind == "hum":
         base = rng.uniform(48, 62)
         tones = sum(_sine(base * k, n) / k for k in (1, 2, 3, 5))

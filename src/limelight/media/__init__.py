@@ -1,1 +1,1 @@
-"""Pictures, sound and film: bytes to checked media, before any model sees them."""
+"""Reading images, audio and video: from bytes to validated media, before any model is involved."""

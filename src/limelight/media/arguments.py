@@ -1,11 +1,10 @@
-"""The shapes in which people hand in pictures, sound and film, made into what the readers take.
+"""Normalisation of the accepted forms of images, audio and video into what the readers take.
 
     file name or Path, bytes, file object, data URL, PIL image, array or tensor, Clip, (samples, rate) or (rate, samples),
-    {"array", "sampling_rate"}, {"bytes"} or {"path"} of Hugging Face's datasets, {"url"} and {"data", "format"} of OpenAI's
+    {"array", "sampling_rate"}, {"bytes"} or {"path"} of Hugging Face datasets, {"url"} and {"data", "format"} of OpenAI
     content; lists of these
 
-What does not say of itself what it is (a stereo sound is a table of numbers, and so is a picture) is refused with how to
-say it.
+Ambiguous input (stereo audio and a grey image are both 2-D arrays) is rejected with a hint on how to name its type.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ _MARKS: tuple[tuple[int, bytes, str], ...] = (
 
 
 def by_kind(media: Any) -> dict[str, list[Any]]:
-    """Loose media by kind, each kind in order: ``{"image": x or [x, ...], ...}``, or anything whose kind can be told.
+    """Group media by type, in order, from ``{"image": x or [x, ...], ...}`` or media whose type can be inferred.
 
-    Under ``"video"`` a list of pictures is one film of frames; a list of anything else is several films.
+    Under ``"video"`` a list of images is the frames of one video; a list of anything else is several videos.
 
     Raises:
-        PromptError: an unknown kind.
-        MediaError: what it is cannot be told.
+        PromptError: an unknown media type.
+        MediaError: the type cannot be inferred.
     """
     found: dict[str, list[Any]] = {kind: [] for kind in KINDS}
     if media is None:
@@ -54,21 +53,21 @@ def by_kind(media: Any) -> dict[str, list[Any]]:
     if isinstance(media, Mapping) and not _is_file(media):
         unknown = sorted(map(str, set(media) - set(KINDS)))
         if unknown:
-            raise PromptError(f"unknown kind of media {', '.join(map(repr, unknown))}", hint="image, audio or video")
+            raise PromptError(f"unknown media type {', '.join(map(repr, unknown))}", hint="image, audio or video")
         for kind in KINDS:
             found[kind] = [item(kind, x) for x in _listed(kind, media.get(kind))]
         return found
     for one in _loose(media):
-        kind = told(one)
+        kind = infer_kind(one)
         found[kind].append(item(kind, one))
     return found
 
 
 def item(kind: str, source: Any) -> Any:
-    """One medium whose kind is known, as :func:`read_image`, :func:`read_audio` or :func:`read_video` takes it.
+    """Normalise one medium of known type to what :func:`read_image`, :func:`read_audio` or :func:`read_video` takes.
 
     Raises:
-        MediaError: a data URL of another kind, or not base64.
+        MediaError: a data URL of another type, or invalid base64.
     """
     if isinstance(source, Mapping):
         if isinstance(source.get("url"), str):
@@ -82,7 +81,7 @@ def item(kind: str, source: Any) -> Any:
         if source[:5].lower() == "data:":
             family = _family(source)
             if family != kind:
-                raise MediaError(f"a data URL of {family} was given as {kind}", hint=f"pass it as {family}")
+                raise MediaError(f"a data URL of type {family} was passed as {kind}", hint=f"pass it as {family}")
             return decoded(source[source.index(",") + 1 :])
         return unquote(urlsplit(source).path) if source[:7].lower() == "file://" else source
     if callable(getattr(source, "read", None)) and not is_array(source):
@@ -92,11 +91,11 @@ def item(kind: str, source: Any) -> Any:
     return source
 
 
-def told(source: Any) -> str:
-    """``image``, ``audio`` or ``video``: what a medium is, by its type, its name or its first bytes.
+def infer_kind(source: Any) -> str:
+    """Infer ``image``, ``audio`` or ``video`` from an object's type, its file name or its first bytes.
 
     Raises:
-        MediaError: it cannot be told.
+        MediaError: the media type cannot be inferred.
     """
     if isinstance(source, Image.Image):
         return "image"
@@ -108,7 +107,7 @@ def told(source: Any) -> str:
         for key in ("bytes", "data", "url", "path"):
             if source.get(key) is not None:
                 found = source[key]
-                return told(decoded(found) if key == "data" and isinstance(found, str) else found)
+                return infer_kind(decoded(found) if key == "data" and isinstance(found, str) else found)
     if isinstance(source, str) and source[:5].lower() == "data:":
         return _family(source)
     if isinstance(source, (str, Path)):
@@ -119,23 +118,23 @@ def told(source: Any) -> str:
         return "audio"
     if is_array(source) or isinstance(source, np.ndarray) or is_tensor(source):
         return _by_shape(tuple(int(n) for n in source.shape))
-    raise MediaError(f"cannot tell what a {type(source).__name__} is", hint=SAY)
+    raise MediaError(f"cannot infer the media type of a {type(source).__name__}", hint=SAY)
 
 
 def decoded(text: str) -> bytes:
-    """Base64, with or without padding, of either alphabet; blanks and line breaks are no part of it."""
+    """Decode base64 of either alphabet, with or without padding; white space is ignored."""
     plain = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
     try:
         data = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MediaError(f"not base64: {error}", hint="encode the file's bytes in base64") from error
+        raise MediaError(f"invalid base64: {error}", hint="encode the file's bytes in base64") from error
     if not data:
-        raise MediaError("no bytes", hint="encode a whole file")
+        raise MediaError("the base64 data is empty", hint="encode a whole file")
     return data
 
 
 def _loose(media: Any) -> list[Any]:
-    """The media of a list, or the one medium."""
+    """Return the media of a list, or a single medium as a list."""
     if callable(getattr(media, "read", None)) and not is_array(media):
         return [media.read()]
     if _is_pair(media) or not isinstance(media, (list, tuple)):
@@ -171,7 +170,7 @@ def _is_frame(value: Any) -> bool:
 
 
 def _is_file(media: Mapping[str, Any]) -> bool:
-    """Whether a mapping is one medium, not media by kind."""
+    """Whether a mapping is one medium rather than media grouped by type."""
     return not set(media) & set(KINDS) and any(k in media for k in ("array", "bytes", "path", "url", "data"))
 
 
@@ -194,7 +193,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _pair(value: Sequence[Any]) -> tuple[Any, Any]:
-    """``(samples, rate)``, whichever way round."""
+    """Return ``(samples, rate)``, given in either order."""
     if not _is_pair(value):
         raise MediaError(
             f"expected (samples, rate) or (rate, samples), got ({', '.join(type(x).__name__ for x in value)})",
@@ -208,7 +207,7 @@ def _family(url: str) -> str:
     head = _DATA_URL.match(url[:256])
     if head is None or head["kind"].lower() not in KINDS:
         raise MediaError(
-            f"not a data URL of a picture, sound or video: {url[:40]!r}", hint="such as data:image/png;base64,..."
+            f"not a data URL of an image, audio or video: {url[:40]!r}", hint="such as data:image/png;base64,..."
         )
     return head["kind"].lower()
 
@@ -232,15 +231,17 @@ def _by_bytes(head: bytes, name: str = "the bytes") -> str:
     for at, mark, kind in _MARKS:
         if head[at : at + len(mark)] == mark:
             return kind
-    raise MediaError(f"cannot tell what {name} hold: no known picture, sound or video begins like that", hint=SAY)
+    raise MediaError(
+        f"cannot infer the media type of {name}: not the signature of a known image, audio or video format", hint=SAY
+    )
 
 
 def _by_shape(shape: tuple[int, ...]) -> str:
-    """A sound is a row of numbers, a picture a plane; a plane of few rows may be channels, a row of pictures a film."""
+    """Infer the type from an array's shape: 1-D is audio, 2-D an image unless an axis may be channels."""
     if len(shape) == 1:
         return "audio"
     if len(shape) == 2 and min(shape) > 8:
         return "image"
     if len(shape) == 3 and (shape[-1] in (1, 3, 4) or shape[0] in (1, 3, 4)):
         return "image"
-    raise MediaError(f"cannot tell what an array {list(shape)} is", hint=SAY)
+    raise MediaError(f"cannot infer the media type of an array of shape {list(shape)}", hint=SAY)

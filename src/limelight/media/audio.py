@@ -1,4 +1,4 @@
-"""Reading sound: soundfile first, PyAV for what it cannot read (m4a, the sound of a video); mono, resampled by soxr."""
+"""Reading audio with soundfile, or PyAV where it cannot (m4a, the audio of a video); mono, resampled by soxr."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from limelight.media.pixels import is_tensor
 
 Samples = npt.NDArray[np.float32]
 MAX_CHANNELS = 64
-LOUDEST = 64.0  # floats beyond it are integers that nobody scaled
-CANCELLED = 0.01  # the mean of the channels holds less than this part of their power: they cancel one another
-SLACK_SECONDS, SLACK = 0.5, 0.02  # how much less than a header says is no sign of a file cut short
-BLOCK, UNKNOWN = 1 << 20, 1 << 62  # frames read at once; libsndfile's word for a length that it cannot tell
-ENDLESS = 0x7FFF_0000  # sizes that programs write when they do not know how long a sound will be
+LOUDEST = 64.0  # floats beyond it are unscaled integers
+CANCELLED = 0.01  # the channels cancel each other where their mean has less than this share of their power
+TOLERANCE_SECONDS, TOLERANCE = 0.5, 0.02  # tolerated shortfall against the header before a file counts as truncated
+BLOCK, UNKNOWN = 1 << 20, 1 << 62  # frames per read; libsndfile's value for an unknown length
+ENDLESS = 0x7FFF_0000  # sizes that programs write when the length is not known in advance
 
 
 def read_audio(
@@ -31,14 +31,14 @@ def read_audio(
     *,
     max_seconds: float = MAX_SECONDS,
 ) -> Samples:
-    """Mono float32 samples ``[n]`` at ``rate`` Hz, from a file, a file's bytes, ``(samples, rate)``, or samples at ``rate``.
+    """Read mono float32 samples ``[n]`` at ``rate`` Hz from a file, its bytes, ``(samples, rate)``, or samples at ``rate``.
 
-    Also ``{"array": ..., "sampling_rate": ...}`` and ``{"bytes": ..., "path": ...}``, as Hugging Face's datasets have
-    them. Samples: see :func:`mono`. A file that ends before its header says gives what is there, with a
+    Also from ``{"array": ..., "sampling_rate": ...}`` and ``{"bytes": ..., "path": ...}``, as in Hugging Face datasets.
+    Samples: see :func:`mono`. A file shorter than its header declares is read as far as it goes, with a
     :class:`MediaWarning`.
 
     Raises:
-        MediaError: missing, not sound, empty, too long, or not finite.
+        MediaError: missing, not audio, empty, too long, or not finite.
         MissingExtraError: soundfile or soxr is not installed (``limelight[audio]``).
     """
     samples, found = read_samples(source, rate, max_seconds=max_seconds)
@@ -56,13 +56,13 @@ def read_samples(
     formats: Mapping[str, Sequence[str]] | None = None,
     format: str | None = None,
 ) -> tuple[Samples, int]:
-    """Mono samples at the rate they have, and that rate; for the rest see :func:`read_audio`.
+    """Read mono samples at their native rate, and return that rate too; otherwise like :func:`read_audio`.
 
     Args:
-        rate: of samples that come without one.
-        max_samples: all channels together. ``rates``: least and greatest.
-        formats: what may be read: a name, and libsndfile's names of it; then nothing is read by PyAV. ``format``: the
-            name that it must have.
+        rate: assumed for samples that come without one.
+        max_samples: over all channels. ``rates``: minimum and maximum.
+        formats: the allowed formats: a name, and libsndfile's names for it; PyAV is then not used. ``format``: the
+            format that the file must have.
     """
     if isinstance(source, Mapping):
         if source.get("array") is not None:
@@ -78,15 +78,15 @@ def read_samples(
         reader = _Reader(file, name, max_seconds, max_samples, max_channels, rates, formats, format)
         read, found = reader.read()
         samples = mono(read)
-    _check_length(samples.size / found, max_seconds, "the sound")
+    _check_length(samples.size / found, max_seconds, "the audio")
     return samples, found
 
 
 def resampled(samples: Samples, found: int, rate: int) -> Samples:
-    """Mono samples at another rate.
+    """Resample mono samples to another rate.
 
     Raises:
-        MediaError: nothing is left. MissingExtraError: soxr is not installed.
+        MediaError: no sample is left. MissingExtraError: soxr is not installed.
     """
     if found == rate:
         return samples
@@ -96,19 +96,19 @@ def resampled(samples: Samples, found: int, rate: int) -> Samples:
         raise MissingExtraError("soxr", "audio") from error
     samples = soxr.resample(samples, found, rate).astype(np.float32)
     if not samples.size:
-        raise MediaError(f"nothing of the sound is left at {rate} Hz", hint="pass a longer sound")
+        raise MediaError(f"no audio is left after resampling to {rate} Hz", hint="pass a longer audio clip")
     return samples
 
 
 def mono(source: Any) -> Samples:
-    """Samples ``[n]``, or of channels on one of two axes (the shorter one), as their mean in float32.
+    """Convert samples ``[n]``, or with channels on the shorter of two axes, to mono float32 (the mean of the channels).
 
-    Integers are PCM: full scale becomes 1; those of more than 16 bits whose peak fits 16 bits (or, of int64, 24 or 32 bits) are
-    taken as such. Channels that cancel one another (the mean holds less than a hundredth of their power) are not averaged:
-    the loudest alone is taken, with a :class:`MediaWarning`.
+    Integers are PCM: full scale becomes 1; wider integers whose peak fits 16 bits (for int64: 16, 24 or 32 bits) are
+    scaled by that width. Channels that cancel each other (the mean has less than a hundredth of their power) are not
+    averaged: only the loudest is used, with a :class:`MediaWarning`.
 
     Raises:
-        MediaError: empty, of another shape, not numbers, NaN or infinity, or floats far beyond -1..1.
+        MediaError: empty, of another shape, not numeric, NaN or infinity, or floats far beyond -1..1.
     """
     if is_tensor(source):
         source = source.detach().cpu()
@@ -117,14 +117,14 @@ def mono(source: Any) -> Samples:
         samples = _as_float(np.asarray(source))
     except ValueError as error:  # rows of unequal length
         raise MediaError(
-            f"the sound is no array of samples: {error}", hint="expected [samples] or [samples, channels]"
+            f"the audio is not an array of samples: {error}", hint="expected [samples] or [samples, channels]"
         ) from error
     if not samples.size or samples.ndim not in (1, 2) or (samples.ndim == 2 and min(samples.shape) > MAX_CHANNELS):
         raise MediaError(
-            f"the sound is empty or has shape {samples.shape}", hint="expected [samples] or [samples, channels]"
+            f"the audio is empty or has shape {samples.shape}", hint="expected [samples] or [samples, channels]"
         )
     if not np.isfinite(samples).all():
-        raise MediaError("the sound holds NaN or infinity", hint="export it again")
+        raise MediaError("the audio contains NaN or infinity", hint="export it again")
     if (peak := float(np.abs(samples).max())) > LOUDEST:
         raise MediaError(
             f"the samples are floats that reach {peak:g}, expected -1..1",
@@ -140,7 +140,7 @@ def mono(source: Any) -> Samples:
         and float(np.square(mixed, dtype=np.float64).mean()) < CANCELLED * sum(power) / len(power) ** 2
     ):
         warnings.warn(
-            "the channels of the sound cancel one another: the loudest alone is taken", MediaWarning, stacklevel=3
+            "the channels of the audio cancel each other: only the loudest is used", MediaWarning, stacklevel=3
         )
         first = next(i for i, p in enumerate(power) if p >= 0.99 * max(power))
         return np.ascontiguousarray(channels[first])
@@ -153,9 +153,7 @@ def _rate(value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         rate = 0
     if rate <= 0:
-        raise MediaError(
-            f"a sampling rate of {value} Hz makes no sense", hint="pass (samples, rate) with the true rate"
-        )
+        raise MediaError(f"a sampling rate of {value} Hz is not valid", hint="pass (samples, rate) with the true rate")
     return rate
 
 
@@ -171,7 +169,7 @@ def _as_float(samples: npt.NDArray[Any]) -> Samples:
         return ((samples.astype(np.float64) - offset) / half).astype(np.float32)
     if samples.dtype.kind not in "fb":
         raise MediaError(
-            f"samples of type {samples.dtype} are no sound", hint="pass floats in -1..1, or integers (PCM)"
+            f"samples of type {samples.dtype} are not audio", hint="pass floats in -1..1, or integers (PCM)"
         )
     return samples.astype(np.float32)
 
@@ -180,12 +178,12 @@ def _check_length(seconds: float, most: float, name: str) -> None:
     if seconds > most:
         raise MediaError(
             f"{name} lasts {seconds:.0f} s, the limit is {most:.0f} s",
-            hint="cut it into pieces (`limelight transcribe` does so by itself)",
+            hint="split it into pieces (`limelight transcribe` does this automatically)",
         )
 
 
 class _Reader:
-    """One file, and what it may be."""
+    """Reader of one audio file with the formats and limits allowed for it."""
 
     def __init__(
         self,
@@ -202,10 +200,10 @@ class _Reader:
         self.max_samples, self.max_channels, self.rates = max_samples, max_channels, rates
 
     def read(self) -> tuple[npt.NDArray[Any], int]:
-        """Samples ``[n]`` or ``[n, channels]``, and their rate."""
+        """Return samples ``[n]`` or ``[n, channels]``, and their rate."""
         suffix = self.file.suffix.lower() if isinstance(self.file, Path) else ""
         if suffix in IMAGE_SUFFIXES:
-            raise MediaError(f"{self.name} is {kind_of(self.name)}, expected sound", hint="pass it as --image")
+            raise MediaError(f"{self.name} is {kind_of(self.name)}, expected audio", hint="pass it as --image")
         if suffix in VIDEO_SUFFIXES:
             return self._by_av(None)
         try:
@@ -216,10 +214,10 @@ class _Reader:
             return self._by_soundfile(soundfile)
         except (LimelightError, MediaWarning, MemoryError):
             raise
-        except Exception as error:  # a decoder fed with anything raises anything
+        except Exception as error:  # decoders raise any kind of exception on bad input
             if self.formats is not None:
                 kinds = self.format or ", ".join(self.formats)
-                raise MediaError(f"not sound that can be read as {kinds}", hint="convert it to WAV") from error
+                raise MediaError(f"the audio cannot be read as {kinds}", hint="convert it to WAV") from error
             return self._by_av(error)
 
     def _by_soundfile(self, soundfile: Any) -> tuple[npt.NDArray[Any], int]:
@@ -231,26 +229,26 @@ class _Reader:
                 most = min(most, self.max_samples // channels)
             if file.frames > most and self.formats is None:
                 _check_length(file.frames / rate, self.max_seconds, self.name)
-            told = int(file.frames) if file.frames < UNKNOWN else 0
+            declared = int(file.frames) if file.frames < UNKNOWN else 0
             parts, left = [], most + 1
             while left > 0 and len(block := file.read(frames=min(left, BLOCK), dtype="float32", always_2d=True)):
-                parts.append(block)  # in blocks: memory is taken for what is there, not for what a header promises
+                parts.append(block)  # in blocks: memory grows with the data present, not with what the header declares
                 left -= len(block)
         samples = np.concatenate(parts) if parts else np.zeros((0, channels), np.float32)
         if len(samples) > most:
-            raise MediaError(f"the sound lasts more than {most / rate:.0f} s", hint="cut it into pieces")
+            raise MediaError(f"the audio lasts more than {most / rate:.0f} s", hint="split it into pieces")
         if len(samples):
-            self._check_whole(len(samples) / rate, max(told, frames_declared(self.file) or 0) / rate)
+            self._check_complete(len(samples) / rate, max(declared, frames_declared(self.file) or 0) / rate)
         return samples, rate
 
     def _check_format(self, found: str, rate: int, channels: int) -> None:
         if self.formats is not None:
             if self.format is None and found not in sum(map(tuple, self.formats.values()), ()):
-                raise MediaError(
-                    f"sound of the kind {found} is not read here", hint=f"one of {', '.join(self.formats)}"
-                )
+                raise MediaError(f"audio format {found} is not accepted", hint=f"one of {', '.join(self.formats)}")
             if self.format is not None and found not in self.formats[self.format]:
-                raise MediaError(f"the sound is {found}, declared as {self.format}", hint="declare the format it has")
+                raise MediaError(
+                    f"the audio is {found} but was declared as {self.format}", hint="declare its actual format"
+                )
         low, high = self.rates or (1, 2**31)
         if not low <= rate <= high or not 1 <= channels <= self.max_channels:
             raise MediaError(
@@ -258,22 +256,22 @@ class _Reader:
                 hint=f"{low} to {high} Hz and at most {self.max_channels} channels",
             )
 
-    def _check_whole(self, seconds: float, told: float) -> None:
-        if told - seconds > min(SLACK_SECONDS, SLACK * told):
+    def _check_complete(self, seconds: float, declared: float) -> None:
+        if declared - seconds > min(TOLERANCE_SECONDS, TOLERANCE * declared):
             warnings.warn(
-                f"{self.name} is cut short: {seconds:.2f} s of {told:.2f} s are there", MediaWarning, stacklevel=6
+                f"{self.name} is truncated: {seconds:.2f} s of {declared:.2f} s are present", MediaWarning, stacklevel=6
             )
 
     def _by_av(self, refused: Exception | None) -> tuple[npt.NDArray[Any], int]:
-        """Samples ``[n, channels]`` of the first sound stream of a file; ``refused`` is what soundfile said of it."""
-        said = f": {refused}" if refused is not None else ""
+        """Return samples ``[n, channels]`` of a file's first audio stream; ``refused`` is soundfile's error."""
+        reason = f": {refused}" if refused is not None else ""
         try:
             import av
         except ImportError as error:
             if refused is None:
                 raise MissingExtraError("av", "video") from error
             raise MediaError(
-                f"{self.name} is not sound that soundfile can read{said}",
+                f"{self.name} is not audio that soundfile can read{reason}",
                 hint="convert it to WAV or FLAC, or pip install 'limelight[video]', whose PyAV reads more formats",
             ) from refused
         parts: list[npt.NDArray[Any]] = []
@@ -281,9 +279,9 @@ class _Reader:
         try:
             with contained(av, self.file) as container:
                 if not container.streams.audio:
-                    raise MediaError(f"{self.name} has no sound in it", hint="check the file in a player")
+                    raise MediaError(f"{self.name} has no audio stream", hint="check the file in a player")
                 stream = container.streams.audio[0]
-                told = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+                declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
                 _check_length((container.duration or 0) / 1e6, self.max_seconds, self.name)
                 as_float = av.AudioResampler(format="fltp")
                 rate = int(stream.rate)
@@ -297,23 +295,23 @@ class _Reader:
         except Exception as error:  # see read
             if not parts:
                 raise MediaError(
-                    f"{self.name} is not sound that can be read: {error}{said}", hint="convert it to WAV or FLAC"
+                    f"{self.name} cannot be read as audio: {error}{reason}", hint="convert it to WAV or FLAC"
                 ) from error
             raise MediaError(
-                f"{self.name} breaks off after {count / rate:.1f} s: {error}",
-                hint="get the file again, or re-encode it",
+                f"{self.name} is corrupt after {count / rate:.1f} s: {error}",
+                hint="download the file again, or re-encode it",
             ) from error
         if not parts:
-            raise MediaError(f"the sound of {self.name} is empty", hint="check the file in a player")
-        if told - count / rate > SLACK_SECONDS:  # containers round, and codecs drop their first samples
-            self._check_whole(count / rate, told)
+            raise MediaError(f"the audio of {self.name} is empty", hint="check the file in a player")
+        if declared - count / rate > TOLERANCE_SECONDS:  # containers round, and codecs drop their first samples
+            self._check_complete(count / rate, declared)
         return np.concatenate(parts, axis=-1).T.astype(np.float32), rate
 
 
 def frames_declared(file: Path | io.BytesIO) -> int | None:
-    """How many samples a channel the header of a RIFF WAV promises; None where it does not say (libsndfile mends it).
+    """Samples per channel declared by the header of a RIFF WAV file; None where unknown (libsndfile corrects it).
 
-    A size of zero, or close to the largest, is what programs write that do not know how long the sound will be.
+    Programs that do not know the length in advance write a size of zero or close to the maximum.
     """
     if isinstance(file, Path):
         with file.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""A file that libav reads, and can open nothing beside."""
+"""Opening files with libav, isolated from all other files and URLs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 @contextmanager
 def contained(av: Any, file: Path | io.BytesIO, container: str | None = None) -> Iterator[Any]:
-    """A file opened by libav, which can open nothing beside it: with no protocol at all, a playlist leads nowhere."""
-    logging.getLogger("libav").setLevel(logging.CRITICAL)  # what is wrong with a file is told by the error
+    """Open a file with libav with no protocols allowed, so that a playlist cannot open other files or URLs."""
+    logging.getLogger("libav").setLevel(logging.CRITICAL)  # problems are reported by the exception
     handle = file.open("rb") if isinstance(file, Path) else file
     handle.seek(0)
     try:

@@ -1,8 +1,8 @@
-"""The process that decodes: reads a job, decodes it under limits, writes the result, and waits for the next.
+"""The decoding process: reads a job, decodes it under limits, writes the result, and waits for the next.
 
-Run by :mod:`limelight.media.worker`. It loads neither torch nor transformers, may write no file, and is killed by the system
-when a job takes more processor time than it may. Jobs and results are JSON and plain bytes: a process that a hostile file
-has taken over can hand its parent wrong pixels, and no code.
+Run by :mod:`limelight.media.worker`. It loads neither torch nor transformers, cannot write files, and is killed by the
+system when a job exceeds its CPU time. Jobs and results are JSON and raw bytes: a process compromised by a hostile file
+can send its parent wrong pixels, but no code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OWN_FIELDS = ("to_rate", "codecs")
 
 
 def decode(kind: str, source: Any, options: Mapping[str, Any]) -> Any:
-    """A job's result: a picture, ``(samples, rate)``, or a Clip; ``options`` are those of the reader, and of sound ``to_rate``.
+    """Decode an image, ``(samples, rate)``, or a Clip; ``options`` are those of the reader, and ``to_rate`` for audio.
 
     Raises:
         LimelightError: see :func:`read_image`, :func:`read_samples`, :func:`read_video`.
@@ -46,8 +46,8 @@ def decode(kind: str, source: Any, options: Mapping[str, Any]) -> Any:
     return read_video(source, codecs=None if codecs is None else frozenset(codecs), **given)
 
 
-def told(kind: str, value: Any) -> tuple[dict[str, Any], Iterator[Any]]:
-    """What JSON says of a result, and its bytes, one picture after the other."""
+def serialized(kind: str, value: Any) -> tuple[dict[str, Any], Iterator[Any]]:
+    """Return the JSON header of a result and its bytes, image by image."""
     if kind == "image":
         return {"sizes": [value.size]}, iter([value.tobytes()])
     if kind == "audio":
@@ -58,7 +58,7 @@ def told(kind: str, value: Any) -> tuple[dict[str, Any], Iterator[Any]]:
 
 
 def answer(header: Mapping[str, Any], data: bytes | None) -> tuple[dict[str, Any], Iterator[Any]]:
-    """The reply to one job; what goes wrong is a reply too."""
+    """Run one job and return its reply; errors are also returned as replies."""
     source: Any = Path(header["path"]) if data is None else data
     nothing: Iterator[Any] = iter(())
     with warnings.catch_warnings(record=True) as caught:
@@ -66,7 +66,7 @@ def answer(header: Mapping[str, Any], data: bytes | None) -> tuple[dict[str, Any
         warnings.simplefilter("always", MediaWarning)
         try:
             with limited(float(header["cpu"]), int(header["memory"])):
-                head, parts = told(header["kind"], decode(header["kind"], source, header["options"]))
+                head, parts = serialized(header["kind"], decode(header["kind"], source, header["options"]))
         except MemoryError:
             return {"error": "memory"}, nothing
         except MissingExtraError as error:
@@ -74,7 +74,7 @@ def answer(header: Mapping[str, Any], data: bytes | None) -> tuple[dict[str, Any
         except LimelightError as error:
             kind = "setting" if isinstance(error, ValueError) else "media"
             return {"error": kind, "message": error.message, "hint": error.hint}, nothing
-        except Exception as error:  # noqa: BLE001  # a decoder fed with anything raises anything
+        except Exception as error:  # noqa: BLE001  # decoders raise any kind of exception on bad input
             return {"error": "crash", "message": f"{type(error).__name__}: {error}"[:500]}, nothing
     notes = [str(w.message)[:1000] for w in caught if issubclass(w.category, MediaWarning)]
     return {**head, "warnings": notes}, parts
@@ -82,7 +82,7 @@ def answer(header: Mapping[str, Any], data: bytes | None) -> tuple[dict[str, Any
 
 @contextlib.contextmanager
 def limited(cpu: float, memory: int) -> Iterator[None]:
-    """Processor seconds, after which the system ends this process, and bytes beyond what it holds now (POSIX)."""
+    """Limit CPU seconds, after which the system kills this process, and additional bytes of memory (POSIX)."""
     timer = getattr(signal, "setitimer", None)
     try:
         if timer is not None:
@@ -98,7 +98,7 @@ def limited(cpu: float, memory: int) -> Iterator[None]:
 def _bound_memory(more: int | None) -> None:
     try:
         import resource
-    except ImportError:  # Windows: the parent watches the time alone
+    except ImportError:  # Windows: only the parent's time limit applies
         return
     pages = _pages()
     for which, held in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
@@ -106,12 +106,12 @@ def _bound_memory(more: int | None) -> None:
         soft = hard if more is None or not held else held * resource.getpagesize() + more
         if hard != resource.RLIM_INFINITY:
             soft = min(soft, hard) if soft != resource.RLIM_INFINITY else hard
-        with contextlib.suppress(ValueError, OSError):  # a system that does not keep this limit
+        with contextlib.suppress(ValueError, OSError):  # the system does not support this limit
             resource.setrlimit(which, (soft, hard))
 
 
 def _pages() -> Sequence[int]:
-    """``/proc/self/statm``: total, resident, shared, text, library, data; zeros where there is none."""
+    """Read ``/proc/self/statm``: total, resident, shared, text, library, data; zeros where it does not exist."""
     try:
         return [int(n) for n in Path("/proc/self/statm").read_text().split()]
     except (OSError, ValueError):
@@ -119,7 +119,7 @@ def _pages() -> Sequence[int]:
 
 
 def harden() -> None:
-    """No files written, no core, few files open, and Ctrl-C left to the parent."""
+    """Forbid writing files and core dumps, limit open files, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGPROF"):
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -132,7 +132,7 @@ def harden() -> None:
 
 
 def preload() -> None:
-    """Import what jobs need, as far as it is installed, so that the first one does not wait for it."""
+    """Import the packages that jobs need, where installed, so that the first job does not wait for it."""
     import limelight.media.audio
     import limelight.media.image
     import limelight.media.video  # noqa: F401
@@ -146,7 +146,7 @@ def preload() -> None:
 
 
 def read_exactly(stream: BinaryIO, size: int) -> bytearray:
-    """``size`` bytes; raises ``EOFError`` when the other side has gone."""
+    """Read ``size`` bytes; raises ``EOFError`` when the other side has closed."""
     data = bytearray(size)
     view, at = memoryview(data), 0
     while at < size:
@@ -158,7 +158,7 @@ def read_exactly(stream: BinaryIO, size: int) -> bytearray:
 
 
 def send(stream: BinaryIO, header: Mapping[str, Any], parts: Iterator[Any]) -> None:
-    """A header's length, the header, and bytes whose number it tells."""
+    """Write the header's length, the header, and the bytes whose size the header gives."""
     text = json.dumps(header, default=str).encode()
     _write(stream, struct.pack(">I", len(text)) + text)
     for part in parts:
@@ -172,7 +172,7 @@ def _write(stream: BinaryIO, data: Any) -> None:
 
 
 def main() -> None:
-    """Jobs from standard input until it ends; results to standard output, which nothing else may use."""
+    """Read jobs from standard input until it closes; write results to standard output, reserved for them."""
     jobs = os.fdopen(os.dup(0), "rb", buffering=0)
     results = os.fdopen(os.dup(1), "wb", buffering=0)
     silence = os.open(os.devnull, os.O_RDWR)

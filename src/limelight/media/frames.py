@@ -1,4 +1,4 @@
-"""One decoded frame of a film as people see it: upright, with square pixels, on a background, HDR brought to SDR."""
+"""Conversion of decoded video frames for display: rotation, square pixels, background, HDR to SDR."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from PIL import Image
 
 from limelight.media.pixels import WHITE, rgb
 
-_TURNS = {  # signs of the display matrix (a, b, c, d): x' = ax + cy, y' = bx + dy -> what makes the frame upright
+_TURNS = {  # signs of the display matrix (a, b, c, d): x' = ax + cy, y' = bx + dy -> transpose that makes the frame upright
     (0, 1, -1, 0): Image.Transpose.ROTATE_270, (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
     (0, -1, 1, 0): Image.Transpose.ROTATE_90, (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
     (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM, (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }  # fmt: skip
-STRETCH = 4.0  # wider or narrower pixels than this are a mistake of the file
+STRETCH = 4.0  # pixel aspect ratios beyond this are errors in the file
 PQ, HLG = 16, 18  # transfer characteristics of ITU-T H.273
-WHITE_NITS, PEAK_NITS = 203.0, 1000.0  # ITU-R BT.2408: what diffuse white is, and what a programme reaches
+WHITE_NITS, PEAK_NITS = 203.0, 1000.0  # ITU-R BT.2408: diffuse white, and the nominal peak of a programme
 _BT2020_TO_709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], dtype=np.float32
 )  # ITU-R BT.2087
 
 
 def picture(frame: Any, aspect: float = 1.0, background: Any = WHITE) -> Image.Image:
-    """RGB picture of a PyAV frame.
+    """Convert a PyAV frame to an upright RGB image.
 
     Args:
         aspect: width of a pixel divided by its height.
@@ -44,7 +44,7 @@ def picture(frame: Any, aspect: float = 1.0, background: Any = WHITE) -> Image.I
 
 
 def displayed(width: int, height: int, aspect: float) -> tuple[int, int]:
-    """Width and height with square pixels; nothing is made smaller."""
+    """Return width and height with square pixels; neither is reduced."""
     if not 1 / STRETCH <= aspect <= STRETCH or aspect == 1:
         return width, height
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
@@ -62,10 +62,10 @@ def _upright(made: Image.Image, frame: Any) -> Image.Image:
 
 
 def tone_mapped(wide: npt.NDArray[np.uint16], transfer: int) -> npt.NDArray[np.uint8]:
-    """HDR in BT.2020 primaries, ``[H, W, 3]`` of 16 bits, as sRGB of 8 bits.
+    """Tone-map HDR in BT.2020 primaries, ``[H, W, 3]`` in 16 bits, to sRGB in 8 bits.
 
-    Light after ITU-R BT.2100's PQ or HLG (system gamma 1.2 at 1000 cd/m²), in units of diffuse white (203 cd/m², BT.2408);
-    brightest channel compressed by the extended Reinhard curve, so that hues stay; primaries after BT.2087.
+    Light follows ITU-R BT.2100's PQ or HLG (system gamma 1.2 at 1000 cd/m²), in units of diffuse white (203 cd/m², BT.2408);
+    the brightest channel is compressed by the extended Reinhard curve, which preserves hue; primaries follow BT.2087.
     """
     signal = wide.astype(np.float32) / np.float32(65535)
     if transfer == PQ:

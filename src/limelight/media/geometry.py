@@ -1,13 +1,13 @@
-"""Which part of an original each entry of a processor's output shows, read off what the processor makes of charts.
+"""Maps each entry of a processor's output to the part of the original that it shows, by processing test charts.
 
-A chart is a picture of the original's size whose grey value tells where one is: a ramp across, a ramp down, all dark, all
-light. Resizing, cropping, padding and cutting into tiles are linear in the grey values, and so is normalising, so that
+A chart is an image of the original's size whose grey value encodes position: a horizontal ramp, a vertical ramp, all
+dark, all light. Resizing, cropping, padding, tiling and normalising are linear in the grey values, so that
 
     u = (chart - dark) / (light - dark)
 
-is, at every entry of the output, how far across (or down) the original that entry lies, whatever layout the processor
-chose; where dark and light are equal, the entry is padding. Nothing is assumed of the processor's settings, and what
-does not come out linear (a processor that scales each picture by its own contrast) is not known: None.
+is the relative horizontal (or vertical) position in the original of every entry of the output, whatever layout the
+processor chose; where dark and light are equal, the entry is padding. Nothing is assumed about the processor's settings;
+where the result is not linear (a processor that scales each image by its own contrast) it is unknown: None.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from limelight.types import Box
 Array = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 RAMPS = ("dark", "light", "across", "down")
-MOST_LEVELS = 200  # grey levels that can be told apart after resampling
+MOST_LEVELS = 200  # grey levels that can be distinguished after resampling
 
 
 def chart(name: str, size: tuple[int, int]) -> Bytes:
-    """A chart ``[height, width, 3]`` of ``size`` (width, height): one of ``RAMPS``."""
+    """Draw a chart ``[height, width, 3]`` of ``size`` (width, height): one of ``RAMPS``."""
     width, height = size
     if name == "dark":
         return flat(0.0, size)
@@ -40,23 +40,23 @@ def chart(name: str, size: tuple[int, int]) -> Bytes:
 
 
 def flat(level: float, size: tuple[int, int]) -> Bytes:
-    """A picture ``[height, width, 3]`` of one grey ``level`` in [0, 1]."""
+    """Draw an image ``[height, width, 3]`` of uniform grey ``level`` in [0, 1]."""
     return np.full((size[1], size[0], 3), round(255 * level), np.uint8)
 
 
 def level(number: int, count: int) -> float:
-    """The grey level that stands for ``number`` of ``count``."""
+    """Return the grey level that encodes ``number`` of ``count``."""
     return (number + 0.5) / count
 
 
 def number_of(levels: Array, count: int) -> Array:
-    """The numbers that grey levels stand for; NaN stays NaN."""
+    """Decode grey levels to the numbers they encode; NaN stays NaN."""
     return np.clip(np.floor(levels * count), 0, count - 1)
 
 
 def read(charts: dict[str, Array]) -> dict[str, Array]:
-    """``u`` of every chart beside ``dark`` and ``light``, NaN where the processor padded (or mostly, at an edge that was
-    resampled after padding)."""
+    """Return ``u`` for every chart except ``dark`` and ``light``; NaN where the output is padding (or mostly padding, at
+    an edge that was resampled after padding)."""
     contrast = charts["light"] - charts["dark"]
     most = float(np.abs(contrast).max(initial=0.0))
     safe = np.where(np.abs(contrast) > 0.5 * most, contrast, np.nan) if most else np.full_like(contrast, np.nan)
@@ -65,13 +65,13 @@ def read(charts: dict[str, Array]) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a processor's output.
+    """One image of a processor's output.
 
     Attributes:
-        medium: number of the original it is of; None where it holds nothing but padding.
+        medium: index of the original; None for a tile of nothing but padding.
         box: the part of the original, in fractions of width and height; outside [0, 1] where it is padding.
         shape: its (rows, columns) of pixels; 0 where it is a sequence of patches.
-        steps: the frames of a film that each of its steps in time shows.
+        steps: the video frames that each of its time steps shows.
     """
 
     medium: int | None
@@ -80,7 +80,7 @@ class Tile:
     steps: tuple[tuple[int, ...], ...] = field(default=())
 
     def cropped(self, shape: tuple[int, int]) -> Tile:
-        """Its upper left ``shape`` (rows, columns)."""
+        """Return its top-left ``shape`` (rows, columns)."""
         if self.box is None:
             return self
         left, top, right, bottom = self.box
@@ -91,11 +91,11 @@ class Tile:
 
 def tile(across: Array, down: Array, sizes: Sequence[tuple[int, int]], which: Array | None, when: Array | None,
          counts: Sequence[int]) -> Tile:  # fmt: skip
-    """The tile whose pixels ``[channels, rows, columns]`` read ``across`` and ``down``.
+    """Return the tile whose pixels ``[channels, rows, columns]`` have the readings ``across`` and ``down``.
 
     Args:
-        sizes: (width, height) of every original. counts: frames of each, 0 for a picture.
-        which, when: readings of the charts that tell originals and frames apart, where there are several.
+        sizes: (width, height) of every original. counts: frames of each, 0 for an image.
+        which, when: readings of the charts that encode the original and the frame, where there are several.
     """
     shape = int(across.shape[-2]), int(across.shape[-1])
     if np.isnan(across).all():
@@ -109,12 +109,12 @@ def tile(across: Array, down: Array, sizes: Sequence[tuple[int, int]], which: Ar
 
 
 def most(which: Array | None, count: int) -> int:
-    """The original that most readings of the chart that tells originals apart stand for; 0 where there is one alone."""
+    """Return the original that most readings of the ``which`` chart encode; 0 where there is only one."""
     return 0 if which is None else int(number_of(np.asarray(np.nanmedian(which)), count))
 
 
 def _profile(readings: Array, axis: int) -> Array:
-    """Mean reading along one axis of ``[channels, rows, columns]``; NaN where a line is all padding."""
+    """Return the mean reading along one axis of ``[channels, rows, columns]``; NaN where a line is all padding."""
     lines = np.moveaxis(readings, axis, 0).reshape(readings.shape[axis], -1)
     known = ~np.isnan(lines)
     counts = known.sum(1)
@@ -122,10 +122,10 @@ def _profile(readings: Array, axis: int) -> Array:
 
 
 def _edges(profile: Array, length: int) -> tuple[float, float] | None:
-    """Where the first line begins and the last ends, in fractions of the original's ``length`` pixels: the straight line
-    through the readings at the lines' middles. None where they do not lie on one.
+    """Return where the first line begins and the last ends, in fractions of the original's ``length`` pixels, from a
+    straight line fitted through the readings at the line centres; None where the fit is not linear.
 
-    Near an edge an enlarged picture repeats its last pixel, so readings within a pixel of it are left out.
+    An enlarged image repeats its last pixel near an edge, so readings within a pixel of it are left out.
     """
     places = np.flatnonzero(~np.isnan(profile))
     found = profile[places]
@@ -143,7 +143,7 @@ def _edges(profile: Array, length: int) -> tuple[float, float] | None:
 
 
 def snapped(edge: float, rough: float, pixel: float) -> float:
-    """An edge within the reading's uncertainty of the original's own is that one."""
+    """Snap an edge to the original's edge where it lies within the uncertainty of the reading."""
     near = min(rough, max(0.5 * pixel, 0.006))
     for own in (0.0, 1.0):
         if abs(edge - own) <= near:
@@ -152,7 +152,7 @@ def snapped(edge: float, rough: float, pixel: float) -> float:
 
 
 def frames_in(when: Array | None, count: int) -> tuple[int, ...]:
-    """The frames of a film of ``count`` whose grey levels occur in the readings; () where they cannot be told."""
+    """Return which of a video's ``count`` frames occur in the readings; () where they cannot be determined."""
     if count == 1:
         return (0,)
     if when is None:
@@ -164,12 +164,13 @@ def frames_in(when: Array | None, count: int) -> tuple[int, ...]:
 
 def sheet(across: Array, down: Array, grid: tuple[int, int, int], merge: int, size: tuple[int, int],
           when: Array | None, count: int, medium: int) -> Tile:  # fmt: skip
-    """Patches ``[steps * rows * columns, entries]`` of one original, in rows, or in rows of blocks of ``merge`` squared.
+    """Return the tile of patches ``[steps * rows * columns, entries]`` of one original, in row-major order or in
+    row-major blocks of ``merge`` x ``merge``.
 
     Args:
         grid: (steps, rows, columns) of patches.
 
-    The box is None where the patches do not lie in one of these orders.
+    The box is None where the patches are in neither order.
     """
     steps, rows, columns = grid
     blank = Tile(medium, None)
@@ -190,12 +191,12 @@ def _steps(when: Array | None, steps: int, count: int) -> tuple[tuple[int, ...],
 
 
 def _laid_out(x: Array, y: Array, rows: int, columns: int, merge: int, size: tuple[int, int]) -> Box | None:
-    """The box of patches with middles ``x``, ``y``, if they are in a known order."""
+    """Return the box of patches with centres ``x``, ``y``, if they are in a known order."""
     for side in dict.fromkeys((merge, 1)):
         if rows % side or columns % side:
             continue
         blocks = np.arange(rows * columns).reshape(rows // side, side, columns // side, side)
-        order = blocks.transpose(0, 2, 1, 3).ravel()  # the patch that stands at each place of the sequence
+        order = blocks.transpose(0, 2, 1, 3).ravel()  # the patch at each position of the sequence
         laid_x, laid_y = np.empty_like(x), np.empty_like(y)
         laid_x[order], laid_y[order] = x, y
         horizontal, vertical = laid_x.reshape(rows, columns), laid_y.reshape(rows, columns)
@@ -211,7 +212,7 @@ def _laid_out(x: Array, y: Array, rows: int, columns: int, merge: int, size: tup
 
 
 def _patch_edges(middles: Array, length: int) -> tuple[float, float] | None:
-    if len(middles) == 1:  # one patch alone shows its middle, not its width
+    if len(middles) == 1:  # a single patch gives its centre, not its width
         return (0.0, 1.0) if abs(float(middles[0]) - 0.5) < 2 / 255 + 0.5 / length else None
     slope, start = np.polyfit(np.arange(len(middles)) + 0.5, middles, 1)
     off = float(np.abs(slope * (np.arange(len(middles)) + 0.5) + start - middles).max())
@@ -222,32 +223,32 @@ def _patch_edges(middles: Array, length: int) -> tuple[float, float] | None:
 
 
 def union(boxes: Sequence[Box]) -> Box:
-    """The smallest box around all."""
+    """Return the bounding box of all boxes."""
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 def lines(boxes: Sequence[Box], axis: int) -> int:
-    """How many tiles lie beside one another (``axis`` 0) or below one another (1)."""
+    """Return the number of tiles side by side (``axis`` 0) or stacked (1)."""
     each = min(b[axis + 2] - b[axis] for b in boxes)
     return round((max(b[axis + 2] for b in boxes) - min(b[axis] for b in boxes)) / each) if each > 0 else 0
 
 
 def cornered(canvas: Box, cells: tuple[int, int], kept: tuple[int, int]) -> Box:
-    """The upper left ``kept`` (rows, columns) of a canvas of ``cells``."""
+    """Return the top-left ``kept`` (rows, columns) of a canvas of ``cells``."""
     left, top, right, bottom = canvas
     return left, top, left + (right - left) * kept[1] / cells[1], top + (bottom - top) * kept[0] / cells[0]
 
 
 def unpadded(canvas: Box, cells: tuple[int, int], size: tuple[int, int]) -> tuple[Box, tuple[int, int]]:
-    """A canvas of ``cells`` (rows, columns) without those rows or columns that its padding fills, as LLaVA-NeXT drops
-    them (``unpad_image`` of transformers): as many on either side, so that a cell may hold some padding.
+    """Remove the rows or columns of padding from a canvas of ``cells`` (rows, columns), as LLaVA-NeXT does
+    (``unpad_image`` of transformers): the same number on either side, so that a cell may contain some padding.
 
     Args:
         canvas: in fractions of the original. size: (width, height) of the original.
 
     Returns:
-        The box and the (rows, columns) that are left.
+        The box and the remaining (rows, columns).
     """
     (width, height), (rows, columns) = size, cells
     left, top, right, bottom = canvas
@@ -263,12 +264,12 @@ def unpadded(canvas: Box, cells: tuple[int, int], size: tuple[int, int]) -> tupl
 def windows(
     lengths: Sequence[int], each: Sequence[float], durations: Sequence[float]
 ) -> list[tuple[int, float]] | None:
-    """(sound, second at which it begins) of every run of positions: windows of the sounds, in order.
+    """Return (clip index, start in seconds) of every run of positions: windows of the audio clips, in order.
 
     Args:
-        lengths: positions of each run. each: seconds a position. durations: of the sounds.
+        lengths: positions of each run. each: seconds per position. durations: of the clips.
 
-    Returns None where the runs do not come out even.
+    Returns None where the runs do not fit the durations.
     """
     if len(lengths) == len(durations):
         return [(i, 0.0) for i in range(len(lengths))]

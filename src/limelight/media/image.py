@@ -1,6 +1,6 @@
-"""Files that people hand in, and pictures: checked, bounded, with errors that say what to do.
+"""Reading user-supplied files and images: validated and size-limited, with actionable errors.
 
-Sound is read in :mod:`limelight.media.audio`, video in :mod:`limelight.media.video`.
+Audio is read in :mod:`limelight.media.audio`, video in :mod:`limelight.media.video`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_SECONDS = 30 * 60.0
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".mp3", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi"})
-_MANY = frozenset({"GIF", "PNG", "WEBP", "TIFF", "AVIF"})  # formats whose files may hold several pictures in a row
-_TURNS = {  # EXIF orientation -> what makes the picture upright
+_MANY = frozenset({"GIF", "PNG", "WEBP", "TIFF", "AVIF"})  # formats whose files may hold several images
+_TURNS = {  # EXIF orientation -> transpose that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
@@ -31,18 +31,18 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 
 
 def kind_of(path: str | Path) -> str:
-    """``image``, ``audio`` or ``video``, from the file's name.
+    """Infer ``image``, ``audio`` or ``video`` from a file's extension.
 
     Raises:
-        MediaError: the ending is of none of them.
+        MediaError: the extension is not known.
     """
     suffix = Path(path).suffix.lower()
     for kind, suffixes in (("image", IMAGE_SUFFIXES), ("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
         if suffix in suffixes:
             return kind
     raise MediaError(
-        f"cannot tell what {Path(path).name!r} is from its ending {suffix!r}",
-        hint=f"pictures {', '.join(sorted(IMAGE_SUFFIXES))}; sound {', '.join(sorted(AUDIO_SUFFIXES))}; "
+        f"cannot tell the media type of {Path(path).name!r} from its extension {suffix!r}",
+        hint=f"images {', '.join(sorted(IMAGE_SUFFIXES))}; audio {', '.join(sorted(AUDIO_SUFFIXES))}; "
         f"video {', '.join(sorted(VIDEO_SUFFIXES))}",
     )
 
@@ -54,20 +54,20 @@ def read_image(
     background: Any = WHITE,
     formats: Sequence[str] | None = None,
 ) -> Image.Image:
-    """An upright RGB picture of what a person sees: from a file, a file's bytes, a PIL image, an array or a tensor.
+    """Read an upright RGB image, as a viewer shows it, from a file, a file's bytes, a PIL image, an array or a tensor.
 
     Values, transparency and colours: :func:`limelight.media.pixels.rgb`; arrays:
-    :func:`limelight.media.pixels.from_array`. EXIF orientation is applied. Of an animation (GIF, APNG, WebP) or a TIFF of
-    several pages the first picture is read, with a :class:`MediaWarning`; of a PIL image the one it stands at.
+    :func:`limelight.media.pixels.from_array`. EXIF orientation is applied. From an animation (GIF, APNG, WebP) or a
+    multi-page TIFF the first image is read, with a :class:`MediaWarning`; from a PIL image its current frame.
 
     Args:
-        source: also ``{"bytes": ..., "path": ...}``, as Hugging Face's datasets have it.
+        source: also ``{"bytes": ..., "path": ...}``, as in Hugging Face datasets.
         background: the colour behind transparent pixels.
         formats: Pillow's names of the formats that may be read; all by default.
 
     Raises:
-        MediaError: missing, not a picture, cut short, or more than ``max_pixels``.
-        SettingError: ``background`` is no colour.
+        MediaError: missing, not an image, truncated, or more than ``max_pixels``.
+        SettingError: ``background`` is not a colour.
     """
     colour(background)
     if isinstance(source, Mapping):
@@ -80,19 +80,19 @@ def read_image(
         return rgb(from_array(source), background)
     file, name = opened(source)
     if isinstance(file, Path) and file.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
-        raise MediaError(f"{name} is {kind_of(file)}, expected a picture", hint="pass it as --audio or --video")
+        raise MediaError(f"{name} is {kind_of(file)}, expected an image", hint="pass it as --audio or --video")
     try:
         image = Image.open(file, formats=None if formats is None else tuple(formats))
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} has too many pixels: {error}", hint="make it smaller first") from error
     except MemoryError:
         raise
-    except Exception as error:  # a decoder fed with anything raises anything
-        known = f" of a kind read here ({', '.join(formats)})" if formats else " that can be read"
-        raise MediaError(f"{name} is not a picture{known}: {error}", hint="open and re-save it as PNG") from error
+    except Exception as error:  # decoders raise any kind of exception on bad input
+        known = f" in a supported format ({', '.join(formats)})" if formats else " that can be read"
+        raise MediaError(f"{name} is not an image{known}: {error}", hint="open and re-save it as PNG") from error
     with image:
         if _holds_several(image):
-            warnings.warn(f"{name} holds several pictures: only the first is looked at", MediaWarning, stacklevel=2)
+            warnings.warn(f"{name} contains several images: only the first is used", MediaWarning, stacklevel=2)
         return _decoded(image, max_pixels, background)
 
 
@@ -105,7 +105,9 @@ def _decoded(image: Image.Image, max_pixels: int, background: Any) -> Image.Imag
     except (LimelightError, MediaWarning, MemoryError):
         raise
     except Exception as error:  # see read_image
-        raise MediaError(f"the picture is corrupt: {error}", hint="get the file again, or re-save it as PNG") from error
+        raise MediaError(
+            f"the image is corrupt: {error}", hint="download the file again, or re-save it as PNG"
+        ) from error
     return upright if turn is None else upright.transpose(turn)
 
 
@@ -116,24 +118,24 @@ def _holds_several(image: Image.Image) -> bool:
         return bool(getattr(image, "is_animated", False))  # n_frames would read all of them
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001  # what comes after the first picture is broken; the first is read all the same
+    except Exception:  # noqa: BLE001  # the rest of the file is broken; the first image is read anyway
         return True
 
 
 def _check_size(pixels: int, size: tuple[int, ...], most: int) -> None:
     if pixels > most:
         raise MediaError(
-            f"the picture has {' x '.join(map(str, size))} pixels, the limit is {most:,}", hint="make it smaller first"
+            f"the image has {' x '.join(map(str, size))} pixels, the limit is {most:,}", hint="make it smaller first"
         )
     if not pixels:
-        raise MediaError(f"the picture is {' x '.join(map(str, size))} pixels", hint="it needs at least one pixel")
+        raise MediaError(f"the image is {' x '.join(map(str, size))} pixels", hint="it needs at least one pixel")
 
 
 def unwrapped(source: Mapping[str, Any]) -> Any:
-    """The bytes or the path of ``{"bytes": ..., "path": ...}``.
+    """Return the bytes or the path of ``{"bytes": ..., "path": ...}``.
 
     Raises:
-        MediaError: it holds neither.
+        MediaError: it has neither.
     """
     found = next((source[k] for k in ("bytes", "path") if source.get(k) is not None), None)
     if found is None:
@@ -145,28 +147,28 @@ def unwrapped(source: Mapping[str, Any]) -> Any:
 
 
 def opened(source: Any) -> tuple[Path | io.BytesIO, str]:
-    """A file's path, or its bytes as a file, and what to call it in errors.
+    """Return a file's path, or its bytes as a file object, and its name for error messages.
 
     Raises:
-        MediaError: see :func:`existing`; or no bytes.
+        MediaError: see :func:`existing`; or there are no bytes.
     """
     if not isinstance(source, (bytes, bytearray, memoryview)):
         path = existing(source)
         return path, path.name
     if not len(source):
-        raise MediaError("the file is empty (0 bytes)", hint="get the file again")
+        raise MediaError("the file is empty (0 bytes)", hint="download the file again")
     return io.BytesIO(source), "the file"
 
 
 def existing(source: Any) -> Path:
-    """A readable file.
+    """Return the path of a readable, non-empty local file.
 
     Raises:
         MediaError: not a path, a URL, missing, a folder, or empty.
     """
     if not isinstance(source, (str, Path)):
         raise MediaError(
-            f"expected a file or an object of the right kind, got {type(source).__name__}", hint="pass a path"
+            f"expected a file or an object of a supported type, got {type(source).__name__}", hint="pass a path"
         )
     if "://" in str(source):
         raise MediaError(
@@ -176,5 +178,5 @@ def existing(source: Any) -> Path:
     if not path.is_file():
         raise MediaError(f"there is no file {str(source)!r}", hint="check the path")
     if path.stat().st_size == 0:
-        raise MediaError(f"{path.name} is empty (0 bytes)", hint="get the file again")
+        raise MediaError(f"{path.name} is empty (0 bytes)", hint="download the file again")
     return path

@@ -1,4 +1,4 @@
-"""Pixels of every kind as 8-bit RGB: what a person sees when the picture is opened in a viewer."""
+"""Conversion of any pixel format to 8-bit RGB, as an image viewer would show it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageColor
 from limelight.errors import MediaError, MediaWarning, SettingError
 
 WHITE = "white"
-SLACK = 1e-3  # how far floats may overshoot [0, 1] by rounding
+TOLERANCE = 1e-3  # rounding error allowed around [0, 1] for floats
 _WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _SPACES = {"RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # mode -> colour space of a profile
@@ -21,17 +21,17 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def rgb(image: Image.Image, background: Any = WHITE) -> Image.Image:
-    """A loaded picture of any mode as RGB.
+    """Convert a loaded image of any mode to RGB.
 
     - 16 bits (``I;16`` and ``I`` of a 16-bit file) are divided by 257, 12 bits by 4095 / 255; ``I``, ``F``: see
       :func:`eight_bits`.
-    - Transparency (an alpha channel, premultiplied or not, or a colour that is named transparent) shows ``background``.
-    - Colours of an embedded ICC profile other than sRGB (Adobe RGB, Display P3, CMYK) become sRGB where Pillow has
-      LittleCMS; without it, or with a profile that cannot be read, they are taken as sRGB.
+    - Transparency (an alpha channel, premultiplied or not, or a colour key) shows ``background``.
+    - Colours with an embedded ICC profile other than sRGB (Adobe RGB, Display P3, CMYK) are converted to sRGB where
+      Pillow has LittleCMS; without it, or with an unreadable profile, they are taken as sRGB.
 
     Raises:
         MediaError: values that are not finite, or LAB without LittleCMS.
-        SettingError: ``background`` is no colour.
+        SettingError: ``background`` is not a colour.
     """
     source, profile = image, image.info.get("icc_profile")
     if image.mode in _WIDE:
@@ -55,10 +55,10 @@ def rgb(image: Image.Image, background: Any = WHITE) -> Image.Image:
 
 
 def colour(value: Any) -> tuple[int, ...]:
-    """RGB of a colour's name (``"white"``, ``"#ff8000"``) or of three whole numbers.
+    """Parse a colour name (``"white"``, ``"#ff8000"``) or three integers to RGB.
 
     Raises:
-        SettingError: it is no colour.
+        SettingError: it is not a colour.
     """
     try:
         found = ImageColor.getrgb(value) if isinstance(value, str) else tuple(int(v) for v in value)
@@ -72,27 +72,27 @@ def colour(value: Any) -> tuple[int, ...]:
 
 
 def from_array(source: Any) -> Image.Image:
-    """A picture from a numpy array, a tensor, or anything that numpy takes: ``[H, W]``, ``[H, W, C]`` or ``[C, H, W]``.
+    """Build an image from a numpy array, a tensor, or an array-like: ``[H, W]``, ``[H, W, C]`` or ``[C, H, W]``.
 
-    ``C`` is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA). Where both ends could be channels a tensor has them first, an
-    array last. Values: see :func:`eight_bits`; alpha is scaled as the colours are.
+    ``C`` is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA). Where both ends could be channels, they are first in a tensor
+    and last in an array. Values: see :func:`eight_bits`; alpha is scaled like the colours.
 
     Raises:
-        MediaError: another shape, or values that are no picture.
+        MediaError: another shape, or values that are not an image.
     """
     array = as_array(source)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or not array.size:
         raise MediaError(
-            f"expected a picture of shape [H, W], [H, W, C] or [C, H, W], got {list(array.shape)}",
-            hint="pass each picture of a batch by itself",
+            f"expected an image of shape [H, W], [H, W, C] or [C, H, W], got {list(array.shape)}",
+            hint="pass the images of a batch one at a time",
         )
     return _image_of(eight_bits(channels_last(array, first=is_tensor(source))))
 
 
 def frames_from_array(source: Any) -> list[Image.Image]:
-    """Pictures of a film ``[T, H, W]``, ``[T, H, W, C]`` or ``[T, C, H, W]``, whose values are scaled together.
+    """Convert a video ``[T, H, W]``, ``[T, H, W, C]`` or ``[T, C, H, W]`` to images, scaled by one common factor.
 
     Raises:
         MediaError: see :func:`from_array`.
@@ -103,7 +103,7 @@ def frames_from_array(source: Any) -> list[Image.Image]:
     if array.ndim != 4 or not array.size:
         raise MediaError(
             f"expected frames of shape [T, H, W], [T, H, W, C] or [T, C, H, W], got {list(array.shape)}",
-            hint="pass one film",
+            hint="pass a single video",
         )
     frames = eight_bits(channels_last(array, first=is_tensor(source)))
     return [_image_of(frame) for frame in frames]
@@ -114,40 +114,40 @@ def is_tensor(source: Any) -> bool:
 
 
 def is_array(source: Any) -> bool:
-    """Whether numpy can take it as it is, without a guess."""
+    """Whether ``source`` is an array or tensor that numpy can convert directly."""
     return isinstance(source, np.ndarray) or is_tensor(source) or hasattr(source, "__array__")
 
 
 def as_array(source: Any) -> npt.NDArray[Any]:
-    """A numpy array of an array or a tensor on any device; bfloat16 and half become float32."""
+    """Convert an array, or a tensor on any device, to numpy; bfloat16 and half become float32."""
     if is_tensor(source):
         source = source.detach().cpu()
         source = (source.float() if source.is_floating_point() else source).numpy()
     array: npt.NDArray[Any] = np.asarray(source)
     if array.dtype.kind not in "buif":
         raise MediaError(
-            f"values of type {array.dtype} are no picture", hint="pass uint8, uint16, or floats in 0..1 or 0..255"
+            f"values of type {array.dtype} are not an image", hint="pass uint8, uint16, or floats in 0..1 or 0..255"
         )
     return array
 
 
 def channels_last(array: npt.NDArray[Any], *, first: bool) -> npt.NDArray[Any]:
-    """``[..., H, W, C]``; ``first``: where both could be, the channels stand before height and width."""
+    """Move channels to the end, ``[..., H, W, C]``; ``first``: in ambiguous cases they come before height and width."""
     fits_first, fits_last = 1 <= array.shape[-3] <= 4, 1 <= array.shape[-1] <= 4
     if not fits_first and not fits_last:
         raise MediaError(
-            f"no axis of {list(array.shape)} holds 1 to 4 channels", hint="pass grey, grey and alpha, RGB or RGBA"
+            f"no axis of shape {list(array.shape)} has 1 to 4 channels", hint="pass grey, grey and alpha, RGB or RGBA"
         )
     return np.moveaxis(array, -3, -1) if fits_first and (first or not fits_last) else array
 
 
 def eight_bits(values: npt.NDArray[Any], full: float | None = None) -> Bytes:
-    """Values of any type as 0..255.
+    """Scale values of any type to 0..255.
 
-    uint8 stays, bool becomes 0 and 255, uint16 is divided by 257; ``full`` names the value that is white. Other whole numbers
+    uint8 is unchanged, bool becomes 0 and 255, uint16 is divided by 257; ``full`` gives the value of white. Other integers
     are taken as 8 bits where all lie within 0..255, as 16 bits within 0..65535. Floats within [0, 1] are multiplied by 255,
-    within [0, 255] rounded; whole floats within 0..65535 are 16 bits. Everything else is stretched from its least to its
-    largest value, with a :class:`MediaWarning`, because nothing says what is black and what is white.
+    within [0, 255] rounded; integral floats within 0..65535 are 16 bits. Everything else is stretched from its minimum to
+    its maximum, with a :class:`MediaWarning`, because black and white are not defined.
 
     Raises:
         MediaError: NaN or infinity.
@@ -157,7 +157,7 @@ def eight_bits(values: npt.NDArray[Any], full: float | None = None) -> Bytes:
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise MediaError("the picture holds NaN or infinity", hint="replace these values first")
+        raise MediaError("the image contains NaN or infinity", hint="replace these values first")
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if full is None:
         full = _white(values, low, high)
@@ -175,14 +175,14 @@ def eight_bits(values: npt.NDArray[Any], full: float | None = None) -> Bytes:
 
 
 def _white(values: npt.NDArray[Any], low: float, high: float) -> float | None:
-    """The value that is white; None where nothing tells."""
+    """Return the value of white; None where it is unknown."""
     if values.dtype == np.uint16 or values.dtype.newbyteorder("=") == np.uint16:
         return 65535.0
     whole = values.dtype.kind in "ui"
-    if not whole and low >= -SLACK and high <= 1 + SLACK:
+    if not whole and low >= -TOLERANCE and high <= 1 + TOLERANCE:
         return 1.0
-    slack = 0.0 if whole else 0.5
-    if low >= -slack and high <= 255 + slack:
+    tolerance = 0.0 if whole else 0.5
+    if low >= -tolerance and high <= 255 + tolerance:
         return 255.0
     return 65535.0 if low >= 0 and high <= 65535 and (whole or bool((values == np.rint(values)).all())) else None
 
@@ -195,7 +195,7 @@ def _image_of(array: Bytes) -> Image.Image:
 
 
 def _narrowed(image: Image.Image) -> Image.Image:
-    """Modes of more than 8 bits as L, or LA where one value is named transparent."""
+    """Convert modes of more than 8 bits to L, or to LA where one value is marked transparent."""
     tags: Any = getattr(image, "tag_v2", None) or {}
     bits, signed = (tags.get(258) or (0,))[0], (tags.get(339) or (1,))[0] == 2
     values: npt.NDArray[Any] = np.asarray(image)
@@ -207,7 +207,7 @@ def _narrowed(image: Image.Image) -> Image.Image:
     elif image.mode == "I" and image.format in ("PNG", "PPM", "JPEG2000"):
         full = 65535.0
     grey = eight_bits(values, full)
-    if tags.get(262) == 0 and image.mode != "I":  # white is zero, which Pillow undoes for 8 bits only
+    if tags.get(262) == 0 and image.mode != "I":  # white is zero, which Pillow inverts for 8 bits only
         grey = 255 - grey
     key = image.info.get("transparency")
     if isinstance(key, int):
@@ -220,7 +220,7 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _keyed(image: Image.Image) -> Image.Image:
-    """L or RGB in which one colour is named transparent. Of 16 bits a sample Pillow keeps the high byte, and the whole key."""
+    """Apply the transparent colour key of L or RGB. For 16-bit samples Pillow keeps only the high byte, but the full key."""
     key = image.info["transparency"]
     parts = key if isinstance(key, tuple) else (key,)
     if all(isinstance(p, int) for p in parts) and max(parts) > 255:
@@ -232,13 +232,13 @@ def _keyed(image: Image.Image) -> Image.Image:
 def _from_lab(image: Image.Image) -> Image.Image:
     cms = _cms()
     if cms is None:
-        raise MediaError("the picture is LAB, and this Pillow has no LittleCMS", hint="re-save it as an RGB PNG")
+        raise MediaError("the image is in LAB, and this Pillow has no LittleCMS", hint="re-save it as an RGB PNG")
     made = cms.profileToProfile(image, cms.createProfile("LAB"), cms.createProfile("sRGB"), outputMode="RGB")
     return made or image
 
 
 def _managed(image: Image.Image, profile: bytes) -> Image.Image:
-    """The picture's colours in sRGB, if the profile is one of its colour space and not sRGB already."""
+    """Convert colours to sRGB, if the profile matches the image's colour space and is not sRGB already."""
     cms = _cms()
     plain = image.convert("L") if image.mode == "LA" else image
     if cms is None or plain.mode not in _SPACES:

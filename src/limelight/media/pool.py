@@ -1,4 +1,4 @@
-"""A pool of decoding processes: whose turn it is, and who has run too long."""
+"""A pool of decoding processes: scheduling of jobs and enforcement of their time limits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 from limelight.errors import LimelightError, MediaError, UnsupportedError
 from limelight.media.process import Decoded, DecodingProcess, Job, died, out_of_time
 
-SLOW_AFTER = 0.5  # processor seconds after which a job makes way for those that wait; or twice as many of any
-TICK = 0.05  # seconds between two looks at running jobs
+SLOW_AFTER = 0.5  # CPU seconds (or twice as many wall seconds) after which a job gives way to waiting ones
+TICK = 0.05  # seconds between two checks of running jobs
 START_ATTEMPTS = 3
-BLOAT = 300_000_000  # a process that still holds so much after a job is replaced
+BLOAT = 300_000_000  # bytes; a process that holds more after a job is replaced
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A job on its way; :meth:`cancel` ends it wherever it is."""
+    """A submitted job; :meth:`cancel` ends it whether it is queued or running."""
 
     job: Job
     pool: DecoderPool
@@ -33,12 +33,12 @@ class Ticket:
     retried: bool = False
 
     def cancel(self) -> None:
-        """Nobody wants the result any more."""
+        """Cancel the job: its result is no longer needed."""
         self.pool.cancel(self)
 
 
-class _Line:
-    """First come, first served within a group; groups take turns."""
+class _FairQueue:
+    """A queue that is first in, first out within a group, and round-robin across groups."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[str, deque[Ticket]] = OrderedDict()
@@ -50,7 +50,7 @@ class _Line:
         group, tickets = self._groups.popitem(last=False)
         ticket = tickets.popleft()
         if tickets:
-            self._groups[group] = tickets  # to the end: others first
+            self._groups[group] = tickets  # to the end: other groups go first
         return ticket
 
     def remove(self, ticket: Ticket) -> None:
@@ -67,17 +67,17 @@ class _Line:
 class DecoderPool:
     """Up to ``size`` processes, and after :meth:`start` half as many spares.
 
-    Half of them (one at least) may be busy with slow jobs: films, and whatever has taken half a second of processor time (or
-    a second where the machine has not as much to give).
-    A slow job that holds more than that is ended as soon as another one waits, and starts over when it is the slow ones' turn.
-    So a file that takes long delays those that do not by half a second at most, however many of its kind there are.
+    Half of them (at least one) may be busy with slow jobs: videos, and any job that has taken half a second of CPU time
+    (or one second of wall time on a busy machine).
+    A slow job beyond that share is stopped as soon as another job waits, and is restarted when a slow place is free.
+    So slow files, however many, delay fast ones by half a second at most.
     """
 
     def __init__(self, size: int) -> None:
         self.size, self.slow_places, self.owner = size, max(1, size // 2), os.getpid()
         self.closed = False
         self._change = threading.Condition()
-        self._quick, self._slow = _Line(), _Line()
+        self._quick, self._slow = _FairQueue(), _FairQueue()
         self._running: dict[Ticket, DecodingProcess] = {}
         self._processes: set[DecodingProcess] = set()
         self._spares: list[DecodingProcess] = []
@@ -86,7 +86,7 @@ class DecoderPool:
         self._idle = 0
 
     def start(self) -> None:
-        """Start all processes now, ahead of the first job, and keep some more at hand for those that will be ended."""
+        """Start all processes now, before the first job, and keep spares to replace those that will be killed."""
         with self._change:
             while len(self._threads) < self.size and not self.closed:
                 self._spawn()
@@ -102,11 +102,11 @@ class DecoderPool:
         thread.start()
 
     def submit(self, job: Job) -> Ticket:
-        """A job in line; its ``future`` has the result."""
+        """Queue a job; the ``future`` of the ticket holds the result."""
         ticket = Ticket(job, self, slow=job.limits.slow)
         with self._change:
             if self.closed:
-                raise UnsupportedError("the pool of decoders is closed", hint="ask default_pool() for a new one")
+                raise UnsupportedError("the decoder pool is closed", hint="call default_pool() for a new one")
             (self._slow if ticket.slow else self._quick).put(ticket)
             if len(self._quick) + len(self._slow) > self._idle and len(self._threads) < self.size:
                 self._spawn()
@@ -114,7 +114,7 @@ class DecoderPool:
         return ticket
 
     def run(self, job: Job, timeout: float | None = None) -> Decoded:
-        """A job's result, within ``timeout`` seconds in all."""
+        """Run a job and return its result, within ``timeout`` seconds in total."""
         ticket = self.submit(job)
         try:
             return ticket.future.result(timeout)
@@ -124,10 +124,10 @@ class DecoderPool:
             ) from None
         finally:
             ticket.cancel()
-            del ticket  # it holds an error whose frames would hold it, and the file
+            del ticket  # breaks a reference cycle: ticket -> error -> frames -> ticket and file
 
     def cancel(self, ticket: Ticket) -> None:
-        """End a job that waits or runs; nothing when it is done."""
+        """Cancel a queued or running job; does nothing when it is done."""
         with self._change:
             if ticket.future.done():
                 return
@@ -143,9 +143,9 @@ class DecoderPool:
             return
         with self._change:
             self.closed = True
-            for line in (self._quick, self._slow):
-                while len(line):
-                    line.pop().future.cancel()
+            for queue in (self._quick, self._slow):
+                while len(queue):
+                    queue.pop().future.cancel()
             for process in self._processes:
                 process.kill()
             self._change.notify_all()
@@ -163,14 +163,14 @@ class DecoderPool:
         return sum(t.slow for t in self._running)
 
     def _take(self, process: DecodingProcess) -> Ticket | None:
-        """The next job for a process; None when the pool is closed."""
+        """Wait for the next job for a process; None when the pool is closed."""
         with self._change:
             self._idle += 1
             try:
                 while not self.closed:
-                    line = self._slow if len(self._slow) and self._slow_running() < self.slow_places else self._quick
-                    if len(line):
-                        ticket = line.pop()
+                    queue = self._slow if len(self._slow) and self._slow_running() < self.slow_places else self._quick
+                    if len(queue):
+                        ticket = queue.pop()
                         if ticket.begun or ticket.future.set_running_or_notify_cancel():
                             ticket.begun = time.monotonic()
                             ticket.killed = ""
@@ -184,7 +184,7 @@ class DecoderPool:
                 self._idle -= 1
 
     def _work(self) -> None:
-        """A thread for one process after the other."""
+        """Thread body: run jobs on one process after another."""
         process: DecodingProcess | None = None
         while not self.closed:
             if process is None:
@@ -201,7 +201,7 @@ class DecoderPool:
             self._discard(process)
 
     def _started(self) -> DecodingProcess | None:
-        """A spare or a new process; None when none can be started, which every waiting job is told."""
+        """Return a spare or new process; None when none can be started, after failing every queued job."""
         with self._change:
             while self._spares:
                 spare = self._spares.pop()
@@ -225,13 +225,13 @@ class DecoderPool:
             return None
         with self._change:
             self._threads.remove(threading.current_thread())  # the next job tries again
-            for line in (self._quick, self._slow):
-                while len(line):
-                    _settle(line.pop(), problem)
+            for queue in (self._quick, self._slow):
+                while len(queue):
+                    _settle(queue.pop(), problem)
         return None
 
     def _keep_spares(self) -> None:
-        """As many processes at hand as there are places for slow jobs."""
+        """Thread body: keep as many spare processes as there are places for slow jobs."""
         while True:
             with self._change:
                 while len(self._spares) >= self.slow_places and not self.closed:
@@ -243,7 +243,7 @@ class DecoderPool:
             try:
                 process = DecodingProcess()
             except UnsupportedError:
-                time.sleep(1.0)  # a job that needs one says so
+                time.sleep(1.0)  # the error is raised by the next job that needs a process
                 continue
             with self._change:
                 self._processes.add(process)
@@ -255,20 +255,20 @@ class DecoderPool:
         process.close()
 
     def _serve(self, ticket: Ticket, process: DecodingProcess) -> None:
-        """One job on one process; its result, or what went wrong, goes to the ticket."""
+        """Run one job on one process and store its result or its error in the ticket."""
         result: Decoded | None = None
         problem: BaseException | None = None
         dead = lost = not process.alive
         try:
             result = None if dead else process.run(ticket.job)
         except LimelightError as error:
-            problem = error.with_traceback(None)  # its frames hold the file
-        except (EOFError, OSError, ValueError, KeyError, TypeError):  # died, or its words make no sense
+            problem = error.with_traceback(None)  # its frames reference the file
+        except (EOFError, OSError, ValueError, KeyError, TypeError):  # died, or sent an invalid reply
             code = process.ended()
             problem = died(ticket.job, code, ticket.killed)
-            # it may have died while it waited, or because the machine had no memory left: once more
+            # it may have died while idle, or because the machine ran out of memory: retry once
             lost = not ticket.killed and not out_of_time(code) and not ticket.retried
-        except Exception as error:  # noqa: BLE001  # told where the result is awaited
+        except Exception as error:  # noqa: BLE001  # raised where the result is awaited
             problem = error.with_traceback(None)
         with self._change:
             self._running.pop(ticket, None)
@@ -283,7 +283,7 @@ class DecoderPool:
             _settle(ticket, problem if result is None else result)
 
     def _watch(self) -> None:
-        """Ends jobs that take too long or too much, and slow ones that hold up others."""
+        """Thread body: kill jobs that exceed their time or memory, and slow ones that hold up others."""
         while True:
             with self._change:
                 while not self._running and not self.closed:
@@ -291,10 +291,10 @@ class DecoderPool:
                 if self.closed:
                     return
                 for ticket, process in list(self._running.items()):
-                    self._look_at(ticket, process)
+                    self._check(ticket, process)
             time.sleep(TICK)
 
-    def _look_at(self, ticket: Ticket, process: DecodingProcess) -> None:
+    def _check(self, ticket: Ticket, process: DecodingProcess) -> None:
         limits, elapsed = ticket.job.limits, time.monotonic() - ticket.begun
         if elapsed > limits.wall:
             self._kill(ticket, "time")

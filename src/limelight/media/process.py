@@ -1,4 +1,4 @@
-"""One decoding process, seen from the process that started it: jobs in, results out, and what its death means."""
+"""The parent's side of one decoding process: sending jobs, reading results, and interpreting its exit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from limelight.types import Clip
 
 START_SECONDS = 60.0
 MAX_HEADER = 1 << 20
-# what a decoder may know of this process's environment: no keys, no tokens
+# environment variables passed on to a decoder: no keys, no tokens
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR")
 _SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _SMALLER = "make it smaller, or re-save it"
@@ -34,11 +34,11 @@ class Limits:
     """Bounds of one job.
 
     Attributes:
-        cpu_seconds: of processor time, all threads together; the system kills the process then.
-        memory: bytes that decoding may take.
+        cpu_seconds: CPU time over all threads, after which the system kills the process.
+        memory: bytes that decoding may allocate.
         output: bytes of the result.
-        wall_seconds: in the process, waiting for input and output included; None: ten times ``cpu_seconds``, and 20.
-        slow: whether it is known beforehand that it may take long.
+        wall_seconds: wall time in the process, including input and output; None: 20 s plus ten times ``cpu_seconds``.
+        slow: whether the job is expected to take long.
     """
 
     cpu_seconds: float
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be decoded. ``source``: bytes, or an absolute path; ``group``: who asked."""
+    """A decoding job. ``source``: bytes, or an absolute path; ``group``: identifies the requester."""
 
     kind: str
     source: Any
@@ -69,14 +69,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A result, and what should be known of it."""
+    """A decoded result and its warnings."""
 
     value: Any
     warnings: tuple[str, ...] = ()
 
 
 class DecodingProcess:
-    """One decoding process. All of it but ``kill`` belongs to one thread.
+    """One decoding process. Only ``kill`` may be called from other threads.
 
     Raises:
         UnsupportedError: it cannot be started here.
@@ -87,7 +87,7 @@ class DecodingProcess:
         code = f"import sys; sys.path[:] = {paths!r}; from limelight.media.decoder import main; main()"
         environment = {k: os.environ[k] for k in _KEPT if k in os.environ} | _SINGLE
         if not sys.executable:
-            raise cannot_start("this Python does not know its own program")
+            raise cannot_start("sys.executable is not set")
         try:
             self.popen = subprocess.Popen(
                 [sys.executable, "-I", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -102,12 +102,12 @@ class DecodingProcess:
         try:
             self._header()
         except EOFError:
-            raise cannot_start(f"it ended with {self.close()} when it was started") from None
+            raise cannot_start(f"it exited with code {self.close()} at startup") from None
         finally:
             guard.cancel()
 
     def run(self, job: Job) -> Decoded:
-        """The job's result.
+        """Run a job and return its result.
 
         Raises:
             EOFError, OSError: the process died. MediaError and others: see :func:`_raised`.
@@ -132,7 +132,7 @@ class DecodingProcess:
         return reply
 
     def _value(self, job: Job, reply: dict[str, Any]) -> Any:
-        """The result's bytes; none is taken before its size was held against the job's limit."""
+        """Read the result; its declared size is checked against the job's limit before anything is read."""
         if job.kind == "audio":
             count = int(reply["samples"])
             self._check_output(4 * count, job)
@@ -159,7 +159,7 @@ class DecodingProcess:
             self.popen.kill()
 
     def close(self) -> int:
-        """End it and wait for it; its exit code."""
+        """Kill the process, wait for it, and return its exit code."""
         self.kill()
         for pipe in (self.popen.stdin, self.popen.stdout):
             with contextlib.suppress(OSError):
@@ -172,7 +172,7 @@ class DecodingProcess:
         return self.popen.poll() is None
 
     def cpu_seconds(self) -> float | None:
-        """Processor time so far; None where the system does not tell."""
+        """Return the CPU time used so far; None where the system does not report it."""
         try:
             fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -180,24 +180,24 @@ class DecodingProcess:
             return None
 
     def used(self, elapsed: float) -> float:
-        """Processor seconds of the running job; ``elapsed`` where the system does not tell."""
+        """Return the CPU seconds of the running job; ``elapsed`` where the system does not report them."""
         now = self.cpu_seconds()
         return elapsed if now is None else now - self.cpu_before
 
     def yield_to_others(self) -> None:
-        """From now on it gets less of a busy processor than others; nothing raises it again, so it is replaced afterwards."""
+        """Lower the process's priority; this cannot be undone, so the process is replaced after the job."""
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, self.popen.pid, 5)
             self.niced = True
 
     def ended(self) -> int:
-        """The exit code of a process that has died, or is ended now."""
+        """Return the exit code of a process that has died; kill it if it has not."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.popen.wait(1.0)
         return self.close()
 
     def resident(self) -> int:
-        """Bytes in memory; 0 where the system does not tell."""
+        """Return the resident bytes; 0 where the system does not report them."""
         try:
             return int(Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, ValueError, IndexError, AttributeError):
@@ -216,42 +216,40 @@ def _raised(reply: dict[str, Any], job: Job) -> Exception:
         return SettingError(message, hint=hint)
     if reply["error"] == "media":
         return MediaError(message, hint=hint)
-    return MediaError(f"{job.name} cannot be decoded: {message}", hint="get the file again, or re-save it")
+    return MediaError(f"{job.name} cannot be decoded: {message}", hint="download the file again, or re-save it")
 
 
 def _too_much_memory(job: Job) -> MediaError:
     return MediaError(
-        f"decoding {job.name} takes more than {job.limits.memory / 1e6:.0f} MB of memory, which is the limit",
+        f"decoding {job.name} exceeds the memory limit of {job.limits.memory / 1e6:.0f} MB",
         hint=_SMALLER,
     )
 
 
 def cannot_start(why: str) -> UnsupportedError:
     return UnsupportedError(
-        f"no process for decoding can be started here: {why}",
+        f"cannot start a decoding process: {why}",
         hint="set LIMELIGHT_DECODERS=0 to decode in this process, if you trust the files",
     )
 
 
 def out_of_time(code: int) -> bool:
-    """Whether the system ended a process because its processor time was up."""
+    """Whether the system killed a process because its CPU time was used up."""
     return hasattr(signal, "SIGPROF") and code == -signal.SIGPROF
 
 
 def died(job: Job, code: int, killed: str) -> MediaError:
-    """What to say of a job whose process ended with ``code``; ``killed``: why it was ended from here."""
+    """Return the error for a job whose process exited with ``code``; ``killed``: why the parent killed it, if it did."""
     if killed == "memory":
         return _too_much_memory(job)
     if killed == "time":
-        return MediaError(
-            f"decoding {job.name} takes more than {job.limits.wall:g} s, which is the limit", hint=_SMALLER
-        )
+        return MediaError(f"decoding {job.name} exceeds the time limit of {job.limits.wall:g} s", hint=_SMALLER)
     if out_of_time(code):
         return MediaError(
-            f"decoding {job.name} takes more than {job.limits.cpu_seconds:g} s of processor time, which is the limit",
+            f"decoding {job.name} exceeds the limit of {job.limits.cpu_seconds:g} s of CPU time",
             hint=_SMALLER,
         )
     return MediaError(
-        f"the decoder ended on {job.name} with {code}: the file is corrupt, or made to break decoders",
-        hint="get the file again, or re-save it",
+        f"the decoder exited with code {code} on {job.name}: the file is corrupt or malicious",
+        hint="download the file again, or re-save it",
     )

@@ -1,4 +1,4 @@
-"""Cutting a long sound into pieces that fit a model, at silences, without overlap: every sample is in one piece."""
+"""Splitting long audio at silences into non-overlapping pieces that fit a model; every sample is in one piece."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from limelight.errors import SettingError
 
-STEP = 0.01  # seconds between two looks at the level
-QUIET = 0.2  # seconds that a silence lasts at least
-SHORTEST = 0.2  # seconds that a piece may be limited to
+STEP = 0.01  # seconds between two level measurements
+QUIET = 0.2  # minimum length of a silence in seconds
+SHORTEST = 0.2  # smallest permitted maximum length of a piece in seconds
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples ``[start, stop)`` of a sound; ``quiet``: it ends in a silence, or where the sound ends."""
+    """Samples ``[start, stop)`` of a clip; ``quiet``: whether it ends in a silence or at the end of the clip."""
 
     start: int
     stop: int
@@ -24,11 +24,11 @@ class Piece:
 
 
 def pieces(samples: npt.NDArray[np.float32], rate: int, longest: float) -> list[Piece]:
-    """Pieces of at most ``longest`` seconds, cut at the quietest place of the second half of what fits.
+    """Split samples into pieces of at most ``longest`` seconds, at the quietest point in the second half of each window.
 
-    A place is a silence when its level, averaged over 0.2 s, lies in the lower quarter between the sound's quiet (5th
-    percentile) and loud (95th) parts, in decibels; a piece that had to be cut elsewhere has ``quiet=False``. The last of
-    several pieces lasts a quarter of ``longest`` at least.
+    A point is silent when its level, averaged over 0.2 s, lies in the lowest quarter of the range between the 5th and the
+    95th percentile of the clip's level, in decibels; a piece that had to be cut elsewhere has ``quiet=False``. The last
+    of several pieces is at least a quarter of ``longest`` long.
 
     Raises:
         SettingError: ``longest`` is shorter than 0.2 s.
@@ -47,10 +47,10 @@ def pieces(samples: npt.NDArray[np.float32], rate: int, longest: float) -> list[
     start = 0
     while samples.size - start > most:
         first = int(np.ceil((start + most / 2) / (STEP * rate)))
-        latest = min(start + most, samples.size - most / 4)  # leaves no crumb that a model makes nothing of
+        latest = min(start + most, samples.size - most / 4)  # keeps the last piece long enough for a model to use
         last = max(first + 1, int(latest / (STEP * rate)))
-        looked = level[first:last] - np.linspace(0, 1, last - first)  # of equal places the later one, by up to 1 dB
-        at = first + int(looked.argmin())
+        biased = level[first:last] - np.linspace(0, 1, last - first)  # prefers later points, by up to 1 dB
+        at = first + int(biased.argmin())
         stop = min(int(at * STEP * rate), start + most)
         found.append(Piece(start, stop, bool(level[at] <= silence)))
         start = stop
@@ -58,7 +58,7 @@ def pieces(samples: npt.NDArray[np.float32], rate: int, longest: float) -> list[
 
 
 def loudness(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float64]:
-    """Level in decibels (full scale 0, at least -100) around every multiple of 10 ms, averaged over 0.2 s."""
+    """Return the level in dBFS (at least -100) around every multiple of 10 ms, averaged over 0.2 s."""
     size = max(1, int(QUIET * rate))
     total = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
     centres = (np.arange(int(samples.size / (STEP * rate)) + 1) * STEP * rate).astype(int)

@@ -1,4 +1,4 @@
-"""Did the model's processor take in the whole sound? Many cut what is longer than their window, and say nothing."""
+"""Detection of processors that silently truncate audio longer than their window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TAIL = 0.25  # seconds
 
 
 def window_seconds(processor: Any) -> float | None:
-    """The longest sound that the feature extractor takes at once, where it tells (Whisper's: 30 s)."""
+    """Return the longest audio that the feature extractor accepts, in seconds, if it declares one (Whisper: 30 s)."""
     extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
     rate = getattr(extractor, "sampling_rate", None)
     for name in ("n_samples", "max_length"):
@@ -25,21 +25,21 @@ def window_seconds(processor: Any) -> float | None:
     return None
 
 
-def check_heard(
+def check_not_truncated(
     process: Callable[[list[Any]], Mapping[str, Any]],
     sounds: Sequence[npt.NDArray[np.float32]],
     out: Mapping[str, Any],
     rate: int,
     processor: Any,
 ) -> None:
-    """Replace the end of each sound by noise: when no feature changes, the processor never looked at it.
+    """Check that the processor used each clip to its end: replacing the end by noise must change some feature.
 
     Args:
-        process: the processor's output for other sounds in the same prompt.
-        sounds: the samples it was given, at ``rate`` Hz. ``out``: what it made of them.
+        process: returns the processor's output for other clips in the same prompt.
+        sounds: the original samples, at ``rate`` Hz. ``out``: the processor's output for them.
 
     Raises:
-        MediaError: the end of a sound was cut off, with the length that fits where it is known.
+        MediaError: the end of a clip was cut off; the message gives the maximum length where it is known.
     """
     for i, samples in enumerate(sounds):
         changed = samples.copy()
@@ -49,10 +49,10 @@ def check_heard(
         if any(_differ(out[k], again.get(k)) for k in out if k not in ("input_ids", "attention_mask")):
             continue
         most = window_seconds(processor)
-        told = f"; it takes {most:g} s at once" if most is not None and most < len(samples) / rate else ""
+        limit = f"; its limit is {most:g} s" if most is not None and most < len(samples) / rate else ""
         raise MediaError(
-            f"the sound lasts {len(samples) / rate:.1f} s, and the model's processor cuts off its end{told}",
-            hint="cut it into pieces; `limelight transcribe` and limelight.transcribe do so at silences",
+            f"the audio lasts {len(samples) / rate:.1f} s, and the model's processor cuts off its end{limit}",
+            hint="split it into pieces; `limelight transcribe` and limelight.transcribe split at silences",
         )
 
 

@@ -1,4 +1,4 @@
-"""Reading video: evenly spaced frames of a file and when each was shown, by PyAV."""
+"""Reading video with PyAV: evenly spaced frames of a file and their timestamps."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def read_video(
     codecs: frozenset[str] | None = None,
     background: Any = WHITE,
 ) -> Clip:
-    """``frames`` evenly spaced RGB frames of a file (first and last included), with their times.
+    """Read ``frames`` evenly spaced RGB frames of a file (first and last included), with their timestamps.
 
-    Upright by the display matrix, with square pixels, transparency on ``background``, HDR brought to SDR. Where frames
-    were shown for unequal times, even in time; else even in number.
+    Frames are rotated by the display matrix, have square pixels and transparency on ``background``; HDR is converted to
+    SDR. They are evenly spaced in time where frame durations differ, else by frame index.
 
-    A :class:`Clip` is taken as it is. A list of pictures, or an array or a tensor ``[T, H, W, C]`` or ``[T, C, H, W]``, says
-    nothing about time, and is taken as one picture a second; build a Clip for anything else. A file that ends before
-    its header says gives frames of what is there, with a :class:`MediaWarning`.
+    A :class:`Clip` is returned unchanged. A list of images, or an array or a tensor ``[T, H, W, C]`` or ``[T, C, H, W]``,
+    has no timestamps and is read as one frame per second; build a Clip for anything else. A file shorter than its
+    header declares is read as far as it goes, with a :class:`MediaWarning`.
 
     Args:
-        max_pixels: of one frame; ``max_total_pixels`` of all frames that must be decoded.
-        container: the demuxer to use; None: told from the file. ``codecs``: those that are read; all by default.
+        max_pixels: per frame; ``max_total_pixels``: over all frames that must be decoded.
+        container: the demuxer to use; None: detected. ``codecs``: the allowed codecs; all by default.
 
     Raises:
-        MediaError: missing, not a video, too long, too large, cut short, or no frames.
+        MediaError: missing, not a video, too long, too large, truncated, or no frames.
         MissingExtraError: PyAV is not installed (``limelight[video]``).
     """
     if not 1 <= frames <= MAX_FRAMES:
@@ -67,7 +67,7 @@ def read_video(
         return source
     if isinstance(source, (list, tuple)):
         if not source:
-            raise MediaError("the video has no frames", hint="pass at least one picture")
+            raise MediaError("the video has no frames", hint="pass at least one image")
         return _one_a_second([read_image(frame, max_pixels=max_pixels, background=background) for frame in source])
     if is_array(source) and not isinstance(source, Image.Image):
         return _one_a_second(
@@ -85,20 +85,20 @@ def read_video(
         return film.clip(frames)
     except (LimelightError, MediaWarning, MemoryError):
         raise
-    except Exception as error:  # a decoder fed with anything raises anything
-        raise MediaError(f"{name} is not a video that can be read: {error}", hint=_HINT) from error
+    except Exception as error:  # decoders raise any kind of exception on bad input
+        raise MediaError(f"{name} cannot be read as a video: {error}", hint=_HINT) from error
 
 
 def _one_a_second(pictures: Sequence[Image.Image]) -> Clip:
     sizes = sorted({p.size for p in pictures})
     if len(sizes) > 1:
-        raise MediaError(f"the frames differ in size: {sizes[:4]}", hint="bring them to one size first")
+        raise MediaError(f"the frames differ in size: {sizes[:4]}", hint="resize them to one size first")
     return Clip(tuple(pictures), tuple(map(float, range(len(pictures)))))
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the packets of a film say, before anything is decoded: times are in seconds, in the order shown."""
+    """What the packets of a video declare before decoding: times in seconds, in presentation order."""
 
     count: int
     times: Sequence[float]
@@ -126,9 +126,9 @@ class _Film:
             if decoded < 0.9 * facts.count:
                 raise MediaError(
                     f"only {decoded} of {facts.count} frames of {self.name} could be decoded",
-                    hint="the file is cut short: get it again, or re-encode it",
+                    hint="the file is truncated: download it again, or re-encode it",
                 )
-            # VP8 has packets that show nothing
+            # VP8 has packets without a visible frame
             shown = _Facts(decoded, (), facts.rate, facts.aspect)
             clip, decoded = self._decoded(shown, _spaced(shown, frames))
         return clip
@@ -136,18 +136,18 @@ class _Film:
     def _facts(self) -> _Facts:
         with contained(self.av, self.file, self.container) as film:
             if not film.streams.video:
-                raise MediaError(f"{self.name} has no video in it", hint="pass sound as sound (--audio)")
+                raise MediaError(f"{self.name} has no video stream", hint="pass audio files as --audio")
             stream = film.streams.video[0]
             codec = str(stream.codec_context.name)
             if self.codecs is not None and codec not in self.codecs:
-                raise MediaError(f"the video is coded as {codec[:32]}, which is not read here", hint=_HINT)
+                raise MediaError(f"the video codec {codec[:32]} is not accepted", hint=_HINT)
             aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 0) or 1.0
             width, height = stream.codec_context.width, stream.codec_context.height
             self._check_size(width, height, aspect)
-            told = (film.duration or 0) / 1e6
-            self._check_length(told)
+            declared = (film.duration or 0) / 1e6
+            self._check_length(declared)
             count, ends, times = 0, 0.0, []
-            # a header's count of frames is missing or wrong often enough; counting packets does not decode
+            # frame counts in headers are often missing or wrong; counting packets needs no decoding
             for packet in film.demux(stream, *film.streams.audio[:1]):
                 if not packet.size:
                     continue
@@ -163,36 +163,36 @@ class _Film:
                     self._check_length(max(times[0], seconds) - min(times[0], seconds))
                 if self.max_total_pixels is not None and count * width * height > self.max_total_pixels:
                     raise MediaError(
-                        f"the video has more than {self.max_total_pixels:,} pixels over all its frames",
-                        hint="make it smaller, or take fewer frames a second",
+                        f"the video has more than {self.max_total_pixels:,} pixels over all frames",
+                        hint="make it smaller, or use fewer frames per second",
                     )
-            rate = float(stream.average_rate or stream.guessed_rate or 0) or (count / told if told else 1.0)
+            rate = float(stream.average_rate or stream.guessed_rate or 0) or (count / declared if declared else 1.0)
             listed = int(stream.frames or 0)
             start = (film.start_time or 0) / 1e6
         if not count:
             raise MediaError(f"{self.name} has no frames", hint="check the file in a player")
-        missing = told - max(0.0, ends - start) if times else 0.0
-        if listed - count > max(1, 0.02 * listed) or missing > max(0.5, 2 / rate, 0.02 * told):
-            of = f"{count} of {listed} frames" if listed > count else f"{told - missing:.1f} s of {told:.1f} s"
-            warnings.warn(f"{self.name} is cut short: {of} are there", MediaWarning, stacklevel=4)
+        missing = declared - max(0.0, ends - start) if times else 0.0
+        if listed - count > max(1, 0.02 * listed) or missing > max(0.5, 2 / rate, 0.02 * declared):
+            of = f"{count} of {listed} frames" if listed > count else f"{declared - missing:.1f} s of {declared:.1f} s"
+            warnings.warn(f"{self.name} is truncated: {of} are present", MediaWarning, stacklevel=4)
         return _Facts(count, sorted(times) if len(times) == count else (), rate, aspect)
 
     def _check_size(self, width: int, height: int, aspect: float) -> None:
         width, height = displayed(width, height, aspect)
         if not 0 < width * height <= self.max_pixels:
             raise MediaError(
-                f"the video has {width} x {height} pixels a frame, the limit is {self.max_pixels:,}",
+                f"the video has {width} x {height} pixels per frame, the limit is {self.max_pixels:,}",
                 hint="make it smaller first",
             )
 
     def _check_length(self, seconds: float) -> None:
         if seconds > self.max_seconds:
             raise MediaError(
-                f"{self.name} lasts more than {self.max_seconds:g} s, which is the limit", hint="cut it into pieces"
+                f"{self.name} is longer than the limit of {self.max_seconds:g} s", hint="split it into pieces"
             )
 
     def _decoded(self, facts: _Facts, wanted: set[int]) -> tuple[Clip, int]:
-        """The wanted frames, and how many were decoded (none is after the last wanted one)."""
+        """Decode up to the last wanted frame; return the wanted frames and how many were decoded."""
         pictures: list[Image.Image] = []
         times: list[float] = []
         decoded = pixels = 0
@@ -201,7 +201,7 @@ class _Film:
             stream = film.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in film.decode(stream):
-                self._check_size(frame.width, frame.height, facts.aspect)  # a stream may change its size on the way
+                self._check_size(frame.width, frame.height, facts.aspect)  # the size may change within a stream
                 pixels += frame.width * frame.height
                 if self.max_total_pixels is not None and pixels > self.max_total_pixels:
                     break
@@ -222,7 +222,7 @@ class _Film:
 
 
 def _spaced(facts: _Facts, frames: int) -> set[int]:
-    """Numbers of the frames to look at, in the order shown."""
+    """Return the indices of the frames to read, in presentation order."""
     count = min(frames, facts.count)
     steps = np.diff(np.asarray(facts.times))
     if count < 3 or not len(steps) or steps.max() <= 1.5 * max(float(np.median(steps)), 1e-9):

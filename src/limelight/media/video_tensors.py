@@ -1,7 +1,7 @@
-"""Video processors of transformers on a machine without torchvision.
+"""Video processors of transformers without torchvision.
 
-transformers' video processors call torchvision for four small things: resizing, normalising, cropping and turning grey
-into RGB. :class:`Plain` does these with torch itself, exactly as torchvision does (torchvision's own resize is
+transformers' video processors call torchvision for four operations: resizing, normalising, cropping and converting grey
+to RGB. :class:`Plain` does these with torch itself, exactly as torchvision does (torchvision's own resize is
 ``torch.nn.functional.interpolate``; a test compares the two bit for bit where torchvision is installed), and everything
 else (sizes, patches, padding, masks) stays the family's own code. With torchvision installed none of this is used.
 """
@@ -53,11 +53,11 @@ class Plain(BaseVideoProcessor):  # type: ignore[misc]
 
     def convert_to_rgb(self, video: Tensor, **_: Any) -> Tensor:
         if video.shape[-3] not in (1, 3):
-            raise MediaError(f"frames of {video.shape[-3]} channels, expected 3", hint="hand in RGB or grey frames")
+            raise MediaError(f"frames of {video.shape[-3]} channels, expected 3", hint="pass RGB or grey frames")
         return video if video.shape[-3] == 3 else video.expand(*video.shape[:-3], 3, *video.shape[-2:])
 
     def resize(self, image: Tensor, size: Any, resample: Any = None, antialias: bool = True, **_: Any) -> Tensor:
-        """Frames ``[..., 3, H, W]`` brought to ``size``."""
+        """Resize frames ``[..., 3, H, W]`` to ``size``."""
         return resized(image, _target(image, size), resample, antialias)
 
     def normalize(self, image: Tensor, mean: Any, std: Any, inplace: bool = False, **_: Any) -> Tensor:
@@ -75,7 +75,7 @@ class Plain(BaseVideoProcessor):  # type: ignore[misc]
 
 
 def resized(image: Tensor, size: tuple[int, int], resample: Any = None, antialias: bool = True) -> Tensor:
-    """Frames ``[..., C, H, W]`` at ``size`` (height, width): interpolate on uint8 where torch has it, else rounded floats."""
+    """Resize frames ``[..., C, H, W]`` to ``size`` (height, width), on uint8 where torch supports it, else rounded floats."""
     if tuple(image.shape[-2:]) == size:
         return image
     filter_ = Image.Resampling.BILINEAR if resample is None else Image.Resampling(int(resample))
@@ -87,7 +87,7 @@ def resized(image: Tensor, size: tuple[int, int], resample: Any = None, antialia
         out = _interpolate(flat.float(), size, mode, antialias)
     elif mode != "bilinear" or _fast_bytes():
         out = _interpolate(flat, size, mode, antialias)
-    else:  # torchvision's way too where the processor has no fast path for bytes
+    else:  # as torchvision does where the CPU has no fast path for uint8
         out = _interpolate(flat.float(), size, mode, antialias).round().to(torch.uint8)
     return out.reshape(*image.shape[:-2], *size)
 
@@ -110,7 +110,7 @@ def _by_pil(image: Tensor, size: tuple[int, int], filter_: Image.Resampling) -> 
 
 
 def _target(image: Tensor, size: Any) -> tuple[int, int]:
-    """(height, width) that a SizeDict asks for."""
+    """Return the (height, width) that a SizeDict specifies."""
     if size.shortest_edge and size.longest_edge:
         found = get_size_with_aspect_ratio(image.shape[-2:], size.shortest_edge, size.longest_edge)
     elif size.shortest_edge:
@@ -121,13 +121,13 @@ def _target(image: Tensor, size: Any) -> tuple[int, int]:
         found = (size.height, size.width)
     else:
         raise UnsupportedError(
-            f"cannot tell a height and width from {size}", hint="pip install torchvision for this processor"
+            f"cannot derive a height and width from {size}", hint="pip install torchvision for this processor"
         )
     return int(found[0]), int(found[1])
 
 
 class Qwen2VLVideoProcessor(Qwen3VLVideoProcessor):  # type: ignore[misc]
-    """Qwen2-VL and Qwen2.5-VL: patches as in Qwen3-VL, each frame resized within a budget of pixels of its own."""
+    """Qwen2-VL and Qwen2.5-VL: patches as in Qwen3-VL, each frame resized within its own pixel budget."""
 
     image_mean, image_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     size: ClassVar[dict[str, int]] = {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768}
@@ -150,7 +150,7 @@ class Qwen2VLVideoProcessor(Qwen3VLVideoProcessor):  # type: ignore[misc]
 
 
 class InternVLVideoProcessor(BaseVideoProcessor):  # type: ignore[misc]
-    """InternVL: the base's steps with its own numbers."""
+    """InternVL: the base class's steps with InternVL's settings."""
 
     resample = PILImageResampling.BICUBIC
     image_mean, image_std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -180,11 +180,14 @@ _KNOWN: dict[str, type | str] = {
 }
 
 
-_VIDEO_BASES = ("BaseVideoProcessor", "VideoProcessorMixin")  # what transformers checks a video processor against
+_VIDEO_BASES = (
+    "BaseVideoProcessor",
+    "VideoProcessorMixin",
+)  # the classes transformers checks a video processor against
 
 
 def plain_class(model_type: str) -> type[Any]:
-    """The family's video processor with :class:`Plain` at its root.
+    """Return the family's video processor with :class:`Plain` as a base class.
 
     Raises:
         UnsupportedError: a family whose video processor needs torchvision.
@@ -200,9 +203,9 @@ def plain_class(model_type: str) -> type[Any]:
 
 
 def processor_class(model_type: str, video: type[Any]) -> type[Any]:
-    """The family's processor, which takes a video processor of class ``video`` for one of transformers' own.
+    """Return the family's processor, changed to accept a video processor of class ``video``.
 
-    transformers checks that against a class that exists only beside torchvision.
+    transformers checks it against a class that exists only with torchvision installed.
 
     Raises:
         UnsupportedError: transformers has no processor for the model type.
@@ -222,7 +225,7 @@ def processor_class(model_type: str, video: type[Any]) -> type[Any]:
 
 
 def load_processor(source: Any, model_type: str, **kwargs: Any) -> Any:
-    """``AutoProcessor.from_pretrained``; without torchvision by this file, where that is what is missing.
+    """Call ``AutoProcessor.from_pretrained``; where only torchvision is missing, use the classes of this file.
 
     Raises:
         ModelError: another package is missing.
@@ -232,8 +235,8 @@ def load_processor(source: Any, model_type: str, **kwargs: Any) -> Any:
         return transformers.AutoProcessor.from_pretrained(source, **kwargs)
     except ImportError as error:
         if "orchvision" not in str(error) or torchvision_is_there():
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise ModelError(
-                f"the model's processor needs a package: {told}", hint="install it and try again"
+                f"the model's processor needs a package: {reason}", hint="install it and try again"
             ) from error
     return processor_class(model_type, plain_class(model_type)).from_pretrained(source, **kwargs)

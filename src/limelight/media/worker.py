@@ -1,17 +1,16 @@
-"""Decoding in processes of their own: whatever a file does there, it ends in a MediaError here.
+"""Decoding of untrusted media in separate processes: any failure there becomes a MediaError here.
 
-    read("image", data)                       a picture, from bytes of anybody
-    read("video", "film.mp4", frames=16)      a Clip
+    read("image", data)                       an image, from untrusted bytes
+    read("video", "clip.mp4", frames=16)      a Clip
     read("audio", "talk.mp3", trusted=True)   (samples, rate), decoded in this process
 
-The processes are started ahead and reused, and replaced when they end. A job has limits on processor seconds, seconds,
-memory and the size of its result; it is killed when it exceeds one, or when nobody wants its result any more. Server, app
-and benchmark readers decode this way; :func:`limelight.generate` reads the files it is handed in this process (as
-``trusted=True`` does here).
+The processes are started in advance, reused, and replaced when they exit. A job has limits on CPU time, wall time,
+memory and output size; it is killed when it exceeds one, or when it is cancelled. Server, app and benchmark readers
+decode this way; :func:`limelight.generate` reads its files in the calling process (like ``trusted=True`` here).
 
-The processes are plain subprocesses that talk over pipes, so that they can be started from daemonic processes (Ray's
-actors, workers of a process pool) and need no guard in the main module. Where no process can be started at all, an error
-says so; ``LIMELIGHT_DECODERS=0`` then decodes in this process, without limits, and another number sets how many there are.
+The processes are plain subprocesses that communicate over pipes, so that they can be started from daemonic processes
+(Ray actors, workers of a process pool) and need no guard in the main module. Where no process can be started, an error
+is raised; ``LIMELIGHT_DECODERS=0`` decodes in the calling process, without limits; another number sets the pool size.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ MB = 1_000_000
 
 
 def limits_for(kind: str, options: Mapping[str, Any]) -> Limits:
-    """Limits that a whole file within a reader's own bounds (``options``) keeps with ease.
+    """Return generous limits for a file within the reader's own bounds (``options``).
 
-    Pictures: 2 s of processor time and 1 more every 16 million pixels that there may be. Sound: 5 s, and 1 a minute. Film:
-    10 s and 1 every 50 million pixels that may be decoded, 600 s where that is not bounded.
+    Pictures: 2 s of CPU time plus 1 s per 16 million pixels allowed. Audio: 5 s plus 1 s per minute. Video:
+    10 s plus 1 s per 50 million pixels that may be decoded, 600 s where that is not bounded.
     """
     pixels = int(options.get("max_pixels") or MAX_PIXELS)
     seconds = float(options.get("max_seconds") or MAX_SECONDS)
@@ -60,7 +59,7 @@ def limits_for(kind: str, options: Mapping[str, Any]) -> Limits:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A job, or what can be read at once because it is in memory already or trusted."""
+    """A job, or a source that is read in this process because it is already in memory or trusted."""
 
     kind: str
     source: Any
@@ -72,7 +71,7 @@ def _plan(
     kind: str, source: Any, trusted: bool, group: str, limits: Limits | None, options: Mapping[str, Any]
 ) -> _Plan:
     if kind not in KINDS:
-        raise SettingError(f"unknown kind of media {kind!r}", hint=", ".join(KINDS))
+        raise SettingError(f"unknown media type {kind!r}", hint=", ".join(KINDS))
     if isinstance(source, Mapping) and source.get("array") is None:
         source = unwrapped(source)
     if isinstance(source, (str, Path)):
@@ -94,19 +93,20 @@ def read(
     limits: Limits | None = None,
     **options: Any,
 ) -> Any:
-    """A picture, ``(samples, rate)`` or a :class:`Clip`, decoded in a process that may be killed.
+    """Decode an image, ``(samples, rate)`` or a :class:`Clip` in a separate process that may be killed.
 
     Args:
         kind: ``image``, ``audio`` or ``video``.
-        source: a file, its bytes, or ``{"bytes": ..., "path": ...}``. What is in memory already (a PIL image, an array, a
-            Clip) is read in this process.
+        source: a file, its bytes, or ``{"bytes": ..., "path": ...}``. Objects already in memory (a PIL image, an array, a
+            Clip) are read in this process.
         trusted: decode in this process, without limits on time and memory.
-        group: groups take turns: who asked. ``timeout``: seconds in all, waiting for a free process counted.
-        limits: of the job; by default :func:`limits_for` the options.
-        options: of :func:`read_image`, :func:`read_samples` (and ``to_rate``), :func:`read_video`.
+        group: identifies the requester; groups are served round-robin. ``timeout``: seconds in total, including the wait
+            for a free process.
+        limits: limits of the job; by default :func:`limits_for` the options.
+        options: passed to :func:`read_image`, :func:`read_samples` (with ``to_rate``) or :func:`read_video`.
 
     Raises:
-        MediaError: it cannot be read, exceeds a limit, or the time is up. See also the readers.
+        MediaError: it cannot be read, exceeds a limit, or timed out. See also the readers.
         UnsupportedError: no process can be started here.
     """
     plan = _plan(kind, source, trusted, group, limits, options)
@@ -121,7 +121,7 @@ def read(
 async def read_async(
     kind: str, source: Any, *, trusted: bool = False, group: str = "", limits: Limits | None = None, **options: Any
 ) -> Decoded:
-    """:func:`read` for an event loop; the job is killed when the task is cancelled. Warnings come with the result."""
+    """Asynchronous :func:`read`; the job is killed when the task is cancelled. Warnings are returned with the result."""
     plan = _plan(kind, source, trusted, group, limits, options)
     if plan.job is None:
         return await asyncio.to_thread(_trusted, plan)
@@ -132,7 +132,7 @@ async def read_async(
         raise asyncio.CancelledError from None
     finally:
         ticket.cancel()
-        del ticket, plan, source  # an error's frames would hold them, and the ticket holds the error
+        del ticket, plan, source  # the ticket holds the error, whose frames would reference them
     return result
 
 
@@ -145,7 +145,7 @@ _pool: DecoderPool | None = None
 
 
 def default_pool() -> DecoderPool:
-    """The pool that everything in this process shares; made when first asked for, and anew in a forked process."""
+    """Return the pool shared by this process; created on first use, and again in a forked process."""
     global _pool
     with _lock:
         if _pool is None or _pool.owner != os.getpid() or _pool.closed:
@@ -155,7 +155,7 @@ def default_pool() -> DecoderPool:
 
 
 def start() -> None:
-    """Start the decoding processes now, ahead of the first file; nothing where files are decoded in this process."""
+    """Start the decoding processes before the first file; does nothing where files are decoded in this process."""
     if os.environ.get(COUNT_VARIABLE) != "0":
         default_pool().start()
 

@@ -15,7 +15,7 @@ from limelight.media.arguments import by_kind, decoded
 from limelight.media.arguments import item as as_medium
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
-from limelight.media.truncation import check_heard
+from limelight.media.truncation import check_not_truncated
 from limelight.media.video import read_video
 from limelight.models.regions import Process, located, originals, timed
 from limelight.models.runtime.machine import machine_failed
@@ -290,7 +290,7 @@ def _tensors(
             hint="check number and kind of media against the placeholders",
         ) from error
     if found["audio"]:
-        check_heard(lambda changed: processor(text=[text], return_tensors="pt", **arguments | {"audio": changed}),
+        check_not_truncated(lambda changed: processor(text=[text], return_tensors="pt", **arguments | {"audio": changed}),
                     arguments["audio"], out, arguments["sampling_rate"], processor)  # fmt: skip
     device, dtype = adapter.device, adapter.model.dtype
     out = {

@@ -1,4 +1,4 @@
-"""The parts that the figures share: modality bars, top words, title, saving. matplotlib's objects, no pyplot state."""
+"""Shared parts of the figures: modality bars, top words, title, saving; matplotlib objects without pyplot state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.types import Relevance
 
-# White letters on each are readable (contrast of 4.5 at least).
+# White text is readable on each (contrast at least 4.5).
 MODALITY_COLOURS = {"text": "#666c76", "image": "#0f766e", "video": "#7c3aed", "audio": "#b45309"}
 FORMATS = frozenset({".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp"})
 
@@ -25,19 +25,19 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def write(text: Any) -> Any:
-    """Take a text literally: a word may hold dollar signs, which matplotlib would read as mathematics."""
+    """Disable math parsing of a text: words may contain dollar signs."""
     text.set_parse_math(False)
     return text
 
 
 def headline(relevance: Relevance, word: str | None, strategy: str = "") -> str:
-    told = (word if word is not None else relevance.target_token).strip() or f"token {relevance.target}"
+    target = (word if word is not None else relevance.target_token).strip() or f"token {relevance.target}"
     by = f" ({strategy})" if strategy else ""
-    return f"Where “{told}” comes from{by}   logit {relevance.logit:.2f}"
+    return f"Where “{target}” comes from{by}   logit {relevance.logit:.2f}"
 
 
 def share_bar(axes: Any, relevance: Relevance) -> None:
-    """Modality shares as one stacked bar: ``sum |R|`` of each, as parts of the whole."""
+    """Draw modality shares as one stacked bar: each modality's part of ``sum |R|``."""
     start = 0.0
     for modality, share in relevance.shares().items():
         axes.barh(0, share, left=start, height=1, color=MODALITY_COLOURS[modality])
@@ -50,7 +50,7 @@ def share_bar(axes: Any, relevance: Relevance) -> None:
 
 
 def top_words(axes: Any, relevance: Relevance, count: int, full: float) -> None:
-    """The text positions with the largest ``|R|`` as signed bars."""
+    """Draw the text positions with the largest ``|R|`` as signed bars."""
     rows = relevance.top(count, "text")[::-1]
     values = [score for _, _, score in rows]
     colours = ["#{:02x}{:02x}{:02x}".format(*(heat.SUPPORTS if v >= 0 else heat.AGAINST)) for v in values]
@@ -67,33 +67,37 @@ def top_words(axes: Any, relevance: Relevance, count: int, full: float) -> None:
 
 
 def shown(token: str) -> str:
-    """A token's spelling with its white space made visible, cut to 24 characters."""
+    """Return a token's text with visible white space, truncated to 24 characters."""
     text = token.replace("\n", "⏎").strip() or repr(token)
     return text if len(text) <= 24 else text[:23] + "…"
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure; the file's ending tells the format (png, pdf, svg, jpg, webp).
+    """Write a figure in the format of the file's extension (png, pdf, svg, jpg, webp).
 
     Raises:
-        SettingError: an ending that is no picture format, or the folder does not exist.
+        SettingError: the extension is not an image format, or the folder does not exist.
     """
     path = checked(path)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a word in a script the font lacks
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # a word in a script that the font does not cover
         figure.savefig(path)
     return path
 
 
 def checked(path: str | Path, formats: frozenset[str] = FORMATS) -> Path:
-    """A path that can be written to, told before any long work.
+    """Check early that a path can be written to.
 
     Raises:
         SettingError: see :func:`save`.
     """
     path = Path(path)
     if path.suffix.lower() not in formats:
-        raise SettingError(f"cannot write {path.name!r}", hint=f"end the file's name in {', '.join(sorted(formats))}")
+        raise SettingError(
+            f"cannot write {path.name!r}", hint=f"use one of the extensions {', '.join(sorted(formats))}"
+        )
     if not path.parent.is_dir():
         raise SettingError(f"there is no folder {str(path.parent)!r}", hint="create it first")
     return path

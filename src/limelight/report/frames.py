@@ -1,4 +1,4 @@
-"""Relevance over the frames of a video, for one word: a contact sheet."""
+"""Contact sheets: one word's relevance over the frames of a video."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def contact_sheet(
     top: int = 6,
     path: str | Path | None = None,
 ) -> Figure:
-    """Every frame with its heat and its share of the video's relevance; bars of both below.
+    """Draw every frame with its heat and its share of the video's relevance, with bars below.
 
     Args:
-        frames: the frames the model was given, in order; a Media where there are several videos. A model that merges neighbours (Qwen-VL: two) has fewer grids
-            than frames; each grid is drawn over the frame in the middle of those it stands for.
+        frames: the model's input frames, in order; a Media for several videos. A model that merges neighbouring frames
+            (Qwen-VL: two) has fewer grids than frames; each grid is drawn over the middle one of its frames.
         index: which video of the prompt.
 
     Raises:
-        SettingError: there is no such video, or its layout is not known.
+        SettingError: there is no such video, or its layout is unknown.
     """
     if not isinstance(frames, Media) and not len(frames):
-        raise SettingError("no frames to draw on", hint="pass the frames the model was given")
+        raise SettingError("no frames to draw on", hint="pass the model's input frames")
     media = frames if isinstance(frames, Media) else Media(videos=[frames])
     sheets = _sheets(relevance, frames, index)
     pictures = media.frames(index if isinstance(frames, Media) else 0)
     joined = np.concatenate([sheet[2].ravel() for sheet, _ in sheets])
-    full, whole = heat.limit(joined), float(np.abs(joined).sum()) or 1.0
+    full, total = heat.limit(joined), float(np.abs(joined).sum()) or 1.0
     columns = min(columns, len(sheets))
     rows = math.ceil(len(sheets) / columns)
     listed = min(top, sum(len(s) for s in relevance.spans_of("text")))
@@ -59,10 +59,10 @@ def contact_sheet(
     for i, ((frame, label, values), view) in enumerate(sheets):
         axes = figure.add_subplot(inner[i // columns, i % columns])
         axes.imshow(heat.blend(enlarged(pictures[frame], 256), [(values, view.box)], full))
-        told = unseen(view, [view.box]) if view.span.region is not None else "which part of the frame is not known"
-        if told:
-            axes.set_xlabel(told, fontsize=6)
-        axes.set_title(f"{label}: {float(np.abs(values).sum()) / whole:.0%}", fontsize=7)
+        note = unseen(view, [view.box]) if view.span.region is not None else "visible part of the frame unknown"
+        if note:
+            axes.set_xlabel(note, fontsize=6)
+        axes.set_title(f"{label}: {float(np.abs(values).sum()) / total:.0%}", fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
     heat.colour_bar(figure.add_subplot(grid[0, 1]), full, joined)
@@ -77,10 +77,10 @@ def contact_sheet(
 def frame_grids(
     relevance: Relevance, frames: Clip | Sequence[Image.Image] | Media, index: int = 0
 ) -> list[tuple[int, str, heat.Floats]]:
-    """(frame to draw on, name, scores ``[rows, columns]``) of every grid of the ``index``-th video.
+    """Return (frame to draw on, label, scores ``[rows, columns]``) of every grid of the ``index``-th video.
 
     Raises:
-        SettingError: there is no such video, or its layout is not known.
+        SettingError: there is no such video, or its layout is unknown.
     """
     return [sheet for sheet, _ in _sheets(relevance, frames, index)]
 
@@ -100,7 +100,7 @@ def _sheets(
         if not known or index >= len(media.videos):
             raise SettingError(f"no video number {index} in this prompt", hint="count from 0")
         raise SettingError(
-            f"the layout of the video's {sum(map(len, known))} positions is not known",
+            f"the layout of the video's {sum(map(len, known))} positions is unknown",
             hint="use .scores[span.start:span.stop]",
         )
     return [

@@ -1,4 +1,4 @@
-"""How relevance becomes colour, the same in every picture: red supports the word, blue speaks against it."""
+"""The colour map of relevance: red supports the word, blue is against it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from PIL import Image
 from limelight.types import Box, Relevance
 
 Floats = npt.NDArray[np.float32]
-SUPPORTS, AGAINST = (196, 30, 42), (25, 91, 184)  # red, blue: told apart with every common colour blindness
-OPACITY = 0.78  # of the largest score
-UNSEEN = (20, 20, 20, 150)  # laid over what the model did not see
+SUPPORTS, AGAINST = (
+    (196, 30, 42),
+    (25, 91, 184),
+)  # red, blue: distinguishable with all common colour vision deficiencies
+OPACITY = 0.78  # for the largest score
+UNSEEN = (20, 20, 20, 150)  # overlay for parts the model did not see
 
 
 def array(values: Any) -> Floats:
-    """A tensor or array as float32 numpy."""
+    """Convert a tensor or array to float32 numpy."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float32)
 
 
 def scores(relevance: Relevance) -> Floats:
-    """Scores ``[T]`` with the sinks left out (zero)."""
+    """Return scores ``[T]`` with the sinks set to zero."""
     out = array(relevance.scores).copy()
     out[list(relevance.sinks)] = 0.0
     return out
 
 
 def limit(values: Floats, quantile: float = 0.995) -> float:
-    """The score that gets the full colour: a high quantile of ``|R|``, so that one outlier does not hide the rest."""
+    """Return the score of full colour: a high quantile of ``|R|``, so that one outlier does not hide the rest."""
     if not values.size or not np.isfinite(values).any():
         return 1.0
     top = float(np.quantile(np.abs(values), quantile))
@@ -38,8 +41,8 @@ def limit(values: Floats, quantile: float = 0.995) -> float:
 
 
 def smooth(grid: Floats, size: tuple[int, int], part: Box = (0.0, 0.0, 1.0, 1.0)) -> Floats:
-    """A grid ``[rows, columns]``, or a part of it (fractions), brought to ``size`` (width, height) by bicubic
-    interpolation, within its own range."""
+    """Resize a grid ``[rows, columns]``, or a part of it (fractions), to ``size`` (width, height) by bicubic interpolation,
+    clipped to its own range."""
     rows, columns = grid.shape
     box = (part[0] * columns, part[1] * rows, part[2] * columns, part[3] * rows)
     drawn = Image.fromarray(grid.astype(np.float32)).resize(size, Image.Resampling.BICUBIC, box=box)
@@ -47,15 +50,15 @@ def smooth(grid: Floats, size: tuple[int, int], part: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def rgba(values: Floats, full: float) -> npt.NDArray[np.uint8]:
-    """Colours ``[..., 4]``: hue tells the sign, opacity the size; transparent at zero."""
+    """Return colours ``[..., 4]``: hue shows the sign, opacity the magnitude; zero is transparent."""
     strength = np.clip(np.abs(values) / full, 0, 1)[..., None]
     colour = np.where(values[..., None] >= 0, np.array(SUPPORTS), np.array(AGAINST))
     return np.concatenate([np.broadcast_to(colour, (*values.shape, 3)), 255 * OPACITY * strength], -1).astype(np.uint8)
 
 
 def blend(picture: Image.Image, parts: Sequence[tuple[Floats, Box]], full: float) -> Image.Image:
-    """A picture with the heat of grids ``[rows, columns]``, each over its box (in fractions of width and height); what no
-    grid covers was not seen by the model and is darkened. A box may reach beyond the picture, into padding."""
+    """Draw grids ``[rows, columns]`` over an image, each in its box (in fractions of width and height). Parts without a grid
+    were not seen by the model and are darkened. A box may extend beyond the image, into padding."""
     base = Image.blend(picture.convert("RGB"), picture.convert("L").convert("RGB"), 0.8).convert("RGBA")
     layer = Image.new("RGBA", base.size, UNSEEN)
     for grid, box in parts:
@@ -75,7 +78,7 @@ def blend(picture: Image.Image, parts: Sequence[tuple[Floats, Box]], full: float
 
 
 def colour_bar(axes: Any, full: float, values: Floats) -> None:
-    """A vertical colour bar in units of the logit, drawn into ``axes``; says so where ``values`` go well beyond it."""
+    """Draw a vertical colour bar in logit units into ``axes``, marked as clipped where ``values`` go well beyond it."""
     clipped = float(np.abs(values).max(initial=0.0)) > 1.2 * full
     ramp = np.linspace(-full, full, 128, dtype=np.float32)[:, None]
     white = np.full((128, 1, 3), 255.0)

@@ -1,4 +1,4 @@
-"""What was looked at or listened to."""
+"""The decoded media of a prompt, for drawing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Media:
     """Decoded media in the order of the prompt.
 
     Attributes:
-        pictures: RGB pictures. ``boxes``: for spans without a region (see :class:`limelight.types.Span`), the part of
-            each picture that its positions show, as fractions of width and height (outside [0, 1]: padding).
+        pictures: RGB images. ``boxes``: for spans without a region (see :class:`limelight.types.Span`), the part of
+            each image that its positions show, as fractions of width and height (outside [0, 1]: padding).
         sounds: (mono samples ``[n]``, Hz).
         videos: the frames that the model was given, with their times where these are known.
     """
@@ -37,8 +37,8 @@ class Media:
     def __post_init__(self) -> None:
         if self.boxes and len(self.boxes) != len(self.pictures):
             raise SettingError(
-                f"{len(self.boxes)} boxes for {len(self.pictures)} pictures",
-                hint="give one box a picture, or none",
+                f"{len(self.boxes)} boxes for {len(self.pictures)} images",
+                hint="give one box per image, or none",
             )
 
     def box(self, index: int) -> Box:
@@ -49,16 +49,16 @@ class Media:
         return chosen.frames if isinstance(chosen, Clip) else chosen
 
     def times(self, video: int) -> Sequence[float]:
-        """Seconds of each frame; empty where not known."""
+        """Return the time of each frame in seconds; empty where unknown."""
         chosen = self.videos[video]
         return chosen.seconds if isinstance(chosen, Clip) else ()
 
     @classmethod
     def of(cls, prompt: Prompt) -> Media:
-        """What of ``prompt.media`` can be shown: pictures (objects or files), ``(samples, rate)``, clips, lists of frames.
+        """Return the displayable part of ``prompt.media``: images (objects or files), ``(samples, rate)``, clips, lists of frames.
 
-        A prompt that ``Adapter.prepare`` made holds sound and video decoded. Files are left out (reading them is the
-        models layer's work): their positions are still shown, over time instead of over a waveform.
+        Prompts from ``Adapter.prepare`` have decoded audio and video. Audio and video files are omitted (they are read by
+        the models layer): their positions are shown over time instead of over a waveform.
         """
         media = prompt.media
         pictures = [picture(p) for p in media.get("image", ())]
@@ -75,7 +75,7 @@ class Media:
 
 
 def picture(source: Any) -> Image.Image:
-    """An upright RGB picture from an object or a file, as the models see it.
+    """Read an upright RGB image from an object or a file, as the models see it.
 
     Raises:
         MediaError: see :func:`read_image`.

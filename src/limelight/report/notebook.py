@@ -1,4 +1,4 @@
-"""How a Relevance and a Generation show themselves in a notebook: plain HTML, no script, so that any viewer shows it."""
+"""Notebook display of Relevance and Generation as plain HTML without script, which any viewer can show."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def html(value: Relevance | Generation) -> str:
 
 
 def relevance_html(relevance: Relevance, pictures: Media | None = None) -> str:
-    """Shares, the text tokens tinted by their scores, and each grid as a small heat map (over ``pictures`` when given)."""
+    """Render shares, text tokens coloured by their scores, and each grid as a small heat map (over ``pictures`` if given)."""
     values = heat.scores(relevance)
     text = [i for s in relevance.spans_of("text") for i in range(s.start, s.stop)]
     full = heat.limit(values[text]) if text else 1.0
@@ -58,8 +58,9 @@ def relevance_html(relevance: Relevance, pictures: Media | None = None) -> str:
 
 
 def generation_html(generation: Generation, media: Media | None = None) -> str:
-    """The answer as words, each shaded by its perceptual share, with shares and top tokens as tooltips; and the heat map
-    of the most perceptual word. Without a relevance the meter's contributions take the shares' place, and are named. ``report.page.save_page`` writes the whole, interactive page."""
+    """Render the answer with each word shaded by its media share, with tooltips, and the heat map of the word with the
+    largest media share. Without relevance the meter's contributions are used instead, labelled as such.
+    ``report.page.save_page`` writes the full interactive page."""
     found = words(generation)
     body = words_html(generation) or "<i>(no words)</i>"
     name = f"<b>{escape(generation.strategy)}</b>: " if generation.strategy else ""
@@ -76,26 +77,26 @@ def generation_html(generation: Generation, media: Media | None = None) -> str:
 
 
 def words_html(generation: Generation) -> str:
-    """The answer's words, each in the hue of its largest medium and as strong as its share; what is known as tooltip."""
+    """Render the answer's words, coloured by their largest medium with the share as strength, with details as tooltips."""
     pieces: list[str] = []
     which = known_parts(generation)
     for word in words(generation):
         shares = word_parts(generation, word)
         share = perceptual(shares)
         steps = generation.steps[word.start : word.stop]
-        told = [f"{v:.0%} {m}" for m, v in shares.items()]
-        told += [f"({which})"] if shares else []
-        told += ["intervened"] if any(s.intervened for s in steps) else []
-        told += [f"{k.replace('_', ' ')} {v:.2f}" for k, v in word_support(generation, word).items()]
+        details = [f"{v:.0%} {m}" for m, v in shares.items()]
+        details += [f"({which})"] if shares else []
+        details += ["intervened"] if any(s.intervened for s in steps) else []
+        details += [f"{k.replace('_', ' ')} {v:.2f}" for k, v in word_support(generation, word).items()]
         flagged = word_flagged(generation, word)
-        told += ["flagged: not supported by what is seen or heard"] if flagged else []
+        details += ["flagged: not supported by the media"] if flagged else []
         relevance = word_relevance(generation, word)
         if relevance is not None:
-            told.append("text: " + ", ".join(f"{shown(t)} {v:+.2g}" for _, t, v in relevance.top(3, "text")))
+            details.append("text: " + ", ".join(f"{shown(t)} {v:+.2g}" for _, t, v in relevance.top(3, "text")))
         hue = max((m for m in shares if m != "text" and m in MODALITY_COLOURS), key=shares.__getitem__, default="text")
         shade = f"background:{MODALITY_COLOURS[hue]}{round(0.6 * 255 * share):02x};" if share is not None else ""
         space = " " if word.space and pieces else ""
-        title = escape("; ".join(told), quote=True)
+        title = escape("; ".join(details), quote=True)
         mark = '<sup title="flagged">⚑</sup>' if flagged else ""
         pieces.append(
             f'{space}<span title="{title}" style="{shade}border-radius:3px;padding:1px 2px">{mark}{escape(word.text)}</span>'
@@ -104,19 +105,19 @@ def words_html(generation: Generation) -> str:
 
 
 def answer_parts_html(generation: Generation) -> list[str]:
-    """The whole answer's shares as a bar; the meter's contributions, said to be such, where no relevance was computed."""
+    """Render the answer's shares as a bar; where no relevance was computed, the meter's contributions, labelled as such."""
     which, rule = known_parts(generation), spoken(generation.flag)
     legend = [f'<p style="font-size:12px;margin:2px 0">⚑ {escape(rule)}</p>'] if rule else []
     if not which:
         return legend
     if which == CONTRIBUTIONS:
-        told = f'<p style="font-size:12px;margin:2px 0">each a {which}</p>'
-        return [shares_html(generation.contributions()), told, *legend]
+        label = f'<p style="font-size:12px;margin:2px 0">each a {which}</p>'
+        return [shares_html(generation.contributions()), label, *legend]
     return [shares_html(generation.shares()), *legend]
 
 
 def shares_html(shares: dict[str, float]) -> str:
-    """Modality shares as a stacked bar."""
+    """Render modality shares as a stacked bar."""
     cells = "".join(
         f'<span title="{m} {v:.0%}" style="display:inline-block;width:{100 * v:.2f}%;background:{MODALITY_COLOURS.get(m, _OTHER)};color:#fff;'
         f'overflow:hidden;white-space:nowrap;text-align:center">{f"{m} {v:.0%}" if v > 0.12 else "&nbsp;"}</span>'
@@ -128,7 +129,7 @@ def shares_html(shares: dict[str, float]) -> str:
 def _media_of(generation: Generation) -> Media:
     try:
         return Media.of(generation.prompt)
-    except MediaError:  # the file is gone: the heat alone is shown
+    except MediaError:  # the file no longer exists: only the heat is shown
         return Media()
 
 
@@ -142,8 +143,8 @@ def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
         view = together[0]
         if view.source is not None and view.kind == "image":
             parts = [(v.cells(values), v.box) for v in together]
-            told = unseen(view, [v.box for v in together])
-            label = f"{view.label} ({told})" if told else view.label
+            note = unseen(view, [v.box for v in together])
+            label = f"{view.label} ({note})" if note else view.label
             pictures.append(_image(heat_picture(parts, full, media.pictures[view.source]), label))
             continue
         for t, grid in enumerate(view.cells(values).reshape(-1, *view.grid[-2:])[:_MOST]):
@@ -155,22 +156,22 @@ def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
                 source = wave_picture(*media.sounds[view.source])
                 seconds = media.sounds[view.source][0].size / media.sounds[view.source][1]
                 label = f"{view.label}, {seconds:.1f} s"
-                parts = [_heard(v, v.cells(values), seconds) for v in together]
+                parts = [_audible(v, v.cells(values), seconds) for v in together]
                 pictures.append(_image(heat_picture(parts, full, source), label))
                 break
             pictures.append(_image(heat_picture([(grid, box)], full, source), label))
     return ["<div>" + " ".join(pictures) + "</div>"]
 
 
-def _heard(view: View, cells: heat.Floats, seconds: float) -> tuple[heat.Floats, Box]:
-    """The positions of a sound that are no padding, and their place in the picture of it."""
+def _audible(view: View, cells: heat.Floats, seconds: float) -> tuple[heat.Floats, Box]:
+    """Return the scores of an audio clip without padding, and their box in its image."""
     times = moments(view.span, seconds)
     real = times[:, 1] > times[:, 0]
     return cells.reshape(1, -1)[:, real], (times[0, 0] / seconds, 0.0, times[-1, 1] / seconds, 1.0)
 
 
 def wave_picture(samples: heat.Floats, rate: int, size: tuple[int, int] = (_LONGEST, 80)) -> Image.Image:
-    """A waveform in black on white."""
+    """Draw a waveform in black on white."""
     picture = Image.new("RGB", size, "white")
     pencil, middle = ImageDraw.Draw(picture), size[1] / 2
     pairs = peaks(samples, size[0])
@@ -181,7 +182,7 @@ def wave_picture(samples: heat.Floats, rate: int, size: tuple[int, int] = (_LONG
 
 
 def heat_picture(parts: Sequence[tuple[heat.Floats, Box]], full: float, source: Image.Image | None) -> Image.Image:
-    """Grids over their picture, each in its box; the first alone on white without one."""
+    """Draw grids over their image, each in its box; without an image, the first grid on white."""
     if source is not None:
         small = source.copy()
         factor = _LONGEST / max(small.size)

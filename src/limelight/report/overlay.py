@@ -1,4 +1,4 @@
-"""Relevance over the picture, for one word."""
+"""Overlays: one word's relevance over the image."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def overlay(
     top: int = 6,
     path: str | Path | None = None,
 ) -> Figure:
-    """The heat map of one word over the picture or pictures, a colour bar, modality bars and the top text tokens.
+    """Draw the heat map of one word over the image or images, a colour bar, modality bars and the top text tokens.
 
     Args:
         relevance: of one token (``attribute``) or one word (``words.word_relevance``).
-        pictures: in the order of the prompt. The heat lies where the spans' regions say (``Adapter.prepare`` reads them off
-            the processor), and what the model did not see is darkened. Positions whose place is not known are drawn
-            bare, beside the picture, and the figure says so.
-        boxes: where spans have no region: the part of each picture that its grid covers, as fractions.
-        word: what the title calls the word; the target's spelling by default.
-        top: how many text tokens to list; 0 for none.
-        path: also write the figure there.
+        pictures: images in the order of the prompt. The heat is placed by the spans' regions (determined by
+            ``Adapter.prepare`` from the processor); parts that the model did not see are darkened. Positions with unknown
+            location are drawn as a separate grid, labelled as such.
+        boxes: for spans without a region: the part of each image that its grid covers, as fractions.
+        word: the word in the title; the target token's text by default.
+        top: number of text tokens to list; 0 for none.
+        path: also write the figure to this file.
 
     Raises:
-        SettingError: the relevance has no picture, or the path cannot be written.
+        SettingError: the relevance has no image, or the path cannot be written.
 
     Example:
         >>> from limelight.report.overlay import overlay
@@ -54,7 +54,7 @@ def overlay(
     shown = [v for v in views(relevance.spans, media) if v.kind == "image"]
     if not shown:
         raise SettingError(
-            "this relevance covers no picture",
+            "this relevance has no image positions",
             hint=f"its modalities are {', '.join(relevance.shares())}; see report.waveform and report.frames",
         )
     values = heat.scores(relevance)
@@ -90,31 +90,31 @@ def overlay(
 
 
 def draw(axes: Any, parts: Sequence[tuple[View, heat.Floats]], media: Media, full: float) -> None:
-    """One picture with the heat of its views; a bare grid where the place in the picture is not known."""
+    """Draw one image with the heat of its views, or a separate grid where the location in the image is unknown."""
     axes.set_xticks([])
     axes.set_yticks([])
     view, values = parts[0]
     grid = values if values.ndim == 2 else values.reshape(1, -1)
     if view.source is None or view.span.grid is None:
         axes.imshow(heat.rgba(grid, full), interpolation="nearest", aspect="equal" if len(grid) > 1 else "auto")
-        told = "place in the picture not known" if view.span.grid is not None else "layout not known"
-        axes.set_xlabel(f"{grid.size} positions in order ({told})", fontsize=7)
+        note = "location in the image unknown" if view.span.grid is not None else "layout unknown"
+        axes.set_xlabel(f"{grid.size} positions in order ({note})", fontsize=7)
         return
     picture = enlarged(media.pictures[view.source])
     axes.imshow(heat.blend(picture, [(cells, v.box) for v, cells in parts], full))
-    told = unseen(parts[0][0], [v.box for v, _ in parts])
-    if told:
-        axes.set_xlabel(told, fontsize=7)
+    note = unseen(parts[0][0], [v.box for v, _ in parts])
+    if note:
+        axes.set_xlabel(note, fontsize=7)
 
 
 def unseen(view: View, boxes: Sequence[Box]) -> str:
-    """What to say of a picture that the model saw in part: "dark: not seen by the model (25 %)"; or ""."""
+    """Return the note for an image of which the model saw only a part: "dark: not seen by the model (25 %)"; or ""."""
     seen = sum(max(0.0, min(b[2], 1.0) - max(b[0], 0.0)) * max(0.0, min(b[3], 1.0) - max(b[1], 0.0)) for b in boxes)
     return "" if view.source is None or seen > 0.995 else f"dark: not seen by the model ({1 - seen:.0%})"
 
 
 def enlarged(picture: Image.Image, least: int = 448) -> Image.Image:
-    """A small picture brought to a size at which the heat is smooth."""
+    """Enlarge a small image so that the heat is drawn smoothly."""
     longest = max(picture.size)
     if longest >= least:
         return picture

@@ -1,4 +1,4 @@
-"""The report page: one self-contained HTML file in which pointing at a word shows where it came from."""
+"""The report page: one self-contained HTML file that shows where each word came from when it is hovered."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from limelight.report.payload import Case, case_payload
 from limelight.report.playable import bounded
 from limelight.types import Generation
 
-_NAMES = {"image": "picture", "audio": "sound", "video": "video"}
+_NAMES = {"image": "image", "audio": "audio", "video": "video"}
 
 
 def render_page(
     cases: Case | Generation | Sequence[Case | Generation], *, title: str = "Where the words come from", note: str = ""
 ) -> str:
-    """The page as text. It holds everything it needs: no script, style, font, picture or sound is fetched from anywhere.
+    """Render the page as a string. It is self-contained: no script, style, font, image or audio is fetched.
 
-    Sounds can be played, up to :data:`limelight.report.playable.LARGEST` characters of them; of one that is too long the
-    page says so, and shows it all the same.
+    Audio can be played, up to :data:`limelight.report.playable.LARGEST` characters in total; longer clips are only shown,
+    with a note.
 
     Args:
-        cases: answers to show; several answers to one prompt go into one :class:`Case`.
-        note: a sentence or two under the title.
+        cases: answers to show; several answers to one prompt form one :class:`Case`.
+        note: a short text under the title.
     """
     rows = [
         c if isinstance(c, Case) else Case([c]) for c in ([cases] if isinstance(cases, (Case, Generation)) else cases)
@@ -70,7 +70,7 @@ def save_page(
     """Write :func:`render_page` to a file.
 
     Raises:
-        SettingError: the file's name does not end in .html, or its folder does not exist.
+        SettingError: the file name does not end in .html, or its folder does not exist.
 
     Example:
         >>> save_page("answer.html", generation)  # doctest: +SKIP
@@ -82,7 +82,7 @@ def save_page(
 
 
 def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
-    """What of a case is written out in HTML, so that it can be read without any script."""
+    """Return the parts of a case that are rendered as HTML, readable without script."""
     return {
         "title": case.title,
         "question": case.question,
@@ -105,22 +105,26 @@ def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spoken(word: dict[str, Any], key: str) -> dict[str, Any]:
-    """A word with what a screen reader says of it; ``key``: of what it is shaded by."""
-    seen = {m: v for m, v in word.get(key, {}).items() if m != "text"}
-    parts = [word["t"], *(f"{v:.0%} {m}" for m, v in seen.items())]
+    """Add a word's screen reader text; ``key``: the values that it is shaded by."""
+    shares = {m: v for m, v in word.get(key, {}).items() if m != "text"}
+    parts = [word["t"], *(f"{v:.0%} {m}" for m, v in shares.items())]
     if word.get("d"):
         parts.append("differs from the other answer")
     if "g" in word:
-        parts.append(f"greedy would have said {word['g'].strip()}")
+        parts.append(f"greedy decoding gives {word['g'].strip()}")
     if word.get("f"):
-        parts.append("flagged: not supported by what is seen or heard")
-    return {**word, "spoken": ", ".join(parts), "hue": max(seen.keys() & set(_NAMES), key=seen.__getitem__, default="")}
+        parts.append("flagged: not supported by the media")
+    return {
+        **word,
+        "spoken": ", ".join(parts),
+        "hue": max(shares.keys() & set(_NAMES), key=shares.__getitem__, default=""),
+    }
 
 
 def _packed(payload: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """The page's data as deflated JSON and all heat as deflated int8, both base64: safe inside a script element.
+    """Encode the page's data as deflated JSON and all heat as deflated int8, both in base64: safe inside a script element.
 
-    In the JSON a word's heat is its length; the page cuts it from the one block, in order.
+    The JSON has only the length of each word's heat; the page slices it from the single block, in order.
     """
     heat = bytearray()
     for word in (w for case in payload for column in case["columns"] for w in column["words"] if "h" in w):

@@ -1,4 +1,4 @@
-"""What the page is told: words, shares and heat, small enough for hundreds of words over thousands of positions."""
+"""The data of the page: words, shares and heat, compact enough for hundreds of words over thousands of positions."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ _LEAST = 1e-9
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt, and the answers to it that the page shows side by side.
+    """One prompt with its answers, which the page shows side by side.
 
     Attributes:
         generations: one or more; they share the prompt.
-        media: what was looked at; told from the prompt where left out (sound and video files need it).
+        media: the prompt's media; by default taken from the prompt (required for audio and video files).
         title, question, truth, note: shown above the answers.
-        verdicts: right, wrong or unknown, one an answer.
-        asides: further things to look at beside the answers (a decision, say); they are not compared with them.
-        spell: a token id's spelling, for tokens that greedy decoding would have chosen (``adapter.tokens``).
+        verdicts: correct, wrong or unknown, one per answer.
+        asides: further columns next to the answers (such as a decision), not compared with them.
+        spell: maps a token id to its text, for tokens that greedy decoding would have chosen (``adapter.tokens``).
     """
 
     generations: Sequence[Generation]
@@ -68,17 +68,18 @@ class Case:
             raise SettingError("a case needs at least one answer", hint="Case([generation])")
         if self.verdicts and len(self.verdicts) != len(self.generations):
             raise SettingError(
-                f"{len(self.verdicts)} verdicts for {len(self.generations)} answers", hint="one an answer, or none"
+                f"{len(self.verdicts)} verdicts for {len(self.generations)} answers",
+                hint="give one per answer, or none",
             )
         lengths = {len(g.prompt.tokens) for g in (*self.generations, *self.asides)}
         if len(lengths) > 1:
             raise SettingError(
-                f"the answers come from prompts of {sorted(lengths)} positions", hint="put them into cases of their own"
+                f"the answers come from prompts of {sorted(lengths)} positions", hint="put them into separate cases"
             )
 
 
 def case_payload(case: Case) -> dict[str, Any]:
-    """Everything the page needs of one case, as plain values for JSON."""
+    """Return the page's data of one case as plain values for JSON."""
     first = case.generations[0]
     media = case.media if case.media is not None else Media.of(first.prompt)
     spans = first.prompt.spans
@@ -112,7 +113,7 @@ def _mark(column: dict[str, Any], differing: set[int]) -> None:
 
 
 def _start(column: dict[str, Any]) -> int:
-    """The word to show first: the first that differs, else the most perceptual one."""
+    """Return the word to show first: the first that differs, else the one with the largest media share."""
     rows = column["words"]
     differing = [i for i, w in enumerate(rows) if w.get("d") and "h" in w]
     if differing or not rows:
@@ -125,7 +126,7 @@ def _column(generation: Generation, shown: Sequence[View], spell: Callable[[int]
     known = {s.token: s.text for s in generation.steps}
     length = len(generation.prompt.tokens)
 
-    def spelling(token: int) -> str:
+    def text_of(token: int) -> str:
         return spell(token) if spell is not None else known.get(token, f"#{token}")
 
     return {
@@ -136,7 +137,7 @@ def _column(generation: Generation, shown: Sequence[View], spell: Callable[[int]
         "flag": spoken(generation.flag),
         "by_meter": known_parts(generation) == CONTRIBUTIONS,
         "generated": [s.text for s in generation.steps],
-        "words": [_word(generation, w, shown, spelling, length) for w in found],
+        "words": [_word(generation, w, shown, text_of, length) for w in found],
     }
 
 
@@ -178,13 +179,13 @@ def _word(
         out["l"] = {n: [_short(v[0]), _short(v[-1])] for n, v in losses.items() if v}
     measured = [s for s in steps if s.candidates]
     if measured:
-        told = next((s for s in measured if s.plain is not None and s.plain != s.token), measured[0])
+        chosen = next((s for s in measured if s.plain is not None and s.plain != s.token), measured[0])
         out["c"] = [
-            [text, _short(logit), _short(phi), (token == told.token) + 2 * (token == told.plain)]
-            for token, text, logit, phi in told.candidates[:6]
+            [text, _short(logit), _short(phi), (token == chosen.token) + 2 * (token == chosen.plain)]
+            for token, text, logit, phi in chosen.candidates[:6]
         ]
         if len(steps) > 1:
-            out["ct"] = told.text
+            out["ct"] = chosen.text
     return out
 
 
@@ -194,7 +195,7 @@ def _rounded(parts: dict[str, float]) -> dict[str, float]:
 
 def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str, Any]:
     """Media scores as int8 of ``full`` (base64), the largest text scores by number of the prompt item, and for each
-    sound that holds support (its first view), when: the shortest stretch with half of it."""
+    audio clip with support (its first view), the shortest interval with half of it."""
     values = heat.scores(relevance)
     parts = [v.cells(values).ravel() for v in shown]
     media_scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -245,14 +246,14 @@ def _views(shown: Sequence[View]) -> list[dict[str, Any]]:
             if view.span.interval is not None:
                 times = moments(view.span)
                 row["from"] = round(float(times[0, 0]), 4)
-                row["real"] = int((times[:, 1] > times[:, 0]).sum())  # positions before the padding
+                row["real"] = int((times[:, 1] > times[:, 0]).sum())  # positions before padding
         out.append(row)
         at += count
     return out
 
 
 def _prompt_items(generation: Generation, spans: Sequence[Span], shown: Sequence[View]) -> list[Any]:
-    """The prompt in reading order: [position, spelling] of a text token, {label, n} of media."""
+    """Return the prompt in reading order: [position, text] for a text token, {label, n} for media."""
     labels = {v.span.start: v.label for v in shown}
     items: list[Any] = []
     for span in spans:
@@ -264,7 +265,7 @@ def _prompt_items(generation: Generation, spans: Sequence[Span], shown: Sequence
 
 
 def media_payload(media: Media) -> dict[str, Any]:
-    """Pictures and frames as data URLs; sounds as data URLs, peaks and a spectrogram."""
+    """Convert images and frames to data URLs, and audio to data URLs, peaks and a spectrogram."""
     return {
         "pictures": [{"src": data_url(p, LONGEST_SIDE["image"]), "w": p.width, "h": p.height} for p in media.pictures],
         "videos": [[data_url(f, LONGEST_SIDE["video"]) for f in media.frames(i)] for i in range(len(media.videos))],
@@ -273,7 +274,7 @@ def media_payload(media: Media) -> dict[str, Any]:
 
 
 def data_url(picture: Image.Image, longest: int) -> str:
-    """A picture inside the page: PNG when small, else JPEG; no side longer than ``longest``."""
+    """Encode an image for the page: PNG if small, else JPEG; no side longer than ``longest``."""
     copy = picture.convert("RGB")
     copy.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return _encoded(copy, "png" if copy.width * copy.height <= 160 * 160 else "jpeg")

@@ -1,4 +1,4 @@
-"""A sound as something that a page can play."""
+"""Encoding of audio for playback in a page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from limelight.report import heat
 
 LARGEST = 4 * 2**20
-"""Characters that the sounds of one page may take together: about three minutes at 16 kHz."""
+"""Maximum total characters of the audio of one page: about three minutes at 16 kHz."""
 
 
 def playable(samples: heat.Floats, rate: int) -> str:
-    """Mono samples ``[n]`` as a data URL of 16 bits: FLAC, or WAV (about twice as long) where soundfile is not installed.
+    """Encode mono samples ``[n]`` as a 16-bit data URL: FLAC, or WAV (about twice as long) where soundfile is not installed.
 
-    A sound louder than full scale is made quieter as a whole instead of being clipped.
+    Audio louder than full scale is scaled down instead of being clipped.
     """
     scale = 32767 / max(1.0, float(np.abs(samples).max(initial=0.0)))
     pcm = np.rint(samples * scale).astype("<i2")
@@ -39,13 +39,11 @@ def _url(kind: str, buffer: io.BytesIO) -> str:
 
 
 def bounded(sounds: list[dict[str, Any]]) -> None:
-    """Take the ``src`` of those sounds out, in order, that would bring all above ``LARGEST``; ``unheard`` says so."""
+    """Remove the ``src`` of clips that would exceed ``LARGEST`` in total, in order; ``unheard`` explains it."""
     left = LARGEST
     for sound in sounds:
         if len(sound["src"]) <= left:
             left -= len(sound["src"])
             continue
         del sound["src"]
-        sound["unheard"] = (
-            f"Too long to be played here: the sounds of a page may take {LARGEST / 2**20:.0f} MB together."
-        )
+        sound["unheard"] = f"Too long to be played here: the audio of a page is limited to {LARGEST / 2**20:.0f} MB."

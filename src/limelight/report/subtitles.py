@@ -1,21 +1,21 @@
-"""Cues of SubRip and WebVTT subtitles, from text that a model said."""
+"""Formatting of SubRip and WebVTT subtitles from a model's text."""
 
 from __future__ import annotations
 
 import textwrap
 
-LINE = 42  # characters of a line of subtitles
+LINE = 42  # characters per subtitle line
 
 
 def document(cues: list[str], form: str) -> str:
-    """A whole file of cues; ``form`` is srt or vtt."""
+    """Join cues to a complete file; ``form`` is srt or vtt."""
     return "\n".join(["WEBVTT\n", *cues] if form == "vtt" else cues)
 
 
 def cue(start: float, stop: float, text: str, form: str, number: int) -> str:
-    """One cue, from ``start`` to ``stop`` seconds; ``number`` counts from 1 (WebVTT cues have none).
+    """Format one cue from ``start`` to ``stop`` seconds; ``number`` counts from 1 (not used by WebVTT).
 
-    A blank line in the text would end the cue and an arrow begin another; in WebVTT ``&`` and ``<`` begin markup.
+    Escapes blank lines, which would end the cue, arrows, which would start another, and WebVTT markup (``&``, ``<``).
     """
     text = "\n".join(textwrap.wrap(" ".join(text.replace("-->", "→").split()), LINE))
     if form == "vtt":
@@ -26,7 +26,7 @@ def cue(start: float, stop: float, text: str, form: str, number: int) -> str:
 
 def clock(seconds: float, point: str = ".") -> str:
     """``hh:mm:ss.mmm``"""
-    whole = round(seconds * 1000)
-    hours, rest = divmod(whole, 3_600_000)
+    milliseconds = round(seconds * 1000)
+    hours, rest = divmod(milliseconds, 3_600_000)
     minutes, rest = divmod(rest, 60_000)
     return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

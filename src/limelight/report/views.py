@@ -1,4 +1,4 @@
-"""Which positions of the prompt stand for which part of a picture, sound or video."""
+"""Mapping of prompt positions to the parts of images, audio and video that they represent."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from limelight.report import heat
 from limelight.report.media import WHOLE, Media
 from limelight.types import Box, Span
 
-_NAMES = {"image": "picture", "audio": "sound", "video": "video"}
+_NAMES = {"image": "image", "audio": "audio", "video": "video"}
 
 
 @dataclass(frozen=True)
 class View:
-    """One perceptual span as something to draw.
+    """One media span, with the information to draw it.
 
     Attributes:
-        source: which picture, sound or video it belongs to; None when that, or the place in it, is not known.
-        kind: what ``source`` counts: ``image``, ``audio`` or ``video``.
-        steps: of a video, the frame to draw each of its grids on, and what to call it.
-        box: where its grid lies in the picture or frame, in fractions of width and height; outside [0, 1] where the
+        source: index of its image, audio or video; None when that, or the location in it, is unknown.
+        kind: the type that ``source`` counts: ``image``, ``audio`` or ``video``.
+        steps: for a video, the frame to draw each of its grids on, and its label.
+        box: location of its grid in the image or frame, in fractions of width and height; outside [0, 1] where the
             processor padded.
-        label: what to call it.
-        stage: tiles beside one another on one picture share a number, to be drawn together.
+        label: its label.
+        stage: adjacent tiles of one image share a number, to be drawn together.
     """
 
     span: Span
@@ -37,32 +37,32 @@ class View:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """``(rows, columns)`` or ``(steps, rows, columns)`` without the span's margin; one row where not known."""
+        """``(rows, columns)`` or ``(steps, rows, columns)`` without the span's margin; a single row where unknown."""
         if self.span.grid is None:
             return (1, len(self.span))
         return (*self.span.grid[:-1], self.span.grid[-1] - self.span.margin)
 
     def cells(self, scores: heat.Floats) -> heat.Floats:
-        """Its part of the scores ``[T]``, laid out as ``grid``."""
+        """Return its part of the scores ``[T]``, in the shape of ``grid``."""
         part = scores[self.span.start : self.span.stop]
         return part.reshape(self.span.grid or self.grid)[..., : self.grid[-1]]
 
 
 def views(spans: Sequence[Span], media: Media) -> tuple[View, ...]:
-    """Perceptual spans in order, each with what it shows.
+    """Return the media spans in order, each with what it shows.
 
-    What a span shows is told by its region. Without one, a video is one span, or one a step in time (which may be spelled
-    as pictures), and a picture's positions have no place unless ``media.boxes`` gives it: they are drawn bare, numbered
-    where there are several a picture.
+    A span's region determines what it shows. Without one, a video is one span, or one per time step (which may be encoded
+    as images), and an image's positions have no location unless ``media.boxes`` gives it: they are drawn as a separate
+    grid, numbered where an image has several.
     """
     out: list[View] = [v for s in spans if (v := _located(s, media)) is not None]
     spans = [s for s in spans if all(v.span is not s for v in out)]
     for kind, number in (("image", len(media.pictures)), ("audio", len(media.sounds)), ("video", len(media.videos))):
         group = [s for s in spans if s.modality == kind]
         if kind == "video" or (kind == "image" and media.videos and not media.pictures):
-            film = _film(group, media)
-            if film:
-                out += film
+            steps = _video_steps(group, media)
+            if steps:
+                out += steps
                 continue
         each = len(group) // number if number and len(group) % number == 0 else 0
         for i, span in enumerate(group):
@@ -78,7 +78,7 @@ def views(spans: Sequence[Span], media: Media) -> tuple[View, ...]:
 
 
 def _located(span: Span, media: Media) -> View | None:
-    """A span whose place is known, with its picture or film if ``media`` holds it."""
+    """Return the view of a span with known location, with its image or video if ``media`` contains it."""
     if span.interval is not None and span.interval.source < len(media.sounds):
         source = span.interval.source
         label = _numbered("audio", source, len(media.sounds)).removesuffix(", ") or _NAMES["audio"]
@@ -102,8 +102,8 @@ def _located(span: Span, media: Media) -> View | None:
 
 
 def _staged(found: Sequence[View]) -> tuple[View, ...]:
-    """Views of one picture that do not lie over one another share a stage, and so do the windows of one sound; those of a
-    picture with several stages are named apart."""
+    """Assign stages: non-overlapping views of one image share a stage, as do the windows of one audio clip; the stages of
+    one image get distinct labels."""
     boxes: list[tuple[tuple[str, int] | None, list[Box]]] = []
     out: list[View] = []
     for view in found:
@@ -121,39 +121,39 @@ def _staged(found: Sequence[View]) -> tuple[View, ...]:
         beside = [v for v in out if v.kind == view.kind == "image" and v.source == view.source and v.source is not None]
         if len({v.stage for v in beside}) > 1:
             tiles = sum(v.stage == view.stage for v in beside)
-            told = f"{tiles} tiles" if tiles > 1 else f"in {view.grid[0]} x {view.grid[1]}"
-            out[i] = replace(view, label=f"{view.label}, {told}")
+            detail = f"{tiles} tiles" if tiles > 1 else f"in {view.grid[0]} x {view.grid[1]}"
+            out[i] = replace(view, label=f"{view.label}, {detail}")
     return tuple(out)
 
 
 def stages(found: Sequence[View]) -> tuple[tuple[View, ...], ...]:
-    """Views that are drawn together, in the order of the first of each."""
+    """Group views that are drawn together, in order of first appearance."""
     numbers = dict.fromkeys(v.stage for v in found)
     return tuple(tuple(v for v in found if v.stage == n) for n in numbers)
 
 
 def _overlap(one: Box, two: Box) -> bool:
-    """Whether two boxes share more than the blurred edge of neighbours."""
+    """Whether two boxes overlap by more than the blurred edge of neighbours."""
     wide = min(one[2], two[2]) - max(one[0], two[0])
     high = min(one[3], two[3]) - max(one[1], two[1])
     least = min((b[2] - b[0]) * (b[3] - b[1]) for b in (one, two))
     return wide > 0 and high > 0 and wide * high > 0.2 * least
 
 
-def _film(group: Sequence[Span], media: Media) -> list[View]:
-    """Spans of one modality as the videos' steps in time; empty where they do not come out even."""
+def _video_steps(group: Sequence[Span], media: Media) -> list[View]:
+    """Interpret spans of one modality as time steps of videos; empty where the numbers do not match."""
     laid = [s for s in group if s.grid is not None]
     if not laid or not media.videos or any(s.grid is None and len(s) > 1 for s in group):
         return []
     counts = [s.grid[0] if s.grid is not None and len(s.grid) == 3 else 1 for s in laid]
     frames = [len(v) for v in media.videos]
-    lengths = _steps(frames, sum(counts)) if laid[0].modality == "video" else frames  # as pictures: one a frame
+    lengths = _steps(frames, sum(counts)) if laid[0].modality == "video" else frames  # as images: one per frame
     if sum(lengths) != sum(counts):
         return []
     places = [(video, step) for video, length in enumerate(lengths) for step in range(length)]
     out, at = [], 0
     for span in group:
-        if span.grid is None:  # a newline embedding behind the frames
+        if span.grid is None:  # a newline embedding after the frames
             out.append(View(span, "video", None, "end of the video"))
             continue
         mine = places[at : at + counts[laid.index(span)]]
@@ -170,7 +170,7 @@ def _film(group: Sequence[Span], media: Media) -> list[View]:
 
 
 def _steps(frames: Sequence[int], total: int) -> list[int]:
-    """How many grids each video has, when there are ``total``: as many frames a grid for all; empty when none fits."""
+    """Return the number of grids per video for ``total`` grids with equal frames per grid; empty when none fits."""
     if len(frames) == 1:
         return [total]
     for merged in range(1, max(frames) + 1):
@@ -181,11 +181,9 @@ def _steps(frames: Sequence[int], total: int) -> list[int]:
 
 
 def frame_of(grid: int, grids: int, frames: int, times: Sequence[float] = ()) -> tuple[int, str]:
-    """The middle one of the frames that the ``grid``-th of ``grids`` stands for, and what to call them."""
+    """Return the middle frame of those that the ``grid``-th of ``grids`` represents, and their label."""
     merged = math.ceil(frames / grids)
-    if (
-        grids * merged > frames and math.ceil(frames / merged) == grids
-    ):  # the last grid has fewer frames than the others
+    if grids * merged > frames and math.ceil(frames / merged) == grids:  # the last grid has fewer frames
         first, last = grid * merged, min(frames, (grid + 1) * merged) - 1
     else:
         first = min(frames - 1, int(grid * frames / grids))
@@ -194,7 +192,7 @@ def frame_of(grid: int, grids: int, frames: int, times: Sequence[float] = ()) ->
 
 
 def named_frames(first: int, last: int, times: Sequence[float] = ()) -> tuple[int, str]:
-    """The middle one of the frames from ``first`` to ``last``, and what to call them."""
+    """Return the middle frame of ``first`` to ``last``, and their label."""
     label = f"frame {first + 1}" if first == last else f"frames {first + 1}–{last + 1}"
     middle = (first + last) // 2
     if not len(times):

@@ -1,4 +1,4 @@
-"""Relevance over the seconds of a sound, for one word."""
+"""Waveforms: one word's relevance over the time of an audio clip."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def waveform(
     top: int = 6,
     path: str | Path | None = None,
 ) -> Figure:
-    """The waveform and the spectrogram with the heat of each moment on them, and the signed relevance a position.
+    """Draw the waveform and spectrogram with the heat over time, and the signed relevance per position.
 
-    Relevance is known a position, that is a stretch of time, so that its colour is the same at all frequencies. The
-    shortest stretch that holds half of the support is marked (:func:`limelight.report.word_times.stretch`). Positions that
-    stand for padding behind the sound's end are not drawn, and the figure says what part of the relevance they hold; so
-    it does where it is not known which seconds each position stands for.
+    Relevance is per position, that is per time interval, so its colour is the same at all frequencies. The shortest
+    interval with half of the support is marked (:func:`limelight.report.word_times.stretch`). Positions of padding after
+    the end of the audio are not drawn, but the figure gives their part of the relevance; it also says where the times of
+    positions are unknown.
 
     Args:
-        samples: mono ``[n]`` at ``rate`` Hz; None draws the relevance alone.
-        index: which sound of the prompt (where spans do not say which sound they belong to: which span).
+        samples: mono ``[n]`` at ``rate`` Hz; None draws only the relevance.
+        index: index of the audio clip in the prompt (of the span, where spans do not name their clip).
 
     Raises:
-        SettingError: there is no such sound, or the samples have the wrong shape.
+        SettingError: there is no such clip, or the samples have the wrong shape.
     """
     every = relevance.spans_of("audio")
     known = [s.interval.source for s in every if s.interval is not None]
     spans = [s for s in every if s.interval is not None and s.interval.source == index] if known else every[index:][:1]
     if index < 0 or not spans:
         count = len(set(known)) if known else len(every)
-        raise SettingError(f"no sound number {index}: this prompt has {count}", hint="count from 0")
+        raise SettingError(f"no audio clip number {index}: this prompt has {count}", hint="count from 0")
     if samples is not None and (samples.ndim != 1 or not samples.size or rate <= 0):
         raise SettingError(f"samples {samples.shape} at {rate} Hz", hint="pass mono samples [n] and their rate")
     length = samples.size / rate if samples is not None else None
@@ -89,10 +89,10 @@ def waveform(
     timed = all(s.seconds is not None for s in spans)
     if timed:
         _mark(bars, values, times)
-    told = "seconds" if timed else "seconds (positions spread evenly: their times are not known)"
-    told = told if timed or length else "positions (duration not known)"
-    told += f" · {padded:.0%} of the relevance lies on padding behind the end" if padded > 0.0005 else ""
-    bars.set_xlabel(told, fontsize=8)
+    label = "seconds" if timed else "seconds (positions spread evenly: their times are unknown)"
+    label = label if timed or length else "positions (duration unknown)"
+    label += f" · {padded:.0%} of the relevance is on padding after the end" if padded > 0.0005 else ""
+    bars.set_xlabel(label, fontsize=8)
     for one in axes:
         one.set_xlim(0, end)
         one.tick_params(labelsize=7, length=2)
@@ -109,7 +109,7 @@ def waveform(
 def decibels(
     samples: npt.NDArray[np.float32], rate: int, *, columns: int = 600
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """A spectrogram ``[frequencies, columns]`` in decibels from 0 (loudest) down to -70, and its top frequency in Hz."""
+    """Compute a spectrogram ``[frequencies, columns]`` in decibels from 0 (loudest) to -70, and its top frequency in Hz."""
     size = max(16, 2 ** int(np.log2(max(rate * 0.032, 16))))
     padded = np.pad(samples, (size // 2, size))
     starts = np.linspace(0, max(samples.size - 1, 0), min(columns, max(1, samples.size // (size // 4) + 1))).astype(int)
@@ -120,7 +120,7 @@ def decibels(
 
 
 def peaks(samples: npt.NDArray[np.float32], bins: int = 800) -> npt.NDArray[np.float32]:
-    """Lowest and highest sample ``[bins, 2]`` of each stretch, scaled to -1..1 by the loudest."""
+    """Return the lowest and highest sample ``[bins, 2]`` of each bin, scaled to -1..1 by the loudest."""
     edges = np.linspace(0, samples.size, min(bins, samples.size) + 1).astype(int)
     low, high = np.minimum.reduceat(samples, edges[:-1]), np.maximum.reduceat(samples, edges[:-1])
     scale = np.float32(max(float(np.abs(samples).max()), 1e-9))
@@ -142,7 +142,7 @@ def _heat(
 
 
 def _mark(axes: Any, values: heat.Floats, times: Times) -> None:
-    """A bracket over the shortest stretch that holds half of the support within this sound."""
+    """Draw a bracket over the shortest interval with half of the support within this clip."""
     found = stretch(values, times)
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""When a word was heard, as far as its relevance tells."""
+"""Estimates of when a word occurs in the audio, from its relevance."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Times = npt.NDArray[np.float64]
 
 
 def word_interval(relevance: Relevance, part: float = 0.5) -> tuple[float, float] | None:
-    """The shortest stretch ``(start, stop)`` in seconds that holds ``part`` of the sound's supporting relevance.
+    """Return the shortest interval ``(start, stop)`` in seconds with ``part`` of the audio's supporting relevance.
 
-    Several sounds count as one after the other, without what the processor padded them with. This is where the model's
-    support for the word comes from, not an alignment of the word with the sound. None without sound, seconds or support.
+    Several audio clips are concatenated, without padding. The interval shows where the model's support for the word comes
+    from; it is not an alignment of the word with the audio. None without audio, seconds or support.
     """
     spans = relevance.spans_of("audio")
     if not spans or any(s.seconds is None for s in spans):
@@ -26,7 +26,7 @@ def word_interval(relevance: Relevance, part: float = 0.5) -> tuple[float, float
 
 
 def _after_one_another(spans: tuple[Span, ...]) -> list[Times]:
-    """Times of spans: each sound begins where the one before it ends (so does each span whose sound is not known)."""
+    """Return the times of spans with concatenated audio clips (each span whose clip is unknown counts as one clip)."""
     before = 0.0
     out: list[Times] = []
     for i, span in enumerate(spans):
@@ -40,10 +40,10 @@ def _after_one_another(spans: tuple[Span, ...]) -> list[Times]:
 
 
 def moments(span: Span, length: float | None = None) -> Times:
-    """``[n, 2]``: from when to when each position of a sound lasts, in its sound's seconds.
+    """Return ``[n, 2]``: start and stop of each position of an audio clip, in seconds of the clip.
 
-    Padding behind the sound's end takes no time. Where the seconds are not known, the positions are spread over ``length``
-    (without it, one second each).
+    Padding after the end of the audio has no duration. Where seconds are unknown, positions are spread over ``length`` (by
+    default one second each).
     """
     each = span.seconds or ((length or len(span)) / len(span))
     start = span.interval.start if span.interval is not None else 0.0
@@ -54,23 +54,23 @@ def moments(span: Span, length: float | None = None) -> Times:
 
 
 def padding(spans: tuple[Span, ...] | list[Span], scores: heat.Floats) -> float:
-    """The part of the ``|R|`` on sounds that lies on padding; ``scores`` ``[T]``. 0 where that is not known."""
-    real = whole = 0.0
+    """Return the part of the ``|R|`` on audio that is on padding; ``scores`` ``[T]``. 0 where unknown."""
+    real = total = 0.0
     for span in spans:
         times, values = moments(span), np.abs(scores[span.start : span.stop])
-        whole += float(values.sum())
+        total += float(values.sum())
         real += float(values[times[:, 1] > times[:, 0]].sum())
-    return 1 - real / whole if whole else 0.0
+    return 1 - real / total if total else 0.0
 
 
 def stretch(scores: heat.Floats, times: Times, part: float = 0.5) -> tuple[float, float] | None:
-    """The same for the scores ``[n]`` of positions that last ``times`` ``[n, 2]``, in order; None when none supports."""
+    """Like :func:`word_interval` for scores ``[n]`` of positions with ``times`` ``[n, 2]``, in order; None without support."""
     weights = np.where(times[:, 1] > times[:, 0], np.maximum(scores, 0), 0).astype(np.float64)
     if not weights.sum() > 0:
         return None
     total = np.concatenate([[0.0], np.cumsum(weights)]) / weights.sum()
     starts, ends = times[:, 0], np.concatenate([times[:1, 0], times[:, 1]])
-    # for every start the first stop that holds enough (rounding must not ask for more than there is)
+    # for every start, the first stop with enough support (rounding must not require more than the total)
     stops = np.searchsorted(total, np.minimum(total[:-1] + part, 1.0) - 1e-9)
     fits = np.flatnonzero(total[stops] - total[:-1] >= part - 1e-6)
     best = fits[int((ends[stops[fits]] - starts[fits]).argmin())]

@@ -1,4 +1,4 @@
-"""From tokens to the words a person reads, and from the tokens' relevance to a word's."""
+"""Grouping of tokens into words and sentences, and aggregation of relevance and grounding over them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from limelight.types import EARLIER_ANSWERS, Generation, Relevance, Step, mean_p
 _PUNCTUATION = frozenset('.,;:!?…()[]{}"“”„«»')
 _ENDS = frozenset(".!?…。！？")
 _CLOSING = frozenset(')]}"”»')
-_FIRST_IDEOGRAPH = "\u2e80"  # from here on, scripts that put no space between words
+_FIRST_IDEOGRAPH = "\u2e80"  # from here on, scripts without spaces between words
 
 
 @dataclass(frozen=True)
 class Word:
-    """A run ``[start, stop)`` of generated tokens that reads as one word; ``space``: a space stands before it."""
+    """A run ``[start, stop)`` of generated tokens that forms one word; ``space``: whether a space precedes it."""
 
     text: str
     start: int
@@ -30,32 +30,30 @@ class Word:
 
 
 def words(generation: Generation) -> tuple[Word, ...]:
-    """The answer's words in order; punctuation marks are words of their own, special tokens are none.
+    """Return the answer's words in order; punctuation marks are separate words, special tokens are skipped.
 
-    Tokens are laid along ``generation.text``, since a token's spelling alone does not tell whether a space precedes it.
+    Tokens are aligned with ``generation.text``, since a token's text alone does not show whether a space precedes it.
     """
     text, at = generation.text, 0
     found: list[Word] = []
-    waiting: int | None = (
-        None  # first of the tokens just before that could not be found: bytes of a character, or special
-    )
+    waiting: int | None = None  # first of the preceding unmatched tokens: bytes of a character, or special tokens
     for i, step in enumerate(generation.steps):
         core = step.text.strip()
         if not core:
             continue
         begin = _skip_space(text, at)
-        reach = begin if text.startswith(core, begin) else -1
-        if reach < 0 and waiting is not None:
-            reach = text.find(core, begin, begin + 8 * (i - waiting) + len(core))
-        if reach < 0:
+        matched_at = begin if text.startswith(core, begin) else -1
+        if matched_at < 0 and waiting is not None:
+            matched_at = text.find(core, begin, begin + 8 * (i - waiting) + len(core))
+        if matched_at < 0:
             waiting = i if waiting is None else waiting
             continue
-        if waiting is not None and reach > begin:
-            stop = len(text[:reach].rstrip())
+        if waiting is not None and matched_at > begin:
+            stop = len(text[:matched_at].rstrip())
             _add(found, text, at, stop, waiting, i)
             at = stop
-        _add(found, text, at, reach + len(core), i, i + 1)
-        at, waiting = reach + len(core), None
+        _add(found, text, at, matched_at + len(core), i, i + 1)
+        at, waiting = matched_at + len(core), None
     if waiting is not None and text[at:].strip():
         parts = [i for i, s in enumerate(generation.steps) if i >= waiting and "\ufffd" in s.text]
         _add(found, text, at, len(text), waiting, parts[-1] + 1 if parts else len(generation.steps))
@@ -69,7 +67,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _add(found: list[Word], text: str, before: int, stop: int, first: int, last: int) -> None:
-    """Put ``text[before:stop]`` (leading space included) behind the last word, or begin a new one."""
+    """Append ``text[before:stop]`` (including leading space) to the last word, or start a new one."""
     begin = _skip_space(text, before)
     piece, space = text[begin:stop], begin > before
     previous = found[-1] if found else None
@@ -86,9 +84,9 @@ def _joined(left: str, right: str) -> bool:
 
 
 def word_relevance(generation: Generation, word: Word) -> Relevance | None:
-    """Relevance of a word: the sum over its tokens, that is, the relevance of the sum of their logits.
+    """Return a word's relevance: the sum over its tokens, that is, the relevance of the sum of their logits.
 
-    Relevance is linear in what is explained, so the sum is exact. None when no token of the word has any.
+    Relevance is linear in the explained logit, so the sum is exact. None when no token of the word has relevance.
     """
     parts = [s.relevance for s in generation.steps[word.start : word.stop] if s.relevance is not None]
     if not parts:
@@ -108,9 +106,9 @@ def word_relevance(generation: Generation, word: Word) -> Relevance | None:
 
 
 def rather_than(one: Relevance, other: Relevance) -> Relevance:
-    """Where one token rather than another comes from: relevance of the difference of their logits (exact, by linearity).
+    """Return the relevance of the difference between the logits of two tokens (exact, by linearity).
 
-    What supports both alike cancels out, so that what decides between them is left.
+    Evidence that supports both equally cancels out; the evidence that decides between them remains.
 
     Raises:
         SettingError: the two explain different positions.
@@ -124,9 +122,9 @@ def rather_than(one: Relevance, other: Relevance) -> Relevance:
 
 
 def word_shares(generation: Generation, word: Word) -> dict[str, float]:
-    """Modality shares of a word's relevance (by backward); {} where none was computed.
+    """Return the modality shares of a word's relevance (backward pass); {} where none was computed.
 
-    Of its tokens' relevance together where that is at hand, else the mean of ``Step.shares``.
+    From the summed relevance of its tokens where available, else the mean of ``Step.shares``.
     """
     relevance = word_relevance(generation, word)
     if relevance is not None:
@@ -135,53 +133,53 @@ def word_shares(generation: Generation, word: Word) -> dict[str, float]:
 
 
 def word_contributions(generation: Generation, word: Word) -> dict[str, float]:
-    """Modality contributions to a word's logits (by the meter), the mean over its tokens; {} where no meter ran."""
+    """Return the modality contributions to a word's logits (meter), averaged over its tokens; {} where no meter ran."""
     return mean_parts([s.contributions for s in generation.steps[word.start : word.stop]])
 
 
 def word_grounding(generation: Generation, word: Word) -> float | None:
-    """A word's grounding: that of its first token that has one; None where no meter ran.
+    """Return a word's grounding: that of its first measured token; None where no meter ran.
 
-    The first token decides which word it becomes; the rest of its spelling follows from the language, and the media are
-    asked little about it, so that a mean or a minimum over the tokens would say more about spelling than about the word.
+    The first token decides the word; the remaining tokens follow from the language and depend little on the media, so a
+    mean or minimum over the tokens would reflect spelling more than the word.
     """
     step = _deciding(generation, word)
     return None if step is None else step.grounding
 
 
 def word_support(generation: Generation, word: Word) -> dict[str, float]:
-    """What is known of the media's support for a word, as far as it is: ``grounding``, ``rival_grounding``, ``p_supported``,
-    and ``grounding image`` ... of each modality where there are several; {} where no meter ran."""
+    """Return the known values of the media's support for a word: ``grounding``, ``rival_grounding``, ``p_supported``, and
+    ``grounding image`` etc. per modality where there are several; {} where no meter ran."""
     step = _deciding(generation, word)
     if step is None:
         return {}
     several = step.grounding_by_modality if len(step.grounding_by_modality) > 1 else {}
-    told = {"grounding": step.grounding, "rival_grounding": step.rival_grounding, "p_supported": step.p_supported}
-    told |= {f"grounding {kind}": z for kind, z in several.items()}
-    return {k: v for k, v in told.items() if v is not None}
+    values = {"grounding": step.grounding, "rival_grounding": step.rival_grounding, "p_supported": step.p_supported}
+    values |= {f"grounding {kind}": z for kind, z in several.items()}
+    return {k: v for k, v in values.items() if v is not None}
 
 
 def word_flagged(generation: Generation, word: Word) -> bool:
-    """Whether the token is flagged that gives the word its grounding; any of its tokens where none has a grounding."""
+    """Whether the token that determines the word's grounding is flagged; any of its tokens where none has a grounding."""
     step = _deciding(generation, word)
     return any(s.flagged for s in ([step] if step is not None else generation.steps[word.start : word.stop]))
 
 
 def _deciding(generation: Generation, word: Word) -> Step | None:
-    """The first token of a word that the meter has measured."""
+    """Return the first token of a word that the meter has measured."""
     return next((s for s in generation.steps[word.start : word.stop] if s.grounding is not None), None)
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A run ``[start, stop)`` of generated tokens that reads as one sentence, and its words, punctuation included.
+    """A run ``[start, stop)`` of generated tokens that forms one sentence, and its words, including punctuation.
 
     Attributes:
-        grounding: mean of its words' grounding, punctuation left out; None where no meter ran. For transcripts, where every
-            word is heard; a description's words of grammar drown the one that is invented.
-        margin: the least of ``min(0, grounding - rival_grounding)`` over its words: how much better the media support
-            another word that the model found possible; 0 where they support what was said everywhere. For descriptions.
-        flagged: whether a word of it is.
+        grounding: mean grounding of its words without punctuation; None where no meter ran. Suited to transcripts, where
+            every word is spoken; in descriptions function words mask the invented one.
+        margin: the minimum of ``min(0, grounding - rival_grounding)`` over its words: how much better the media support
+            another plausible word; 0 where they support every chosen word. Suited to descriptions.
+        flagged: whether any of its words is flagged.
     """
 
     text: str
@@ -194,10 +192,10 @@ class Sentence:
 
 
 def sentences(generation: Generation) -> tuple[Sentence, ...]:
-    """The answer's sentences in order, each ending with ``.``, ``!``, ``?``, ``…`` or its ideographic form."""
+    """Return the answer's sentences in order, each ending with ``.``, ``!``, ``?``, ``…`` or an ideographic equivalent."""
     groups: list[list[Word]] = [[]]
     for word in words(generation):
-        if _ended(groups[-1]) and (word.space or word.text[0] >= _FIRST_IDEOGRAPH):  # "3.5" is no end
+        if _ended(groups[-1]) and (word.space or word.text[0] >= _FIRST_IDEOGRAPH):  # "3.5" does not end a sentence
             groups.append([])
         groups[-1].append(word)
     return tuple(_sentence(generation, tuple(group)) for group in groups if group)
@@ -230,7 +228,7 @@ def _sentence(generation: Generation, group: tuple[Word, ...]) -> Sentence:
 
 
 def perceptual(parts: dict[str, float]) -> float | None:
-    """Part of everything that the media have; None when nothing is known."""
+    """Return the part of all media (neither text nor earlier answers); None when unknown."""
     return 1.0 - parts.get("text", 0.0) - parts.get(EARLIER_ANSWERS, 0.0) if parts else None
 
 
@@ -238,27 +236,27 @@ SHARES, CONTRIBUTIONS = "share of the relevance", "part of the logit, by the met
 
 
 def known_parts(generation: Generation) -> str:
-    """What its words can be shaded by: SHARES where a relevance was computed, else CONTRIBUTIONS, else ""."""
+    """Return the quantity for shading words: SHARES where relevance was computed, else CONTRIBUTIONS, else ""."""
     if generation.shares():
         return SHARES
     return CONTRIBUTIONS if generation.contributions() else ""
 
 
 def word_parts(generation: Generation, word: Word) -> dict[str, float]:
-    """What a word is shaded by: the one quantity that :func:`known_parts` names for the whole answer."""
+    """Return a word's values of the quantity that :func:`known_parts` gives for the whole answer."""
     which = known_parts(generation)
     return word_contributions(generation, word) if which == CONTRIBUTIONS else word_shares(generation, word)
 
 
 def choose(generation: Generation, which: str | int | None = None) -> Word:
-    """A word by number (1 is the first, -1 the last) or by spelling; by default the most perceptual one.
+    """Select a word by number (1 is the first, -1 the last) or by text; by default the one with the largest media share.
 
     Raises:
         SettingError: the answer has no such word, or no words.
     """
     found = words(generation)
     if not found:
-        raise SettingError("the answer has no words", hint="raise --max-new-tokens, or ask something else")
+        raise SettingError("the answer has no words", hint="raise --max-new-tokens, or change the prompt")
     listed = " ".join(f"{i}:{w.text}" for i, w in enumerate(found[:40], start=1))
     if which is None:
         plain = [w for w in found if not w.punctuation] or list(found)
@@ -278,7 +276,7 @@ def choose(generation: Generation, which: str | int | None = None) -> Word:
 
 
 def aligned(one: Sequence[str], two: Sequence[str]) -> tuple[dict[int, int], set[int], set[int]]:
-    """Two answers laid side by side: pairs of counterparts (index in one -> index in two), and which words differ."""
+    """Align two answers: pairs of matching words (index in one -> index in two), and the words that differ."""
     pairs: dict[int, int] = {}
     left, right = set[int](), set[int]()
     matcher = SequenceMatcher(a=[w.casefold() for w in one], b=[w.casefold() for w in two], autojunk=False)

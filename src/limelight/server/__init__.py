@@ -1,1 +1,1 @@
-"""An OpenAI-compatible endpoint over one model: chat completions with a decoding strategy, and each token's grounding."""
+"""An OpenAI-compatible server for one model: chat completions with decoding strategies and per-token grounding."""

@@ -1,4 +1,4 @@
-"""Who may send a body, and who may wait for the model: places and bytes, shared by client addresses. Event loop only."""
+"""Admission control: per-client quotas on uploads and on queued requests and their bytes. Event loop only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from limelight.server.problems import ApiError, busy, invalid
 
 
 class Quota:
-    """A total that clients share.
+    """A capacity shared by clients.
 
     Args:
-        total: for all clients together.
-        share: for one client.
-        kept: the last part of the total, which only a client that holds nothing yet may take.
+        total: capacity for all clients.
+        share: maximum per client.
+        kept: the part of the capacity reserved for clients that use nothing yet.
     """
 
     def __init__(self, total: int, share: int, kept: int) -> None:
@@ -48,9 +48,9 @@ class Quota:
 class AdmissionControl:
     """Counts requests from the end of their body to the end of their answer.
 
-    ``limits.queue`` requests may be there beside the running one, ``limits.per_client`` of one client beside its running
-    one. A quarter of the places is kept for clients that have none, as far as ``per_client`` leaves it. The bytes of their
-    bodies are bounded in the same way.
+    ``limits.queue`` requests are admitted in addition to the running one, ``limits.per_client`` per client in addition to
+    its running one. A quarter of the places is reserved for clients without requests, as far as ``per_client`` permits.
+    The bytes of the bodies are limited in the same way.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -61,20 +61,20 @@ class AdmissionControl:
 
     @property
     def inside(self) -> Counter[str]:
-        """How many requests of each client are there."""
+        """The number of admitted requests per client."""
         return self.requests.held
 
     def check(self, client: str, size: int = 0) -> None:
         """Raises ApiError 429 when the queue, or the client's share of it, is full."""
         if self.requests.over_share(client):
-            raise busy(f"{self.limits.share} requests of yours are waiting, which is one client's share of the queue")
+            raise busy(f"you have {self.limits.share} requests queued, the limit per client")
         if self.requests.full(client) or self.bytes.full(client, size):
             raise busy("queue full")
         if self.bytes.over_share(client, size):
-            raise busy("the requests of yours that are waiting hold one client's share of the memory")
+            raise busy("your queued requests use all of the memory per client")
 
     def enter(self, client: str, size: int = 0) -> None:
-        """Take a place. Raises as :meth:`check`."""
+        """Admit a request. Raises like :meth:`check`."""
         self.check(client, size)
         self.requests.take(client)
         self.bytes.take(client, size)
@@ -86,7 +86,7 @@ class AdmissionControl:
 
 @dataclass(eq=False)
 class Upload:
-    """A body that is arriving."""
+    """A request body being received."""
 
     client: str
     timeout: asyncio.Timeout
@@ -94,15 +94,15 @@ class Upload:
     ended: bool = False
 
     def end(self) -> None:
-        """Its reader gets a TimeoutError."""
+        """Abort the upload: its reader gets a TimeoutError."""
         self.ended = True
         self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class Uploads:
-    """Bodies that are still arriving. They take no place in the queue, and a slow one keeps nobody out.
+    """Request bodies being received. They take no place in the queue, and slow ones do not block other clients.
 
-    Where there are too many, or they hold too many bytes, the client that has most of them loses one: the oldest, or the
+    When there are too many uploads or bytes, one upload of the client with the most is aborted: its oldest, or its
     largest.
     """
 
@@ -111,11 +111,11 @@ class Uploads:
         self.open: list[Upload] = []
 
     async def read(self, request: Request, client: str, media_type: str = "application/json") -> bytearray:
-        """The body of a request.
+        """Read the body of a request.
 
         Raises:
-            ApiError: 415 of another type, 413 too long, 408 too slow, 429 too many are arriving.
-            ClientDisconnect: the client has gone.
+            ApiError: 415 wrong type, 413 too long, 408 too slow, 429 too many uploads.
+            ClientDisconnect: the client has disconnected.
         """
         limits, body = self.limits, bytearray()
         too_long = _checked_head(request, limits, media_type)
@@ -132,7 +132,7 @@ class Uploads:
                     self._bound()
         except TimeoutError:
             if upload.ended:
-                raise busy("too many requests are being sent") from None
+                raise busy("too many concurrent uploads") from None
             raise invalid(
                 f"the body did not arrive within {limits.body_seconds:g} s", status=408, code="slow_body"
             ) from None
@@ -142,7 +142,7 @@ class Uploads:
         return body
 
     def _bound(self) -> None:
-        """End uploads until the others fit."""
+        """Abort uploads until the rest is within the limits."""
         while len(self.open) > self.limits.uploads:
             count = Counter(upload.client for upload in self.open)
             self._end(next(u for u in self.open if count[u.client] == max(count.values())))
@@ -159,11 +159,11 @@ class Uploads:
 
 
 def _checked_head(request: Request, limits: Limits, media_type: str) -> ApiError:
-    """Raises what the headers tell of a body; returns what is raised when it proves too long."""
+    """Check a body's headers; return the error to raise if the body turns out to be too long."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != media_type:
         raise invalid(f"the body's Content-Type must be {media_type}", status=415)
-    too_long = invalid(f"the body may have {limits.body_bytes:,} bytes", status=413, code="body_too_large")
+    too_long = invalid(f"the body may have at most {limits.body_bytes:,} bytes", status=413, code="body_too_large")
     with contextlib.suppress(ValueError):
         if int(request.headers.get("content-length", "0")) > limits.body_bytes:
             raise too_long
@@ -171,10 +171,10 @@ def _checked_head(request: Request, limits: Limits, media_type: str) -> ApiError
 
 
 def client_of(scope: Mapping[str, Any]) -> str:
-    """Whose share a request counts to: the peer's IPv4 address, or the /64 network of its IPv6 address.
+    """Return the client that a request counts for: the peer's IPv4 address, or the /64 network of its IPv6 address.
 
-    Headers are not looked at: anybody can write them. Where the operator named a proxy, uvicorn has put the address that
-    the proxy told in place of the peer's.
+    Headers are ignored, because clients can forge them. With a trusted proxy, uvicorn has replaced the peer's address by
+    the one that the proxy reports.
     """
     peer = scope.get("client")
     if not peer:

@@ -1,4 +1,4 @@
-"""What a request wants of the model, and one answer to it as it grows: an event a token."""
+"""Generation requests, and the incremental state of one answer: one event per token."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from limelight.server.worker import Job
 from limelight.types import Generation, Prompt, Step
 
 DEFAULT_NEW_TOKENS = 256
-LOWEST_LOGPROB = -9999.0  # OpenAI's number for a token that cannot come
+LOWEST_LOGPROB = -9999.0  # OpenAI's value for an impossible token
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """One token of answer ``index``: its step (None for the end-of-text token), the text that may now be shown, rivals."""
+    """One token of answer ``index``: its step (None for the end-of-text token), newly emitted text, top alternatives."""
 
     step: Step | None
     delta: str
@@ -34,17 +34,17 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """One answer that a request wants: to which prompt, from which seed, how long; ``stretch``: the seconds it hears."""
+    """One answer of a request: its prompt, seed and length; ``interval``: (start, stop) of its audio in seconds."""
 
     prompt: Prompt
     seed: int | None = None
     new_tokens: int | None = None
-    stretch: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Finished:
-    """Answer ``index`` of ``of`` is complete. ``generation`` is there when the request asked for a page."""
+    """Event: answer ``index`` of ``of`` is complete. ``generation`` is set when the request asked for a page."""
 
     delta: str
     reason: Literal["stop", "length"]
@@ -56,18 +56,18 @@ class Finished:
     text: str = ""
     steps: tuple[Step, ...] = ()
     generation: Generation | None = None
-    stretch: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What a request wants of the model: an answer a seed.
+    """A request to the model: one answer per seed.
 
     Attributes:
-        grounding: run the meter beside the strategy. ``page``: keep every token's relevance.
-        sampling: settings of generate() that draw tokens; empty: greedy.
-        seeds: of the answers; one None for an answer that draws nothing.
-        top: how many rivals of each token to tell.
+        grounding: run the meter with the strategy. ``page``: keep every token's relevance.
+        sampling: sampling settings of generate(); empty: greedy.
+        seeds: one per answer; a single None for a greedy answer.
+        top: number of top alternatives to report per token.
     """
 
     conversation: Conversation
@@ -82,14 +82,14 @@ class GenerationRequest:
 
     @property
     def together(self) -> bool:
-        """Whether its answers may share a batch with others."""
+        """Whether its answers may share a batch with other requests."""
         return capabilities_of(self.strategy).batches
 
     @property
     def key(self) -> Hashable | None:
-        """What must agree for requests to be decoded together; None: alone.
+        """Batching key: requests with equal keys may be decoded together; None: decoded alone.
 
-        A page is alone: its relevance is laid out over the prompt as it is, without padding in front.
+        Requests for a page are decoded alone: their relevance refers to the prompt without left padding.
         """
         if self.page or not self.together:
             return None
@@ -98,10 +98,10 @@ class GenerationRequest:
         return self.strategy.name, settings, self.grounding, tuple(sorted(self.sampling.items())), kinds
 
     def prompt_specs(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
-        """Every answer that is wanted. In the worker's thread.
+        """Return a spec for every answer. Called in the worker's thread.
 
         Raises:
-            ApiError: the chat template refuses the turns. LimelightError: media that cannot be read, see the library.
+            ApiError: the chat template rejects the messages. LimelightError: media that cannot be read, see the library.
         """
         prompt = prepared(adapter, self.conversation, regions=self.page)
         return [PromptSpec(prompt, seed, self.new_tokens) for seed in self.seeds]
@@ -109,7 +109,7 @@ class GenerationRequest:
 
 @dataclass(eq=False)
 class Row:
-    """One answer on its way: a row of a batch."""
+    """One answer in progress: a row of a batch."""
 
     adapter: Adapter
     job: Job
@@ -134,23 +134,23 @@ class Row:
 
     @property
     def stopped(self) -> bool:
-        """Whether no further token is wanted."""
+        """Whether no further token is needed."""
         return self.ended or self.text.stopped or len(self.steps) >= self.room or self.job.cancelled.is_set()
 
     def push(self, step: Step) -> None:
-        """One more token."""
+        """Add one token."""
         top = tuple((text, max(value, LOWEST_LOGPROB)) for text, value in step.top_logprobs[: self.request.top])
         self.steps.append(step)
         self.ended = step.token in self.ends
         delta = self.text.push(step.token)
-        self.job.tell(
+        self.job.send(
             TokenEvent(None, delta, (), self.index) if self.ended else TokenEvent(step, delta, top, self.index)
         )
         if self.stopped:
             self.finish()
 
     def finish(self) -> None:
-        """Tell, once, that the answer is complete (nothing when nobody waits for it)."""
+        """Emit, once, that the answer is complete (nothing if the job was cancelled)."""
         if self.done or self.job.cancelled.is_set():
             return
         self.done = True
@@ -161,13 +161,13 @@ class Row:
         reason: Literal["stop", "length"] = "stop" if self.ended or self.text.stopped else "length"
         finished = Finished(
             delta, reason, len(self.prompt.tokens), len(self.steps), self.seed, self.index, self.of, self.text.text,
-            tuple(self.steps), made, self.spec.stretch,
+            tuple(self.steps), made, self.spec.interval,
         )  # fmt: skip
-        self.job.tell(finished)
+        self.job.send(finished)
 
 
 def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
-    """The rows that a job's request asks for.
+    """Create the rows of a job's request.
 
     Raises:
         ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``GenerationRequest.prompt_specs``.
@@ -184,24 +184,22 @@ def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
 
 
 def prepared(adapter: Adapter, conversation: Conversation, *, regions: bool = True) -> Prompt:
-    """A conversation as tensors. ``regions``: as for ``Adapter.prepare``.
+    """Convert a conversation to tensors. ``regions``: as for ``Adapter.prepare``.
 
     Raises:
-        ApiError: the chat template refuses the turns, or there is none for turns without media.
+        ApiError: the chat template rejects the messages, or there is none and the messages have no media.
     """
     owners = (adapter.processor, adapter.tokenizer)
     if not conversation.has_media and not any(getattr(o, "chat_template", None) for o in owners):
-        raise invalid(
-            "the model that is served here has no chat template: it answers about media alone", param="messages"
-        )
+        raise invalid("the model has no chat template: messages must contain media", param="messages")
     try:
         return adapter.prepare(conversation.messages(), regions=regions)
     except TemplateError as error:
-        raise invalid(f"the model's chat template refuses these turns: {error}", param="messages") from error
+        raise invalid(f"the model's chat template rejects these messages: {error}", param="messages") from error
 
 
 def longest_prompt(adapter: Adapter, limits: Limits) -> int:
-    """Tokens that a prompt may have: the server's bound, or what the model's context leaves for it."""
+    """Return the maximum prompt length in tokens: the server's limit, or what fits the model's context."""
     context = _context(adapter)
     return limits.prompt_tokens if context is None else min(limits.prompt_tokens, context - 1)
 
@@ -212,11 +210,11 @@ def _context(adapter: Adapter) -> int | None:
 
 
 def _room(adapter: Adapter, wanted: int | None, length: int, limits: Limits) -> int:
-    """How many tokens may be generated after a prompt of ``length``: no more than the model's context has room for."""
+    """Return the maximum number of new tokens after a prompt of ``length``, limited by the model's context."""
     most = longest_prompt(adapter, limits)
     if length > most:
         raise invalid(
-            f"the prompt has {length} tokens with its pictures and sounds, the limit is {most}",
+            f"the prompt has {length} tokens including its media, the limit is {most}",
             param="messages",
             code="context_length_exceeded",
         )

@@ -1,4 +1,4 @@
-"""The application: routes, and errors in one shape."""
+"""The FastAPI application: routes and error handlers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from limelight.server.forms import SpeechRequest
 from limelight.server.guard import Guard
 from limelight.server.metrics import Counted, Metrics
 from limelight.server.openapi import EVENTS, HTML, REFUSALS, TEXT, body, with_requests
-from limelight.server.pages import Pages, Shelf, served
+from limelight.server.pages import Pages, PageStore, served
 from limelight.server.problems import ApiError, internal, invalid, of_library
 from limelight.server.responses import AuditReply, ChatCompletion, Health, Model, Models, Transcription
 from limelight.server.schema import AuditRequest, ChatRequest
@@ -35,16 +35,16 @@ log = logging.getLogger("limelight.server")
 
 
 def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = None) -> FastAPI:
-    """An ASGI application over a model that is already loaded; its worker lives as long as the application runs.
+    """Create the ASGI application for a loaded model; its worker runs as long as the application.
 
     Args:
-        pages: where report pages are kept; None: in this process's memory, bounded.
+        pages: storage of report pages; None: in memory, bounded.
 
     Example:
         >>> app = create_app(limelight.load("demo-vision"), ServerConfig("demo-vision"))  # doctest: +SKIP
     """
     worker = Worker(config.batch)
-    state = AppState(adapter, config, worker, Metrics(worker), Shelf() if pages is None else pages)
+    state = AppState(adapter, config, worker, Metrics(worker), PageStore() if pages is None else pages)
     chat, speech, audits = Chat(state), Transcriptions(state), Audits(state)
 
     @contextlib.asynccontextmanager
@@ -54,7 +54,7 @@ def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = Non
         yield
         state.parsers.shutdown(wait=False)
         if not worker.stop(STOP_SECONDS):
-            log.error("the worker has not finished its token after %g s", STOP_SECONDS)
+            log.error("the worker did not stop within %g s", STOP_SECONDS)
 
     app = FastAPI(
         title="limelight", version=limelight.__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
@@ -62,7 +62,7 @@ def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = Non
     )  # fmt: skip
     app.state.chat, app.state.worker, app.state.limits = chat, worker, config.limits
     app.add_middleware(Guard, key=config.api_key, hosts=config.host_names)
-    app.add_middleware(Counted, metrics=state.metrics)  # outermost: counts refusals too
+    app.add_middleware(Counted, metrics=state.metrics)  # outermost: also counts rejected requests
     _routes(app, chat, speech, audits)
     _about(app, state)
     _errors(app)
@@ -76,7 +76,7 @@ def _routes(app: FastAPI, chat: Chat, speech: Transcriptions, audits: Audits) ->
         openapi_extra=body("application/json", ChatRequest),
     )  # fmt: skip
     async def chat_completions(request: Request) -> Response:
-        """An answer, or server-sent events with ``stream: true``."""
+        """Answer a chat, or stream server-sent events with ``stream: true``."""
         return await chat(request)
 
     @app.post(
@@ -84,7 +84,7 @@ def _routes(app: FastAPI, chat: Chat, speech: Transcriptions, audits: Audits) ->
         openapi_extra=body("multipart/form-data", SpeechRequest),
     )  # fmt: skip
     async def transcriptions(request: Request) -> Response:
-        """What is said in a sound: text, JSON, subtitles, or server-sent events with ``stream=true``."""
+        """Transcribe audio to text, JSON or subtitles, or stream server-sent events with ``stream=true``."""
         return await speech(request)
 
     @app.post("/v1/grounding", response_model=AuditReply, openapi_extra=body("application/json", AuditRequest))
@@ -94,7 +94,7 @@ def _routes(app: FastAPI, chat: Chat, speech: Transcriptions, audits: Audits) ->
 
     @app.get("/pages/{name}", response_class=Response, responses={200: {"content": HTML}})
     async def page(name: str) -> Response:
-        """A report page that an answer named; gone after an hour, or when many came after it."""
+        """Return a report page; it expires after an hour, or when many newer ones are stored."""
         return served(await chat.state.pages.get(name))
 
 
@@ -110,25 +110,25 @@ def _about(app: FastAPI, state: AppState) -> None:
 
     @app.get("/v1/models")
     async def models() -> Models:
-        """The one model that is served."""
+        """List the served model."""
         return {"object": "list", "data": [card]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Model:
         if name != config.model:
-            raise invalid("there is no model of that name here", status=404, code="model_not_found", param="model")
+            raise invalid("unknown model", status=404, code="model_not_found", param="model")
         return card
 
     @app.get("/health", response_model=Health, responses={503: {"model": Health, "description": "the worker has died"}})
     async def health() -> JSONResponse:
-        """200 while the worker lives."""
+        """Return 200 while the worker is alive."""
         alive = worker.alive
-        told: Health = {"status": "ok" if alive else "the worker has died", "waiting": len(worker.queue)}
-        return JSONResponse(told, 200 if alive else 503)
+        body: Health = {"status": "ok" if alive else "the worker has died", "waiting": len(worker.queue)}
+        return JSONResponse(body, 200 if alive else 503)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": TEXT}})
     async def metrics() -> Response:
-        """Prometheus text."""
+        """Return the metrics in Prometheus text format."""
         return Response(state.metrics.page(), media_type=state.metrics.content_type)
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/grounding: which words of a finished answer the media support. Nothing is generated."""
+"""POST /v1/grounding: media support of each word of a finished answer, without generation."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ from limelight.server.worker import Job
 
 @dataclass(frozen=True)
 class AuditedAnswer(Finished):
-    """The audit is done."""
+    """Event: the audit is complete."""
 
     audit: Audit | None = None
 
 
 @dataclass(frozen=True)
 class AuditSpec(GenerationRequest):
-    """An answer to audit: the last turn of the conversation, whose room in memory ends with the request."""
+    """A request to audit an answer: the last turn of the conversation, whose memory is released with the request."""
 
     answer: str = ""
 
     @property
     def before(self) -> Conversation:
-        """What stands before the answer."""
+        """The conversation before the answer."""
         return replace(self.conversation, turns=self.conversation.turns[:-1], hold=None)
 
     @property
     def key(self) -> Hashable | None:
-        """Audits share a batch with one another; a page is alone, as everywhere."""
+        """Batching key: audits are batched with each other; requests for a page are processed alone."""
         return None if self.page else ("audit", self.conversation.kinds)
 
 
 @dataclass
 class AuditShape:
-    """The reply to one request."""
+    """Formats the reply to one request."""
 
     model: str
     has_media: bool
@@ -75,26 +75,30 @@ class AuditShape:
     def closing(self, done: Sequence[Finished]) -> list[str]:
         return []
 
-    async def settled(self, done: Sequence[Finished]) -> None:
+    async def completed(self, done: Sequence[Finished]) -> None:
         if self.page is not None:
             self.page_url = await self.page.made([d.generation for d in done if d.generation is not None])
 
-    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
+    def complete(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
         audit = next(d.audit for d in done if isinstance(d, AuditedAnswer) and d.audit is not None)
-        read, said = len(audit.generation.prompt.tokens), len(audit.steps)
-        told = audit.to_json()
+        prompt_length, length = len(audit.generation.prompt.tokens), len(audit.steps)
+        result = audit.to_json()
         reply: AuditReply = {
             "id": self.id,
             "object": "grounding",
             "created": self.created,
             "model": self.model,
             "answer": audit.text,
-            "summary": told["summary"],
-            "tokens": told["tokens"],
-            "words": told["words"],
-            "sentences": told["sentences"],
-            "flag": told["flag"],
-            "usage": {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said},
+            "summary": result["summary"],
+            "tokens": result["tokens"],
+            "words": result["words"],
+            "sentences": result["sentences"],
+            "flag": result["flag"],
+            "usage": {
+                "prompt_tokens": prompt_length,
+                "completion_tokens": length,
+                "total_tokens": prompt_length + length,
+            },
         }
         if self.page_url is not None:
             reply["page_url"] = self.page_url
@@ -106,38 +110,38 @@ class AuditShape:
 
 
 class Audits(Endpoint):
-    """The endpoint over one model."""
+    """The endpoint for audits."""
 
     async def accepted(self, request: Request, body: bytearray) -> tuple[AuditSpec, AuditShape]:
         config, state = self.config, self.state
-        asked = await state.parsed(parse_as, AuditRequest, body)
-        if asked.model != config.model:
+        audit = await state.parsed(parse_as, AuditRequest, body)
+        if audit.model != config.model:
             raise invalid(
-                f"there is no model of that name here, only {config.model!r}",
+                f"unknown model; this server serves {config.model!r}",
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
-        whole = await read(
-            asked, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
+        conversation = await read(
+            audit, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
         )
         page = (
-            PageMaker(state.pages, state.adapter, str(request.base_url), asked.words) if asked.limelight.page else None
+            PageMaker(state.pages, state.adapter, str(request.base_url), audit.words) if audit.limelight.page else None
         )
-        spec = AuditSpec(whole, Meter(), page=asked.limelight.page, answer=asked.answer)
-        return spec, AuditShape(config.model, whole.has_media, whole.warnings, page)
+        spec = AuditSpec(conversation, Meter(), page=audit.limelight.page, answer=audit.answer)
+        return spec, AuditShape(config.model, conversation.has_media, conversation.warnings, page)
 
     def _work(self, jobs: Sequence[Job]) -> None:
-        """In the worker's thread: as many as there is room for at once; who fails fails alone."""
+        """Runs in the worker's thread: in batches as large as permitted; jobs fail independently."""
         self.metrics.batch.observe(len(jobs))
         ready: list[tuple[Job, Row, Said]] = []
         for job in jobs:
             try:
                 ready.append((job, *self._ready(job)))
-            except Exception as error:  # noqa: BLE001  # one job's media or answer are no concern of the others
+            except Exception as error:  # noqa: BLE001  # one job's media or answer must not affect others
                 self.worker.fail(job, error)
         for group in self._groups(ready):
             try:
                 self._audit(group)
-            except Exception as error:  # noqa: BLE001  # told to those whose it is
+            except Exception as error:  # noqa: BLE001  # each job fails with its own error
                 for one in group:
                     try:
                         if len(group) == 1:
@@ -154,7 +158,7 @@ class Audits(Endpoint):
         most = longest_prompt(adapter, limits)
         if len(prompt.tokens) + len(tokens) > most:
             raise invalid(
-                f"prompt and answer have {len(prompt.tokens) + len(tokens)} tokens with pictures and sounds, the limit is {most}",
+                f"prompt and answer have {len(prompt.tokens) + len(tokens)} tokens including media, the limit is {most}",
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -162,7 +166,7 @@ class Audits(Endpoint):
         return row_of(spec), Said(prompt, tokens, earlier)
 
     def _groups(self, ready: Sequence[tuple[Job, Row, Said]]) -> Iterator[list[tuple[Job, Row, Said]]]:
-        """Consecutive ones that fit into a batch, padding and tangent rows counted."""
+        """Split jobs into batches within the limit, including padding and tangent rows."""
         group: list[tuple[Job, Row, Said]] = []
         for one in ready:
             if one[0].cancelled.is_set():
@@ -179,7 +183,7 @@ class Audits(Endpoint):
         found = audited(self.state.adapter, [row for _, row, _ in group], [said for _, _, said in group])
         for (job, _, said), audit in zip(group, found, strict=True):
             shown = explained(self.state.adapter, audit.generation) if job.request.page else None
-            job.tell(
+            job.send(
                 AuditedAnswer(
                     "", "stop", len(said.prompt.tokens) + len(said.tokens), 0, None, text=audit.text, generation=shown,
                     audit=audit,
@@ -188,7 +192,7 @@ class Audits(Endpoint):
 
 
 def row_of(spec: AuditSpec) -> Row:
-    """The request as a row, its media in the prompt already."""
+    """Convert the request to a row; its media are already in the prompt."""
     turns = tuple(
         {"role": m["role"], "content": [i if i["type"] == "text" else {"type": i["type"]} for i in m["content"]]}
         for m in spec.before.messages()

@@ -1,4 +1,4 @@
-"""Jobs that agree, decoded together: one left-padded batch, and every row lives, stops and fails by itself."""
+"""Batched decoding of compatible jobs: left-padded, with rows that stop and fail independently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Fail = Callable[[Job, Exception], None]
 
 
 class RowMonitor(StoppingCriteria):  # type: ignore[misc]
-    """Passes every token to its row after its choice, and stops the rows that want no more."""
+    """Passes every chosen token to its row, and stops finished rows."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -43,12 +43,12 @@ class RowMonitor(StoppingCriteria):  # type: ignore[misc]
 
 
 def answer(jobs: Sequence[Job], adapter: Adapter, limits: Limits, batch: int, fail: Fail) -> None:
-    """Work on jobs of one key; each is told :class:`TokenEvent` a token and :class:`Finished` an answer, or fails by itself."""
+    """Decode jobs of one key; each emits a :class:`TokenEvent` per token and a :class:`Finished` per answer, or fails alone."""
     rows: list[Row] = []
     for job in jobs:
         try:
             rows += rows_of(job, adapter, limits)
-        except Exception as error:  # noqa: BLE001  # one job's media or settings are no concern of the others
+        except Exception as error:  # noqa: BLE001  # one job's media or settings must not affect others
             fail(job, error)
     for group in groups(rows, batch, limits.batch_tokens):
         if all(row.job.cancelled.is_set() for row in group):
@@ -57,8 +57,8 @@ def answer(jobs: Sequence[Job], adapter: Adapter, limits: Limits, batch: int, fa
         if broken is None:
             continue
         if len(group) > 1 and not isinstance(broken, UnsupportedError):
-            log.warning("a batch of %d failed, its answers are tried one by one: %r", len(group), broken)
-        for row in (r for r in group if not r.done):  # what has begun cannot be begun again
+            log.warning("a batch of %d failed, retrying its answers one by one: %r", len(group), broken)
+        for row in (r for r in group if not r.done):  # rows that have emitted tokens cannot be restarted
             alone = len(group) > 1 and not row.steps and not row.job.cancelled.is_set()
             problem = _attempt([row], adapter) if alone else broken
             if problem is not None and not row.job.cancelled.is_set():
@@ -66,7 +66,7 @@ def answer(jobs: Sequence[Job], adapter: Adapter, limits: Limits, batch: int, fa
 
 
 def groups(rows: Sequence[Row], batch: int, positions: int) -> Iterator[list[Row]]:
-    """Consecutive rows that share a batch: at most ``batch`` of them and ``positions`` positions, padding counted."""
+    """Split rows into batches of at most ``batch`` rows and ``positions`` positions, including padding."""
     group: list[Row] = []
     for row in rows:
         widest = max(len(r.prompt.tokens) + r.room for r in (*group, row))
@@ -79,16 +79,16 @@ def groups(rows: Sequence[Row], batch: int, positions: int) -> Iterator[list[Row
 
 
 def _attempt(rows: Sequence[Row], adapter: Adapter) -> Exception | None:
-    """Decode rows to their ends; returns what went wrong (its frames, and the tensors in them, are let go)."""
+    """Decode rows to the end; return the error if any, without its frames, so that their tensors are freed."""
     try:
         decode_together(rows, adapter)
-    except Exception as error:  # noqa: BLE001  # the caller tells each row
+    except Exception as error:  # noqa: BLE001  # the caller fails each row
         return error.with_traceback(None) if len(rows) > 1 else error
     return None
 
 
 def decode_together(rows: Sequence[Row], adapter: Adapter) -> None:
-    """One batch. Rows whose settings agree (``GenerationRequest.key``), or rows of one request.
+    """Decode one batch of rows with equal ``GenerationRequest.key``, or of one request.
 
     Raises:
         UnsupportedError: these prompts cannot share a batch. LimelightError: see :func:`limelight.generate`.

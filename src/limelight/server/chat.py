@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: OpenAI's request, and what is made of it."""
+"""POST /v1/chat/completions: OpenAI's request and response."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from limelight.server.token_options import strategy_of
 
 @dataclass
 class ChatShape:
-    """A chat completion, whole or in chunks."""
+    """Formats a chat completion, complete or in chunks."""
 
     stream: bool
     answers: int
@@ -39,57 +39,57 @@ class ChatShape:
         chunk = self.reply.closing(event) if isinstance(event, Finished) else self.reply.token(event)
         return [] if chunk is None else [sse(chunk)]
 
-    async def settled(self, done: Sequence[Finished]) -> None:
+    async def completed(self, done: Sequence[Finished]) -> None:
         if self.page is not None:
             self.reply.page_url = await self.page.made([d.generation for d in done if d.generation is not None])
 
     def closing(self, done: Sequence[Finished]) -> list[str]:
         return [*([sse(self.reply.total(done))] if self.reply.usage else []), sse("[DONE]")]
 
-    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
-        return JSONResponse(self.reply.whole(events, done))
+    def complete(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
+        return JSONResponse(self.reply.complete(events, done))
 
 
 class Chat(Endpoint):
-    """The endpoint over one model."""
+    """The chat completions endpoint."""
 
     async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, ChatShape]:
         config, state = self.config, self.state
-        asked = await state.parsed(parse, body)
-        if asked.model != config.model:
+        chat = await state.parsed(parse, body)
+        if chat.model != config.model:
             raise invalid(
-                f"there is no model of that name here, only {config.model!r}",
+                f"unknown model; this server serves {config.model!r}",
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
-        if (asked.wanted_tokens or 0) > config.limits.new_tokens:
-            raise invalid(f"max_tokens may be at most {config.limits.new_tokens} here", param="max_tokens")
-        own = asked.limelight
+        if (chat.wanted_tokens or 0) > config.limits.new_tokens:
+            raise invalid(f"max_tokens may be at most {config.limits.new_tokens}", param="max_tokens")
+        own = chat.limelight
         strategy = strategy_of(own, config.strategy, config.strategies)
         conversation = await read(
-            asked, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
+            chat, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
         )
         if not conversation.has_media and capabilities_of(strategy).needs_media:
-            strategy = Greedy()  # the reply's note says so: a chat goes on where a turn shows nothing
+            strategy = Greedy()  # stated in the reply's note, so that a chat can continue with a text-only turn
         sampling = {
-            "do_sample": True, "temperature": asked.temperature or 1.0, "top_p": asked.top_p or 1.0,
-            "top_k": max(asked.top_k or 0, 0),
-        } if asked.samples else {}  # fmt: skip
+            "do_sample": True, "temperature": chat.temperature or 1.0, "top_p": chat.top_p or 1.0,
+            "top_k": max(chat.top_k or 0, 0),
+        } if chat.samples else {}  # fmt: skip
         generation_request = GenerationRequest(
-            conversation, strategy, own.grounding, own.page, sampling, seeds_of(asked), asked.stops,
-            asked.wanted_tokens, asked.top_logprobs or 0,
+            conversation, strategy, own.grounding, own.page, sampling, seeds_of(chat), chat.stops,
+            chat.wanted_tokens, chat.top_logprobs or 0,
         )  # fmt: skip
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        usage = chat.stream_options is not None and chat.stream_options.include_usage
         reply = Reply(
-            config.model, strategy, bool(asked.logprobs), own.grounding, conversation.has_media, usage=usage,
+            config.model, strategy, bool(chat.logprobs), own.grounding, conversation.has_media, usage=usage,
             warnings=conversation.warnings, flag=flag_of(state.adapter, strategy),
         )  # fmt: skip
-        page = PageMaker(state.pages, state.adapter, str(request.base_url), asked.words) if own.page else None
-        return generation_request, ChatShape(asked.stream, asked.answers, reply, page)
+        page = PageMaker(state.pages, state.adapter, str(request.base_url), chat.words) if own.page else None
+        return generation_request, ChatShape(chat.stream, chat.answers, reply, page)
 
 
-def seeds_of(asked: ChatRequest) -> tuple[int | None, ...]:
-    """A seed an answer: the request's own (or a drawn one), and the numbers after it."""
-    if not asked.samples:
+def seeds_of(chat: ChatRequest) -> tuple[int | None, ...]:
+    """Return one seed per answer: the request's (or a random one) and the following integers."""
+    if not chat.samples:
         return (None,)
-    first = asked.seed if asked.seed is not None else secrets.randbits(31)
-    return tuple(first + k for k in range(asked.answers))
+    first = chat.seed if chat.seed is not None else secrets.randbits(31)
+    return tuple(first + k for k in range(chat.answers))

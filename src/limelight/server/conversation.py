@@ -1,4 +1,4 @@
-"""From a request's messages to the Hugging Face chat format: checked, fetched and decoded before the model's turn."""
+"""Conversion of a request's messages to the Hugging Face chat format: validated, fetched and decoded before queueing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 from limelight.errors import LimelightError, MediaError
 from limelight.server import media
-from limelight.server.limits import CHARACTERS_A_TOKEN, Limits
+from limelight.server.limits import CHARACTERS_PER_TOKEN, Limits
 from limelight.server.media import Encoded, Hold, MediaReader
-from limelight.server.problems import ApiError, invalid, told
+from limelight.server.problems import ApiError, api_error, invalid
 from limelight.server.remote import Fetcher
 from limelight.server.schema import AudioPart, AuditRequest, ChatRequest, ImagePart, TextPart, VideoPart
 from limelight.server.videos import video
@@ -36,10 +36,10 @@ Turn = tuple[str, list[Content]]
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of words, pictures, sounds and clips.
+    """Messages of text, images, audio and videos.
 
     Attributes:
-        warnings: what should be known of its media. ``hold``: the room in memory that they have.
+        warnings: warnings about the media. ``hold``: their memory reservation.
     """
 
     turns: Sequence[Turn]
@@ -47,7 +47,7 @@ class Conversation:
     hold: Hold | None = field(default=None, compare=False, repr=False)
 
     def release(self) -> None:
-        """The request has ended: others may have the room."""
+        """Release the memory reservation at the end of the request."""
         if self.hold is not None:
             self.hold.close()
 
@@ -57,11 +57,11 @@ class Conversation:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Which kinds of media it holds."""
+        """The media types it contains."""
         return frozenset(_kind(part) for _, parts in self.turns for part in parts) - {"text"}
 
     def messages(self) -> list[dict[str, Any]]:
-        """As ``Adapter.prepare`` takes them."""
+        """The messages in the form of ``Adapter.prepare``."""
         return [{"role": role, "content": [_item(part) for part in parts]} for role, parts in self.turns]
 
 
@@ -83,10 +83,10 @@ async def read(
     reader: MediaReader,
     client: str,
 ) -> Conversation:
-    """The conversation of a request, its media decoded. ``client``: whose turn their decoding takes.
+    """Read a request's conversation and decode its media. ``client``: the client whose decoding quota is used.
 
     Raises:
-        ApiError: 400 naming the message: too much text, too many media, a placeholder of the model in the words, media
+        ApiError: 400 naming the message: too much text, too many media, a placeholder of the model in the text, media
             that cannot be read or exceed a limit (:mod:`limelight.server.media`, :mod:`limelight.server.remote`).
     """
     turns: list[tuple[str, list[str | Encoded]]] = []
@@ -99,12 +99,12 @@ async def read(
         for part in content:
             if isinstance(part, TextPart):
                 characters += len(part.text)
-                if characters > CHARACTERS_A_TOKEN * limits.prompt_tokens:
+                if characters > CHARACTERS_PER_TOKEN * limits.prompt_tokens:
                     raise invalid("the messages are too long", param=where, code="context_length_exceeded")
                 if any(p in part.text for p in placeholders):
                     raise invalid(
-                        f"the words hold one of the model's placeholders ({', '.join(placeholders)}); "
-                        "send pictures and sounds as content parts",
+                        f"the text contains one of the model's placeholders ({', '.join(placeholders)}); "
+                        "send media as content parts",
                         param=where,
                     )
                 parts.append(part.text)
@@ -112,7 +112,7 @@ async def read(
             items += 1
             if items > limits.media:
                 raise invalid(
-                    f"more than {limits.media} pictures, sounds and videos", param=where, code="too_many_media"
+                    f"more than {limits.media} images, audio clips and videos", param=where, code="too_many_media"
                 )
             try:
                 parts.append(await _opened(part, limits, fetcher, reader))
@@ -120,12 +120,12 @@ async def read(
                 raise unreadable(error, where) from error
         turns.append((role, parts))
     if not any(isinstance(p, str) and p.strip() for _, parts in turns for p in parts):
-        raise invalid("the messages hold no words", param="messages")
+        raise invalid("the messages contain no text", param="messages")
     return await _decoded(turns, reader, client)
 
 
 async def _decoded(turns: Sequence[tuple[str, list[str | Encoded]]], reader: MediaReader, client: str) -> Conversation:
-    """One after the other: a request holds one decoder at a time."""
+    """Decode the media one at a time: a request uses one decoder at a time."""
     hold = await reader.reserve([p for _, parts in turns for p in parts if isinstance(p, Encoded)])
     found: list[Turn] = []
     notes: list[str] = []
@@ -146,18 +146,18 @@ async def _decoded(turns: Sequence[tuple[str, list[str | Encoded]]], reader: Med
     except BaseException:
         hold.close()
         for _, parts in turns:
-            parts.clear()  # whoever keeps the error keeps no files
+            parts.clear()  # an exception that is kept must not keep the files
         raise
     conversation = Conversation(found, tuple(notes), hold)
-    hold.bind(conversation)  # should nobody release it
+    hold.bind(conversation)  # in case it is not released explicitly
     return conversation
 
 
 async def spoken(file: Encoded, words: str, reader: MediaReader, client: str) -> Conversation:
-    """A sound and what is asked of it.
+    """Build a conversation of audio and a text prompt.
 
     Raises:
-        ApiError: the sound cannot be read.
+        ApiError: the audio cannot be read.
     """
     try:
         return await _decoded([("user", [file, words])], reader, client)
@@ -167,10 +167,10 @@ async def spoken(file: Encoded, words: str, reader: MediaReader, client: str) ->
 
 
 def unreadable(error: LimelightError, where: str) -> ApiError:
-    """What a client is told of media that cannot be read."""
+    """Return the API error for media that cannot be read."""
     if isinstance(error, MediaError):
         return invalid(f"{error.message} ({error.hint})", param=where, code="invalid_media")
-    return told(error)
+    return api_error(error)
 
 
 def _where(number: int) -> str:
@@ -189,7 +189,9 @@ async def _opened(
         return media.sound(data, format, limits, reader.rate)
     if isinstance(part, VideoPart):
         if not media.is_data_url(part.video_url.url):
-            raise MediaError("not a data URL", hint="send the video as data:video/mp4;base64,...; none is fetched")
+            raise MediaError(
+                "not a data URL", hint="send the video as data:video/mp4;base64,...; videos are not fetched"
+            )
         kind, data = await asyncio.to_thread(media.split_data_url, part.video_url.url, "video", limits)
         return video(data, kind, limits)
     url = part.image_url.url
@@ -198,5 +200,5 @@ async def _opened(
     elif url[:8].lower() == "https://":
         data = await fetcher.fetch(url)
     else:
-        raise MediaError("neither a data URL nor https", hint="send it as data:image/png;base64,...")
+        raise MediaError("neither a data URL nor an https URL", hint="send it as data:image/png;base64,...")
     return media.picture(data, limits)

@@ -1,4 +1,4 @@
-"""What every endpoint that asks the model does: body, admission, queue, the answer or a stream of it, the end."""
+"""Common processing of model endpoints: body, admission, queue, complete or streamed response, cleanup."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PING_SECONDS = 15.0
 
 
 class Shape(Protocol):
-    """How the answers of one request look, whole and streamed."""
+    """Formats the answers of one request, complete or streamed."""
 
     @property
     def stream(self) -> bool: ...
@@ -43,23 +43,23 @@ class Shape(Protocol):
         ...
 
     def events(self, event: TokenEvent | Finished) -> list[str]:
-        """Events for one of the model's."""
+        """Server-sent events for one event of the model."""
         ...
 
-    async def settled(self, done: Sequence[Finished]) -> None:
-        """All answers are complete; the last one has not been told yet."""
+    async def completed(self, done: Sequence[Finished]) -> None:
+        """Called when all answers are complete, before the last one is sent."""
         ...
 
     def closing(self, done: Sequence[Finished]) -> list[str]:
         """Events after the last answer."""
         ...
 
-    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response: ...
+    def complete(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> Response: ...
 
 
 @dataclass(eq=False)
 class Exchange:
-    """One request that has been accepted: its job, its events, its deadline, and which answers are complete."""
+    """One accepted request: its job, events, deadline and complete answers."""
 
     shape: Shape
     job: Job
@@ -75,7 +75,7 @@ class Exchange:
 
 @dataclass
 class AppState:
-    """What the endpoints of one server share."""
+    """State shared by the endpoints of one server."""
 
     adapter: Adapter
     config: ServerConfig
@@ -87,7 +87,7 @@ class AppState:
     fetcher: Fetcher = field(init=False)
     media: MediaReader = field(init=False)
     placeholders: tuple[str, ...] = field(init=False)
-    # Few threads: bodies are large, and what is parsed side by side is held side by side.
+    # Few threads: bodies are large, and concurrent parsing multiplies memory.
     parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "limelight-parser"), init=False)
 
     def __post_init__(self) -> None:
@@ -97,17 +97,17 @@ class AppState:
         self.placeholders = _placeholders(self.adapter)
 
     def reading_limits(self) -> Limits:
-        """The limits, with a prompt no longer than the model's context: words beyond it are refused untokenised."""
+        """The limits, with the prompt limited to the model's context: longer text is rejected before tokenisation."""
         limits = self.config.limits
         return replace(limits, prompt_tokens=longest_prompt(self.adapter, limits))
 
     async def parsed(self, parse: Callable[..., T], *given: Any) -> T:
-        """``parse(*given)``, off the event loop."""
+        """Run ``parse(*given)`` outside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.parsers, parse, *given)
 
 
 class Endpoint:
-    """One path over one model. All but ``_work`` runs in the event loop."""
+    """One endpoint of the server. Everything except ``_work`` runs in the event loop."""
 
     media_type = "application/json"
 
@@ -116,13 +116,13 @@ class Endpoint:
         self.worker, self.metrics, self.admission = state.worker, state.metrics, state.admission
 
     async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, Shape]:
-        """Everything that can be refused without the model."""
+        """Validate a request as far as possible without the model."""
         raise NotImplementedError
 
     async def __call__(self, request: Request) -> Response:
         deadline, client = Deadline(self.config.limits.timeout), client_of(request.scope)
         self.worker.check()
-        self.admission.check(client)  # before the body is read; the place is taken when it is there
+        self.admission.check(client)  # before the body is read; the place is taken once it has arrived
         try:
             body = [await self.state.uploads.read(request, client, self.media_type)]
             size = len(body[0])
@@ -133,7 +133,7 @@ class Endpoint:
                 response = await unless_gone(request, self._respond(request, body, client, deadline, leave))
                 return response
             finally:
-                if not isinstance(response, EventStream):  # a stream leaves at its own end
+                if not isinstance(response, EventStream):  # a stream leaves when it ends
                     leave()
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
@@ -141,7 +141,7 @@ class Endpoint:
     async def _respond(
         self, request: Request, body: list[bytearray], client: str, deadline: Deadline, leave: Callable[[], None]
     ) -> Response:
-        """``body`` holds the body, which is let go as soon as it has been read."""
+        """``body`` contains the body, which is freed as soon as it has been read."""
         try:
             async with asyncio.timeout(deadline.left):
                 generation_request, shape = await self.accepted(request, body.pop())
@@ -161,21 +161,21 @@ class Endpoint:
                 streaming = True
                 end = partial(self._streamed, exchange, leave)
                 return EventStream(self._stream(exchange, first), end, self.config.limits.send_seconds)
-            return await self._whole(exchange, first)
+            return await self._complete(exchange, first)
         finally:
             if not streaming:
                 self._end(exchange)
 
     def _work(self, jobs: Sequence[Job]) -> None:
-        """In the worker's thread."""
+        """Runs in the worker's thread."""
         self.metrics.batch.observe(sum(job.rows for job in jobs))
         answer(jobs, self.state.adapter, self.config.limits, self.worker.batch, self.worker.fail)
 
     async def _next(self, exchange: Exchange, seconds: float | None = None) -> TokenEvent | Finished:
-        """The next event.
+        """Wait for the next event.
 
         Raises:
-            ApiError: the job failed, or its time is up. TimeoutError: nothing within ``seconds``, if given.
+            ApiError: the job failed or timed out. TimeoutError: no event within ``seconds``, if given.
         """
         left = exchange.deadline.left
         try:
@@ -190,21 +190,21 @@ class Endpoint:
         if not isinstance(event, (TokenEvent, Finished)):
             raise TypeError(f"unexpected event {type(event).__name__}")
         if isinstance(event, Finished):
-            if not exchange.finished or event.stretch is not None:
+            if not exchange.finished or event.interval is not None:
                 self.metrics.tokens.labels("prompt").inc(event.prompt_tokens)
             exchange.finished.append(event)
             self.metrics.tokens.labels("completion").inc(event.new_tokens)
             if exchange.done:
-                await exchange.shape.settled(exchange.finished)
+                await exchange.shape.completed(exchange.finished)
         return event
 
-    async def _whole(self, exchange: Exchange, event: TokenEvent | Finished) -> Response:
+    async def _complete(self, exchange: Exchange, event: TokenEvent | Finished) -> Response:
         events: list[TokenEvent] = []
         while True:
             if isinstance(event, TokenEvent):
                 events.append(event)
             if exchange.done:
-                return exchange.shape.whole(events, exchange.finished)
+                return exchange.shape.complete(events, exchange.finished)
             event = await self._next(exchange)
 
     async def _stream(self, exchange: Exchange, event: TokenEvent | Finished) -> AsyncIterator[str]:
@@ -222,7 +222,7 @@ class Endpoint:
                         event = await self._next(exchange, PING_SECONDS)
                         break
                     except TimeoutError:
-                        yield ": still at work\n\n"
+                        yield ": in progress\n\n"
             for text in shape.closing(exchange.finished):
                 yield text
         except Exception as error:  # noqa: BLE001  # the status is sent already: the stream has to say it
@@ -233,7 +233,7 @@ class Endpoint:
         leave()
 
     def _end(self, exchange: Exchange) -> None:
-        """The answer is out, or nobody wants it any more."""
+        """Clean up after a sent or cancelled response."""
         exchange.job.request.conversation.release()
         if not exchange.done:
             self.worker.cancel(exchange.job)
@@ -242,7 +242,7 @@ class Endpoint:
 
 
 def sse(value: Mapping[str, Any] | str) -> str:
-    """One server-sent event."""
+    """Format a server-sent event."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
     return f"data: {text}\n\n"
 
@@ -250,12 +250,12 @@ def sse(value: Mapping[str, Any] | str) -> str:
 def _problem(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
-    log.error("a stream broke", exc_info=error)
+    log.error("stream failed", exc_info=error)
     return internal()
 
 
 def _placeholders(adapter: Adapter) -> tuple[str, ...]:
-    """How the model's placeholders are spelled: words may not hold them."""
+    """Return the text of the model's placeholders, which messages must not contain."""
     tokenizer = adapter.tokenizer
     found = tokenizer.convert_ids_to_tokens(sorted(adapter.placeholders)) if tokenizer is not None else []
     return tuple(t for t in found if isinstance(t, str) and t.strip())

@@ -1,4 +1,4 @@
-"""The form of /v1/audio/transcriptions: bounded parts, kept in memory, every field checked."""
+"""The form of /v1/audio/transcriptions: size-limited parts in memory, every field validated."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from limelight.errors import MissingExtraError
 from limelight.server.json_body import read_json
 from limelight.server.limits import Limits
 from limelight.server.problems import ApiError, invalid
-from limelight.server.schema import Closed, Grounded, told_of
+from limelight.server.schema import Closed, Grounded, validation_error
 
 T = TypeVar("T")
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 16_384
 MAX_PART_HEADERS = 8
 MAX_PART_HEADER_BYTES = 4096
-_FEED = 65_536  # bytes parsed in one go: other threads get their turn in between
+_FEED = 65_536  # bytes parsed at a time, so that other threads can run in between
 _NESTED = re.compile(r"limelight\[(\w{1,32})\](?:\[(\w{1,32})\](\[\])?)?")
 _NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{0,30})?(?:[eE][+-]?\d{1,3})?")
 
@@ -37,13 +37,13 @@ def _number(given: Any) -> Any:
 
 
 class SpeechRequest(Closed):
-    """As OpenAI's, without the file. A form's values are text: ``true``, ``false`` and numbers are read from it."""
+    """OpenAI's transcription request without the file. Form values are text: ``true``, ``false`` and numbers are parsed."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     model: str = Field(max_length=512)
     language: str | None = Field(None, pattern="^[A-Za-z][A-Za-z -]{1,40}$", description="ISO 639-1 code or a name")
-    prompt: str = Field("", max_length=4000, description="words put behind the model's own transcription prompt")
+    prompt: str = Field("", max_length=4000, description="text appended to the model's transcription prompt")
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: Annotated[float, BeforeValidator(_number), Field(ge=0, le=2)] = 0.0
     stream: Annotated[bool, BeforeValidator(_truth)] = False
@@ -55,17 +55,17 @@ class SpeechRequest(Closed):
     @model_validator(mode="before")
     @classmethod
     def _without_empty_text(cls, given: Any) -> Any:
-        """A form has no null: an empty value is one that was not given."""
+        """Drop empty values: a form has no null."""
         return {k: v for k, v in given.items() if v not in ("", [""])} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _together(self) -> SpeechRequest:
         if self.stream and self.response_format not in ("json", "text"):
-            raise ValueError("a stream tells text: response_format must be json or text")
+            raise ValueError("stream requires response_format json or text")
         if self.timestamp_granularities and self.response_format != "verbose_json":
-            raise ValueError("timestamp_granularities needs response_format=verbose_json")
+            raise ValueError("timestamp_granularities requires response_format=verbose_json")
         if self.include and self.response_format not in ("json", "verbose_json") and not self.stream:
-            raise ValueError("logprobs need response_format=json")
+            raise ValueError("logprobs require response_format=json")
         return self
 
     @property
@@ -74,7 +74,7 @@ class SpeechRequest(Closed):
 
 
 class BoundedParser(MultiPartParser):
-    """Starlette's parser, with bounds on the headers of each part."""
+    """Starlette's parser with limits on the headers of each part."""
 
     spool_max_size = 2**62  # never on disk
 
@@ -102,10 +102,10 @@ class BoundedParser(MultiPartParser):
 
 
 def parse_form(headers: Headers, body: bytearray, limits: Limits) -> tuple[SpeechRequest, bytes]:
-    """The request and the file's bytes; ``body`` is emptied. Call it in a thread: a hostile form takes a second.
+    """Parse the request and the file's bytes; ``body`` is emptied. Call it in a thread: a hostile form can take a second.
 
     Raises:
-        ApiError: 400, naming the field that is wrong; 413 a file that is too large.
+        ApiError: 400, naming the invalid field; 413 for a file that is too large.
         MissingExtraError: python-multipart is not installed.
     """
     try:
@@ -117,23 +117,23 @@ def parse_form(headers: Headers, body: bytearray, limits: Limits) -> tuple[Speec
         raise invalid("the form has no file", param="file", code="invalid_request")
     if len(data) > limits.media_bytes:
         raise invalid(
-            f"the file may have {limits.media_bytes:,} bytes", param="file", status=413, code="file_too_large"
+            f"the file may have at most {limits.media_bytes:,} bytes", param="file", status=413, code="file_too_large"
         )
     try:
         return SpeechRequest.model_validate(_joined(fields)), data
     except ValidationError as error:
-        raise told_of(error) from None
+        raise validation_error(error) from None
 
 
 def _finished(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never waits."""
+    """Run a coroutine that never suspends, and return its result."""
     try:
         work.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
     work.close()
-    raise RuntimeError("a form in memory had to be waited for")
+    raise RuntimeError("the coroutine suspended")
 
 
 async def _parts(headers: Headers, body: bytearray) -> tuple[list[tuple[str, str]], bytes | None]:
@@ -148,7 +148,7 @@ async def _parts(headers: Headers, body: bytearray) -> tuple[list[tuple[str, str
         form = await parser.parse()
     except MultiPartException as error:
         raise _unreadable(error.message[:200]) from error
-    except Exception as error:  # a parser fed with anything raises anything
+    except Exception as error:  # the parser raises any kind of exception on bad input
         raise _unreadable() from error
     fields: list[tuple[str, str]] = []
     data: bytes | None = None
@@ -157,7 +157,7 @@ async def _parts(headers: Headers, body: bytearray) -> tuple[list[tuple[str, str
             fields.append((name, value))
             continue
         if name != "file":
-            raise invalid("this server does not know the file", param=name[:64], code="invalid_request")
+            raise invalid("unknown file field", param=name[:64], code="invalid_request")
         data = await value.read()
     await form.close()
     return fields, data
@@ -168,7 +168,7 @@ def _unreadable(why: str = "") -> ApiError:
 
 
 def _joined(fields: list[tuple[str, str]]) -> dict[str, Any]:
-    """Lists are spelled ``name[]``; the extra field is JSON, or spelled ``limelight[strategy]`` as clients flatten it."""
+    """Merge form fields: lists are ``name[]``; the extension field is JSON, or flattened as ``limelight[strategy]``."""
     out: dict[str, Any] = {}
     for name, value in fields:
         nested = _NESTED.fullmatch(name)
@@ -190,7 +190,7 @@ def _put(target: Any, key: str, value: Any, name: str, *, many: bool = False) ->
     if isinstance(there, list):
         there.append(value)
     elif many or not isinstance(target, dict) or key in target:
-        raise invalid("the field is given twice", param=name[:64], code="invalid_request")
+        raise invalid("duplicate field", param=name[:64], code="invalid_request")
     else:
         target[key] = value
 
@@ -204,7 +204,7 @@ def _extra(text: str) -> Any:
 
 
 def _scalar(text: str) -> Any:
-    """A flattened value: true, false, null and numbers are what JSON says, anything else is text."""
+    """Parse a flattened value: true, false, null and numbers as in JSON, anything else as text."""
     if text in ("true", "false", "null") or _NUMBER.fullmatch(text):
         try:
             return json.loads(text)

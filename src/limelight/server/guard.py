@@ -1,4 +1,4 @@
-"""Who may come in: the API key, the Host header where the server listens on this machine alone, and the Origin header."""
+"""Access control: the API key, the Host header on loopback addresses, and the Origin header."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from limelight.server.problems import ApiError
 
-OPEN = ("/health",)  # a load balancer has no key
+OPEN = ("/health",)  # needs no key, for load balancers
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _PORTS = {"http": "80", "https": "443"}
 
 
 class Guard:
-    """ASGI middleware. The key is compared by digest and in constant time.
+    """ASGI middleware for access control. The key is compared by digest in constant time.
 
     Args:
-        key: expected after ``Authorization: Bearer``; None: nobody is asked.
-        hosts: accepted names of the Host header; None: any. On a loopback address this keeps web pages that rebind
-            their DNS name to 127.0.0.1 from reading answers. Loopback addresses are accepted beside them.
+        key: expected after ``Authorization: Bearer``; None: not required.
+        hosts: accepted Host headers, in addition to loopback addresses; None: any. On a loopback address this prevents
+            DNS rebinding: web pages cannot point their own name to 127.0.0.1 and read answers.
 
-    A request that changes something and has an Origin header must come from a page of this server: a browser sends forms
-    for any page, without asking.
+    A state-changing request with an Origin header must come from a page of this server, because browsers submit forms of
+    any page.
     """
 
     def __init__(self, app: ASGIApp, key: str | None = None, hosts: Collection[str] | None = None) -> None:
@@ -50,11 +50,11 @@ class Guard:
     def _refusal(self, scope: Scope) -> ApiError | None:
         hosts = _values(scope, b"host")
         if self.hosts is not None and not (len(hosts) == 1 and self._known(host_name(hosts[0]))):
-            return ApiError(421, "this server does not go by that Host name", code="wrong_host")
+            return ApiError(421, "unknown Host header", code="wrong_host")
         if scope.get("method") not in SAFE_METHODS and not all(
-            _same_place(origin, hosts[-1] if hosts else "") for origin in _values(scope, b"origin")
+            _same_origin(origin, hosts[-1] if hosts else "") for origin in _values(scope, b"origin")
         ):
-            return ApiError(403, "pages of other origins may not use this server", code="foreign_origin")
+            return ApiError(403, "requests from other origins are not allowed", code="foreign_origin")
         if self.digest is None or scope["path"] in OPEN:
             return None
         given = _values(scope, b"authorization")
@@ -69,19 +69,19 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a bind address is reachable from this machine alone."""
+    """Whether a bind address is reachable only from this machine."""
     return host.lower().rstrip(".") == "localhost" or _is_loopback_address(host)
 
 
 def host_names(host: str) -> frozenset[str] | None:
-    """Host headers to accept when listening on ``host``: on loopback its own names, elsewhere any."""
+    """Return the Host headers to accept when listening on ``host``: on loopback its own names, elsewhere any (None)."""
     return LOOPBACK | {host.lower()} if is_loopback(host) else None
 
 
 def host_name(host: str) -> str | None:
-    """The name in a Host header, in lower case, without port and final dot; None when it is not ``name[:port]``.
+    """Parse the name in a Host header: lower case, without port and trailing dot; None when it is not ``name[:port]``.
 
-    ``[::1]:8000`` is the address ::1; ``[::1]evil.example`` is nothing.
+    ``[::1]:8000`` gives the address ::1; ``[::1]evil.example`` is invalid.
     """
     if host.startswith("["):
         name, closed, rest = host[1:].partition("]")
@@ -96,7 +96,7 @@ def host_name(host: str) -> str | None:
     return name.removesuffix(".") or None
 
 
-def _same_place(origin: str, host: str) -> bool:
+def _same_origin(origin: str, host: str) -> bool:
     """Whether an Origin header names the host and port of the Host header (a proxy may have taken TLS away)."""
     scheme, found, place = origin.lower().partition("://")
     if not found or scheme not in _PORTS or host_name(place) is None:
@@ -121,7 +121,7 @@ def _is_address(text: str, version: int) -> bool:
 
 
 def _is_loopback_address(text: str) -> bool:
-    if "%" in text:  # an interface's name is nobody's business here
+    if "%" in text:  # no IPv6 zone identifiers
         return False
     try:
         address = ipaddress.ip_address(text)

@@ -1,4 +1,4 @@
-"""What one server accepts, in one place. Everything that a client can make grow has a bound here."""
+"""The limits of a server. Everything that a client can make grow is bounded here."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from dataclasses import dataclass, fields
 from limelight.errors import SettingError
 
 MAX_STOPS = 4
-MAX_PARTS = 256  # of one message
+MAX_PARTS = 256  # per message
 MAX_METADATA = 16
-# Of a JSON body, counted before it is parsed. Escapes are those in its strings.
+# Per JSON body, counted before parsing. Escapes: those in its strings.
 MAX_JSON_VALUES = 20_000
 MAX_JSON_DEPTH = 32
 MAX_NUMBER_CHARACTERS = 64
 MAX_ESCAPES = 1_000_000
 MAX_ANSWERS = 8
 MAX_MESSAGES = 256
-CHARACTERS_A_TOKEN = 16  # text longer than this times max_prompt_tokens is refused before it is tokenised
-# Settings of strategies that multiply the work of a token: a client may not ask for more.
+CHARACTERS_PER_TOKEN = 16  # text longer than this times max_prompt_tokens is rejected before tokenisation
+# Upper limits for clients on strategy settings that multiply the cost per token.
 COSTLY = {"steps": 32, "updates": 16, "beams": 8, "candidates": 16}
 MAX_SETTING_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a server.
+    """Limits of a server.
 
     Attributes:
-        queue: requests that may wait or run beside one that runs; more get 429.
-        per_client: how many of them one client address may hold (an IPv6 client is its /64 network); None: a quarter.
-        waiting_bytes: of all their bodies.
+        queue: requests that may be queued or running in addition to one running; further ones get 429.
+        per_client: requests per client address (IPv6: per /64 network); None: a quarter of the queue.
+        waiting_bytes: total size of their bodies.
         timeout: seconds from a request's arrival to the end of its answer.
-        body_bytes: of a request's body; ``media_bytes`` of one picture, sound or video, decoded from base64 or fetched.
-        body_seconds: for the body to arrive. ``uploads``: bodies that may be arriving at once, ``upload_bytes`` of all.
-        send_seconds: for a client to read what is being sent, before its connection is cut.
-        idle_seconds: for a connection to send a request, the first or the next.
-        connections: open at once; fewer where the process may not open so many descriptors.
-        head_bytes: of a request's line and headers; ``headers``: how many there may be.
-        media: pictures, sounds and videos of one request.
-        pixels: of one picture (told from its header, before anything is decompressed).
-        frames: looked at in one video, evenly spaced; ``video_seconds`` and ``frame_pixels`` of one video (told from its
-            header and watched while decoding); ``video_pixels`` decoded of one video, over all frames.
-        seconds: of one sound; ``samples`` of one sound, all channels together.
-        decoded_bytes: of decoded media of all requests; a request that needs more than is left waits until there is room.
-        prompt_tokens, new_tokens: of one request.
-        batch_tokens: positions of one batch, padding and room for the answers counted.
-        fetch_seconds: for one remote picture, redirects included.
+        body_bytes: per request body; ``media_bytes``: per image, audio or video, decoded from base64 or fetched.
+        body_seconds: time for a body to arrive. ``uploads``: bodies arriving concurrently; ``upload_bytes``: their total.
+        send_seconds: time for a client to read sent data before it is disconnected.
+        idle_seconds: time for a connection to send its first or next request.
+        connections: open connections; fewer where the process has fewer descriptors.
+        head_bytes: per request line and headers; ``headers``: their number.
+        media: images, audio clips and videos per request.
+        pixels: per image (checked in the header, before decompression).
+        frames: evenly spaced frames used per video; ``video_seconds`` and ``frame_pixels``: per video (checked in the
+            header and while decoding); ``video_pixels``: decoded pixels per video, over all frames.
+        seconds: per audio clip; ``samples``: per audio clip, over all channels.
+        decoded_bytes: decoded media of all requests; a request that needs more than is available waits.
+        prompt_tokens, new_tokens: per request.
+        batch_tokens: positions per batch, including padding and room for the answers.
+        fetch_seconds: per remote image, including redirects.
     """
 
     queue: int = 32
@@ -78,11 +78,11 @@ class Limits:
 
     @property
     def share(self) -> int:
-        """Of the queue, for one client."""
+        """The number of queue places per client."""
         return max(1, self.queue // 4) if self.per_client is None else self.per_client
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and not value > 0:
-                raise SettingError(f"{field.name} must be above 0, got {value}", hint="it is a bound of the server")
+                raise SettingError(f"{field.name} must be above 0, got {value}", hint="set it to a positive number")

@@ -1,7 +1,7 @@
-"""Pictures, sounds and videos that strangers send: bytes in, checked objects out. No path is ever opened.
+"""Untrusted images, audio and videos: from bytes to validated objects. No path is ever opened.
 
-What is decoded is decoded in processes that may be killed (:mod:`limelight.media.worker`), before a request waits for the
-model, and only as much of it as :attr:`Limits.decoded_bytes` allows to lie in memory at once.
+Media are decoded in separate processes (:mod:`limelight.media.worker`), before a request is queued for the model;
+:attr:`Limits.decoded_bytes` bounds the decoded media in memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from limelight.media import worker
 from limelight.media.process import Decoded
 from limelight.server.limits import Limits
 
-PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no format whose reader runs programs or reads other files
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no format whose decoder runs programs or reads other files
 SOUNDS = {"wav": ("WAV", "WAVEX"), "mp3": ("MP3", "MPEG"), "flac": ("FLAC",), "ogg": ("OGG",)}
 RATES = (4000, 192_000)
 MAX_CHANNELS = 8
-RATE = 16_000  # of sounds, where the model does not say which it wants
+RATE = 16_000  # sampling rate of audio where the model does not declare one
 _DATA_URL = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+)(;[a-z0-9-]+=[^;,]*)*;base64,", re.IGNORECASE)
 _HINTS = {
     "image": "send it as data:image/png;base64,...", "video": "send it as data:video/mp4;base64,...",
@@ -39,7 +39,7 @@ def is_data_url(url: str) -> bool:
 
 
 def split_data_url(url: str, family: str, limits: Limits) -> tuple[str, bytes]:
-    """``(media type, bytes)`` of a ``data:image/...;base64,`` or ``data:video/...;base64,`` address."""
+    """Split a ``data:image/...;base64,`` or ``data:video/...;base64,`` URL into ``(media type, bytes)``."""
     head = _DATA_URL.match(url[:256])
     if head is None or not head["type"].lower().startswith(f"{family}/"):
         raise MediaError(f"the data URL is not of the form data:{family}/...;base64,...", hint=_HINTS[family])
@@ -47,13 +47,13 @@ def split_data_url(url: str, family: str, limits: Limits) -> tuple[str, bytes]:
 
 
 def from_base64(text: str, limits: Limits) -> bytes:
-    """Bytes of base64, at most ``limits.media_bytes``: either alphabet, with line breaks and padding or without.
+    """Decode base64 of either alphabet, with or without line breaks and padding, to at most ``limits.media_bytes``.
 
     Raises:
-        MediaError: another character, a length that no bytes have, too long, or nothing.
+        MediaError: an invalid character or length, too long, or empty.
     """
     most = limits.media_bytes
-    if len(text) * 3 // 4 > most + most // 16 + 256:  # line breaks take a little room
+    if len(text) * 3 // 4 > most + most // 16 + 256:  # allows for line breaks
         raise MediaError(f"more than {most:,} bytes", hint="make it smaller first")
     try:
         raw = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
@@ -64,13 +64,13 @@ def from_base64(text: str, limits: Limits) -> bytes:
     if len(data) > most:
         raise MediaError(f"more than {most:,} bytes", hint="make it smaller first")
     if not data:
-        raise MediaError("no bytes", hint="encode a whole file")
+        raise MediaError("the base64 data is empty", hint="encode a whole file")
     return data
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A file's bytes that are still to be decoded, how, and the most bytes that may come of it."""
+    """A file's encoded bytes, how to decode them, and the maximum decoded size."""
 
     kind: str
     data: bytes
@@ -83,7 +83,7 @@ def picture(data: bytes, limits: Limits) -> Encoded:
 
 
 def sound(data: bytes, format: str | None, limits: Limits, rate: int = RATE) -> Encoded:
-    """``format`` None: any that is read. It comes mono at ``rate`` Hz."""
+    """Prepare audio for decoding to mono at ``rate`` Hz. ``format`` None: any supported format."""
     options = {
         "max_seconds": limits.seconds, "max_samples": limits.samples, "max_channels": MAX_CHANNELS, "rates": RATES,
         "formats": SOUNDS, "format": format, "to_rate": rate,
@@ -93,9 +93,9 @@ def sound(data: bytes, format: str | None, limits: Limits, rate: int = RATE) -> 
 
 @dataclass
 class Budget:
-    """Bytes of decoded media that may lie in memory: requests take their turn, each for all that it holds.
+    """Memory budget for decoded media: requests wait in turn for the total that they need.
 
-    A request that alone needs more than there is gets it when nobody else has any. Event loop only.
+    A request that needs more than the whole budget gets it when no other request holds any. Event loop only.
     """
 
     size: int
@@ -116,20 +116,20 @@ class Budget:
 
 
 class MediaReader:
-    """Decodes for one server."""
+    """Decodes the media of one server within its memory budget."""
 
     def __init__(self, limits: Limits, rate: int = RATE) -> None:
         self.rate = rate
         self.budget = Budget(limits.decoded_bytes)
 
     async def reserve(self, files: Sequence[Encoded]) -> Hold:
-        """Room for what will come of files; waits until there is."""
+        """Wait until there is memory for the decoded files, and reserve it."""
         hold = Hold(self.budget, sum(f.most for f in files))
         await self.budget.take(hold.size)
         return hold
 
     async def decode(self, file: Encoded, hold: Hold, client: str = "") -> Decoded:
-        """The object that a model is shown. It ends when the task is cancelled: a client that left, time that is up.
+        """Decode a file to the model's input. Decoding stops when the task is cancelled (disconnect or timeout).
 
         Raises:
             LimelightError: see :mod:`limelight.media.worker`.
@@ -141,7 +141,7 @@ class MediaReader:
 
 @dataclass(eq=False)
 class Hold:
-    """Room in a budget that somebody has; given back when it is closed, or with the object that it is bound to."""
+    """A reservation in a budget; released when it is closed, or with the object that it is bound to."""
 
     budget: Budget
     size: int
@@ -155,7 +155,7 @@ class Hold:
         self.shrink(self.size)
 
     def bind(self, owner: Any) -> None:
-        """Give it back when ``owner`` is gone, in whichever thread that happens."""
+        """Release the reservation when ``owner`` is garbage-collected, in any thread."""
         loop = asyncio.get_running_loop()
 
         def gone(hold: Hold = self) -> None:
@@ -166,7 +166,7 @@ class Hold:
 
 
 def size_of(value: Any) -> int:
-    """Bytes of a decoded picture, sound or clip; Pillow stores RGB in four."""
+    """Return the bytes of a decoded image, audio or video; Pillow stores RGB in four bytes per pixel."""
     if isinstance(value, tuple):
         return int(value[0].nbytes)
     pictures = getattr(value, "frames", (value,))

@@ -1,4 +1,4 @@
-"""What /metrics tells, in a registry of the server's own."""
+"""Prometheus metrics of /metrics, in the server's own registry."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ class Metrics:
     def __init__(self, worker: Worker) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("limelight_requests", "Answered requests.", ["route", "status"], registry=self.registry)
-        self.tokens = Counter("limelight_tokens", "Tokens read and written.", ["kind"], registry=self.registry)
+        self.tokens = Counter("limelight_tokens", "Prompt and generated tokens.", ["kind"], registry=self.registry)
         self.cancelled = Counter(
-            "limelight_cancelled", "Answers given up: the client left, or time was up.", registry=self.registry
+            "limelight_cancelled",
+            "Requests cancelled: the client disconnected or the timeout expired.",
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "limelight_request_seconds", "Arrival to end of answer.", buckets=_SECONDS, registry=self.registry
@@ -35,19 +37,19 @@ class Metrics:
         self.batch = Histogram(
             "limelight_batch_answers", "Answers decoded together.", buckets=_ROWS, registry=self.registry
         )
-        for name, told, read in (
+        for name, description, read in (
             ("limelight_waiting", "Requests in the queue.", lambda: len(worker.queue)),
             ("limelight_running", "Requests in the worker.", lambda: len(worker.current)),
-            ("limelight_worker_errors", "Requests that failed for no fault of theirs.", lambda: worker.errors),
+            ("limelight_worker_errors", "Requests that failed with an internal error.", lambda: worker.errors),
         ):
-            Gauge(name, told, registry=self.registry).set_function(read)
+            Gauge(name, description, registry=self.registry).set_function(read)
 
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
 
 class Counted:
-    """ASGI middleware: every answer's status by route (unknown paths are one route, so that nobody can add labels)."""
+    """ASGI middleware that counts responses by route and status (unknown paths share one label, which bounds the labels)."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -59,9 +61,9 @@ class Counted:
         path = scope["path"]
         route = path if path in ROUTES else "/pages" if path.startswith("/pages/") else "other"
 
-        async def seen(message: Message) -> None:
+        async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.metrics.requests.labels(route, str(message["status"])).inc()
             await send(message)
 
-        await self.app(scope, receive, seen)
+        await self.app(scope, receive, counted)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI writes the answers; bodies are read by hand (bounded, off the event loop), so they are added."""
+"""The OpenAPI document: FastAPI describes responses; request bodies, which the routes read themselves, are added here."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _REF = "#/components/schemas/{model}"
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"description": told, "model": Error}
-    for status, told in {
-        400: "the request, its media or its settings", 401: "the API key", 403: "a page of another origin", 404: "no such model or page",
-        405: "another method", 408: "a body that is too slow", 413: "a body that is too long",
-        415: "a body of another type", 421: "a Host name the server does not go by", 429: "queue full",
-        431: "headers that are too large", 500: "something broke here", 501: "a package is missing on the server",
-        503: "the worker has died", 504: "the time for one request is up",
+    status: {"description": description, "model": Error}
+    for status, description in {
+        400: "invalid request, media or settings", 401: "wrong or missing API key", 403: "foreign origin", 404: "unknown model or page",
+        405: "wrong method", 408: "body too slow", 413: "body too large",
+        415: "wrong media type of the body", 421: "unknown Host header", 429: "queue full",
+        431: "headers too large", 500: "internal error", 501: "a package is missing on the server",
+        503: "the worker has died", 504: "timeout",
     }.items()
 }  # fmt: skip
 _STRING = {"type": "string"}
-# `itemSchema` (OpenAPI 3.2): of each event; before it, readers do not agree whether `schema` is of the stream or of an event
+# `itemSchema` (OpenAPI 3.2) describes each event; earlier versions do not define whether `schema` is the stream or an event
 _EVENT = {"type": "object", "required": ["data"], "properties": {"data": _STRING, "event": _STRING}}
 EVENTS = {"text/event-stream": {"itemSchema": _EVENT}}
 HTML, TEXT = {"text/html": {"schema": _STRING}}, {"text/plain": {"schema": _STRING}}
 
 
 def body(kind: str, model: type[BaseModel]) -> dict[str, Any]:
-    """A route's ``openapi_extra`` for a body of media type ``kind`` that the route reads by hand."""
+    """Return a route's ``openapi_extra`` for a body of media type ``kind`` that the route reads itself."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
 
 
 def with_requests(app: FastAPI) -> None:
-    """Let ``app``'s document hold the requests, and no 422, which FastAPI promises wherever a path has a parameter."""
+    """Add the requests to ``app``'s document, and remove 422, which FastAPI adds wherever a path has a parameter."""
     of_fastapi = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -57,7 +57,7 @@ def with_requests(app: FastAPI) -> None:
 
 
 def _requests() -> dict[str, Any]:
-    """The requests' JSON schemas with their parts."""
+    """Return the JSON schemas of the requests and their parts."""
     out: dict[str, Any] = {}
     for model in (ChatRequest, SpeechRequest, AuditRequest):
         schema = model.model_json_schema(ref_template=_REF)
@@ -66,6 +66,6 @@ def _requests() -> dict[str, Any]:
     speech = out["SpeechRequest"]
     speech["properties"] = {"file": {"type": "string", "format": "binary"}, **speech["properties"]}
     speech["required"] = ["file", *speech["required"]]
-    for name in ("timestamp_granularities", "include"):  # lists of a form are spelled with brackets
+    for name in ("timestamp_granularities", "include"):  # lists in a form have names with brackets
         speech["properties"][f"{name}[]"] = speech["properties"].pop(name)
     return out

@@ -1,4 +1,4 @@
-"""Report pages of answers: made when asked for, kept for a while, bounded in number and bytes."""
+"""Report pages of answers: rendered on request, stored for a limited time, bounded in number and bytes."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 class Pages(Protocol):
-    """Where pages are kept. Only this server's own event loop asks."""
+    """Storage of pages. Called only from the server's event loop."""
 
     async def put(self, page: bytes) -> str:
-        """Keep a page (see :func:`packed`); its name."""
+        """Store a page (see :func:`packed`) and return its name."""
         ...
 
     async def get(self, name: str) -> bytes | None:
-        """A page by its name, unless it is gone."""
+        """Return a page by name; None if it has expired."""
         ...
 
 
 @dataclass
-class Shelf:
-    """Pages in this process's memory: those that nobody has read for longest go when there are too many, all after a time.
+class PageStore:
+    """In-memory page storage: least recently used pages are evicted when it is full, all of them after a time.
 
     Attributes:
-        most: pages. ``most_bytes``: of all of them, as they are kept. ``seconds``: that a page lives.
+        most: maximum number of pages. ``most_bytes``: maximum total size as stored. ``seconds``: lifetime of a page.
     """
 
     most: int = 64
@@ -59,7 +59,7 @@ class Shelf:
 
     async def put(self, page: bytes) -> str:
         name = secrets.token_urlsafe(24)
-        with contextlib.suppress(ValueError):  # larger than all there is room for: nobody will find it
+        with contextlib.suppress(ValueError):  # larger than the store: not kept
             self.kept[name] = page
         while len(self.kept) > self.most:
             self.kept.popitem()
@@ -72,7 +72,7 @@ class Shelf:
 
 @dataclass(frozen=True)
 class PageMaker:
-    """Makes the page of one request's answers, off the event loop and off the model's thread."""
+    """Renders the page of one request's answers, outside the event loop and the model's thread."""
 
     pages: Pages
     adapter: Adapter
@@ -80,7 +80,7 @@ class PageMaker:
     question: str
 
     async def made(self, answers: Sequence[Generation]) -> str:
-        """The page's address."""
+        """Render and store the page; return its URL."""
         name = await self.pages.put(await asyncio.to_thread(self._render, answers))
         return f"{self.base_url}pages/{name}"
 
@@ -91,7 +91,7 @@ class PageMaker:
 
 
 def packed(text: str) -> bytes:
-    """A page as it is kept: its policy in a line, then gzipped HTML."""
+    """Encode a page for storage: its content security policy in one line, then gzipped HTML."""
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in _SCRIPT.findall(text)) or "'none'"
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; media-src data:; "
@@ -101,15 +101,15 @@ def packed(text: str) -> bytes:
 
 
 def served(page: bytes | None) -> StreamingResponse:
-    """A page as it goes out: it may run its own script and style, and fetch nothing from anywhere.
+    """Build the response of a page: it may run its own script and style, but fetch nothing.
 
-    It is unpacked as the client reads it: a page that many ask for and nobody reads costs nothing.
+    It is decompressed as the client reads it, so that unread responses take no memory.
 
     Raises:
-        ApiError: 404, there is no such page any more.
+        ApiError: 404, the page does not exist or has expired.
     """
     if page is None:
-        raise invalid("there is no such page, or not any more", status=404, code="page_not_found")
+        raise invalid("the page does not exist or has expired", status=404, code="page_not_found")
     policy, _, text = page.partition(b"\n")
     return StreamingResponse(
         _unpacked(text),
@@ -127,7 +127,7 @@ def served(page: bytes | None) -> StreamingResponse:
 
 
 async def _unpacked(text: bytes) -> AsyncIterator[bytes]:
-    """The HTML in parts."""
+    """Yield the HTML in parts."""
     unpack = zlib.decompressobj(wbits=31)
     while text and not unpack.eof:
         if part := unpack.decompress(text, _PART):

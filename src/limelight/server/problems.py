@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``, and never a stack trace."""
+"""Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``, without stack traces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """What a client is told. ``message`` may be shown to anybody."""
+    """An error returned to the client. ``message`` contains nothing confidential."""
 
     def __init__(
         self,
@@ -42,22 +42,22 @@ class ApiError(Exception):
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> ApiError:
-    """The request cannot be answered as it is."""
+    """Error for an invalid request."""
     return ApiError(status, message, param=param, code=code)
 
 
 def internal() -> ApiError:
-    """Something broke here; the log has it, the client does not."""
-    return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
+    """Internal error; the details go to the log, not to the client."""
+    return ApiError(500, "internal server error; see the server log", code="internal_error")
 
 
 def busy(why: str, seconds: int = 1) -> ApiError:
-    """There is no room now; the client may try again in ``seconds``."""
+    """The server is at capacity; the client may retry in ``seconds``."""
     return ApiError(429, f"{why}, retry in {seconds} s", code="queue_full", headers={"Retry-After": str(seconds)})
 
 
 def gone() -> ApiError:
-    """Nobody answers here any more: the worker has died, and the process is about to end."""
+    """The worker has died, and the process is about to exit."""
     return ApiError(503, "the server's worker has died and is being restarted", code="worker_gone")
 
 
@@ -66,26 +66,26 @@ def late(seconds: float) -> ApiError:
 
 
 def of_library(error: LimelightError) -> ApiError:
-    """The library's errors: what the client can mend is told with its hint, the rest stays in the log."""
-    told = without_paths(f"{error.message} ({error.hint})" if error.hint else error.message)
+    """Convert a library error: errors that the client can fix are reported with their hint, others are only logged."""
+    message = without_paths(f"{error.message} ({error.hint})" if error.hint else error.message)
     if isinstance(error, MissingExtraError):
         return ApiError(501, f"not installed on this server: {without_paths(error.message)}", code="not_installed")
     if isinstance(error, MediaError):
-        return invalid(told, param="messages", code="invalid_media")
+        return invalid(message, param="messages", code="invalid_media")
     if isinstance(error, InputError):
-        return invalid(told)
+        return invalid(message)
     if isinstance(error, UnsupportedError):
-        return invalid(told, code="unsupported")
+        return invalid(message, code="unsupported")
     return internal()
 
 
 def without_paths(text: str) -> str:
-    """A message with the absolute paths of this machine taken out."""
+    """Remove absolute paths of this machine from a message."""
     return _PATH.sub("...", text)
 
 
-def told(error: BaseException) -> ApiError:
-    """What a client is told of any exception."""
+def api_error(error: BaseException) -> ApiError:
+    """Convert any exception to the error returned to the client."""
     if isinstance(error, ApiError):
         return error
     return of_library(error) if isinstance(error, LimelightError) else internal()

@@ -1,8 +1,8 @@
-"""HTTP/1.1 under bounds: what one connection may send before it is a request, how long it may be silent, and how many there are.
+"""HTTP/1.1 with limits on the size of request heads, idle time, unread responses and the number of connections.
 
-uvicorn speaks through h11 here; this adds what uvicorn leaves to a proxy. A request's head is bounded before it is parsed. A
-connection that has no request under way has ``idle_seconds`` to send one. A client that does not read what it is sent is cut
-off after ``send_seconds``. There are never more connections than descriptors: a new one takes the place of an idle one.
+Uses uvicorn with h11 and adds what uvicorn leaves to a proxy. The size of a request's head is checked before parsing. A
+connection without an active request has ``idle_seconds`` to send one. A client that does not read its response is
+disconnected after ``send_seconds``. Connections never exceed the available descriptors: a new one replaces an idle one.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from limelight.server.admission import client_of
 from limelight.server.limits import Limits
 from limelight.server.problems import ApiError
 
-READ_BYTES = 32_768  # of one read: parsing them blocks the event loop
-REFUSAL_TURNS = 5  # of asyncio's loop: accept, make the transport, tell the protocol, abort, close
+READ_BYTES = 32_768  # per read: parsing blocks the event loop
+REFUSAL_TURNS = 5  # event loop iterations: accept, create the transport, connection_made, abort, close
 SPARE_DESCRIPTORS = 64  # for files, and pipes to other processes
 MANY_CHUNKS, SMALL_CHUNK = 1024, 64
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class BoundedConnection(h11.Connection):
-    """h11's parser, which looks at a head's size before it parses it."""
+    """h11's parser with a limit on the size of a request's head, checked before parsing."""
 
     def __init__(self, limits: Limits, requested: Callable[[], None]) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self.limits, self.requested = limits, requested
-        self.refusal = ApiError(400, "this is not an HTTP request", code="invalid_http")
+        self.refusal = ApiError(400, "not a valid HTTP request", code="invalid_http")
         self._chunks = self._bytes = 0
 
     def next_event(self) -> Any:
@@ -46,21 +46,21 @@ class BoundedConnection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             if len(event.headers) > self.limits.headers:
-                self._refuse(f"a request may have {self.limits.headers} headers")
+                self._refuse(f"a request may have at most {self.limits.headers} headers")
             self._chunks = self._bytes = 0
             self.requested()
         elif isinstance(event, h11.Data):
             self._chunks += 1
             self._bytes += len(event.data)
             if self._chunks > MANY_CHUNKS and self._bytes < SMALL_CHUNK * self._chunks:
-                self.refusal = ApiError(400, "the body comes in too small chunks", code="small_chunks")
+                self.refusal = ApiError(400, "the chunks of the body are too small", code="small_chunks")
                 raise h11.RemoteProtocolError(self.refusal.message)
         return event
 
     def _check_head(self, data: bytes) -> None:
         most = self.limits.head_bytes
         if len(data) > most and not _HEAD_END.search(data, 0, most):
-            self._refuse(f"a request's line and headers may have {most:,} bytes")
+            self._refuse(f"the request line and headers may have at most {most:,} bytes")
 
     def _refuse(self, message: str) -> None:
         self.refusal = ApiError(431, message, code="headers_too_large")
@@ -69,13 +69,13 @@ class BoundedConnection(h11.Connection):
 
 @dataclass(eq=False)
 class Connections:
-    """All connections of one server, at most ``most`` of them."""
+    """The open connections of one server, at most ``most``."""
 
     most: int
     open: list[BoundedProtocol] = field(default_factory=list)
 
     def add(self, new: BoundedProtocol) -> None:
-        """Where there is no room, an idle connection of the client that has most goes, or the new one."""
+        """Add a connection; when full, close an idle one of the client with the most connections, or else the new one."""
         self.open.append(new)
         if len(self.open) <= self.most:
             return
@@ -102,7 +102,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if hasattr(transport, "max_size"):  # asyncio's own reads 256 KB at a time
+        if hasattr(transport, "max_size"):  # asyncio's default is 256 KB per read
             transport.max_size = READ_BYTES
         self.group = client_of({"client": self.client})
         self.registry.add(self)
@@ -128,7 +128,7 @@ class BoundedProtocol(H11Protocol):
         self._unread = None
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no request, or one whose body breaks off; an answer that has begun is cut off."""
+        """Reject an invalid request, or one with an incomplete body; a response in progress is aborted."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.abort()
             return
@@ -145,7 +145,7 @@ class BoundedProtocol(H11Protocol):
         self.transport.close()
 
     def abort(self) -> None:
-        """Close without waiting for what is not sent yet."""
+        """Close without flushing unsent data."""
         self.registry.discard(self)
         self.transport.abort()
 
@@ -160,15 +160,15 @@ class BoundedProtocol(H11Protocol):
 
 
 def bounded_protocol(limits: Limits, most: int) -> Callable[..., BoundedProtocol]:
-    """What makes the connections of one server, ``most`` at a time."""
+    """Return the protocol factory of one server with at most ``most`` connections."""
     return partial(BoundedProtocol, limits=limits, registry=Connections(most))
 
 
 def room_for_connections(limits: Limits) -> tuple[int, int]:
-    """``(connections, backlog)`` that the process has descriptors for.
+    """Return ``(connections, backlog)`` that the process's file descriptors allow.
 
-    asyncio accepts as many as the backlog in one turn of its loop, and a connection that is refused is closed
-    ``REFUSAL_TURNS`` turns later.
+    asyncio accepts up to the backlog in one iteration of its loop, and a refused connection is closed ``REFUSAL_TURNS``
+    iterations later.
     """
     try:
         import resource

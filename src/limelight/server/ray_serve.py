@@ -1,11 +1,11 @@
-"""The same application on many machines: replicas under Ray Serve, each with its own model.
+"""The server on many machines: replicas under Ray Serve, each with its own model.
 
     limelight serve MODEL --replicas 2
     serve run limelight.server.ray_serve:app model=demo-vision replicas=2
 
-A replica is the whole server of :mod:`limelight.server.app`: its queue, its bounds, its worker. Ray Serve spreads requests
-over them, passes streams and departures of clients through, starts more under load and replaces one that dies. Report
-pages are kept by one small actor, because the request for a page may reach another replica than the one that made it.
+A replica is a complete server of :mod:`limelight.server.app` with its own queue, limits and worker. Ray Serve distributes
+requests, passes on streams and client disconnects, scales with load and replaces failed replicas. Report pages are stored
+by one small actor, because the request for a page may reach a different replica than the one that rendered it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from limelight.errors import MissingExtraError, SettingError
 from limelight.server.limits import Limits
-from limelight.server.pages import Shelf
+from limelight.server.pages import PageStore
 from limelight.server.state import ServerConfig
 
 PAGES = "limelight-pages"
 REPLICA = b"x-limelight-replica"
 KEY_VARIABLE = "LIMELIGHT_API_KEY"
-TELLING_SECONDS, FAILED = 1.0, 70
-SPARE = 16  # requests beyond a replica's own queue that reach it: it answers them with 429, and /health
+FAILING_SECONDS, FAILED = 1.0, 70
+SPARE = 16  # requests beyond a replica's queue that still reach it: /health, and those answered with 429
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many replicas, and what each takes.
+    """Number of replicas and the resources of each.
 
     Attributes:
-        least, most: between which Ray Serve scales; equal: fixed.
-        target: requests in a replica at which another one is started.
-        cpus, gpus: of each replica, as Ray counts them (they place replicas, they do not bound them).
-        drain_seconds: for a replica that is stopped to finish the requests it has.
+        least, most: range of autoscaling; equal: a fixed number.
+        target: requests per replica above which another one is started.
+        cpus, gpus: per replica, in Ray's logical resources (used for placement, not enforced).
+        drain_seconds: time for a stopping replica to finish its requests.
     """
 
     least: int = 1
@@ -54,15 +54,15 @@ class Replicas:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most or self.target <= 0 or self.cpus < 0 or self.gpus < 0:
             raise SettingError(
-                f"replicas from {self.least} to {self.most}, {self.target:g} requests, {self.cpus:g} CPUs and {self.gpus:g} "
-                "GPUs each make no sense",
-                hint="at least one replica, and not fewer at most than at least",
+                f"invalid replicas: {self.least} to {self.most}, with {self.target:g} requests, {self.cpus:g} CPUs and "
+                f"{self.gpus:g} GPUs each",
+                hint="use at least one replica, and a maximum not below the minimum",
             )
 
 
 @dataclass
-class SharedShelf:
-    """Pages that an actor keeps for every replica."""
+class SharedPageStore:
+    """Page storage in an actor, shared by all replicas."""
 
     name: str = PAGES
     _actor: Any = field(default=None, init=False)
@@ -79,7 +79,7 @@ class SharedShelf:
                 "num_cpus": 0,
                 "max_restarts": -1,
             }
-            self._actor = ray.remote(Shelf).options(**options).remote()
+            self._actor = ray.remote(PageStore).options(**options).remote()
         return self._actor
 
     async def put(self, page: bytes) -> str:
@@ -91,7 +91,7 @@ class SharedShelf:
 
 
 class Named:
-    """ASGI middleware: every answer says which replica gave it."""
+    """ASGI middleware that adds the replica's name to every response."""
 
     def __init__(self, app: ASGIApp, name: str) -> None:
         self.app, self.name = app, name.encode()
@@ -106,10 +106,10 @@ class Named:
 
 
 def application(load: Callable[[], Any], config: ServerConfig, replicas: Replicas | None = None) -> Any:
-    """A Ray Serve application.
+    """Build the Ray Serve application.
 
     Args:
-        load: returns the Adapter; called in each replica, so it must be picklable.
+        load: returns the Adapter; called in each replica, so must be picklable.
 
     Raises:
         MissingExtraError: ``ray[serve]`` is not installed.
@@ -120,7 +120,7 @@ def application(load: Callable[[], Any], config: ServerConfig, replicas: Replica
     def build() -> FastAPI:
         from limelight.server.app import create_app
 
-        app = create_app(load(), config, SharedShelf())
+        app = create_app(load(), config, SharedPageStore())
         app.state.worker.on_death = _end_replica
         app.add_middleware(Named, name=serve.get_replica_context().replica_id.unique_id)
         return app
@@ -140,8 +140,8 @@ def application(load: Callable[[], Any], config: ServerConfig, replicas: Replica
     return deployment(serve.ingress(build)()).bind()
 
 
-class Asked(BaseModel):
-    """``key=value`` arguments of ``serve run``. The API key comes from the environment, where others cannot read it."""
+class ServeArguments(BaseModel):
+    """``key=value`` arguments of ``serve run``. The API key is read from the environment, where other users cannot see it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -160,31 +160,32 @@ class Asked(BaseModel):
 
 
 def app(arguments: Mapping[str, Any]) -> Any:
-    """What ``serve run limelight.server.ray_serve:app model=... replicas=2`` and a Serve config file build.
+    """Build the application for ``serve run limelight.server.ray_serve:app model=... replicas=2`` or a Serve config file.
 
     Raises:
         SettingError: an argument is unknown, missing or out of range.
     """
     try:
-        asked = Asked.model_validate(dict(arguments))
+        parsed = ServeArguments.model_validate(dict(arguments))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise SettingError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}", hint=f"it takes {', '.join(Asked.model_fields)}"
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            hint=f"arguments: {', '.join(ServeArguments.model_fields)}",
         ) from None
     from limelight.decoding.registry import strategy
 
-    limits = Limits(queue=asked.queue, per_client=asked.per_client, timeout=asked.timeout)
+    limits = Limits(queue=parsed.queue, per_client=parsed.per_client, timeout=parsed.timeout)
     config = ServerConfig(
-        asked.model, strategy(asked.strategy), limits=limits, api_key=os.environ.get(KEY_VARIABLE) or None,
-        batch=asked.batch,
+        parsed.model, strategy(parsed.strategy), limits=limits, api_key=os.environ.get(KEY_VARIABLE) or None,
+        batch=parsed.batch,
     )  # fmt: skip
-    replicas = Replicas(asked.replicas, asked.max_replicas or asked.replicas, cpus=asked.cpus, gpus=asked.gpus)
-    return application(loader(asked.model, asked.dtype, asked.device), config, replicas)
+    replicas = Replicas(parsed.replicas, parsed.max_replicas or parsed.replicas, cpus=parsed.cpus, gpus=parsed.gpus)
+    return application(loader(parsed.model, parsed.dtype, parsed.device), config, replicas)
 
 
 def loader(model: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Any:
-    """Loads the model where it is called."""
+    """Return a picklable function that loads the model."""
 
     def load() -> Any:
         import limelight
@@ -195,10 +196,10 @@ def loader(model: str, dtype: str = "auto", device: str | None = None, trust_rem
 
 
 def run(application: Any, host: str, port: int, *, address: str | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then let the replicas drain.
+    """Serve until SIGTERM or SIGINT, then drain the replicas.
 
     Args:
-        address: of a running cluster; None: that of RAY_ADDRESS, or one started on this machine.
+        address: address of a running cluster; None: RAY_ADDRESS, or a new cluster on this machine.
     """
     import ray
 
@@ -218,8 +219,8 @@ def run(application: Any, host: str, port: int, *, address: str | None = None) -
 
 
 def _end_replica() -> None:
-    """A replica whose worker has died tells its requests so, and ends; Ray Serve starts another."""
-    end = threading.Timer(TELLING_SECONDS, os._exit, (FAILED,))
+    """Exit a replica whose worker has died, after failing its requests; Ray Serve replaces it."""
+    end = threading.Timer(FAILING_SECONDS, os._exit, (FAILED,))
     end.daemon = True
     end.start()
 

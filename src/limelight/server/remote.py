@@ -1,7 +1,7 @@
-"""Pictures from allowed https hosts, fetched without becoming somebody's way into the network.
+"""Fetching images from allowed https hosts, protected against server-side request forgery (SSRF).
 
-Off unless hosts are named. Addresses are checked when the connection is made, and the connection goes to the very address
-that was checked, so that DNS cannot change its mind in between; every redirect starts over.
+Disabled unless hosts are configured. Addresses are checked when connecting, and the connection uses the checked address,
+so that DNS cannot change in between; every redirect is checked again.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from limelight.server.limits import Limits
 
 REDIRECTS = 3
 _REDIRECT = frozenset({301, 302, 303, 307, 308})
-# Global by the registry's letter, but they carry an IPv4 address inside that may be private.
+# Globally routable by registry, but with an embedded IPv4 address that may be private.
 _TUNNELS = tuple(ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Every address of a host."""
+    """Resolve all addresses of a host."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(info[4][0]) for info in found]
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the public internet: not loopback, private, link-local, multicast, tunnelled ..."""
+    """Whether an address is on the public internet: not loopback, private, link-local, multicast, tunnelled ..."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -49,7 +49,7 @@ def is_public(address: str) -> bool:
 
 
 class PublicOnly(httpcore.AsyncNetworkBackend):
-    """Connects to public addresses alone."""
+    """Network backend that connects only to public addresses."""
 
     def __init__(self, inner: httpcore.AsyncNetworkBackend, resolve: Resolve) -> None:
         self.inner, self.resolve = inner, resolve
@@ -64,11 +64,11 @@ class PublicOnly(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         addresses = await self.resolve(host, port)
         if not addresses or not all(is_public(a) for a in addresses):
-            raise MediaError("the host does not lead to a public address", hint="send the picture as a data URL")
+            raise MediaError("the host has no public address", hint="send the image as a data URL")
         return await self.inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
 
     async def connect_unix_socket(self, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
-        raise MediaError("only https is fetched", hint="send the picture as a data URL")
+        raise MediaError("only https is fetched", hint="send the image as a data URL")
 
     async def sleep(self, seconds: float) -> None:
         await self.inner.sleep(seconds)
@@ -76,7 +76,7 @@ class PublicOnly(httpcore.AsyncNetworkBackend):
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Fetches pictures from ``hosts`` (exact names, lower case) over https on port 443."""
+    """Fetches images from ``hosts`` (exact names, lower case) over https on port 443."""
 
     hosts: frozenset[str]
     limits: Limits
@@ -84,18 +84,18 @@ class Fetcher:
     resolve: Resolve = resolve
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes at an address.
+        """Fetch the bytes at a URL.
 
         Raises:
-            MediaError: remote pictures are off, the address is not allowed, or nothing usable came back in time.
+            MediaError: remote images are disabled, the URL is not allowed, or the fetch failed or timed out.
         """
         try:
             async with asyncio.timeout(self.limits.fetch_seconds):
                 return await self._fetch(url)
         except TimeoutError as error:
-            raise MediaError("the remote picture took too long", hint="send it as a data URL") from error
+            raise MediaError("the remote image took too long", hint="send it as a data URL") from error
         except (OSError, ValueError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-            raise MediaError("the remote picture could not be fetched", hint="send it as a data URL") from error
+            raise MediaError("the remote image could not be fetched", hint="send it as a data URL") from error
 
     async def _fetch(self, url: str) -> bytes:
         async with httpcore.AsyncConnectionPool(
@@ -113,17 +113,17 @@ class Fetcher:
                         url = urljoin(target, headers[b"location"].decode("latin-1"))
                         continue
                     if response.status != 200:
-                        raise MediaError(f"the remote host answered {response.status}", hint="check the address")
+                        raise MediaError(f"the remote host returned status {response.status}", hint="check the URL")
                     data = bytearray()
                     async for chunk in response.aiter_stream():
                         data += chunk
                         if len(data) > self.limits.media_bytes:
                             raise MediaError(
-                                f"the remote picture has more than {self.limits.media_bytes:,} bytes",
+                                f"the remote image has more than {self.limits.media_bytes:,} bytes",
                                 hint="make it smaller first",
                             )
                     return bytes(data)
-        raise MediaError(f"more than {REDIRECTS} redirects", hint="give the final address")
+        raise MediaError(f"more than {REDIRECTS} redirects", hint="use the final URL")
 
 
 @cache
@@ -132,19 +132,21 @@ def _context() -> ssl.SSLContext:
 
 
 def checked(url: str, hosts: frozenset[str]) -> str:
-    """The address, if it is https to an allowed host on port 443, with no user name in it."""
+    """Return the URL if it is https to an allowed host on port 443, without credentials."""
     if not hosts:
-        raise MediaError("remote pictures are off on this server", hint="send the picture as data:image/png;base64,...")
+        raise MediaError(
+            "remote images are disabled on this server", hint="send the image as data:image/png;base64,..."
+        )
     if len(url) > 2048 or any(ord(c) <= 32 or ord(c) > 126 or c == "\\" for c in url):
-        raise MediaError("the address holds characters that do not belong there", hint="percent-encode it")
+        raise MediaError("the URL contains invalid characters", hint="percent-encode it")
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError as error:
-        raise MediaError("not an address", hint="https://host/path") from error
+        raise MediaError("invalid URL", hint="https://host/path") from error
     if parts.scheme != "https" or parts.username is not None or parts.password is not None or port not in (None, 443):
-        raise MediaError("only https on port 443, without user names, is fetched", hint="https://host/path")
+        raise MediaError("only https URLs on port 443 without credentials are fetched", hint="https://host/path")
     if host not in hosts:
-        raise MediaError("the address leads to a host that is not allowed here", hint="send the picture as a data URL")
+        raise MediaError("the host of the URL is not allowed on this server", hint="send the image as a data URL")
     query = f"?{parts.query}" if parts.query else ""
     return f"https://{host}{parts.path or '/'}{query}"

@@ -1,4 +1,4 @@
-"""OpenAI's chat completion objects, whole and in chunks, with limelight's own field beside them."""
+"""OpenAI's chat completion objects, complete and in chunks, with limelight's extension field."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from limelight.server.responses import (
 from limelight.types import Step, mean_parts
 
 CHUNK = "chat.completion.chunk"
-TEXT_ONLY = "no picture, sound or video in the messages: nothing to ground in, all is text, plain decoding"
+TEXT_ONLY = "no image, audio or video in the messages: plain decoding, without grounding"
 
 
 @dataclass
 class Reply:
-    """The objects of one request's answers. ``usage``: whether a stream tells it; ``page_url``: once there is a page;
-    ``warnings``: of media; ``flag``: the rule of the tokens' flag (:func:`limelight.calibration.flag_rule`)."""
+    """Builds the objects of one request. ``usage``: whether to stream it; ``page_url``: set once rendered; ``warnings``: of
+    media; ``flag``: the flag's rule (:func:`limelight.calibration.flag_rule`)."""
 
     model: str
     strategy: Strategy
@@ -50,7 +50,7 @@ class Reply:
         return self._chunk(index, {"role": "assistant", "content": ""})
 
     def token(self, event: TokenEvent) -> dict[str, Any] | None:
-        """A chunk, or None when there is nothing to tell yet."""
+        """Return a chunk, or None when there is nothing to send yet."""
         steps = [] if event.step is None else [(event.step, event)]
         tokens = [grounded(s) for s, _ in steps] if self.grounding else []
         logprobs = [logprob(s, x) for s, x in steps] if self.logprobs else []
@@ -60,26 +60,26 @@ class Reply:
         return self._chunk(event.index, {"content": event.delta}, logprobs=logprobs, extra=extra)
 
     def closing(self, done: Finished) -> dict[str, Any]:
-        """The chunk that ends one answer."""
+        """Return the chunk that ends one answer."""
         delta = {"content": done.delta} if done.delta else {}
         about = {"limelight": self._about(done.seed)}
         return self._chunk(done.index, delta, reason=done.reason, extra=about)
 
     def total(self, done: Sequence[Finished]) -> dict[str, Any]:
-        """The last chunk of a stream with ``include_usage``: no choices."""
+        """Return the last chunk of a stream with ``include_usage``, without choices."""
         return {**self._head(), "object": CHUNK, "choices": [], "usage": usage_of(done)}
 
-    def whole(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> ChatCompletion:
+    def complete(self, events: Sequence[TokenEvent], done: Sequence[Finished]) -> ChatCompletion:
         done = sorted(done, key=lambda d: d.index)
         rows = [[(s.step, s) for s in events if s.index == d.index and s.step is not None] for d in done]
         about = self._about(done[0].seed)
-        told = [grounding([s for s, _ in row]) for row in rows]
+        details = [grounding([s for s, _ in row]) for row in rows]
         if len(done) > 1:
             about["answers"] = [
-                {"seed": d.seed, **(t if self.grounding else {})} for d, t in zip(done, told, strict=True)
+                {"seed": d.seed, **(t if self.grounding else {})} for d, t in zip(done, details, strict=True)
             ]
         elif self.grounding:
-            about = {**about, **told[0]}
+            about = {**about, **details[0]}
         choices: list[Choice] = [
             {
                 "index": d.index,
@@ -128,18 +128,18 @@ class Reply:
             "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
             "finish_reason": reason,
         }
-        told = {"usage": None} if self.usage else {}
-        return {**self._head(), "object": CHUNK, "choices": [choice], **told, **(extra or {})}
+        usage = {"usage": None} if self.usage else {}
+        return {**self._head(), "object": CHUNK, "choices": [choice], **usage, **(extra or {})}
 
 
 def usage_of(done: Sequence[Finished]) -> Usage:
-    """The prompt counts once, however many answers it gets."""
+    """Compute token usage; the prompt counts once for all answers."""
     read, written = done[0].prompt_tokens, sum(d.new_tokens for d in done)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def grounded(step: Step) -> TokenGrounding:
-    """Where one token comes from: parts of its relevance (by backward) and of its logit (by the meter)."""
+    """Return one token's grounding: shares of its relevance (backward pass) and of its logit (meter)."""
     return {
         "token": step.text,
         "shares": _numbers(step.shares),
@@ -162,7 +162,7 @@ def spelled(token: str, value: float) -> Spelled:
 
 
 def grounding(steps: list[Step]) -> AnswerGrounding:
-    """Every token's, and ``shares`` and ``contributions``, each the mean over the tokens that have it."""
+    """Return every token's grounding, and mean ``shares`` and ``contributions`` over the tokens that have them."""
     return {
         "tokens": [grounded(s) for s in steps],
         "shares": _numbers(mean_parts([s.shares for s in steps])),
@@ -183,7 +183,7 @@ def number(value: float) -> float | None:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON takes it."""
+    """Convert a setting to plain JSON."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""What the endpoints answer: mypy holds the code to these types, and the OpenAPI document is made of them by pydantic."""
+"""Response types of the endpoints: checked by mypy, and converted by pydantic to the OpenAPI document."""
 # ruff: noqa: UP013  (one line per object)
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Running the application under uvicorn."""
+"""Running the server with uvicorn."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fastapi import FastAPI
 from limelight.server.limits import Limits
 from limelight.server.protocol import bounded_protocol, room_for_connections
 
-FAILED = 70  # the exit status when the worker has died: a supervisor starts the server again
-TELLING_SECONDS = 1.0  # after the worker's death, in which requests are told of it
+FAILED = 70  # exit status when the worker has died, for a supervisor to restart the server
+FAILING_SECONDS = 1.0  # time after the worker's death to fail the remaining requests
 log = logging.getLogger("limelight.server")
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends when the application's worker dies."""
+    """uvicorn's server, which exits when the application's worker dies."""
 
     failed = False
 
     def fail(self) -> None:
-        """From any thread: end soon, with a status that says so."""
+        """Request an exit with status ``FAILED``; callable from any thread."""
         self.failed = True
         self.config.timeout_graceful_shutdown = 5
-        end = threading.Timer(TELLING_SECONDS, self._end)
+        end = threading.Timer(FAILING_SECONDS, self._end)
         end.daemon = True
         end.start()
 
@@ -38,18 +38,18 @@ class Server(uvicorn.Server):
 def configured(
     app: FastAPI, host: str, port: int, *, drain_seconds: float, trusted_proxies: Sequence[str] = ()
 ) -> Server:
-    """A uvicorn server. On SIGTERM it takes no new connections, finishes what it has, for ``drain_seconds`` at most.
+    """Configure a uvicorn server. On SIGTERM it accepts no new connections and finishes its requests within ``drain_seconds``.
 
-    Always asyncio's own loop and h11, whatever else is installed: the bounds of :mod:`limelight.server.protocol` are theirs.
+    It always uses asyncio's loop and h11, which the limits of :mod:`limelight.server.protocol` depend on.
 
     Args:
-        trusted_proxies: addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed.
+        trusted_proxies: addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are trusted.
     """
     limits: Limits = app.state.limits
     most, backlog = room_for_connections(limits)
     if most < limits.connections:
-        log.warning("at most %d connections: the process may open few descriptors (ulimit -n)", most)
-    protocol: Any = bounded_protocol(limits, most)  # uvicorn calls it, class or not
+        log.warning("limited to %d connections by the number of file descriptors (ulimit -n)", most)
+    protocol: Any = bounded_protocol(limits, most)  # uvicorn only calls it
     config = uvicorn.Config(
         app, host=host, port=port, lifespan="on", ws="none", loop="asyncio", http=protocol, server_header=False,
         proxy_headers=bool(trusted_proxies), forwarded_allow_ips=list(trusted_proxies), backlog=backlog,

@@ -1,7 +1,7 @@
-"""The request of /v1/chat/completions. A field that would have no effect is refused, not ignored, unless it is empty.
+"""The request of /v1/chat/completions. Fields without effect are rejected, not ignored, unless they are empty.
 
-Types are strict: true is no number, "yes" no truth value. A null counts as a field that was not given, and an unknown field
-may be there when it says nothing (null, "", [], {}): clients send back the objects that they got, with all their empty fields.
+Types are strict: true is not a number, "yes" is not a boolean. A null counts as an omitted field, and unknown fields are
+accepted when empty (null, "", [], {}): clients send back objects that they received, with all their empty fields.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from limelight.server.json_body import is_empty, read_json
 from limelight.server.limits import MAX_ANSWERS, MAX_MESSAGES, MAX_METADATA, MAX_PARTS, MAX_STOPS
 from limelight.server.problems import ApiError, invalid
 
-Asked = TypeVar("Asked", bound=BaseModel)
+RequestT = TypeVar("RequestT", bound=BaseModel)
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Label = Annotated[str, Field(max_length=512)]
 Zero = Annotated[float, Field(ge=0, le=0)]
@@ -52,10 +52,8 @@ class TextPart(Closed):
 
 
 class ImageUrl(Closed):
-    url: str = Field(description="data:image/png;base64,... or an https address of a host the operator allowed")
-    detail: Literal["auto", "low", "high"] | None = Field(
-        None, description="changes nothing: the model's own resolution"
-    )
+    url: str = Field(description="data:image/png;base64,... or an https URL of a host allowed by the operator")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="no effect: the model's resolution is used")
 
 
 class ImagePart(Closed):
@@ -65,7 +63,7 @@ class ImagePart(Closed):
     @field_validator("image_url", mode="before")
     @classmethod
     def _address(cls, given: Any) -> Any:
-        """Some clients give the address itself."""
+        """Accept the URL itself, as some clients send it."""
         return {"url": given} if isinstance(given, str) else given
 
 
@@ -84,7 +82,7 @@ class VideoUrl(Closed):
 
 
 class VideoPart(Closed):
-    """A video: evenly spaced frames of it are looked at, its sound is not heard."""
+    """A video: evenly spaced frames are used, its audio is ignored."""
 
     type: Literal["video_url"]
     video_url: VideoUrl
@@ -127,16 +125,18 @@ class TextFormat(Closed):
 
 
 class Grounded(Closed):
-    """limelight's own field: which decoding method, and whether to tell where each token comes from."""
+    """limelight's extension field: the decoding strategy, and whether to report each token's grounding."""
 
     strategy: str | None = Field(None, max_length=64, description="a name from `limelight strategies`")
     settings: dict[str, Any] = Field(default_factory=dict, max_length=64, description="the strategy's settings")
-    grounding: bool = Field(False, description="per token: contributions to its logit, grounding, intervened, flagged")
-    page: bool = Field(False, description="make a report page of the answer; its address comes back as page_url")
+    grounding: bool = Field(
+        False, description="report per token: contributions to its logit, grounding, intervened, flagged"
+    )
+    page: bool = Field(False, description="create a report page of the answer; its URL is returned as page_url")
 
 
 class WithoutEffect(Closed):
-    """Fields that clients send and that change nothing here; with another value they are refused."""
+    """Standard fields accepted only with values that have no effect here."""
 
     user: Label | None = None
     safety_identifier: Label | None = None
@@ -161,7 +161,7 @@ class WithoutEffect(Closed):
 
 
 class ChatRequest(WithoutEffect):
-    """As OpenAI's. Without ``temperature`` and ``top_p`` decoding is greedy."""
+    """OpenAI's chat completion request. Without ``temperature`` and ``top_p`` decoding is greedy."""
 
     model: str = Field(max_length=512)
     messages: Messages
@@ -169,12 +169,12 @@ class ChatRequest(WithoutEffect):
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="when sampling; 0 or -1: all tokens")
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="for sampling; 0 or -1: all tokens")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    n: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="answers; more than one only when sampling")
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="number of answers; more than one only with sampling")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     limelight: Grounded = Field(default_factory=lambda: Grounded.model_validate({}))
@@ -182,7 +182,7 @@ class ChatRequest(WithoutEffect):
     @field_validator("stop", mode="before")
     @classmethod
     def _stops(cls, given: Any) -> Any:
-        """An empty string stops nothing."""
+        """Drop empty stop strings."""
         if isinstance(given, list) and len(given) <= MAX_STOPS:
             return [s for s in given if not is_empty(s)]
         return given or None if isinstance(given, str) else given
@@ -190,15 +190,15 @@ class ChatRequest(WithoutEffect):
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
         if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
-            raise ValueError("max_tokens and max_completion_tokens are the same thing: give one")
+            raise ValueError("max_tokens and max_completion_tokens are the same: give only one")
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
+            raise ValueError("top_logprobs requires logprobs=true")
         if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
-            raise ValueError("stream_options needs stream=true")
+            raise ValueError("stream_options requires stream=true")
         if self.answers > 1 and not self.samples:
-            raise ValueError("n above 1 needs a temperature or top_p: greedy answers are all the same")
+            raise ValueError("n above 1 requires temperature or top_p: greedy answers are identical")
         if not any(m.role == "user" for m in self.messages):
-            raise ValueError("messages hold no user message")
+            raise ValueError("messages contain no user message")
         return self
 
     @property
@@ -207,7 +207,7 @@ class ChatRequest(WithoutEffect):
 
     @property
     def words(self) -> str:
-        """What the last user message says."""
+        """The text of the last user message."""
         return last_question(self.messages)
 
     @property
@@ -216,7 +216,7 @@ class ChatRequest(WithoutEffect):
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn: a temperature of at least 1e-4 (below it logits overflow), or a top_p alone."""
+        """Whether to sample: a temperature of at least 1e-4 (below it logits overflow), or top_p alone."""
         return self.temperature >= 1e-4 if self.temperature is not None else self.top_p is not None
 
     @property
@@ -225,13 +225,13 @@ class ChatRequest(WithoutEffect):
 
 
 class AuditOptions(Closed):
-    """limelight's own field of an audit."""
+    """limelight's extension field of an audit request."""
 
-    page: bool = Field(False, description="make a report page of the answer; its address comes back as page_url")
+    page: bool = Field(False, description="create a report page of the answer; its URL is returned as page_url")
 
 
 class AuditRequest(WithoutEffect):
-    """Messages as OpenAI's, whose last turn is the assistant's: the answer to audit."""
+    """OpenAI messages that end with the assistant's turn: the answer to audit."""
 
     model: str = Field(max_length=512)
     messages: Messages
@@ -240,9 +240,9 @@ class AuditRequest(WithoutEffect):
     @model_validator(mode="after")
     def _answered(self) -> AuditRequest:
         if not any(m.role == "user" for m in self.messages):
-            raise ValueError("messages hold no user message")
+            raise ValueError("messages contain no user message")
         if self.messages[-1].role != "assistant" or not self.answer.strip():
-            raise ValueError("the last of the messages must be the assistant's answer, with words")
+            raise ValueError("the last message must be a non-empty answer of the assistant")
         return self
 
     @property
@@ -252,46 +252,46 @@ class AuditRequest(WithoutEffect):
 
     @property
     def words(self) -> str:
-        """What the last user message says."""
+        """The text of the last user message."""
         return last_question(self.messages)
 
 
 def last_question(messages: Sequence[Message]) -> str:
-    """The words of the last user message."""
+    """Return the text of the last user message."""
     content = next(m.content for m in reversed(messages) if m.role == "user")
     return content if isinstance(content, str) else " ".join(p.text for p in content if isinstance(p, TextPart))
 
 
 def parse(body: bytes | bytearray) -> ChatRequest:
-    """A chat request from its body; see :func:`parse_as`."""
+    """Parse the body of a chat request; see :func:`parse_as`."""
     return parse_as(ChatRequest, body)
 
 
-def parse_as(kind: type[Asked], body: bytes | bytearray) -> Asked:
-    """A request from its body.
+def parse_as(kind: type[RequestT], body: bytes | bytearray) -> RequestT:
+    """Parse a request body.
 
     Raises:
-        ApiError: 400, naming the first field that is wrong; values are not echoed.
+        ApiError: 400, naming the first invalid field; values are not echoed.
     """
     value = read_json(body)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise told_of(error) from None
+        raise validation_error(error) from None
 
 
-def told_of(error: ValidationError) -> ApiError:
-    """The first field that is wrong; values are not echoed."""
+def validation_error(error: ValidationError) -> ApiError:
+    """Return the error for the first invalid field; values are not echoed."""
     found = error.errors(include_url=False, include_input=False)
-    first = max(found, key=lambda e: len(e["loc"]))  # of a union's branches the one that got furthest
+    first = max(found, key=lambda e: len(e["loc"]))  # for a union, the branch that matched furthest
     branch = [k > 0 and (str(p) in _BRANCHES or "[" in str(p)) for k, p in enumerate(first["loc"])]
     where = ".".join(str(p) for p, within in zip(first["loc"], branch, strict=True) if not within) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "this server does not know the field"
-    elif first["type"] == "union_tag_invalid":  # pydantic's own message echoes what was given
-        message = f"expected one of {first.get('ctx', {}).get('expected_tags', 'what the documentation lists')}"
-    if where and len(where) > 200:  # a field's name may be the client's own text
+        message = "unknown field"
+    elif first["type"] == "union_tag_invalid":  # pydantic's own message echoes the value
+        message = f"expected one of {first.get('ctx', {}).get('expected_tags', 'the types in the documentation')}"
+    if where and len(where) > 200:  # a field's name may be arbitrary client text
         where = where[:200] + "..."
     message = message[:500]
     return invalid(f"{where}: {message}" if where else message, param=where, code="invalid_request")

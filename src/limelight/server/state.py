@@ -1,4 +1,4 @@
-"""What one server is: its configuration, and what passes between the event loop and the worker."""
+"""The server's configuration, and the communication between the event loop and the worker."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What a server offers.
+    """Configuration of a server.
 
     Attributes:
-        model: the name clients call it by.
-        strategy: how it decodes unless a request says otherwise.
-        strategies: names a request may choose.
-        api_key: None: nobody is asked for one.
-        remote_hosts: https hosts whose pictures are fetched; empty: none.
+        model: the model's name for clients.
+        strategy: the default decoding strategy.
+        strategies: names of strategies that requests may choose.
+        api_key: None: not required.
+        remote_hosts: https hosts from which images are fetched; empty: none.
         host_names: accepted Host headers; None: any.
-        batch: answers decoded together where requests agree; 1: one after the other.
+        batch: maximum number of answers decoded together; 1: one at a time.
     """
 
     model: str
@@ -50,30 +50,28 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise SettingError(
-                f"batch must be at least 1, got {self.batch}", hint="1 decodes one request after the other"
-            )
+            raise SettingError(f"batch must be at least 1, got {self.batch}", hint="1 decodes one request at a time")
 
 
 class EventQueue:
-    """Events of one job: put from the worker's thread, awaited in the event loop. Bounded by the answer's length."""
+    """Events of one job: put by the worker's thread, awaited in the event loop. Bounded by the answer's length."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Any] = asyncio.Queue()
 
     def put(self, event: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def next(self, seconds: float) -> Any:
-        """The next event; raises TimeoutError."""
+        """Wait for the next event; raises TimeoutError."""
         return await asyncio.wait_for(self._events.get(), max(seconds, 0.0))
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """When an answer must be there."""
+    """The deadline of an answer."""
 
     seconds: float
     arrived: float = field(default_factory=time.monotonic)
@@ -91,10 +89,10 @@ class Deadline:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; ``end`` runs however the stream ends, also when the client has gone or does not read.
+    """Server-sent events; ``end`` runs however the stream ends, including when the client disconnects or stops reading.
 
     Args:
-        send_seconds: for the client to make room for the next event; then the stream ends, cut short.
+        send_seconds: time for the client to accept the next event; then the stream is aborted.
     """
 
     def __init__(self, content: Any, end: Callable[[], None], send_seconds: float) -> None:
@@ -113,16 +111,16 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, bounded)
         except ClientDisconnect:
-            log.info("a stream was cut off: its client has gone, or did not read for %g s", self.send_seconds)
+            log.info("stream aborted: the client disconnected or did not read for %g s", self.send_seconds)
         finally:
             self.end()
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """``work``'s result; it is cancelled when the client goes away (its body must have been read).
+    """Await ``work``, cancelling it when the client disconnects (the body must have been read).
 
     Raises:
-        ClientDisconnect: the client has gone.
+        ClientDisconnect: the client has disconnected.
     """
 
     async def gone() -> None:
@@ -139,4 +137,4 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         task.cancel()
         watch.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
-        del task  # it holds its error, whose frames hold it and all that the request brought along
+        del task  # breaks a reference cycle: task -> error -> frames -> task and the request's data

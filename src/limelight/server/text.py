@@ -1,4 +1,4 @@
-"""Incremental detokenisation: emitted text is never taken back, and stop strings are cut off before they are emitted."""
+"""Incremental detokenisation: emitted text is never revised, and stop strings are never emitted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 
 class GrowingText:
-    """Joined deltas equal the finished text: decoded without special tokens, stripped, cut before the first stop string.
+    """Emits text whose concatenation equals the final text: without special tokens, stripped, cut at the first stop string.
 
-    Half a character, trailing white space and what may become a stop string are held back until they are settled.
+    Incomplete characters, trailing white space and possible starts of a stop string are held back until resolved.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
@@ -18,17 +18,17 @@ class GrowingText:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """What may be said after one more token."""
+        """Add a token and return the newly emitted text."""
         self.ids.append(token)
-        whole = self.decode(self.ids)
-        cuts = [i for i in (whole.find(s) for s in self.stops) if i >= 0]
+        text = self.decode(self.ids)
+        cuts = [i for i in (text.find(s) for s in self.stops) if i >= 0]
         if cuts:
             self.stopped = True
-            return self._append(whole[: min(cuts)].strip())
-        return self._append(self._settled(whole).strip())
+            return self._append(text[: min(cuts)].strip())
+        return self._append(self._stable(text).strip())
 
     def finish(self) -> str:
-        """What was held back."""
+        """Return the text held back."""
         return "" if self.stopped else self._append(self.decode(self.ids).strip())
 
     def _append(self, text: str) -> str:
@@ -37,10 +37,10 @@ class GrowingText:
         delta, self.text = text[len(self.text) :], text
         return delta
 
-    def _settled(self, whole: str) -> str:
-        keep = len(whole.rstrip("\ufffd"))
+    def _stable(self, text: str) -> str:
+        keep = len(text.rstrip("\ufffd"))
         for stop in self.stops:
-            longest = min(len(stop) - 1, len(whole))
-            overlap = next((n for n in range(longest, 0, -1) if whole.endswith(stop[:n])), 0)
-            keep = min(keep, len(whole) - overlap)
-        return whole[:keep]
+            longest = min(len(stop) - 1, len(text))
+            overlap = next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+            keep = min(keep, len(text) - overlap)
+        return text[:keep]

@@ -1,4 +1,4 @@
-"""The strategy of a request: by name, with settings that are checked and bounded."""
+"""Validation of a request's decoding strategy and its settings."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from limelight.server.schema import Grounded
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
-def strategy_of(asked: Grounded, default: Strategy, allowed: Collection[str]) -> Strategy:
-    """What a request decodes with: the server's own strategy unless it names another or gives settings.
+def strategy_of(options: Grounded, default: Strategy, allowed: Collection[str]) -> Strategy:
+    """Return the strategy of a request: the server's default unless it names another or gives settings.
 
     Raises:
-        ApiError: 400: not allowed here, or settings that are unknown, of the wrong type or beyond what a client may ask.
+        ApiError: 400: the strategy is not offered, or a setting is unknown, of the wrong type or above the limit.
     """
-    name = default.name if asked.strategy is None else asked.strategy
-    if asked.strategy is None and not asked.settings:
+    name = default.name if options.strategy is None else options.strategy
+    if options.strategy is None and not options.settings:
         return default
     if name not in allowed:
         listed = ", ".join(sorted(allowed))
-        raise invalid(f"strategy {name!r} is not offered; one of {listed}", param="limelight.strategy")
-    if name == default.name and not asked.settings:
+        raise invalid(f"strategy {name!r} is not offered; available: {listed}", param="limelight.strategy")
+    if name == default.name and not options.settings:
         return default
     factory = strategies()[name]
-    settings = _checked(name, factory, asked.settings)
+    settings = _checked(name, factory, options.settings)
     try:
         return strategy(name, **settings)
     except SettingError as error:
@@ -43,7 +43,7 @@ def strategy_of(asked: Grounded, default: Strategy, allowed: Collection[str]) ->
 
 @cache
 def _model(factory: Any) -> type[BaseModel]:
-    """What the settings of a strategy are checked by."""
+    """Return the pydantic model that validates a strategy's settings."""
     hints = {k: v for k, v in get_type_hints(factory.__init__).items() if k != "return"} | {"after": int | str | None}
     fields: dict[str, Any] = {key: (hint, None) for key, hint in hints.items()}
     return create_model("Settings", __config__=_CONFIG, **fields)
@@ -54,15 +54,17 @@ def _checked(name: str, factory: Any, given: Mapping[str, Any]) -> dict[str, Any
         if isinstance(value, (str, list)) and len(value) > MAX_SETTING_CHARACTERS:
             raise invalid(f"{key[:64]} is too long", param="limelight.settings")
     try:
-        # As JSON, lists become the tuples that strategies take, and types are strict all the same.
+        # JSON mode converts lists to the tuples that strategies take, but is otherwise strict.
         model = _model(factory).model_validate_json(json.dumps(dict(given)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(p) for p in first["loc"])[:64]
         known = ", ".join(_model(factory).model_fields) or "no settings"
-        raise invalid(f"{name}: {where}: {first['msg']}; it has {known}", param="limelight.settings") from None
+        raise invalid(
+            f"{name}: {where}: {first['msg']}; available settings: {known}", param="limelight.settings"
+        ) from None
     checked = {key: getattr(model, key) for key in given}
     for key, value in checked.items():
         if key in COSTLY and value is not None and value > COSTLY[key]:
-            raise invalid(f"{key} may be at most {COSTLY[key]} here", param="limelight.settings")
+            raise invalid(f"{key} may be at most {COSTLY[key]}", param="limelight.settings")
     return checked

@@ -1,4 +1,4 @@
-"""POST /v1/audio/transcriptions: a sound in a form, its words in OpenAI's shapes."""
+"""POST /v1/audio/transcriptions: OpenAI's transcription request and response formats."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LANGUAGES = {
 
 @dataclass(frozen=True)
 class SpeechRequestSpec(GenerationRequest):
-    """A sound to transcribe: an answer a piece, cut at silences as :func:`limelight.transcribe` does."""
+    """A transcription request: one answer per piece, split at silences like :func:`limelight.transcribe`."""
 
     words: str = ""
     first_seed: int | None = None
@@ -61,9 +61,9 @@ class SpeechRequestSpec(GenerationRequest):
 
 @dataclass
 class SpeechShape:
-    """A transcription in one of OpenAI's formats. Pieces decode side by side; a stream tells them in order."""
+    """Formats a transcription as OpenAI does. Pieces are decoded concurrently, but streamed in order."""
 
-    asked: SpeechRequest
+    options: SpeechRequest
     request: GenerationRequest
     flag: Mapping[str, Any] = field(default_factory=dict)
     turn: int = 0
@@ -74,30 +74,30 @@ class SpeechShape:
 
     @property
     def stream(self) -> bool:
-        return self.asked.stream
+        return self.options.stream
 
     def opening(self) -> list[str]:
         return []
 
     def events(self, event: TokenEvent | Finished) -> list[str]:
         self.waiting.setdefault(event.index, []).append(event)
-        told: list[str] = []
+        out: list[str] = []
         while self.waiting.get(self.turn):
             now = self.waiting[self.turn].pop(0)
-            told += self._told(now)
+            out += self._deltas(now)
             if isinstance(now, Finished):
                 del self.waiting[self.turn]
                 self.turn += 1
                 self.begun = False
-        return told
+        return out
 
-    def _told(self, event: TokenEvent | Finished) -> list[str]:
+    def _deltas(self, event: TokenEvent | Finished) -> list[str]:
         extra: dict[str, Any] = {}
         if isinstance(event, TokenEvent) and event.step is not None:
-            if self.asked.logprobs:
+            if self.options.logprobs:
                 extra["logprobs"] = [spelled(event.step.text, event.step.logprob)]
                 self.logprobs += extra["logprobs"]
-            if self.asked.limelight.grounding:
+            if self.options.limelight.grounding:
                 extra["limelight"] = {"tokens": [grounded(event.step)]}
         if not (event.delta or extra):
             return []
@@ -106,27 +106,27 @@ class SpeechShape:
         self.has_text = self.has_text or bool(event.delta)
         return [sse({"type": "transcript.text.delta", "delta": gap + event.delta, **extra})]
 
-    async def settled(self, done: Sequence[Finished]) -> None:
+    async def completed(self, done: Sequence[Finished]) -> None:
         pass
 
     def closing(self, done: Sequence[Finished]) -> list[str]:
-        extra = {"logprobs": self.logprobs} if self.asked.logprobs else {}
+        extra = {"logprobs": self.logprobs} if self.options.logprobs else {}
         final = {"type": "transcript.text.done", "text": joined(done), **extra, "usage": usage_of(done)}
         return [sse({**final, "limelight": self._about(done, tokens=False)}), sse("[DONE]")]
 
-    def whole(self, said: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
-        pieces, form = sorted(done, key=lambda d: d.index), self.asked.response_format
+    def complete(self, tokens: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
+        pieces, form = sorted(done, key=lambda d: d.index), self.options.response_format
         if form in ("text", "srt", "vtt"):
             text = joined(pieces) + "\n" if form == "text" else subtitles(pieces, form)
             return PlainTextResponse(text)
         about = self._about(pieces, tokens=True)
         out: Transcription = {"text": joined(pieces), "usage": usage_of(pieces), "limelight": about}
         if form == "verbose_json":
-            seconds = pieces[-1].stretch[1] if pieces[-1].stretch else 0.0
-            out["task"], out["language"], out["duration"] = "transcribe", self.asked.language or "", number(seconds)
-            out["segments"] = [_segment(d, self.asked.temperature) for d in pieces]
-        if self.asked.logprobs:
-            ordered = sorted(said, key=lambda s: s.index)
+            seconds = pieces[-1].interval[1] if pieces[-1].interval else 0.0
+            out["task"], out["language"], out["duration"] = "transcribe", self.options.language or "", number(seconds)
+            out["segments"] = [_segment(d, self.options.temperature) for d in pieces]
+        if self.options.logprobs:
+            ordered = sorted(tokens, key=lambda s: s.index)
             out["logprobs"] = [spelled(s.step.text, s.step.logprob) for s in ordered if s.step is not None]
         return JSONResponse(out)
 
@@ -137,7 +137,7 @@ class SpeechShape:
             "settings": plain(used.settings()),
             "seed": min(done, key=lambda d: d.index).seed,
         }
-        if self.asked.limelight.grounding and tokens:
+        if self.options.limelight.grounding and tokens:
             steps = [s for d in done for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
             about = {**about, **grounding(steps), "flag": plain(self.flag)}
         if self.request.conversation.warnings:
@@ -146,37 +146,37 @@ class SpeechShape:
 
 
 class Transcriptions(Endpoint):
-    """The endpoint over one model that hears."""
+    """The transcription endpoint of a model that accepts audio."""
 
     media_type = "multipart/form-data"
 
     async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, SpeechShape]:
         config, adapter, limits = self.config, self.state.adapter, self.config.limits
-        asked, data = await self.state.parsed(parse_form, request.headers, body, limits)
-        if asked.model != config.model:
+        options, data = await self.state.parsed(parse_form, request.headers, body, limits)
+        if options.model != config.model:
             raise invalid(
-                f"there is no model of that name here, only {config.model!r}",
+                f"unknown model; this server serves {config.model!r}",
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
         if "audio" not in adapter.placeholders.values():
-            raise invalid("the model that is served here does not hear", param="model", code="model_cannot_hear")
-        if any(p in asked.prompt for p in self.state.placeholders):
-            raise invalid("the prompt holds one of the model's placeholders", param="prompt")
-        if asked.limelight.page:
-            raise invalid("a transcription has no page; ask for it in a chat", param="limelight")
-        language = LANGUAGES.get(asked.language.lower(), asked.language) if asked.language else None
-        words = " ".join(filter(None, (prompt_for(adapter, None, language), asked.prompt)))
-        strategy = strategy_of(asked.limelight, config.strategy, config.strategies)
-        samples = asked.temperature >= 1e-4
+            raise invalid("the model does not accept audio", param="model", code="model_cannot_hear")
+        if any(p in options.prompt for p in self.state.placeholders):
+            raise invalid("the prompt contains one of the model's placeholders", param="prompt")
+        if options.limelight.page:
+            raise invalid("transcriptions have no page; use chat completions", param="limelight")
+        language = LANGUAGES.get(options.language.lower(), options.language) if options.language else None
+        words = " ".join(filter(None, (prompt_for(adapter, None, language), options.prompt)))
+        strategy = strategy_of(options.limelight, config.strategy, config.strategies)
+        samples = options.temperature >= 1e-4
         seed = secrets.randbits(31) if samples else None
         file = media.sound(data, None, limits, self.state.media.rate)
         conversation = await spoken(file, words, self.state.media, client_of(request.scope))
         generation_request = SpeechRequestSpec(
-            conversation, strategy, asked.limelight.grounding,
-            sampling={"do_sample": True, "temperature": asked.temperature, "top_p": 1.0, "top_k": 0} if samples else {},
+            conversation, strategy, options.limelight.grounding,
+            sampling={"do_sample": True, "temperature": options.temperature, "top_p": 1.0, "top_k": 0} if samples else {},
             words=words, first_seed=seed,
         )  # fmt: skip
-        return generation_request, SpeechShape(asked, generation_request, flag_of(adapter, strategy))
+        return generation_request, SpeechShape(options, generation_request, flag_of(adapter, strategy))
 
 
 def joined(pieces: Sequence[Finished]) -> str:
@@ -184,25 +184,25 @@ def joined(pieces: Sequence[Finished]) -> str:
 
 
 def subtitles(pieces: Sequence[Finished], form: str) -> str:
-    """A cue a piece: the model tells no times within one."""
-    told = [(*d.stretch, d.text) for d in pieces if d.text.strip() and d.stretch]
-    return document([cue(start, stop, text, form, k) for k, (start, stop, text) in enumerate(told, start=1)], form)
+    """Format one cue per piece: the model gives no times within a piece."""
+    timed = [(*d.interval, d.text) for d in pieces if d.text.strip() and d.interval]
+    return document([cue(start, stop, text, form, k) for k, (start, stop, text) in enumerate(timed, start=1)], form)
 
 
 def usage_of(done: Sequence[Finished]) -> SpeechUsage:
-    """Every piece has a prompt of its own."""
+    """Sum the usage of all pieces, each of which has its own prompt."""
     read, written = sum(d.prompt_tokens for d in done), sum(d.new_tokens for d in done)
     return {"type": "tokens", "input_tokens": read, "output_tokens": written, "total_tokens": read + written}
 
 
 def _segment(done: Finished, temperature: float) -> Segment:
-    start, stop = done.stretch or (0.0, 0.0)
-    told = [s.logprob for s in done.steps if math.isfinite(s.logprob)]
-    said = done.text.encode()
+    start, stop = done.interval or (0.0, 0.0)
+    logprobs = [s.logprob for s in done.steps if math.isfinite(s.logprob)]
+    encoded = done.text.encode()
     return {
         "id": done.index, "seek": round(start * 100), "start": number(start), "end": number(stop), "text": done.text,
         "tokens": [s.token for s in done.steps], "temperature": temperature,
-        "avg_logprob": number(sum(told) / len(told)) if told else None,
-        "compression_ratio": number(len(said) / len(zlib.compress(said))) if said else None,
+        "avg_logprob": number(sum(logprobs) / len(logprobs)) if logprobs else None,
+        "compression_ratio": number(len(encoded) / len(zlib.compress(encoded))) if encoded else None,
         "no_speech_prob": None,
     }  # fmt: skip

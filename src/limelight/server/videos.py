@@ -1,4 +1,4 @@
-"""Which videos of strangers are read: containers by their type and first bytes, codecs by name."""
+"""Accepted formats of untrusted videos: containers by media type and signature, codecs by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from limelight.errors import MediaError
 from limelight.server.limits import Limits
 from limelight.server.media import Encoded
 
-# media type -> (demuxer, how its files begin: offset and bytes). libav may not guess: some of its demuxers are playlists.
+# media type -> (demuxer, signature: offset and bytes). libav must not guess: some of its demuxers are playlists.
 CONTAINERS: dict[str, tuple[str, int, tuple[bytes, ...]]] = {
     "video/mp4": ("mp4", 4, (b"ftyp", b"moov", b"mdat", b"free", b"wide")),
     "video/quicktime": ("mov", 4, (b"ftyp", b"moov", b"mdat", b"free", b"wide")),
@@ -19,21 +19,21 @@ _HINT = "convert it to MP4 (H.264)"
 
 
 def container_of(kind: str, data: bytes) -> str:
-    """The demuxer for a media type, if the bytes begin like one of its files.
+    """Return the demuxer for a media type after checking the file signature.
 
     Raises:
-        MediaError: a type that is not read here, or bytes of another one.
+        MediaError: the type is not supported, or the signature does not match.
     """
     if kind not in CONTAINERS:
-        raise MediaError(f"videos of that type are not read here, only {', '.join(CONTAINERS)}", hint=_HINT)
+        raise MediaError(f"unsupported video type; supported: {', '.join(CONTAINERS)}", hint=_HINT)
     demuxer, offset, starts = CONTAINERS[kind]
     if not data[offset:].startswith(starts):
-        raise MediaError(f"the bytes are not those of {kind}", hint="declare the format it has")
+        raise MediaError(f"the data is not {kind}", hint="declare the actual format")
     return demuxer
 
 
 def video(data: bytes, kind: str, limits: Limits) -> Encoded:
-    """At most ``limits.frames`` evenly spaced frames of a video of that media type, to be decoded.
+    """Prepare a video for decoding to at most ``limits.frames`` evenly spaced frames.
 
     Raises:
         MediaError: see :func:`container_of`.

@@ -1,6 +1,6 @@
-"""One thread owns the model. Requests wait in a queue per client; clients take turns, and who leaves is forgotten.
+"""The worker thread that owns the model. Requests are queued per client, served round-robin, and dropped on disconnect.
 
-Jobs that agree in everything a batch shares (``Job.key``) are handed to the worker together.
+Jobs with the same batching key (``Job.key``) are handed to the worker together.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from limelight.server.problems import ApiError, gone, told
+from limelight.server.problems import ApiError, api_error, gone
 
 log = logging.getLogger("limelight.server")
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The last event of a request that has no answer."""
+    """Event: the request failed."""
 
     problem: ApiError
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way through the worker.
+    """A request submitted to the worker.
 
-    ``work(jobs)`` runs in the worker's thread, for this job and for others of an equal ``key``, and calls ``tell`` of each
-    with events; it looks at ``cancelled`` between tokens.
+    ``work(jobs)`` runs in the worker's thread, for this job and others with the same ``key``, and calls each job's
+    ``send`` with events; it checks ``cancelled`` between tokens.
 
     Attributes:
-        request: what ``work`` is to do for this job.
-        key: jobs of an equal key may be worked on together; None: alone.
-        rows: how many answers it wants, which is the room it takes in a batch.
-        begun: whether it has been told anything.
+        request: the input of ``work`` for this job.
+        key: jobs with equal keys may be batched; None: alone.
+        rows: number of answers, which is the number of rows it takes in a batch.
+        begun: whether an event has been sent.
     """
 
     client: str
@@ -47,15 +47,15 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
 
-    def tell(self, event: Any) -> None:
-        """Pass an event on, unless nobody waits for it any more."""
+    def send(self, event: Any) -> None:
+        """Pass on an event, unless the job is cancelled."""
         if not self.cancelled.is_set():
             self.begun = True
             self.emit(event)
 
 
 class FairQueue:
-    """First come, first served within a client; clients take turns."""
+    """A queue that is first in, first out within a client, and round-robin across clients."""
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
@@ -68,10 +68,10 @@ class FairQueue:
             self._change.notify()
 
     def get(self, room: int = 1) -> list[Job] | None:
-        """The job whose turn it is, and waiting ones that may go with it, ``room`` answers in all.
+        """Return the next job and queued ones that may be batched with it, up to ``room`` answers.
 
-        Waits for a job; None when closed. Whose turn is next does not depend on who went along, so that a job that goes
-        with no other waits for its turn and no longer.
+        Blocks until there is a job; None when closed. Batched jobs do not change the order of turns, so that a job that
+        cannot be batched never waits longer than its turn.
         """
         with self._change:
             while not self._waiting and not self._closed:
@@ -82,11 +82,11 @@ class FairQueue:
             job = jobs.popleft()
             del self._waiting[client]
             if jobs:
-                self._waiting[client] = jobs  # to the end: others first
+                self._waiting[client] = jobs  # to the end: other clients first
             return [job, *self._companions(job, room - job.rows)]
 
     def _companions(self, first: Job, room: int) -> list[Job]:
-        """Round after round one job of each client."""
+        """Take jobs with the same key, one per client and round."""
         found: list[Job] = []
         rest = None if first.key is not None else 0
         while room > 0 and rest != len(found):
@@ -103,7 +103,7 @@ class FairQueue:
         return found
 
     def discard(self, job: Job) -> None:
-        """Forget a job that still waits; nothing when it does not."""
+        """Remove a job if it is still queued."""
         with self._change:
             jobs = self._waiting.get(job.client)
             if jobs is not None and job in jobs:
@@ -112,7 +112,7 @@ class FairQueue:
                     del self._waiting[job.client]
 
     def drain(self) -> list[Job]:
-        """All jobs that wait; they are forgotten."""
+        """Remove and return all queued jobs."""
         with self._change:
             found = [job for waiting in self._waiting.values() for job in waiting]
             self._waiting.clear()
@@ -130,10 +130,10 @@ class FairQueue:
 
 
 class Worker:
-    """Runs jobs in a thread of its own, up to ``batch`` answers together.
+    """Runs jobs in a dedicated thread, up to ``batch`` answers together.
 
-    An exception ends its jobs, not the worker. What is no Exception (SystemExit, KeyboardInterrupt) ends the worker: all
-    jobs fail at once with 503, no new one is taken, and ``on_death`` is called, so that the process can end.
+    An Exception fails its jobs, not the worker. Any other BaseException (SystemExit, KeyboardInterrupt) ends the worker:
+    all jobs fail immediately with 503, no new ones are accepted, and ``on_death`` is called, so that the process can exit.
     """
 
     def __init__(self, batch: int = 1) -> None:
@@ -161,17 +161,17 @@ class Worker:
         """Raises ApiError 503 when the worker has died."""
         self.check()
         self.queue.put(job)
-        if self.dead:  # it died in between
+        if self.dead:  # it died in the meantime
             for late in self.queue.drain():
-                late.tell(Failed(gone()))
+                late.send(Failed(gone()))
 
     def cancel(self, job: Job) -> None:
-        """The job's answer is not wanted any more."""
+        """Cancel a job: its answer is no longer needed."""
         job.cancelled.set()
         self.queue.discard(job)
 
     def stop(self, seconds: float) -> bool:
-        """End after the running token; True when the thread is gone."""
+        """Stop after the current token; return whether the thread has ended."""
         self.queue.close()
         for job in self.current:
             job.cancelled.set()
@@ -179,12 +179,12 @@ class Worker:
         return not self._thread.is_alive()
 
     def fail(self, job: Job, error: Exception) -> None:
-        """Tell a job that it has no answer; what is no fault of its own goes to the log."""
-        problem = told(error)
+        """Fail a job; errors that the client did not cause are logged."""
+        problem = api_error(error)
         if problem.status >= 500 and not isinstance(error, ApiError):
             self.errors += 1
             log.error("a request failed", exc_info=error)
-        job.tell(Failed(problem))
+        job.send(Failed(problem))
         job.cancelled.set()
 
     def _run(self) -> None:
@@ -194,18 +194,18 @@ class Worker:
                 try:
                     if jobs:
                         jobs[0].work(jobs)
-                except Exception as error:  # noqa: BLE001  # whatever broke, the next request must find a worker
+                except Exception as error:  # noqa: BLE001  # the worker must survive any error of a request
                     for job in jobs:
                         self.fail(job, error)
                 self.current = ()
-        except BaseException as error:  # noqa: BLE001  # nobody else would see it in a thread
+        except BaseException as error:  # noqa: BLE001  # it would be lost in a thread
             self._die(error)
 
     def _die(self, error: BaseException) -> None:
         self.dead = True
         log.critical("the worker has died, every request gets 503", exc_info=error)
         for job in (*self.current, *self.queue.drain()):
-            job.tell(Failed(gone()))
+            job.send(Failed(gone()))
             job.cancelled.set()
         if self.on_death is not None:
             self.on_death()

@@ -42,7 +42,7 @@ def test_signs() -> None:
         weigh(R, "squared")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="NaN"):
         weigh([math.nan])
-    with pytest.raises(DataError, match="differ in shape"):
+    with pytest.raises(DataError, match="shapes of relevance"):
         grounding(R, [1.0])
 
 
@@ -58,7 +58,7 @@ def test_box_coverage_by_hand() -> None:
     overlapping = [(0.0, 0.0, 0.75, 1.0), (0.25, 0.0, 1.0, 1.0)]
     assert box_coverage((3, 3), overlapping) == pytest.approx(np.ones((3, 3)))
     assert box_coverage((2, 2), []).tolist() == [[0, 0], [0, 0]]
-    with pytest.raises(DataError, match="divide pixels"):
+    with pytest.raises(DataError, match="divide pixel"):
         box_coverage((2, 2), [(0, 0, 50, 50)])
 
 

@@ -82,7 +82,7 @@ def test_the_judge_is_asked_as_the_interface_says(endpoint: str) -> None:
 
 def test_a_judge_that_says_nothing(endpoint: str) -> None:
     Recorded.says = ""
-    with pytest.raises(LimelightError, match="said nothing"):
+    with pytest.raises(LimelightError, match="is empty"):
         ChatJudge(endpoint, "grader")(RECORD)
 
 

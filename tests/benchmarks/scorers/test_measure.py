@@ -104,7 +104,7 @@ def test_mean_and_total_over_blocks() -> None:
 
 
 def test_a_block_checks_its_columns() -> None:
-    with pytest.raises(SettingError, match="twice"):
+    with pytest.raises(SettingError, match="duplicate id"):
         block("a", [("x", {}), ("x", {})], [])
     with pytest.raises(SettingError, match="1 clusters"):
         block("a", [("x", {}), ("y", {})], [], ["c"])

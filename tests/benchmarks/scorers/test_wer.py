@@ -46,13 +46,13 @@ def test_words_invented_on_silence() -> None:
         Record("3", "...", "", {"seconds": 60}),
     ]
     found = numbers(quiet("", records))
-    assert found["invented words a clip"] == pytest.approx(2 / 3)
+    assert found["invented words per clip"] == pytest.approx(2 / 3)
     assert found["invented words"] == 2
     assert found["clips with invented words"] == pytest.approx(1 / 3)
-    assert found["invented words a minute"] == 1.0
-    assert "invented words a minute" not in numbers(quiet("", [Record("1", "", "")]))
+    assert found["invented words per minute"] == 1.0
+    assert "invented words per minute" not in numbers(quiet("", [Record("1", "", "")]))
 
 
 def test_empty() -> None:
     assert math.isnan(numbers(speech("", []))["WER"])
-    assert math.isnan(numbers(quiet("", []))["invented words a clip"])
+    assert math.isnan(numbers(quiet("", []))["invented words per clip"])

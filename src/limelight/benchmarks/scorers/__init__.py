@@ -1,1 +1,1 @@
-"""From records to numbers: pure functions, apart from loaders and runner."""
+"""Scorers: pure functions from records to metrics, independent of loaders and runner."""

@@ -1,10 +1,10 @@
-"""AMBER: objects named in free descriptions, and yes/no questions with "no" as the positive class.
+"""AMBER: hallucinated objects in descriptions, and yes/no questions with "no" as the positive class.
 
 Generative measures over all responses (the official script sums before it divides):
-    CHAIR = nouns that are neither true nor safe / nouns of the vocabulary
-    Cover = annotated objects that are named / annotated objects
+    CHAIR = vocabulary nouns that are neither true nor safe / vocabulary nouns
+    Cover = annotated objects that are mentioned / annotated objects
     Hal   = responses with a hallucinated noun / responses
-    Cog   = named objects of the "likely to be hallucinated" list / that list's length
+    Cog   = mentioned objects of the "likely to be hallucinated" list / length of that list
     AMBER = ((100 - CHAIR) + F1) / 2
 
 Source: Wang et al., "AMBER", arXiv 2311.07397, and inference.py. Differs from it: nouns are found by TextBlob's tagger
@@ -38,16 +38,16 @@ class Vocabulary:
         return cls(related, safe, words.Known.of({*related, *(w for ws in related.values() for w in ws)}))
 
     def nouns(self, response: str) -> list[str]:
-        """Nouns of the vocabulary, in the singular, in order."""
+        """Return the vocabulary nouns of a response, in the singular, in order."""
         found = [self.known.base(w) for w in words.nouns(response)]
         return [w for w in found if w in self.known.words]
 
     def named_by(self, noun: str, objects: Sequence[str]) -> int | None:
-        """Index of the first object that the noun stands for: by a related word, else by its own name."""
+        """Return the index of the first object that the noun refers to: by a related word, else by its own name."""
         lost = [o for o in objects if o not in self.related]
         if lost:
             raise DataError(
-                f"annotated objects {lost} are not in relation.json", hint="use the two files of one release"
+                f"annotated objects {lost} are not in relation.json", hint="use two files from the same release"
             )
         for i, o in enumerate(objects):
             if noun in self.related[o]:
@@ -58,7 +58,7 @@ class Vocabulary:
 def description_columns(
     response: str, truth: Sequence[str], likely: Sequence[str], vocabulary: Vocabulary
 ) -> dict[str, float]:
-    """One description's columns."""
+    """Return the columns of one description."""
     covered, imagined, wrong = set(), set(), 0
     nouns = vocabulary.nouns(response)
     for noun in nouns:
@@ -88,7 +88,7 @@ _QA = ("n", "tp", "fp", "fn", "lost_positive")
 
 
 def generative(records: Sequence[Record], vocabulary: Vocabulary, name: str = "generative") -> Block:
-    """CHAIR, Cover, Hal and Cog. ``record.target`` holds ``truth`` and ``hallu``, lists of objects."""
+    """CHAIR, Cover, Hal and Cog. ``record.target`` has ``truth`` and ``hallu``, lists of objects."""
     rows = [(r.id, _describe(r, vocabulary)) for r in records]
     measures = [
         share("CHAIR", "wrong", "nouns", higher_is_better=False),

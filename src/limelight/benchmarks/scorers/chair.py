@@ -1,4 +1,4 @@
-"""CHAIR: objects a caption mentions that are not in the picture.
+"""CHAIR: hallucinated objects in captions.
 
     CHAIR_s = captions with a hallucinated object / captions
     CHAIR_i = hallucinated mentions / object mentions          (mentions, not unique objects)
@@ -32,14 +32,14 @@ _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The 80 COCO objects and their synonyms, and how words of a caption are matched with them.
+    """The 80 COCO objects, their synonyms, and the rules that match the words of a caption to them.
 
-    Two rules are in use:
-    ``official`` singularises every word by pattern.en's rules, as the script of 2018 does: it never sees "bus" ("bu"),
-    nor "ties" ("ty").
-    ``lvlm`` follows the script that the LLaVA-era papers run (it also reports recall), which lemmatises instead: known
-    words stay, their plurals become singular, and "train track" is no train. That script lemmatises by part of speech,
-    so that it counts "seated" as a chair and "tied" as a tie; this one does not.
+    Two sets of rules are in use:
+    ``official`` singularises every word by pattern.en's rules, as the script of 2018 does: it never matches "bus"
+    ("bu") or "ties" ("ty").
+    ``lvlm`` follows the script that LLaVA-era papers run (it also reports recall), which lemmatises instead: known
+    words stay, their plurals become singular, and "train track" is not a train. That script lemmatises by part of
+    speech, so that it counts "seated" as a chair and "tied" as a tie; this one does not.
     """
 
     nodes: Mapping[str, str]
@@ -49,14 +49,15 @@ class Lexicon:
 
     @classmethod
     def parse(cls, synonyms: str, rules: Rules = "lvlm") -> Lexicon:
-        """From the text of synonyms.txt: a line an object, its words separated by ", ", the first one its name.
+        """Parse the text of synonyms.txt: one object per line, words separated by ", ", the first one its name.
 
         Words are not stripped, as in the official scripts: an entry after two spaces (" motor bike") never matches.
         """
         groups = [line.strip().split(", ") for line in synonyms.splitlines() if line.strip()]
         if len(groups) < 2 or any(not g[0] for g in groups):
             raise DataError(
-                "synonyms.txt should hold a line an object, words separated by ', '", hint="see limelight bench chair"
+                "synonyms.txt should contain one object per line, words separated by ', '",
+                hint="see limelight bench chair",
             )
         nodes = {word: g[0] for g in groups for word in g}
         double = {d: d for d in _DOUBLE.split(",")}
@@ -70,7 +71,7 @@ class Lexicon:
         return cls(nodes, double, words.Known.of(known), rules)
 
     def tokens(self, caption: str) -> list[str]:
-        """Words of the caption in the singular, double words merged."""
+        """Tokenise a caption into singular words, with two-word names merged."""
         text = words.tokens(caption.lower())
         if self.rules == "official":
             text = [words.singular(w) for w in text]
@@ -84,33 +85,31 @@ class Lexicon:
         return [w for w in merged if w != "seat"] if "toilet" in merged and "seat" in merged else merged
 
     def mentions(self, caption: str) -> list[str]:
-        """The object of every mention, in order: "two dogs and a puppy" gives dog, dog."""
+        """Return the object of every mention, in order: "two dogs and a puppy" gives dog, dog."""
         return [self.nodes[w] for w in self.tokens(caption) if w in self.nodes]
 
     def located(self, caption: str) -> list[tuple[str, int]]:
-        """The object of every mention and where it begins in the caption, in order.
+        """Return the object of every mention and its offset in the caption, in order.
 
-        Words are runs of letters here, where :meth:`mentions` splits as the official scripts do: "dog's" counts too.
+        Words are runs of letters here, so that "dog's" counts too; :meth:`mentions` splits as the official scripts do.
         """
         base = words.singular if self.rules == "official" else self.known.base
-        said = [(base(m.group()), m.start()) for m in re.finditer(r"[^\W\d_]+", caption.lower())]
+        tokens = [(base(m.group()), m.start()) for m in re.finditer(r"[^\W\d_]+", caption.lower())]
         out, i = [], 0
-        toilet = any(w == "toilet" for w, _ in said)
-        while i < len(said):
-            pair = " ".join(w for w, _ in said[i : i + 2])
-            name = self.double.get(pair, said[i][0])
+        toilet = any(w == "toilet" for w, _ in tokens)
+        while i < len(tokens):
+            pair = " ".join(w for w, _ in tokens[i : i + 2])
+            name = self.double.get(pair, tokens[i][0])
             if name in self.nodes and not (toilet and name == "seat"):
-                out.append((self.nodes[name], said[i][1]))
+                out.append((self.nodes[name], tokens[i][1]))
             i += 2 if pair in self.double else 1
         return out
 
     def truth(self, names: Sequence[str], captions: Sequence[str]) -> frozenset[str]:
-        """Objects of a picture: its annotated categories and what its reference captions mention."""
+        """Return the objects of an image: its annotated categories and those its reference captions mention."""
         unknown = [n for n in names if n not in self.nodes]
         if unknown:
-            raise DataError(
-                f"categories {unknown} are not in synonyms.txt", hint="use the file that goes with COCO's 80 objects"
-            )
+            raise DataError(f"categories {unknown} are not in synonyms.txt", hint="use the file for COCO's 80 objects")
         return frozenset(self.nodes[n] for n in names) | {m for c in captions for m in self.mentions(c)}
 
 
@@ -118,7 +117,7 @@ _COLUMNS = ("captions", "with_hallucination", "mentions", "hallucinated", "recal
 
 
 def caption_columns(mentions: Sequence[str], truth: frozenset[str], length: int) -> dict[str, float]:
-    """One caption's columns."""
+    """Return the columns of one caption."""
     wrong = [m for m in mentions if m not in truth]
     return {
         "captions": 1.0,
@@ -133,7 +132,7 @@ def caption_columns(mentions: Sequence[str], truth: frozenset[str], length: int)
 
 
 def caption_block(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], clusters: Sequence[str] = ()) -> Block:
-    """CHAIR_s, CHAIR_i, recall and the mean length in words: shorter captions hallucinate less, so look at all four."""
+    """CHAIR_s, CHAIR_i, recall and mean length in words: shorter captions hallucinate less, so compare all four."""
     measures = [
         share("CHAIR_s", "with_hallucination", "captions", higher_is_better=False),
         share("CHAIR_i", "hallucinated", "mentions", higher_is_better=False),
@@ -144,7 +143,7 @@ def caption_block(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], cl
 
 
 def chair(records: Sequence[Record], lexicon: Lexicon, name: str = "") -> Block:
-    """CHAIR of captions. ``record.target`` holds ``objects`` (category names) and ``captions`` (references)."""
+    """CHAIR metrics of captions. ``record.target`` has ``objects`` (category names) and ``captions`` (references)."""
     rows = []
     for r in records:
         truth = lexicon.truth(r.target["objects"], r.target["captions"])

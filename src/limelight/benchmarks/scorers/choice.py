@@ -1,4 +1,4 @@
-"""Multiple choice: which letter an answer names."""
+"""Scoring of multiple-choice answers: parsing the letter of an answer, and accuracy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LETTERS = "ABCD"
 
 
 def official(answer: str) -> str | None:
-    """AIR-Bench's score_foundation.py: the first character if it is A-D, else the last but one ("It is A.")."""
+    """AIR-Bench's score_foundation.py: the first character if it is A-D, else the second to last ("It is A.")."""
     text = answer.strip().replace("\n", "")
     if not text or text == "None":
         return None
@@ -23,7 +23,7 @@ def official(answer: str) -> str | None:
 
 
 def strict(answer: str) -> str | None:
-    """The only capital letter A-D that stands alone as a word; "A" of "A dog" counts only at the very end or before
+    """The only capital letter A-D that is a word by itself; the "A" of "A dog" counts only at the very end or before
     punctuation."""
     found = set(re.findall(r"(?<![A-Za-z])([A-D])(?=[.):,]|\s*$)", answer))
     return found.pop() if len(found) == 1 else None
@@ -33,23 +33,23 @@ PARSERS: Mapping[str, Callable[[str], str | None]] = {"official": official, "str
 
 
 def gold_letter(record: Record) -> str:
-    """The letter of the right choice. ``record.target`` is the text of the answer, ``meta["choices"]`` the choices."""
+    """Return the letter of the correct choice. ``record.target`` is the text of the answer, ``meta["choices"]`` the choices."""
     choices = list(record.meta["choices"])
     if record.target not in choices:
         raise DataError(
-            f"question {record.id}: the answer {record.target!r} is none of {choices}", hint="check the meta file"
+            f"question {record.id}: the answer {record.target!r} is not one of {choices}", hint="check the meta file"
         )
     return LETTERS[choices.index(record.target)]
 
 
 def choice(name: str, records: Sequence[Record], parser_name: str) -> Block:
-    """Accuracy over the answers that name a letter, as the official script computes it, and over all; failures."""
+    """Accuracy over parsed answers, as the official script computes it, and over all answers; unparsed count."""
     rows = []
     for r in records:
-        said = PARSERS[parser_name](r.answer)
-        right = float(said == gold_letter(r))
+        parsed = PARSERS[parser_name](r.answer)
+        right = float(parsed == gold_letter(r))
         rows.append(
-            (r.id, {"n": 1.0, "parsed": float(said is not None), "unparsed": float(said is None), "correct": right})
+            (r.id, {"n": 1.0, "parsed": float(parsed is not None), "unparsed": float(parsed is None), "correct": right})
         )
     measures = [
         share("accuracy", "correct", "parsed"),

@@ -1,12 +1,12 @@
-"""Which words are invented: how well scores of an answer's tokens tell, of answers that carry them in ``evidence``.
+"""Detection of invented words by per-token scores, for answers that have them in ``evidence``.
 
     unit      first mention of an object (captions), the answer (yes/no), a word (transcripts)
-    positive  invented: not in the picture, wrong, not said
-    score     support of the unit's token; ``Reply.meta["evidence"]`` has one of each name for every token
+    positive  invented: not in the image, wrong, not spoken
+    score     support of the unit's token; ``Reply.meta["evidence"]`` has one value per token for each name
 
-Controls stand beside the scores: ``position`` (the token's place in the answer), ``word frequency`` (how often the model
-says the word about other media). AUROC is reported over all pairs and over pairs at like positions: later words are
-invented more often, so that a score which merely falls along the answer does well in the former alone.
+Controls: ``position`` (the token's index in the answer) and ``word frequency`` (how often the model uses the word for
+other media). AUROC is reported over all pairs and over pairs at like positions: later words are invented more often, so
+a score that merely decreases along the answer does well only in the former.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POSITION_BINS = 5
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing said: ``position`` counts tokens of the answer, ``scores`` are its token's (of several tokens: see
+    """One unit of an answer: ``position``: token index in the answer; ``scores``: those of its token (for several tokens see
     :func:`scores_at`)."""
 
     id: str
@@ -52,7 +52,7 @@ class Unit:
 
 
 def words_among(names: Iterable[str]) -> Find:
-    """The words of a text that are among ``names``, case aside, and where they begin."""
+    """Return a function that finds the words of a text that are among ``names``, ignoring case, with their offsets."""
     known = frozenset(names)
 
     def find(text: str) -> Iterator[tuple[str, int]]:
@@ -64,12 +64,12 @@ def words_among(names: Iterable[str]) -> Find:
 
 
 def carries(records: Iterable[Record]) -> bool:
-    """Whether any answer carries scores of its tokens."""
+    """Whether any answer has per-token scores."""
     return any(r.meta.get("evidence") for r in records)
 
 
 def first_mentions(record: Record, find: Find, truth: Iterable[str]) -> Iterator[Unit]:
-    """A unit an object: its first mention in a caption. ``find`` gives the objects of a text and where each stands."""
+    """Yield one unit per object: its first mention in a caption. ``find``: returns the objects of a text and their offsets."""
     evidence, known, seen = record.meta.get("evidence"), frozenset(truth), set[str]()
     for name, at in find(evidence["text"]) if evidence else ():
         if name not in seen:
@@ -78,7 +78,7 @@ def first_mentions(record: Record, find: Find, truth: Iterable[str]) -> Iterator
 
 
 def answer_unit(record: Record, predicted: str | None, gold: str) -> Iterator[Unit]:
-    """The word yes or the word no of an answer; none where it was not parsed."""
+    """Yield the word yes or no of an answer; nothing where it was not parsed."""
     evidence = record.meta.get("evidence")
     found = re.search(rf"\b{predicted}\b", evidence["text"], re.IGNORECASE) if evidence and predicted else None
     if found is not None:
@@ -88,7 +88,7 @@ def answer_unit(record: Record, predicted: str | None, gold: str) -> Iterator[Un
 def spoken_words(
     record: Record, align: Callable[[str, str], Sequence[bool]], norm: Callable[[str], str]
 ) -> Iterator[Unit]:
-    """A unit a word of a transcript. ``align`` tells which of its normalised words were not said."""
+    """Yield one unit per word of a transcript. ``align``: returns which of its normalised words were not spoken."""
     evidence = record.meta.get("evidence")
     if not evidence:
         return
@@ -99,7 +99,7 @@ def spoken_words(
 
 
 def scores_at(evidence: Mapping[str, Any], start: int, stop: int) -> tuple[int, dict[str, float]]:
-    """Index of the first token that covers text [start, stop), and the mean of each score over those that do."""
+    """Return the index of the first token that overlaps text [start, stop), and the mean scores over all that do."""
     ends = evidence["ends"]
     first = next((i for i, end in enumerate(ends) if end > start), len(ends) - 1)
     last = next((i for i, end in enumerate(ends) if end >= stop), len(ends) - 1)
@@ -118,8 +118,8 @@ def _unit(record: Record, word: str, start: int, stop: int, invented: bool) -> U
 
 
 def detection(name: str, units: Sequence[Unit], *, by_split: bool = True) -> list[Block]:
-    """A block a score (``NAME/SCORE``), so that two of them can be compared pair by pair, and of several splits one for
-    each (``SPLIT/SCORE``, AUROC alone). No block where all units are invented or none is."""
+    """Build one block per score (``NAME/SCORE``), for paired comparisons, and with several splits one for each
+    (``SPLIT/SCORE``, AUROC only). No block where all units are invented or none is."""
     units = list(units)
     if len({u.invented for u in units}) < 2:
         return []
@@ -150,14 +150,14 @@ def _blocks(name: str, units: Sequence[Unit], measures: tuple[Measure, ...]) -> 
 
 
 def risks_of(units: Sequence[Unit]) -> dict[str, Array]:
-    """Score -> how likely each unit is invented by it, ``[n]``: support with its sign turned, and the controls. Scores that
-    any unit lacks are left out."""
+    """Map each score to the risk ``[n]`` that each unit is invented: negated support, and the controls. Scores missing for
+    any unit are omitted."""
     names = dict.fromkeys(k for u in units for k in u.scores)
     risks = {k: -np.array([u.scores.get(k, math.nan) for u in units]) for k in names}
     risks = {k: v for k, v in risks.items() if np.isfinite(v).all()}
-    said: Counter[str] = Counter(u.word for u in units)
+    counts: Counter[str] = Counter(u.word for u in units)
     here: Counter[tuple[str, str]] = Counter((u.cluster, u.word) for u in units)
-    elsewhere = [said[u.word] - here[u.cluster, u.word] for u in units]
+    elsewhere = [counts[u.word] - here[u.cluster, u.word] for u in units]
     return {
         **risks,
         "position": np.array([float(u.position) for u in units]),
@@ -166,7 +166,7 @@ def risks_of(units: Sequence[Unit]) -> dict[str, Array]:
 
 
 def position_bins(positions: Array, bins: int = POSITION_BINS) -> Array:
-    """Bins of about as many units each; of few different positions a bin each."""
+    """Assign positions to bins of about equal size; with few distinct positions, one bin each."""
     different = np.unique(positions)
     if len(different) <= bins:
         return np.searchsorted(different, positions).astype(np.float64)

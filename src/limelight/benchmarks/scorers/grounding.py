@@ -1,10 +1,10 @@
-"""Is the relevance where it should be? Spatial and temporal grounding, modality reliance, perturbation curves.
+"""Grounding metrics: spatial and temporal grounding, pointing game, modality reliance, perturbation curves.
 
-    grounding = sum_i c_i a(R_i) / sum_i a(R_i),   c_i in [0, 1]: how much of cell i lies in the true region
+    grounding = sum_i c_i a(R_i) / sum_i a(R_i),   c_i in [0, 1]: share of cell i in the true region
 
-with a = |.| (``abs``), max(., 0) (``positive``) or the identity (``signed``; then it may leave [0, 1]). The paper gives
-spatial grounding and modality reliance without a definition; these are the natural ones, and the sign is an option
-because it changes the numbers. Uniform relevance scores the region's share of the whole: ``chance``.
+with a = |.| (``abs``), max(., 0) (``positive``) or the identity (``signed``; the result may then leave [0, 1]). The paper
+reports spatial grounding and modality reliance without defining them; these are the natural definitions, and the sign
+is an option because it changes the numbers. Uniform relevance scores the region's share of the image: ``chance``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Box = tuple[float, float, float, float]
 
 
 def weigh(relevance: ArrayLike, sign: Sign = "abs") -> Array:
-    """Relevance with its sign treated."""
+    """Apply the sign convention to relevance."""
     r = np.asarray(relevance, dtype=np.float64)
     if not np.isfinite(r).all():
         raise DataError(
-            "relevance holds NaN or infinity", hint="the attribution failed on this row; look at its answer"
+            "relevance contains NaN or infinity", hint="the attribution failed on this row; inspect its answer"
         )
     if sign not in get_args(Sign):
         raise SettingError(f"sign must be one of {get_args(Sign)}, got {sign!r}", hint="pass sign='abs'")
@@ -39,12 +39,12 @@ def weigh(relevance: ArrayLike, sign: Sign = "abs") -> Array:
 
 def box_coverage(grid: tuple[int, int], boxes: Sequence[Box]) -> Array:
     """Share of each cell ``[rows, columns]`` inside the union of boxes (left, top, right, bottom), in fractions of the
-    picture. Exact: the plane is cut at all edges."""
+    image; exact."""
     for x0, y0, x1, y1 in boxes:
         if not (0 <= x0 < x1 <= 1 + 1e-6 and 0 <= y0 < y1 <= 1 + 1e-6):
             raise DataError(
                 f"box {(x0, y0, x1, y1)} is not left < right, top < bottom in [0, 1]",
-                hint="divide pixels by the picture's size",
+                hint="divide pixel coordinates by the image's size",
             )
     rows, columns = grid
     xs = np.unique(np.clip([*np.linspace(0, 1, columns + 1), *(x for b in boxes for x in (b[0], b[2]))], 0, 1))
@@ -67,7 +67,7 @@ def mask_coverage(grid: tuple[int, int], mask: ArrayLike) -> Array:
     """Share of each cell ``[rows, columns]`` inside a mask ``[height, width]``, exact where cells cut pixels."""
     m = np.asarray(mask, dtype=np.float64)
     if m.ndim != 2 or not m.size:
-        raise DataError(f"expected a mask [height, width], got shape {m.shape}", hint="pass one mask a picture")
+        raise DataError(f"expected a mask [height, width], got shape {m.shape}", hint="pass one mask per image")
     for axis, cells in enumerate(grid):
         total = np.insert(np.cumsum(m, axis=axis), 0, 0.0, axis=axis)
         edges = np.linspace(0, m.shape[axis], cells + 1)
@@ -79,8 +79,8 @@ def mask_coverage(grid: tuple[int, int], mask: ArrayLike) -> Array:
 
 
 def polygon_coverage(grid: tuple[int, int], polygons: Sequence[Sequence[float]], *, raster: int = 16) -> Array:
-    """Share of each cell ``[rows, columns]`` inside the union of polygons (x, y, x, y, ... in fractions of the picture),
-    on a raster of ``raster`` x ``raster`` points a cell."""
+    """Share of each cell ``[rows, columns]`` inside the union of polygons (x, y, x, y, ... in fractions of the image),
+    on a raster of ``raster`` x ``raster`` points per cell."""
     from PIL import Image, ImageDraw
 
     wrong = [p for p in polygons if len(p) < 6 or len(p) % 2]
@@ -89,7 +89,7 @@ def polygon_coverage(grid: tuple[int, int], polygons: Sequence[Sequence[float]],
     height, width = grid[0] * raster, grid[1] * raster
     mask = Image.new("1", (width, height))
     draw = ImageDraw.Draw(mask)
-    for p in polygons:  # points lie in the middle of their pixel
+    for p in polygons:  # points are pixel centres
         draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in zip(p[::2], p[1::2], strict=True)], fill=1)
     return mask_coverage(grid, np.asarray(mask, dtype=np.float64))
 
@@ -111,19 +111,19 @@ def event_coverage(n: int, seconds: float, events: Sequence[tuple[float, float]]
 
 
 def grounding(relevance: ArrayLike, coverage: ArrayLike, sign: Sign = "abs") -> float:
-    """Relevance inside the region over all relevance; NaN when there is none at all."""
+    """Return relevance inside the region over total relevance; NaN when the total is 0."""
     r, c = weigh(relevance, sign), np.asarray(coverage, dtype=np.float64)
     if r.shape != c.shape:
         raise DataError(
-            f"relevance {r.shape} and region {c.shape} differ in shape",
+            f"shapes of relevance {r.shape} and region {c.shape} differ",
             hint="rasterise the region on the relevance's grid",
         )
-    whole = float(r.sum())
-    return float((r * c).sum()) / whole if whole else math.nan
+    total = float(r.sum())
+    return float((r * c).sum()) / total if total else math.nan
 
 
 def pointing(relevance: ArrayLike, coverage: ArrayLike, sign: Sign = "abs") -> float:
-    """The pointing game: whether the most relevant cell touches the region; the mean over cells that tie for it."""
+    """Pointing game: 1 if the most relevant cell overlaps the region, else 0; the mean over tied cells."""
     r, c = weigh(relevance, sign), np.asarray(coverage, dtype=np.float64)
     return float((c[r == r.max()] > 0).mean()) if r.size else math.nan
 
@@ -149,7 +149,7 @@ def perturbation(
     steps: int = 20,
     sign: Sign = "signed",
 ) -> Curve:
-    """Keep (or remove) cells in order of falling relevance and ask ``score(kept)`` each time.
+    """Keep (or remove) cells in order of decreasing relevance and evaluate ``score(kept)`` at each step.
 
     ``kept`` has the shape of the relevance. Insertion should rise early (large area), deletion fall early (small
     area). Source: Petsiuk et al., "RISE", 2018.
@@ -188,19 +188,19 @@ def grounding_block(name: str, rows: Sequence[tuple[Record, Array, Array]], sign
 
 
 def image_relevance(record: Record) -> Array | None:
-    """``[rows, columns]`` from the reply, or None when the answer came without it."""
+    """Return the reply's relevance ``[rows, columns]``, or None when it has none."""
     grid = record.meta.get("image_relevance")
     return None if grid is None else np.asarray(grid, dtype=np.float64)
 
 
 def audio_relevance(record: Record) -> tuple[Array, float] | None:
-    """Scores ``[n]`` and seconds a score from the reply, or None when the answer came without it."""
+    """Return the reply's scores ``[n]`` and seconds per score, or None when it has none."""
     found: Mapping[str, Any] | None = record.meta.get("audio_relevance")
     return None if found is None else (np.asarray(found["scores"], dtype=np.float64), float(found["seconds"]))
 
 
 def reliance(name: str, records: Sequence[Record], modality: Modality) -> list[Block]:
-    """Modality reliance: the mean share of relevance on the modality, over the answers that carry it in ``shares``.
+    """Modality reliance: the mean share of relevance on the modality, over the answers that report it in ``shares``.
     No block when none does."""
     shares = [(r.id, r.meta["shares"]) for r in records if modality in (r.meta.get("shares") or {})]
     rows = [(i, {"share": float(s[modality]), "n": 1.0}) for i, s in shares]
@@ -208,8 +208,8 @@ def reliance(name: str, records: Sequence[Record], modality: Modality) -> list[B
 
 
 def faithfulness(records: Sequence[Record], name: str = "faithfulness") -> list[Block]:
-    """Areas under the insertion and deletion curves that answers carry in ``curves``, and insertion minus deletion:
-    a block an attribution, so that two of them can be compared pair by pair. No block when no answer carries any."""
+    """Areas under the insertion and deletion curves that answers report in ``curves``, and insertion minus deletion:
+    one block per attribution method, for paired comparisons. No block when no answer has curves."""
     methods = dict.fromkeys(m for r in records for m in r.meta.get("curves") or {})
     return [_curve_block(f"{name}/{m}", [r for r in records if m in (r.meta.get("curves") or {})], m) for m in methods]
 

@@ -1,4 +1,4 @@
-"""Groups of questions that count only when all are answered right: HallusionBench's qAcc and fAcc, MME's acc+."""
+"""Accuracy over groups of questions that must all be correct: HallusionBench's qAcc and fAcc, MME's acc+."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from limelight.types import Record
 
 
 def correct(record: Record, parser_name: str, positive: YesNo = "yes") -> float:
-    """1.0 when the parsed answer is the label."""
+    """Return 1.0 when the parsed answer equals the label, else 0.0."""
     return columns_of(record, PARSERS[parser_name], positive)["correct"]
 
 
@@ -23,7 +23,7 @@ def all_correct(
     parser_name: str,
     cluster: Callable[[Record], str],
 ) -> Block:
-    """The share of groups in which every answer is right. Records whose key is None belong to no group."""
+    """The share of groups in which every answer is correct. Records whose key is None are in no group."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for r in records:
         if (k := key(r)) is not None:
@@ -35,9 +35,9 @@ def all_correct(
 
 
 def pairs(name: str, records: Sequence[Record], parser_name: str, pictures: Callable[[Record], str]) -> Block:
-    """MME's accuracy+ over pictures with two questions, and its score: 100 * (accuracy + accuracy+), of 200.
+    """MME's accuracy+ over images with two questions, and its score: 100 * (accuracy + accuracy+), of 200.
 
-    A picture of which only one question was asked (a limited run) has accuracy, but no accuracy+.
+    An image with only one question asked (a limited run) has accuracy, but no accuracy+.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for r in records:

@@ -1,4 +1,4 @@
-"""A language model as the judge, behind any OpenAI-compatible endpoint. MMHal-Bench's rating from 0 to 6."""
+"""Rating of answers (MMHal-Bench, 0 to 6) by a language model behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ Explain briefly. Then end with one line of the form "Rating: N", where N is
 
 @dataclass(frozen=True)
 class ChatJudge:
-    """Asks a chat completions endpoint to grade an answer.
+    """Grades answers through a chat completions endpoint.
 
-    ``template`` may use {contents}, {question}, {reference} and {answer}. The default says what MMHal-Bench's rubric
-    says in other words: ratings by the official prompt need the official prompt, passed as ``template``.
+    ``template`` may use {contents}, {question}, {reference} and {answer}. The default paraphrases
+    MMHal-Bench's rubric: for ratings by the official prompt pass that prompt as ``template``.
     """
 
     base_url: str
@@ -57,7 +57,7 @@ class ChatJudge:
     timeout: float = 120.0
 
     def settings(self) -> dict[str, Any]:
-        """What a rating depends on, without the key."""
+        """Return the settings that a rating depends on, without the API key."""
         digest = hashlib.sha256(self.template.encode()).hexdigest()
         return {
             "base_url": self.base_url,
@@ -67,18 +67,18 @@ class ChatJudge:
         }
 
     def prompt(self, record: Record) -> str:
-        """The filled template."""
+        """Fill in the template for a record."""
         fields = {
             "{contents}": ", ".join(record.meta.get("contents", ())),
             "{question}": str(record.meta.get("prompt", "")),
             "{reference}": str(record.target),
             "{answer}": record.answer,
         }
-        # one pass, so that a placeholder inside an answer stays what it is
+        # one pass, so that a placeholder inside an answer is not replaced
         return re.sub("|".join(map(re.escape, fields)), lambda m: fields[m.group()], self.template)
 
     def __call__(self, record: Record) -> str:
-        """The judge's words, at temperature 0. Raises what the client raises after two more attempts."""
+        """Return the judge's reply at temperature 0. Raises the client's error after two retries."""
         client = need("openai", "bench").OpenAI(
             base_url=self.base_url, api_key=self.api_key or "none", timeout=self.timeout, max_retries=2
         )
@@ -92,22 +92,22 @@ class ChatJudge:
         text = reply.choices[0].message.content
         if not text:
             raise LimelightError(
-                f"the judge said nothing about {record.id}", hint="raise max_tokens, or take another judge"
+                f"the judge's reply for {record.id} is empty", hint="raise max_tokens, or use another judge"
             )
         return str(text)
 
 
 def rating(text: str) -> int | None:
-    """The rating 0-6 named last as "rating: N", outside of the judge's thoughts; None when there is none.
+    """Parse the last rating 0-6 of the form "rating: N" outside the judge's thoughts; None when there is none.
 
-    (The official script wants exactly one.)
+    (The official script requires exactly one.)
     """
     found = re.findall(r"rating\W{0,4}\s*([0-6])(?![0-9.])", MARKERS.answer(text), flags=re.IGNORECASE)
     return int(found[-1]) if found else None
 
 
 def rated(name: str, records: Sequence[Record]) -> Block:
-    """Mean rating and hallucination rate (share below 3) of the records whose ``meta["judgement"]`` holds a rating."""
+    """Mean rating and hallucination rate (share below 3) of the records whose ``meta["judgement"]`` contains a rating."""
     rows = []
     for r in records:
         score = rating(str(r.meta.get("judgement", "")))
@@ -124,7 +124,7 @@ def rated(name: str, records: Sequence[Record]) -> Block:
 
 
 def check_template(template: str) -> str:
-    """The template itself; raises ``SettingError`` when it never shows the answer."""
+    """Return the template; raises ``SettingError`` when it does not contain the answer."""
     if "{answer}" not in template:
         raise SettingError(
             "the judge's template has no {answer}", hint="use {contents}, {question}, {reference}, {answer}"

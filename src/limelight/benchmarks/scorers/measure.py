@@ -1,9 +1,9 @@
-"""Measures as functions of sums over rows, with bootstrap intervals.
+"""Metrics as functions of column sums, with bootstrap confidence intervals.
 
-Every measure of the field is a function of column sums: accuracy = sum(correct) / sum(1), F1 of sums of tp, fp, fn,
+All metrics used here are functions of column sums: accuracy = sum(correct) / sum(1), F1 of sums of tp, fp, fn,
 CHAIR_i = sum(hallucinated) / sum(mentions), word error rate = sum(errors) / sum(words). So a scorer only fills
-columns, one row a unit, and intervals and paired comparisons follow by resampling rows. Rows of one cluster (the
-questions about one picture) are drawn together.
+columns, one row per unit; intervals and paired comparisons follow by resampling rows. Rows of one cluster (the
+questions about one image) are resampled together.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from limelight.errors import SettingError
 Array = NDArray[np.float64]
 Sums = Mapping[str, Array]
 Unit = Literal["%", "", "count"]
-WEIGHTS = "*weights"  # how often each unit was drawn, [b, n], in what ``ranked`` measures get
+WEIGHTS = "*weights"  # how often each unit was drawn, [b, n], in the input of ``ranked`` measures
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number computed from column sums. ``%``: a fraction, shown times 100; ``count``: has no interval.
+    """A number computed from column sums. ``%``: a fraction, shown in percent; ``count``: has no interval.
 
-    ``ranked``: it is no function of sums (a rank statistic, such as the area under a ROC curve). Its formula gets the
+    ``ranked``: not a function of sums, but a rank statistic such as the area under a ROC curve. Its formula gets the
     columns themselves, ``[n]`` each, and under :data:`WEIGHTS` the units' weights ``[b, n]``; it returns ``[b]``.
     """
 
@@ -67,10 +67,10 @@ class Block:
 
     Attributes:
         name: prefix of the metrics' names, ``""`` for none.
-        ids: one a unit, unique.
+        ids: one per unit, unique.
         columns: name -> ``[n]`` float64. A column ``correct`` of 0 and 1 enables McNemar's test.
         measures: what to compute.
-        clusters: one a unit; units of one cluster are resampled together. Each its own when empty.
+        clusters: one per unit; units of one cluster are resampled together. When empty, each unit is its own cluster.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Block:
     def __post_init__(self) -> None:
         n = len(self.ids)
         if len(set(self.ids)) != n:
-            raise SettingError(f"block {self.name!r} has the same id twice", hint="give every sample its own id")
+            raise SettingError(f"block {self.name!r} has a duplicate id", hint="give every sample a unique id")
         wrong = {k: v.shape for k, v in self.columns.items() if v.shape != (n,)}
         if wrong or len(self.clusters) not in (0, n):
             raise SettingError(
                 f"block {self.name!r} has {n} ids, but columns {wrong}, {len(self.clusters)} clusters",
-                hint="one entry an id in every column, and in clusters when there are any",
+                hint="give one entry per id in every column, and in clusters if used",
             )
 
     def named(self, measure: Measure) -> str:
@@ -101,14 +101,14 @@ def block(
     clusters: Sequence[str] = (),
     columns: Sequence[str] = (),
 ) -> Block:
-    """A ``Block`` from (id, columns) pairs. ``columns`` names them where there may be no rows; absent ones are 0."""
+    """Build a ``Block`` from (id, columns) pairs. ``columns`` names the columns in case there are no rows; missing values are 0."""
     names = dict.fromkeys([*columns, *(k for _, row in rows for k in row)])
     table = {k: np.array([row.get(k, 0.0) for _, row in rows], dtype=np.float64) for k in names}
     return Block(name, tuple(i for i, _ in rows), table, tuple(measures), tuple(clusters))
 
 
 def ratio(top: Array, bottom: Array) -> Array:
-    """``top / bottom``, NaN where the denominator is 0."""
+    """Return ``top / bottom``, NaN where the denominator is 0."""
     safe = np.where(bottom == 0, 1.0, bottom)
     return np.asarray(np.where(bottom == 0, np.nan, top / safe), dtype=np.float64)
 
@@ -124,7 +124,7 @@ def count(name: str, column: str, *, higher_is_better: bool | None = False) -> M
 
 
 def point(of: Block, measure: Measure) -> float:
-    """The measure on the rows as they are."""
+    """Return the measure on the original rows."""
     if not of.ids:
         return math.nan
     if measure.ranked:
@@ -133,8 +133,8 @@ def point(of: Block, measure: Measure) -> float:
 
 
 def resampled(of: Block, resamples: int, seed: int, *, ranked: bool = False) -> Iterator[dict[str, Array]]:
-    """Column sums of bootstrap resamples over clusters, ``[b]`` a column, in chunks that bound memory; ``ranked``: for
-    measures that are (:class:`Measure`)."""
+    """Yield column sums of bootstrap resamples over clusters, ``[b]`` per column, in chunks that bound memory; ``ranked``:
+    the input of ranked measures (:class:`Measure`)."""
     names, index = np.unique(np.array(of.clusters or of.ids), return_inverse=True)
     k = len(names)
     sums = {c: np.bincount(index, weights=v, minlength=k) for c, v in of.columns.items()}
@@ -149,7 +149,7 @@ def resampled(of: Block, resamples: int, seed: int, *, ranked: bool = False) -> 
 
 
 def interval(values: Array, level: float) -> tuple[float, float]:
-    """Percentile interval; NaN when fewer than half of the resamples are defined."""
+    """Return the percentile interval; NaN when fewer than half of the resamples are defined."""
     defined = values[~np.isnan(values)]
     if not len(defined) or 2 * len(defined) < len(values):
         return math.nan, math.nan
@@ -160,15 +160,15 @@ def interval(values: Array, level: float) -> tuple[float, float]:
 def evaluate(
     blocks: Sequence[Block], *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Metric]:
-    """Every measure of every block, with a percentile bootstrap interval over clusters (none for fewer than two)."""
+    """Compute every measure of every block, with a percentile bootstrap interval over clusters (none for fewer than two)."""
     out: dict[str, Metric] = {}
     for b in blocks:
         n = len(b.ids)
         with_interval = resamples > 0 and len(set(b.clusters or b.ids)) > 1
         for ranked in (False, True):
-            asked = [m for m in b.measures if m.ranked is ranked]
-            chunks = list(resampled(b, resamples, seed, ranked=ranked)) if with_interval and asked else []
-            for m in asked:
+            selected = [m for m in b.measures if m.ranked is ranked]
+            chunks = list(resampled(b, resamples, seed, ranked=ranked)) if with_interval and selected else []
+            for m in selected:
                 low = high = math.nan
                 if chunks and m.unit != "count":
                     low, high = interval(np.concatenate([m.formula(c) for c in chunks]), level)
@@ -179,7 +179,7 @@ def evaluate(
 def mean_block(name: str, blocks: Sequence[Block]) -> Block:
     """The unweighted mean of each measure over blocks with the same measures, such as the mean over splits.
 
-    Its rows are the rows of all blocks, so that intervals respect clusters that appear in several of them.
+    Its rows are those of all blocks, so that intervals respect clusters that span several blocks.
     """
     ids = tuple(f"{b.name}\n{i}" for b in blocks for i in b.ids)
     columns = {}
@@ -196,7 +196,7 @@ def mean_block(name: str, blocks: Sequence[Block]) -> Block:
 
 
 def _mean(measure: Measure, blocks: Sequence[Block]) -> Measure:
-    # each block's own formula, since a task may differ between splits
+    # each block's own formula, since splits of a task may differ
     formulas = [next(m.formula for m in b.measures if m.name == measure.name) for b in blocks]
 
     def formula(sums: Sums) -> Array:

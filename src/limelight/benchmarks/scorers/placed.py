@@ -1,8 +1,8 @@
-"""Relevance that knows its place: what of the true region the model saw, and which part of it each position shows.
+"""Mapping of relevance to the original: how much of the true region the model saw, and which part each position shows.
 
-A reply's relevance lies on the part of the original that its processor left: ``image_boxes`` and the sound's ``duration``
-(see :class:`limelight.benchmarks.task.Reply`). Only what the model saw is scored: cells that show nothing but padding are
-left out, a true region that the processor cut away altogether is no question to the relevance, and both are counted.
+A reply's relevance covers the part of the original that the processor kept: ``image_boxes`` and the audio's ``duration``
+(see :class:`limelight.benchmarks.task.Reply`). Only what the model saw is scored: cells of nothing but padding and true
+regions that the processor cropped entirely are not scored, and both are counted.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from limelight.errors import DataError
 from limelight.types import Record
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-RASTER = 64  # cells a side on which a region is told to be seen or not, where tiles leave gaps
+RASTER = 64  # resolution (per side) at which the visible part of a region is computed where tiles leave gaps
 Coverage = Callable[[tuple[int, int], Box], Array]
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Relevance ``[n]`` of the positions that show something of the original, and how much of what each shows lies in the
-    true region.
+    """Relevance ``[n]`` of the positions that show part of the original, and the share of each that lies in the true region.
 
     Attributes:
-        seen: how much of the true region the model saw, in [0, 1].
-        padding: the part of ``|R|`` on positions that show nothing but padding.
+        seen: share of the true region that the model saw, in [0, 1].
+        padding: share of ``|R|`` on positions that show nothing but padding.
     """
 
     relevance: Array
@@ -44,11 +43,11 @@ class Placed:
 
 
 def image_parts(record: Record) -> list[tuple[Array, Box]] | None:
-    """Grids ``[rows, columns]`` and the part of the picture each lies on, in fractions; None without relevance, [] where
-    its place is not known.
+    """Return grids ``[rows, columns]`` and the part of the image each covers, in fractions; None without relevance, []
+    where the location is unknown.
 
     Raises:
-        DataError: grids and boxes do not pair up.
+        DataError: the numbers of grids and boxes differ.
     """
     found = record.meta.get("image_relevance")
     if found is None:
@@ -60,20 +59,20 @@ def image_parts(record: Record) -> list[tuple[Array, Box]] | None:
     if len(grids) != len(boxes) or any(len(b) != 4 for b in boxes):
         raise DataError(
             f"{record.id}: {len(grids)} grids of image_relevance, {len(boxes)} image_boxes",
-            hint="one box (left, top, right, bottom) in fractions of the picture a grid",
+            hint="one box (left, top, right, bottom) in fractions of the image per grid",
         )
     return [(np.asarray(g, dtype=np.float64), (b[0], b[1], b[2], b[3])) for g, b in zip(grids, boxes, strict=True)]
 
 
 def _shown(grid: tuple[int, int], over: Box) -> Array:
-    """How much of each cell ``[rows, columns]`` of a grid that lies over a part of the picture is on the picture."""
+    """Share of each cell ``[rows, columns]`` of a grid covering ``over`` that lies within the image."""
     if over[0] >= over[2] or over[1] >= over[3]:
         return np.zeros(grid)
     return np.clip(box_coverage(grid, [within(WHOLE, over)]), 0, 1)
 
 
 def within(box: Box, over: Box) -> Box:
-    """A box of the picture in fractions of a part of it, cut to that part."""
+    """Convert a box of the image to fractions of a part of it, clipped to that part."""
     wide, high = over[2] - over[0], over[3] - over[1]
     left, right = ((min(max(x, over[0]), over[2]) - over[0]) / wide for x in (box[0], box[2]))
     top, bottom = ((min(max(y, over[1]), over[3]) - over[1]) / high for y in (box[1], box[3]))
@@ -81,8 +80,8 @@ def within(box: Box, over: Box) -> Box:
 
 
 def boxes_over(boxes: Sequence[Box]) -> Coverage:
-    """The share of each cell inside the union of boxes (in fractions of the picture), for grids over parts of it."""
-    box_coverage((1, 1), boxes)  # refuses what is no box
+    """Coverage by a union of boxes (in fractions of the image): share of each cell of a grid over part of the image."""
+    box_coverage((1, 1), boxes)  # raises for invalid boxes
 
     def coverage(grid: tuple[int, int], over: Box) -> Array:
         cut = [within(b, over) for b in boxes]
@@ -92,7 +91,7 @@ def boxes_over(boxes: Sequence[Box]) -> Coverage:
 
 
 def polygons_over(polygons: Sequence[Sequence[float]]) -> Coverage:
-    """The same for polygons (x, y, x, y, ... in fractions of the picture)."""
+    """Coverage by a union of polygons (x, y, x, y, ... in fractions of the image)."""
 
     def coverage(grid: tuple[int, int], over: Box) -> Array:
         sides = over[2] - over[0], over[3] - over[1]
@@ -103,9 +102,9 @@ def polygons_over(polygons: Sequence[Sequence[float]]) -> Coverage:
 
 
 def place(parts: Sequence[tuple[Array, Box]], coverage: Coverage) -> Placed:
-    """The relevance of grids over parts of a picture against a region of the picture."""
+    """Match the relevance of grids over parts of an image with a region of the image."""
     relevance, covered = [], []
-    lost = whole = 0.0
+    lost = total = 0.0
     for grid, over in parts:
         shape = grid.shape[0], grid.shape[1]
         shown = _shown(shape, over)
@@ -113,18 +112,18 @@ def place(parts: Sequence[tuple[Array, Box]], coverage: Coverage) -> Placed:
         inside = coverage(shape, over) if real.any() else np.zeros(shape)
         relevance.append(grid[real])
         covered.append(np.clip(inside[real] / shown[real], 0, 1))
-        whole += float(np.abs(grid).sum())
+        total += float(np.abs(grid).sum())
         lost += float(np.abs(grid[~real]).sum())
     return Placed(
         np.concatenate(relevance),
         np.concatenate(covered),
         _seen(coverage, [within(over, WHOLE) for _, over in parts]),
-        lost / whole if whole else 0.0,
+        lost / total if total else 0.0,
     )
 
 
 def _seen(coverage: Coverage, parts: Sequence[Box]) -> float:
-    """How much of the region lies in the union of parts of the picture."""
+    """Return the share of the region inside the union of the parts of the image."""
     boxes = [b for b in parts if b[0] < b[2] and b[1] < b[3]]
     area = float(coverage((1, 1), WHOLE)[0, 0])
     if not boxes or not area:
@@ -132,7 +131,7 @@ def _seen(coverage: Coverage, parts: Sequence[Box]) -> float:
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     around = min(lefts), min(tops), max(rights), max(bottoms)
     size = float((around[2] - around[0]) * (around[3] - around[1]))
-    if float(box_coverage((1, 1), boxes)[0, 0]) > 0.999 * size:  # the parts fill the box around them
+    if float(box_coverage((1, 1), boxes)[0, 0]) > 0.999 * size:  # the parts fill their bounding box
         return min(1.0, float(coverage((1, 1), around)[0, 0]) * size / area)
     if not any(float(coverage((1, 1), b)[0, 0]) for b in boxes):
         return 0.0
@@ -142,9 +141,9 @@ def _seen(coverage: Coverage, parts: Sequence[Box]) -> float:
 
 
 def place_events(record: Record, events: Sequence[tuple[float, float]]) -> Placed | None:
-    """The relevance of a sound's positions against events (onset, offset), in seconds; None without relevance.
+    """Match the relevance of audio positions with events (onset, offset), in seconds; None without relevance.
 
-    Positions from ``duration`` on are padding. What of the events lies behind the last position was not heard.
+    Positions from ``duration`` on are padding. Parts of events after the last position were not seen by the model.
     """
     found = record.meta.get("audio_relevance")
     if found is None:
@@ -154,24 +153,24 @@ def place_events(record: Record, events: Sequence[tuple[float, float]]) -> Place
     duration = float(found.get("duration", edges[-1]))
     real = edges[:-1] < duration - 1e-6
     if not real.any():
-        raise DataError(f"{record.id}: no position of audio_relevance lies before {duration} s", hint="check seconds")
+        raise DataError(f"{record.id}: no position of audio_relevance is before {duration} s", hint="check seconds")
     shown = np.minimum(edges[1:], duration)[real] - edges[:-1][real]
     inside = event_coverage(len(scores), seconds, events)[real] * seconds
-    inside, whole = np.minimum(inside, shown), float(np.abs(scores).sum())
+    inside, total = np.minimum(inside, shown), float(np.abs(scores).sum())
     last = max(off for _, off in events)
     return Placed(
         scores[real],
         inside / shown,
         min(1.0, float(inside.sum()) / (float(event_coverage(1, last, events)[0]) * last)),
-        float(np.abs(scores[~real]).sum()) / whole if whole else 0.0,
+        float(np.abs(scores[~real]).sum()) / total if total else 0.0,
     )
 
 
 def seen_block(rows: Sequence[tuple[Record, Placed | None]], nowhere: Sequence[str] = ()) -> Block:
-    """How much of the true regions the model saw at all, and what of the answers could not be scored and why.
+    """The share of the true regions that the model saw, and how many answers could not be scored and why.
 
     Args:
-        rows: every record, None where it has no relevance. nowhere: ids whose relevance has no known place.
+        rows: every record, None where it has no relevance. nowhere: ids whose relevance has no known location.
     """
     table = []
     for record, placed in rows:

@@ -1,4 +1,4 @@
-"""How well a score ranks units of two kinds: rank statistics under weights, so that a bootstrap needs no loop.
+"""Weighted rank statistics of a score for two classes, vectorised over bootstrap resamples.
 
 Everywhere ``weights`` is ``[b, n]`` (how often each unit was drawn), ``score`` ``[n]`` (the higher, the more positive),
 ``positive`` ``[n]`` of 0 and 1, and the result ``[b]``; NaN where one of the two kinds is missing.
@@ -22,7 +22,7 @@ def auroc(weights: Array, score: Array, positive: Array) -> Array:
 
 
 def within(weights: Array, score: Array, positive: Array, groups: Array) -> Array:
-    """AUROC over pairs of units of one group: what the score tells beyond the group (such as the position in the answer)."""
+    """AUROC over pairs within groups: the score's information beyond the group (such as the position in the answer)."""
     parts = [
         _pairs(weights[:, groups == g], score[groups == g], positive[groups == g]) for g in np.unique(groups)
     ]  # fmt: skip
@@ -33,14 +33,14 @@ def within(weights: Array, score: Array, positive: Array, groups: Array) -> Arra
 def average_precision(weights: Array, score: Array, positive: Array) -> Array:
     """Area under the precision-recall curve, as scikit-learn's ``average_precision_score`` sums it."""
     tp, fp, own, _ = _descending(weights, score, positive)
-    precision = np.nan_to_num(ratio(tp, tp + fp))  # nothing is drawn above the highest score that is
+    precision = np.nan_to_num(ratio(tp, tp + fp))  # 0/0 above the highest drawn score
     return ratio((own * precision).sum(1), tp[:, -1])
 
 
 def false_positives(weights: Array, score: Array, positive: Array, recall: float = RECALL) -> Array:
-    """The share of negatives flagged by the highest threshold that flags ``recall`` of the positives."""
+    """False positive rate at the highest threshold that flags ``recall`` of the positives."""
     tp, fp, _, _ = _descending(weights, score, positive)
-    at = (tp >= recall * tp[:, -1:] - 1e-9).argmax(1)  # the first that is enough
+    at = (tp >= recall * tp[:, -1:] - 1e-9).argmax(1)  # the first sufficient threshold
     found = ratio(fp[np.arange(len(fp)), at], fp[:, -1])
     return np.where(tp[:, -1] > 0, found, np.nan)
 
@@ -48,7 +48,7 @@ def false_positives(weights: Array, score: Array, positive: Array, recall: float
 def calibration_error(weights: Array, chance: Array, positive: Array, bins: int = BINS) -> Array:
     """Expected calibration error over bins of equal width (Naeini et al., 2015): ``sum_b |sum of p - y| / n``.
 
-    NaN where a chance is not known (too few units for a regression).
+    NaN where a probability is unknown (too few units for a regression).
     """
     if np.isnan(chance).any():
         return np.full(len(weights), np.nan)
@@ -73,9 +73,9 @@ def logistic(features: Array, positive: Array, ridge: float = 1e-3, steps: int =
 
 
 def cross_fitted(features: Array, positive: Array, clusters: Array, folds: int = 5, seed: int = 0) -> Array:
-    """P(positive) ``[n]`` by a logistic regression on the other clusters' units; features are standardised.
+    """P(positive) ``[n]`` by cross-fitted logistic regression on the other clusters' units; features are standardised.
 
-    NaN where the other clusters' units are all of one kind.
+    NaN where the other clusters' units are all of one class.
     """
     centre, spread = features.mean(0), features.std(0)
     x = (features - centre) / np.where(spread == 0, 1.0, spread)
@@ -96,7 +96,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _grouped(weights: Array, score: Array, positive: Array, order: NDArray[np.intp]) -> tuple[Array, Array]:
-    """Weights of positives and negatives ``[b, m]`` at each of the ``m`` different scores, in that order."""
+    """Weights of positives and negatives ``[b, m]`` at each of the ``m`` distinct scores, in order."""
     ranked = score[order]
     starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])) if len(ranked) else np.array([], int)
     if not len(starts):

@@ -1,4 +1,4 @@
-"""Word error rate by jiwer, and words invented where nothing was said."""
+"""Word error rate by jiwer, and words invented on audio without speech."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _basic() -> Any:
 
 
 def basic(text: str) -> str:
-    """Lower case, dashes to spaces, no punctuation, single spaces. Numbers stay as they are written."""
+    """Normalise to lower case, dashes to spaces, no punctuation, single spaces; numbers are unchanged."""
     return str(_basic()(text)) if text.strip() else ""
 
 
 def raw(text: str) -> str:
-    """The text as it is, with single spaces."""
+    """Return the text unchanged except for single spaces."""
     return " ".join(text.split())
 
 
@@ -47,7 +47,7 @@ _QUIET = ("clips", "invented", "with_words", "minutes", "correct")
 
 
 def transcript_columns(reference: str, hypothesis: str) -> dict[str, float]:
-    """Columns of one utterance, both texts normalised and the reference not empty."""
+    """Return the columns of one utterance; both texts are normalised and the reference is not empty."""
     out = _jiwer().process_words(reference, hypothesis)
     errors = out.substitutions + out.deletions + out.insertions
     return {
@@ -62,11 +62,11 @@ def transcript_columns(reference: str, hypothesis: str) -> dict[str, float]:
 
 
 def invented_words(reference: str, hypothesis: str) -> list[bool]:
-    """Of each word of the hypothesis, whether the alignment has it substituted or inserted; both texts normalised."""
-    said = hypothesis.split()
-    if not reference or not said:
-        return [True] * len(said)
-    wrong = [True] * len(said)
+    """Return for each word of the hypothesis whether it is substituted or inserted in the alignment; texts are normalised."""
+    words = hypothesis.split()
+    if not reference or not words:
+        return [True] * len(words)
+    wrong = [True] * len(words)
     for chunk in _jiwer().process_words(reference, hypothesis).alignments[0]:
         if chunk.type == "equal":
             wrong[chunk.hyp_start_idx : chunk.hyp_end_idx] = [False] * (chunk.hyp_end_idx - chunk.hyp_start_idx)
@@ -74,7 +74,7 @@ def invented_words(reference: str, hypothesis: str) -> list[bool]:
 
 
 def speech(name: str, records: Sequence[Record], parser_name: str = "basic") -> Block:
-    """Word error rate (errors over reference words: it can exceed 100 %) and its three parts, on clips with speech."""
+    """Word error rate (errors over reference words: it can exceed 100 %) and its three components, on clips with speech."""
     norm = PARSERS[parser_name]
     rows = [(r.id, transcript_columns(norm(str(r.target)), norm(r.answer))) for r in records]
     measures = [
@@ -88,7 +88,7 @@ def speech(name: str, records: Sequence[Record], parser_name: str = "basic") -> 
 
 
 def quiet(name: str, records: Sequence[Record], parser_name: str = "basic") -> Block:
-    """Words invented on clips without speech: words a clip, clips with any, words a minute where lengths are known."""
+    """Words invented on clips without speech: words per clip, clips with any, words per minute where lengths are known."""
     norm = PARSERS[parser_name]
     rows = []
     for r in records:
@@ -101,10 +101,10 @@ def quiet(name: str, records: Sequence[Record], parser_name: str = "basic") -> B
             )
         )
     measures = [
-        share("invented words a clip", "invented", "clips", unit="", higher_is_better=False),
+        share("invented words per clip", "invented", "clips", unit="", higher_is_better=False),
         share("clips with invented words", "with_words", "clips", higher_is_better=False),
         count("invented words", "invented"),
     ]
     if rows and all(row["minutes"] > 0 for _, row in rows):
-        measures.append(share("invented words a minute", "invented", "minutes", unit="", higher_is_better=False))
+        measures.append(share("invented words per minute", "invented", "minutes", unit="", higher_is_better=False))
     return block(name, rows, measures, (), _QUIET)

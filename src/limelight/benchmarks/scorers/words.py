@@ -1,9 +1,9 @@
-"""English words for the caption scorers: tokens, singulars and plurals, tags. Offline, nothing to download.
+"""English word processing for the caption scorers: tokens, singulars and plurals, tags; no downloads.
 
-TextBlob is the maintained home of the inflection rules of pattern.en, which the CHAIR script of 2018 calls (pattern
-itself is no longer released), and brings NLTK, whose tokenizer that script uses. NLTK's ``word_tokenize`` wants a
-downloaded sentence model; here its word tokenizer runs after an untrained Punkt sentence splitter, which differs in
-abbreviations ("e.g.", "Mr.") only.
+TextBlob maintains the inflection rules of pattern.en, which the CHAIR script of 2018 calls (pattern itself is no longer
+released), and depends on NLTK, whose tokenizer that script uses. NLTK's ``word_tokenize`` needs a downloaded sentence
+model; here its word tokenizer runs after an untrained Punkt sentence splitter, which differs only in abbreviations
+("e.g.", "Mr.").
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def _inflect() -> Any:
 
 
 def tokens(text: str) -> list[str]:
-    """Words and punctuation, as NLTK's Penn Treebank tokenizer splits them."""
+    """Split a text into words and punctuation with NLTK's Penn Treebank tokenizer."""
     sentences, words = _tokenizers()
     return [w for s in sentences.tokenize(text) for w in words.tokenize(s)]
 
 
 @cache
 def singular(word: str) -> str:
-    """pattern.en's singular of a lower-case word, whatever it is: "bus" becomes "bu" and "ties" "ty"."""
+    """Return pattern.en's singular of any lower-case word; it errs: "bus" becomes "bu" and "ties" "ty"."""
     return str(_inflect().singularize(word))
 
 
 @dataclass(frozen=True)
 class Known:
-    """A vocabulary of nouns that finds its words again in the plural, and never destroys one, as ``singular`` does."""
+    """A vocabulary of nouns that recognises their plurals and, unlike ``singular``, never damages a word."""
 
     words: frozenset[str]
     plurals: Mapping[str, str]
@@ -55,7 +55,7 @@ class Known:
         return cls(frozenset(known), {p: w for p, w in plural.items() if p not in known})
 
     def base(self, word: str) -> str:
-        """The word of the vocabulary that ``word`` is, or is the plural of; else ``word`` itself."""
+        """Return the vocabulary word of which ``word`` is the singular or plural; else ``word`` itself."""
         if word in self.words:
             return word
         if word in self.plurals:
@@ -64,7 +64,7 @@ class Known:
 
 
 def tags(text: str) -> list[tuple[str, str]]:
-    """(word, Penn Treebank tag) by TextBlob's lexicon tagger, without punctuation."""
+    """Tag words with Penn Treebank tags by TextBlob's lexicon tagger, without punctuation."""
     with warnings.catch_warnings():
         # TextBlob leaves its lexicon file open until it is collected
         warnings.simplefilter("ignore", ResourceWarning)
@@ -77,7 +77,7 @@ def _tagger() -> Any:
 
 
 def nouns(text: str) -> list[str]:
-    """Lower-case words used as nouns: tagged so, or tagged as a verb but not after a pronoun, modal, "to" or adverb
+    """Lower-case words used as nouns: tagged as nouns, or tagged as verbs but not after a pronoun, modal, "to" or adverb
     (the lexicon tagger takes "a bear", "the sink" and "some leaves" for verbs)."""
     found, before = [], "PRP"
     for word, tag in tags(text):

@@ -1,7 +1,7 @@
-"""Yes/no questions: the answer parsers in circulation, by name, and accuracy, precision, recall, F1, yes ratio.
+"""Scoring of yes/no questions: published answer parsers by name; accuracy, precision, recall, F1, yes ratio.
 
-The parsers disagree on the same answers (docs/benchmarks.md has examples), so a number means nothing without the
-parser's name. A parser maps (answer, gold label) to "yes", "no" or None: unparsed, which counts as wrong.
+The parsers disagree on the same answers (docs/benchmarks.md has examples), so always report the parser's name with a
+number. A parser maps (answer, gold label) to "yes", "no" or None: unparsed, which counts as wrong.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def lmms_eval(answer: str, gold: YesNo) -> YesNo | None:
 
 
 def strict(answer: str, gold: YesNo) -> YesNo | None:
-    """The word yes or the word no, whichever case, but not both and not neither."""
+    """Exactly one of the words yes and no, in any case."""
     words = set(re.findall(r"[a-z]+", answer.lower()))
     if ("yes" in words) == ("no" in words):
         return None
@@ -54,7 +54,7 @@ def exact(answer: str, gold: YesNo) -> YesNo | None:
 
 
 def cascade(answer: str, gold: YesNo) -> YesNo | None:
-    """Audio-Hallucination-QA's evaluation.py: the first that occurs of Yes/yes, No, "there is no", "does not contain",
+    """Audio-Hallucination-QA's evaluation.py: the first to occur of Yes/yes, No, "there is no", "does not contain",
     "doesn't contain", "contain", "not"/"unable"/"can't"; case matters (a lower-case "no" alone is unparsed)."""
     for needles, label in _CASCADE:
         if any(n in answer for n in needles):
@@ -95,7 +95,7 @@ _YES, _NO = ("yes", "y", "true", "t", "1", "1.0"), ("no", "n", "false", "f", "0"
 
 
 def label(value: Any) -> YesNo:
-    """A label as "yes" or "no", however it is spelled: "Yes ", "yes.", true, 1, "FALSE".
+    """Normalise a label to "yes" or "no" from any spelling: "Yes ", "yes.", true, 1, "FALSE".
 
     Raises:
         DataError: it is neither.
@@ -107,12 +107,12 @@ def label(value: Any) -> YesNo:
         return "no"
     raise DataError(
         f"the label {value!r} is not yes or no",
-        hint="correct it: yes, no, true, false, 1 and 0 are read, in any case",
+        hint="correct it: yes, no, true, false, 1 and 0 are accepted, in any case",
     )
 
 
 def gold_label(record: Record) -> YesNo:
-    """The record's target as "yes" or "no"; raises ``DataError`` when it is neither."""
+    """Return the record's target as "yes" or "no"; raises ``DataError`` when it is neither."""
     try:
         return label(record.target)
     except DataError as error:
@@ -122,18 +122,18 @@ def gold_label(record: Record) -> YesNo:
 
 
 def columns_of(record: Record, parser: Parser, positive: YesNo) -> dict[str, float]:
-    """The record's columns: n, correct, tp, fp, tn, fn, lost_* (unparsed, by gold label), yes, unparsed, empty."""
+    """Return the record's columns: n, correct, tp, fp, tn, fn, lost_* (unparsed, by gold label), yes, unparsed, empty."""
     gold = gold_label(record)
-    said = parser(record.answer, gold)
+    parsed = parser(record.answer, gold)
     row = {
         "n": 1.0,
-        "correct": float(said == gold),
-        "yes": float(said == "yes"),
+        "correct": float(parsed == gold),
+        "yes": float(parsed == "yes"),
         "empty": float(not record.answer.strip()),
     }
-    if said is None:
+    if parsed is None:
         row |= {"unparsed": 1.0, "lost_positive" if gold == positive else "lost_negative": 1.0}
-    elif said == positive:
+    elif parsed == positive:
         row["tp" if gold == positive else "fp"] = 1.0
     else:
         row["fn" if gold == positive else "tn"] = 1.0
@@ -143,12 +143,12 @@ def columns_of(record: Record, parser: Parser, positive: YesNo) -> dict[str, flo
 def yes_no_measures(parser_name: str) -> list[Measure]:
     """Accuracy, precision, recall, F1, yes ratio of the predictions, unparsed and empty counts.
 
-    Unparsed answers are wrong: they lower accuracy and recall. Two official scripts differ, and are followed under
-    their parser's name: ``lmms-eval`` leaves them out of recall, ``cascade`` counts them as predicted "no" when it
-    computes precision.
+    Unparsed answers count as wrong: they lower accuracy and recall. Two official scripts differ, and are reproduced
+    under their parser's name: ``lmms-eval`` excludes them from recall, ``cascade`` counts them as predicted "no" in
+    precision.
     """
 
-    def said(s: Sums) -> Array:
+    def predicted(s: Sums) -> Array:
         return s["tp"] + s["fp"] + (s["unparsed"] if parser_name == "cascade" else 0.0)
 
     def true(s: Sums) -> Array:
@@ -156,9 +156,9 @@ def yes_no_measures(parser_name: str) -> list[Measure]:
 
     return [
         share("accuracy", "correct", "n"),
-        Measure("precision", lambda s: ratio(s["tp"], said(s))),
+        Measure("precision", lambda s: ratio(s["tp"], predicted(s))),
         Measure("recall", lambda s: ratio(s["tp"], true(s))),
-        Measure("F1", lambda s: ratio(2 * s["tp"], said(s) + true(s))),
+        Measure("F1", lambda s: ratio(2 * s["tp"], predicted(s) + true(s))),
         share("yes ratio", "yes", "n", higher_is_better=None),
         count("unparsed", "unparsed"),
         count("empty", "empty"),
@@ -168,7 +168,7 @@ def yes_no_measures(parser_name: str) -> list[Measure]:
 def yes_no(
     name: str, records: Sequence[Record], parser_name: str, *, positive: YesNo = "yes", cluster: str = "cluster"
 ) -> Block:
-    """A block of yes/no questions; ``record.meta[cluster]`` (the picture, the sound) are drawn together."""
+    """A block of yes/no questions; rows with equal ``record.meta[cluster]`` (image or clip) are resampled together."""
     parser = PARSERS[parser_name]
     rows = [(r.id, columns_of(r, parser, positive)) for r in records]
     clusters = [str(r.meta.get(cluster, r.id)) for r in records]

@@ -1,1 +1,1 @@
-"""One benchmark a file, each ending in ``TASK = Task(...)``; ``limelight.benchmarks.task.tasks()`` lists this folder."""
+"""One benchmark per file, each ending in ``TASK = Task(...)``; ``limelight.benchmarks.task.tasks()`` lists them."""

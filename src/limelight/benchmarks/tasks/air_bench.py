@@ -24,7 +24,7 @@ _ASK = (
 
 
 def part(task_name: str) -> str:
-    """Which of speech, sound and music an AIR-Bench task belongs to."""
+    """Return the part (speech, sound or music) of an AIR-Bench task."""
     name = task_name.lower()
     if name.startswith("music"):
         return "music"
@@ -36,7 +36,7 @@ def _sample(row: Mapping[str, Any], split: str, media: Sequence[Any]) -> Sample:
     choices = [row.get(f"choice_{letter}") for letter in "abcd"]
     answer = text(where, row, "answer_gt")
     if answer not in choices:
-        raise DataError(f"the answer {answer!r} is none of the choices {choices}", hint="correct the row")
+        raise DataError(f"the answer {answer!r} is not one of the choices {choices}", hint="correct the row")
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True))
     name = f"{text(where, row, 'task_name')}_{text(where, row, 'dataset_name')}"
     return Sample(
@@ -49,14 +49,14 @@ def _sample(row: Mapping[str, Any], split: str, media: Sequence[Any]) -> Sample:
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """The official prompt, which lists the missing choices of two-way questions as "C. None"."""
+    """Yield questions with the official prompt, which lists the missing choices of two-way questions as "C. None"."""
 
     def sample(row: Mapping[str, Any]) -> Sample | None:
         task_name = text(META.names[0], row, "task_name")
         if part(task_name) != split:
             return None
         file = f"{task_name}_{text(META.names[0], row, 'dataset_name')}/{text(META.names[0], row, 'path')}"
-        if task_name == "Audio_Grounding":  # its meta rows say wav, its files are flac
+        if task_name == "Audio_Grounding":  # its metadata says wav, its files are flac
             file = f"{file[:-3]}flac"
         return _sample(row, split, [folder.media(SOUNDS, file)])
 
@@ -64,7 +64,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """Per part: accuracy over its questions, and the mean over its tasks."""
+    """Score each part: accuracy over its questions, and the mean over its tasks."""
     blocks = []
     for split in SPLITS:
         rows = [r for r in records if r.meta["split"] == split]
@@ -86,7 +86,7 @@ TASK = Task(
     name="air_bench",
     version="1",
     paper="Yang et al., AIR-Bench: Benchmarking Large Audio-Language Models, ACL 2024 (arXiv 2402.07729)",
-    about="multiple choice; answers without a letter leave the denominator, as officially, and are counted",
+    about="multiple choice; answers without a letter are excluded, as in the official script, and counted",
     modality="audio",
     splits=SPLITS,
     files=lambda split: [META],

@@ -43,7 +43,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
             raise DataError(f"expected an id from 1 to {len(annotations)}, got {number!r}", hint="correct the row")
         truth = annotations[number - 1]
         if truth.get("id") != number or truth.get("type") not in KINDS:
-            raise DataError(f"query {number} has no annotation of a known type", hint="use the files of one release")
+            raise DataError(f"query {number} has no annotation of a known type", hint="use files from the same release")
         if KINDS[truth["type"]] != split:
             return None
         target = _named(truth) if split == "generative" else label(column(truth.where, truth, "truth"))
@@ -57,7 +57,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 
 def _named(truth: Row) -> dict[str, list[str]]:
-    """The objects that are there, and those likely to be imagined."""
+    """Return the objects that are present, and those likely to be hallucinated."""
     found = {key: column(truth.where, truth, key) for key in ("truth", "hallu")}
     for key, names in found.items():
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
@@ -98,7 +98,7 @@ TASK = Task(
     load=load,
     score=score,
     parsers=("exact", "strict", "official"),
-    media=f"{ORIGIN} (README: the picture archive), folder image",
+    media=f"{ORIGIN} (README: the image archive), folder image",
     headline=("generative/*", "discriminative/*", "AMBER score", "image reliance"),
     max_new_tokens=512,
     assets=(RELATION, SAFE),

@@ -1,4 +1,4 @@
-"""Speech recognition: word error rate, and words invented where nobody speaks."""
+"""Speech recognition: word error rate, and words invented on audio without speech."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _needed(split: str) -> Needed:
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """LibriSpeech's own layout, or a manifest: rows without text are silence or noise, of the kind that ``kind`` says."""
+    """Load LibriSpeech's layout, or a manifest: rows without text are silence or noise, as given by ``kind``."""
     if split == "manifest":
         yield from _manifest(folder, split)
         return
@@ -57,19 +57,19 @@ def _manifest(folder: Folder, split: str) -> Iterator[Sample]:
     def sample(row: Row) -> Sample:
         file, words = text(where, row, "audio", "path"), column(where, row, "text", "sentence")
         if not isinstance(words, str):
-            raise DataError(f"the text is {words!r}", hint='say "" where nobody speaks')
+            raise DataError(f"the text is {words!r}", hint='use "" where there is no speech')
         meta: dict[str, Any] = {"split": split, "kind": row.get("kind") or ("speech" if words.strip() else "silence")}
         if row.get("seconds"):
             meta["seconds"] = float(row["seconds"])
             if not 0 < meta["seconds"] < math.inf:
-                raise DataError(f"the sound lasts {meta['seconds']} seconds", hint="correct the row")
+                raise DataError(f"the audio lasts {meta['seconds']} seconds", hint="correct the row")
         return Sample(f"{split}/{row.number}/{file}", PROMPT, {"audio": [folder.root / file]}, words, meta)
 
     yield from folder.samples(_needed(split), sample)
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """Speech by split, what is not speech by kind. A reference that is empty once normalised counts as not speech."""
+    """Score speech by split and non-speech by kind. A reference that is empty once normalised counts as non-speech."""
     norm = PARSERS[scoring.parser]
     spoken = [r for r in records if norm(str(r.target))]
     silent = [r for r in records if not norm(str(r.target))]
@@ -103,7 +103,7 @@ TASK = Task(
     score=score,
     parsers=("basic", "raw"),
     media="the folder of the manifest, or LibriSpeech",
-    headline=("*/WER", "*/insertions", "*/invented words a clip", "*/clips with invented words", "audio reliance"),
+    headline=("*/WER", "*/insertions", "*/invented words per clip", "*/clips with invented words", "audio reliance"),
     max_new_tokens=256,
     hub={split: _hub(split) for split in SPLITS[:4]},
 )

@@ -1,4 +1,4 @@
-"""Audio-Hallucination-QA: is there a sound of X in the audio? "No" is the positive class."""
+"""Audio-Hallucination-QA: "Is there a sound of X in the audio?" "No" is the positive class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _file(split: str) -> Needed:
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """Rows entry_id, audio_index, prompt_text, object, attribute, label, sampling; the sound is {audio_index}.wav."""
+    """Load rows of entry_id, audio_index, prompt_text, object, attribute, label, sampling; the audio is {audio_index}.wav."""
     name = _file(split).names[0]
 
     def sample(row: Mapping[str, Any]) -> Sample:
@@ -59,7 +59,7 @@ TASK = Task(
     load=load,
     score=score,
     parsers=("cascade", "strict", "official"),
-    media="AudioCaps' test split (https://audiocaps.github.io, clips of YouTube), folder audiocaps, {audio_index}.wav",
+    media="AudioCaps' test split (https://audiocaps.github.io, YouTube clips), folder audiocaps, {audio_index}.wav",
     headline=("*/accuracy", "*/F1", "*/yes ratio", "audio reliance"),
     max_new_tokens=64,
 )

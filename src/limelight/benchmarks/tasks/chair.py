@@ -1,4 +1,4 @@
-"""CHAIR: describe a picture; which objects of the description are not there?"""
+"""CHAIR: hallucinated objects in image descriptions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ COUNT = 500
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """500 pictures of val2014: those of ``chair_images.jsonl`` where it exists, else drawn with a fixed seed.
+    """Yield 500 images of val2014: those of ``chair_images.jsonl`` where it exists, else a sample with a fixed seed.
 
-    The papers drew their own; the numbers of two draws differ by about two points.
+    Papers use different samples; scores on two samples differ by about two points.
     """
     instances = folder.json(INSTANCES)
     names = {c["id"]: c["name"] for c in instances["categories"]}
@@ -41,19 +41,19 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
         listed = [(row.where, row) for row in folder.rows(IMAGES)]
     else:
         drawn = random.Random(0).sample(sorted(files), min(COUNT, len(files)))
-        listed = [(f"picture {i} of {INSTANCES.names[0]}", Row(image_id=i)) for i in drawn]
+        listed = [(f"image {i} of {INSTANCES.names[0]}", Row(image_id=i)) for i in drawn]
     objects: dict[int, set[str]] = defaultdict(set)
     for a in instances["annotations"]:
         objects[a["image_id"]].add(names[a["category_id"]])
     references: dict[int, list[str]] = defaultdict(list)
     for a in folder.json(CAPTIONS)["annotations"]:
         references[a["image_id"]].append(a["caption"])
-    done: set[int] = set()  # a caption log may name a picture several times
+    done: set[int] = set()  # a caption log may name an image several times
     for where, row in listed:
         with folder.rejected.row(where):
             i = int(text(where, row, "image_id"))
             if i not in files:
-                raise DataError(f"picture {i} is not in val2014", hint=f"check {IMAGES.names[0]}")
+                raise DataError(f"image {i} is not in val2014", hint=f"check {IMAGES.names[0]}")
             if i not in done:
                 done.add(i)
                 target = {"objects": sorted(objects[i]), "captions": references[i]}
@@ -63,7 +63,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     if scoring.assets is None:
-        raise SettingError("CHAIR needs synonyms.txt", hint="score the folder of a run, which keeps it")
+        raise SettingError("CHAIR needs synonyms.txt", hint="score the folder of a run, which has a copy")
     lexicon = Lexicon.parse(
         (scoring.assets / "synonyms.txt").read_text(encoding="utf-8"),
         "official" if scoring.parser == "official" else "lvlm",
@@ -77,7 +77,7 @@ TASK = Task(
     name="chair",
     version="1",
     paper="Rohrbach et al., Object Hallucination in Image Captioning, EMNLP 2018 (arXiv 1809.02156)",
-    about="objects that a detailed description invents; lower CHAIR is better, look at recall and length too",
+    about="hallucinated objects in detailed descriptions; lower CHAIR is better, compare recall and length too",
     modality="image",
     splits=("val2014",),
     files=lambda split: [INSTANCES, CAPTIONS, SYNONYMS],

@@ -1,4 +1,4 @@
-"""Spatial grounding on MSCOCO: is the relevance inside the boxes, or the masks, of the object that the question is about?"""
+"""Spatial grounding on MSCOCO: share of relevance inside the boxes or masks of the object in question."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ QUESTIONS = Needed(
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """POPE's questions whose answer is yes, with the object's ``boxes`` (left, top, right, bottom) and ``polygons``, in
+    """Yield POPE's questions with answer yes, with the object's ``boxes`` (left, top, right, bottom) and ``polygons``, in
     fractions.
 
-    They lie in the picture as it is; ``image_boxes`` of a reply says which part of it the relevance covers.
+    They refer to the original image; ``image_boxes`` of a reply gives the part of it that the relevance covers.
     """
     instances = folder.json(INSTANCES)
     names = {c["id"]: c["name"] for c in instances["categories"]}
@@ -41,13 +41,13 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
     def sample(row: Mapping[str, Any]) -> Sample | None:
         question, image = text(where, row, "text"), text(where, row, "image")
-        asked = re.fullmatch(r"Is there an? (.+) in the (?:image|imange)\?", question)
+        match = re.fullmatch(r"Is there an? (.+) in the (?:image|imange)\?", question)
         picture = pictures.get(image)
-        found = objects.get((picture["id"], asked[1]), []) if asked and picture else []
+        found = objects.get((picture["id"], match[1]), []) if match and picture else []
         if label(column(where, row, "label")) != "yes" or not picture or not found:
             return None
         target = _region(found, float(picture["width"]), float(picture["height"]))
-        meta = {"split": split, "cluster": image, "object": asked[1] if asked else "", "gold": "yes"}
+        meta = {"split": split, "cluster": image, "object": match[1] if match else "", "gold": "yes"}
         name = f"{split}/{text(where, row, 'question_id')}"
         return Sample(name, question, {"image": [folder.media(COCO, image)]}, target, meta)
 
@@ -60,18 +60,18 @@ def _region(found: Sequence[Mapping[str, Any]], w: float, h: float) -> dict[str,
 
     boxes = [box for a in found if (box := inside(*a["bbox"]))[0] < box[2] and box[1] < box[3]]
     if not boxes:
-        raise DataError("none of the object's boxes lies in the picture", hint=f"check {INSTANCES.names[0]}")
+        raise DataError("none of the object's boxes is inside the image", hint=f"check {INSTANCES.names[0]}")
     drawn = [p for a in found for p in (a.get("segmentation") or ()) if isinstance(p, list)]
-    whole = [p for p in drawn if len(p) >= 6 and len(p) % 2 == 0]
-    return {"boxes": boxes, "polygons": [[x / (h if k % 2 else w) for k, x in enumerate(p)] for p in whole]}
+    valid = [p for p in drawn if len(p) >= 6 and len(p) % 2 == 0]
+    return {"boxes": boxes, "polygons": [[x / (h if k % 2 else w) for k, x in enumerate(p)] for p in valid]}
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """Spatial grounding against boxes (``spatial``) and, where they are drawn, masks (``masks``); and how many
-    of these objects the model sees.
+    """Spatial grounding against boxes (``spatial``) and, where annotated, masks (``masks``); and the accuracy of the
+    answers (``seen``).
 
-    Only what the processor left of the picture is scored (see :mod:`limelight.benchmarks.scorers.placed`): objects that it
-    cut away altogether, and answers without ``image_relevance`` or without its place, are counted."""
+    Only the part of the image that the processor kept is scored (see :mod:`limelight.benchmarks.scorers.placed`): objects
+    that were cropped entirely, and answers without ``image_relevance`` or without its location, are only counted."""
     sign: Sign = scoring.options.get("sign", "abs")
     boxed, masked = [], []
     placed: list[tuple[Record, Placed | None]] = []
@@ -93,15 +93,15 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     seen = [replace(r, target=r.meta["gold"]) for r in records]
     answers = [yes_no("seen", seen, scoring.parser)] if seen else []
     masks = [grounding_block("masks", masked, sign)] if masked else []
-    told = seen_block(placed, nowhere)
-    return [grounding_block("spatial", boxed, sign), *masks, told, *answers, *reliance("", records, "image")]
+    visible = seen_block(placed, nowhere)
+    return [grounding_block("spatial", boxed, sign), *masks, visible, *answers, *reliance("", records, "image")]
 
 
 TASK = Task(
     name="coco_grounding",
     version="3",
     paper="boxes: Lin et al., Microsoft COCO, ECCV 2014; questions: POPE (arXiv 2305.10355)",
-    about="spatial grounding: relevance inside the object's boxes (or masks) over all relevance on the picture",
+    about="spatial grounding: relevance inside the object's boxes (or masks) over total relevance on the image",
     modality="image",
     splits=("val2014",),
     files=lambda split: [QUESTIONS, INSTANCES],

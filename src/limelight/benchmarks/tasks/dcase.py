@@ -1,4 +1,4 @@
-"""DCASE 2019 task 4, public evaluation: is the relevance where the sound event is?"""
+"""Temporal grounding on DCASE 2019 task 4, public evaluation: share of relevance inside the sound event."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _file(split: str) -> Needed:
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """One question a clip and kind of event in it; the target is the list of [onset, offset], in seconds."""
+    """Yield one question per clip and event class in it; the target is the list of [onset, offset], in seconds."""
     sounds = Needed((f"audio/{split}/", f"audio/{split}/public/", "audio/", "./"), ORIGIN)
     events: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     where = FILES[split][0]
@@ -60,27 +60,27 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """Temporal grounding over all answers and by kind of event, and how many of these sounds the model hears.
+    """Temporal grounding over all answers and by event class, and the accuracy of the answers (``heard``).
 
-    Answers without ``audio_relevance`` in their ``Reply.meta``, and events that the model never heard, are counted, not
-    scored; positions that stand for padding are left out (:mod:`limelight.benchmarks.scorers.placed`).
+    Answers without ``audio_relevance`` in their ``Reply.meta``, and events outside the model's input, are counted but not
+    scored; padding positions are excluded (:mod:`limelight.benchmarks.scorers.placed`).
     """
     sign: Sign = scoring.options.get("sign", "abs")
     placed = [(r, place_events(r, [(on, off) for on, off in r.target])) for r in records]
     rows = [(r, p.relevance, p.coverage) for r, p in placed if p is not None and p.seen]
     labels = sorted({str(r.meta["label"]) for r, _, _ in rows})
     each = [grounding_block(f"temporal/{n}", [x for x in rows if x[0].meta["label"] == n], sign) for n in labels]
-    heard = [replace(r, target=r.meta["gold"]) for r in records]
-    answers = [yes_no("heard", heard, scoring.parser)] if heard else []
-    told = seen_block(placed)
-    return [grounding_block("temporal", rows, sign), *each, told, *answers, *reliance("", records, "audio")]
+    labelled = [replace(r, target=r.meta["gold"]) for r in records]
+    answers = [yes_no("heard", labelled, scoring.parser)] if labelled else []
+    visible = seen_block(placed)
+    return [grounding_block("temporal", rows, sign), *each, visible, *answers, *reliance("", records, "audio")]
 
 
 TASK = Task(
     name="dcase",
     version="2",
     paper="Turpault et al., Sound event detection in domestic environments, DCASE 2019 (task 4)",
-    about="temporal grounding: relevance inside the true event over all relevance on the sound",
+    about="temporal grounding: relevance inside the true event over total relevance on the audio",
     modality="audio",
     splits=tuple(FILES),
     files=lambda split: [_file(split)],

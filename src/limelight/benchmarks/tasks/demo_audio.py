@@ -1,4 +1,4 @@
-"""The benchmark of the audio miniature: hints that are right or wrong, captions in time order, transcription, silence."""
+"""Benchmark of the audio miniature: questions with true or false hints, captions in time order, transcription, silence."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ SPLITS = (
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """Requests of the held-out test split; recordings are made when they are asked about."""
+    """Yield the requests of the held-out test split; recordings are synthesised on demand."""
     from limelight.demo import sound_questions, sounds
 
     kind, _, name = split.partition("-")
-    make: Callable[[int], list[sound_questions.Asked]]
+    make: Callable[[int], list[sound_questions.Request]]
     if split in CELLS:
         make, count = partial(sound_questions.questions, "test", split), PER_CELL
     elif kind == "caption":
-        hint, _, heard = name.partition("/")
-        clarity: sounds.Clarity = "poor" if heard else "clear"
+        hint, _, suffix = name.partition("/")
+        clarity: sounds.Clarity = "poor" if suffix else "clear"
         make, count = partial(sound_questions.captions, "test", hint, clarity=clarity), PER_CAPTION_SET
     else:
         make, count = partial(sound_questions.transcriptions, "test", name), PER_SET
@@ -67,7 +67,7 @@ def _sound(recording: Recording) -> tuple[Any, int]:
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """Yes/no cells ("no" is the positive class), captions, word errors, invented words, temporal grounding, reliance."""
+    """Yes/no blocks ("no" is the positive class), captions, word errors, invented words, temporal grounding, reliance."""
     by_split = {s: rows for s in SPLITS if (rows := [r for r in records if r.meta["split"] == s])}
     cells = {s: yes_no(s, rows, scoring.parser, positive="no") for s, rows in by_split.items() if s in CELLS}
     for clarity in CLARITIES:
@@ -82,15 +82,15 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
             blocks.append(speech(split, rows))
         elif split.startswith("quiet-"):
             blocks.append(quiet(split, rows))
-    heard = []
+    located = []
     for r in records:
         if not r.meta.get("span"):
             continue
         on, off = r.meta["span"]
         found = place_events(r, [(on, off)])
         if found is not None and found.seen:
-            heard.append((r, found.relevance, found.coverage))
-    temporal = [grounding_block("temporal", heard, scoring.options.get("sign", "abs"))] if heard else []
+            located.append((r, found.relevance, found.coverage))
+    temporal = [grounding_block("temporal", located, scoring.options.get("sign", "abs"))] if located else []
     return [*blocks, *temporal, *reliance("", records, "audio"), *_detection(by_split)]
 
 
@@ -101,11 +101,11 @@ def _detection(by_split: Mapping[str, Sequence[Record]]) -> list[Block]:
         return [r for s, rows in by_split.items() if s.partition("-")[0] in kinds and s not in CELLS for r in rows]
 
     mentions = [u for r in of("caption") for u in first_mentions(r, words_among(EVENTS), r.target)]
-    asked = [r for s, rows in by_split.items() if s in CELLS for r in rows]
-    answers = [u for r in asked for u in answer_unit(r, strict(r.answer, r.target), r.target)]
-    said = [u for r in of("speech", "quiet") for u in spoken_words(r, invented_words, basic)]
+    questions = [r for s, rows in by_split.items() if s in CELLS for r in rows]
+    answers = [u for r in questions for u in answer_unit(r, strict(r.answer, r.target), r.target)]
+    invented = [u for r in of("speech", "quiet") for u in spoken_words(r, invented_words, basic)]
     return [
-        *detection("captions", mentions), *detection("questions", answers), *detection("transcripts", said),
+        *detection("captions", mentions), *detection("questions", answers), *detection("transcripts", invented),
     ]  # fmt: skip
 
 
@@ -128,7 +128,7 @@ TASK = Task(
     score=score,
     parsers=("strict", "official", "cascade"),
     headline=(
-        "*/accuracy", "*/F1", "*/CHAIR_i", "caption-*/recall", "*/WER", "*/invented words a clip", "temporal/grounding",
+        "*/accuracy", "*/F1", "*/CHAIR_i", "caption-*/recall", "*/WER", "*/invented words per clip", "temporal/grounding",
         "temporal/chance", "audio reliance", "captions/*/AUROC", "questions/*/AUROC", "transcripts/*/AUROC",
     ),
     max_new_tokens=24,

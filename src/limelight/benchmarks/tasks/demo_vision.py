@@ -1,4 +1,4 @@
-"""The benchmark of the vision miniature: hints that are right or wrong, objects that usually come together, captions."""
+"""Benchmark of the vision miniature: questions with true or false hints, co-occurring objects, captions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPLITS = (*CELLS, *CAPTIONS)
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """Questions and captions of the held-out test split; pictures are drawn when they are asked about."""
+    """Yield questions and captions of the held-out test split; images are drawn on demand."""
     from limelight.demo import language, scenes
     from limelight.demo.questions import captions, questions
 
@@ -46,7 +46,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 
 def first(make: Callable[[int], list[T]], n: int) -> Iterator[T]:
-    """``make(n)`` bit by bit, so that a limited run does not lay out a thousand scenes."""
+    """Yield ``make(n)`` incrementally, so that a limited run does not lay out a thousand scenes."""
     done = 0
     while done < n:
         upto = min(n, max(16, 4 * done))
@@ -76,9 +76,9 @@ def _detection(by_split: Mapping[str, Sequence[Record]]) -> list[Block]:
     from limelight.demo.scenes import OBJECTS
 
     described = [r for s, rows in by_split.items() if s not in CELLS for r in rows]
-    asked = [r for s, rows in by_split.items() if s in CELLS for r in rows]
+    questions = [r for s, rows in by_split.items() if s in CELLS for r in rows]
     mentions = [u for r in described for u in first_mentions(r, words_among(OBJECTS), r.target)]
-    answers = [u for r in asked for u in answer_unit(r, strict(r.answer, r.target), r.target)]
+    answers = [u for r in questions for u in answer_unit(r, strict(r.answer, r.target), r.target)]
     return [*detection("captions", mentions), *detection("questions", answers)]
 
 

@@ -1,4 +1,4 @@
-"""HallusionBench: yes/no questions about figures, their edited versions, and no figure at all."""
+"""HallusionBench: yes/no questions about figures, edited figures, and without a figure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _sample(row: Mapping[str, Any], media: Mapping[str, Sequence[Any]]) -> Sampl
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """All rows; the 178 of visual_input 0 come without a picture."""
+    """Yield all rows; the 178 with visual_input 0 have no image."""
 
     def sample(row: Mapping[str, Any]) -> Sample:
         name = row.get("filename")
@@ -39,7 +39,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """aAcc over questions, qAcc over the same question on all its figures, fAcc over all questions of a figure."""
+    """Compute aAcc over questions, qAcc over each question on all its figures, fAcc over all questions of each figure."""
 
     def cluster(r: Record) -> str:
         return str(r.meta["cluster"])
@@ -53,7 +53,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
 
     if not records:
         return []
-    # about original figures (and none), and about edited ones: of VS, figure 0 is none and figure 1 the original
+    # questions on original figures (or none), and on edited ones: in VS, figure 0 is none and figure 1 the original
     easy = [r for r in records if r.meta["visual_input"] != "2"]
     hard = [r for r in records if r.meta["visual_input"] == "2"]
     parts = {"easy": easy, "hard": hard}

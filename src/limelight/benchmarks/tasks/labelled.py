@@ -1,12 +1,12 @@
-"""Your own labelled answers: which words does a model invent, and which scores of its tokens tell?
+"""Your own labelled media: metrics of captions, questions and transcripts, and detection of invented words.
 
-Rows of ``labelled.jsonl`` (or .csv, .tsv, .json), media beside it:
+Rows of ``labelled.jsonl`` (or .csv, .tsv, .json), with media in the same folder:
 
-    {"image": "a.jpg", "prompt": "Describe the picture.", "objects": ["dog", "ball"]}      captions: what is there
-    {"image": "a.jpg", "prompt": "Is there a cat?", "answer": "no"}                        questions: what is right
-    {"audio": "b.wav", "prompt": "Transcribe.", "text": "good morning"}                    transcripts: what is said
+    {"image": "a.jpg", "prompt": "Describe the picture.", "objects": ["dog", "ball"]}      captions: objects present
+    {"image": "a.jpg", "prompt": "Is there a cat?", "answer": "no"}                        questions: correct answer
+    {"audio": "b.wav", "prompt": "Transcribe.", "text": "good morning"}                    transcripts: spoken text
 
-Captions need ``objects.txt``: a line an object, its words separated by ", ", the first one its name.
+Captions need ``objects.txt``: one object per line, words separated by ", ", the first one its name.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ ROWS = Needed(
     ("labelled.jsonl", "labelled.csv", "labelled.tsv", "labelled.json"),
     "you: rows with a medium, a prompt, and objects, answer or text",
 )
-OBJECTS = Needed(("objects.txt",), 'you: a line an object, its words separated by ", "', False)
+OBJECTS = Needed(("objects.txt",), 'you: one object per line, words separated by ", "', False)
 SPLITS = ("captions", "questions", "transcripts")
 _TRUTH = {"captions": "objects", "questions": "answer", "transcripts": "text"}
 _MEDIA: tuple[Modality, ...] = ("image", "audio", "video")
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """The rows that have the split's truth: ``objects``, ``answer`` or ``text``."""
+    """Yield the rows that have the split's reference: ``objects``, ``answer`` or ``text``."""
 
     def sample(row: Row) -> Sample | None:
         if row.get(_TRUTH[split]) is None:
             return None
         kinds = [m for m in _MEDIA if row.get(m)]
         if len(kinds) != 1:
-            raise DataError(f"expected one of {', '.join(_MEDIA)}, got {kinds or 'none'}", hint="one file a row")
+            raise DataError(f"expected one of {', '.join(_MEDIA)}, got {kinds or 'none'}", hint="one file per row")
         file = text(split, row, kinds[0])
         meta = {"split": split, "cluster": str(row.get("cluster") or file)}
         key = f"{split}/{row.get('id') or row.number}"
@@ -59,16 +59,18 @@ def _truth(split: str, row: Row) -> Any:
         return label(value)
     if split == "transcripts":
         if not isinstance(value, str):
-            raise DataError(f"the text is {value!r}", hint='say "" where nobody speaks')
+            raise DataError(f"the text is {value!r}", hint='use "" where there is no speech')
         return value
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise DataError(f"expected a list of objects, got {value!r}", hint='such as ["dog", "ball"], [] for none')
+        raise DataError(
+            f"expected a list of objects, got {value!r}", hint='for example ["dog", "ball"], or [] for none'
+        )
     return [n.strip() for n in names if n.strip()]
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """What the task of each kind reports, and how well each score tells invented words where answers carry any."""
+    """Score each kind like its own task, and the detection of invented words where answers have per-token scores."""
     of = {s: own for s in SPLITS if (own := [r for r in records if r.meta["split"] == s])}
     blocks: list[Block] = []
     if "captions" in of:
@@ -87,9 +89,9 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
         answers = [u for r in of["questions"] for u in answer_unit(r, parse(r.answer, r.target), r.target)]
         blocks += detection("questions", answers)
     if "transcripts" in of:
-        said = [r for r in of["transcripts"] if basic(r.target)]
+        spoken = [r for r in of["transcripts"] if basic(r.target)]
         silent = [r for r in of["transcripts"] if not basic(r.target)]
-        blocks += [speech("transcripts", said)] if said else []
+        blocks += [speech("transcripts", spoken)] if spoken else []
         blocks += [quiet("silence", silent)] if silent else []
         words = [u for r in of["transcripts"] for u in spoken_words(r, invented_words, basic)]
         blocks += detection("transcripts", words)

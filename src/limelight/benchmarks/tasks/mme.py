@@ -1,4 +1,4 @@
-"""MME's hallucination subset: existence, count, position, color; two questions a picture."""
+"""MME's hallucination subset: existence, count, position, color; two questions per image."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _folder(split: str) -> Needed:
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """A text file a picture, lines "question TAB Yes|No"; beside the pictures, or in questions_answers_YN and images."""
+    """Load one text file per image, lines "question TAB Yes|No"; next to the images, or in questions_answers_YN and images."""
     base = folder.find(_folder(split))
     inside = base / "questions_answers_YN"
     texts = sorted((inside if inside.is_dir() else base).glob("*.txt"))
     pictures = base / "images" if inside.is_dir() else base
     if not texts:
-        raise DataError(f"no question files (*.txt) in {base}", hint=f"they come with the pictures, from {ORIGIN}")
+        raise DataError(f"no question files (*.txt) in {base}", hint=f"they come with the images, from {ORIGIN}")
     for file in texts:
         name = file.relative_to(folder.root).as_posix()
         found = [
@@ -42,7 +42,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
             with folder.rejected.row(f"{file}, line {at}"):
                 question, tab, answer = line.rstrip().rpartition("\t")
                 if not tab or not question.strip():
-                    raise DataError(f"{line!r} is not 'question TAB answer'", hint=f"fetch it again from {ORIGIN}")
+                    raise DataError(f"{line!r} is not 'question TAB answer'", hint=f"download it again from {ORIGIN}")
                 meta = {"split": split, "cluster": f"{split}/{file.stem}"}
                 yield Sample(f"{split}/{file.stem}/{number}", question, {"image": [image]}, label(answer), meta)
 

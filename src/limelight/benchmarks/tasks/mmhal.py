@@ -18,7 +18,7 @@ PICTURES = Needed(("images/", "mmhal/images/", "./"), ORIGIN)
 
 
 def load(folder: Folder, split: str) -> Iterator[Sample]:
-    """Rows of the official response template; pictures are named like the end of their ``image_src``."""
+    """Yield the rows of the official response template; image files are named like the end of ``image_src``."""
 
     def sample(row: Row) -> Sample:
         name = PurePosixPath(text(FILE.names[0], row, "image_src", "image_path", "image_id")).name

@@ -1,4 +1,4 @@
-"""POPE: is there an X in the picture? Three sets of pictures, three ways to choose what is not there."""
+"""POPE: "Is there an X in the image?" on three image sets with three ways of sampling absent objects."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ TASK = Task(
     name="pope",
     version="1",
     paper="Li et al., Evaluating Object Hallucination in Large Vision-Language Models, EMNLP 2023 (arXiv 2305.10355)",
-    about="yes/no questions about objects in a picture; yes is the positive class",
+    about="yes/no questions about objects in an image; yes is the positive class",
     modality="image",
     splits=SPLITS,
     files=lambda split: [_file(split)],

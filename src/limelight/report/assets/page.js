@@ -31,7 +31,7 @@
   const heatOf = (word) => word.heat ?? null;
   const visible = (token) => token.replace(/\n/g, "⏎").trim() || "␣";
 
-  function colours(values, rows, columns) { // int8 scores -> a canvas of one pixel a position
+  function colours(values, rows, columns) { // int8 scores -> a canvas with one pixel per position
     const canvas = new OffscreenCanvas(columns, rows), context = canvas.getContext("2d");
     const image = context.createImageData(columns, rows);
     for (let i = 0; i < rows * columns; i++) {
@@ -43,7 +43,7 @@
     return canvas;
   }
 
-  function paintGrids(canvas, parts, smooth) { // parts: [values, rows, columns, box]; what no box covers was not seen
+  function paintGrids(canvas, parts, smooth) { // parts: [values, rows, columns, box]; parts without a box were not seen by the model
     const context = canvas.getContext("2d"), w = canvas.width, h = canvas.height;
     context.clearRect(0, 0, w, h);
     if (parts.some(([values]) => !values)) return;
@@ -59,7 +59,7 @@
   }
   const paintGrid = (canvas, values, rows, columns, box, smooth) => paintGrids(canvas, [[values, rows, columns, box]], smooth);
 
-  function paintSound(canvas, parts, sound) { // parts: [values, from, to] in fractions of the sound
+  function paintSound(canvas, parts, sound) { // parts: [values, from, to] in fractions of the clip
     const context = canvas.getContext("2d"), w = canvas.width, h = canvas.height, wave = sound ? h * 0.66 : 0;
     context.clearRect(0, 0, w, h);
     const ink = getComputedStyle(canvas).color;
@@ -89,30 +89,30 @@
   const between = (from, to) => `${from.toFixed(2)}–${to.toFixed(2)} s`;
   document.addEventListener("play", (event) => document.querySelectorAll("audio").forEach((a) => a !== event.target && a.pause()), true);
 
-  function buildPlayer(sound, label, figure) { // plays a sound; where its picture is drawn, pointing tells the second, clicking plays from there
-    const untold = (text) => el("p", { className: "untold" }, text);
+  function buildPlayer(sound, label, figure) { // audio player; on the waveform, pointing shows the time and clicking plays from there
+    const remarkOf = (text) => el("p", { className: "remark" }, text);
     if (!sound.src) {
-      figure.append(untold(sound.unheard));
+      figure.append(remarkOf(sound.unheard));
       return null;
     }
     const audio = el("audio", { controls: "", preload: "metadata", src: sound.src, "aria-label": `play ${label}` }), stage = figure.querySelector(".stage");
-    audio.addEventListener("error", () => audio.replaceWith(untold("This browser cannot play the sound.")));
+    audio.addEventListener("error", () => audio.replaceWith(remarkOf("This browser cannot play the audio.")));
     figure.append(audio);
     let until = Infinity, aim = 0;
     const play = (from, to = Infinity) => {
       [until, aim] = [to, from];
       audio.currentTime = from;
-      audio.play().catch(() => {}); // the controls show that it does not play
+      audio.play().catch(() => {}); // the controls show that it is not playing
     };
     const check = () => {
       if (audio.currentTime < until) return;
       until = Infinity;
       audio.pause();
     };
-    audio.addEventListener("seeking", () => { if (Math.abs(audio.currentTime - aim) > 0.01) until = Infinity; }); // moved by hand
+    audio.addEventListener("seeking", () => { if (Math.abs(audio.currentTime - aim) > 0.01) until = Infinity; }); // moved by the user
     if (!stage) return play;
     const head = el("i", { className: "head", hidden: "" }), hand = el("i", { className: "hand", hidden: "" });
-    stage.classList.add("heard");
+    stage.classList.add("playable");
     stage.append(head, hand);
     const part = (event) => Math.max(0, Math.min(1, (event.clientX - stage.getBoundingClientRect().left) / stage.clientWidth));
     const follow = () => {
@@ -133,7 +133,7 @@
     return play;
   }
 
-  function buildViews(media, views, holder, alone) { // one painter a picture, frame, tile or sound: (word, sum of heat) => void; players by view
+  function buildViews(media, views, holder, alone) { // one painter per image, frame, tile or clip: (word, sum of heat) => void; players by view
     const painters = [], players = new Map();
     const scale = el("div", { className: "scale" }, el("span"), el("i", { "aria-hidden": "true" }, el("span", {}, "against"), el("span", {}, "supports")), el("span"));
     const stage = (label, source, small, shape) => {
@@ -151,11 +151,11 @@
       holder.append(el("figure", { className: ["view", "view half", "view small"][small], ...fit }, box, caption));
       return [canvas, caption.lastChild];
     };
-    const unseenNote = (together, told) => { // under the last figure
+    const unseenNote = (together, fallback) => { // under the last figure
       const within = ([l, t, r, b]) => Math.max(0, Math.min(r, 1) - Math.max(l, 0)) * Math.max(0, Math.min(b, 1) - Math.max(t, 0));
       const unseen = together.length ? 1 - together.reduce((a, o) => a + within(o.box), 0) : 0;
-      const text = unseen > 0.005 ? `Dark: not seen by the model (${percent(unseen)}).` : told;
-      if (text) holder.lastChild.append(el("p", { className: "untold" }, text));
+      const text = unseen > 0.005 ? `Dark: not seen by the model (${percent(unseen)}).` : fallback;
+      if (text) holder.lastChild.append(el("p", { className: "remark" }, text));
     };
     const count = new Set(views.map((v) => v.stage)).size, drawn = new Set();
     for (const v of views) {
@@ -167,9 +167,9 @@
         const sound = v.source === null ? null : media.sounds[v.source];
         const [canvas] = stage(v.label, null, 0, sound ? 0.26 : 0.12), band = el("canvas", { width: 640, height: 1, "aria-hidden": "true" });
         const figure = holder.lastChild;
-        if (sound) { // the heat of each moment, the same at all frequencies, behind the spectrogram
-          const told = `spectrogram, 0 to ${sound.top_khz} kHz`;
-          const picture = el("div", { className: "spectrogram", role: "img", "aria-label": told, title: told, style: `mask-image:url(${sound.spectrogram})` });
+        if (sound) { // the heat over time, the same at all frequencies, behind the spectrogram
+          const name = `spectrogram, 0 to ${sound.top_khz} kHz`;
+          const picture = el("div", { className: "spectrogram", role: "img", "aria-label": name, title: name, style: `mask-image:url(${sound.spectrogram})` });
           figure.querySelector(".stage").append(el("div", { className: "band" }, band, picture));
         }
         const seconds = sound ? sound.seconds : (v.seconds ?? 0) * v.n, known = sound && together.every((o) => o.from !== undefined);
@@ -178,8 +178,8 @@
           return [from / (seconds || 1), last / (seconds || 1)];
         };
         figure.querySelector("figcaption").replaceChildren(...(seconds ? [0, 0.25, 0.5, 0.75, 1].map((f) => el("span", {}, (f * seconds).toFixed(1) + " s")) : [v.label]));
-        if (sound && !together.every((o) => o.seconds)) figure.append(el("p", { className: "untold" }, "Which seconds each position stands for is not known: they are spread evenly."));
-        const behind = el("p", { className: "untold", hidden: "" });
+        if (sound && !together.every((o) => o.seconds)) figure.append(el("p", { className: "remark" }, "The times of positions are unknown: they are spread evenly."));
+        const behind = el("p", { className: "remark", hidden: "" });
         if (together.some((o) => o.real < o.n)) figure.append(behind);
         const bracket = el("i", { className: "bracket", hidden: "" });
         const play = sound && buildPlayer(sound, v.label, figure);
@@ -192,7 +192,7 @@
           const whole = together.reduce((a, o) => a + sum(heatOf(word)?.subarray(o.at, o.at + o.n)), 0);
           const lost = whole ? 1 - together.reduce((a, o) => a + sum(cut(word, o)), 0) / whole : 0;
           behind.hidden = lost < 0.0005;
-          behind.textContent = `${percent(lost)} of the relevance lies on the padding behind the sound's end, which is not drawn.`;
+          behind.textContent = `${percent(lost)} of the relevance is on padding after the end of the audio, which is not drawn.`;
           const found = word.w?.find(([i]) => views[i] === v);
           bracket.hidden = !found;
           if (found) bracket.style.cssText = `left:${(found[1] / seconds) * 100}%;width:${((Math.min(found[2], seconds) - found[1]) / seconds) * 100}%`;
@@ -200,27 +200,27 @@
       } else if (v.frames) {
         const [rows, columns] = v.grid.slice(-2), size = rows * columns;
         v.frames.forEach(([frame, label], t) => {
-          const [canvas, told] = stage(label, { src: media.videos[v.source][frame], w: 320 }, v.frames.length > 4 ? 2 : 1, 0.75);
+          const [canvas, share] = stage(label, { src: media.videos[v.source][frame], w: 320 }, v.frames.length > 4 ? 2 : 1, 0.75);
           painters.push((word, total) => {
             const part = cut(word)?.subarray(t * size, (t + 1) * size);
             paintGrid(canvas, part, rows, columns, v.box, true);
-            told.textContent = part && total ? percent(part.reduce((a, x) => a + Math.abs(x), 0) / total) : "";
+            share.textContent = part && total ? percent(part.reduce((a, x) => a + Math.abs(x), 0) / total) : "";
           });
         });
-        unseenNote(v.placed ? together : [], v.placed ? "" : "Which part of each frame the model saw is not known: the heat is spread over all of it.");
+        unseenNote(v.placed ? together : [], v.placed ? "" : "The visible part of each frame is unknown: the heat is spread over the whole frame.");
       } else {
         const flat = v.grid.length === 2 ? v.grid : [1, v.n], source = v.source === null ? null : media.pictures[v.source];
         const small = count > 4 ? 2 : count > 1 ? 1 : 0, shape = source ? source.h / source.w : Math.max(flat[0] / flat[1], 0.06);
-        const label = source ? v.label : `${v.label}: ${v.n} positions in order (${v.known ? "place in the picture" : "layout"} not known)`;
+        const label = source ? v.label : `${v.label}: ${v.n} positions in order (${v.known ? "location in the image" : "layout"} unknown)`;
         const [canvas] = stage(label, source, small, shape);
         painters.push((word) => paintGrids(canvas, together.map((o) => [cut(word, o), ...(o.grid.length === 2 ? o.grid : [1, o.n]), source ? o.box : [0, 0, 1, 1]]), Boolean(source)));
         if (source) unseenNote(together, "");
       }
     }
-    media.sounds.forEach((sound, i) => { // whose windows are drawn one by one
+    media.sounds.forEach((sound, i) => { // clips whose windows are drawn separately
       if (views.some((v) => v.kind === "audio" && v.source === i)) return;
-      holder.append(el("figure", { className: "view" }, el("figcaption", {}, `sound ${i + 1}, ${sound.seconds.toFixed(1)} s`)));
-      buildPlayer(sound, `sound ${i + 1}`, holder.lastChild);
+      holder.append(el("figure", { className: "view" }, el("figcaption", {}, `audio ${i + 1}, ${sound.seconds.toFixed(1)} s`)));
+      buildPlayer(sound, `audio ${i + 1}`, holder.lastChild);
     });
     if (views.length) holder.append(scale);
     painters.push((word) => {
@@ -230,7 +230,7 @@
     return { painters, players };
   }
 
-  function buildPrompt(shown, column) { // the prompt and the answer so far; tints the positions that matter
+  function buildPrompt(shown, column) { // the prompt and the answer so far; highlights the relevant positions
     const texts = shown.prompt.filter(Array.isArray), cells = new Map(), LONG = 8000;
     const apart = texts.length > 3 && !texts.some(([, t]) => /^\s\S/.test(t));
     const box = el("div", { className: "prompt" + (apart ? " apart" : ""), tabindex: "0", role: "group", "aria-label": "the prompt and the answer so far" });
@@ -249,7 +249,7 @@
       if (seen <= LONG / 2 || seen > texts.length - LONG / 2) cell(item[0], item[1]);
       else if (seen === LONG / 2 + 1) box.append(el("span", { className: "media", style: "background:var(--text)" }, `… ${texts.length - LONG} more`));
     }
-    column.generated.forEach((text, i) => { cell(-1 - i, text, "said later"); });
+    column.generated.forEach((text, i) => { cell(-1 - i, text, "answered later"); });
     let tinted = [], hidden = 0;
     const scroll = () => { if (tinted.length && box.scrollHeight > box.clientHeight) box.scrollTop = tinted[0].offsetTop - box.clientHeight / 2; };
     return [box, (word) => {
@@ -263,13 +263,13 @@
         node.style.background = `rgba(${value >= 0 ? supports : against},${(Math.abs(value) / top) * 0.6 * view.strength})`;
         tinted.push(node);
       }
-      const from = word.k ? word.k[0] : column.generated.length; // what had been said by then
+      const from = word.k ? word.k[0] : column.generated.length; // the answer up to this word
       for (let i = Math.min(from, hidden); i < Math.max(from, hidden); i++) cells.get(-1 - i).classList.toggle("later", i >= from);
       hidden = from;
     }, scroll];
   }
 
-  function place(word, v) { // where the strongest support lies, in words
+  function place(word, v) { // the location of the strongest support, in words
     const heat = heatOf(word)?.subarray(v.at, v.at + v.n);
     if (!heat || !v.known) return "";
     let best = 0;
@@ -294,38 +294,38 @@
         el("p", { className: "shares" }, ...shares.map(([m, v]) => el("span", {}, el("i", { style: `background:var(--${m})` }), el("b", {}, percent(v)), " " + m))));
       if (word.h === undefined) children.push(el("p", {}, "Only shares were computed for this word, no heat map."));
     } else children.push(el("p", {}, "No relevance was computed for this word."));
-    if (word.co) children.push(el("p", { className: "parts", title: "parts of the logit as the grounding meter measures them, without a backward pass; the shares above are of the sum of absolute relevance" },
-      "Of its logit, by the meter: " + Object.entries(word.co).map(([m, v]) => `${percent(v)} ${m}`).join(", ")));
+    if (word.co) children.push(el("p", { className: "parts", title: "parts of the logit, measured by the grounding meter without a backward pass; the shares above are of the sum of absolute relevance" },
+      "Parts of its logit (meter): " + Object.entries(word.co).map(([m, v]) => `${percent(v)} ${m}`).join(", ")));
     for (const [i, from, to] of word.w ?? []) {
-      const button = el("button", { type: "button" }, "play it"), name = word.w.length > 1 ? shown.views[i].label : "the sound";
+      const button = el("button", { type: "button" }, "play"), name = word.w.length > 1 ? shown.views[i].label : "the audio";
       button.addEventListener("click", () => players.get(i)(from, to));
       children.push(el("p", { className: "when" }, `Half of its support in ${name}: ${between(from, to)} `, ...(players.has(i) ? [button] : [])));
     }
-    const decided = (moved, ...told) => children.push(el("p", { className: "decoder" + (moved ? " moved" : "") }, ...told));
+    const decided = (moved, ...texts) => children.push(el("p", { className: "decoder" + (moved ? " moved" : "") }, ...texts));
     const did = word.i ? "The decoder intervened" : "The decoder did not intervene";
-    if (word.g !== undefined) decided(true, `${did}. Greedy would have said `, el("b", {}, visible(word.g)), " here.");
-    else if (word.same) decided(false, `${did}; greedy would have said the same.`);
-    else if (word.i) decided(true, `${did}; what greedy would have said is not known.`);
+    if (word.g !== undefined) decided(true, `${did}. Greedy decoding gives `, el("b", {}, visible(word.g)), " here.");
+    else if (word.same) decided(false, `${did}; greedy decoding gives the same word.`);
+    else if (word.i) decided(true, `${did}; the greedy word is unknown.`);
     if (word.gr) {
       const { grounding, rival_grounding: rival, p_supported: p, ...each } = word.gr;
-      const told = [rival === undefined ? "" : `another possible word: ${number(rival)}`, ...Object.entries(each).map(([k, z]) => `${k.slice(10)}: ${number(z)}`),
+      const extras = [rival === undefined ? "" : `another plausible word: ${number(rival)}`, ...Object.entries(each).map(([k, z]) => `${k.slice(10)}: ${number(z)}`),
         p === undefined ? "" : `probability that it is supported: ${percent(p)}`].filter(Boolean);
-      children.push(el("p", { className: "grounding" }, word.f ? "⚑ Not supported by what is seen or heard. " : "", "Grounding ", el("b", {}, number(grounding)), told.length ? ` (${told.join("; ")})` : ""));
-    } else if (word.f) children.push(el("p", {}, "⚑ Not supported by what is seen or heard."));
+      children.push(el("p", { className: "grounding" }, word.f ? "⚑ Not supported by the media. " : "", "Grounding ", el("b", {}, number(grounding)), extras.length ? ` (${extras.join("; ")})` : ""));
+    } else if (word.f) children.push(el("p", {}, "⚑ Not supported by the media."));
     if (word.l) children.push(el("p", {}, "Loss, first to last update: " + Object.entries(word.l).map(([n, [a, b]]) => `${n} ${number(a)} → ${number(b)}`).join("; ")));
     if (word.c) {
       const most = Math.max(...word.c.map((c) => Math.abs(c[2] ?? 0)), 1e-9), several = shown.views.some((v) => v.kind !== shown.views[0].kind);
-      const from = several || !shown.views.length ? "media" : { image: "picture", audio: "sound", video: "video" }[shown.views[0].kind];
+      const from = several || !shown.views.length ? "media" : { image: "image", audio: "audio", video: "video" }[shown.views[0].kind];
       children.push(el("h4", {}, word.ct === undefined ? "Candidates" : `Candidates for “${visible(word.ct)}”`), el("table", {},
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), el("th", { scope: "col" }, "logit"),
-          el("th", { scope: "col", title: "the part of the logit that comes from the " + from + ", as the grounding meter measures it" }, `Φ: of it from the ${from}`))),
+          el("th", { scope: "col", title: "the part of the logit that comes from the " + from + ", measured by the grounding meter" }, `Φ: part from the ${from}`))),
         el("tbody", {}, ...word.c.map(([text, logit, phi, mark]) => el("tr", mark & 1 ? { className: "chosen" } : {},
-          el("td", {}, visible(text), mark ? " " : "", mark ? el("small", {}, ["", "said", "greedy", "said"][mark]) : ""),
+          el("td", {}, visible(text), mark ? " " : "", mark ? el("small", {}, ["", "chosen", "greedy", "chosen"][mark]) : ""),
           el("td", {}, number(logit)), el("td", { className: "phi" }, el("div", {}, bar(phi, most), signed(phi))))))));
     }
     if (word.x?.length) {
       const rows = word.x.filter(([, v]) => !view.positive || v > 0).slice(0, 6), top = Math.max(...rows.map(([, v]) => Math.abs(v)), 1e-9);
-      children.push(el("h4", {}, "Text that mattered most (logit)"), el("ul", { className: "tops" }, ...rows.map(([key, v]) => {
+      children.push(el("h4", {}, "Most relevant text (logit)"), el("ul", { className: "tops" }, ...rows.map(([key, v]) => {
         const text = visible(key >= 0 ? spelled.get(key) ?? "" : column.generated[-1 - key] ?? "");
         return el("li", {}, el("span", { title: text }, text), bar(v, top), el("span", {}, signed(v)));
       })));
@@ -335,15 +335,15 @@
 
   const cases = data.cases.map((shown, c) => {
     const article = document.querySelector(`[data-case="${c}"]`);
-    const wide = shown.columns.length > 1 && shown.views.some((v) => v.kind !== "image"); // a waveform wants all of a column
+    const wide = shown.columns.length > 1 && shown.views.some((v) => v.kind !== "image"); // a waveform needs the full width of a column
     const columns = shown.columns.map((column, k) => {
       const root = article.querySelector(`[data-column="${k}"]`);
       const [prompt, tint, scroll] = buildPrompt(shown, column);
       root.querySelector(".split").classList.toggle("beside", !wide && shown.views.length > 0);
-      const told = el("div"); // what changes from word to word; the prompt, which may be long, stays where it is
-      root.querySelector(".facts").append(told, el("h4", {}, "Prompt"), prompt);
+      const details = el("div"); // the part that changes from word to word; the prompt, which may be long, stays in place
+      root.querySelector(".facts").append(details, el("h4", {}, "Prompt"), prompt);
       return { column, root, tint, scroll, ...buildViews(shown.media, shown.views, root.querySelector(".views"), shown.columns.length === 1),
-        buttons: [...root.querySelectorAll(".w")], facts: told, status: root.querySelector("[role=status]"), at: -1 };
+        buttons: [...root.querySelectorAll(".w")], facts: details, status: root.querySelector("[role=status]"), at: -1 };
     });
     const state = { pinned: null };
 
@@ -359,7 +359,7 @@
       facts(one.facts, shown, one.column, word, one.players);
       one.scroll();
     }
-    function counterpart(k, i, other) { // by way of the first answer
+    function counterpart(k, i, other) { // via the first answer
       const to = (n, x) => (n === 0 ? x : columns[n].column.pairs.find(([a]) => a === x)?.[1]);
       const from = (n, x) => (n === 0 ? x : columns[n].column.pairs.find(([, b]) => b === x)?.[0]);
       const first = from(k, i);
@@ -404,7 +404,7 @@
         event.preventDefault();
       });
     });
-    columns.forEach((one, k) => { // at first: the same place in every answer
+    columns.forEach((one, k) => { // initially: the same word in every answer
       const start = (k ? counterpart(0, columns[0].column.start, k) : undefined) ?? one.column.start;
       draw(k, start, "other");
       if (start >= 0) one.buttons.forEach((b, i) => (b.tabIndex = i === start ? 0 : -1));
@@ -422,7 +422,7 @@
   });
   document.getElementById("positive").addEventListener("change", (event) => { view.positive = event.target.checked; redraw(); });
   document.getElementById("opacity").addEventListener("input", (event) => { view.strength = event.target.value / 100; redraw(); });
-  const themes = [["", "as the system"], ["light", "light"], ["dark", "dark"]];
+  const themes = [["", "system"], ["light", "light"], ["dark", "dark"]];
   let theme = 0;
   document.getElementById("theme").addEventListener("click", (event) => {
     theme = (theme + 1) % themes.length;
@@ -432,8 +432,8 @@
   });
   document.documentElement.dataset.ready = "yes";
 })().catch((error) => {
-  const box = document.getElementById("trouble");
+  const box = document.getElementById("error");
   box.hidden = false;
-  box.textContent = "The heat maps could not be drawn; the answers and their shares are below. " +
+  box.textContent = "The heat maps could not be drawn; the answers and their shares are shown below. " +
     (typeof DecompressionStream === "undefined" ? "This browser is too old: it has no DecompressionStream." : String(error));
 });

@@ -153,7 +153,7 @@ def test_all_rows_are_checked_before_anything_runs() -> None:
 def test_what_only_the_model_can_refuse(adapter: Adapter, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     row = {"image": tmp_path / "broken.png", "prompt": "q", "answer": "a"}
-    with pytest.raises(MediaError, match="not a picture"):
+    with pytest.raises(MediaError, match="not an image"):
         audit(adapter, [row])
     with pytest.raises(PromptError, match="stands for media"):
         audit(adapter, [{"image": picture(), "prompt": "q", "answer": "an <image>"}])

@@ -85,7 +85,7 @@ def wrong_inputs(tmp_path: Path, photo: Path) -> dict[str, tuple[tuple[object, .
     return {
         "no media": (("--strategy", "lime"), "works on the picture, sound or video"),
         "missing": (("--image", tmp_path / "none.png"), "there is no file"),
-        "corrupt": (("--image", corrupt), "not a picture that can be read"),
+        "corrupt": (("--image", corrupt), "not an image that can be read"),
         "cut short": (("--image", cut), "corrupt"),
         "empty file": (("--image", empty), "0 bytes"),
         "sound as picture": (("--image", sound), "tone.wav is audio"),

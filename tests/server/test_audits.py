@@ -109,15 +109,15 @@ def test_several_at_once_are_one_batch(adapter: Adapter, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("change", "status", "says"),
     [
-        ({"messages": ask()}, 400, "must be the assistant's answer"),
-        ({"messages": [*ask(), {"role": "assistant", "content": " "}]}, 400, "must be the assistant's answer"),
+        ({"messages": ask()}, 400, "must be a non-empty answer"),
+        ({"messages": [*ask(), {"role": "assistant", "content": " "}]}, 400, "must be a non-empty answer"),
         ({"messages": [ANSWER]}, 400, "no user message"),
         ({"messages": [*ask(), {"role": "assistant", "content": "an <image>"}]}, 400, "placeholders"),
-        ({"model": "other"}, 404, "no model of that name"),
-        ({"stream": True}, 400, "does not know the field"),
-        ({"temperature": 1.0}, 400, "does not know the field"),
-        ({"limelight": {"strategy": "lime"}}, 400, "does not know the field"),
-        ({"messages": [*ask(url="data:image/png;base64,AAAA"), ANSWER]}, 400, "picture"),
+        ({"model": "other"}, 404, "unknown model"),
+        ({"stream": True}, 400, "unknown field"),
+        ({"temperature": 1.0}, 400, "unknown field"),
+        ({"limelight": {"strategy": "lime"}}, 400, "unknown field"),
+        ({"messages": [*ask(url="data:image/png;base64,AAAA"), ANSWER]}, 400, "image"),
     ],
 )
 def test_what_is_refused(server: Running, change: dict[str, Any], status: int, says: str) -> None:

@@ -131,7 +131,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**ASKED, "image": "media/c.wav"}, "is audio by its name"),
     ({**ASKED, "image": "https://example.com/x.png"}, "nothing is downloaded"),
     ({**ASKED, "image": "data:image/png;base64,%%"}, "invalid base64"),
-    ({**ASKED, "image": "data:audio/wav;base64,AAAA"}, "a data URL of audio was given as image"),
+    ({**ASKED, "image": "data:audio/wav;base64,AAAA"}, "a data URL of type audio was passed as image"),
     ({**ASKED, "image": 3}, "expected a file or a data URL as image, got 3"),
     ({**ASKED, "image": [None]}, "names no image"),
     ({**ASKED, "image": {"name": "x"}}, "expected a file or a data URL as image"),

@@ -80,7 +80,7 @@ def test_a_page(server: Running) -> None:
 
 def test_words_alone(server: Running) -> None:
     told = post(server, [{"role": "user", "content": "Is there a cup?"}, {"role": "assistant", "content": "no"}]).json()
-    assert told["summary"]["grounding"] is None and told["flag"] == {} and "no picture" in told["note"]
+    assert told["summary"]["grounding"] is None and told["flag"] == {} and "no image" in told["note"]
     assert told["tokens"][0]["logprob"] < 0
 
 

@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, run: Run) -> None:
     """Unknown names list what there is; missing files are named with their origin; nothing is left behind."""
     base = ("--model", "demo-vision", "--out", tmp_path / "run")
     cases = [
-        (("bench", "pop", *base), "there is no task 'pop'", "pope"),
+        (("bench", "pop", *base), "unknown task 'pop'", "pope"),
         (("bench", "pope", *base), "coco/coco_pope_random.json", "github.com/AoiDragon/POPE"),
         (("bench", "pope", *base, "--data", tmp_path / "none"), "does not exist", "--data DIR"),
         (("bench", "pope", *base, "--data", tmp_path), "coco_pope_adversarial.json", "looked for"),

@@ -106,7 +106,7 @@ def test_what_is_refused(run: Run, watcher: Path, listener: Path, wav: Path, mp4
         (("generate", watcher, "--audio", wav, *ASK), "takes image, video"),
         (("generate", watcher, "--video", mp4, "--frames", 9999, *ASK), "frames must be"),
         (("attribute", listener, "--audio", wav, "--frames", 4, *ASK), "--frames would have no effect"),
-        (("attribute", listener, "--audio", long, *ASK), "cuts off its end; it takes 2 s"),
+        (("attribute", listener, "--audio", long, *ASK), "cuts off its end; its limit is 2 s"),
         (("attribute", listener, "--audio", mp4, *ASK), "has no audio stream"),
     ):
         result = run(*arguments)

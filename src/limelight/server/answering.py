@@ -173,12 +173,11 @@ def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
         ApiError: the prompt is too long, or leaves no room for the answer. LimelightError: see ``GenerationRequest.prompt_specs``.
     """
     request: GenerationRequest = job.request
-    tokenizer, ends = adapter.tokenizer, end_tokens(adapter)
-    specs = request.prompt_specs(adapter, limits)
+    ends, specs = end_tokens(adapter), request.prompt_specs(adapter, limits)
     rows = []
     for index, spec in enumerate(specs):
         room = _room(adapter, spec.new_tokens, len(spec.prompt.tokens), limits)
-        text = GrowingText(lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)), request.stops)
+        text = GrowingText.of(adapter.tokenizer, request.stops)
         rows.append(Row(adapter, job, request, index, len(specs), spec, room, ends, text))
     return rows
 

@@ -11,7 +11,7 @@ import pytest
 from limelight.benchmarks import rowlog
 from limelight.benchmarks.data import Folder, Needed
 from limelight.benchmarks.loading import load
-from limelight.benchmarks.results import open_results, read_results
+from limelight.benchmarks.results import open_results
 from limelight.benchmarks.runner import run
 from limelight.benchmarks.scorers.measure import block as block_of
 from limelight.benchmarks.scorers.measure import count
@@ -21,6 +21,7 @@ from limelight.benchmarks.task import Task, task
 from limelight.errors import DataError, SettingError
 from limelight.types import Record, Sample
 from tests.benchmarks.official import WRITERS, put
+from tests.benchmarks.stored import read_results
 
 SPLIT = "coco/random"
 

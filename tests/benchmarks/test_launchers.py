@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from limelight.benchmarks import rowlog
-from limelight.benchmarks.results import open_results, read_results
+from limelight.benchmarks.results import open_results
+from tests.benchmarks.stored import read_results
 from tests.running import finished
 
 ROOT = Path(__file__).resolve().parents[2]

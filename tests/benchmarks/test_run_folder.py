@@ -14,10 +14,11 @@ import pytest
 
 from limelight.benchmarks import rowlog
 from limelight.benchmarks.manifest import Start
-from limelight.benchmarks.results import open_results, read_results
+from limelight.benchmarks.results import open_results
 from limelight.benchmarks.runner import run
 from limelight.errors import DataError, SettingError
 from limelight.types import Sample
+from tests.benchmarks.stored import read_results
 from tests.benchmarks.test_runner import ROOT, go, right, rows, toy
 
 

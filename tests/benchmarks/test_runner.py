@@ -17,7 +17,7 @@ import pytest
 
 from limelight.benchmarks import rowlog
 from limelight.benchmarks.engine import Local, Outcome
-from limelight.benchmarks.results import find_runs, open_results, read_results
+from limelight.benchmarks.results import find_runs, open_results
 from limelight.benchmarks.runner import run, shard_from_environment
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.yes_no import yes_no
@@ -25,6 +25,7 @@ from limelight.benchmarks.task import Reply, Task
 from limelight.errors import DataError, SettingError
 from limelight.types import Sample
 from tests.benchmarks.official import WRITERS
+from tests.benchmarks.stored import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,13 +10,14 @@ import pytest
 
 from limelight.benchmarks import rowlog
 from limelight.benchmarks.compare import differing
-from limelight.benchmarks.results import open_results, read_results
+from limelight.benchmarks.results import open_results
 from limelight.benchmarks.runner import run
 from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, rating
 from limelight.benchmarks.task import Reply, Scoring, task, tasks
 from limelight.errors import SettingError
 from limelight.types import Record, Sample
 from tests.benchmarks.official import WRITERS
+from tests.benchmarks.stored import read_results
 from tests.benchmarks.test_runner import go
 from tests.benchmarks.test_task import relevance
 

@@ -13,12 +13,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from limelight.benchmarks.results import open_results, read_results
+from limelight.benchmarks.results import open_results
 from limelight.benchmarks.tables import side_by_side
 from limelight.cli.answering import ModelAnswer, _item, grounding_meta, loaded
 from limelight.cli.bench import bench, judge_from, parse_shard, settings_of
 from limelight.errors import SettingError
 from limelight.types import Generation, Prompt, Relevance, Sample, Span, Step
+from tests.benchmarks.stored import read_results
 
 app = typer.Typer()
 app.command()(bench)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from limelight.benchmarks.results import open_results, read_results
+from limelight.benchmarks.results import open_results
 from limelight.benchmarks.task import task
 from tests.benchmarks.official import WRITERS, make_media
+from tests.benchmarks.stored import read_results
 from tests.cli.conftest import Run
 
 

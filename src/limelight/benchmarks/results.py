@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -222,9 +221,3 @@ def find_runs(paths: Sequence[PathLike]) -> list[Run]:
     if not found:
         raise DataError(f"no runs in {', '.join(map(str, paths))}", hint="pass folders written by limelight bench")
     return [open_results(p) for p in sorted(found)]
-
-
-def read_results(folder: PathLike) -> dict[str, Any]:
-    """Read ``results.json`` of a finished run."""
-    found: dict[str, Any] = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
-    return found

@@ -31,7 +31,6 @@ class RowLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
-        self.repaired = 0
         self._file: FileIO | None = None  # unbuffered: a buffer would retry, and fail again, on close
         self._end = 0
         self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
@@ -49,7 +48,6 @@ class RowLog:
             try:
                 content = self.path.read_bytes() if self.path.exists() else b""
                 self.rows, self._end = parse(self.path, content)
-                self.repaired = len(content) - self._end
                 self._file = FileIO(self.path, "r+" if self.path.exists() else "w+")
                 self._file.truncate(self._end)
                 os.fsync(self._file.fileno())

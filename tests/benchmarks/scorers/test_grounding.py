@@ -10,13 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limelight.benchmarks.scorers.grounding import (
-    audio_relevance,
     box_coverage,
     event_coverage,
     faithfulness,
     grounding,
     grounding_block,
-    image_relevance,
     mask_coverage,
     perturbation,
     pointing,
@@ -122,15 +120,8 @@ def test_a_block_of_grounding() -> None:
     assert math.isnan(evaluate([grounding_block("s", [], "abs")])["s/grounding"].value)
 
 
-def test_relevance_from_replies() -> None:
+def test_reliance_on_a_modality() -> None:
     empty = Record("1", "")
-    assert image_relevance(empty) is None
-    assert audio_relevance(empty) is None
-    scores, seconds = audio_relevance(
-        Record("1", "", meta={"audio_relevance": {"scores": [1, 2], "seconds": 0.04}})
-    ) or ([], 0)
-    assert list(scores) == [1.0, 2.0]
-    assert seconds == 0.04
     shared = [
         Record("1", "", meta={"shares": {"image": 0.2, "text": 0.8}}),
         Record("2", "", meta={"shares": {"text": 1.0}}),

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner
 
-from limelight.benchmarks.results import read_results
 from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template, rated, rating
 from limelight.benchmarks.scorers.measure import evaluate
 from limelight.cli.main import app
 from limelight.errors import LimelightError, SettingError
 from limelight.types import Record
 from tests.benchmarks.official import WRITERS, make_media
+from tests.benchmarks.stored import read_results
 
 RECORD = Record("1", "It is {question}.", "Red.", {"contents": ["Cup"], "prompt": "What colour?"})
 

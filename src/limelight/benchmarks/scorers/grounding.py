@@ -10,9 +10,9 @@ is an option because it changes the numbers. Uniform relevance scores the region
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -185,18 +185,6 @@ def grounding_block(name: str, rows: Sequence[tuple[Record, Array, Array]], sign
         share("pointing game", "pointing", "with_relevance"),
     ]
     return block(name, table, measures, [str(r.meta.get("cluster", r.id)) for r, _, _ in rows], _COLUMNS)
-
-
-def image_relevance(record: Record) -> Array | None:
-    """Return the reply's relevance ``[rows, columns]``, or None when it has none."""
-    grid = record.meta.get("image_relevance")
-    return None if grid is None else np.asarray(grid, dtype=np.float64)
-
-
-def audio_relevance(record: Record) -> tuple[Array, float] | None:
-    """Return the reply's scores ``[n]`` and seconds per score, or None when it has none."""
-    found: Mapping[str, Any] | None = record.meta.get("audio_relevance")
-    return None if found is None else (np.asarray(found["scores"], dtype=np.float64), float(found["seconds"]))
 
 
 def reliance(name: str, records: Sequence[Record], modality: Modality) -> list[Block]:

@@ -6,8 +6,6 @@ from typing import Any
 
 from transformers import Blip2QFormerConfig, LlamaConfig, PreTrainedConfig, WhisperConfig
 
-FRAME_SECONDS = 0.02  # of a Whisper frame: 10 ms a column of the spectrogram, two columns a frame
-
 
 class BeatsConfig(PreTrainedConfig):  # type: ignore[misc]
     """BEATs as published: the names of its ``cfg``. Pre-norm and gated linear units exist in its code, not in its checkpoints."""

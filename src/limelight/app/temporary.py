@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 PREFIX = "limelight-app-"
 LOCK = "in-use"
@@ -22,30 +23,15 @@ def temporary_folder() -> Iterator[Path]:
         _remove_if_abandoned(left)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
-        with (folder / LOCK).open("w") as lock:
-            _locked(lock)
+        with FileLock(folder / LOCK):  # the system lets it go when the process ends, in whatever way
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_if_abandoned(folder: Path) -> None:
-    with suppress(OSError):
-        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+    with suppress(OSError, Timeout):
+        if folder.is_symlink() or not (folder / LOCK).is_file() or folder.stat().st_uid != os.getuid():
             return
-        with (folder / LOCK).open("r+") as lock:
-            if _locked(lock):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _locked(file: Any) -> bool:
-    """Lock a file until it is closed or the process exits; False: another process holds the lock."""
-    try:
-        import fcntl
-    except ImportError:  # not POSIX: running processes cannot be detected, so nothing is removed
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        with FileLock(folder / LOCK, timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)

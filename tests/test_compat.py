@@ -17,6 +17,8 @@ from torch import nn
 
 from limelight import compat
 from limelight.errors import IncompatibleError
+from tests import sources
+from tests.sources import SRC, tree_of
 from tests.tiny import llava
 
 ROOT = Path(__file__).parents[1]
@@ -172,8 +174,7 @@ def test_accelerates_hook_is_found() -> None:
 ELSEWHERE = {"_exit", "_fingerprint"}
 # What a subclass of ours overrides.
 DECLARED = {"_supports_sdpa", "_supports_flash_attn", "_supports_attention_backend", "get_possibly_dynamic_module"}
-SRC = ROOT / "src" / "limelight"
-FILES = [p for p in sorted(SRC.rglob("*.py")) if p != SRC / "compat.py"]
+FILES = [p for p in sources.FILES if p != SRC / "compat.py"]
 
 
 def owned(tree: ast.Module) -> set[str]:
@@ -208,26 +209,25 @@ def foreign(tree: ast.Module) -> Iterator[str]:
             yield from (a.value for a in node.args[1:2] if isinstance(a, ast.Constant) and private(a.value))
 
 
-OWN = {name for path in FILES for name in owned(ast.parse(path.read_text()))}
+def test_nothing_private_is_used_elsewhere() -> None:
+    own = {name for path in FILES for name in owned(tree_of(path))}
+    for path in FILES:
+        tree = tree_of(path)
+        assert not {n for n in foreign(tree) if n not in own | ELSEWHERE}, path
+        strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} | strings
+        assert not names & (compat.PRIVATE.keys() - DECLARED - {"past_key_values"}), path
 
 
-@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(SRC)) for p in FILES])
-def test_nothing_private_is_used_elsewhere(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert not {n for n in foreign(tree) if n not in OWN | ELSEWHERE}
-    strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} | strings
-    assert not names & (compat.PRIVATE.keys() - DECLARED - {"past_key_values"})
-
-
-@pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(SRC)) for p in FILES])
-def test_submodules_are_imported_by_compat_alone(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-        modules += [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        for module in modules:
-            assert not module.startswith(("transformers.", "accelerate.", "peft.")), module
-            assert not any(private(part) for part in module.split(".") if module.startswith("torch")), module
+def test_submodules_are_imported_by_compat_alone() -> None:
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            modules += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for module in modules:
+                assert not module.startswith(("transformers.", "accelerate.", "peft.")), f"{path} imports {module}"
+                private_part = module.startswith("torch") and any(map(private, module.split(".")))
+                assert not private_part, f"{path} imports {module}"
 
 
 def test_every_name_of_the_tables_is_used() -> None:

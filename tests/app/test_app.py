@@ -19,7 +19,7 @@ import pytest
 
 import limelight
 from tests.browser import browser, watched  # noqa: F401
-from tests.cli.conftest import checkpoint, photo, watcher  # noqa: F401
+from tests.cli.conftest import Run, checkpoint, photo, run, watcher  # noqa: F401
 from tests.cli.test_main import flat
 from tests.models.films import film
 from tests.report.test_page import data_of
@@ -59,9 +59,16 @@ def running(model: str | Path, log: Path, environment: Mapping[str, str] | None 
 
 
 @pytest.fixture(scope="module")
-def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
-    with running(checkpoint, tmp_path_factory.mktemp("app") / "log") as url:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the app puts its temporary files."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def address(watcher: Path, temporary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
+    with running(watcher, tmp_path_factory.mktemp("app") / "log", {"TMPDIR": str(temporary)}) as url:
         yield url
+    assert list(temporary.glob("limelight*")) == list(temporary.glob("gradio*")) == []  # nothing stays after SIGTERM
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,7 @@ for ask in [{", ".join("[" + ", ".join(ask) + "]" for ask in asks)}]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def asking(*media: Path | None, words: str = "is there a cup ?", settings: str = "alpha=8") -> list[str]:
+def asking(*media: Path | None, words: str = "what is here ?", settings: str = "alpha=8") -> list[str]:
     files = [f"handle_file({str(m)!r})" if m else "None" for m in media]
     return [*files, repr(words), "'greedy'", "''", "'relevance-contrastive'", repr(settings), "5", "False", "1.0", "0"]
 
@@ -101,8 +108,17 @@ def page_of(updates: list[Any]) -> str:
 
 
 @NEEDS_GRADIO
-def test_an_answer_over_the_api(address: str, photo: Path) -> None:  # noqa: F811
-    answer, wrong, bare = told(address, asking(photo), asking(photo, settings="alfa=8"), asking(None, settings=""))
+def test_answers_over_the_api(address: str, photo: Path, tmp_path: Path, temporary: Path) -> None:  # noqa: F811
+    clip, none = film(tmp_path / "a.mp4"), ""
+    answer, wrong, bare, watched_, both, broken = told(
+        address,
+        asking(photo, None),
+        asking(photo, None, settings="alfa=8"),
+        asking(None, None, settings=none),
+        asking(None, clip, settings=none),
+        asking(photo, clip, settings=none),
+        asking(None, photo, settings=none),
+    )
     assert len(answer) > 3  # it streamed
     assert "<iframe" in answer[-1][1]
     assert 'sandbox="allow-scripts"' in answer[-1][1]
@@ -111,25 +127,18 @@ def test_an_answer_over_the_api(address: str, photo: Path) -> None:  # noqa: F81
     assert "alfa" in wrong[-1][0]
     assert "has no media" in bare[-1][0]
 
-
-@NEEDS_GRADIO
-def test_a_film_over_the_api(watcher: Path, tmp_path: Path, photo: Path) -> None:  # noqa: F811
-    clip = film(tmp_path / "a.mp4")
-    with running(watcher, tmp_path / "log") as url:
-        answer, both, broken = told(
-            url,
-            asking(None, clip, words="what is here ?", settings=""),
-            asking(photo, clip, words="what is here ?", settings=""),
-            asking(None, photo, words="what is here ?", settings=""),
-        )
-    assert len(answer) > 3
-    shown = data_of(page_of(answer))["cases"][0]
+    assert len(watched_) > 3
+    shown = data_of(page_of(watched_))["cases"][0]
     assert [v["kind"] for v in shown["views"]] == ["video"]
     assert len(shown["media"]["videos"][0]) == 8
     assert all(w["sh"]["video"] > 0 for column in shown["columns"] for w in column["words"])
     shown = data_of(page_of(both))["cases"][0]
     assert [v["kind"] for v in shown["views"]] == ["image", "video"]
     assert 'role="alert"' in broken[-1][0]  # a picture handed in as a film
+
+    (own,) = temporary.glob("limelight-app-*")
+    assert list(own.rglob("*.html"))  # Gradio's copy, for the download
+    assert not list(own.glob("tmp*"))
 
 
 @NEEDS_GRADIO
@@ -167,7 +176,7 @@ def test_in_a_browser(address: str, photo: Path, browser: Any) -> None:  # noqa:
         page.set_input_files("input[type=file]", str(photo))
         page.get_by_label("Remove Image").wait_for()  # it has been uploaded
         assert page.get_by_label("Share").count() == 0
-        page.get_by_label("Question").fill("is there a cup ?")
+        page.get_by_label("Question").fill("what is here ?")
         page.get_by_role("button", name="Ask", exact=True).click()
         inner = page.frame_locator('iframe[title="Where the words come from"]')
         inner.locator("html[data-ready]").wait_for(state="attached")
@@ -182,40 +191,30 @@ def test_in_a_browser(address: str, photo: Path, browser: Any) -> None:  # noqa:
 
 
 @NEEDS_GRADIO
-def test_hosts_origins_and_temporary_files(checkpoint: Path, photo: Path, tmp_path: Path) -> None:  # noqa: F811
-    """Pages that rebind their name to this machine read nothing, and nothing stays behind after SIGTERM."""
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    with running(checkpoint, tmp_path / "log", {"TMPDIR": str(temporary)}) as url:
-        with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
-            place = url.removeprefix("http://")
-            for name in ("evil.example", "[::1]evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example"):
-                for path in ("/", "/config", "/gradio_api/info"):
-                    got = http.get(path, headers={"Host": name})
-                    assert (got.status_code, got.json()["error"]["code"]) == (421, "wrong_host")
-            assert http.get("/config", headers={"Host": place}).status_code == 200
-            assert http.get("/config", headers={"Host": place.replace("127.0.0.1", "LOCALHOST.")}).status_code == 200
-            upload = {"files": ("a.png", photo.read_bytes())}
-            assert (
-                http.post("/gradio_api/upload", files=upload, headers={"Origin": "http://evil.example"}).status_code
-                == 403
-            )
-            assert http.post("/gradio_api/upload", files=upload, headers={"Origin": url}).status_code == 200
-        (answer,) = told(url, asking(photo))
-        assert page_of(answer).startswith("<!doctype html")
-        (own,) = temporary.glob("limelight-app-*")
-        assert list(own.rglob("*.html"))  # Gradio's copy, for the download
-        assert not list(own.glob("tmp*"))
-    assert list(temporary.glob("limelight*")) == list(temporary.glob("gradio*")) == []
+def test_hosts_and_origins(address: str, photo: Path) -> None:  # noqa: F811
+    """Pages that rebind their name to this machine read nothing."""
+    with httpx.Client(base_url=address, trust_env=False, timeout=60) as http:
+        place = address.removeprefix("http://")
+        for name in ("evil.example", "[::1]evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example"):
+            for path in ("/", "/config", "/gradio_api/info"):
+                got = http.get(path, headers={"Host": name})
+                assert (got.status_code, got.json()["error"]["code"]) == (421, "wrong_host")
+        assert http.get("/config", headers={"Host": place}).status_code == 200
+        assert http.get("/config", headers={"Host": place.replace("127.0.0.1", "LOCALHOST.")}).status_code == 200
+        upload = {"files": ("a.png", photo.read_bytes())}
+        foreign = http.post("/gradio_api/upload", files=upload, headers={"Origin": "http://evil.example"})
+        assert foreign.status_code == 403
+        assert http.post("/gradio_api/upload", files=upload, headers={"Origin": address}).status_code == 200
 
 
-def test_without_the_extra_it_says_what_to_install(checkpoint: Path) -> None:  # noqa: F811
-    script = f"""
-import sys
-sys.modules["gradio"] = None
-from limelight.cli.main import app
-app(["app", {str(checkpoint)!r}])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 2
-    assert "limelight[app]" in flat(done.stderr)
+def test_without_the_extra_it_says_what_to_install(
+    checkpoint: Path,  # noqa: F811
+    run: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.devnull)  # the command sets it for the rest of its process
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "limelight.app.blocks", raising=False)
+    told = run("app", checkpoint)
+    assert told.exit_code == 2
+    assert "limelight[app]" in flat(told.stderr)

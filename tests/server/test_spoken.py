@@ -1,4 +1,4 @@
-"""docs/server.md on transcriptions, word for word: the shell's lines and the Python block against a real process."""
+"""docs/server.md on transcriptions, word for word: the shell's lines and the Python block against a server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import limelight
+from limelight.server.state import ServerConfig
 from tests.running import finished
-from tests.server.process import serving
+from tests.server.conftest import served
 
 pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
 pytest.importorskip("openai", reason="the openai client is not installed")
@@ -25,9 +27,9 @@ SAID = "five six zero"
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving("demo-audio", tmp_path_factory.mktemp("spoken") / "log") as (_, address):
-        yield address
+def url() -> Iterator[str]:
+    with served(limelight.load("demo-audio"), ServerConfig("demo-audio")) as running:
+        yield running.url
 
 
 @pytest.fixture(scope="module")

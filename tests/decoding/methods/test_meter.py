@@ -25,7 +25,7 @@ from limelight.relevance.composites import COMPOSITES
 from tests.relevance.forward.test_stream import RAISES
 from tests.tiny import built, llava, llava_inputs
 from tests.wide import wide
-from tests.zoo import ZOO
+from tests.zoo import FOUNDATION, ZOO
 
 WORKING = [n for n in ZOO if n not in RAISES]
 
@@ -53,12 +53,16 @@ def run(adapter: Adapter, inputs: dict[str, Tensor], strategy: Strategy | None, 
     )
 
 
-@pytest.mark.parametrize("name", WORKING)
-@pytest.mark.parametrize("rows", [1, 2])
+# every family in a padded batch (alone where it takes none), one of each kind alone as well
+ROWS = [
+    *((name, 1 if ZOO[name].batch is None else 2) for name in WORKING),
+    *((name, 1) for name in FOUNDATION if name in WORKING and ZOO[name].batch is not None),
+]
+
+
+@pytest.mark.parametrize(("name", "rows"), ROWS)
 def test_decoding_is_the_models_own(name: str, rows: int) -> None:
     tiny = ZOO[name]
-    if rows == 2 and tiny.batch is None:
-        pytest.skip(tiny.no_batch)
     given = built(name)
     inputs = tiny.inputs(given.model) if rows == 1 else tiny.batch(given.model)  # type: ignore[misc]
     plain, metered = run(given, inputs, None), run(given, inputs, meter())

@@ -27,9 +27,9 @@ from limelight.auditing.run import Auditor, audit_file, audits_of
 from limelight.benchmarks import rowlog
 from limelight.benchmarks.engine import Local
 from limelight.benchmarks.ray_engine import RayEngine
-from limelight.benchmarks.results import read_results
 from limelight.errors import DataError, MissingExtraError, SettingError
 from tests.auditing.test_forward import close
+from tests.benchmarks.stored import read_results
 
 EXAMPLES = Path(limelight.__file__).parent / "demo" / "vision" / "examples"
 AUDITOR = Auditor("demo-vision")

@@ -47,6 +47,7 @@ PARTS: Mapping[str, str] = {
     "PROCESSOR_MAPPING_NAMES": "transformers.models.auto.processing_auto",
     "Qwen3VLVideoProcessor": "transformers.models.qwen3_vl.video_processing_qwen3_vl",
     "SmolVLMVideoProcessor": "transformers.models.smolvlm.video_processing_smolvlm",
+    "TO_LANGUAGE_CODE": "transformers.models.whisper.tokenization_whisper",
     "TikTokenConverter": "transformers.convert_slow_tokenizer",
     "VideoLlavaVideoProcessor": "transformers.models.video_llava.video_processing_video_llava",
     "VideoMetadata": "transformers.video_utils",
@@ -294,7 +295,7 @@ def updated(model: Any, output: Any, kwargs: dict[str, Any], new: int = 1) -> di
     """The model's inputs after a forward whose ``output`` is given, with room for ``new`` tokens."""
     require("_update_model_kwargs_for_generation", "num_new_tokens")
     made: dict[str, Any] = model._update_model_kwargs_for_generation(
-        output, kwargs, is_encoder_decoder=False, num_new_tokens=new
+        output, kwargs, is_encoder_decoder=bool(model.config.is_encoder_decoder), num_new_tokens=new
     )
     return made
 

@@ -25,7 +25,7 @@ def prompt(**kwargs: Any) -> GenerationContext:
         "use_cache": True,
         **kwargs,
     }
-    adapter: Any = SimpleNamespace(model=SimpleNamespace(dtype=torch.float32))
+    adapter: Any = SimpleNamespace(model=SimpleNamespace(dtype=torch.float32), encoder=None)
     config = SimpleNamespace(_pad_token_tensor=torch.tensor(0))
     return GenerationContext(adapter, IDS, given, MODALITY, MASK.bool(), None, config)  # type: ignore[arg-type]
 

@@ -58,6 +58,14 @@ def head_of(model: Model) -> nn.Module:
     return model.language_model.get_output_embeddings() if head is None else head
 
 
+def embeddings_of(model: Model) -> nn.Module | None:
+    """The table of words; PP-FormulaNet's own class does not say where it is."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return model.get_decoder().get_input_embeddings()
+
+
 def enliven(model: Model, seed: int = 0, gains: Mapping[str, float] | None = None) -> Model:
     """Re-draw every parameter by its role, in place.
 
@@ -68,7 +76,7 @@ def enliven(model: Model, seed: int = 0, gains: Mapping[str, float] | None = Non
     """
     generator = torch.Generator().manual_seed(seed)
     head = head_of(model)
-    embedding = model.get_input_embeddings()
+    embedding = embeddings_of(model)
     tied = head is not None and embedding is not None and head.weight is embedding.weight
     done: set[int] = set()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.models.test_conformance import HANDED_ON, RAISES
+from tests.models.test_encoder_decoder import RAISES as NO_PAIR
 from tests.relevance.forward.test_stream import RAISES as NO_TANGENTS
 from tests.zoo import UNBUILDABLE, ZOO, Tiny
+from tests.zoo.encoder_decoder import PAIRED
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 COLUMNS = ("attribution", "exact", "cached", "meter", "batch")
@@ -43,6 +45,23 @@ modify attention, `gradient-input`, or exact mode.
 """
 
 
+WHY_NO_PAIR = {
+    "speech_to_text": "the decoder counts positions from ids and takes no embeddings; `greedy` works",
+    "trocr": "the decoder's attention is not transformers' attention interface; `greedy` works",
+}
+BESIDE = f"""
+## Encoder-decoders
+
+The media are read by an encoder; the decoder reads its states by cross-attention in every layer. Relevance is that of these
+states and of the prompt's ids (not of the encoder's own input). `vcd`, `aad` (sound), `m3id` with `without="zero"`, `dola`
+and `deco` work on all rows with a yes; methods that need positions of the media among the prompt's, or instructions, refuse.
+The same tests in `tests/models/test_encoder_decoder.py`. The row donut is Nougat's build, too.
+
+| row | media | {" | ".join(COLUMNS)} | remarks |
+|{"---|" * (len(COLUMNS) + 3)}
+"""
+
+
 def answers(name: str) -> tuple[dict[str, bool], list[str]]:
     """Column -> yes or no, and the reasons of every no."""
     row: Tiny = ZOO[name]
@@ -74,6 +93,12 @@ def page() -> str:
         cells = " | ".join("yes" if found[c] else "**no**" for c in COLUMNS)
         remark = "; ".join(dict.fromkeys(why)).replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {name} | {media} | {cells} | {remark} |\n")
+    lines.append(BESIDE)
+    for name, pair in sorted(PAIRED.items()):
+        cells = " | ".join("**no**" if name in NO_PAIR else "yes" for _ in COLUMNS)
+        unequal = "" if pair.unequal else "prompts of one length share a batch (the decoder takes no position ids)"
+        remark = "; ".join(r for r in (WHY_NO_PAIR.get(name, unequal), pair.notes) if r)
+        lines.append(f"| {name} | {pair.modality} | {cells} | {remark} |\n")
     lines.append("\n## Not built\n\nFamilies of transformers' multimodal tables without a row, and why.\n\n")
     reasons: dict[str, list[str]] = {}
     for name, why_not in UNBUILDABLE.items():

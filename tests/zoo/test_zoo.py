@@ -11,6 +11,7 @@ from torch import nn
 
 from . import FOUNDATION, UNBUILDABLE, ZOO, Tiny
 from .base import Model, Tensors
+from .encoder_decoder import PAIRED
 from .traits import FACTS, facts, observed, sees_ahead, stream
 
 ROWS = [pytest.param(row, id=name) for name, row in ZOO.items()]
@@ -54,7 +55,7 @@ def test_every_family_of_the_tables_has_a_row_or_a_reason() -> None:
         auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
         auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     )
-    classes = {type(built(name)).__name__ for name in ZOO}
+    classes = {type(built(name)).__name__ for name in ZOO} | {type(row.make()).__name__ for row in PAIRED.values()}
     families = {family: name for table in tables for family, name in table.items()}
     missing = {family for family, name in families.items() if name not in classes}
     told = {family for family in missing if family in UNBUILDABLE}

@@ -1,6 +1,13 @@
 """Families of transformers' multimodal generation tables that have no row, each with its reason."""
 
-ENCODER_DECODER = "encoder and decoder: the media are read by the encoder, the prompt has no positions for them"
+MIXED = (
+    "encoder and decoder: the encoder reads words and media together, so that its states would not tell the two apart"
+)
+SEAMLESS = (
+    "encoder and decoder: the decoder looks for the padding id among the last values of the embeddings that it is given, "
+    "and counts positions by them"
+)
+T5 = "encoder and decoder: T5's attention, with a bias by distance and `layer` in place of `layers`"
 SAME = "same class as another row: "
 
 UNBUILDABLE: dict[str, str] = {
@@ -30,20 +37,13 @@ UNBUILDABLE: dict[str, str] = {
     "vibevoice_asr": "samples noise for its audio latents unless forward gets sample=False, which is not a tensor",
     "nemo_speechlm": "an encoder of two pretrained models (recognition and diarisation) with a word-timestamp model",
     # encoder and decoder
-    "canary": ENCODER_DECODER,
-    "cohere_asr": ENCODER_DECODER,
-    "florence2": ENCODER_DECODER,
-    "moonshine": ENCODER_DECODER,
-    "moonshine_streaming": ENCODER_DECODER,
-    "pix2struct": ENCODER_DECODER,
-    "pp_formulanet": ENCODER_DECODER,
-    "seamless_m4t": ENCODER_DECODER,
-    "seamless_m4t_v2": ENCODER_DECODER,
-    "speech-encoder-decoder": ENCODER_DECODER,
-    "speech_to_text": ENCODER_DECODER,
-    "speecht5": ENCODER_DECODER,
-    "t5gemma2": ENCODER_DECODER,
-    "udop": ENCODER_DECODER,
-    "vision-encoder-decoder": ENCODER_DECODER,
-    "whisper": ENCODER_DECODER,
+    "florence2": MIXED,
+    "t5gemma2": MIXED,
+    "udop": MIXED,
+    "pix2struct": T5,
+    "seamless_m4t": SEAMLESS,
+    "seamless_m4t_v2": SEAMLESS,
+    "speech-encoder-decoder": "a container of any two models: the family of its decoder says what works (as the rows donut "
+    "and trocr of vision-encoder-decoder)",
+    "speecht5": "encoder and decoder: its attention is not transformers' attention interface",
 }

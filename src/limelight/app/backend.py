@@ -62,7 +62,7 @@ class Backend:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The media types that the model accepts."""
-        return tuple(m for m in ("image", "video", "audio") if m in self.adapter.placeholders.values())
+        return tuple(m for m in ("image", "video", "audio") if m in self.adapter.modalities)
 
     def ask(self, question: Question) -> Iterator[Progress]:
         """Stream every strategy's answer token by token with the meter's shares, then the page; closing the iterator stops it.

@@ -6,8 +6,11 @@ Prompts are collated into one left-padded batch, a decoding method is bound to i
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+from transformers import GenerationMixin
 
 from limelight.decoding.collate import collate, pad_id, shifted
 from limelight.decoding.dual import flag_of
@@ -53,7 +56,14 @@ def answer(
         if streamer is not None and len(prompts) > 1:
             raise UnsupportedError("a streamer hears one answer", hint="call limelight.generate for each request")
         check_options(adapter, generation_kwargs)
-        tensors, pads = collate(prompts, pad=pad_id(adapter))
+        tensors, pads = collate(prompts, pad=pad_id(adapter), arguments=adapter.arguments, ids=adapter.names.ids)
+        if any(pads) and adapter.encoder is not None and not adapter.encoder.counts:
+            raise UnsupportedError(
+                f"the decoder of {type(adapter.model).__name__} takes no position ids, so that a padded prompt would move",
+                hint="ask prompts of unequal length one by one",
+            )
+        if adapter.encoder is not None:
+            _require_room(adapter, max(len(p.tokens) for p in prompts), generation_kwargs.get("max_new_tokens"))
         modality_ids = tensors.pop("modality_ids", None)
         method = custom_generate(
             strategy,
@@ -73,11 +83,30 @@ def answer(
             parent_model=adapter,
             return_cache=False,
         )
-        output: GroundedOutput = adapter.model.generate(
+        output: GroundedOutput = generate_of(adapter)(
             **tensors, custom_generate=method, **generation_settings(generation_kwargs, adapter.model)
         )
     steps = output.steps or ((),) * len(prompts)
     return [generation_of(adapter, strategy, prompt, row) for prompt, row in zip(prompts, steps, strict=True)]
+
+
+def _require_room(adapter: Adapter, prompt: int, asked: Any) -> None:
+    """Raise SettingError where the decoder has fewer positions than an answer may take."""
+    most = None if adapter.encoder is None else adapter.encoder.most
+    if most is not None and isinstance(asked, int) and prompt + asked > most:
+        raise SettingError(
+            f"max_new_tokens={asked} behind a prompt of {prompt} tokens: the decoder of {type(adapter.model).__name__} has "
+            f"{most} positions",
+            hint=f"max_new_tokens={max(most - prompt, 1)} is the most here",
+        )
+
+
+def generate_of(adapter: Adapter) -> Callable[..., Any]:
+    """transformers' ``generate`` of the model; of an encoder-decoder the plain one, which takes ids of the decoder (Whisper's
+    own makes them itself, and cuts long sounds)."""
+    if adapter.encoder is None:
+        return adapter.model.generate  # type: ignore[no-any-return]
+    return partial(GenerationMixin.generate, adapter.model)
 
 
 def _all_spans(prompts: Sequence[Prompt]) -> bool:
@@ -106,10 +135,10 @@ def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
     if isinstance(messages, Prompt):
         return messages
     found = adapter.complete(messages)
-    ids = found.get("input_ids")
+    ids = found.get(adapter.names.ids)
     if ids is None:
         raise PromptError(
-            f"expected messages, a Prompt or tensors with input_ids, got {sorted(map(str, messages))[:9]}",
+            f"expected messages, a Prompt or tensors with {adapter.names.ids}, got {sorted(map(str, messages))[:9]}",
             hint="pass input_ids beside inputs_embeds; they are what generate() counts and returns",
         )
     if ids.shape[0] != 1:

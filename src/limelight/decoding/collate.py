@@ -10,15 +10,21 @@ import torch
 from torch import Tensor
 
 from limelight.errors import UnsupportedError
-from limelight.models.inputs.decoder_inputs import MODEL
+from limelight.models.inputs.decoder_inputs import MODEL, Arguments
 from limelight.types import Prompt, Span
 
 
-def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any], list[int]]:
+def collate(
+    prompts: Sequence[Prompt], *, pad: int = 0, arguments: Arguments = MODEL, ids: str = "input_ids"
+) -> tuple[dict[str, Any], list[int]]:
     """One batch of tensors, left-padded, and how many positions were put in front of each row.
 
     Tensors with one entry per position are padded; the others (pixels, grids, sound features) are joined along their first
     axis, which is how transformers' processors batch them. Prompts without media have none of the latter.
+
+    Args:
+        pad: the token id that ``ids`` are padded with.
+        arguments: what the model takes, and its argument of the prompt's ``ids``.
 
     Raises:
         UnsupportedError: a tensor's further axes differ between the prompts, one that counts prompts is not in all, or nobody
@@ -30,7 +36,7 @@ def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any],
     width = max(lengths)
     out: dict[str, Any] = {}
     for name in dict.fromkeys(k for p in prompts for k in p.tensors):
-        values = _filled(name, prompts, lengths)
+        values = _filled(name, prompts, lengths, arguments)
         first = values[0]
         if not all(isinstance(v, Tensor) for v in values):
             if any(v is not first and v != first for v in values):
@@ -38,9 +44,9 @@ def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any],
             out[name] = first
             continue
         found: list[Tensor] = [v for v in values if isinstance(v, Tensor)]
-        axes = MODEL.axes(name, found[0])
+        axes = arguments.axes(name, found[0])
         if axes.positions is not None:
-            fill = pad if name == "input_ids" else 0
+            fill = pad if name == ids else 0
             found = [axes.pad(v, width - n, fill) for v, n in zip(found, lengths, strict=True)]
         rows = axes.rows or 0
         if len({(*v.shape[:rows], *v.shape[rows + 1 :]) for v in found}) != 1:
@@ -52,7 +58,7 @@ def collate(prompts: Sequence[Prompt], *, pad: int = 0) -> tuple[dict[str, Any],
     return out, [width - n for n in lengths]
 
 
-def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int]) -> list[Any]:
+def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int], arguments: Arguments) -> list[Any]:
     """A tensor of every prompt that has it; zeros for the others where it tells what each position is."""
     values = [p.tensors.get(name) for p in prompts]
     here = [v for v in values if v is not None]
@@ -64,7 +70,7 @@ def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int]) -> lis
         )
     sample = here[0]
     if isinstance(sample, Tensor):
-        axes = MODEL.axes(name, sample)
+        axes = arguments.axes(name, sample)
         if axes.new == "zero" and axes.names == ("row", "position"):
             return [sample.new_zeros(1, n) if v is None else v for v, n in zip(values, lengths, strict=True)]
         if axes.media and axes.rows is None:

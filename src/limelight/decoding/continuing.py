@@ -17,16 +17,26 @@ from torch import Tensor
 
 from limelight import compat
 from limelight.decoding.strategy import GenerationContext
-from limelight.errors import PromptError
+from limelight.errors import PromptError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.types import MODALITIES
 
 
-def past_of(kwargs: Mapping[str, Any]) -> int:
-    """Positions in the cache that is given to generate()."""
+def past_of(kwargs: Mapping[str, Any], adapter: Adapter | None = None) -> int:
+    """Positions in the cache that is given to generate().
+
+    Raises:
+        UnsupportedError: there are some, and the model is an encoder-decoder.
+    """
     cache: Any = kwargs.get("past_key_values")
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    if past and adapter is not None and adapter.encoder is not None:
+        raise UnsupportedError(
+            "going on behind a filled cache is not covered for encoder-decoders",
+            hint="give all of the prompt's ids, and no past_key_values",
+        )
+    return past
 
 
 def is_partial(ids: Tensor, kwargs: Mapping[str, Any], config: Any, past: int) -> bool:

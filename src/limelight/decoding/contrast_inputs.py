@@ -15,7 +15,7 @@ from limelight import compat
 from limelight.decoding.continuing import is_media
 from limelight.decoding.strategy import GenerationContext
 from limelight.decoding.streams import second_stream
-from limelight.errors import PromptError, SettingError
+from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.models.runtime.cached_decoder import Stream
 
@@ -38,6 +38,7 @@ def without(context: GenerationContext, dropped: Tensor) -> Stream:
         UnsupportedError: an input whose axes nobody has declared.
     """
     context.require_prompt(words_only=True)
+    refuse_encoder_decoder(context, "a prompt without its media", "an encoder-decoder always reads some")
     keep = context.mask & ~dropped
     if not bool(keep.any(-1).all()):
         raise PromptError("nothing is left of a prompt without its media", hint="put some words into the prompt")
@@ -57,6 +58,7 @@ def inserted(context: GenerationContext, words: Sequence[int], at: Sequence[int]
         UnsupportedError: a ready-made attention mask, which cannot be widened; an input whose axes nobody has declared.
     """
     context.require_prompt()
+    refuse_encoder_decoder(context, "a prompt with an instruction", "this decoder is given no instructions")
     new = torch.as_tensor(words, dtype=context.ids.dtype, device=context.ids.device)
     own = {k: context.kwargs[k] for k in ("past_key_values", "inputs_embeds") if context.kwargs.get(k) is not None}
     rest = {k: v for k, v in context.kwargs.items() if k not in own}
@@ -85,6 +87,8 @@ def disturbed(
         SettingError: the media's tensors are not at hand, or belong to another prompt.
     """
     context.require_prompt()
+    if context.adapter.encoder is not None:
+        return _disturbed_encoder(context, change, method)
     kwargs = compat.without_encoded_media(context.kwargs)
     encoded = compat.encoded_media(context.kwargs)
     times = 1
@@ -107,6 +111,38 @@ def disturbed(
     if times > 1 and encoded:
         kwargs = _expanded(context, kwargs, times)
     return second_stream(context, context.ids, kwargs)
+
+
+def refuse_encoder_decoder(context: GenerationContext, what: str, why: str) -> None:
+    """Raise UnsupportedError where the media are read by an encoder of their own."""
+    if context.adapter.encoder is not None:
+        raise UnsupportedError(
+            f"{type(context.adapter.model).__name__} cannot be asked {what}: {why}",
+            hint='use vcd() or aad(), which disturb the media, or m3id(without="zero")',
+        )
+
+
+def _disturbed_encoder(context: GenerationContext, change: Change, method: str) -> Stream:
+    """The prompt with the states of an encoder that has read changed media."""
+    adapter, encoder = context.adapter, context.adapter.encoder
+    media = None if encoder is None else context.tensors.get(encoder.media)
+    if encoder is None or not isinstance(media, Tensor):
+        raise SettingError(
+            f"{method} disturbs the media, but generate() has handed over the encoder's states only",
+            hint="pass the processor's tensors: custom_generate(strategy, tensors=inputs)",
+        )
+    if len(context.ids) % len(media):
+        raise SettingError(
+            f"tensors= belong to another prompt: {len(media)} media for {len(context.ids)} rows",
+            hint="pass the very inputs: generate(**inputs, custom_generate=custom_generate(strategy, tensors=inputs))",
+        )
+    given = {k: _placed(v, context) for k, v in context.tensors.items() if k in (encoder.media, "attention_mask")}
+    given[encoder.media] = change(encoder.media, given[encoder.media], given)
+    with torch.no_grad(), adapter.exclusive():
+        outputs = adapter.model.get_encoder()(**given, return_dict=True)
+    times = len(context.ids) // len(media)
+    outputs["last_hidden_state"] = outputs["last_hidden_state"].repeat_interleave(times, dim=0)
+    return second_stream(context, context.ids, {**context.kwargs, "encoder_outputs": outputs})
 
 
 def _placed(value: Any, context: GenerationContext) -> Any:

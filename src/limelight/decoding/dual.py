@@ -47,7 +47,8 @@ def check_composite(name: str) -> None:
 
 def kinds(context: GenerationContext, row: int) -> list[int]:
     """Indices into MODALITIES of what the row's media holds."""
-    return [k for k in sorted(set(context.modality_ids[row].tolist())) if k > 0]
+    found = set(context.modality_ids[row].tolist()) | {context.beside}
+    return [k for k in sorted(found) if k > 0]
 
 
 def split_channels(context: GenerationContext, mask: Tensor) -> list[Channel]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.detect import CROSS_ATTENTION
 from limelight.models.inputs.decoder_inputs import DECODER, holds_tensors
 from limelight.models.runtime.attention import AttentionCall, AttentionHook
 from limelight.models.runtime.wrappers import unwrapped
@@ -82,12 +83,14 @@ def check_layers(
 
 def refuse_cross_attention(adapter: Adapter, method: str) -> None:
     """Raise UnsupportedError where the media are read by cross-attention and hold no positions of the prompt."""
-    names = [n for n, _ in adapter.decoder.named_modules() if "cross_attn" in n or "encoder_attn" in n]
+    names = [n for n, _ in adapter.decoder.named_modules() if n.endswith(CROSS_ATTENTION)]
     if names:
         raise UnsupportedError(
             f"{method} works on the attention to the media's positions; {type(adapter.model).__name__} reads it by "
             f"cross-attention ({names[0]})",
-            hint="use vcd(), icd() or m3id(), which need no attention maps",
+            hint="use vcd(), icd() or m3id(), which need no attention maps"
+            if adapter.encoder is None
+            else 'use vcd(), aad() or m3id(without="zero"), which need no attention maps',
         )
 
 

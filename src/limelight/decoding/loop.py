@@ -178,9 +178,9 @@ def _context(
     check_shards(adapter.model)
     if adapter.model.training:
         raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
-    past = past_of(kwargs)
+    past = past_of(kwargs, adapter)
     partial = is_partial(ids, kwargs, config, past)
-    known = {"input_ids": ids, **{k: v for k, v in kwargs.items() if v is not None}}
+    known = {adapter.names.ids: ids, **{k: v for k, v in kwargs.items() if v is not None}}
     known.pop("past_key_values", None)
     if modality is not None:
         if modality.shape[0] != ids.shape[0] and ids.shape[0] % modality.shape[0] == 0:
@@ -192,21 +192,21 @@ def _context(
             f"modality_ids {tuple(where.shape)} do not fit the prompt {tuple(ids.shape)}",
             hint="one entry a prompt position",
         )
-    mask = kwargs.get("attention_mask")
+    mask = kwargs.get(adapter.names.mask)
     mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones_like(ids, dtype=torch.bool)
     if past:  # the model goes on with what it was given
         context = GenerationContext(
             adapter, ids, kwargs, where, mask[:, -ids.shape[1] :], sampler, config, details, stopping, **bound
         )
         return continued(context, partial=partial)
-    missing = {k: v for k, v in adapter.complete({**kwargs, "input_ids": ids}).items() if kwargs.get(k) is None}
-    missing.pop("input_ids", None)
+    missing = {k: v for k, v in adapter.complete({**kwargs, adapter.names.ids: ids}).items() if kwargs.get(k) is None}
+    missing.pop(adapter.names.ids, None)
     if "mm_token_type_ids" in missing and kwargs.get("position_ids") is not None and bool((where > 0).any()):
         raise PromptError(
             "generate() was called without mm_token_type_ids and has counted positions as if all were text",
             hint="pass everything the processor returned to generate()",
         )
-    kwargs = {k: v for k, v in {**kwargs, **missing}.items() if k != "input_ids"}
+    kwargs = {k: v for k, v in {**kwargs, **missing}.items() if k != adapter.names.ids}
     return GenerationContext(adapter, ids, kwargs, where, mask, sampler, config, details, stopping, **bound)
 
 

@@ -150,6 +150,11 @@ class GenerationContext:
     partial: bool = False
     unseen: str | None = None
 
+    @property
+    def beside(self) -> int:
+        """Index into MODALITIES of the media that stand beside the prompt (0: they are among its positions)."""
+        return 0 if self.adapter.encoder is None else self.adapter.encoder.index
+
     @cached_property
     def known_tokens(self) -> int | None:
         """See :func:`limelight.models.detect.known_tokens`."""
@@ -178,6 +183,8 @@ class GenerationContext:
         self.require_prompt()
         dropped = ("past_key_values", "use_cache", "logits_to_keep")
         out = {k: v for k, v in self.kwargs.items() if k not in dropped and v is not None}
+        if self.adapter.encoder is not None:
+            return {**out, self.adapter.names.ids: self.ids}
         return {"input_ids": self.ids, "modality_ids": self.modality_ids, **out}
 
 
@@ -217,7 +224,7 @@ def capabilities_of(strategy: Any) -> Capabilities:
 
 def check_media(strategy: Strategy, context: GenerationContext) -> None:
     """Raise PromptError when a row has no picture, sound or video and the strategy works on nothing else."""
-    if context.partial:  # what is in the cache is not known; who needs it says so
+    if context.partial or context.beside:  # what is in the cache is not known; who needs it says so
         return
     empty = ~((context.modality_ids > 0) & context.mask).any(-1)
     if capabilities_of(strategy).needs_media and bool(empty.any()):

@@ -192,9 +192,12 @@ def segment(
     """Transcribe one piece of a sound."""
     start, stop = piece.start / rate, piece.stop / rate
     most = token_limit(stop - start) if max_new_tokens is None else max_new_tokens
+    asked = adapter.prepare(prompt, {"audio": (samples[piece.start : piece.stop], rate)})
+    if max_new_tokens is None and adapter.encoder is not None and adapter.encoder.most is not None:
+        most = min(most, adapter.encoder.most - len(asked.tokens))
     said = generate(
-        adapter, None, prompt, media={"audio": (samples[piece.start : piece.stop], rate)}, strategy=strategy,
-        relevance=relevance, max_new_tokens=most, on_step=on_step, **generation_kwargs,
+        adapter, None, asked, strategy=strategy, relevance=relevance, max_new_tokens=most, on_step=on_step,
+        **generation_kwargs,
     )  # fmt: skip
     ended = bool(said.token_ids) and (said.token_ids[-1] in end_tokens(adapter) or len(said.token_ids) < most)
     return Segment(start, stop, said, piece.quiet, ended)
@@ -211,6 +214,8 @@ def prompt_for(adapter: Adapter, prompt: str | None = None, language: str | None
     Raises:
         SettingError: the prompt is empty, names ``{language}`` without one, or has no place for it.
     """
+    if adapter.family.transcription is not None:
+        return adapter.family.transcription(adapter, prompt, language)
     if prompt is None:
         base = default_prompt(adapter)
         return base if language is None else base + LANGUAGE.format(language=language)

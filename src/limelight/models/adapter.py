@@ -17,6 +17,8 @@ from limelight.calibration import Calibration
 from limelight.errors import HookError, ModelError, NotFiniteError, PromptError, UnsupportedError
 from limelight.models import detect, prompts
 from limelight.models.families import Family, family_of
+from limelight.models.inputs.decoder_inputs import MODEL, MODEL_ENCODER_DECODER, Arguments
+from limelight.models.inputs.encoder_decoder import DECODER_ONLY, ENCODER_DECODER, EncoderDecoder, find_encoder_decoder
 from limelight.models.inputs.kinds import embedders
 from limelight.models.inputs.position_mask import PLACES
 from limelight.models.inputs.ready_masks import reaches
@@ -28,7 +30,7 @@ from limelight.models.runtime.module_table import ModuleTable
 from limelight.models.runtime.offload import device_of
 from limelight.models.runtime.wrappers import uncompiled, unwrapped
 from limelight.models.spans import grown, layouts
-from limelight.types import MODALITIES, Inputs, Prompt, Span
+from limelight.types import MODALITIES, Inputs, Modality, Prompt, Span
 
 
 class Adapter:
@@ -44,7 +46,8 @@ class Adapter:
         parent_model: the multimodal model; another than ``model`` where that is the language model inside, which some families'
             ``generate()`` hands the merged prompt on to (BLIP-2, InstructBLIP).
 
-    A text-only model has no placeholders: all of its prompts are text.
+    A text-only model has no placeholders: all of its prompts are text. Of an encoder-decoder (``encoder``) the prompt is
+    the decoder's ids, all text, and media stand beside them.
 
     Raises:
         ModelError: this is no model.
@@ -68,7 +71,13 @@ class Adapter:
         self.decoder: Any = detect.find_decoder(model)
         self.traits = detect.decoder_traits(model, self.decoder)
         self.family: Family = family_of(self.parent_model.config)
-        self.placeholders = {} if self.family.marked else detect.placeholder_ids(self.parent_model, processor)
+        self.encoder: EncoderDecoder | None = find_encoder_decoder(
+            self.parent_model, self.decoder, self.family.state_seconds
+        )
+        self.names = DECODER_ONLY if self.encoder is None else ENCODER_DECODER
+        self.arguments: Arguments = MODEL if self.encoder is None else MODEL_ENCODER_DECODER
+        unmarked = self.family.marked or self.encoder is not None
+        self.placeholders = {} if unmarked else detect.placeholder_ids(self.parent_model, processor)
         head = self.model.get_output_embeddings()
         if head is None:
             inner = [m for m in model.modules() if m is not model and getattr(m, "lm_head", None) is not None]
@@ -103,17 +112,24 @@ class Adapter:
     def attending(self, seen: set[int]) -> set[int]:
         """The layers whose attention must have run, where that of ``seen`` did: a decoder that reads pictures by
         cross-attention leaves all of those layers out for a prompt without pictures."""
+        if self.encoder is not None:
+            return set(self.attention_layers)
         cross = {i for i, m in self.attention_layers.items() if m in self._cross_attention}
         return set(self.attention_layers) - (set() if seen & cross else cross)
 
     @cached_property
     def _cross_attention(self) -> set[nn.Module]:
-        return {m for n, m in self.decoder.named_modules() if n.endswith(("cross_attn", "encoder_attn"))}
+        return {m for n, m in self.decoder.named_modules() if n.endswith(detect.CROSS_ATTENTION)}
 
     @property
     def device(self) -> torch.device:
         """Where token ids go in: the input embedding's device (``model.device`` may be ``meta`` when offloaded)."""
-        return device_of(self.model.get_input_embeddings())
+        return device_of(self.word_table)
+
+    @property
+    def word_table(self) -> Any:
+        """The embedding of token ids."""
+        return (self.model if self.encoder is None else self.decoder).get_input_embeddings()
 
     def table(self) -> ModuleTable:
         """The model's modules as they are now. Hold it to keep it: the adapter only refers to it weakly."""
@@ -173,11 +189,11 @@ class Adapter:
         Raises:
             PromptError: no input ids, or an empty prompt.
         """
-        out = dict(inputs)
-        ids = out.get("input_ids")
+        out = dict(inputs) if self.encoder is None else self.encoder.complete(inputs, self.device)
+        ids = out.get(self.names.ids)
         if isinstance(ids, Tensor) and (ids.ndim != 2 or ids.shape[1] == 0):
             raise PromptError(
-                f"expected input_ids [batch, tokens] with at least one token, got {tuple(ids.shape)}",
+                f"expected {self.names.ids} [batch, tokens] with at least one token, got {tuple(ids.shape)}",
                 hint="tokenise a non-empty prompt with the processor",
             )
         if self._takes_types and out.get("mm_token_type_ids") is None and isinstance(ids, Tensor):
@@ -198,7 +214,12 @@ class Adapter:
             PromptError: there are media, but no row has a position for them.
         """
         ids = self._modalities(inputs)
-        if not bool(ids.any()) and inputs.get("modality_ids") is None and (found := detect.media_tensors(inputs)):
+        if (
+            self.encoder is None
+            and not bool(ids.any())
+            and inputs.get("modality_ids") is None
+            and (found := detect.media_tensors(inputs))
+        ):
             raise PromptError(
                 f"no row has an image, audio or video position, although there are {', '.join(found)} "
                 f"(placeholders: {self.placeholder_names()})",
@@ -206,12 +227,19 @@ class Adapter:
             )
         return ids
 
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """The kinds of media that the model takes."""
+        return frozenset(self.placeholders.values()) | ({self.encoder.kind} if self.encoder is not None else set())
+
     def placeholder_names(self) -> str:
         if self.family.marked:
             return f"where {PLACES} is not 0"
         return ", ".join(f"{m} = {i}" for i, m in sorted(self.placeholders.items())) or "none"
 
     def _modalities(self, inputs: Mapping[str, Any]) -> Tensor:
+        if self.encoder is not None:  # media stand beside the prompt, which is all text
+            return torch.zeros_like(self.complete(inputs)[self.names.ids])
         told = any(inputs.get(k) is not None for k in ("modality_ids", "mm_token_type_ids"))
         known = told or self.placeholders or self.family.marked or not isinstance(inputs.get("input_ids"), Tensor)
         # a language model inside another may be handed the other's own mask, which is no evidence of what it does with it
@@ -269,14 +297,24 @@ class Adapter:
         """
         if self.model.training:
             raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
-        if isinstance(inputs.get("input_ids"), Tensor) and inputs["input_ids"].ndim == 2:
+        if self.encoder is not None and self.encoder.scale is None:
+            raise UnsupportedError(
+                f"{type(self.decoder).__name__} takes token ids alone, and relevance needs a decoder that takes embeddings",
+                hint="only plain decoding (greedy) works on this family",
+            )
+        if self.encoder is None and isinstance(inputs.get("input_ids"), Tensor) and inputs["input_ids"].ndim == 2:
             self.modality_ids(inputs)  # media that went nowhere are told before the model trips over them
         given = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
-        if given.get("inputs_embeds") is not None:  # merged already; the ids beside them only tell what is where
-            given.pop("input_ids", None)
+        if given.get(self.names.embeds) is not None:  # merged already; the ids beside them only tell what is where
+            given.pop(self.names.ids, None)
+        if self.encoder is not None:
+            given = self.encoder.encoded(self.model, given)
         with self.routed(), no_attention_hooks():  # towers inside the decoder are none of a hook's business
             known = reaches(self.decoder.config)
-            call = capture(self.model, self.decoder, given, known, lambda: self._modalities(inputs) > 0)
+            call = capture(self.model, self.decoder, given, known, lambda: self._modalities(inputs) > 0,
+                           self.names, self._words_of)  # fmt: skip
+            if self.encoder is not None:
+                call = call.of_encoder(self.encoder, given)
         if not bool(torch.isfinite(call.embeds).all()):
             raise NotFiniteError(
                 "the merged embeddings hold NaN or infinity",
@@ -302,10 +340,16 @@ class Adapter:
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them; with what
         else enters at a token behind them (:mod:`limelight.models.inputs.side_features`)."""
-        out: Tensor = self.model.get_input_embeddings()(ids)
+        out: Tensor = self._words_of(ids)
         for embedded in self._embedders:
             out = embedded(ids, out)
         return out.to(ids.device)
+
+    def _words_of(self, ids: Tensor) -> Tensor:
+        """Rows of the word table, as the decoder scales them."""
+        out: Tensor = self.word_table(ids)
+        scale = 1.0 if self.encoder is None else self.encoder.scale or 1.0
+        return out if scale == 1.0 else out * scale
 
     @cached_property
     def _embedders(self) -> tuple[Embedder, ...]:
@@ -331,7 +375,7 @@ class Adapter:
 
     def words(self, inputs: Mapping[str, Any], row: int = 0) -> tuple[str, ...]:
         """Spelling of one row's prompt, placeholders by their modality."""
-        ids = inputs["input_ids"][row]
+        ids = inputs[self.names.ids][row]
         kinds = self._modalities(inputs)[row]
         words = self.tokens(ids)
         return tuple(w if int(k) == 0 else f"<{MODALITIES[int(k)]}>" for w, k in zip(words, kinds, strict=True))

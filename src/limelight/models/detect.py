@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from limelight import compat
 from limelight.errors import HookError, NotMultimodalError, PromptError
 from limelight.models.inputs.kinds import places
+from limelight.models.runtime.attention import CROSS_ATTENTION as CROSS_ATTENTION
+from limelight.models.runtime.attention import is_attention as is_attention
+from limelight.models.runtime.attention import number, number_of
 from limelight.models.runtime.offload import device_of
 from limelight.models.runtime.wrappers import unwrapped
 from limelight.types import MODALITIES, Modality
@@ -51,16 +54,6 @@ class DecoderTraits:
         """Query heads a key/value head of one layer."""
         heads, kv_heads, _ = self.each.get(layer, (self.heads, self.kv_heads, 0))
         return heads // kv_heads
-
-
-def is_attention(module: nn.Module) -> bool:
-    """Attention as transformers writes it: knows its layer and owns projections."""
-    if getattr(module, "layer_idx", None) is None:
-        return False
-    children = {name for name, _ in module.named_children()}
-    return any(
-        name in children for name in ("q_proj", "qkv_proj", "k_proj", "q_b_proj", "query_key_value", "kv_b_proj")
-    )
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
@@ -101,12 +94,21 @@ def _is_tower(model: nn.Module, module: nn.Module) -> bool:
 
 
 def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
-    """layer_idx -> self-attention module, of the modules inside ``decoder.layers``."""
+    """Number -> attention module, of the modules inside ``decoder.layers``.
+
+    The number is the ``layer_idx``; cross-attention beside the self-attention of a layer gets ``L`` more, L layers.
+    """
     found: dict[int, nn.Module] = {}
     layers = decoder.layers
-    for module in layers.modules() if isinstance(layers, nn.ModuleList) else ():
-        if is_attention(module):
-            found.setdefault(int(module.layer_idx), module)  # type: ignore[arg-type]
+    if not isinstance(layers, nn.ModuleList):
+        return found
+    beside = {m for n, m in layers.named_modules() if n.endswith(CROSS_ATTENTION)}
+    known = [m for m in layers.modules() if is_attention(m)]
+    for module in known:
+        index = int(module.layer_idx)  # type: ignore[arg-type]
+        if module in beside and any(m is not module and m.layer_idx == index and m not in beside for m in known):
+            number(module, len(layers) + index)
+        found.setdefault(number_of(module) or 0, module)
     return found
 
 
@@ -116,7 +118,8 @@ def decoder_traits(model: nn.Module, decoder: nn.Module) -> DecoderTraits:
     config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     each = {layer: _head_sizes(module, config) for layer, module in sorted(attention_modules(decoder).items())}
     heads, kv_heads, head_dim = next(iter(each.values()))
-    return DecoderTraits(len(each), heads, kv_heads, head_dim, int(config.hidden_size), int(config.vocab_size), each)
+    layers = sum(n < len(decoder.layers) for n in each)  # type: ignore[arg-type]
+    return DecoderTraits(layers, heads, kv_heads, head_dim, int(config.hidden_size), int(config.vocab_size), each)
 
 
 def _head_sizes(module: Any, config: Any) -> tuple[int, int, int]:

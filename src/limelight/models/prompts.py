@@ -17,6 +17,9 @@ from limelight.media.audio import read_audio
 from limelight.media.image import read_image
 from limelight.media.truncation import check_not_truncated
 from limelight.media.video import read_video
+from limelight.models import encoder_prompts
+from limelight.models.families import Family
+from limelight.models.inputs.encoder_decoder import EncoderDecoder
 from limelight.models.regions import Process, located, originals, timed
 from limelight.models.runtime.machine import machine_failed
 from limelight.types import MODALITIES, Clip, Inputs, Modality, Prompt, Span
@@ -37,6 +40,8 @@ class Reader(Protocol):
     model: Any
     processor: Any
     placeholders: dict[int, Modality]
+    encoder: EncoderDecoder | None
+    family: Family
 
     @property
     def tokenizer(self) -> Any: ...
@@ -81,6 +86,8 @@ def prepare(
         )
     messages = as_messages(messages, media)
     turns, found = split_media(messages)
+    if adapter.encoder is not None:
+        return encoder_prompts.prepare(adapter, adapter.encoder, turns, found)
     words = [str(i["text"]) for t in turns for i in t["content"] if i["type"] == "text"]
     if not any(w.strip() for w in words):
         raise PromptError(

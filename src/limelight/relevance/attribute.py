@@ -58,7 +58,9 @@ def attribute(
         sinks: positions to leave out of shares and plots (attention sinks, often ``(0,)``).
 
     Returns:
-        Relevance with scores ``[T]`` (padding included, as zeros). A prompt without media is all text.
+        Relevance with scores ``[T]`` (padding included, as zeros). A prompt without media is all text. Of an
+        encoder-decoder, the states of its encoder stand in front of the prompt's positions, and relevance is that of these
+        states; those of padding (Whisper's silence up to 30 s) count as zero.
 
     Raises:
         SettingError: target or position out of range, an unknown composite, or inputs in two ways or none.
@@ -185,13 +187,14 @@ def relevance_of(
             f"sinks {sinks} are not all positions of the {call.length}", hint="the usual sink is position 0"
         )
     targets = [(at, None if token is None else _token(token, adapter.traits.vocab)) for at, token in targets]
-    known = inputs.get("input_ids") is not None
+    inputs = inputs if adapter.encoder is None else adapter.complete(inputs)
+    known = inputs.get(adapter.names.ids) is not None
     said = 0 if generated is None else len(generated)
     words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - call.front - said)
     if generated is not None:
         words = (*words, *adapter.tokens(generated))
     if (states := call.cross_attention) is not None:
-        kind = MODALITIES[int(adapter.modality_ids(inputs)[row].max())]
+        kind = states.kind or MODALITIES[int(adapter.modality_ids(inputs)[row].max())]
         own = adapter.spans(inputs, row) if prompt_spans is None else prompt_spans
         words, spans = states.words(words, kind), states.spans(call.length, adapter.parent_model.config, kind, own)
     elif prompt_spans is None:
@@ -215,6 +218,8 @@ def relevance_of(
                 raise NotFiniteError("the logits hold NaN or infinity", hint="check weights and dtype; try float32")
             token = int(logits.argmax()) if target is None else target
             scores = input_relevance(logits[token], embeds, retain_graph=j + 1 < len(targets))[0]
+            if adapter.encoder is not None:  # states of padding are read like others, and are nobody's media
+                scores = scores * call.mask[0]
             if not bool(torch.isfinite(scores).all()):
                 raise NotFiniteError("the relevance holds NaN or infinity", hint="try float32 or bfloat16")
             out.append(

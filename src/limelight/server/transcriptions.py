@@ -158,14 +158,17 @@ class Transcriptions(Endpoint):
                 f"unknown model; this server serves {config.model!r}",
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
-        if "audio" not in adapter.placeholders.values():
+        if "audio" not in adapter.modalities:
             raise invalid("the model does not accept audio", param="model", code="model_cannot_hear")
         if any(p in options.prompt for p in self.state.placeholders):
             raise invalid("the prompt contains one of the model's placeholders", param="prompt")
         if options.limelight.page:
             raise invalid("transcriptions have no page; use chat completions", param="limelight")
         language = LANGUAGES.get(options.language.lower(), options.language) if options.language else None
-        words = " ".join(filter(None, (prompt_for(adapter, None, language), options.prompt)))
+        if adapter.encoder is None:
+            words = " ".join(filter(None, (prompt_for(adapter, None, language), options.prompt)))
+        else:
+            words = prompt_for(adapter, options.prompt or None, language)
         strategy = strategy_of(options.limelight, config.strategy, config.strategies)
         samples = options.temperature >= 1e-4
         seed = secrets.randbits(31) if samples else None

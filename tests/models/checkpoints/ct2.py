@@ -21,12 +21,12 @@ MARKS = 11
 WORDS = 256
 
 
-def tiny(seed: int = 0) -> WhisperForConditionalGeneration:
+def tiny(seed: int = 0, positions: int = 10) -> WhisperForConditionalGeneration:
     torch.manual_seed(seed)
     config = WhisperConfig(
         vocab_size=WORDS + len(SPECIAL) + MARKS, num_mel_bins=8, d_model=16, encoder_layers=2, decoder_layers=3,
         encoder_attention_heads=2, decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=40,
-        max_source_positions=10, max_target_positions=12, pad_token_id=WORDS, bos_token_id=WORDS, eos_token_id=WORDS,
+        max_source_positions=positions, max_target_positions=12 if positions == 10 else 64, pad_token_id=WORDS, bos_token_id=WORDS, eos_token_id=WORDS,
         decoder_start_token_id=WORDS + 1, init_std=0.3,
     )  # fmt: skip
     return WhisperForConditionalGeneration(config).eval()

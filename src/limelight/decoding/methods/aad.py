@@ -65,7 +65,7 @@ class Aad:
     def session(self, context: GenerationContext) -> ContrastSession:
         """Raises UnsupportedError on a prompt without sound, SettingError where silence cannot be made."""
         audio = media_mask(context) & (context.modality_ids == _AUDIO)
-        if not bool(audio.any(-1).all()):
+        if context.beside != _AUDIO and not bool(audio.any(-1).all()):
             raise UnsupportedError(
                 "aad contrasts a sound with silence; this prompt holds a row without sound",
                 hint="for pictures and video use vcd() or m3id()",

@@ -81,7 +81,7 @@ class DolaSession:
     def __init__(self, strategy: Dola, context: GenerationContext) -> None:
         self.strategy = strategy
         adapter = context.adapter
-        embedding = adapter.model.get_input_embeddings()
+        embedding = adapter.word_table
         tied = getattr(embedding, "weight", None) is getattr(adapter.head, "weight", 0)
         layers = strategy.candidates(len(decoder_layers(adapter)), tied=tied)
         check_layers(adapter, layers, "dola")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from limelight.decoding.contrast_inputs import inserted, media_mask
+from limelight.decoding.contrast_inputs import inserted, media_mask, refuse_encoder_decoder
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
 from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.errors import PromptError, SettingError
@@ -67,6 +67,7 @@ class Icd:
     def session(self, context: GenerationContext) -> ContrastSession:
         """Raises SettingError without a tokenizer, unless ``instruction`` is given as token ids."""
         context.require_prompt()
+        refuse_encoder_decoder(context, "a prompt with an instruction", "this decoder is given no instructions")
         words = self._words(context)
         at = [place(context, row, self.where) for row in range(context.ids.shape[0])]
         contrast = inserted(context, words, at)

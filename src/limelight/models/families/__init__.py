@@ -45,6 +45,9 @@ class Family:
         transcribe: the words that ask it for a transcription, where neither config nor processor has any.
         extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
         seconds: of sound that the positions of one sound stand for, where features cannot tell: ``config -> seconds``.
+        state_seconds: of sound that one state of its encoder stands for, of an encoder-decoder: ``config -> seconds``.
+        decoder_prompt: the ids that an encoder-decoder's decoder begins with: ``(adapter, words, the encoder's tensors)``.
+        transcription: the words that ask an encoder-decoder for a transcription: ``(adapter, prompt, language) -> words``.
         published: how to load checkpoints in a layout that transformers does not know.
         whole_last: a picture's tiles, joined into one grid, stand before its view as a whole and are cut at their upper
             left (Phi-4); else behind it, cut around their middle (LLaVA-NeXT).
@@ -59,6 +62,9 @@ class Family:
     extra_inputs: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
     transcribe: str = "Transcribe the speech."
     seconds: Callable[[Any], float] | None = None
+    state_seconds: Callable[[Any], float] | None = None
+    decoder_prompt: Callable[[Any, str, Mapping[str, Any]], list[int]] | None = None
+    transcription: Callable[[Any, str | None, str | None], str] | None = None
     published: Published | Convertible | None = None
     marked: bool = False
     whole_last: bool = False

@@ -1,7 +1,25 @@
-"""Whisper: its checkpoints in CTranslate2's layout are read as well."""
+"""Whisper: its states are counted in time, its prompt is of its own; checkpoints in CTranslate2's layout are read as well."""
+
+from typing import Any
 
 from limelight.models.checkpoints import whisper_ct2
 from limelight.models.checkpoints.formats import Convertible
 from limelight.models.families import Family
+from limelight.models.whisper_prompt import decoder_prompt, transcription
 
-FAMILY = Family("whisper", ("whisper",), published=Convertible(whisper_ct2.claims, whisper_ct2.convert))
+WINDOW = 30.0  # seconds
+
+
+def state_seconds(config: Any) -> float:
+    """1500 states are 30 s."""
+    return WINDOW / int(config.max_source_positions)
+
+
+FAMILY = Family(
+    "whisper",
+    ("whisper",),
+    state_seconds=state_seconds,
+    decoder_prompt=decoder_prompt,
+    transcription=transcription,
+    published=Convertible(whisper_ct2.claims, whisper_ct2.convert),
+)

@@ -17,20 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from limelight.models.inputs.decoder_inputs import DECODER
+from limelight.models.inputs.encoder_decoder import STATES
 from limelight.models.inputs.side_features import Found, Media, SideFeatureKind, no_media
+from limelight.models.runtime.attention import CROSS_ATTENTION, is_attention, number_of
 from limelight.models.spans import tower_side
-from limelight.types import Modality, Region, Span
+from limelight.types import MODALITIES, Modality, Region, Span
 
-NAME = "cross_attention_states"
+NAMES = ("cross_attention_states", STATES)
 
 
 @dataclass(frozen=True)
 class CrossAttentionStates:
-    """The decoder's argument ``name`` takes the first ``count`` positions of the leaf; ``masks``: who sees what of them."""
+    """The decoder's argument ``name`` takes the first ``count`` positions of the leaf; ``masks``: who sees what of them.
+
+    ``width`` of the states and of the ``words``, where the two differ: the leaf is as wide as the wider, with zeros behind
+    the other. ``kind``: what they are of, where the prompt's own words do not say; ``seconds`` of sound that each stands
+    for.
+    """
 
     name: str
     count: int
     masks: tuple[str, ...]
+    width: int | None = None
+    words_width: int | None = None
+    kind: Modality | None = None
+    seconds: float | None = None
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -45,7 +56,7 @@ class CrossAttentionStates:
         return (self.name, self.masks)
 
     def widened(self, embeds: Tensor) -> Tensor:
-        return embeds
+        return _padded(embeds, max(self.width or 0, embeds.shape[-1]))
 
     def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         return dict(kept)
@@ -57,15 +68,23 @@ class CrossAttentionStates:
         return leaf, self.spread(kept, rows)
 
     def arguments(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return {"inputs_embeds": leaf[:, self.count :], self.name: leaf[:, : self.count], **kwargs}
+        states, words = leaf[:, : self.count, : self.width], leaf[:, self.count :, : self.words_width]
+        if self.name == STATES:  # some decoders add positions to them in place
+            states = states.clone()
+        return {"inputs_embeds": words, self.name: states, **kwargs}
 
     def step(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys and values of the states are in the cache."""
-        return {"inputs_embeds": leaf, **kwargs}
+        """Keys and values of the states are in the cache; an encoder-decoder only asks whether there are any."""
+        if self.name == STATES:
+            width = leaf.shape[-1] if self.width is None else self.width
+            kwargs = {**kwargs, self.name: leaf.new_zeros(len(leaf), self.count, width)}
+        return {"inputs_embeds": leaf[..., : self.words_width], **kwargs}
 
     def modality(self, ids: Tensor) -> Tensor:
         """Modalities ``[B, N + T]`` from those of the words ``[B, T]``, which say what the states are of."""
         kind = ids.amax(dim=1, keepdim=True).clamp_min(1)
+        if self.kind is not None:
+            kind = torch.full_like(kind, MODALITIES.index(self.kind))
         return torch.cat([kind.expand(-1, self.count), torch.zeros_like(ids)], dim=1)
 
     def words(self, words: Sequence[str], kind: Modality = "image") -> tuple[str, ...]:
@@ -78,6 +97,8 @@ class CrossAttentionStates:
 
         The regions of the ``prompt``'s own spans say where in the pictures the tiles lie.
         """
+        if kind == "audio":
+            return (self._sound(prompt), Span(self.count, length, "text"))
         side = tower_side(config)
         each = None if side is None else side * side + 1
         states: list[Span] = [Span(0, self.count, kind)]
@@ -94,25 +115,41 @@ class CrossAttentionStates:
             ]
         return (*states, Span(self.count, length, "text"))
 
+    def _sound(self, prompt: Sequence[Span]) -> Span:
+        interval = next((s.interval for s in prompt if s.interval is not None), None)
+        return Span(0, self.count, "audio", None, self.seconds, interval=interval)
+
+
+def _padded(x: Tensor, width: int) -> Tensor:
+    return x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+
 
 def find_cross_attention(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
     """The states ``[B or more, n, D]`` in front of the words as one leaf ``[B, N + T, D]``, and which of them any word
-    sees ``[B, N]``; None where no argument has states of the embeddings' width."""
+    sees ``[B, N]``; None where no argument has states."""
     batch, _, width = embeds.shape
-    value = kwargs.get(NAME)
-    if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[-1] != width or value.shape[0] % batch:
+    name = next((n for n in NAMES if kwargs.get(n) is not None), NAMES[0])
+    value = kwargs.get(name)
+    if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[0] % batch:
         return None
-    states = value.detach().reshape(batch, -1, width)
-    masks = tuple(k for k, v in kwargs.items() if k != NAME and isinstance(v, Tensor) and "state" in _names(k))
+    own = value.shape[-1]
+    if own != width and name != STATES:
+        return None
+    states = value.detach().reshape(batch, -1, own)
+    masks = tuple(k for k, v in kwargs.items() if k != name and isinstance(v, Tensor) and "state" in _names(k))
     seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     for key in masks:
         mask = kwargs[key]
         if mask.ndim == 4 and mask.shape[-1] == states.shape[1]:  # [B, 1, T, N], additive or True where seen
             sees = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask != 0
             seen = sees.any(dim=2)[:, 0].expand_as(seen)
-    found = CrossAttentionStates(NAME, int(states.shape[1]), masks)
-    rest = {k: v for k, v in kwargs.items() if k != NAME}
-    return Found(found, torch.cat([states.to(embeds), embeds], dim=1), rest, seen)
+        elif mask.shape == seen.shape:
+            seen = mask.to(seen.device) != 0
+    apart = own != width
+    found = CrossAttentionStates(name, int(states.shape[1]), masks, own if apart else None, width if apart else None)
+    rest = {k: v for k, v in kwargs.items() if k != name}
+    leaf = torch.cat([_padded(x, max(own, width)) for x in (states.to(embeds), embeds)], dim=1)
+    return Found(found, leaf, rest, seen)
 
 
 def _names(argument: str) -> tuple[str, ...]:
@@ -121,12 +158,14 @@ def _names(argument: str) -> tuple[str, ...]:
 
 
 def reading_layers(decoder: nn.Module, name: str) -> set[int]:
-    """Layers whose attention takes the states."""
+    """Numbers of the attention that takes the states."""
     found = set()
-    for module in decoder.modules():
-        layer = getattr(module, "layer_idx", None)
-        if layer is not None and hasattr(module, "k_proj") and name in inspect.signature(module.forward).parameters:
-            found.add(int(layer))
+    for path, module in decoder.named_modules():
+        layer = number_of(module)
+        if layer is None or not is_attention(module):
+            continue
+        if path.endswith(CROSS_ATTENTION) if name == STATES else name in inspect.signature(module.forward).parameters:
+            found.add(layer)
     return found
 
 

@@ -53,6 +53,8 @@ DECODER_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
     "image_embeds": (*FEATURES, Axes("picture placed feature", features=True, media=True)),
     "cross_attention_states": (Axes("picture state feature", features=True, media=True),),
     "cross_attention_mask": (STATES,),
+    "encoder_hidden_states": (Axes("row state feature", features=True, media=True),),
+    "encoder_attention_mask": (Axes("row state", "same", media=True), STATES),
     "full_text_row_masked_out_mask": (STATES,),
 }
 
@@ -298,4 +300,16 @@ def _handed_on(name: str) -> tuple[Axes, ...] | None:
 
 
 MODEL = Arguments("model", MODEL_ARGUMENTS, _media)
+# Of an encoder-decoder the plain names are the encoder's.
+ENCODER_DECODER_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
+    "decoder_input_ids": MODEL_ARGUMENTS["input_ids"],
+    "decoder_attention_mask": MODEL_ARGUMENTS["attention_mask"],
+    "decoder_position_ids": MODEL_ARGUMENTS["position_ids"],
+    "decoder_inputs_embeds": MODEL_ARGUMENTS["inputs_embeds"],
+    "attention_mask": (Axes("row frame", media=True), Axes("row frame width", media=True)),
+    "past_key_values": _CONTAINER,
+    "encoder_outputs": (Axes("*", media=True),),
+}
+
 DECODER = Arguments("decoder", DECODER_ARGUMENTS, _handed_on)
+MODEL_ENCODER_DECODER = Arguments("model", ENCODER_DECODER_ARGUMENTS, _media)

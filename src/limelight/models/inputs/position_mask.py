@@ -6,6 +6,7 @@ from: words' embeddings with the media in their places, before it scales them an
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,4 +46,5 @@ def is_positions(module: nn.Module) -> bool:
     if next(module.children(), None) is not None or next(module.parameters(), None) is not None:
         return False
     tables = [b for b in module.buffers(recurse=False) if b.ndim == 2]
-    return len(tables) == 1 and hasattr(module, "num_positions") and hasattr(module, "padding_idx")
+    counted = hasattr(module, "num_positions") and hasattr(module, "padding_idx")
+    return len(tables) == 1 and (counted or list(inspect.signature(module.forward).parameters) == ["position_ids"])

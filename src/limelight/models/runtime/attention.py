@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,39 @@ NAME = "limelight"
 _CHANGING = frozenset({"position_bias", "sinks", "block_indices", "alibi"})
 
 
+CROSS_ATTENTION = ("cross_attn", "encoder_attn", "crossattention", "encoder_decoder_attention")  # ends of names
+# Cross-attention modules that share the layer_idx of a self-attention -> the number that tells them from it.
+_NUMBERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Attention as transformers writes it: knows its layer and owns projections."""
+    if getattr(module, "layer_idx", None) is None:
+        return False
+    children = {name for name, _ in module.named_children()}
+    return any(
+        name in children for name in ("q_proj", "qkv_proj", "k_proj", "q_b_proj", "query_key_value", "kv_b_proj")
+    )
+
+
+def number(module: nn.Module, given: int) -> None:
+    """Give an attention module a number of its own, in place of its ``layer_idx``."""
+    _NUMBERS[module] = given
+
+
+def number_of(module: nn.Module) -> int | None:
+    """The number by which hooks and caches know an attention module: its ``layer_idx``, or one of its own."""
+    own = _NUMBERS.get(module)
+    index = getattr(module, "layer_idx", None) if own is None else own
+    return None if index is None else int(index)
+
+
 class AttentionHook:
     """What may be done inside attention. Every method is the identity here; override what you need.
 
     Shapes: ``q`` [B, H, Q, d], ``k``/``v`` [B, Hkv, K, d] (after rotary and cache), scores and weights [B, H, Q, K],
-    out [B, H, Q, d]. ``layer`` is the attention module's ``layer_idx``.
+    out [B, H, Q, d]. ``layer`` is the attention module's ``layer_idx``; of a
+    cross-attention beside the layer's self-attention, L more (:mod:`limelight.models.inputs.encoder_decoder`).
 
     Attributes:
         only: ids of the attention modules it is for (of one model among several); None: all.
@@ -200,8 +229,8 @@ def attention(
         attention_mask = selected(kwargs["indices"], attention_mask, query, key)
     active = _ACTIVE.get()
     hooks = () if active is None else tuple(h for h in active.hooks if h.only is None or id(module) in h.only)
-    index = getattr(module, "layer_idx", None)
-    layer = -1 if index is None else int(index)  # a tower that shares the decoder's config
+    index = number_of(module)
+    layer = -1 if index is None else index  # a tower that shares the decoder's config
     if active:
         active.seen.add(layer)
     if dropout and module.training:

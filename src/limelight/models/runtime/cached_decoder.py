@@ -30,6 +30,9 @@ class Stream:
         self.adapter = adapter
         self.ids = input_ids
         self.kwargs: dict[str, Any] = {**kwargs, "use_cache": kwargs.get("use_cache") is not False}
+        if (states := kwargs.get("encoder_outputs")) is not None:  # some decoders add to them in place
+            own = {k: v.clone() if isinstance(v, Tensor) else v for k, v in states.items()}
+            self.kwargs["encoder_outputs"] = type(states)(**own)
         self.config = config
         self.output: Any = None
 

@@ -15,6 +15,7 @@ from limelight.errors import HookError, PromptError, UnsupportedError
 from limelight.models.inputs import ready_masks
 from limelight.models.inputs.cross_attention import CrossAttentionStates
 from limelight.models.inputs.decoder_inputs import DECODER, Reaches, holds_tensors
+from limelight.models.inputs.encoder_decoder import DECODER_ONLY, EncoderDecoder, PromptNames
 from limelight.models.inputs.kinds import find, placed
 from limelight.models.inputs.side_features import Media, SideFeatures, no_media
 from limelight.models.runtime.fused import fused_attention
@@ -78,6 +79,18 @@ class DecoderCall:
             if isinstance(mask, Tensor) and mask.ndim == 4:
                 return ready_masks.padding_of(mask)
         return (~self.mask[:, self.front :]).long().cumprod(-1).sum(-1)
+
+    def of_encoder(self, known: EncoderDecoder, inputs: Mapping[str, Any]) -> DecoderCall:
+        """The same with what is known of the encoder's states: their kind, their time, and which of them are padding."""
+        states = self.cross_attention
+        if states is None:
+            return self
+        seen = known.heard(inputs, self.mask[:, : self.front])
+        return replace(
+            self,
+            mask=torch.cat([seen, self.mask[:, self.front :]], dim=1),
+            features=replace(states, kind=known.kind, seconds=known.seconds),
+        )
 
     @property
     def cross_attention(self) -> CrossAttentionStates | None:
@@ -190,6 +203,8 @@ def capture(
     inputs: Mapping[str, Any],
     reaches: Reaches,
     media: Media = no_media,
+    prompt: PromptNames = DECODER_ONLY,
+    words: Callable[[Tensor], Tensor] | None = None,
 ) -> DecoderCall:
     """Run ``model(**inputs)`` up to the call of ``decoder`` and keep what it was given. Towers run once, without grad.
 
@@ -256,14 +271,14 @@ def capture(
                 "the decoder was called with neither inputs_embeds nor input_ids", hint="report this family"
             )
         with torch.no_grad():
-            embeds = decoder.get_input_embeddings()(ids)  # type: ignore[operator]
+            embeds = (words or decoder.get_input_embeddings())(ids)  # type: ignore[operator]
     embeds = embeds.detach().clone()
     if embeds.shape[1] == 0:
         raise PromptError("the prompt is empty: zero positions", hint="pass at least one token")
     kwargs = {k: v for k, v in got.items() if k not in _DROPPED and v is not None}
     if "attention_mask" in kwargs:
         kwargs["attention_mask"] = ready_masks.additive(kwargs["attention_mask"], embeds.dtype)
-    given = inputs.get("attention_mask")
+    given = inputs.get(prompt.mask)
     mask = given.bool() if isinstance(given, Tensor) and given.ndim == 2 else None
     if mask is None or mask.shape != embeds.shape[:2]:
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
+from transformers import EncoderDecoderCache
 
 from limelight.errors import UnsupportedError
 
@@ -23,10 +24,14 @@ class DualCache:
 
     is_compileable = False
     is_sliding: list[bool] = []  # noqa: RUF012 - read by transformers: no layer forgets
+    is_linear: list[bool] = []  # noqa: RUF012
+    is_dummy: list[bool] = []  # noqa: RUF012
 
-    def __init__(self, capacity: int, reading: Collection[int] = ()) -> None:
-        """``reading``: layers that attend to states beside the prompt, whose keys and values are there once and stay."""
+    def __init__(self, capacity: int, reading: Collection[int] = (), *, paired: bool = False) -> None:
+        """``reading``: layers that attend to states beside the prompt, whose keys and values are there once and stay.
+        ``paired``: the decoder wants two caches, one for self-attention and one for those."""
         self.reading = frozenset(reading)
+        self.handed: Any = PairedCache(self) if paired else self  # what the decoder is given
         self.cross_attention: dict[int, SimpleNamespace] = {}
         self.capacity = max(capacity, 1)
         self.length = 0
@@ -161,3 +166,37 @@ class PassingCache(DualCache):
 
     def keep(self, layer: int, states: Mapping[int, tuple[Tensor, ...]]) -> None:
         """Nothing: no position follows."""
+
+
+class StatesCache:
+    """Keys and values of an encoder's states, computed once: what an :class:`EncoderDecoderCache` asks its second cache."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.layers: dict[int, SimpleNamespace] = {}
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.layers[layer_idx] = SimpleNamespace(is_initialized=True, keys=key.detach(), values=value.detach())
+        return key, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        known = self.layers.get(layer_idx)
+        return 0 if known is None else int(known.keys.shape[2])
+
+
+class PairedCache(EncoderDecoderCache):  # type: ignore[misc]
+    """A dual cache as encoder-decoders take it."""
+
+    def __init__(self, own: DualCache) -> None:
+        self.self_attention_cache, self.cross_attention_cache = own, StatesCache()
+        self.is_updated: dict[int, bool] = {}
+
+    def __len__(self) -> int:
+        return len(self.is_updated)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return int(self.self_attention_cache.get_query_offset(layer_idx))

@@ -53,7 +53,8 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
         return
     piece = call.row(0).ending(min(2, call.length - call.front))
     embeds, one, kwargs = piece.embeds, dict(piece.kwargs), piece.repeated(5)
-    mode, cache = Mode(channels=5), DualCache(piece.length - piece.front, reading(adapter, call))
+    mode = Mode(channels=5)
+    cache = DualCache(piece.length - piece.front, reading(adapter, call), paired=adapter.encoder is not None)
     rules = JvpRules(adapter, mode, cache, composite)
     if piece.features is not None:  # let something enter in every way
         kept = {k: piece.kwargs[k] for k in piece.features.kept}
@@ -65,7 +66,7 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
     with torch.no_grad(), rules.attached():
         rows = torch.cat([embeds, embeds / 2, embeds, embeds / -2, torch.zeros_like(embeds)])
         given = replace(piece, kwargs=kwargs).arguments(rows)
-        value, half, whole, minus, none = _last(adapter.decoder(past_key_values=cache, use_cache=True, **given))
+        value, half, whole, minus, none = _last(adapter.decoder(past_key_values=cache.handed, use_cache=True, **given))
     error = float(torch.maximum((whole - 2 * half).abs(), (half + minus).abs()).max())
     limit, off = tolerance(embeds.dtype, 1e-3, 5e-2), relative_error(value, own)
     if not off <= tolerance(embeds.dtype, 2e-2, 0.25):  # TF32 adds up over layers; in 16 bits a router may turn

@@ -101,7 +101,7 @@ class DualStream:
                 )
         self.mode = Mode(batch=self.batch)
         kind = DualCache if goes_on else PassingCache
-        self.cache = kind(call.length - front + reserve, reading(adapter, call))
+        self.cache = kind(call.length - front + reserve, reading(adapter, call), paired=adapter.encoder is not None)
         check = partial(require_forward_mode, adapter, call, composite)
         self.rules = JvpRules(adapter, self.mode, self.cache, composite, check)
         check()
@@ -170,7 +170,7 @@ class DualStream:
         embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
         rows = replace(self.call, kwargs=self.call.repeated(self.rows))
         with torch.no_grad(), self.working(rows=self.rows, write=True), self.rules.attached():
-            return self.adapter.decoder(past_key_values=self.cache, use_cache=True, **rows.arguments(embeds))
+            return self.adapter.decoder(past_key_values=self.cache.handed, use_cache=True, **rows.arguments(embeds))
 
     def append(self, tokens: Tensor) -> None:
         """Make ``tokens`` [B] the current position (not yet in the cache)."""
@@ -225,7 +225,7 @@ class DualStream:
             if differentiable:
                 embeds = embeds.detach().requires_grad_(True)
             given = {"inputs_embeds": embeds, **kwargs} if features is None else features.step(embeds, kwargs)
-            out = self.adapter.decoder(past_key_values=self.cache, use_cache=True, **given)
+            out = self.adapter.decoder(past_key_values=self.cache.handed, use_cache=True, **given)
             output = self.output_of(out, graph)  # inside: a view taken under no_grad would lose its graph
         if write:
             self.cache.advance(1)

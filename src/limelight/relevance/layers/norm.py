@@ -114,8 +114,8 @@ def final_norm(adapter: Adapter) -> nn.Module:
     """
     found = [
         child
-        for child in map(unwrapped, adapter.decoder.children())
-        if not isinstance(child, (nn.ModuleList, nn.Embedding)) and probe_norm(child) is not None
+        for name, child in ((n, unwrapped(c)) for n, c in adapter.decoder.named_children())
+        if not isinstance(child, (nn.ModuleList, nn.Embedding)) and "emb" not in name and probe_norm(child) is not None
     ]
     width = adapter.traits.hidden
     fitting: list[nn.Module] = [m for m in found if all(p.shape[0] == width for p in m.parameters())]

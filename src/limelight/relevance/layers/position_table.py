@@ -27,6 +27,8 @@ def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
         out: Tensor = original(*args, **kwargs)
         if mode.channels == 1:
             return out
+        if out.ndim == 2:  # positions that all rows share
+            out = out[None]
         if out.shape[0] == 1:
             out = out.expand(mode.channels * mode.batch, *out.shape[1:])
         first = block_rows(out, mode.channels)

@@ -1,0 +1,168 @@
+"""Whisper: its prompt, its seconds, its padding, and its own generate()."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import limelight
+from limelight.errors import MediaError, SettingError
+from limelight.models.whisper_prompt import language_token
+from limelight.types import Prompt
+from tests.models.checkpoints import ct2
+from tests.zoo.base import enliven
+
+SOT, EN, DE, TRANSCRIBE, PREV, SILENT = (ct2.WORDS + n for n in (1, 2, 3, 5, 7, 9))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> limelight.Adapter:
+    """A tiny Whisper of 1500 positions with tokenizer and feature extractor, multilingual."""
+    folder = tmp_path_factory.mktemp("whisper")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMELIGHT_CACHE", str(folder / "cache"))
+        model = enliven(ct2.tiny(positions=1500))
+        adapter = limelight.load(ct2.write(folder / "tiny", ct2.variables(model)))
+    config = adapter.model.generation_config
+    config.is_multilingual, config.lang_to_id = True, {"<|en|>": EN, "<|de|>": DE}
+    config.task_to_id = {"transcribe": TRANSCRIBE, "translate": TRANSCRIBE - 1}
+    config.eos_token_id = config.max_length = None
+    return adapter
+
+
+def noise(seconds: float, seed: int = 0) -> tuple[Any, int]:
+    return (0.1 * np.random.default_rng(seed).standard_normal(int(16_000 * seconds))).astype(np.float32), 16_000
+
+
+def ids(prompt: Prompt) -> list[int]:
+    found: list[int] = prompt.tensors["decoder_input_ids"][0].tolist()
+    return found
+
+
+def test_the_prompt_is_language_task_and_previous_text(adapter: limelight.Adapter) -> None:
+    plain = adapter.prepare("", {"audio": noise(1.0)})
+    heard = int(adapter.model.detect_language(plain.tensors["input_features"])[0])
+    assert ids(plain) == [SOT, heard, TRANSCRIBE, SILENT] and heard in (EN, DE)
+    assert len(plain.tokens) == 4 and [s.modality for s in plain.spans] == ["text"]
+    words = adapter.prepare("He said", {"audio": noise(1.0)})
+    before = adapter.tokenizer(" He said", add_special_tokens=False).input_ids
+    assert ids(words) == [PREV, *before, SOT, heard, TRANSCRIBE, SILENT]
+    long = adapter.prepare("word " * 40, {"audio": noise(1.0)})
+    assert len(ids(long)) == 1 + (64 // 2 - 1) + 4 and ids(long)[-4:] == ids(plain)
+    verbatim = adapter.prepare("<|startoftranscript|><|de|><|translate|>", {"audio": noise(1.0)})
+    assert ids(verbatim) == [SOT, DE, TRANSCRIBE - 1]
+
+
+def test_languages(adapter: limelight.Adapter) -> None:
+    assert {language_token(adapter.model, n) for n in ("de", "German", "<|de|>", "DE")} == {"<|de|>"}
+    with pytest.raises(SettingError, match="does not know the language 'Klingon'") as told:
+        limelight.transcribe(adapter, sound=noise(1.0), language="Klingon")
+    assert "de, en" in str(told.value.hint)
+    said = limelight.transcribe(adapter, sound=noise(1.0), language="German", relevance=False, max_new_tokens=2)
+    assert said.prompt == "<|startoftranscript|><|de|><|transcribe|><|notimestamps|>"
+    assert ids(said.segments[0].generation.prompt) == [SOT, DE, TRANSCRIBE, SILENT]
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.99, 29.995])
+def test_positions_are_20_ms_and_padding_is_no_sound(adapter: limelight.Adapter, seconds: float) -> None:
+    prompt = adapter.prepare("", {"audio": noise(seconds)})
+    call = adapter.capture(prompt.tensors)
+    assert (call.front, call.length) == (1500, 1504)
+    heard = int(call.mask[0, :1500].sum())
+    assert heard == -(-int(seconds * 100) // 2) and bool(call.mask[0, :heard].all()) and bool(call.mask[0, 1500:].all())
+    found = limelight.attribute(adapter, prompt)
+    span = found.spans[0]
+    assert (span.start, span.stop, span.modality, span.seconds) == (0, 1500, "audio", 0.02)
+    assert not found.scores[heard:1500].any() and bool(found.scores[:heard].any())
+    scores, times = found.on_sound()
+    assert torch.equal(scores, found.scores[: len(scores)]) and abs(len(scores) - seconds * 50) <= 1
+    assert float(times[-1, 1]) == pytest.approx(seconds) and float(times[3, 0]) == pytest.approx(0.06)
+    assert sum(found.shares().values()) == pytest.approx(1.0)
+
+
+def test_the_meter_counts_the_sound_alone(adapter: limelight.Adapter) -> None:
+    prompt = adapter.prepare("", {"audio": noise(1.0)})
+    said = limelight.generate(adapter, messages=prompt, strategy="meter", max_new_tokens=2)
+    found = limelight.attribute_generated(adapter, prompt, said.token_ids)
+    for step, relevance in zip(said.steps, found, strict=True):
+        support = next(phi for token, _, _, phi in step.candidates if token == step.token)
+        assert support == pytest.approx(relevance.total("audio"), abs=1e-3)
+
+
+def test_long_sounds_are_cut_by_transcribe_alone(adapter: limelight.Adapter) -> None:
+    with pytest.raises(MediaError, match="its limit is 30 s"):
+        adapter.prepare("", {"audio": noise(31.0)})
+    done = limelight.transcribe(adapter, sound=noise(31.0), relevance=False, max_new_tokens=2)
+    assert len(done.segments) == 2 and done.segments[-1].stop == pytest.approx(31.0)
+
+
+def test_by_default_a_segment_fits_the_decoder(adapter: limelight.Adapter) -> None:
+    done = limelight.transcribe(adapter, sound=noise(3.0), relevance=False, strategy="greedy")
+    assert len(done.segments[0].generation.token_ids) == 64 - 4  # of 64 + 12 a second
+
+
+@pytest.mark.parametrize(
+    ("media", "message"),
+    [({}, "hold none"), ({"audio": [noise(1.0), noise(1.0)]}, "hold 2 audio"), ({"image": np.zeros((4, 4, 3), np.uint8)}, "hold 1 image")],
+)  # fmt: skip
+def test_one_sound_is_asked_for(adapter: limelight.Adapter, media: Any, message: str) -> None:
+    with pytest.raises(MediaError, match=f"reads one audio, the messages {message}"):
+        adapter.prepare("", media)
+
+
+def test_suppressed_tokens_stay_suppressed(adapter: limelight.Adapter) -> None:
+    prompt = adapter.prepare("", {"audio": noise(1.0)})
+    plain = limelight.generate(adapter, messages=prompt, relevance=False, max_new_tokens=3)
+    config = adapter.model.generation_config
+    before = config.suppress_tokens, config.begin_suppress_tokens
+    try:
+        config.suppress_tokens, config.begin_suppress_tokens = [1, *set(plain.token_ids[1:])], [plain.token_ids[0]]
+        other = limelight.generate(adapter, messages=prompt, relevance=False, max_new_tokens=3)
+    finally:
+        config.suppress_tokens, config.begin_suppress_tokens = before
+    assert other.token_ids[0] != plain.token_ids[0] and not set(other.token_ids) & set(plain.token_ids[1:])
+
+
+def test_its_own_generate_gets_its_relevance(adapter: limelight.Adapter) -> None:
+    """Long form, time marks, previous text: what it says is attributed window by window."""
+    samples, rate = noise(40.0)
+    extractor = adapter.processor.feature_extractor
+    features = extractor(samples, sampling_rate=rate, return_tensors="pt", truncation=False, padding="longest")
+    with torch.no_grad():
+        out = adapter.model.generate(
+            features.input_features, return_timestamps=True, return_segments=True, language="en", task="transcribe",
+            max_new_tokens=6,
+        )  # fmt: skip
+    assert out["segments"][0]
+    for segment in out["segments"][0]:
+        said = segment["tokens"].tolist()
+        start = int(float(segment["start"]) * rate)
+        window = adapter.prepare(
+            "<|startoftranscript|><|en|><|transcribe|>", {"audio": (samples[start : start + 30 * rate], rate)}
+        )
+        found = limelight.attribute_generated(adapter, window, said)
+        assert [r.target for r in found] == said
+        assert all(r.share("audio") > 0 and r.spans[0].seconds == 0.02 for r in found)
+
+
+def test_a_server_and_the_app_know_that_it_hears(adapter: limelight.Adapter) -> None:
+    assert adapter.modalities == {"audio"}
+
+
+@pytest.mark.parametrize("name", ["whisper-base", "whisper-tiny.en"])
+def test_real_weights_hear_a_silence_as_their_own_generate_does(name: str) -> None:
+    from limelight.models.checkpoints.cache import weights_folder
+
+    if not weights_folder(name).is_dir():
+        pytest.skip(f"{name} was not fetched (python -m recipes.real_weights {name})")
+    adapter = limelight.load(name)
+    prompt = adapter.prepare("", {"audio": (np.zeros(32_000, np.float32), 16_000)})
+    with torch.no_grad():
+        want = adapter.model.generate(prompt.tensors["input_features"], max_new_tokens=8, do_sample=False)[0].tolist()
+    said = limelight.generate(adapter, messages=prompt, strategy="meter", max_new_tokens=8)
+    start = len(prompt.tokens)
+    assert list(said.token_ids)[: len(want)] in (want, want[start:])
+    assert all(set(s.contributions) == {"audio", "text"} for s in said.steps)

@@ -135,7 +135,8 @@ def _describe(
     asked = data.caption_set(split, where, n)
     said: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
-    size = 1 if decoder.method == "opera" else 25
+    surprise: dict[str, float] = {}
+    size = 1 if decoder.method in ("opera", "lrp-beam") else 25
     for number, (part, tensors) in enumerate(data.batches(asked, size)):
         drawn = None if seed is None else seed * 100_000 + number * 1000
         out = _generate(data.adapter(), decoder, settings, tensors, drawn, 24)
@@ -145,11 +146,34 @@ def _describe(
         for a, text in zip(part, answers, strict=True):
             texts[a.id] = text.strip()
             said[a.id] = sorted(data.mentioned(text))
+        if split == "test":
+            losses = _surprise(data.adapter(), tensors, out.sequences)
+            surprise |= {a.id: round(loss, 4) for a, loss in zip(part, losses, strict=True)}
     return {
         "said": [said[a.id] for a in asked],
         "truth": [sorted(a.truth) for a in asked],
         "texts": [texts[a.id] for a in asked],
+        "nll": [surprise[a.id] for a in asked if a.id in surprise],
     }
+
+
+def _surprise(own: Any, tensors: dict[str, Any], sequences: Any) -> list[float]:
+    """Mean negative log-probability per token of each answer (its end included) under the unchanged model."""
+    import torch
+
+    start = tensors["input_ids"].shape[1]
+    answer = sequences[:, start:]
+    pad = own.tokenizer.pad_token_id
+    ended = (answer == own.tokenizer.eos_token_id).cumsum(-1)
+    real = ((ended == 0) | ((ended == 1) & (answer == own.tokenizer.eos_token_id))) & (answer != pad)
+    if pad == own.tokenizer.eos_token_id:
+        real = (ended == 0) | ((ended == 1) & (answer == pad))
+    mask = torch.cat([tensors["attention_mask"], real.long()], dim=1)
+    with torch.no_grad():
+        given = {**tensors, "input_ids": sequences, "attention_mask": mask}
+        logits = own.model(**given, use_cache=False).logits[:, start - 1 : -1].float()
+    loss = -torch.log_softmax(logits, -1).gather(-1, answer[..., None])[..., 0]
+    return [float(row[keep].mean()) if bool(keep.any()) else 0.0 for row, keep in zip(loss, real, strict=True)]
 
 
 def _share(

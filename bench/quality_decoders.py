@@ -52,6 +52,7 @@ DECODERS: tuple[Decoder, ...] = (
     ),
     Decoder("cached LIME, margin, text positions", "lime-cached", like="cached LIME, margin", change={"reward": "text"}, control=True, captions=False, questions=300),
     Decoder("relevance-contrastive", "relevance-contrastive", grid(alpha=(1.0, 2.0, 4.0, 8.0))),
+    Decoder("relevance-contrastive, z", "relevance-contrastive", grid(score=("z",), alpha=(0.5, 1.0, 2.0, 4.0))),
     Decoder("relevance-contrastive, CP-LRP", "relevance-contrastive", grid(composite=("cp-lrp",), alpha=(1.0, 2.0, 4.0, 8.0))),
     Decoder("VCD", "vcd", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("ICD", "icd", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
@@ -60,8 +61,8 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("PAI", "pai", grid(alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
     Decoder("PAI, first token too", "pai", grid(first_token=("boosted",), alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
     Decoder("AvisC", "avisc", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
-    Decoder("DoLa", "dola", grid(layers=("low", "high"))),
-    Decoder("DeCo", "deco", grid(alpha=(0.3, 0.6, 1.0))),
+    Decoder("DoLa", "dola", grid(layers=("low", "high"), beta=(0.02, 0.1))),
+    Decoder("DeCo", "deco", grid(alpha=(0.15, 0.3, 0.6, 1.0))),
     Decoder("MemVR", "memvr", grid(ratio=(0.06, 0.12, 0.25, 0.5))),
     Decoder("OPERA", "opera", questions=100, captions=False),
 )  # fmt: skip

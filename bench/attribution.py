@@ -6,7 +6,7 @@
 Batch 1, float32, LM of width 512 with 8 layers, random weights. "Plain" is one forward with the model's own sdpa attention and
 the gradient of the top logit with respect to the merged embeddings (weights frozen, logits of the last position);
 `limelight.attribute` is one call on the same model and prompt; lxt is measured on the text model only, against its plain
-gradient in the same environment. Each side runs in its own process, and they alternate: process time of one thread, medians
+gradient in the same environment. The two sides of a pair run in their own processes and alternate: process time of one thread, medians
 over rounds of the ratio within a round. Memory is the allocator's peak beyond the model, from its own log, which is
 reproducible within one per cent, unlike the process's resident size.
 
@@ -28,7 +28,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "attribution.json"
 WORKER = Path(__file__).parent / "attribution_worker.py"
 LENGTHS = (600, 2400, 8192)
-ROUNDS = {600: 9, 2400: 7, 8192: 5}
+ROUNDS = {600: 9, 2400: 7, 8192: 3}
 PAIRS = {"limelight": ("ours", "plain"), "lxt": ("lxt", "lxt-plain")}
 
 
@@ -63,41 +63,39 @@ class Side:
 
 
 def measure(tokens: int, rounds: int, pythons: dict[str, str]) -> list[dict[str, Any]]:
-    """A row for limelight, and one for lxt where its Python is known."""
+    """A row for limelight, and one for lxt where its Python is known; one pair after the other, for the sake of memory."""
+    return [_pair(name, python, tokens, rounds) for name, python in pythons.items()]
+
+
+def _pair(name: str, python: str, tokens: int, rounds: int) -> dict[str, Any]:
+    mine, base = PAIRS[name]
     sides: dict[str, Side] = {}
     try:
-        for name, python in pythons.items():
-            for kind in PAIRS[name]:
-                sides[kind] = Side(python, kind, tokens)
-                sides[kind].wait()
+        for kind in (mine, base):
+            sides[kind] = Side(python, kind, tokens)
+            sides[kind].wait()
         seconds: dict[str, list[float]] = {kind: [] for kind in sides}
         for index in range(rounds):
-            for kind in list(sides) if index % 2 else reversed(list(sides)):
+            for kind in (mine, base) if index % 2 else (base, mine):
                 seconds[kind].append(sides[kind].ask("time"))
         memory = {kind: side.ask("memory") for kind, side in sides.items()}
     finally:
         for side in sides.values():
             side.end()
-    rows = []
-    for name in pythons:
-        mine, base = PAIRS[name]
-        ratios = [a / b for a, b in zip(seconds[mine], seconds[base], strict=True)]
-        rows.append(
-            {
-                "name": name,
-                "prompt_tokens": tokens,
-                "rounds": rounds,
-                "seconds": statistics.median(seconds[mine]),
-                "plain_seconds": statistics.median(seconds[base]),
-                "ratio": statistics.median(ratios),
-                "ratio_low": min(ratios),
-                "ratio_high": max(ratios),
-                "peak_bytes": int(memory[mine]),
-                "plain_peak_bytes": int(memory[base]),
-                "memory_ratio": memory[mine] / memory[base],
-            }
-        )
-    return rows
+    ratios = [a / b for a, b in zip(seconds[mine], seconds[base], strict=True)]
+    return {
+        "name": name,
+        "prompt_tokens": tokens,
+        "rounds": rounds,
+        "seconds": statistics.median(seconds[mine]),
+        "plain_seconds": statistics.median(seconds[base]),
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "peak_bytes": int(memory[mine]),
+        "plain_peak_bytes": int(memory[base]),
+        "memory_ratio": memory[mine] / memory[base],
+    }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -116,7 +114,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), choices=LENGTHS)
-    parser.add_argument("--rounds", type=int, help="instead of 9, 7 and 5")
+    parser.add_argument("--rounds", type=int, help="instead of 9, 7 and 3")
     parser.add_argument("--lxt-python", help="a Python that has lxt and a transformers it works with")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -14,13 +14,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import detection, faithfulness, gpu_table, quality_audio_table, quality_table, speed
+from bench import (
+    attribution,
+    detection,
+    faithfulness,
+    free_text_table,
+    gpu_table,
+    quality_audio_table,
+    quality_table,
+    speed,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("speed", "quality", "quality-audio", "benchmarks", "detection")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("speed", "quality", "quality-audio", "free-text", "benchmarks", "detection")
+    ),
 )
 
 
@@ -50,6 +62,8 @@ def speed_short() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "attribution": lambda: attribution.table(json.loads(attribution.RESULTS.read_text())["rows"]),
+    "free-text": lambda: free_text_table.render(json.loads((RESULTS / "free_text.json").read_text())),
     "detection": lambda: detection.table(json.loads(detection.RESULTS.read_text())),
     "faithfulness": lambda: faithfulness.table(json.loads(faithfulness.RESULTS.read_text())),
     "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import platform
@@ -174,7 +175,7 @@ def tokens(model: Any, inputs: dict[str, Any], strategy: Any, count: int) -> tup
     model.generate(
         **inputs, custom_generate=fn, max_new_tokens=count, min_new_tokens=count, do_sample=False, disable_compile=True
     )
-    gaps = [b - a for a, b in zip(stamps[1:], stamps[2:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(stamps[1:])]
     return stamps[1] - stamps[0], statistics.median(gaps)
 
 

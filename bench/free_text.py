@@ -30,7 +30,9 @@ RESULTS = Path(__file__).parent / "results" / "free_text.json"
 WORLDS = {"demo-vision": "bench.quality_data", "demo-audio": "bench.quality_audio_data"}
 CAPTIONS, DEV_CAPTIONS, PHRASES, DEV_PHRASES = 1000, 150, 300, 60
 RECALL_MARGIN = 0.01
-FUNCTION_WORDS = frozenset("a an and the of in on with is are there picture sound sounds then i hear see".split())
+FUNCTION_WORDS = frozenset(
+    ("a", "an", "and", "the", "of", "in", "on", "with", "is", "are", "there", "picture", "sound", "sounds", "then")
+)
 
 
 def decoders(model: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class FreeText:
 
     def transcribe(self, name: str, greedy: dict[str, Any] | None) -> dict[str, Any]:
         """Trials on dev by word error rate, the row on test with the words written where nobody speaks."""
-        trials = []
+        trials: list[dict[str, Any]] = []
         for settings in TRIALS[name]:
             jobs = self._jobs("speech", name, "dev", self.speech, DEV_PHRASES, settings)
             trials.append(

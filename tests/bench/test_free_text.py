@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from bench import free_text, free_text_table, quality_data
 from bench.free_text_trials import TRIALS
 from bench.quality import _generate, _surprise
 from bench.quality_decoders import BY_NAME
+
+from bench import free_text, free_text_table, quality_data
 from limelight.models.loading import packaged
 
 has_model = pytest.mark.skipif(

@@ -11,7 +11,8 @@ from torch import Tensor
 from limelight.calibration import Calibration
 from limelight.decoding.dual import TOP, captured, check_composite, explainer, kinds, open_stream, split_channels
 from limelight.decoding.methods.meter import Meter
-from limelight.decoding.strategy import GenerationContext, TokenSampler
+from limelight.decoding.sampler import TokenSampler
+from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError
 from limelight.grounding.score import z_score
 from limelight.models.adapter import Adapter

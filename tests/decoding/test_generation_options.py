@@ -17,7 +17,8 @@ import limelight
 from limelight.decoding import generation_options as options
 from limelight.decoding.loop import custom_generate
 from limelight.decoding.methods.opera_search import Beam, Search, Weighing
-from limelight.decoding.strategy import GenerationContext, TokenSampler
+from limelight.decoding.sampler import TokenSampler
+from limelight.decoding.strategy import GenerationContext
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.types import Prompt
 from tests.decoding.test_continuing import MORE, inputs_of, made, same, strategy_of

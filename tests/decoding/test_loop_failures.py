@@ -17,7 +17,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import limelight
-from limelight.decoding.strategy import Detail, GenerationContext, StepOutput, TokenSampler
+from limelight.decoding.sampler import TokenSampler
+from limelight.decoding.strategy import Detail, GenerationContext, StepOutput
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute

@@ -21,7 +21,7 @@ import limelight
 from limelight.decoding import processors
 from limelight.decoding.processors import stateless
 from limelight.decoding.registry import strategies
-from limelight.decoding.strategy import TokenSampler
+from limelight.decoding.sampler import TokenSampler
 from limelight.errors import UnsupportedError
 from tests.decoding.loops import inputs_of, run
 from tests.decoding.test_continuing import MORE, made, same

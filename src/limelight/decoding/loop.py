@@ -21,7 +21,8 @@ from limelight.compat import GenerateDecoderOnlyOutput
 from limelight.decoding.continuing import continued, is_partial, past_of
 from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
-from limelight.decoding.strategy import Detail, GenerationContext, Strategy, TokenSampler, capabilities_of, check_media
+from limelight.decoding.sampler import TokenSampler
+from limelight.decoding.strategy import Detail, GenerationContext, Strategy, capabilities_of, check_media
 from limelight.decoding.streams import cache_after, checked_stream
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap

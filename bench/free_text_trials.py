@@ -34,6 +34,6 @@ TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
     "DoLa": grid(layers=("low", "high"), beta=(0.02, 0.1, 0.3)),
     "DeCo": grid(alpha=(0.3, 0.6, 1.0), top_p=(0.9, 0.99)),
     "MemVR": grid(ratio=(0.12, 0.25, 0.5), threshold=(0.6, 0.75)),
-    "reconsider": grid(score=("z",)),
+    "reconsider": grid(threshold=(2.5, 3.25, 4.0), margin=(0.5, 1.5)),
     "LRP beam": ({},),
 }

@@ -24,5 +24,6 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("PAI, first token too", "pai", grid(first_token=("boosted",), alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
     Decoder("AvisC", "avisc", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("DoLa", "dola", grid(layers=("low", "high"), beta=(0.02, 0.1))),
+    Decoder("reconsider", "reconsider"),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECODERS}

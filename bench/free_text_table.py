@@ -24,7 +24,7 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in settings.items()) or "-"
 
 
-def captions(rows: dict[str, Any], where: str) -> list[str]:
+def captions(rows: dict[str, Any], where: str, total: int) -> list[str]:
     """One caption set: what is invented and what is found, with paired differences to greedy."""
     out = _head(
         "decoder", "settings (dev)", "CHAIR_s", "- greedy", "CHAIR_i", "recall", "- greedy", "words", "perplexity",
@@ -32,9 +32,10 @@ def captions(rows: dict[str, Any], where: str) -> list[str]:
     )  # fmt: skip
     for name, row in rows.items():
         r, plain = row["test"][where], name == "greedy"
+        few = f" (n = {row['count']})" if row.get("count", total) < total else ""
         out.append(
             _cells(
-                name, _settings(row["settings"]), f"{r['chair_s']:.3f}", "-" if plain else _interval(r["invented_vs_greedy"]),
+                name + few, _settings(row["settings"]), f"{r['chair_s']:.3f}", "-" if plain else _interval(r["invented_vs_greedy"]),
                 f"{r['chair_i']:.3f}", f"{r['recall']:.3f}", "-" if plain else _interval(r["recall_vs_greedy"]),
                 f"{r['words']:.1f}", f"{r['perplexity']:.2f}", f"{r['repeats']:.3f}",
             )
@@ -59,7 +60,7 @@ def render(results: dict[str, Any]) -> str:
     for model, found in results.items():
         for where, prompt in PROMPTS.items():
             title = f"{NAMES[model]}, captions, {prompt}: {found['captions_per_set']} test scenes"
-            out += [title, "", *captions(found["captions"], where), ""]
+            out += [title, "", *captions(found["captions"], where, found["captions_per_set"]), ""]
         if found["speech"]:
             title = f"{NAMES[model]}, transcripts: word error rate; noise, silence, events: words written per recording"
             out += [title, "", *speech(found["speech"]), ""]

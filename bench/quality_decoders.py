@@ -65,7 +65,7 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("DeCo", "deco", grid(alpha=(0.15, 0.3, 0.6, 1.0))),
     Decoder("MemVR", "memvr", grid(ratio=(0.06, 0.12, 0.25, 0.5))),
     Decoder("OPERA", "opera", questions=100, captions=False),
-    Decoder("reconsider", "reconsider", captions=True),
-    Decoder("LRP beam", "lrp-beam", questions=100, captions=True),
+    Decoder("reconsider", "reconsider"),
+    Decoder("LRP beam", "lrp-beam", questions=100, captions=False),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECODERS}

@@ -83,7 +83,7 @@ def wrong_inputs(tmp_path: Path, photo: Path) -> dict[str, tuple[tuple[object, .
         out.setframerate(16000)
         out.writeframes(b"\x00\x01" * 1600)
     return {
-        "no media": (("--strategy", "lime"), "works on the picture, sound or video"),
+        "no media": (("--strategy", "lime"), "requires an image, audio or video"),
         "missing": (("--image", tmp_path / "none.png"), "there is no file"),
         "corrupt": (("--image", corrupt), "not an image that can be read"),
         "cut short": (("--image", cut), "corrupt"),

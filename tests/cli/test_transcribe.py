@@ -198,7 +198,7 @@ def test_what_is_refused(run: Run, listener: Path, talk: Path, tmp_path: Path, a
         assert told in flat(result.stderr), extra
     assert "one file" in flat(run("transcribe", talk, talk, "-m", listener, "-o", tmp_path / "a.srt").stderr)
     assert "several transcripts" in flat(run("transcribe", talk, talk, "-m", listener, "-o", tmp_path / "d").stderr)
-    with pytest.raises(MediaError, match="no sound to transcribe"):
+    with pytest.raises(MediaError, match="no audio to transcribe"):
         limelight.transcribe(adapter)
     with pytest.raises(MediaError, match="NaN"):
         limelight.transcribe(adapter, sound=(np.array([np.nan, 0.0]), RATE))

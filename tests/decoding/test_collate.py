@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import limelight
-from limelight.decoding.collate import collate, shifted
+from limelight.decoding.collate import collate, shift_spans
 from limelight.errors import SettingError, UnsupportedError
 from limelight.types import Prompt, Span
 
@@ -82,6 +82,6 @@ def test_a_tensor_that_nobody_declared_is_named(adapter: limelight.Adapter) -> N
 
 def test_shifted_spans_still_partition() -> None:
     spans = (Span(0, 2, "image", (1, 2)), Span(2, 5, "text"))
-    moved = shifted(spans, 3)
+    moved = shift_spans(spans, 3)
     assert [(s.start, s.stop, s.modality) for s in moved] == [(0, 3, "text"), (3, 5, "image"), (5, 8, "text")]
     assert moved[1].grid == (1, 2)

@@ -260,7 +260,7 @@ def test_caches_that_do_not_fit() -> None:
     for count in (past, past - 3):  # nothing left to read
         short = {k: v[:, :count] for k, v in words_only(inputs).items()}
         for strategy in ("greedy", "meter", "lime"):
-            with pytest.raises(PromptError, match="nothing is left") as caught:
+            with pytest.raises(PromptError, match="no new positions") as caught:
                 made(adapter, short, strategy_of(strategy), past_key_values=copy.deepcopy(cache))
             assert caught.value.hint
     wrong = {"input_ids": inputs["input_ids"][:, past:], "attention_mask": inputs["attention_mask"][:, 2:]}

@@ -96,7 +96,7 @@ def test_disturbed_media_come_from_the_tensors_or_the_arguments() -> None:
     inside = disturbed(prompt(input_features=features), gone, method="m")
     assert float(inside.kwargs["input_features"].abs().sum()) == 0
     run = prompt(mm_encoder_outputs={"image": 1})
-    with pytest.raises(SettingError, match="m disturbs the image itself"):
+    with pytest.raises(SettingError, match="m distorts the image input itself"):
         disturbed(run, gone, method="m")
     run.tensors = {
         "input_ids": IDS,
@@ -111,7 +111,7 @@ def test_disturbed_media_come_from_the_tensors_or_the_arguments() -> None:
 
 
 def test_no_media_to_disturb() -> None:
-    with pytest.raises(SettingError, match="found no tensor of pixels or sound"):
+    with pytest.raises(SettingError, match="found no tensor of pixels or audio"):
         disturbed(prompt(), gone, method="m")
     with pytest.raises(SettingError, match="found no tensor"):
         disturbed(prompt(input_features=torch.ones(2, 4, 8)), gone, only=lambda name: "pixel" in name, method="m")

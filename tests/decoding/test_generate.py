@@ -323,7 +323,7 @@ def test_several_answers_are_refused_wherever_they_are_asked_for(picture: Image.
     prompt = adapter.prepare(QUESTION, {"image": picture})
     adapter.model.generation_config.num_return_sequences = 2
     for ask_it in (limelight.generate, lambda a, p, m, **k: limelight.generate_many(a, p, [m], **k)):
-        with pytest.raises(UnsupportedError, match="one answer"):
+        with pytest.raises(UnsupportedError, match="single answer"):
             ask_it(adapter, None, prompt, do_sample=True, max_new_tokens=1)
 
 

@@ -16,7 +16,7 @@ from transformers.generation import stopping_criteria
 import limelight
 from limelight.decoding import generation_options as options
 from limelight.decoding.loop import custom_generate
-from limelight.decoding.methods.opera_search import Beam, Search, Weighing
+from limelight.decoding.methods.opera_search import Beam, Search, SearchSettings
 from limelight.decoding.sampler import TokenSampler
 from limelight.decoding.strategy import GenerationContext
 from limelight.errors import PromptError, SettingError, UnsupportedError
@@ -263,7 +263,7 @@ def test_operas_early_stopping_is_that_of_transformers(early: Any, live: float, 
     search = object.__new__(Search)
     config = GenerationConfig(early_stopping=early, length_penalty=penalty, max_length=ids.shape[1] + 6)
     search.context = GenerationContext(adapter, ids, {}, ids, ids > -1, TokenSampler(None, sample=False), config)
-    search.weighing = Weighing(2, 5, 50.0, 15, 1.0, 10)
+    search.settings = SearchSettings(2, 5, 50.0, 15, 1.0, 10)
     search.beams = [Beam((1, 2), live, torch.zeros(2))]
     search.ended = [(-0.2, search.beams[0]), (-0.3, search.beams[0])]
     assert search._done() is done

@@ -43,7 +43,7 @@ def test_hooks_leave_other_threads_alone() -> None:
 def test_exits_are_the_layers_before_the_final_norm() -> None:
     adapter, inputs = deep(), deep_inputs()
     exits = LogitLens(adapter, (0, 2, 3))
-    with torch.no_grad(), exits.watching():
+    with torch.no_grad(), exits.recording():
         adapter.model(**inputs)
     trace = stack.run(adapter.model, stack.prompt(adapter.model, inputs, torch.zeros(1, 0, dtype=torch.long)))
     wanted = torch.stack([stack.exit_logits(adapter.model, trace.hidden[i][-1:]) for i in (0, 2, 3)])
@@ -97,7 +97,7 @@ def test_parts_of_the_decoder() -> None:
     check_layers(adapter, (0, 3), "m")
     for layers, match in (
         ((4,), r"m: expected one or more layers within 0\.\.3, got layers \[4\]"),
-        ((), "no layer at all"),
+        ((), "no layers"),
     ):
         with pytest.raises(SettingError, match=match):
             check_layers(adapter, layers, "m")

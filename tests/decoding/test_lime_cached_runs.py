@@ -246,7 +246,7 @@ def test_under_inference_mode_and_with_the_model_untouched(adapter: Adapter) -> 
         ({"heads": "all"}, "heads"), ({"reward": "audio"}, "reward"), ({"updates": 0}, "updates"), ({"lr": 0.0}, "lr"),
         ({"tau": 0.0}, "tau"), ({"kl_weight": -1.0}, "kl_weight"), ({"refresh": -1}, "refresh"),
         ({"refresh": 2}, "no weights to refresh"), ({"layers": ()}, "layers"), ({"layers": 1}, "layers"), ({"layers": ("0",)}, "layers"),
-        ({"updates": 1.5}, "whole numbers"), ({"refresh": "often", "objective": "paper"}, "whole numbers"),
+        ({"updates": 1.5}, "must be integers"), ({"refresh": "often", "objective": "paper"}, "must be integers"),
         ({"lr": float("nan")}, "lr"), ({"tau": float("inf")}, "tau"),
     ],
     ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",

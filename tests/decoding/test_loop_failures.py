@@ -251,7 +251,7 @@ def test_nan_logits_of_a_strategy_raise() -> None:
 def test_a_cut_and_a_processor_that_leave_no_token_are_told() -> None:
     adapter = built("llava", torch.float32)
     fn = limelight.custom_generate(OnlyEnd())
-    with pytest.raises(SettingError, match=r"every token is barred at token 0 of row 0: only-end") as caught:
+    with pytest.raises(SettingError, match=r"no token is allowed at token 0 of row 0: only-end") as caught:
         adapter.model.generate(
             **inputs_of(adapter), custom_generate=fn, max_new_tokens=4, min_new_tokens=2,
             eos_token_id=2, do_sample=False,

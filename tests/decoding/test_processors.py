@@ -140,8 +140,8 @@ def test_limes_target_is_the_guided_token(strategy: str) -> None:
     sampler = TokenSampler([guidance(adapter.model)], sample=False)
     with torch.no_grad():
         raw = adapter.model(**inputs).logits[:, -1].float()
-        foreseen = sampler.foreseen(ids)
-        first, second = foreseen(raw), foreseen(raw)
+        preview = sampler.preview(ids)
+        first, second = preview(raw), preview(raw)
         final = sampler.scores(ids, raw)
         plain = guidance(adapter.model)(ids, raw.clone())
     assert torch.equal(first, second) and torch.equal(first, final) and torch.equal(final, plain)
@@ -165,8 +165,8 @@ def test_what_is_asked_inside_a_step_leaves_no_trace() -> None:
     used, fresh = (config.construct_processor(128, "cpu") for _ in range(2))
     ids, logits = torch.tensor([[5, 6, 7]]), torch.randn(1, 128, generator=torch.Generator().manual_seed(0))
     for step in range(4):
-        foreseen = processors.foreseen([used], ids)
-        seen = [foreseen(logits) for _ in range(3)]
+        preview = processors.preview([used], ids)
+        seen = [preview(logits) for _ in range(3)]
         want = fresh(ids, logits.clone())
         assert all(torch.equal(s, want) for s in seen), step
         assert torch.equal(used(ids, logits.clone()), want)

@@ -124,7 +124,7 @@ def test_every_strategy_decodes_text_or_says_what_it_needs(name: str) -> None:
     if name in FREE:
         assert decoded(adapter.model, INPUTS, limelight.strategy(name)).sequences.shape == (2, 9)
     else:
-        with pytest.raises(PromptError, match=f"{name} works on the picture") as caught:
+        with pytest.raises(PromptError, match=f"{name} requires an image, audio or video") as caught:
             decoded(adapter.model, INPUTS, limelight.strategy(name))
         assert "greedy() or meter()" in caught.value.hint
         assert MODALITY_IDS in caught.value.hint
@@ -207,7 +207,7 @@ def test_tensors_that_count_prompts_cannot_be_mixed() -> None:
     inputs = ZOO["mllama"].inputs(adapter.model)
     length = inputs["input_ids"].shape[1]
     rows = [Prompt(inputs, ("a",) * length, ()), Prompt({k: v[:1] for k, v in INPUTS.items()}, ("a",) * 6, ())]
-    with pytest.raises(UnsupportedError, match="ask one by one"):
+    with pytest.raises(UnsupportedError, match="run the prompts one by one"):
         collate(rows)
 
 

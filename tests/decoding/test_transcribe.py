@@ -54,5 +54,5 @@ def test_sounds_in_every_shape(adapter: limelight.Adapter) -> None:
     for sound in shapes:
         assert limelight.transcribe(adapter, sound=sound, max_new_tokens=3, relevance=False).text == want
     for sound in ({"audio": [samples, samples]}, {"audio": samples, "image": "x.png"}, {"audio": []}):
-        with pytest.raises(MediaError, match="expected one sound"):
+        with pytest.raises(MediaError, match="expected one audio item"):
             limelight.transcribe(adapter, sound=sound, max_new_tokens=3)

@@ -153,6 +153,6 @@ def test_rivals_are_the_best_of_the_possible_tokens_but_the_chosen_one() -> None
 
 
 def test_unknown_scores_are_refused() -> None:
-    with pytest.raises(SettingError, match="unknown score 'zz'") as caught:
+    with pytest.raises(SettingError, match="unknown grounding score 'zz'") as caught:
         check_score("zz")
     assert "centred" in caught.value.hint

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from limelight.decoding.collate import shifted
+from limelight.decoding.collate import shift_spans
 from limelight.errors import SettingError
 from limelight.models import regions
 from limelight.models.adapter import Adapter
@@ -295,7 +295,7 @@ def test_attribution_and_shifts_keep_the_regions() -> None:
     assert relevance.spans == prompt.spans
     parts = relevance.on_picture()
     assert [tuple(scores.shape) for scores, _ in parts] == [s.cells for s in prompt.spans if s.grid]
-    moved = shifted(prompt.spans, 3)
+    moved = shift_spans(prompt.spans, 3)
     assert (moved[0].start, moved[0].stop, moved[0].modality) == (0, 3, "text")
     for before, after in zip(prompt.spans, moved[1:], strict=True):
         assert (after.start, after.stop) == (before.start + 3, before.stop + 3)

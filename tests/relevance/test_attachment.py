@@ -274,7 +274,7 @@ def test_a_block_within_a_running_forward_is_refused() -> None:
             own(adapter, inputs)
     finally:
         handle.remove()
-    assert "in the middle" in str(caught.value)
+    assert "during a forward" in str(caught.value)
     assert caught.value.hint
     assert snapshot(adapter.model) == before
     with attached(adapter, ATTN_LRP):

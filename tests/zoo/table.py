@@ -20,7 +20,7 @@ WHY: dict[str, str] = {
     "indexer": "sparse attention: an indexer selects the keys of each query",
     "mlp": "a gate that is clamped and shifted in line",
     "names no image": "config and processor define no image placeholder token",
-    "layers of its own kind of cache": "a sliding window that excludes the prompt, in the family's own cache",
+    "layers of its own cache type": "a sliding window that excludes the prompt, in the family's own cache",
     "deepstack": "vision features also enter in deeper layers",
 }
 WHOLE = "inside `model.generate`: `custom_generate(strategy, parent_model=model)`"

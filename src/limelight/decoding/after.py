@@ -1,8 +1,8 @@
-"""Intervene only after the thinking part: any strategy, kept back until a marker has been said.
+"""Strategies applied only after a marker, such as the end of a reasoning model's thinking section.
 
-Reasoning models think aloud first (``<think> ... </think>``) and answer then. Until the marker the model is left as it
-is, at the price of plain decoding; then the strategy's session opens on prompt and thoughts together, as if both had
-been read. Rows of a batch pass the marker each in its own time.
+Reasoning models emit a thinking section first (``<think> ... </think>``) and answer afterwards. Until the marker the
+model decodes unchanged, at the cost of plain decoding; then the strategy's session is opened on prompt and thinking
+section together, as if both had been the prompt. The rows of a batch reach the marker independently.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _TWO_WAY = ("paligemma",)
 
 @dataclass(frozen=True)
 class After:
-    """``inner``, from the token behind ``marker`` on.
+    """Applies ``inner`` from the token after ``marker`` on.
 
     Args:
         inner: any strategy.
-        marker: a text such as ``</think>``, looked for in what has been generated; a token id; or ``"thinking"``: any of
-            the texts that end thoughts (:data:`limelight.thinking.MARKERS`, by which benchmarks tell thoughts from answers).
+        marker: a text such as ``</think>``, searched in the generated text; a token id; or ``"thinking"``: any text that
+            ends a thinking section (:data:`limelight.thinking.MARKERS`, also used by the benchmarks).
 
-    A prompt that ends with the marker (chat templates that switch thinking off write it there) counts as thought over.
-    An answer in which the marker never comes is the model's own: every ``Step.intervened`` is False.
-    Counters of the inner strategy (M3ID's, a decay) start at the marker.
+    If the prompt ends with the marker (chat templates write it there to disable thinking), the strategy acts at once.
+    If the marker never occurs, the answer is the unchanged model's: every ``Step.intervened`` is False.
+    Counters of the inner strategy (M3ID's decay) start at the marker.
     """
 
     inner: Strategy
@@ -59,13 +59,13 @@ class After:
 
         if not capabilities_of(self.inner).after:
             raise SettingError(
-                f"{self.inner.name} cannot be kept back until a marker",
+                f"{self.inner.name} cannot start at a marker",
                 hint="use it without after=, or another strategy",
             )
 
     @property
     def capabilities(self) -> Capabilities:
-        """The inner strategy's, but that its session opens for all rows with the first marker, plain on the cache until then."""
+        """The inner strategy's, adjusted: its session opens for all rows at the first marker, plain cached decoding before."""
         return replace(
             capabilities_of(self.inner), batches=False, second_prompt=True, continues_cache=True, meter="", after=False
         )
@@ -86,15 +86,15 @@ class AfterSession:
     def __init__(self, strategy: After, context: GenerationContext) -> None:
         self.strategy, self.context = strategy, context
         self.ends = ending_with(strategy.marker, context.adapter.tokenizer)
-        self.said: list[list[int]] = [[] for _ in range(context.ids.shape[0])]
+        self.generated: list[list[int]] = [[] for _ in range(context.ids.shape[0])]
         self.thinking = [not self.ends(ids[m].tolist(), True) for ids, m in zip(context.ids, context.mask, strict=True)]
         self.plain = GreedySession(context)
         self.inner: Session | None = None
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         for row, token in enumerate([] if tokens is None else tokens.tolist()):
-            self.said[row].append(token)
-            self.thinking[row] = self.thinking[row] and not self.ends(self.said[row], False)
+            self.generated[row].append(token)
+            self.thinking[row] = self.thinking[row] and not self.ends(self.generated[row], False)
         thinking = list(self.thinking)
         if not any(thinking):
             return self._inner(tokens)
@@ -112,7 +112,7 @@ class AfterSession:
         return StepOutput(logits, explain=explain, last=last)
 
     def cache(self) -> Any:
-        """The plain stream's, brought up to what has been said, unless the inner session keeps one of its own."""
+        """Return the plain stream's cache, extended by all generated tokens, or the inner session's own if it has one."""
         if self.inner is not None and not any(self.thinking) and hasattr(self.inner, "cache"):
             found = self.inner.cache()
             if found is not None:
@@ -120,7 +120,7 @@ class AfterSession:
         stream = self.plain.stream
         if stream.output is None:
             return None
-        missing = torch.tensor(self.said, device=stream.ids.device)[
+        missing = torch.tensor(self.generated, device=stream.ids.device)[
             :, stream.ids.shape[1] - self.context.ids.shape[1] :
         ]
         if missing.shape[1]:
@@ -128,16 +128,19 @@ class AfterSession:
         return stream.cache
 
     def _inner(self, tokens: Tensor | None) -> StepOutput:
-        """The strategy's own step output, once a row is past the marker."""
+        """Return the inner strategy's step output; used once any row is past the marker."""
         if self.inner is not None:
             return self.inner.next(tokens)
         untouched = tokens is None and not any(self.thinking)  # else the prompt's own cache is the plain stream's
-        self.inner = self.strategy.inner.session(self.context if untouched else extended(self.context, self.said))
+        self.inner = self.strategy.inner.session(self.context if untouched else extended(self.context, self.generated))
         return self.inner.next(None)
 
 
 def ending_with(marker: str | int, tokenizer: Any) -> Callable[[Sequence[int], bool], bool]:
-    """(token ids, blanks allowed behind) -> whether they end with the marker; it may share its last token with others."""
+    """Return a predicate (token ids, allow trailing whitespace) -> whether they end with the marker.
+
+    The marker's last token may contain further text.
+    """
     if isinstance(marker, int):
         if tokenizer is None:
             return lambda ids, loose: bool(ids) and ids[-1] == marker
@@ -151,8 +154,8 @@ def ending_with(marker: str | int, tokenizer: Any) -> Callable[[Sequence[int], b
         return by_id
     if tokenizer is None:
         raise SettingError(
-            f"after={marker!r} is a text, and there is no tokenizer to read it with",
-            hint="custom_generate(strategy, processor=processor), or give the token id",
+            f"after={marker!r} is a text, but there is no tokenizer to match it with",
+            hint="use custom_generate(strategy, processor=processor), or pass the token id",
         )
     texts = MARKERS.closings if marker == THINKING else (marker,)
     window = max(len(m.encode()) for m in texts) + 8
@@ -167,22 +170,23 @@ def ending_with(marker: str | int, tokenizer: Any) -> Callable[[Sequence[int], b
     return by_text
 
 
-def extended(context: GenerationContext, said: Sequence[Sequence[int]]) -> GenerationContext:
-    """The context of a prompt that goes on with ``said`` (as many tokens in every row), with a cache of its own.
+def extended(context: GenerationContext, generated: Sequence[Sequence[int]]) -> GenerationContext:
+    """Return the context of the prompt extended by the generated tokens (equally many per row), with a new cache.
 
     Raises:
-        UnsupportedError: an input whose axes nobody has declared; several answers per prompt;
-            a model whose whole prompt sees itself both ways.
+        UnsupportedError: an input whose axes are not declared; several answers per prompt;
+            a model with bidirectional attention over the prompt.
     """
     context.require_prompt()
-    n = len(said[0])
+    n = len(generated[0])
     if context.adapter.model.config.model_type in _TWO_WAY:
         raise UnsupportedError(
-            f"{type(context.adapter.model).__name__} reads its prompt both ways, so thoughts cannot be made part of it",
+            f"{type(context.adapter.model).__name__} attends to its prompt bidirectionally, so generated tokens cannot "
+            "become part of it",
             hint="use the strategy without after=",
         )
-    new = torch.tensor([list(s) for s in said], dtype=context.ids.dtype, device=context.ids.device).reshape(
-        len(said), n
+    new = torch.tensor([list(s) for s in generated], dtype=context.ids.dtype, device=context.ids.device).reshape(
+        len(generated), n
     )
     ids = torch.cat([context.ids, new], dim=1)
     given = {k: v for k, v in context.kwargs.items() if k != "past_key_values"}
@@ -193,15 +197,15 @@ def extended(context: GenerationContext, said: Sequence[Sequence[int]]) -> Gener
             [embeds, context.adapter.embed(new)[..., : embeds.shape[-1]].to(embeds)], dim=1
         )
     prepared: Any = context.kwargs.get("past_key_values")
-    if type(prepared) is DynamicCache:  # not every model makes its cache itself
+    if type(prepared) is DynamicCache:  # not every model creates its cache itself
         kwargs["past_key_values"] = DynamicCache(config=context.adapter.model.config.get_text_config(decoder=True))
     tensors = dict(context.tensors)
     before = tensors.get("input_ids")
     if isinstance(before, Tensor):
         if before.shape[0] != ids.shape[0]:
             raise UnsupportedError(
-                f"{ids.shape[0]} answers to {before.shape[0]} prompts cannot wait for a marker each",
-                hint="num_return_sequences=1, once a seed",
+                f"after= does not support several answers per prompt: got {ids.shape[0]} rows for {before.shape[0]} prompts",
+                hint="use num_return_sequences=1, one call per seed",
             )
         tensors["input_ids"] = ids
     length = ids.shape[1]
@@ -219,7 +223,7 @@ def extended(context: GenerationContext, said: Sequence[Sequence[int]]) -> Gener
 
 
 def after(marker: str | int, strategy: Strategy) -> After:
-    """``strategy`` from the token behind ``marker`` on; see :class:`After`.
+    """Apply ``strategy`` from the token after ``marker`` on; see :class:`After`.
 
     Example:
         >>> import limelight

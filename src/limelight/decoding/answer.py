@@ -1,6 +1,6 @@
-"""From prepared prompts to answers: the one path under ``generate``, the server, the command line and the benchmarks.
+"""Decoding of prepared prompts: the code path shared by ``generate``, the server, the command line and the benchmarks.
 
-Prompts are collated into one left-padded batch, a decoding method is bound to it, and ``model.generate`` runs with it.
+Prompts are collated into one left-padded batch, a decoding method is bound to it, and ``model.generate`` is run with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GenerationMixin
 
-from limelight.decoding.collate import collate, pad_id, shifted
+from limelight.decoding.collate import collate, pad_id, shift_spans
 from limelight.decoding.dual import flag_of
 from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
 from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
@@ -35,26 +35,28 @@ def answer(
     top_logprobs: int = 0,
     **generation_kwargs: Any,
 ) -> list[Generation]:
-    """One Generation per prompt, decoded in one batch.
+    """Decode the prompts in one batch and return one Generation per prompt.
 
     Args:
         prompts: from ``Adapter.prepare`` or :func:`prompt_of`.
-        relevance: ``Step.relevance``: True: of every token; None: where the strategy computes it itself; False: none.
+        relevance: ``Step.relevance``: True: for every token; None: only where the strategy computes it; False: never.
         seeds: for sampling, one per prompt (an integer ``s``: ``s, s + 1, ...``).
-        streamer: a transformers streamer, for a single prompt; ended whatever happens.
+        streamer: a transformers streamer, for a single prompt; it is always ended, also on errors.
         on_step: called with (index of the prompt, Step) as each token is chosen.
-        top_logprobs: how many of the likeliest tokens each step tells.
+        top_logprobs: number of most likely tokens reported in each step.
         generation_kwargs: as for ``model.generate``.
 
     Raises:
-        SettingError: no prompts. UnsupportedError: an option that no strategy acts on; prompts that cannot share a batch.
+        SettingError: no prompts. UnsupportedError: an option that no strategy supports; prompts that cannot share a batch.
         LimelightError: see the strategy.
     """
     with ending(streamer) as sink:
         if not prompts:
             raise SettingError("no requests", hint="pass at least one list of messages")
         if streamer is not None and len(prompts) > 1:
-            raise UnsupportedError("a streamer hears one answer", hint="call limelight.generate for each request")
+            raise UnsupportedError(
+                "a streamer supports a single request", hint="call limelight.generate for each request"
+            )
         check_options(adapter, generation_kwargs)
         tensors, pads = collate(prompts, pad=pad_id(adapter), arguments=adapter.arguments, ids=adapter.names.ids)
         if any(pads) and adapter.encoder is not None and not adapter.encoder.counts:
@@ -74,7 +76,7 @@ def answer(
             seed=seeds,
             modality_ids=modality_ids,
             tensors=tensors,
-            spans=[shifted(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)]
+            spans=[shift_spans(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)]
             if _all_spans(prompts)
             else None,
             details=relevance,
@@ -114,24 +116,26 @@ def _all_spans(prompts: Sequence[Prompt]) -> bool:
 
 
 def check_options(adapter: Adapter, generation_kwargs: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for an option of ``generate`` that no strategy acts on, or for several answers per prompt."""
+    """Raise UnsupportedError for options of ``generate`` that no strategy supports, and for several answers per prompt."""
     check_arguments(generation_kwargs, adapter.model)
     one_answer(generation_kwargs, adapter.model)
 
 
 def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
-    """A Prompt from messages with media, from a processor's tensors of one row, or as it is.
+    """Return a Prompt made from messages with media or from a processor's tensors (one row); a Prompt is returned as is.
 
     Raises:
         PromptError: several requests or rows at once; see ``Adapter.prepare``.
-        SettingError: media beside a Prompt or tensors.
+        SettingError: media given together with a Prompt or tensors.
     """
     tensors = isinstance(messages, Mapping) and "content" not in messages
     if not tensors and not isinstance(messages, Prompt):
         prompt: Prompt = adapter.prepare(messages, media)
         return prompt
     if media is not None:
-        raise SettingError("media stand beside messages; a Prompt or tensors hold theirs", hint="leave media out")
+        raise SettingError(
+            "media can only be given with messages; a Prompt or tensors contain their own", hint="leave media out"
+        )
     if isinstance(messages, Prompt):
         return messages
     found = adapter.complete(messages)
@@ -139,18 +143,18 @@ def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
     if ids is None:
         raise PromptError(
             f"expected messages, a Prompt or tensors with {adapter.names.ids}, got {sorted(map(str, messages))[:9]}",
-            hint="pass input_ids beside inputs_embeds; they are what generate() counts and returns",
+            hint="pass input_ids together with inputs_embeds; generate() counts and returns them",
         )
     if ids.shape[0] != 1:
         raise PromptError(
             f"expected one row, got {ids.shape[0]}",
-            hint="limelight.generate_many(model, processor, requests) answers several; or model.generate with custom_generate",
+            hint="use limelight.generate_many(model, processor, requests), or model.generate with custom_generate",
         )
     return Prompt(found, adapter.words(found), adapter.spans(found))
 
 
 def generation_of(adapter: Adapter, strategy: Strategy, prompt: Prompt, steps: tuple[Step, ...]) -> Generation:
-    """One row's steps as a Generation."""
+    """Build the Generation of one row from its steps."""
     ids = tuple(s.token for s in steps)
     text = adapter.tokenizer.decode(list(ids), skip_special_tokens=True) if adapter.tokenizer is not None else ""
     rule = flag_of(adapter, strategy) if any(s.grounding is not None for s in steps) else {}
@@ -158,15 +162,15 @@ def generation_of(adapter: Adapter, strategy: Strategy, prompt: Prompt, steps: t
 
 
 def end_tokens(adapter: Adapter) -> frozenset[int]:
-    """The token ids that end an answer."""
+    """Return the token ids that end an answer."""
     found = getattr(adapter.model.generation_config, "eos_token_id", None)
     return frozenset([found] if isinstance(found, int) else found or ())
 
 
 def generation_settings(given: Mapping[str, Any], model: Any = None) -> dict[str, Any]:
-    """The caller's settings over greedy defaults; a whole generation_config of the caller's stands as it is.
+    """Merge the caller's settings with greedy defaults; a generation_config passed by the caller is used unchanged.
 
-    Stop strings and their tokenizer are left out: they are bound to the decoding method.
+    Stop strings and their tokenizer are removed, because they are bound to the decoding method.
     """
     config = copy.deepcopy(given.get("generation_config"))
     given = {k: v for k, v in given.items() if k not in ("tokenizer", "stop_strings")}

@@ -1,4 +1,4 @@
-"""Several continuations of one prompt on one cache: copied, chosen among, extended."""
+"""Beams of one prompt on one cache: copying, selecting and reordering rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from limelight.models.runtime.cached_decoder import Stream
 
 
 def fork(stream: Stream, rows: Sequence[int]) -> Stream:
-    """A stream with a cache of its own whose row ``i`` continues row ``rows[i]`` of ``stream`` (which is prefilled).
+    """Return a stream with its own cache whose row ``i`` continues row ``rows[i]`` of the prefilled ``stream``.
 
     Raises:
         UnsupportedError: see :func:`choose`.
@@ -27,12 +27,12 @@ def fork(stream: Stream, rows: Sequence[int]) -> Stream:
 
 
 def choose(stream: Stream, rows: Sequence[int]) -> None:
-    """Keep ``rows`` of the stream, in this order and with repetitions, in place.
+    """Select ``rows`` of the stream in place, in this order and with repetitions.
 
-    Media stay: the prefill has read them.
+    Media inputs are unchanged: the prefill has already processed them.
 
     Raises:
-        UnsupportedError: the cache cannot be reordered, or nobody has declared the axes of an input.
+        UnsupportedError: the cache cannot be reordered, or an input's axes are not declared.
     """
     index = torch.as_tensor(list(rows), dtype=torch.long, device=stream.ids.device)
     cache: Any = stream.kwargs["past_key_values"]

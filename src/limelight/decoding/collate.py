@@ -1,4 +1,4 @@
-"""Several prompts as one left-padded batch."""
+"""Collation of several prompts into one left-padded batch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def collate(
 ) -> tuple[dict[str, Any], list[int]]:
     """One batch of tensors, left-padded, and how many positions were put in front of each row.
 
-    Tensors with one entry per position are padded; the others (pixels, grids, sound features) are joined along their first
-    axis, which is how transformers' processors batch them. Prompts without media have none of the latter.
+    Tensors with one entry per position are padded; the others (pixels, grids, audio features) are concatenated along
+    their first axis, as transformers' processors batch them. Prompts without media have none of the latter.
 
     Args:
         pad: the token id that ``ids`` are padded with.
         arguments: what the model takes, and its argument of the prompt's ``ids``.
 
     Raises:
-        UnsupportedError: a tensor's further axes differ between the prompts, one that counts prompts is not in all, or nobody
-            has declared the axes of one.
+        UnsupportedError: a tensor's other axes differ between prompts, a tensor with one entry per prompt is missing from
+            some, or a tensor's axes are not declared.
     """
     if len(prompts) == 1:
         return dict(prompts[0].tensors), [0]
@@ -40,7 +40,9 @@ def collate(
         first = values[0]
         if not all(isinstance(v, Tensor) for v in values):
             if any(v is not first and v != first for v in values):
-                raise UnsupportedError(f"the prompts differ in {name!r}, which is no tensor", hint="ask one by one")
+                raise UnsupportedError(
+                    f"the prompts differ in {name!r}, which is not a tensor", hint="run the prompts one by one"
+                )
             out[name] = first
             continue
         found: list[Tensor] = [v for v in values if isinstance(v, Tensor)]
@@ -52,21 +54,21 @@ def collate(
         if len({(*v.shape[:rows], *v.shape[rows + 1 :]) for v in found}) != 1:
             raise UnsupportedError(
                 f"{name} has shapes {[tuple(v.shape) for v in found]}, which cannot share a batch",
-                hint="ask one by one",
+                hint="run the prompts one by one",
             )
         out[name] = torch.cat(found, dim=rows)
     return out, [width - n for n in lengths]
 
 
 def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int], arguments: Arguments) -> list[Any]:
-    """A tensor of every prompt that has it; zeros for the others where it tells what each position is."""
+    """Return the named tensor of every prompt; missing ones become zeros if the tensor labels positions."""
     values = [p.tensors.get(name) for p in prompts]
     here = [v for v in values if v is not None]
     if len(here) == len(values):
         return values
     if any(v is None and any(s.modality != "text" for s in p.spans) for v, p in zip(values, prompts, strict=True)):
         raise UnsupportedError(
-            f"the prompts have different kinds of media: {name!r} of some alone", hint="ask one by one"
+            f"the prompts have different kinds of media: only some have {name!r}", hint="run the prompts one by one"
         )
     sample = here[0]
     if isinstance(sample, Tensor):
@@ -74,12 +76,14 @@ def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int], argume
         if axes.new == "zero" and axes.names == ("row", "position"):
             return [sample.new_zeros(1, n) if v is None else v for v, n in zip(values, lengths, strict=True)]
         if axes.media and axes.rows is None:
-            return here  # they are joined in the order of the prompts that have some
-    raise UnsupportedError(f"{name!r} counts prompts, and only some of them have it", hint="ask one by one")
+            return here  # concatenated in the order of the prompts that have them
+    raise UnsupportedError(
+        f"{name!r} has one entry per prompt, but only some prompts have it", hint="run the prompts one by one"
+    )
 
 
-def shifted(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:
-    """The spans behind ``pad`` positions of padding, which count as text."""
+def shift_spans(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:
+    """Return the spans moved right by ``pad`` positions of padding, which count as text."""
     if not pad:
         return spans
     moved = [replace(s, start=s.start + pad, stop=s.stop + pad) for s in spans]
@@ -89,7 +93,7 @@ def shifted(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:
 
 
 def pad_id(adapter: Any) -> int:
-    """The token id that padding is filled with."""
+    """Return the token id used for padding."""
     for source in (adapter.tokenizer, adapter.model.generation_config):
         value = getattr(source, "pad_token_id", None)
         if value is None:

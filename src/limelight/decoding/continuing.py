@@ -1,8 +1,8 @@
-"""A call of generate() whose cache holds part of the prompt already: a second turn, a shared beginning.
+"""generate() calls whose cache already contains part of the prompt: a further turn, a shared prefix.
 
-The model itself goes on as in transformers' generate: it reads what is not in the cache. A method that needs the whole
-prompt (relevance, a second prompt, the paper's LIME) runs it anew, where ids and media are at hand, and says so where
-they are not.
+The model continues as in transformers' generate: it processes what is not in the cache. A method that needs the whole
+prompt (relevance, a second prompt, the paper's LIME) recomputes it if ids and media are available, and raises an error
+otherwise.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def past_of(kwargs: Mapping[str, Any], adapter: Adapter | None = None) -> int:
 
 
 def is_partial(ids: Tensor, kwargs: Mapping[str, Any], config: Any, past: int) -> bool:
-    """Whether ``ids`` are only those behind the cache, told as transformers tells it: by the attention mask's length.
+    """Return whether ``ids`` contain only the positions after the cache, decided by the attention mask's length as in
+    transformers.
 
     Raises:
-        PromptError: nothing is left to read, or cache, ids and mask do not fit together.
+        PromptError: no new position, or cache, ids and mask do not match.
     """
     if not past:
         return False
@@ -53,27 +54,27 @@ def is_partial(ids: Tensor, kwargs: Mapping[str, Any], config: Any, past: int) -
     held = next((x.shape[0] for x in map(_keys, _layers(kwargs["past_key_values"])) if x is not None), len(ids))
     if held != len(ids):
         raise PromptError(
-            f"the cache holds {held} rows, the prompt has {len(ids)}",
-            hint="a cache goes on with the rows it was filled with; cache.batch_repeat_interleave(n) repeats them",
+            f"the cache has {held} rows, the prompt has {len(ids)}",
+            hint="use the rows the cache was filled with; cache.batch_repeat_interleave(n) repeats them",
         )
     if seen != length and embeds is None:
         if seen != past + length:
             raise PromptError(
                 f"the attention mask has {seen} positions for a cache of {past} and {length} new ids",
-                hint="give the ids of the whole conversation, or the new ids and a mask over the cache and them",
+                hint="pass the ids of the whole conversation, or the new ids with a mask over the cache and them",
             )
         return True
     if past >= length:
         raise PromptError(
-            f"the cache holds {past} positions and the prompt has {length}: nothing is left to read",
-            hint="give the ids of the whole conversation, which must go on behind the cache (or crop it); "
+            f"the cache has {past} positions and the prompt has {length}: there are no new positions",
+            hint="pass the ids of the whole conversation, which must extend beyond the cache (or crop the cache); "
             "new ids alone need an attention_mask over the cache and them",
         )
     return False
 
 
 def _dropped(config: Any, length: int) -> int:
-    """Length of the attention mask that was of ones alone, which generate() drops."""
+    """Return the length of an all-ones attention mask, which generate() drops."""
     dropped = compat.mask_length(config)
     return length if dropped is None else dropped
 
@@ -88,10 +89,10 @@ def _keys(layer: Any) -> Tensor | None:
 
 
 def continued(context: GenerationContext, *, partial: bool) -> GenerationContext:
-    """The context with what a filled cache means for it; see :class:`GenerationContext`'s ``past``, ``resume``, ``partial``, ``unseen``.
+    """Return the context with the fields for a filled cache set: ``past``, ``resume``, ``partial`` and ``unseen``.
 
     Raises:
-        PromptError: a medium stands behind the cache, and was not given.
+        PromptError: the prompt has media after the cache that were not given.
     """
     past = past_of(context.kwargs)
     if not past:
@@ -100,23 +101,23 @@ def continued(context: GenerationContext, *, partial: bool) -> GenerationContext
         return replace(context, past=past, resume=context.kwargs, partial=True, unseen="its first ids were not given")
     resume = dict(context.kwargs)
     behind = context.modality_ids[:, past:]
-    if not bool((behind > 0).any()):  # all media are in the cache: the model would look for their places
+    if not bool((behind > 0).any()):  # all media are in the cache: the model would search for their placeholders
         resume = {k: v for k, v in compat.without_encoded_media(resume).items() if not is_media(k, v)}
     elif not _media_in(context.kwargs):
         names = ", ".join(sorted({MODALITIES[k] for k in set(behind.flatten().tolist()) if k > 0}))
         raise PromptError(
-            f"the prompt goes on behind the cache with {names} that was not given",
-            hint="give generate() the media behind the cache, too",
+            f"the prompt contains {names} after the cache that was not given",
+            hint="pass the media after the cache to generate() as well",
         )
-    kwargs, unseen = _whole(context)
+    kwargs, unseen = _full_inputs(context)
     return replace(context, past=past, resume=resume, kwargs=kwargs, unseen=unseen)
 
 
 def is_media(name: str, value: Any) -> bool:
-    """A tensor of pixels or sound features.
+    """Return whether the argument is a tensor of pixels or audio features.
 
     Raises:
-        UnsupportedError: a tensor whose axes nobody has declared.
+        UnsupportedError: a tensor whose axes are not declared.
     """
     if not isinstance(value, Tensor):
         return False
@@ -129,8 +130,8 @@ def _media_in(kwargs: Mapping[str, Any]) -> bool:
     return any(v is not None for v in encoded.values()) or any(is_media(k, v) for k, v in kwargs.items())
 
 
-def _whole(context: GenerationContext) -> tuple[dict[str, Any], str | None]:
-    """The model's inputs for the whole prompt, and why there are none."""
+def _full_inputs(context: GenerationContext) -> tuple[dict[str, Any], str | None]:
+    """Return the model's inputs for the whole prompt, and the reason if they are incomplete."""
     kwargs = dict(context.kwargs)
     given = context.tensors.get("input_ids")
     bound = (
@@ -152,16 +153,16 @@ def _whole(context: GenerationContext) -> tuple[dict[str, Any], str | None]:
     positions = kwargs.get("position_ids")
     if not isinstance(positions, Tensor) or positions.ndim < 3:
         return kwargs, None
-    # positions along several axes: generate() has counted those behind the cache only
+    # multi-axis positions: generate() has computed only those after the cache
     known = {**more, **{k: v for k, v in kwargs.items() if v is not None and k != "past_key_values"}}
     if not any("grid" in k for k in known):
-        return kwargs, "the places of its media were not given (the grids: custom_generate(tensors=inputs))"
+        return kwargs, "the grids of its media were not given (pass custom_generate(tensors=inputs))"
     kwargs["position_ids"] = _recounted(context.adapter, context.ids, context.mask, known)
     return kwargs, None
 
 
 def _recounted(adapter: Adapter, ids: Tensor, mask: Tensor, known: Mapping[str, Any]) -> Tensor:
-    """Position ids of the whole prompt, as generate() counts them without a cache."""
+    """Recompute the position ids of the whole prompt, as generate() does without a cache."""
     model = adapter.model
     left = ("position_ids", "attention_mask", "inputs_embeds", "input_ids")
     inputs = {k: v for k, v in adapter.complete({**known, "input_ids": ids}).items() if k not in left}
@@ -171,7 +172,7 @@ def _recounted(adapter: Adapter, ids: Tensor, mask: Tensor, known: Mapping[str, 
 
 @contextmanager
 def _deltas_kept(model: Any) -> Iterator[None]:
-    """Counting positions leaves its result on the model, where another conversation's may be waiting."""
+    """Restore the models' ``rope_deltas`` afterwards, since computing positions overwrites those of other conversations."""
     before = [(m, m.rope_deltas) for m in model.modules() if hasattr(m, "rope_deltas")]
     try:
         yield

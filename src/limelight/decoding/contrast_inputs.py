@@ -1,6 +1,6 @@
-"""Second prompts: the same question with the media taken out, disturbed, or introduced by other words.
+"""Second prompts for contrastive methods: the same prompt with media removed or distorted, or with inserted tokens.
 
-Every function answers with a :class:`Stream` of its own cache. Rows may be left-padded; positions are recomputed.
+Every function returns a :class:`Stream` with its own cache. Rows may be left-padded; positions are recomputed.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Change = Callable[[str, Tensor, Mapping[str, Any]], Tensor]
 
 
 def media_mask(context: GenerationContext) -> Tensor:
-    """bool ``[B, T]``: the prompt's real perceptual positions."""
+    """Return a mask ``[B, T]`` of the prompt's media positions, padding excluded."""
     return (context.modality_ids > 0) & context.mask
 
 
 def without(context: GenerationContext, dropped: Tensor) -> Stream:
-    """The prompt without the positions ``dropped`` (bool ``[B, T]``) and without any media.
+    """Return a stream of the prompt without the positions ``dropped`` (bool ``[B, T]``) and without any media.
 
-    What is left closes ranks: rows are padded anew on the left, positions go on where the dropped ones began (M-RoPE: on
-    every axis).
+    The remaining tokens are made contiguous: rows are left-padded again, and positions continue where the dropped ones
+    began (M-RoPE: on every axis).
 
     Raises:
-        PromptError: nothing is left of a row.
-        UnsupportedError: an input whose axes nobody has declared.
+        PromptError: a row has no tokens left.
+        UnsupportedError: an input whose axes are not declared.
     """
     context.require_prompt(words_only=True)
     refuse_encoder_decoder(context, "a prompt without its media", "an encoder-decoder always reads some")
     keep = context.mask & ~dropped
     if not bool(keep.any(-1).all()):
-        raise PromptError("nothing is left of a prompt without its media", hint="put some words into the prompt")
+        raise PromptError("a prompt is empty without its media", hint="add text to the prompt")
     own = ("past_key_values", "attention_mask", compat.ENCODED_MEDIA, "inputs_embeds")
     words = MODEL.without_media({k: v for k, v in context.kwargs.items() if k not in own})
     words = MODEL.each(words, lambda axes, v, _: v * ~media_mask(context) if axes.new == "zero" else v)
@@ -52,10 +52,11 @@ def without(context: GenerationContext, dropped: Tensor) -> Stream:
 
 
 def inserted(context: GenerationContext, words: Sequence[int], at: Sequence[int]) -> Stream:
-    """The prompt with the token ids ``words`` put in front of position ``at[row]`` of each row; media stay.
+    """Return a stream of the prompt with token ids ``words`` inserted before position ``at[row]`` of each row; media are
+    kept.
 
     Raises:
-        UnsupportedError: a ready-made attention mask, which cannot be widened; an input whose axes nobody has declared.
+        UnsupportedError: a prepared attention mask, which cannot be extended; an input whose axes are not declared.
     """
     context.require_prompt()
     refuse_encoder_decoder(context, "a prompt with an instruction", "this decoder is given no instructions")
@@ -71,20 +72,21 @@ def inserted(context: GenerationContext, words: Sequence[int], at: Sequence[int]
 
 
 def _put(value: Tensor, new: Tensor, at: Sequence[int]) -> Tensor:
-    """``value`` [B, T, ...] with ``new`` [n, ...] in front of position ``at[row]``."""
+    """Insert ``new`` [n, ...] into ``value`` [B, T, ...] before position ``at[row]``."""
     return torch.stack([torch.cat([row[:k], new, row[k:]]) for row, k in zip(value, at, strict=True)])
 
 
 def disturbed(
     context: GenerationContext, change: Change, *, only: Callable[[str], bool] = lambda name: True, method: str
 ) -> Stream:
-    """The prompt with its media changed: ``change(name, features, inputs)`` for each tensor of pixels or sound.
+    """Return a stream of the prompt with ``change(name, features, inputs)`` applied to each tensor of pixels or audio.
 
-    transformers has run the image towers before a custom decoding method is called, so the processor's tensors must be
-    at hand (``GenerationContext.tensors``) unless the model takes its media at the prefill; the towers then run on the changed media.
+    transformers has run the vision encoders before a custom decoding method is called, so the processor's tensors must be
+    available (``GenerationContext.tensors``) unless the model takes its media at the prefill; the encoders are then run
+    on the changed media.
 
     Raises:
-        SettingError: the media's tensors are not at hand, or belong to another prompt.
+        SettingError: the media's tensors are not available, or belong to another prompt.
     """
     context.require_prompt()
     if context.adapter.encoder is not None:
@@ -98,13 +100,13 @@ def disturbed(
         kwargs |= {k: _placed(v, context) for k, v in context.tensors.items() if k not in kwargs and k not in skipped}
     elif encoded:
         raise SettingError(
-            f"{method} disturbs the {', '.join(encoded)} itself, but generate() has handed over its encoding only",
+            f"{method} distorts the {', '.join(encoded)} input itself, but generate() passes on only its encoding",
             hint="pass the processor's tensors: custom_generate(strategy, tensors=inputs)",
         )
     found = [k for k, v in kwargs.items() if is_media(k, v) and only(k)]
     if not found:
         raise SettingError(
-            f"{method} found no tensor of pixels or sound among {', '.join(sorted(kwargs)) or 'no inputs'}",
+            f"{method} found no tensor of pixels or audio among {', '.join(sorted(kwargs)) or 'no inputs'}",
             hint="pass the processor's tensors: custom_generate(strategy, tensors=inputs)",
         )
     kwargs |= {k: change(k, kwargs[k], kwargs) for k in found}
@@ -152,20 +154,20 @@ def _placed(value: Any, context: GenerationContext) -> Any:
 
 
 def _times(context: GenerationContext) -> int:
-    """How often generate() repeated each prompt (num_return_sequences)."""
+    """Return how often generate() repeated each prompt (num_return_sequences)."""
     ids = context.tensors.get("input_ids")
     if isinstance(ids, Tensor) and ids.ndim == 2 and context.ids.shape[0] % ids.shape[0] == 0:
         times = context.ids.shape[0] // ids.shape[0]
         if torch.equal(ids.to(context.ids.device).repeat_interleave(times, dim=0), context.ids):
             return times
     raise SettingError(
-        f"tensors= belong to another prompt: expected input_ids {tuple(context.ids.shape)} as given to generate()",
-        hint="pass the very inputs: generate(**inputs, custom_generate=custom_generate(strategy, tensors=inputs))",
+        f"tensors= belong to another prompt: expected input_ids {tuple(context.ids.shape)} as passed to generate()",
+        hint="pass the same inputs: generate(**inputs, custom_generate=custom_generate(strategy, tensors=inputs))",
     )
 
 
 def _expanded(context: GenerationContext, kwargs: dict[str, Any], times: int) -> dict[str, Any]:
-    """Media encoded once and repeated, as generate() does: a picture's patches have no batch dimension to repeat."""
+    """Encode media once and repeat them, as generate() does: an image's patches have no batch dimension to repeat."""
     model, ids = context.adapter.model, context.tensors["input_ids"].to(context.ids.device)
     own = {k: v for k, v in kwargs.items() if k in context.kwargs}
     media = {k: v for k, v in kwargs.items() if k not in context.kwargs}

@@ -1,7 +1,7 @@
-"""What the contrastive methods share: the plausibility cut, the two-stream session, and checked settings.
+"""Shared parts of the contrastive methods: the plausibility cut, the two-stream session, and setting checks.
 
-A contrastive method runs the prompt twice, each time with a KV cache of its own: once as it is, once with the media
-taken out or disturbed, and pushes the logits away from the second run.
+A contrastive method runs the prompt twice, each time with its own KV cache: once unchanged, once with the media
+removed or distorted, and moves the logits away from those of the second run.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Around = Callable[[], AbstractContextManager[None]]
 
 
 def plausible(logits: Tensor, beta: float) -> Tensor:
-    """bool ``[B, V]``: tokens with ``p >= beta * max p`` (Li et al., 2023; Leng et al., 2024); 0 keeps all."""
+    """Return a mask ``[B, V]`` of tokens with ``p >= beta * max p`` (Li et al., 2023; Leng et al., 2024); 0 keeps all."""
     if beta == 0:
         return torch.ones_like(logits, dtype=torch.bool)
     return logits >= math.log(beta) + logits.amax(-1, keepdim=True)
 
 
 def cut(values: Tensor, logits: Tensor, beta: float) -> Tensor:
-    """``values`` with -inf where the unchanged model's ``logits`` make a token implausible."""
+    """Return ``values`` with -inf where a token is implausible under the unchanged model's ``logits``."""
     return values.masked_fill(~plausible(logits, beta), float("-inf"))
 
 
 def amplified(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tensor:
-    """``(1 + alpha) l - alpha l'`` with the cut; tokens that the model itself bars stay barred.
+    """Compute ``(1 + alpha) l - alpha l'`` with the cut; tokens at -inf in the model's own logits stay there.
 
-    ``alpha = 0`` gives back ``logits``, uncut.
+    ``alpha = 0`` returns ``logits`` without a cut.
     """
     if alpha == 0:
         return logits
@@ -48,9 +48,9 @@ def amplified(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tenso
 
 
 def guided(logits: Tensor, other: Tensor, weight: float, beta: float) -> Tensor:
-    """``l + weight * (s - s')`` with the cut, ``s`` the log-softmax.
+    """Compute ``l + weight * (s - s')`` with the cut, where ``s`` is the log-softmax.
 
-    Up to a constant a row this is ``s + weight * (s - s')``; ``weight = 0`` gives back ``logits``, uncut.
+    Up to a constant per row this is ``s + weight * (s - s')``; ``weight = 0`` returns ``logits`` without a cut.
     """
     if weight == 0:
         return logits
@@ -60,16 +60,16 @@ def guided(logits: Tensor, other: Tensor, weight: float, beta: float) -> Tensor:
 
 
 def details(plain: Tensor, out: Tensor) -> tuple[Detail, ...]:
-    """A Detail a row: whether the distribution changed, and what the unchanged model would have said."""
+    """Return one Detail per row: whether the distribution changed, and the unchanged model's most likely token."""
     changed = (plain != out).any(dim=-1)
     return tuple(Detail(intervened=bool(c), plain=int(p)) for c, p in zip(changed, plain.argmax(-1), strict=True))
 
 
 class ContrastSession:
-    """Two cached streams and one formula: ``combine(logits, contrast logits, t)`` with t = 1 at the first token.
+    """A session with two cached streams, combined by ``combine(logits, contrast logits, t)``, t = 1 at the first token.
 
-    ``main_prefill`` and ``contrast_prefill`` open a context around the first forward of either stream, the main one
-    first.
+    ``main_prefill`` and ``contrast_prefill`` are context managers around the first forward of each stream; the main
+    stream runs first.
     """
 
     def __init__(
@@ -107,4 +107,4 @@ def check_range(method: str, name: str, value: object, low: float, high: float =
 def check_choice(method: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise SettingError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
-        raise SettingError(f"{method}: {name} is {value!r}", hint=f"one of {', '.join(allowed)}")
+        raise SettingError(f"{method}: got {name}={value!r}", hint=f"use one of {', '.join(allowed)}")

@@ -1,4 +1,4 @@
-"""What the cached methods share: a dual stream on a prompt, and what it says of each chosen token."""
+"""Shared parts of the cached methods: the dual stream on a prompt, and the details of each chosen token."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ TOP = 5
 
 
 def captured(context: GenerationContext) -> tuple[DecoderCall, Tensor]:
-    """The prompt as the decoder is handed it and its perceptual positions ``[B, T]``, of which a row may have none; nothing made
-    under inference_mode."""
+    """Capture the prompt's decoder inputs and its media positions ``[B, T]`` (a row may have none), outside inference_mode."""
     with torch.inference_mode(False), torch.no_grad():
         call = context.adapter.capture(context.inputs).cloned()
         modality = (call.modality(context.modality_ids.clone()) > 0) & call.mask
@@ -33,26 +32,24 @@ def captured(context: GenerationContext) -> tuple[DecoderCall, Tensor]:
 def open_stream(
     context: GenerationContext, call: DecoderCall, channels: Sequence[Channel], composite: str
 ) -> DualStream:
-    refuse(
-        context, "a method that keeps tangents in its cache", "use_cache", "prefill_chunk_size", "cache_implementation"
-    )
+    refuse(context, "a method with tangents in its cache", "use_cache", "prefill_chunk_size", "cache_implementation")
     reserve = int(getattr(context.config, "max_length", 0) or 0) - call.length
     return DualStream(context.adapter, call, channels, COMPOSITES[composite], reserve=max(16, min(reserve, 4096)))
 
 
 def check_composite(name: str) -> None:
     if name not in ("attnlrp", "cp-lrp"):
-        raise SettingError(f"composite {name!r} has no forward mode", hint="attnlrp or cp-lrp")
+        raise SettingError(f"composite {name!r} has no forward mode", hint="use attnlrp or cp-lrp")
 
 
 def kinds(context: GenerationContext, row: int) -> list[int]:
-    """Indices into MODALITIES of what the row's media holds."""
+    """Return the indices into MODALITIES of the row's media."""
     found = set(context.modality_ids[row].tolist()) | {context.beside}
     return [k for k in sorted(found) if k > 0]
 
 
 def split_channels(context: GenerationContext, mask: Tensor) -> list[Channel]:
-    """One channel a modality where a row holds several (a film with its sound); else none: Phi_M says it all."""
+    """Return one channel per modality if a row has several (a video with its audio); otherwise none, as Phi_M suffices."""
     if all(len(kinds(context, row)) < 2 for row in range(mask.shape[0])):
         return []
     grown = torch.zeros_like(mask, dtype=torch.long)
@@ -71,11 +68,12 @@ def explainer(
     losses: Mapping[str, Sequence[Tensor]] | None = None,
     composite: str = "attnlrp",
 ) -> Callable[[int, int], Detail]:
-    """(row, token) -> Detail: contributions, grounding, top candidates and the flag, from logits and Phi_M ``[B, V]``.
+    """Return a function (row, token) -> Detail with contributions, grounding, top candidates and the flag, computed from
+    logits and Phi_M ``[B, V]``.
 
     A contribution is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit; with ``split`` (Phi of
-    each modality) every modality is a group. Grounding and flag are those of :mod:`limelight.grounding.score`; a row without
-    media has none. ``losses`` are curves of ``[B]``.
+    each modality) every modality is a group. Grounding and flag are defined in :mod:`limelight.grounding.score`; rows
+    without media have none. ``losses`` are lists of ``[B]``.
     """
 
     def explain(row: int, token: int) -> Detail:
@@ -86,10 +84,10 @@ def explainer(
         total = (sum((g.abs() for g in groups.values()), rest)).clamp_min(1e-12)
         parts: dict[str, float] = {k: float(g.abs() / total) for k, g in groups.items()}
         best = logits.topk(min(TOP, logits.shape[-1])).indices
-        told: dict[str, Any] = {}
+        scores: dict[str, Any] = {}
         if present:
             parts_of: dict[str, Tensor] = {k: split[k][row] if split else support for k in present}
-            told = grounding(context, logits, support, token, parts_of, composite)
+            scores = grounding(context, logits, support, token, parts_of, composite)
         intervened = opened is not None and bool(opened[row])
         return Detail(
             contributions={**parts, "text": 1 - sum(parts.values())},
@@ -97,14 +95,14 @@ def explainer(
             plain=int(logits.argmax()),
             losses={n: tuple(float(v[row]) for v in c) for n, c in (losses or {}).items()} if intervened else {},
             candidates=tuple((int(t), float(logits[t]), float(support[t])) for t in best),
-            **told,
+            **scores,
         )
 
     return explain
 
 
 def vocabulary(context: GenerationContext, phi: Tensor, logits: Tensor) -> Tensor:
-    """bool ``[..., V]``: the tokens that scores are taken against."""
+    """Return a mask ``[..., V]`` of the tokens over which scores are standardised."""
     return score.counted(phi, logits, context.known_tokens)
 
 
@@ -116,7 +114,7 @@ def grounding(
     by_modality: Mapping[str, Tensor],
     composite: str,
 ) -> dict[str, Any]:
-    """The grounding fields of a Detail, from one row's logits and Phi ``[V]``, that of each modality too."""
+    """Compute the grounding fields of a Detail from one row's logits and Phi ``[V]``, in total and per modality."""
     calibration = calibration_of(context.adapter, composite)
     rule = flag_rule(calibration)
     chosen = torch.tensor(token, device=phi.device)
@@ -135,13 +133,13 @@ def grounding(
 
 
 def calibration_of(adapter: Any, composite: str) -> Calibration | None:
-    """The model's calibration, where it was fitted on scores of this composite."""
+    """Return the model's calibration if it was fitted on scores of this composite, else None."""
     found: Calibration | None = getattr(adapter, "calibration", None)
     return found if found is not None and found.composite == composite else None
 
 
 def flag_of(adapter: Any, strategy: Strategy) -> dict[str, Any]:
-    """The rule of the flag in a strategy's steps, where the meter runs beside it (:func:`limelight.calibration.flag_rule`)."""
+    """Return the flag's rule for a strategy's metered steps (:func:`limelight.calibration.flag_rule`)."""
     return flag_rule(calibration_of(adapter, capabilities_of(strategy).meter or "attnlrp"))
 
 

@@ -1,4 +1,4 @@
-"""What a page shows of every word, whatever strategy chose it: its relevance, and the meter's candidates."""
+"""Per-token data for report pages under any strategy: relevance, and the meter's candidates."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from limelight.types import Generation
 
 
 def watched(strategy: Strategy | None = None) -> Strategy:
-    """The strategy with a meter beside it that keeps its own name (greedy stays greedy), so that steps hold candidates."""
+    """Return the strategy with a meter running beside it, under its own name, so that steps contain candidates."""
     return Metered(strategy or Greedy()) if strategy is None or isinstance(strategy, Greedy) else with_meter(strategy)
 
 
 def explained(
     model: Any, generation: Generation, processor: Any = None, *, composite: Composite = ATTN_LRP
 ) -> Generation:
-    """The same answer with a relevance at every step.
+    """Return the same answer with relevance at every step.
 
-    Strategies that need no backward pass leave relevance out. It is computed here for the finished answer by the
-    *unchanged* model: one forward of prompt and answer, one backward a token. Steps that have a relevance keep it. The
-    meter's ``contributions`` stay beside the ``shares`` that are added.
+    Strategies without a backward pass do not compute relevance. It is computed here for the finished answer with the
+    *unchanged* model: one forward of prompt and answer, one backward per token. Steps that have a relevance keep it. The
+    meter's ``contributions`` are kept; ``shares`` are added.
 
     Raises:
         NotDifferentiableError, UnknownKindError: see :func:`limelight.attribute`.
 
     Example:
-        >>> said = limelight.generate(adapter, messages=ask, media=media, strategy="meter")  # doctest: +SKIP
-        >>> save_page("out.html", explained(adapter, said))  # doctest: +SKIP
+        >>> answer = limelight.generate(adapter, messages=ask, media=media, strategy="meter")  # doctest: +SKIP
+        >>> save_page("out.html", explained(adapter, answer))  # doctest: +SKIP
     """
     if all(s.relevance is not None for s in generation.steps):
         return generation

@@ -1,4 +1,4 @@
-"""``limelight.generate`` and ``limelight.generate_many``: messages in, Generations out."""
+"""``limelight.generate`` and ``limelight.generate_many``: decode chat messages into Generations."""
 
 from __future__ import annotations
 
@@ -36,29 +36,30 @@ def generate(
 
     Args:
         model: a transformers model, or an :class:`Adapter` (then ``processor`` may be None or left out).
-        messages: the chat format of Hugging Face or OpenAI, one user's words (with ``media``), a :class:`Prompt`, or a
-            processor's tensors (with ``modality_ids`` where they cannot be told). Without media all is text.
-        media: ``{"image": file or picture or list of them, "audio": ..., "video": ...}``, or anything that says what it is:
-            files, PIL images, ``(samples, rate)``, bytes; see :mod:`limelight.media.arguments`.
-        strategy: a Strategy, a name from ``limelight strategies``, or None: the model as it is.
-        relevance: ``Step.relevance`` and ``Step.shares`` of every emitted token. None: where the strategy computes them
-            itself (greedy and exact LIME). True: always; other strategies' tokens get the unchanged model's relevance under
-            ``ATTN_LRP``, for one uncached forward and one backward a token (``decoding.explain.explained`` adds it
-            to a finished answer in one forward). False: never.
-        meter: run the grounding meter beside the strategy: ``Step.contributions``, candidates and flags as it is generated
-            (``on_step``), at the price of one more cached row; see :mod:`limelight.decoding.methods.meter`.
+        messages: the chat format of Hugging Face or OpenAI, a user message as text (with ``media``), a :class:`Prompt`, or
+            a processor's tensors (with ``modality_ids`` where they cannot be detected). Without media all is text.
+        media: ``{"image": file or image or list of them, "audio": ..., "video": ...}``, or any value whose kind can be
+            detected: files, PIL images, ``(samples, rate)``, bytes; see :mod:`limelight.media.arguments`.
+        strategy: a Strategy, a name from ``limelight strategies``, or None: the unchanged model.
+        relevance: ``Step.relevance`` and ``Step.shares`` of every emitted token. None: only where the strategy computes
+            them (greedy and exact LIME). True: always; other strategies' tokens get the unchanged model's relevance under
+            ``ATTN_LRP``, at the cost of one uncached forward and one backward per token (``decoding.explain.explained``
+            adds it to a finished answer in one forward). False: never.
+        meter: run the grounding meter beside the strategy: ``Step.contributions``, candidates and flags during generation
+            (``on_step``), at the cost of one more cached row; see :mod:`limelight.decoding.methods.meter`.
         seed: for sampling (``do_sample=True``).
         on_step: called with (0, Step) as each token is chosen.
-        top_logprobs: how many of the likeliest tokens ``Step.top_logprobs`` tells.
-        generation_kwargs: as for ``model.generate``: max_new_tokens (by default what ``model.generation_config`` says of
-            lengths, else 64), do_sample (by default False, whatever that says), temperature, repetition_penalty ...
-            What no strategy acts on (beams, assistants, other decoding modes) is refused.
+        top_logprobs: number of most likely tokens in ``Step.top_logprobs``.
+        generation_kwargs: as for ``model.generate``: max_new_tokens (by default the lengths in
+            ``model.generation_config``, else 64), do_sample (by default False, regardless of ``model.generation_config``),
+            temperature, repetition_penalty ... Options that no strategy supports (beams, assistants, other decoding
+            modes) are refused.
 
     Returns:
-        Generation with text, ids and a :class:`Step` a token.
+        Generation with text, ids and one :class:`Step` per token.
 
     Raises:
-        PromptError, MediaError, UnsupportedError, SettingError: see the tree in :mod:`limelight.errors`.
+        PromptError, MediaError, UnsupportedError, SettingError: see :mod:`limelight.errors`.
 
     Example:
         >>> import limelight
@@ -70,7 +71,7 @@ def generate(
         if isinstance(processor, (str, list, tuple, Prompt)):  # generate(adapter, "What is this?")
             if messages:
                 raise SettingError(
-                    f"expected a processor in second place, got {type(processor).__name__}",
+                    f"expected a processor as the second argument, got {type(processor).__name__}",
                     hint="generate(model, processor, messages), or generate(adapter, messages=...)",
                 )
             processor, messages = None, processor
@@ -98,22 +99,24 @@ def generate_many(
     top_logprobs: int = 0,
     **generation_kwargs: Any,
 ) -> list[Generation]:
-    """Answer several requests in one batch; each answer is what :func:`limelight.generate` would give alone.
+    """Answer several requests in one batch; each answer equals that of :func:`limelight.generate` alone.
 
     Args:
         requests: messages, Prompts from ``Adapter.prepare``, or a processor's tensors of one row each.
         strategy, relevance, meter, stop_strings, top_logprobs: as for :func:`limelight.generate`.
-        seeds: one seed a request, for sampling (an integer: the requests take ``seeds, seeds + 1, ...``).
+        seeds: one seed per request, for sampling (an integer: the requests use ``seeds, seeds + 1, ...``).
         on_step: called with (index of the request, Step) as each token is chosen.
 
     Raises:
         SettingError: no requests.
-        UnsupportedError: these prompts cannot share a batch (pictures of unequal shape); ask one by one.
+        UnsupportedError: the prompts cannot share a batch (images of different shapes); run them one by one.
     """
     streamer = generation_kwargs.pop("streamer", None)
     with ending(streamer):
         if streamer is not None:
-            raise UnsupportedError("a streamer hears one answer", hint="call limelight.generate for each request")
+            raise UnsupportedError(
+                "a streamer supports a single request", hint="call limelight.generate for each request"
+            )
         if not requests:
             raise SettingError("no requests", hint="pass at least one list of messages")
         adapter = wrap(model, processor)
@@ -125,6 +128,6 @@ def generate_many(
 
 
 def chosen_strategy(strategy: Strategy | str | None, *, meter: bool = False) -> Strategy:
-    """A strategy given as itself, by name, or not at all (greedy); with the grounding meter beside it where wanted."""
+    """Resolve a strategy given as an object, by name, or as None (greedy); optionally with the grounding meter beside it."""
     chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
     return metered(chosen) if meter else chosen

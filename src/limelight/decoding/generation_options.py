@@ -1,7 +1,7 @@
-"""What becomes of every option of transformers' ``generate`` under a decoding method of this library.
+"""Handling of transformers' ``generate`` options under this library's decoding methods.
 
-Rule: what transformers honours is honoured or refused, never dropped. ``FIELDS`` says it of every field of
-``GenerationConfig``; a test fails as soon as a release of transformers has a field that is not in it.
+Every option that transformers honours is honoured or refused, never dropped. ``FIELDS`` lists the handling of every field
+of ``GenerationConfig``; a test fails when a release of transformers adds a field that is missing here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ PROCESSOR = "arrives as a logits processor"
 CRITERION = "arrives as a stopping criterion"
 LOOP = "the token loop acts on it"
 STRATEGY = "each strategy acts on it or refuses it"
-IDLE = "belongs to a mode that is refused (beams, assistants); changes nothing without that mode, in transformers too"
-NOTE = "a note, no option"
+IDLE = "belongs to a mode that is refused (beams, assistants); has no effect without that mode, as in transformers"
+NOTE = "metadata, not an option"
 REFUSED = "refused"
 
 FIELDS: Mapping[str, str] = {
@@ -64,70 +64,70 @@ FIELDS: Mapping[str, str] = {
     ),
 }  # fmt: skip
 
-# Refused fields -> what they ask for, and what to do instead.
+# Refused fields -> the feature they request, and the alternative.
 _INSTEAD: Mapping[str, tuple[str, str]] = {
-    "num_beams": ("beam search", "use num_beams=1; opera() brings beams of its own"),
+    "num_beams": ("beam search", "use num_beams=1; opera() has its own beams"),
     "penalty_alpha": ("contrastive search", "leave penalty_alpha out, or call generate() without custom_generate"),
     "dola_layers": ("transformers' DoLa", "leave it out and use the strategy dola(layers=...)"),
     "force_words_ids": ("constrained beam search", "leave it out; prefix_allowed_tokens_fn and sequence_bias work"),
     "constraints": ("constrained beam search", "leave it out; prefix_allowed_tokens_fn and sequence_bias work"),
-    "prompt_lookup_num_tokens": ("assisted decoding", "leave it out: it is for speed alone"),
-    "assistant_early_exit": ("assisted decoding", "leave it out: it is for speed alone"),
-    "use_mtp": ("assisted decoding", "leave it out: it is for speed alone"),
-    "is_assistant": ("the part of an assistant", "leave it out"),
-    "token_healing": ("another prompt than the one given", "heal the prompt before: model.heal_tokens(ids, tokenizer)"),
+    "prompt_lookup_num_tokens": ("assisted decoding", "leave it out: it only affects speed"),
+    "assistant_early_exit": ("assisted decoding", "leave it out: it only affects speed"),
+    "use_mtp": ("assisted decoding", "leave it out: it only affects speed"),
+    "is_assistant": ("the role of an assistant model", "leave it out"),
+    "token_healing": ("a modified prompt", "heal the prompt beforehand: model.heal_tokens(ids, tokenizer)"),
     "compile_config": (
         "a compiled forward",
-        "leave it out; limelight.load(...) takes models compiled by torch.compile",
+        "leave it out; limelight.load(...) accepts models compiled with torch.compile",
     ),
     "output_attentions": ("attentions", "run model(**inputs) on the finished sequence"),
     "output_hidden_states": ("hidden states", "run model(**inputs) on the finished sequence"),
 }
 _ONLY_WITH_A_DICT = ("output_attentions", "output_hidden_states")
 
-# Arguments of generate() that it keeps to itself when decoding is custom; a wrapper of this library sees them.
+# Arguments that generate() does not pass on to custom decoding methods; this library's wrappers check them.
 _KEPT_BACK: Mapping[str, tuple[str, str]] = {
-    "assistant_model": ("assisted decoding", "leave it out: it is for speed alone"),
-    "assistant_tokenizer": ("assisted decoding", "leave it out: it is for speed alone"),
-    "synced_gpus": ("rows that go on until every process has finished", "leave it out: a model sharded by FSDP or ZeRO-3 is not supported"),
+    "assistant_model": ("assisted decoding", "leave it out: it only affects speed"),
+    "assistant_tokenizer": ("assisted decoding", "leave it out: it only affects speed"),
+    "synced_gpus": ("rows that continue until every process has finished", "leave it out: models sharded by FSDP or ZeRO-3 are not supported"),
     "trust_remote_code": ("a decoding method from the Hub", "leave it out"),
     "custom_generate": ("another decoding method", "leave it out, or call model.generate"),
 }  # fmt: skip
 
 
 def check_config(config: Any) -> None:
-    """Raise UnsupportedError for the first option that no strategy acts on."""
+    """Raise UnsupportedError for the first option that no strategy supports."""
     for name, (what, hint) in _INSTEAD.items():
         value = getattr(config, name, None)
-        asked = value is not None and value is not False
+        enabled = value is not None and value is not False
         if name in ("num_beams", "penalty_alpha"):
-            asked = value is not None and value > (1 if name == "num_beams" else 0)
-        if name in _ONLY_WITH_A_DICT:  # else transformers computes them for nobody
-            asked = asked and bool(getattr(config, "return_dict_in_generate", False))
-        if asked:
+            enabled = value is not None and value > (1 if name == "num_beams" else 0)
+        if name in _ONLY_WITH_A_DICT:  # otherwise transformers discards them
+            enabled = enabled and bool(getattr(config, "return_dict_in_generate", False))
+        if enabled:
             raise UnsupportedError(
-                f"{name}={value!r} asks for {what}, which limelight's decoding does not do", hint=hint
+                f"{name}={value!r} requests {what}, which limelight's decoding does not support", hint=hint
             )
 
 
 def check_arguments(given: Mapping[str, Any], model: Any = None) -> None:
-    """Raise UnsupportedError for arguments that generate() would swallow beside a custom method, or act on before it."""
+    """Raise UnsupportedError for arguments that generate() would drop with a custom method, or act on before calling it."""
     for name, (what, hint) in _KEPT_BACK.items():
         if given.get(name) is not None and given[name] is not False:
-            raise UnsupportedError(f"{name} asks for {what}, which limelight's decoding does not do", hint=hint)
+            raise UnsupportedError(f"{name} requests {what}, which limelight's decoding does not support", hint=hint)
     configs = (given.get("generation_config"), getattr(model, "generation_config", None))
     if given.get("token_healing") or any(getattr(c, "token_healing", None) for c in configs):
         what, hint = _INSTEAD["token_healing"]
-        raise UnsupportedError(f"token_healing asks for {what}, which limelight's decoding does not do", hint=hint)
+        raise UnsupportedError(f"token_healing requests {what}, which limelight's decoding does not support", hint=hint)
     if "paged" in (given.get("cache_implementation"), *(getattr(c, "cache_implementation", None) for c in configs)):
         raise UnsupportedError(
-            'cache_implementation="paged" makes generate() batch continuously, without any strategy',
+            'cache_implementation="paged" makes generate() use continuous batching, without any strategy',
             hint="leave it out; `limelight serve` batches requests",
         )
 
 
 def check_shards(model: Any) -> None:
-    """Raise UnsupportedError where generate() would keep several processes in step (``synced_gpus``)."""
+    """Raise UnsupportedError if generate() would synchronise several processes (``synced_gpus``)."""
     import torch
 
     from limelight.compat import is_deepspeed_zero3_enabled, is_fsdp_managed_module
@@ -137,16 +137,16 @@ def check_shards(model: Any) -> None:
         return
     if is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model):
         raise UnsupportedError(
-            "the model is sharded over several processes, whose rows would have to end together",
+            "the model is sharded over several processes, whose rows would have to finish together",
             hint='load it with device_map="auto" in one process',
         )
 
 
 def refuse(context: GenerationContext, method: str, *options: str) -> None:
-    """Raise UnsupportedError where the call asks for one of ``options``, which ``method`` has no use for.
+    """Raise UnsupportedError if the call sets one of ``options``, which ``method`` does not support.
 
-    ``use_cache``: no cache; ``prefill_chunk_size``: a prefill in pieces; ``cache_implementation``: another kind of cache
-    than the usual one (static ones have the same contents, so they are fine).
+    ``use_cache``: False; ``prefill_chunk_size``: a chunked prefill; ``cache_implementation``: a cache type other than the
+    default (static caches have the same contents, so they are allowed).
     """
     config = context.config
     static = set(ALL_STATIC_CACHE_IMPLEMENTATIONS) - {"offloaded_static"}
@@ -166,7 +166,7 @@ def refuse(context: GenerationContext, method: str, *options: str) -> None:
 
 
 def stop_strings_of(given: Mapping[str, Any], model: Any) -> Any:
-    """The stop strings among generate()'s own arguments, the caller's config, or the model's (None: there are none)."""
+    """Return the stop strings from generate()'s arguments, the caller's config or the model's, or None."""
     if given.get("stop_strings") is not None:
         return given["stop_strings"]
     for config in (given.get("generation_config"), getattr(model, "generation_config", None)):
@@ -177,11 +177,11 @@ def stop_strings_of(given: Mapping[str, Any], model: Any) -> Any:
 
 
 def one_answer(given: Mapping[str, Any], model: Any = None) -> None:
-    """Raise UnsupportedError for several answers to a prompt, whoever asks for them: the call, its config or the model's."""
+    """Raise UnsupportedError if the call, its config or the model's config requests several answers per prompt."""
     config = given.get("generation_config")
-    asked = (given.get("num_return_sequences"), getattr(config, "num_return_sequences", None))
+    counts = (given.get("num_return_sequences"), getattr(config, "num_return_sequences", None))
     own = getattr(getattr(model, "generation_config", None), "num_return_sequences", None)
-    if (next((n for n in (*asked, own) if n is not None), None) or 1) != 1:
+    if (next((n for n in (*counts, own) if n is not None), None) or 1) != 1:
         raise UnsupportedError(
-            "limelight.generate returns one answer", hint="call it once a seed, or use model.generate"
+            "limelight.generate returns a single answer", hint="call it once per seed, or use model.generate"
         )

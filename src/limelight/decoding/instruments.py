@@ -1,6 +1,6 @@
-"""Watching and altering a forward through hooks on module instances: attached inside a block, gone after it.
+"""Context managers that observe or modify a forward pass through hooks on module instances, removed on exit.
 
-The hooks act in the thread that attached them, so another thread's forward on the same model is left alone.
+The hooks act only in the thread that registered them; other threads' forwards on the same model are unaffected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from limelight.relevance.layers.norm import final_norm
 
 @contextmanager
 def pre_hook(module: nn.Module, fn: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
-    """``fn(args, kwargs)`` before ``module`` runs; what it returns, if anything, replaces them."""
+    """Call ``fn(args, kwargs)`` before ``module`` runs; a result other than None replaces them."""
     owner = threading.get_ident()
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -39,7 +39,7 @@ def pre_hook(module: nn.Module, fn: Callable[[tuple[Any, ...], dict[str, Any]], 
 
 @contextmanager
 def post_hook(module: nn.Module, fn: Callable[[tuple[Any, ...], dict[str, Any], Any], Any]) -> Iterator[None]:
-    """``fn(args, kwargs, output)`` after ``module`` has run; what it returns, if anything, replaces the output."""
+    """Call ``fn(args, kwargs, output)`` after ``module`` has run; a result other than None replaces the output."""
     owner = threading.get_ident()
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -53,16 +53,16 @@ def post_hook(module: nn.Module, fn: Callable[[tuple[Any, ...], dict[str, Any], 
 
 
 def decoder_layers(adapter: Adapter) -> list[nn.Module]:
-    """The decoder's layers in order."""
+    """Return the decoder's layers in order."""
     return [unwrapped(layer) for layer in adapter.decoder.layers]
 
 
 def check_layers(
-    adapter: Adapter, layers: Sequence[int], method: str, *, last: int | None = None, asked: str = ""
+    adapter: Adapter, layers: Sequence[int], method: str, *, last: int | None = None, setting: str = ""
 ) -> None:
-    """Raise SettingError unless ``layers`` is not empty and lies in ``[0, last]`` (default: the last layer's index).
+    """Raise SettingError if ``layers`` is empty or not within ``[0, last]`` (default: the last layer's index).
 
-    ``asked`` says what the caller set, where that is not the layers themselves.
+    ``setting`` names what the caller set, where that is not the layers themselves.
     """
     depth = len(decoder_layers(adapter))
     last = depth - 1 if last is None else last
@@ -74,20 +74,20 @@ def check_layers(
         raise SettingError(
             f"{method} needs a model of at least {depth - last} layers; {have}", hint="use another method"
         )
-    got = f"layers {beyond}" if beyond else "no layer at all"
+    got = f"layers {beyond}" if beyond else "no layers"
     raise SettingError(
-        f"{method}: expected one or more layers within 0..{last}, got {got}{f' ({asked})' if asked else ''}",
-        hint=f"{have}; choose the layers for it, or leave them out for the published ones in proportion",
+        f"{method}: expected one or more layers within 0..{last}, got {got}{f' ({setting})' if setting else ''}",
+        hint=f"{have}; choose layers in that range, or leave the setting out for the published layers scaled in proportion",
     )
 
 
 def refuse_cross_attention(adapter: Adapter, method: str) -> None:
-    """Raise UnsupportedError where the media are read by cross-attention and hold no positions of the prompt."""
+    """Raise UnsupportedError if the media enter through cross-attention, without positions in the prompt."""
     names = [n for n, _ in adapter.decoder.named_modules() if n.endswith(CROSS_ATTENTION)]
     if names:
         raise UnsupportedError(
-            f"{method} works on the attention to the media's positions; {type(adapter.model).__name__} reads it by "
-            f"cross-attention ({names[0]})",
+            f"{method} works on the attention to the media's positions; {type(adapter.model).__name__} reads the media "
+            f"through cross-attention ({names[0]})",
             hint="use vcd(), icd() or m3id(), which need no attention maps"
             if adapter.encoder is None
             else 'use vcd(), aad() or m3id(without="zero"), which need no attention maps',
@@ -95,7 +95,7 @@ def refuse_cross_attention(adapter: Adapter, method: str) -> None:
 
 
 def tensor_of(output: Any) -> Tensor:
-    """The hidden states in a layer's output ``[B, T, D]``.
+    """Return the hidden states ``[B, T, D]`` in a layer's output.
 
     Raises:
         UnsupportedError: anything else (several residual streams).
@@ -105,14 +105,14 @@ def tensor_of(output: Any) -> Tensor:
         shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
         raise UnsupportedError(
             f"expected hidden states [batch, positions, width] from each layer, got {shape}",
-            hint="this family keeps several residual streams; use a method that contrasts two prompts (vcd, m3id)",
+            hint="this family has several residual streams; use a method that contrasts two prompts (vcd, m3id)",
         )
     return hidden
 
 
 @contextmanager
 def first_input(adapter: Adapter, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """``fn(merged embeddings [B, T, D])`` as they enter the first layer; a tensor replaces them.
+    """Call ``fn(merged embeddings [B, T, D])`` when they enter the first layer; a returned tensor replaces them.
 
     Raises:
         HookError: the block ran without calling the first layer.
@@ -139,12 +139,12 @@ def first_input(adapter: Adapter, fn: Callable[[Tensor], Tensor | None]) -> Iter
 
 @contextmanager
 def masked_media(adapter: Adapter, keep: Tensor) -> Iterator[None]:
-    """Inside the block (one prefill), merged embeddings at positions where ``keep`` [B, T] is False are zero.
+    """Zero the merged embeddings at positions where ``keep`` [B, T] is False, inside the block (one prefill).
 
-    So are the features of those positions that enter again in deeper layers; cross-attention states are zero.
+    Features of those positions that enter deeper layers are zeroed too, and so are all cross-attention states.
 
     Raises:
-        UnsupportedError: the media enter by an argument that cannot be masked by position.
+        UnsupportedError: the media enter through an argument that cannot be masked by position.
     """
 
     def mask_features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -160,28 +160,28 @@ def masked_media(adapter: Adapter, keep: Tensor) -> Iterator[None]:
 
 
 def _masked(name: str, value: Any, kwargs: Mapping[str, Any], keep: Tensor) -> Any:
-    """Features with zeros where ``keep`` is False; states of cross-attention with zeros throughout."""
+    """Zero the features where ``keep`` is False; cross-attention states are zeroed entirely."""
     if isinstance(value, Tensor):
         axes = DECODER.axes(name, value)
         if "state" in axes.names:
             return value * 0
-        if axes.positions == 1:  # where they are of ids alone (the layers' own inputs), they hold nothing of the media
+        if axes.positions == 1:  # per-layer inputs computed from ids alone contain no media
             return value * keep.reshape(*keep.shape, *[1] * (value.ndim - 2)).to(value.dtype) if axes.media else value
     pieces = list(value.values()) if isinstance(value, Mapping) else list(value)
     places = [v[..., 0] if v.ndim == 3 else v for k, v in kwargs.items() if DECODER.marks_media(k, v)]
     places = [p for p in places if all(f.shape[0] == int(p.sum()) for f in pieces)]
     if len(places) != 1:
         raise UnsupportedError(
-            f"the media also enter by {name!r}, whose positions are not told", hint='use without="drop"'
+            f"the media also enter through {name!r}, whose positions are unknown", hint='use without="drop"'
         )
     out = [f * keep[places[0]][:, None].to(f.dtype) for f in pieces]
     return dict(zip(value, out, strict=True)) if isinstance(value, Mapping) else out
 
 
 class DecoderHook(AttentionHook):
-    """An attention hook that knows whether a call comes from the text stack's own attention of that layer.
+    """An attention hook that tracks whether a call comes from the text decoder's own attention of that layer.
 
-    Some decoders contain their towers, whose layers are numbered from 0 too.
+    Some decoders contain their encoders, whose layers are also numbered from 0.
     """
 
     def __init__(self, adapter: Adapter) -> None:
@@ -193,9 +193,9 @@ class DecoderHook(AttentionHook):
 
 
 def key_places(places: Tensor, keys: int, length: int) -> Tensor:
-    """bool ``[B, keys]``: prompt positions ``places`` [B, T] among the keys of a sequence of ``length`` so far.
+    """Return a mask ``[B, keys]`` of the prompt positions ``places`` [B, T] among the keys of a sequence of ``length``.
 
-    A sliding window keeps the last keys; a static cache has more than there are positions.
+    A sliding window keeps only the last keys; a static cache has more keys than positions.
     """
     rows, prompt = places.shape
     whole = places.new_zeros(rows, max(length, keys))
@@ -204,19 +204,19 @@ def key_places(places: Tensor, keys: int, length: int) -> Tensor:
 
 
 def in_proportion(layers: tuple[int, int], depth: int, of: int = 32, *, beyond: int = 0) -> tuple[int, int]:
-    """First and last layer published for a model of ``of`` layers, for one of ``depth``: never empty, whatever the depth.
+    """Scale the first and last layer published for a model of ``of`` layers to one of ``depth``; the range is never empty.
 
-    At most ``depth - 1 - beyond``: ``beyond`` layers must follow the last one.
+    Both are at most ``depth - 1 - beyond``: ``beyond`` layers must follow the last one.
     """
     first, last = (max(0, min(round(i * depth / of), depth - 1 - beyond)) for i in layers)
     return first, last
 
 
 def mlp_of(adapter: Adapter, layer: int) -> nn.Module:
-    """The feed-forward block of a layer.
+    """Return the feed-forward module of a layer.
 
     Raises:
-        HookError: the layer has none that is a module of its own.
+        HookError: the layer has no separate feed-forward module.
     """
     names = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
     module = decoder_layers(adapter)[layer]
@@ -224,19 +224,19 @@ def mlp_of(adapter: Adapter, layer: int) -> nn.Module:
     if found is None:
         raise HookError(
             f"layer {layer} has no feed-forward module among {', '.join(n for n, _ in module.named_children())}",
-            hint="this family keeps its feed-forward inside the layer; MemVR cannot be attached",
+            hint="this family computes its feed-forward inside the layer; MemVR does not support it",
         )
     return unwrapped(found)  # type: ignore[no-any-return]
 
 
 class LogitLens:
-    """Logits of intermediate layers at the last position: the final norm and the head on their hidden states.
+    """Computes logits of intermediate layers at the last position by applying final norm and head to their hidden states.
 
-    Layer 0 is what enters the first layer, layer i what leaves the i-th of them; all are taken before the final norm
+    Layer 0 is the input of the first layer, layer i the output of the i-th; all are taken before the final norm
     (transformers' ``hidden_states[-1]`` is taken after it).
 
     Args:
-        layers: which, in ``[0, number of layers - 1]``.
+        layers: layer indices in ``[0, number of layers - 1]``.
         normed: apply the final norm before the head.
     """
 
@@ -246,8 +246,8 @@ class LogitLens:
         self.hidden: dict[int, Tensor] = {}
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Keeps the hidden states of the forward inside the block."""
+    def recording(self) -> Iterator[None]:
+        """Record the hidden states of the forward inside the block."""
         stack = decoder_layers(self.adapter)
 
         def keep(layer: int) -> Callable[..., None]:
@@ -265,7 +265,7 @@ class LogitLens:
             yield
 
     def logits(self) -> Tensor:
-        """``[layers, B, V]`` in float32 or better."""
+        """Return logits ``[layers, B, V]`` in float32 or wider."""
         rows = torch.stack([self.hidden[layer] for layer in self.layers])
         out = self.adapter.logits(rows if self.norm is None else self.norm(rows))
         return out.to(torch.promote_types(out.dtype, torch.float32))

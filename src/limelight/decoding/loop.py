@@ -1,4 +1,4 @@
-"""The only token loop, and its bridge to transformers' ``generate``.
+"""The token loop, and its integration into transformers' ``generate``.
 
 transformers prepares inputs, processors and stopping criteria, then calls :func:`decode` through
 ``custom_generate=limelight.custom_generate(strategy, ...)``.
@@ -35,7 +35,7 @@ OnStep = Callable[[int, Step], None]
 
 @dataclass
 class GroundedOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
-    """transformers' output of generate, with ``steps``: a tuple of :class:`Step` a row."""
+    """transformers' output of generate, extended by ``steps``: one tuple of :class:`Step` per row."""
 
     steps: tuple[tuple[Step, ...], ...] | None = None
 
@@ -57,39 +57,39 @@ def custom_generate(
     parent_model: Any = None,
     return_cache: bool = True,
 ) -> Callable[..., Any]:
-    """A callable for ``model.generate(**inputs, custom_generate=...)``.
+    """Build the callable for ``model.generate(**inputs, custom_generate=...)``.
 
     Args:
         strategy: the decoding method, e.g. ``lime()``.
-        processor: the model's processor: needed for ``stop_strings``, spelled tokens, and methods with a second prompt.
-        streamer: a transformers streamer, which is ended whatever happens. generate() gives the one that it is given
-            itself nothing but the prompt when decoding is custom, and never ends it: bind it here.
-        stop_strings: as in generate(), which refuses them beside a callable.
-        tokenizer: for ``stop_strings``, in place of the processor's.
-        seed: sampling seed; row ``r`` draws from ``seed + r``, so a row does not depend on its neighbours. None: torch's
-            global state, as transformers.
-        modality_ids: ``[B, T]``: 0 text, 1 image, 2 video, 3 audio, where it cannot be detected.
-        tensors: the inputs given to generate(), for methods that disturb pixels or sound features: by the time a custom
+        processor: the model's processor: needed for ``stop_strings``, token texts, and methods with a second prompt.
+        streamer: a transformers streamer; it is always ended, also on errors. Pass it here: with custom decoding,
+            generate() only puts the prompt into its own ``streamer`` argument, and never ends it.
+        stop_strings: as in generate(), which refuses them together with a callable.
+        tokenizer: for ``stop_strings``, instead of the processor's.
+        seed: sampling seed; row ``r`` uses ``seed + r``, so rows are independent of each other. None: torch's global
+            state, as in transformers.
+        modality_ids: ``[B, T]``: 0 text, 1 image, 2 video, 3 audio, where they cannot be detected.
+        tensors: the inputs passed to generate(), for methods that distort pixels or audio features: by the time a custom
             method runs, generate() has replaced pixels by their encoding.
         spans: each row's spans from ``Adapter.spans(inputs)``; without them layouts (grids, seconds) may be unknown,
-            since generate() has consumed the tensors that tell.
-        details: True: every emitted token's relevance (``Step.relevance``), whatever the strategy. Greedy and exact LIME
-            compute it themselves, exact LIME under its own forward; elsewhere it is the unchanged model's, under
-            ``ATTN_LRP``, at the price of one uncached forward and one backward a token. None: where the strategy computes
-            it itself. False: none.
+            since generate() has consumed the tensors that determine them.
+        details: True: the relevance of every emitted token (``Step.relevance``) under any strategy. Greedy and exact LIME
+            compute it themselves, exact LIME under its own forward; otherwise it is the unchanged model's, under
+            ``ATTN_LRP``, at the cost of one uncached forward and one backward per token. None: only where the strategy
+            computes it. False: never.
         on_step: called with (row, Step) as each token is chosen.
-        top_logprobs: how many of the likeliest tokens ``Step.top_logprobs`` tells, in the distribution that was chosen from.
-        parent_model: the model (or its Adapter) whose generate() is called, where that hands on to a language model inside
-            (BLIP-2, InstructBLIP), which does not know the picture's positions.
-        return_cache: ``return_dict_in_generate`` brings ``past_key_values`` for the next turn. Methods that keep no such
-            cache fill one at the end (one prefill, and one forward for the answer); False saves them that.
+        top_logprobs: number of most likely tokens in ``Step.top_logprobs``, under the distribution that was chosen from.
+        parent_model: the model (or its Adapter) whose generate() is called, where that delegates to an inner language
+            model (BLIP-2, InstructBLIP), which does not know the image's positions.
+        return_cache: with ``return_dict_in_generate``, return ``past_key_values`` for the next turn. Methods without such
+            a cache fill one at the end (one prefill, and one forward for the answer); False skips this.
 
-    generate() keeps some of its arguments to itself when decoding is custom, so that they cannot be refused here:
-    ``assistant_model``, ``assistant_tokenizer``, ``tokenizer`` (bind ``processor``), ``synced_gpus`` and ``streamer``; with
-    ``cache_implementation="paged"`` it never calls a custom method. :func:`limelight.generate` refuses or takes them all.
+    With custom decoding, generate() does not pass on some of its arguments, so they cannot be refused here:
+    ``assistant_model``, ``assistant_tokenizer``, ``tokenizer`` (pass ``processor``), ``synced_gpus`` and ``streamer``; with
+    ``cache_implementation="paged"`` it never calls a custom method. :func:`limelight.generate` refuses or supports them all.
     """
-    waiting = _Waiting(streamer)
-    details = _wanted(details)
+    pending = _PendingStreamer(streamer)
+    details = _details_option(details)
 
     def decoding_method(
         model: Any,
@@ -99,9 +99,8 @@ def custom_generate(
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        waiting.over = True
-        heard = model_kwargs.pop("streamer", None) or streamer
-        with ending(heard) as sink:
+        pending.over = True
+        with ending(model_kwargs.pop("streamer", None) or streamer) as sink:
             check_arguments(
                 {n: model_kwargs.pop(n, None) for n in ("assistant_model", "assistant_tokenizer", "synced_gpus")}
             )
@@ -126,12 +125,12 @@ def custom_generate(
                 top_logprobs=top_logprobs,
             )
 
-    weakref.finalize(decoding_method, waiting.end).atexit = False
+    weakref.finalize(decoding_method, pending.end).atexit = False
     return decoding_method
 
 
-def _wanted(details: Any) -> bool | None:
-    """True, False or None; 0 and 1 are taken as what they are in Python.
+def _details_option(details: Any) -> bool | None:
+    """Convert to True, False or None; 0 and 1 count as booleans.
 
     Raises:
         SettingError: anything else.
@@ -143,8 +142,8 @@ def _wanted(details: Any) -> bool | None:
     raise SettingError(f"expected True, False or None for relevance, got {details!r}", hint="relevance=True")
 
 
-class _Waiting:
-    """A bound streamer whose generate() may fail before it decodes: it ends when nobody can call the method any more."""
+class _PendingStreamer:
+    """A bound streamer whose generate() may fail before decoding: it is ended when the decoding method is freed."""
 
     def __init__(self, streamer: Any) -> None:
         self.streamer, self.over = streamer, streamer is None
@@ -156,11 +155,13 @@ class _Waiting:
 
 
 def _expanded(spans: Sequence[tuple[Span, ...]] | None, rows: int) -> Sequence[tuple[Span, ...]] | None:
-    """One entry a row: num_return_sequences repeats each prompt."""
+    """Return one entry per row: num_return_sequences repeats each prompt."""
     if spans is None or len(spans) == rows:
         return spans
     if not spans or rows % len(spans):
-        raise SettingError(f"got spans of {len(spans)} rows for a batch of {rows}", hint="one tuple of spans a row")
+        raise SettingError(
+            f"got spans of {len(spans)} rows for a batch of {rows}", hint="pass one tuple of spans per row"
+        )
     return [row for row in spans for _ in range(rows // len(spans))]
 
 
@@ -190,12 +191,12 @@ def _context(
     where = torch.zeros_like(ids) if partial else adapter.modality_ids(known).to(ids.device)
     if where.shape != ids.shape:
         raise PromptError(
-            f"modality_ids {tuple(where.shape)} do not fit the prompt {tuple(ids.shape)}",
-            hint="one entry a prompt position",
+            f"modality_ids {tuple(where.shape)} do not match the prompt {tuple(ids.shape)}",
+            hint="pass one entry per prompt position",
         )
     mask = kwargs.get(adapter.names.mask)
     mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else torch.ones_like(ids, dtype=torch.bool)
-    if past:  # the model goes on with what it was given
+    if past:  # the model continues with the inputs it was given
         context = GenerationContext(
             adapter, ids, kwargs, where, mask[:, -ids.shape[1] :], sampler, config, details, stopping, **bound
         )
@@ -204,7 +205,7 @@ def _context(
     missing.pop(adapter.names.ids, None)
     if "mm_token_type_ids" in missing and kwargs.get("position_ids") is not None and bool((where > 0).any()):
         raise PromptError(
-            "generate() was called without mm_token_type_ids and has counted positions as if all were text",
+            "generate() was called without mm_token_type_ids and has computed positions as if all tokens were text",
             hint="pass everything the processor returned to generate()",
         )
     kwargs = {k: v for k, v in {**kwargs, **missing}.items() if k != adapter.names.ids}
@@ -231,10 +232,10 @@ def decode(
     return_cache: bool = False,
     top_logprobs: int = 0,
 ) -> Any:
-    """Token after token until every row has stopped. Returns ids ``[B, T + n]``, or a :class:`GroundedOutput`.
+    """Decode token by token until every row has stopped. Returns ids ``[B, T + n]``, or a :class:`GroundedOutput`.
 
-    ``return_cache``: the output holds generate()'s cache as plain decoding leaves it; a cache that the caller has given
-    is filled in any case.
+    ``return_cache``: the output contains generate()'s cache as plain decoding leaves it; a cache passed by the caller is
+    always filled.
 
     Raises:
         NotFiniteError: a strategy returned NaN logits.
@@ -261,7 +262,7 @@ def decode(
             session = strategy.session(context)
             checked = checked_stream(context) if context.past and not capabilities.continues_cache else None
         while bool(unfinished.any()):
-            with context.adapter.exclusive():  # a token at a time, so that several threads' answers advance in turns
+            with context.adapter.exclusive():  # released after each token, so that several threads take turns
                 step_output = session.next(tokens)
             if bool(torch.isnan(step_output.logits).any()) and not getattr(config, "remove_invalid_values", False):
                 raise NotFiniteError(
@@ -272,13 +273,13 @@ def decode(
                 processed = step_output.logits
                 if not step_output.decided:
                     processed = context.sampler.scores(ids, processed)
-                    processed = context.sampler.uncut(ids, processed, step_output.unchanged)
+                    processed = context.sampler.with_fallback(ids, processed, step_output.unchanged)
             barred = torch.isneginf(processed.amax(dim=-1)) & unfinished
             if bool(barred.any()) and not step_output.decided:
                 raise SettingError(
-                    f"every token is barred at token {len(steps[0])} of row {int(barred.nonzero()[0])}: {strategy.name}'s "
-                    "plausibility cut and the logits processors leave none",
-                    hint="lower beta (the cut), or the settings that bar tokens (min_new_tokens, bad_words_ids, ...)",
+                    f"no token is allowed at token {len(steps[0])} of row {int(barred.nonzero()[0])}: {strategy.name}'s "
+                    "plausibility cut and the logits processors exclude all of them",
+                    hint="lower beta (the cut), or relax settings that exclude tokens (min_new_tokens, bad_words_ids, ...)",
                 )
             tokens = context.sampler.pick(processed)
             if has_eos and pad is not None:
@@ -300,8 +301,8 @@ def decode(
             ids = torch.cat([ids, tokens[:, None]], dim=-1)
             if streamer is not None:
                 streamer.put(tokens.cpu())
-            asked = _untimed(stopping) if step_output.decided else stopping
-            unfinished = unfinished & ~asked(ids, tuple(scores) if scores else None)
+            criteria = _untimed(stopping) if step_output.decided else stopping
+            unfinished = unfinished & ~criteria(ids, tuple(scores) if scores else None)
             if step_output.last is not None:
                 unfinished = unfinished & ~step_output.last
         cache = _cache(session, context, ids, return_cache and keep, checked)
@@ -317,12 +318,12 @@ def decode(
 
 
 def _untimed(criteria: Any) -> StoppingCriteriaList:
-    """Without the time limit, which a session that decides for itself has kept already."""
+    """Drop the time limit, which a session that chooses tokens itself has already applied."""
     return StoppingCriteriaList(c for c in criteria if not isinstance(c, MaxTimeCriteria))
 
 
 def _cache(session: Any, context: GenerationContext, ids: Tensor, wanted: bool, checked: Any) -> Any:
-    """What plain decoding would leave in generate()'s cache; None where nobody asks."""
+    """Return generate()'s cache as plain decoding would leave it, or None if it is not needed."""
     if not wanted and not compat.is_callers_own(context.kwargs.get("past_key_values")):
         return None
     with context.adapter.exclusive():
@@ -331,7 +332,7 @@ def _cache(session: Any, context: GenerationContext, ids: Tensor, wanted: bool, 
 
 
 class _EndOnce:
-    """A streamer whose end may be called from more than one place."""
+    """Wraps a streamer so that ``end`` may be called more than once."""
 
     def __init__(self, streamer: Any) -> None:
         self.streamer, self.ended = streamer, False
@@ -351,7 +352,7 @@ class _EndOnce:
 
 @contextmanager
 def ending(streamer: Any) -> Iterator[Any]:
-    """End the streamer when the block fails, so that no consumer hangs; yields one that can be ended twice."""
+    """End the streamer if the block fails, so that no consumer hangs; yields a wrapper that can be ended twice."""
     sink = streamer if streamer is None or isinstance(streamer, _EndOnce) else _EndOnce(streamer)
     try:
         yield sink
@@ -363,7 +364,7 @@ def ending(streamer: Any) -> Iterator[Any]:
 
 @contextmanager
 def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
-    """Give the streamer its prompt if generate() has not, and end it whatever happens."""
+    """Put the prompt into the streamer if generate() has not, and always end it."""
     if streamer is None:
         yield
         return
@@ -376,16 +377,16 @@ def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
 
 
 def _step(adapter: Adapter, detail: Detail, processed: Tensor, token: int, top: int) -> Step:
-    """A row's step: ``processed`` [V] are the logits that ``token`` was chosen from."""
+    """Build one row's Step; ``processed`` [V] are the logits that ``token`` was chosen from."""
     logprobs = torch.log_softmax(processed.double(), dim=-1)
     best = logprobs.topk(min(top, logprobs.shape[-1]))
     words = adapter.tokens(best.indices) if top else ()
     spelled = tuple((t, adapter.tokens([t])[0], logit, phi) for t, logit, phi in detail.candidates)
-    told = {f.name: getattr(detail, f.name) for f in fields(detail)}  # a Step has every field of a Detail
+    values = {f.name: getattr(detail, f.name) for f in fields(detail)}  # a Step has every field of a Detail
     return Step(
         token,
         adapter.tokens([token])[0],
         float(logprobs[token]),
-        **{**told, "candidates": spelled},
+        **{**values, "candidates": spelled},
         top_logprobs=tuple(zip(words, best.values.tolist(), strict=True)) if top else (),
     )

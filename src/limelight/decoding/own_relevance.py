@@ -1,4 +1,4 @@
-"""Relevance of emitted tokens by the unchanged model, whatever strategy chose them."""
+"""Relevance of emitted tokens under the unchanged model, for tokens chosen by any strategy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from limelight.types import Relevance
 
 
 class OwnRelevance:
-    """One forward of prompt and answer so far and one backward a token, under ``ATTN_LRP``.
+    """Computes relevance under ``ATTN_LRP``, with one forward of prompt and answer so far and one backward per token.
 
-    The towers run once: the prompt is captured when the first token is explained and grows with the answer.
+    The encoders run once: the prompt is captured when the first token is explained and extended with the answer.
     """
 
     def __init__(self, context: GenerationContext) -> None:
@@ -24,7 +24,7 @@ class OwnRelevance:
         self.length = context.ids.shape[1]
 
     def of(self, row: int, token: int, ids: Tensor) -> Relevance:
-        """Relevance of ``token`` behind the row's ``ids`` [B, T] (prompt and what every row has said).
+        """Compute the relevance of ``token`` after the row's ``ids`` [B, T] (prompt and all generated tokens).
 
         Raises:
             NotDifferentiableError, UnknownKindError: see :func:`limelight.attribute`.

@@ -1,14 +1,14 @@
-"""Logits processors inside a step: what they will make of some logits, without their noticing that anybody asked.
+"""Previewing logits processors within a step, without changing their state.
 
 The loop calls every processor exactly once per emitted token, on the logits of the distribution that the token is chosen
-from, as transformers does. Some methods need to know earlier what would be chosen: LIME for the target of an update,
-OPERA for its candidates. They ask here, and what keeps state is answered for from outside:
+from, as transformers does. Some methods need the processed logits earlier: LIME for the target of an update, OPERA for
+its candidates. This module computes them without side effects:
 
-- transformers' own processors, which compute their answer from ids and scores alone, are called;
+- transformers' own processors that depend on ids and scores alone are called;
 - classifier-free guidance (``guidance_scale``) runs the model on its second prompt once per emitted token, and the
-  logits are used again;
-- a SynthID watermark answers from a copy of its state;
-- anybody's own processor acts on the emitted token only, unless it has an attribute ``stateless = True``.
+  logits are reused;
+- a SynthID watermark is evaluated on a copy of its state;
+- custom processors act on the emitted token only, unless they have an attribute ``stateless = True``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from limelight.compat import logits_process
 from limelight.errors import UnsupportedError
 
-# Computed from ids and scores alone (a watermark of the KGW kind seeds its generator anew at each call).
+# Depend on ids and scores alone (a KGW watermark reseeds its generator at each call).
 _NAMES = (
     "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor", "TemperatureLogitsWarper",
     "RepetitionPenaltyLogitsProcessor", "EncoderRepetitionPenaltyLogitsProcessor", "TopPLogitsWarper", "TopKLogitsWarper",
@@ -39,17 +39,17 @@ _SYNTH_ID = logits_process.SynthIDTextWatermarkLogitsProcessor
 
 
 def stateless(processor: Any) -> bool:
-    """Its answer depends on ids and scores alone, so it may be called as often as one likes."""
+    """Return whether the processor's output depends on ids and scores alone, so that it may be called any number of times."""
     return type(processor) in _STATELESS or getattr(processor, "stateless", False) is True
 
 
 def prepared(processors: Any) -> list[Any]:
-    """The processors of a call of generate(), in their order; guidance runs the model once per emitted token."""
+    """Return the processors of a generate() call, in order; guidance is wrapped to run once per emitted token."""
     return [_once(p) if type(p) is _GUIDANCE else p for p in processors or ()]
 
 
 def applied(processors: Sequence[Any], ids: Tensor, scores: Tensor) -> Tensor:
-    """``scores`` [B, V] after all processors; the input is left as it is (processors may work in place)."""
+    """Apply all processors to ``scores`` [B, V]; the input is not modified (processors may work in place)."""
     if processors:
         scores = scores.clone()
     for processor in processors:
@@ -57,20 +57,20 @@ def applied(processors: Sequence[Any], ids: Tensor, scores: Tensor) -> Tensor:
     return scores
 
 
-def foreseen(processors: Sequence[Any], ids: Tensor) -> Callable[[Tensor], Tensor]:
-    """What the processors will make of logits ``[B, V]`` behind ``ids`` [B, T], for choices inside a step.
+def preview(processors: Sequence[Any], ids: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that previews the processed logits ``[B, V]`` after ``ids`` [B, T], for choices within a step.
 
-    The forwards that guidance needs are run here, and not when the function is called (in the middle of an optimisation).
+    Guidance's forwards are run here, not when the returned function is called (in the middle of an optimisation).
     """
     kept = [_seen(p, ids) for p in processors if stateless(p) or type(p) in (_GUIDANCE, _SYNTH_ID)]
     return lambda logits: applied(kept, ids, logits)
 
 
 def for_row(processors: Sequence[Any], row: int, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """(ids ``[k, T]``, logits ``[k, V]``) of several continuations of one row -> processed logits ``[k, V]``.
+    """Return a function from several continuations of one row, ids ``[k, T]`` and logits ``[k, V]``, to processed logits.
 
-    Processors may hold a value for each row of the batch (paddings, encoder ids, a prefix function's batch id): each
-    continuation stands in a batch of its own, in its row's place.
+    Processors may keep a value per batch row (padding, encoder ids, a prefix function's batch id), so each continuation
+    is processed as the given row of a batch of its own.
     """
 
     def processed(ids: Tensor, logits: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def for_row(processors: Sequence[Any], row: int, rows: int) -> Callable[[Tensor,
 
 
 def require_stateless(processors: Sequence[Any], method: str) -> None:
-    """Raise UnsupportedError unless hypotheses can be scored: no processor keeps state."""
+    """Raise UnsupportedError if a processor keeps state, so that several hypotheses cannot be scored."""
     found = [p for p in processors if not stateless(p)]
     if not found:
         return
@@ -91,15 +91,15 @@ def require_stateless(processors: Sequence[Any], method: str) -> None:
     names = ", ".join(type(p).__name__ for p in found)
     raise UnsupportedError(
         f"{method} scores several continuations at each step, and {names} may be called once per emitted token only",
-        hint=f"set stateless = True on {own[0]} if its answer depends on ids and scores alone"
+        hint=f"set stateless = True on {own[0]} if its output depends on ids and scores alone"
         if own
         else "leave out guidance_scale and SynthID watermarks, or use another strategy",
     )
 
 
 def _once(processor: Any) -> Any:
-    """Guidance that asks its model once per length of the ids, and remembers the answer."""
-    twin = copy.copy(processor)  # shares the context, which the caller may look at
+    """Wrap a guidance processor so that it runs its model once per length of the ids and caches the logits."""
+    twin = copy.copy(processor)  # shares the context, which the caller may inspect
     known: dict[int, Tensor] = {}
 
     def unconditional(ids: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _once(processor: Any) -> Any:
             except (RuntimeError, ValueError, IndexError) as error:
                 raise UnsupportedError(
                     f"guidance_scale: {type(processor.model).__name__} cannot run transformers' second prompt ({error})",
-                    hint="plain generate() fails likewise; m3id() and vcd() guide against the prompt without its picture",
+                    hint="plain generate() fails as well; m3id() and vcd() contrast with the prompt without its image",
                 ) from error
         return known[length]
 

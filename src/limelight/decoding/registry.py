@@ -1,4 +1,4 @@
-"""Decoding methods by name, found by listing ``methods/``: every module of ``methods`` ends in a ``STRATEGIES`` table."""
+"""Registry of decoding methods by name, built from the ``STRATEGIES`` table of every module in ``methods/``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from limelight.errors import SettingError
 
 @cache
 def strategies() -> dict[str, Callable[..., Strategy]]:
-    """name -> factory with keyword settings."""
+    """Return a mapping from name to factory; factories take the settings as keywords."""
     found: dict[str, Callable[..., Strategy]] = {}
     for info in pkgutil.iter_modules([str(Path(__file__).parent / "methods")]):
         module = importlib.import_module(f"limelight.decoding.methods.{info.name}")
@@ -25,7 +25,7 @@ def strategies() -> dict[str, Callable[..., Strategy]]:
 
 
 def strategy(name: str, **settings: Any) -> Strategy:
-    """A strategy by name with settings; ``after`` goes with every one (:class:`limelight.decoding.after.After`).
+    """Create a strategy by name with settings; every strategy accepts ``after`` (:class:`limelight.decoding.after.After`).
 
     Raises:
         SettingError: unknown name or setting.

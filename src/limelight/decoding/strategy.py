@@ -1,4 +1,4 @@
-"""The interface of a decoding method: a Strategy opens a Session on a prompt, a Session gives logits token by token."""
+"""Interface of decoding methods: a Strategy opens a Session on a prompt; a Session returns logits token by token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from limelight.types import Relevance, Span
 
 @dataclass(frozen=True)
 class Detail:
-    """What a session knows about one row's next token, beyond its logits. Becomes a :class:`Step`."""
+    """A session's data about one row's next token besides its logits. Becomes part of a :class:`Step`."""
 
     relevance: Relevance | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -36,13 +36,13 @@ class Detail:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Logits ``[B, V]`` (float32 or better) of the next token, before processors.
+    """Logits ``[B, V]`` (float32 or wider) of the next token, before processors.
 
-    ``details`` has a Detail a row where it does not depend on the token; ``explain(row, token)`` is asked after the
-    choice where it does (it may be costly, and is asked only for rows still running). ``decided``: the session has
-    chosen itself, processors included, so that the loop takes the argmax as it is. ``last`` [B]: rows whose answer ends
-    with this token, whatever the stopping criteria say. ``unchanged`` [B, V]: the logits of the unchanged model where
-    ``logits`` are cut to what it finds plausible; they decide where processors bar all that the cut leaves.
+    ``details`` contains one Detail per row if it does not depend on the token; otherwise ``explain(row, token)`` is
+    called after the choice (it may be costly, and is called only for unfinished rows). ``decided``: the session has
+    chosen the token itself, processors included, so the loop takes the argmax directly. ``last`` [B]: rows whose answer
+    ends with this token, regardless of the stopping criteria. ``unchanged`` [B, V]: the unchanged model's logits, where
+    ``logits`` have a plausibility cut; they are used where processors exclude every token that the cut leaves.
     """
 
     logits: Tensor
@@ -60,23 +60,23 @@ class StepOutput:
 
 @dataclass
 class GenerationContext:
-    """One call of generate, prepared by transformers.
+    """The inputs of one generate() call, as prepared by transformers.
 
     Attributes:
-        ids: prompt token ids ``[B, T]``; ``kwargs`` the model's further inputs, cache included.
+        ids: prompt token ids ``[B, T]``; ``kwargs``: the model's other inputs, including the cache.
         modality_ids: int64 ``[B, T]``, index into MODALITIES.
         mask: True at real prompt positions ``[B, T]``.
-        sampler: how a token is chosen from logits (some methods need the choice inside the step).
-        details: whether a strategy should tell what it can of the emitted tokens: their relevance, where that is its own
-            work (greedy, exact LIME), and what the unchanged model would have said.
-        relevance: whether every token must have a relevance: the loop adds what the strategy leaves out.
+        sampler: chooses a token from logits (some methods need the choice within the step).
+        details: whether a strategy should report what it can about the emitted tokens: their relevance, if it computes
+            it itself (greedy, exact LIME), and the unchanged model's most likely token.
+        relevance: whether every token must have a relevance: the loop computes what the strategy does not.
         processor: the model's processor, for methods that build a second prompt.
         tensors: the processor's tensors (pixels among them), which generate() may have replaced by their encoding.
-        spans: each row's spans where known (generate() consumes what grids are told from).
-        past: positions that the cache given to generate() holds already.
-        resume: the inputs with which the model itself goes on behind them (None: ``kwargs``).
-        partial: ``ids`` are those behind the cache alone.
-        unseen: why the prompt cannot be run anew as a whole (None: it can).
+        spans: each row's spans where known (generate() consumes the tensors that determine grids).
+        past: number of positions already in the cache passed to generate().
+        resume: the inputs with which the model continues after them (None: ``kwargs``).
+        partial: ``ids`` contain only the positions after the cache.
+        unseen: why the whole prompt cannot be recomputed (None: it can).
     """
 
     adapter: Adapter
@@ -107,16 +107,16 @@ class GenerationContext:
         return known_tokens(getattr(self.adapter, "tokenizer", None))
 
     def require_prompt(self, *, words_only: bool = False) -> None:
-        """Raise UnsupportedError where the prompt cannot be run anew, because part of it is in the cache alone.
+        """Raise UnsupportedError if the prompt cannot be recomputed because part of it is only in the cache.
 
-        ``words_only``: the ids are enough, since the media are left out.
+        ``words_only``: the ids suffice, since the media are not used.
         """
         if self.partial or (self.unseen is not None and not words_only):
             raise UnsupportedError(
-                f"this needs the whole prompt anew, and {self.unseen} (the cache holds {self.past} positions)",
-                hint="give generate() all inputs of the whole conversation again, media included, and custom_generate "
-                "tensors=inputs; or use a strategy that goes on from the cache alone (`limelight strategies` lists them), without "
-                "relevance",
+                f"the whole prompt must be recomputed, but {self.unseen} (the cache has {self.past} positions)",
+                hint="pass all inputs of the whole conversation to generate() again, media included, and tensors=inputs to "
+                "custom_generate; or use a strategy that continues from the cache (`limelight strategies` lists them), "
+                "without relevance",
             )
 
     @property
@@ -124,7 +124,7 @@ class GenerationContext:
         """Keyword arguments for an uncached forward of the prompt.
 
         Raises:
-            UnsupportedError: part of the prompt is in the cache alone.
+            UnsupportedError: part of the prompt is only in the cache.
         """
         self.require_prompt()
         dropped = ("past_key_values", "use_cache", "logits_to_keep")
@@ -136,21 +136,21 @@ class GenerationContext:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a decoding method can do and what it needs: asked by the token loop, the meter, the server and the benchmarks.
+    """Capabilities and requirements of a decoding method, used by the token loop, the meter, the server and the benchmarks.
 
-    The defaults are the careful ones, and stand for a strategy that says nothing. ``tests/decoding/test_capabilities.py``
-    holds every strategy of the registry to what it claims.
+    The defaults are conservative and apply to strategies without this attribute. ``tests/decoding/test_capabilities.py``
+    verifies the declared capabilities of every registered strategy.
 
     Attributes:
-        batches: each row of a left-padded batch gets the answer that it would get alone, as it is generated, so that
-            requests of several users may share a batch.
-        needs_media: refuses rows without a picture, sound or video.
-        gradients: runs backward passes, so that every linear layer must let a gradient through.
-        second_prompt: also runs another version of the prompt, for which ids and media must be at hand.
-        continues_cache: its answer comes from a stream on generate()'s cache, which may hold part of the prompt already.
-            Otherwise the whole prompt is read anew, and checked against the cache.
-        meter: the composite under which its steps carry the grounding meter's values already; empty: they do not.
-        after: works behind a marker (:class:`limelight.decoding.after.After`), on prompt and thoughts together.
+        batches: each row of a left-padded batch gets the answer that it would get alone, streamed as it is generated, so
+            that requests of several users may share a batch.
+        needs_media: refuses rows without an image, audio or video.
+        gradients: runs backward passes, so every linear layer must be differentiable.
+        second_prompt: also runs another version of the prompt, for which ids and media must be available.
+        continues_cache: its answer comes from a stream on generate()'s cache, which may already contain part of the
+            prompt. Otherwise the whole prompt is recomputed and checked against the cache.
+        meter: the composite under which its steps already contain the grounding meter's values; empty: they do not.
+        after: works after a marker (:class:`limelight.decoding.after.After`), on prompt and thinking section together.
     """
 
     batches: bool = False
@@ -163,7 +163,7 @@ class Capabilities:
 
 
 def capabilities_of(strategy: Any) -> Capabilities:
-    """A strategy's ``capabilities``, or the careful defaults where it has none."""
+    """Return a strategy's ``capabilities``, or the conservative defaults if it has none."""
     found: Capabilities = getattr(strategy, "capabilities", Capabilities())
     return found
 
@@ -175,29 +175,30 @@ def check_media(strategy: Strategy, context: GenerationContext) -> None:
     empty = ~((context.modality_ids > 0) & context.mask).any(-1)
     if capabilities_of(strategy).needs_media and bool(empty.any()):
         raise PromptError(
-            f"{strategy.name} works on the picture, sound or video of a prompt, and row {int(empty.nonzero()[0, 0])} has none",
-            hint="decode a turn without media with greedy() or meter(); or put the picture or sound into the messages, or "
+            f"{strategy.name} requires an image, audio or video in the prompt; row {int(empty.nonzero()[0, 0])} has none",
+            hint="decode a turn without media with greedy() or meter(); or put the media into the messages, or "
             f"{MODALITY_IDS}",
         )
 
 
 class Session(Protocol):
-    """A strategy at work on one prompt batch.
+    """The decoding state of a strategy on one prompt batch.
 
-    A session with a method ``cache()`` returns generate()'s cache as plain decoding would leave it now, or None; where
-    there is none the loop fills it.
+    An optional method ``cache()`` returns generate()'s cache as plain decoding would leave it now, or None; without it
+    the loop fills the cache.
     """
 
     def next(self, tokens: Tensor | None) -> StepOutput:
-        """Append ``tokens`` [B] (None at the start) and say what may come next."""
+        """Append ``tokens`` [B] (None at the start) and return the next token's logits."""
         ...
 
 
 @runtime_checkable
 class Strategy(Protocol):
-    """A decoding method with its settings. ``name`` is what the CLI and the registry call it.
+    """A decoding method with its settings. ``name`` is its name in the CLI and the registry.
 
-    An attribute ``capabilities`` (:class:`Capabilities`) says what it can do; without it the careful defaults hold.
+    An optional attribute ``capabilities`` (:class:`Capabilities`) declares what it supports; without it the conservative
+    defaults apply.
     """
 
     @property
@@ -208,5 +209,5 @@ class Strategy(Protocol):
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Plain values that reproduce the strategy."""
+        """Return plain values that reproduce the strategy."""
         ...

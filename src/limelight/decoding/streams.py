@@ -1,4 +1,4 @@
-"""The cached streams of one generation: the model's own, on the cache that generate() prepared, and those of second prompts."""
+"""Cached streams of one generation: the model's own on generate()'s cache, and those of second prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from limelight.models.runtime.cached_decoder import Stream
 
 
 def main_stream(context: GenerationContext) -> Stream:
-    """The model itself on generate()'s cache, behind what it holds already."""
+    """Return the model's stream on generate()'s cache, continuing after its current content."""
     return Stream(
         context.adapter, context.ids, context.kwargs if context.resume is None else context.resume, context.config
     )
@@ -25,10 +25,10 @@ def main_stream(context: GenerationContext) -> Stream:
 def second_stream(
     context: GenerationContext, ids: Tensor | None = None, kwargs: Mapping[str, Any] | None = None
 ) -> Stream:
-    """A stream on an empty cache of the kind that was asked for: of the prompt, or of ``ids`` with inputs ``kwargs``.
+    """Return a stream on an empty cache of the requested type, of the prompt or of ``ids`` with inputs ``kwargs``.
 
     Raises:
-        UnsupportedError: part of the prompt is in the given cache alone.
+        UnsupportedError: part of the prompt is only in the given cache.
     """
     if kwargs is None:
         context.require_prompt()
@@ -45,45 +45,45 @@ def _empty(context: GenerationContext, ids: Tensor) -> dict[str, Any]:
         times = max(config.num_beams or 1, config.num_return_sequences or 1)
         longest = config.max_length + max(0, ids.shape[1] - context.ids.shape[1])  # opera looks one token ahead
         return compat.empty_cache(model, config, len(ids) // times, longest)
-    if type(prepared) in (DynamicCache, StaticCache, QuantizedCache):  # not every model makes its cache itself
+    if type(prepared) in (DynamicCache, StaticCache, QuantizedCache):  # not every model creates its cache itself
         return {"past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
     return {}
 
 
 def checked_stream(context: GenerationContext) -> Stream:
-    """The model behind a filled cache, prefilled, for a method that reads the whole prompt anew: both must say the same.
+    """Return the prefilled stream behind a filled cache, for a method that recomputes the whole prompt; both must agree.
 
-    They do not where the cache holds something else than ids and media say (another conversation, quantised keys), or
-    where the family reads a prompt otherwise once it is longer (both ways: PaliGemma).
+    They disagree where the cache does not match ids and media (another conversation, quantised keys), or where the
+    family's attention over the prompt changes with its length (bidirectional attention: PaliGemma).
 
     Raises:
         UnsupportedError: the two differ.
     """
     stream = main_stream(context)
-    went_on, anew = stream.next(None), second_stream(context).next(None)
+    cached, recomputed = stream.next(None), second_stream(context).next(None)
     wide = context.adapter.model.dtype in (torch.float32, torch.float64)
-    known = torch.isfinite(went_on) & torch.isfinite(anew)
-    apart = float((went_on - anew)[known].abs().max()) / max(1.0, float(anew[known].abs().max()))
-    if apart > (1e-3 if wide else 5e-2):
+    known = torch.isfinite(cached) & torch.isfinite(recomputed)
+    relative = float((cached - recomputed)[known].abs().max()) / max(1.0, float(recomputed[known].abs().max()))
+    if relative > (1e-3 if wide else 5e-2):
         raise UnsupportedError(
-            f"the model behind the cache and the whole prompt read anew differ (by {apart:.1g} of the largest logit), "
-            "and this method would answer for the latter",
-            hint="leave past_key_values out, or use a strategy that goes on from the cache (`limelight strategies` lists them)",
+            f"the logits from the cache and from recomputing the whole prompt differ (by {relative:.1g} of the largest "
+            "logit), and this method would use the latter",
+            hint="leave past_key_values out, or use a strategy that continues from the cache (`limelight strategies` lists them)",
         )
     return stream
 
 
 def cache_after(context: GenerationContext, ids: Tensor, stream: Stream | None = None) -> Any:
-    """generate()'s cache with all of ``ids`` [B, T + n] but the last, as plain decoding leaves it.
+    """Return generate()'s cache filled with all of ``ids`` [B, T + n] except the last, as plain decoding leaves it.
 
-    For methods that keep no such cache: one prefill (unless ``stream`` has done it), and one forward for the answer.
+    For methods without such a cache: one prefill (unless ``stream`` is prefilled), and one forward for the answer.
     """
     if getattr(context.config, "use_cache", None) is False:
         return None
-    said = ids[:, context.ids.shape[1] : -1]
+    generated = ids[:, context.ids.shape[1] : -1]
     if stream is None:
         stream = main_stream(context)
         stream.next(None)
-    if said.shape[1]:
-        stream.extend(said)
+    if generated.shape[1]:
+        stream.extend(generated)
     return stream.cache

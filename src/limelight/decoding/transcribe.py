@@ -1,4 +1,4 @@
-"""Speech to text with any audio model: long sounds in pieces cut at silences, each word with where it was heard."""
+"""Speech-to-text with any audio model: long recordings are split at silences, with relevance over time per word."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ LANGUAGE = " The language is {language}."
 
 @dataclass(frozen=True)
 class Segment:
-    """One piece of the sound and what was heard in it.
+    """One chunk of the audio and its transcription.
 
     Attributes:
-        start, stop: seconds from the start of the sound.
-        generation: the answer, with relevance over this piece's seconds where it was asked for.
-        quiet: it ends in a silence (or with the sound); otherwise a word may have been cut in two.
-        complete: the model ended it by itself, not the limit of tokens.
+        start, stop: seconds from the start of the audio.
+        generation: the answer, with relevance over this chunk's seconds if requested.
+        quiet: the chunk ends in a silence (or at the end of the audio); otherwise a word may have been cut in two.
+        complete: the model ended the transcription itself, before the token limit.
     """
 
     start: float
@@ -49,7 +49,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard: ``segments`` in order, without gap or overlap, and the ``prompt`` that asked for them."""
+    """A transcription: ``segments`` in order, without gaps or overlap, and the ``prompt`` used for them."""
 
     segments: tuple[Segment, ...]
     seconds: float
@@ -79,41 +79,42 @@ def transcribe(
     streamer: Any = None,
     **generation_kwargs: Any,
 ) -> Transcript:
-    """Transcribe a sound of any length.
+    """Transcribe audio of any length.
 
     Args:
         model: a transformers audio model, or an :class:`Adapter` (then ``processor`` may be None).
-        sound: a file (sound, or a video's sound), ``(samples, rate)``, or what else :func:`limelight.generate` takes as
-            ``media={"audio": ...}``.
-        prompt: what to ask; by default what the model was made for (:func:`default_prompt`). ``{language}`` is filled in.
-        language: named in the prompt; the model finds out by itself where left out.
+        sound: a file (audio, or a video's audio track), ``(samples, rate)``, or anything else that
+            :func:`limelight.generate` takes as ``media={"audio": ...}``.
+        prompt: the instruction; by default the one the model was trained for (:func:`default_prompt`). ``{language}`` is
+            filled in.
+        language: named in the prompt; detected by the model if omitted.
         strategy, relevance: as for :func:`limelight.generate`.
-        chunk_seconds: longest piece; by default 30 s, or the model's own window where that is shorter.
-        max_new_tokens: a piece; by default 64 and 12 more a second. A segment that reaches it has ``complete=False``.
-        on_segment: called with each segment as it is done.
-        streamer: a transformers streamer; it hears all pieces as one answer, and ends with the last of them.
+        chunk_seconds: maximum chunk length; by default 30 s, or the model's own window where that is shorter.
+        max_new_tokens: per chunk; by default 64 plus 12 per second. A segment that reaches it has ``complete=False``.
+        on_segment: called with each segment when it is finished.
+        streamer: a transformers streamer; it receives all chunks as one answer, and is ended after the last one.
 
     Raises:
-        MediaError: no sound, or a piece is longer than the model hears (give a smaller ``chunk_seconds``).
-        SettingError: a language that the prompt has no place for.
+        MediaError: no audio, or a chunk longer than the model's window (use a smaller ``chunk_seconds``).
+        SettingError: a language is given but the prompt has no placeholder for it.
 
     Example:
-        >>> heard = limelight.transcribe(adapter, sound="talk.mp3", strategy="aad")  # doctest: +SKIP
-        >>> print(heard.text, [s.generation.shares() for s in heard.segments])  # doctest: +SKIP
+        >>> transcript = limelight.transcribe(adapter, sound="talk.mp3", strategy="aad")  # doctest: +SKIP
+        >>> print(transcript.text, [s.generation.shares() for s in transcript.segments])  # doctest: +SKIP
     """
     with ending(streamer) as sink:
         adapter = wrap(model, processor)
         if sound is None:
-            raise MediaError("no sound to transcribe", hint="transcribe(adapter, sound='talk.wav')")
-        asked = prompt_for(adapter, prompt, language)
+            raise MediaError("no audio to transcribe", hint="transcribe(adapter, sound='talk.wav')")
+        instruction = prompt_for(adapter, prompt, language)
         rate = sampling_rate(adapter)
         samples = read_audio(_one(sound), rate, max_seconds=MAX_SECONDS)
         found: list[Segment] = []
-        heard = None if sink is None else _Pieces(sink)
+        joined = None if sink is None else _JoinedStreamer(sink)
         for piece in cut(adapter, samples, rate, chunk_seconds):
             one = segment(
-                adapter, samples, rate, piece, asked, strategy=strategy, relevance=relevance,
-                max_new_tokens=max_new_tokens, streamer=heard, **generation_kwargs,
+                adapter, samples, rate, piece, instruction, strategy=strategy, relevance=relevance,
+                max_new_tokens=max_new_tokens, streamer=joined, **generation_kwargs,
             )  # fmt: skip
             found.append(one)
             if on_segment is not None:
@@ -122,11 +123,11 @@ def transcribe(
             sink.end()
     first = found[0].generation
     settings = {"strategy": first.strategy, **first.settings}
-    return Transcript(tuple(found), samples.size / rate, asked, settings)
+    return Transcript(tuple(found), samples.size / rate, instruction, settings)
 
 
 def _one(sound: Any) -> Any:
-    """One sound, in any of the shapes in which media are taken.
+    """Return the single audio item, given in any of the accepted forms.
 
     Raises:
         MediaError: several, or none.
@@ -136,14 +137,14 @@ def _one(sound: Any) -> Any:
     found = by_kind(sound)
     if [len(found[kind]) for kind in found] != [int(kind == "audio") for kind in found]:
         raise MediaError(
-            f"expected one sound, got {', '.join(f'{len(v)} {k}' for k, v in found.items() if v) or 'none'}",
+            f"expected one audio item, got {', '.join(f'{len(v)} {k}' for k, v in found.items() if v) or 'none'}",
             hint="transcribe them one by one",
         )
     return found["audio"][0]
 
 
-class _Pieces:
-    """One streamer for several answers: the prompt of the first alone, and no end between them."""
+class _JoinedStreamer:
+    """Joins several answers into one stream: only the first prompt is passed on, and ``end`` is left to the caller."""
 
     def __init__(self, streamer: Any) -> None:
         self.streamer = streamer
@@ -158,21 +159,21 @@ class _Pieces:
         self.streamer.put(value)
 
     def end(self) -> None:
-        """The caller ends it after the last piece."""
+        """Do nothing; the caller ends the stream after the last chunk."""
 
 
 def cut(
     adapter: Adapter, samples: Samples, rate: int, chunk_seconds: float | None = None, usual: float = CHUNK_SECONDS
 ) -> list[Piece]:
-    """The pieces in which a sound is transcribed: of ``chunk_seconds``, else ``usual`` or the model's window at most.
+    """Split the audio into chunks of at most ``chunk_seconds``, by default ``usual`` or the model's window if shorter.
 
     Raises:
-        SettingError: pieces shorter than 0.2 s.
+        SettingError: chunks shorter than 0.2 s.
     """
     window = window_seconds(adapter.processor)
     if chunk_seconds is None:
         return pieces(samples, rate, min(usual, window or usual))
-    # processors that make windows themselves take more than one; those that do not refuse the piece (models.truncation)
+    # processors that window internally accept longer chunks; the others refuse them (media.truncation)
     return pieces(samples, rate, chunk_seconds)
 
 
@@ -189,30 +190,31 @@ def segment(
     on_step: OnStep | None = None,
     **generation_kwargs: Any,
 ) -> Segment:
-    """Transcribe one piece of a sound."""
+    """Transcribe one chunk of the audio."""
     start, stop = piece.start / rate, piece.stop / rate
     most = token_limit(stop - start) if max_new_tokens is None else max_new_tokens
     asked = adapter.prepare(prompt, {"audio": (samples[piece.start : piece.stop], rate)})
     if max_new_tokens is None and adapter.encoder is not None and adapter.encoder.most is not None:
         most = min(most, adapter.encoder.most - len(asked.tokens))
-    said = generate(
+    generation = generate(
         adapter, None, asked, strategy=strategy, relevance=relevance, max_new_tokens=most, on_step=on_step,
         **generation_kwargs,
     )  # fmt: skip
-    ended = bool(said.token_ids) and (said.token_ids[-1] in end_tokens(adapter) or len(said.token_ids) < most)
-    return Segment(start, stop, said, piece.quiet, ended)
+    ids = generation.token_ids
+    ended = bool(ids) and (ids[-1] in end_tokens(adapter) or len(ids) < most)
+    return Segment(start, stop, generation, piece.quiet, ended)
 
 
 def token_limit(seconds: float) -> int:
-    """Tokens that fit the fastest speech of so many seconds in most scripts."""
+    """Return a token limit that suffices for the fastest speech of this duration in most scripts."""
     return 64 + 12 * math.ceil(seconds)
 
 
 def prompt_for(adapter: Adapter, prompt: str | None = None, language: str | None = None) -> str:
-    """The words that ask for a transcription.
+    """Return the transcription prompt with the language filled in.
 
     Raises:
-        SettingError: the prompt is empty, names ``{language}`` without one, or has no place for it.
+        SettingError: the prompt is empty, contains ``{language}`` without a language, or lacks the placeholder.
     """
     if adapter.family.transcription is not None:
         return adapter.family.transcription(adapter, prompt, language)
@@ -230,7 +232,7 @@ def prompt_for(adapter: Adapter, prompt: str | None = None, language: str | None
 
 
 def default_prompt(adapter: Adapter) -> str:
-    """What the model was made to be asked: its config's ``transcription_prompt``, its processor's, or its family's."""
+    """Return the default transcription prompt: the config's ``transcription_prompt``, the processor's, or the family's."""
     for owner, name in (
         (adapter.model.config, "transcription_prompt"),
         (adapter.processor, "default_transcription_prompt"),

@@ -1,11 +1,11 @@
-"""Offsets that only the current query sees (cache scope), as low-rank factors or as tensors with an Adam of their own.
+"""Offsets applied for the current query only (cache scope), as low-rank factors or as dense tensors with Adam.
 
 The gradient with respect to the offsets of one token is a sum of outer products, one per row of the dual batch:
 
     dL/d(dK) = sum_r  g_r  (x) q_r        g = dL/d(raw scores) [T],  q [d]
     dL/d(dV) = sum_r  A_r  (x) h_r        A = weights [T],           h = dL/d(out) [d]
 
-so a step along it never has to be materialised; a sign step (what an early Adam step is) does.
+so a step along it need not be materialised; a sign step (such as an early Adam step) must be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from limelight.errors import HookError, SettingError
 
-Group = int | Mapping[int, int]  # query heads a key/value head, of all layers or of each
+Group = int | Mapping[int, int]  # query heads per key/value head, for all layers or by layer
 
 
 def group_of(group: Group, layer: int) -> int:
@@ -27,7 +27,7 @@ def group_of(group: Group, layer: int) -> int:
 
 @dataclass(frozen=True)
 class Tap:
-    """What one layer saw for the current token: shapes ``[B, Hkv, R, T | d]``, R = (1 + C) x heads per group."""
+    """One layer's attention tensors for the current token: shapes ``[B, Hkv, R, T | d]``, R = (1 + C) x heads per group."""
 
     layer: int
     raw: Tensor
@@ -47,7 +47,7 @@ class Gradient:
 
 
 def same_head(rows: int, other: int, group: int, device: torch.device) -> Tensor:
-    """``[rows, other]``: 1 where two dual rows belong to the same query head (rows are ordered channel, head)."""
+    """Return ``[rows, other]``: 1 where two dual rows belong to the same query head (rows are ordered channel, head)."""
     a = torch.arange(rows, device=device) % group
     b = torch.arange(other, device=device) % group
     return (a[:, None] == b[None, :]).float()
@@ -55,15 +55,15 @@ def same_head(rows: int, other: int, group: int, device: torch.device) -> Tensor
 
 @dataclass
 class LowRankOffsets:
-    """Steps of a given root-mean-square size along the gradient, kept as factors.
+    """Offsets updated by steps of a given root-mean-square size along the gradient, stored as factors.
 
     Args:
         lr: root mean square of an update's entries, over all layers, keys and values (so that it can be compared with
             a sign step of the same ``lr``).
-        group: query heads a key/value head.
-        positions: real positions of each row ``[B]``, whose entries count (padding must not lengthen a row's step); by
-            layer where some attend to states beside the prompt.
-        per_kv_head: one offset per kv head instead of one per query head.
+        group: query heads per key/value head.
+        positions: number of real positions per row ``[B]``, used for normalisation (padding must not lengthen a row's
+            step); by layer where some attend to cross-attention states.
+        per_kv_head: one offset per key/value head instead of one per query head.
     """
 
     lr: float
@@ -96,7 +96,7 @@ class LowRankOffsets:
         return total
 
     def update(self, gradients: dict[int, Gradient], direction: float = -1.0) -> None:
-        """One step; each batch row is normalised by itself."""
+        """Apply one step; each batch row is normalised separately."""
         square: Tensor | None = None
         entries: Tensor | None = None
         for layer, g in gradients.items():
@@ -118,7 +118,7 @@ class LowRankOffsets:
 
 @dataclass
 class DenseOffsets:
-    """Offsets as tensors ``[B, heads, T, d]`` with Adam (betas 0.9, 0.999): the paper's optimiser, in cache scope."""
+    """Offsets as dense tensors ``[B, heads, T, d]`` with Adam (betas 0.9, 0.999): the paper's optimiser, in cache scope."""
 
     lr: float
     group: Group
@@ -130,7 +130,7 @@ class DenseOffsets:
     moments: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def _split(self, layer: int, x: Tensor) -> Tensor:
-        """``[B, Hkv, (C', G), n]`` -> ``[B, Hkv, G, C', n]`` (or G = 1 with all rows, per kv head)."""
+        """Reshape ``[B, Hkv, (C', G), n]`` -> ``[B, Hkv, G, C', n]`` (or G = 1 with all rows, per kv head)."""
         b, kv, rows, n = x.shape
         if self.per_kv_head:
             return x[:, :, None]
@@ -171,13 +171,13 @@ class DenseOffsets:
 
 
 def gradients_of(loss: Tensor, taps: list[Tap], *, retain: bool = False) -> dict[int, Gradient]:
-    """One reverse pass over the one-token graph: the factors of every tapped layer."""
+    """Run one reverse pass over the one-token graph and return the gradient factors of every tapped layer."""
     leaves = [t.raw for t in taps] + [t.out for t in taps]
     found = torch.autograd.grad(loss, leaves, retain_graph=retain, allow_unused=True)
     if all(g is None for g in found):
         raise HookError(
-            "the objective does not depend on any layer's scores or outputs: an update would do nothing",
-            hint="a no_grad block inside the model, or frozen outputs, cut the graph; report this family",
+            "the objective does not depend on any layer's scores or outputs, so an update would have no effect",
+            hint="a no_grad block or detached outputs inside the model cut the graph; please report this family",
         )
     grads = [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
     half = len(taps)
@@ -192,5 +192,5 @@ def gradients_of(loss: Tensor, taps: list[Tap], *, retain: bool = False) -> dict
             grads[half + i][:, :, : t.weights.shape[2]].detach().to(wide),
         )
         if rows != t.queries.shape[2]:
-            raise SettingError(f"{rows} score rows for {t.queries.shape[2]} queries", hint="report this")
+            raise SettingError(f"expected {t.queries.shape[2]} score rows, got {rows}", hint="please report this")
     return out

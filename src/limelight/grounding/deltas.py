@@ -1,4 +1,4 @@
-"""Offsets on keys and values: zero at every new token, float32 whatever the model's dtype, one Adam of their own."""
+"""Optimised offsets on keys and values: reset to zero at every new token, float32 or wider for any model dtype."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from limelight.models.runtime.attention import AttentionHook
 
 
 class Deltas(AttentionHook):
-    """``dK_l, dV_l`` of ``[B, H, T, d]``, one per query head, seen by every query (sequence scope; LIME, eq. 4).
+    """Offsets ``dK_l, dV_l`` of ``[B, H, T, d]``, one per query head, applied for every query (sequence scope; LIME, eq. 4).
 
-    Added as ``q dK^T`` to the scores and ``A dV`` to the output instead of to K and V: the same sums, but an offset of
-    1e-3 does not vanish beside a large bfloat16 key.
+    They are added as ``q dK^T`` to the scores and ``A dV`` to the output instead of to K and V: the sums are the same, but
+    an offset of 1e-3 is not lost to rounding beside a large bfloat16 key.
 
     Args:
-        layers: which layers have offsets.
-        shape: theirs, one for all; None: what each layer's attention sees at its first call (sizes may differ by layer,
-            and values may be of another width than keys).
+        layers: the layers with offsets.
+        shape: one shape for all; None: taken from each layer's attention at its first call (sizes may differ by layer,
+            and values may have a different width than keys).
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Deltas(AttentionHook):
         return q, k, v
 
     def parameters(self) -> list[Tensor]:
-        """All key offsets, then all value offsets, in layer order."""
+        """Return all key offsets, then all value offsets, in layer order."""
         return [*self.keys.values(), *self.values.values()]
 
     def raw_scores(self, layer: int, scores: Tensor, q: Tensor) -> Tensor:
         delta = self.keys.get(layer)
         if delta is None:
             return scores
-        delta = delta.to(q.device)  # layers may be spread over several devices
+        delta = delta.to(q.device)  # layers may be on several devices
         return scores + torch.matmul(q.to(delta.dtype), delta.transpose(2, 3))
 
     def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:

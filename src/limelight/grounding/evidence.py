@@ -1,12 +1,12 @@
-"""What every token of a finished answer rests on: scores of its relevance, beside the published detectors.
+"""Evidence scores for every token of a finished answer: relevance-based scores and published hallucination detectors.
 
-One number a token and score; the higher, the better the media support the token. The benchmark of detection
+One number per token and score; higher means better supported by the media. The detection benchmark
 (:mod:`limelight.benchmarks.scorers.detection`) compares them.
 
-From the dual forward, which knows Phi_M of every token of the vocabulary: ``Phi``, ``z``, ``centred`` and ``rank``
+From the dual forward, which computes Phi_M of every token of the vocabulary: ``Phi``, ``z``, ``centred`` and ``rank``
 (:mod:`limelight.grounding.score`), ``margin`` (to the best other candidate) and ``contribution``
-(``|Phi| / (|Phi| + |l - Phi|)``). From a backward pass of each composite: ``NAME Phi``, ``NAME share`` (of ``sum |R|``) and
-``NAME region``: the largest part of ``sum |R|`` that lies with a positive sign inside any one region of the media.
+(``|Phi| / (|Phi| + |l - Phi|)``). From one backward pass per composite: ``NAME Phi``, ``NAME share`` (of ``sum |R|``) and
+``NAME region``: the largest fraction of ``sum |R|`` that is positive and inside a single region of the media.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from limelight.relevance.forward.stream import DualStream, modality_channel
 from limelight.types import Prompt, Span
 
 TOGETHER = 16  # targets attributed in one batch
-REGION = 1 / 6  # of the media's positions: about what an object covers in a picture of several
+REGION = 1 / 6  # of the media's positions: roughly the area of one object in an image of several
 Scores = dict[str, list[float]]
 
 
@@ -47,23 +47,23 @@ def evidence_of(
     without: Prompt | None = None,
     only: Sequence[int] | None = None,
 ) -> Scores:
-    """Scores of each token of an answer, by name: ours and the published baselines.
+    """Compute our scores and the published baselines for each token of an answer, by name.
 
     Args:
-        tokens: the answer's ``n`` ids, whoever wrote it.
-        composites: those attributed by a backward pass a token.
-        forward: those measured in forward mode; scores of all but ``attnlrp`` carry the composite's name.
-        without: the prompt without its media, for the baseline PMI.
-        only: the tokens (0 to n - 1) for which backward passes are made; the others' scores by composites are NaN.
+        tokens: the answer's ``n`` ids, from any source.
+        composites: composites attributed with one backward pass per token.
+        forward: composites measured in forward mode; scores of all but ``attnlrp`` are prefixed with the composite's name.
+        without: the prompt without its media, for the PMI baseline.
+        only: tokens (0 to n - 1) for which backward passes are run; the composites' scores of the others are NaN.
 
     Returns:
-        name -> ``n`` numbers, NaN where a score is not defined. Scores that the model does not allow are left out.
+        name -> ``n`` numbers, NaN where a score is not defined. Scores that the model does not support are omitted.
 
     Raises:
         SettingError: no tokens, or no such composite.
         HookError, UnknownKindError: see :func:`limelight.attribute`.
     """
-    with adapter.listed():  # rules are built once for all of them
+    with adapter.listed():  # builds the rules once for all passes
         return _evidence(adapter, prompt, tokens, composites, forward, without, only)
 
 
@@ -79,10 +79,10 @@ def _evidence(
     found: Scores = {}
     try:
         seen = observe(adapter, prompt.tensors, tokens, without=None if without is None else without.tensors)
-    except UnsupportedError:  # several residual streams: the relevance needs no single hidden state
+    except UnsupportedError:  # several residual streams: relevance does not need a single hidden state
         pass
     else:
-        found |= {name: _listed(measure(seen)) for name, measure in BASELINES.items()}
+        found |= {name: _to_list(measure(seen)) for name, measure in BASELINES.items()}
     known = None if adapter.tokenizer is None else len(adapter.tokenizer)
     for name in forward:
         try:
@@ -101,7 +101,7 @@ def _evidence(
 def forward_relevance(
     adapter: Adapter, inputs: Mapping[str, Any], tokens: Sequence[int], composite: Composite = ATTN_LRP
 ) -> tuple[Tensor, Tensor]:
-    """Logits and Phi_M ``[n, V]`` at each token of an answer, without a backward pass.
+    """Return logits and Phi_M ``[n, V]`` at each token of an answer, without a backward pass.
 
     Raises:
         UnknownKindError, UnsupportedError: the model or the composite has no forward mode.
@@ -118,10 +118,10 @@ def forward_relevance(
 
 
 def against_vocabulary(logits: Tensor, phi: Tensor, tokens: Sequence[int], known: int | None = None) -> Scores:
-    """Phi_M of each token alone, against the vocabulary's distribution, and against the best other candidate.
+    """Compute the forward scores of each token: Phi_M, relative to the vocabulary, and to the best other candidate.
 
     Args:
-        known: ids from here on have no token in the tokenizer (:func:`limelight.grounding.score.counted`).
+        known: first id without a token in the tokenizer (:func:`limelight.grounding.score.counted`).
     """
     ids = torch.tensor(list(tokens), device=phi.device)[:, None]
     among = score.counted(phi, logits, known)
@@ -134,13 +134,13 @@ def against_vocabulary(logits: Tensor, phi: Tensor, tokens: Sequence[int], known
         "margin": own - phi.gather(-1, rival)[:, 0],
         "contribution": own.abs() / (own.abs() + rest).clamp_min(1e-12),
     }
-    return {name: _listed(values) for name, values in found.items()}
+    return {name: _to_list(values) for name, values in found.items()}
 
 
 def attributed(
     adapter: Adapter, prompt: Prompt, tokens: Sequence[int], name: str, only: Sequence[int] | None = None
 ) -> Scores:
-    """Signed sum, share and densest region of the media's relevance, by a backward pass of a composite; see
+    """Compute signed sum, share and densest region of the media's relevance with a composite's backward pass; see
     :func:`evidence_of`."""
     with torch.inference_mode(False), torch.no_grad():
         call, ids = answered(adapter, prompt.tensors, tokens)
@@ -166,7 +166,7 @@ def attributed(
 def _together(
     adapter: Adapter, call: DecoderCall, targets: Sequence[tuple[int, int]], composite: Composite
 ) -> list[Tensor]:
-    """``[T]`` of relevance a target: one forward and one backward for several of them, as rows of a batch."""
+    """Return relevance ``[T]`` per target, with one forward and one backward for several targets as rows of a batch."""
     found: list[Tensor] = []
     for at in range(0, len(targets), TOGETHER):
         part = targets[at : at + TOGETHER]
@@ -180,15 +180,15 @@ def _together(
 
 
 def region(scores: Tensor, spans: Sequence[Span]) -> float:
-    """The largest part of ``sum |R|`` that lies, with a positive sign, inside any one region of the media.
+    """Return the largest fraction of ``sum |R|`` that is positive and inside a single region of the media.
 
-    A region is a square of cells of a picture (of each frame of a film) or a stretch of a sound, of about
-    :data:`REGION` of its span. Source: faithful tokens rest on one region, invented ones on none (Nguyen et al., "Beyond
-    the Global Scores", arXiv 2604.04863, finding 1), taken on relevance instead of attention.
+    A region is a rectangle of cells of an image (or a video frame) or an interval of audio, of about :data:`REGION` of
+    its span. Source: faithful tokens attend to one region, hallucinated ones to none (Nguyen et al., "Beyond the Global
+    Scores", arXiv 2604.04863, finding 1), here computed on relevance instead of attention.
     """
-    whole = float(scores.abs().sum())
+    total = float(scores.abs().sum())
     best = max((_densest(scores, s) for s in spans if s.modality != "text"), default=0.0)
-    return best / whole if whole else 0.0
+    return best / total if total else 0.0
 
 
 def _densest(scores: Tensor, span: Span) -> float:
@@ -206,11 +206,11 @@ def _media(values: Tensor, spans: Sequence[Span]) -> float:
 
 
 def _share(scores: Tensor, spans: Sequence[Span]) -> float:
-    whole = float(scores.abs().sum())
-    return _media(scores.abs(), spans) / whole if whole else 0.0
+    total = float(scores.abs().sum())
+    return _media(scores.abs(), spans) / total if total else 0.0
 
 
-def _listed(values: Tensor) -> list[float]:
+def _to_list(values: Tensor) -> list[float]:
     return [float(v) for v in values.double().cpu()]
 
 

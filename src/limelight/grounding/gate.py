@@ -1,4 +1,4 @@
-"""When to intervene: always, where the model is uncertain, or where the chosen token is poorly grounded."""
+"""Gates that decide when to intervene: always, if the model is uncertain, or if the top token is poorly grounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("always", "uncertain", "ungrounded")
 
 @dataclass(frozen=True)
 class Gate:
-    """A decision per row.
+    """Decides per row whether to intervene.
 
     Args:
         kind: ``always``; ``uncertain``: the largest probability is below ``threshold``; ``ungrounded``: the media's
@@ -26,14 +26,14 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise SettingError(f"unknown gate {self.kind!r}", hint=f"one of {', '.join(KINDS)}")
+            raise SettingError(f"unknown gate {self.kind!r}", hint=f"use one of {', '.join(KINDS)}")
         if not 0 <= self.threshold <= 1:
             raise SettingError(
-                f"a gate's threshold lies in [0, 1], got {self.threshold}", hint="0.95 skips confident tokens"
+                f"a gate's threshold must be in [0, 1], got {self.threshold}", hint="0.95 skips confident tokens"
             )
 
     def opens(self, logits: Tensor, phi: Tensor) -> Tensor:
-        """bool ``[B]`` from logits ``[B, V]`` and Phi_M ``[B, V]``."""
+        """Return the decision, bool ``[B]``, from logits ``[B, V]`` and Phi_M ``[B, V]``."""
         if self.kind == "always":
             return torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
         if self.kind == "uncertain":
@@ -43,5 +43,5 @@ class Gate:
 
 
 def group_share(logit: Tensor, phi: Tensor) -> Tensor:
-    """The media's share of a logit: ``|Phi_M| / (|Phi_M| + |l - Phi_M|)``, in [0, 1]."""
+    """Return the media's share of a logit: ``|Phi_M| / (|Phi_M| + |l - Phi_M|)``, in [0, 1]."""
     return phi.abs() / (phi.abs() + (logit - phi).abs()).clamp_min(1e-12)

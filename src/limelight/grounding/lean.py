@@ -1,4 +1,4 @@
-"""Offsets for exact mode, inside an attention that keeps no ``[T, T]`` tensor for the second-order pass."""
+"""Exact-mode offsets combined with an attention that stores no ``[T, T]`` tensor for the second-order pass."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from limelight.relevance.rules import divided
 
 
 class LeanDeltas(Deltas):
-    """:class:`Deltas` that also do the composite's part of attention, so that the whole call is one function.
+    """:class:`Deltas` that also apply the composite's attention rule, so that the whole call is one function.
 
-    Used for float32 and wider models without soft-cap and sinks, where ``K + dK`` loses nothing and no hook of somebody
-    else waits. Other calls are left to the hooks of :class:`Deltas` and of the composite, which compute the same.
+    Used for float32 and wider models without soft-cap and sinks, where ``K + dK`` loses no precision, if no other hook is
+    active. Other calls are left to the hooks of :class:`Deltas` and of the composite, which compute the same values.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class LeanDeltas(Deltas):
             return None
         if any(not isinstance(hook, (AttentionRule, LeanDeltas)) for hook in active_hooks()):
             return None
-        self.qkv(call.layer, q, k, v)  # offsets of this layer's shape, at its first call
+        self.qkv(call.layer, q, k, v)  # creates this layer's offsets at its first call
         q, k, v = (divided(x, n) for x, n in zip((q, k, v), self.divisors, strict=True))
         groups = q.shape[1] // k.shape[1]
         k, v = repeat_heads(k, groups), repeat_heads(v, groups)

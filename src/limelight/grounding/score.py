@@ -1,15 +1,15 @@
-"""The grounding score: how far the media speak for a token, measured against the whole vocabulary.
+"""The grounding score: how strongly the media support a token, relative to the whole vocabulary.
 
-``Phi_M(v)`` (:mod:`limelight.relevance.forward.stream`) is the media's part of the logit of token ``v``. Its value alone says
-little, because what the media add to every token alike decides nothing; so it is compared with its distribution over the
+``Phi_M(v)`` (:mod:`limelight.relevance.forward.stream`) is the media's part of the logit of token ``v``. Its value alone is
+not informative, because a constant added to every token does not affect the choice; so it is standardised over the
 vocabulary: ``z = (Phi_M(v) - mean_V Phi_M) / std_V Phi_M``. Source: this library.
 
 Shapes: ``phi`` and ``logits`` ``[..., V]``, ``tokens`` ``[...]``; ``counted`` bool ``[V]`` or ``[..., V]``. Results are float32 or
-better. Every function is pure.
+wider. Every function is pure.
 
-Which entries make up the vocabulary: those that the tokenizer knows (rows of the output embedding beyond them are padding),
-whose Phi is finite, and whose logit is not ``-inf``. Mean, standard deviation (of the population) and ranks are taken over
-these alone. An entry that is not counted still has a score where its Phi is finite, and NaN where it is not.
+The vocabulary consists of the entries that the tokenizer knows (further rows of the output embedding are padding), whose
+Phi is finite, and whose logit is not ``-inf``. Mean, population standard deviation and ranks are computed over these
+only. An entry that is not counted still has a score if its Phi is finite, otherwise NaN.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from torch import Tensor
 from limelight.calibration import THRESHOLD
 from limelight.errors import SettingError
 
-# THRESHOLD is the flag's without a calibration. On the captions of the vision miniature (dev) it catches 82 % of the invented
-# objects, and flags no true one and 2 % of the other words.
-POSSIBLE = 1e-3  # the least probability of a rival
+# THRESHOLD is used for the flag without a calibration. On the captions of the vision miniature (dev) it flags 82 % of the
+# invented objects, no true object and 2 % of the other words.
+POSSIBLE = 1e-3  # minimum probability of a rival
 
 
 def counted(phi: Tensor, logits: Tensor | None = None, known: int | None = None) -> Tensor:
-    """bool ``[..., V]``: the entries that make up the vocabulary.
+    """Return a mask ``[..., V]`` of the entries that make up the vocabulary.
 
     Args:
-        known: ids from here on have no token in the tokenizer (None: all have).
+        known: first id without a token in the tokenizer (None: all ids have one).
     """
     found = torch.isfinite(phi)
     if logits is not None:
@@ -42,9 +42,9 @@ def counted(phi: Tensor, logits: Tensor | None = None, known: int | None = None)
 
 
 def moments(phi: Tensor, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of Phi over the counted entries, each ``[..., 1]``.
+    """Return mean and population standard deviation of Phi over the counted entries, each ``[..., 1]``.
 
-    A standard deviation within the rounding of Phi is 0: the media do not tell the tokens apart. NaN where nothing counts.
+    A standard deviation within rounding error of Phi is set to 0: Phi is constant. NaN if no entry is counted.
     """
     phi = _wide(phi)
     among = counted(phi) if among is None else among.expand(phi.shape)
@@ -58,27 +58,27 @@ def moments(phi: Tensor, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def centred(phi: Tensor, among: Tensor | None = None) -> Tensor:
-    """``Phi - mean_V Phi`` ``[..., V]``, in units of the logit."""
+    """Compute ``Phi - mean_V Phi`` ``[..., V]``, in units of the logit."""
     return _finite(phi) - moments(phi, among)[0]
 
 
 def z_score(phi: Tensor, among: Tensor | None = None) -> Tensor:
-    """``(Phi - mean_V Phi) / std_V Phi`` ``[..., V]``; 0 where the media do not tell the tokens apart."""
+    """Compute ``(Phi - mean_V Phi) / std_V Phi`` ``[..., V]``; 0 where Phi is constant over the vocabulary."""
     return _standardised(_finite(phi), *moments(phi, among))
 
 
 def rank(phi: Tensor, among: Tensor | None = None) -> Tensor:
-    """The part of the counted entries whose Phi is lower, ties counted half: ``[..., V]`` in [0, 1]."""
+    """Return the fraction of counted entries with a lower Phi, ties counting half: ``[..., V]`` in [0, 1]."""
     wide = _finite(phi)
     among = counted(phi) if among is None else among.expand(phi.shape)
-    held = wide.masked_fill(~among, torch.inf).sort(dim=-1).values  # those that do not count lie behind all others
+    ordered = wide.masked_fill(~among, torch.inf).sort(dim=-1).values  # uncounted entries are sorted last
     number = among.sum(-1, keepdim=True)
-    low, high = (torch.searchsorted(held, wide, right=right).minimum(number) for right in (False, True))
+    low, high = (torch.searchsorted(ordered, wide, right=right).minimum(number) for right in (False, True))
     return torch.where(wide.isnan(), wide, (low + high).to(wide.dtype) / (2 * number))
 
 
 def raw(phi: Tensor, among: Tensor | None = None) -> Tensor:
-    """Phi itself, in units of the logit."""
+    """Return Phi itself, in units of the logit."""
     return _wide(phi)
 
 
@@ -88,13 +88,13 @@ SCORES: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 
 
 def check_score(name: str) -> None:
-    """Raise SettingError unless there is such a score."""
+    """Raise SettingError for an unknown score name."""
     if name not in SCORES:
-        raise SettingError(f"unknown score {name!r} of grounding", hint=f"one of {', '.join(SCORES)}")
+        raise SettingError(f"unknown grounding score {name!r}", hint=f"use one of {', '.join(SCORES)}")
 
 
 def scores(name: str, phi: Tensor, among: Tensor | None = None) -> Tensor:
-    """A score of :data:`SCORES` for every token of the vocabulary ``[..., V]``.
+    """Compute a score of :data:`SCORES` for every token of the vocabulary ``[..., V]``.
 
     Raises:
         SettingError: unknown name.
@@ -104,15 +104,15 @@ def scores(name: str, phi: Tensor, among: Tensor | None = None) -> Tensor:
 
 
 def token_score(phi: Tensor, tokens: Tensor, among: Tensor | None = None) -> Tensor:
-    """z of one token a row, ``tokens`` ``[...]``: the same as ``z_score`` there, without its ``[..., V]``."""
+    """Compute z of one token per row, ``tokens`` ``[...]``; equals ``z_score`` there, without computing all of ``[..., V]``."""
     chosen = _finite(phi.gather(-1, tokens[..., None]))
     return _standardised(chosen, *moments(phi, among))[..., 0]
 
 
 def rival_score(z: Tensor, logits: Tensor, tokens: Tensor, possible: float = POSSIBLE) -> Tensor:
-    """The highest z of another token to which the model gives a probability of at least ``possible`` ``[...]``.
+    """Return the highest z ``[...]`` among the other tokens with a probability of at least ``possible``.
 
-    ``-inf`` where no other token is possible. ``z``: of every token ``[..., V]``; ``logits``: the unchanged model's.
+    ``-inf`` if there is none. ``z``: of every token ``[..., V]``; ``logits``: the unchanged model's.
     """
     others = (torch.softmax(_wide(logits), dim=-1) >= possible) & ~z.isnan()
     others = others.scatter(-1, tokens[..., None], False)
@@ -122,11 +122,11 @@ def rival_score(z: Tensor, logits: Tensor, tokens: Tensor, possible: float = POS
 def flagged(
     z: Tensor, rival: Tensor, threshold: float = THRESHOLD, *, needs_rival: bool = True, margin: float = 0.0
 ) -> Tensor:
-    """bool ``[...]``: a token's z lies below the threshold, while a rival's (:func:`rival_score`) reaches it, less ``margin``.
+    """Return a mask ``[...]``: z is below the threshold and a rival's z (:func:`rival_score`) at least threshold - ``margin``.
 
-    Where the choice is one of grammar ("of" behind "a picture"), the media support no token that the model finds possible,
-    and a low score is no sign of an invention: hence the rival. ``needs_rival=False`` asks for none: for transcripts, where
-    every word must be heard.
+    Where the choice is grammatical ("of" after "a picture"), the media support none of the plausible tokens, and a low
+    score does not indicate a hallucination; hence the condition on the rival. ``needs_rival=False`` drops it, for
+    transcripts, where every word must be supported by the audio.
     """
     low = z < threshold
     return low & (rival >= threshold - margin) if needs_rival else low
@@ -143,6 +143,6 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _finite(phi: Tensor) -> Tensor:
-    """Phi with NaN where it is not finite."""
+    """Return Phi with NaN where it is not finite."""
     wide = _wide(phi)
     return wide.masked_fill(~torch.isfinite(wide), float("nan"))

@@ -1,12 +1,12 @@
-"""How the rules of a composite come onto a model and off again, block within block, and what is known of a model then.
+"""Attaching a composite's rules to a model and removing them, with nested blocks, and cached facts about the model.
 
-Two sets of rules on one model would act on each other's gradients. So whatever a block has put on comes off while a
-block within it holds, and is put on again after that one's end, whatever happened inside. Attention hooks of the caller
-stay; only the hook that belongs to a set of rules is exchanged, at its place among them.
+Two sets of rules on one model would modify each other's gradients. Therefore an outer block's attachments are removed
+while an inner block is active, and restored when it ends, also after an exception. The caller's attention hooks stay;
+only the hook that belongs to a set of rules is exchanged, in place.
 
-Rules are built once for as long as somebody holds the model's :class:`ModuleTable` (an answer, a dual stream, a block).
-Between two forwards they are off, so that anybody else finds the model as it is: what is built stays, and putting it on
-again exchanges entries of the instances' dictionaries.
+Rules are built once for the lifetime of the model's :class:`ModuleTable` (an answer, a dual stream, a block). Between
+forwards they are removed, so that other code sees the unmodified model: the built rules are kept, and attaching them again
+only exchanges entries of the instances' dictionaries.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _Checking = AbstractContextManager[tuple[AttentionHook, ...]]
 
 
 class Attachment:
-    """Rules that are built for a model, and are put on and taken off as often as wanted.
+    """Rules built for a model, which can be attached and removed repeatedly.
 
     Args:
-        rule: their attention hook; it takes the place of the surrounding block's.
-        parts: what else is put on. Built around the modules' own forwards while nothing was attached.
+        rule: their attention hook; it replaces the surrounding block's.
+        parts: the other attachments. Built around the modules' own forwards while nothing was attached.
     """
 
     def __init__(self, rule: AttentionHook, parts: Iterable[PutOn]) -> None:
@@ -56,11 +56,11 @@ class Attachment:
 
     @property
     def fits(self) -> bool:
-        """Whether the instances still have the forwards that the rules were built around. Ask the bare model."""
+        """Whether the instances still have the forwards that the rules were built around. Valid on the bare model only."""
         return all(own.get("forward") is before for own, before, _ in self._forwards)
 
     def put_on(self, stack: ExitStack) -> None:
-        """Put everything on; ``stack`` takes it off again, also where putting on fails."""
+        """Attach everything; ``stack`` removes it again, also if attaching fails."""
         self._found = [own.get("forward") for own, _, _ in self._forwards]
         stack.callback(self._restore)
         for own, _, forward in self._forwards:
@@ -72,7 +72,7 @@ class Attachment:
         try:
             self._put_back()
         except BaseException:
-            self._put_back()  # all of it, where somebody interrupts
+            self._put_back()  # restore everything, also on an interrupt
             raise
 
     def _put_back(self) -> None:
@@ -84,14 +84,14 @@ class Attachment:
 
 
 class _Block:
-    """One use of an attachment: it is on from :meth:`on` to :meth:`off`, which may be called in turns.
+    """One use of an attachment, active between :meth:`on` and :meth:`off`, which may be called repeatedly.
 
     Args:
-        first: a context around every :meth:`on`; yields attention hooks that run behind all others.
+        first: a context around every :meth:`on`; yields attention hooks that run after all others.
 
     Attributes:
-        runs: forwards of the decoder that ended under it.
-        depth: forwards under way (capturing a prompt from within one is another).
+        runs: number of decoder forwards completed while active.
+        depth: number of forwards in progress (capturing a prompt within one is another).
     """
 
     def __init__(self, attachment: Attachment, first: Callable[[], _Checking]) -> None:
@@ -102,7 +102,7 @@ class _Block:
         self._stack = ExitStack()
 
     def on(self, decoder: Any) -> None:
-        """Put everything on. Where that fails, :meth:`off` takes off what is on."""
+        """Attach everything. If this fails, :meth:`off` removes what was attached."""
         self.attachment.put_on(self._stack)
         self.last = self._stack.enter_context(self.first())
         self._stack.callback(decoder.register_forward_pre_hook(self._enter).remove)
@@ -123,15 +123,15 @@ class _Block:
         self.depth -= 1
 
 
-_HELD: dict[int, list[_Block | None]] = {}  # by id of the decoder, None where set aside; emptied as blocks end
+_HELD: dict[int, list[_Block | None]] = {}  # by id of the decoder; None while set aside; removed when blocks end
 
 
 @contextmanager
 def set_aside(adapter: Adapter) -> Iterator[_Block | None]:
-    """Inside, the model is without what the surrounding block has put on it, which is yielded. Exclusive.
+    """Remove the surrounding block's attachments inside this block, and yield the surrounding block. Exclusive.
 
     Raises:
-        HookError: in the middle of a forward that runs under it (a hook or callback within that forward).
+        HookError: called during a forward with rules attached (from a hook or callback within that forward).
     """
     with adapter.exclusive():
         held = _HELD.get(id(adapter.decoder))
@@ -141,7 +141,7 @@ def set_aside(adapter: Adapter) -> Iterator[_Block | None]:
             return
         if outer.depth:
             raise HookError(
-                "expected rules to be attached between two forwards, got it in the middle of one that has rules attached",
+                "rules cannot be attached during a forward that already has rules attached",
                 hint="call attribute(), attached() or generate() after that forward, not from a hook inside it",
             )
         outer.off()
@@ -160,9 +160,9 @@ def holding(
     *hooks: AttentionHook,
     first: Callable[[], _Checking] = lambda: nullcontext(()),
 ) -> Iterator[tuple[_Block, set[int]]]:
-    """What ``built`` gives (asked while the model is bare) on the model, and the caller's further attention ``hooks``.
+    """Attach the result of ``built`` (called on the bare model) and the caller's additional attention ``hooks``.
 
-    Yields the block, and the layers whose attention was called. A hook that is active already is not run a second time.
+    Yields the block, and the layers whose attention was called. A hook that is already active is not run twice.
     """
     key = id(adapter.decoder)
     with set_aside(adapter) as outer:
@@ -204,12 +204,12 @@ _DIFFERENTIABLE: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
 
 
 def structure(adapter: Adapter) -> Structure:
-    """Which instances of modules and weights there are now: adapters and quantisers exchange them."""
+    """Return the identity of the current modules and weights, which adapters and quantisers may replace."""
     return adapter.table().identity
 
 
 def matches_of(adapter: Adapter) -> list[ModuleMatch]:
-    """The kinds of a model's modules, told once and again when modules have been exchanged."""
+    """Return the matches of a model's modules, cached until modules are replaced."""
     with adapter.exclusive():  # modules are probed by running them
         now = structure(adapter)
         known = _MATCHES.get(adapter.decoder)
@@ -220,7 +220,7 @@ def matches_of(adapter: Adapter) -> list[ModuleMatch]:
 
 
 def require_gradients(adapter: Adapter) -> None:
-    """Raise NotDifferentiableError when a linear layer or the head lets no gradient through."""
+    """Raise NotDifferentiableError if a linear layer or the head does not propagate gradients."""
     now = structure(adapter)
     if _DIFFERENTIABLE.get(adapter.decoder) != now:
         deciding = {id(r) for m in adapter.decoder.layers.modules() for _, r in routers(m)}
@@ -232,7 +232,7 @@ def require_gradients(adapter: Adapter) -> None:
 
 @contextmanager
 def gates_checked(adapter: Adapter) -> Iterator[tuple[AttentionHook, ...]]:
-    """The first forward inside is checked: gates of attention do what their rule takes them to do. Yields its hook."""
+    """Check the first forward inside: attention gates must compute what their rule assumes. Yields the hook to activate."""
     now = structure(adapter)
     if _GATES.get(adapter.decoder) == now:
         yield ()
@@ -254,7 +254,7 @@ def gates_checked(adapter: Adapter) -> Iterator[tuple[AttentionHook, ...]]:
 
 
 def _backward(adapter: Adapter, composite: Composite) -> Attachment:
-    """The rules of a composite for backward passes, built once for a :class:`ModuleTable`. The model is bare."""
+    """Return a composite's backward rules, built once per :class:`ModuleTable`. Call on the bare model."""
     prepared = adapter.table().prepared
     key = ("backward", id(composite))
     known: Attachment | None = prepared.get(key, (None, None))[1]
@@ -266,24 +266,24 @@ def _backward(adapter: Adapter, composite: Composite) -> Attachment:
                 parts += composite.rules.get(match.kind, nothing)(match, mode)
             parts.append(lambda: output_head.put_on(adapter))
         known = Attachment(AttentionRule(composite.attention, adapter.table().ids), parts)
-        prepared[key] = (composite, known)  # the composite too: ids are given again
+        prepared[key] = (composite, known)  # keep the composite too, since ids are reused
     return known
 
 
 @contextmanager
 def attached(adapter: Adapter, composite: Composite | str = ATTN_LRP, *hooks: AttentionHook) -> Iterator[None]:
-    """The rules of a composite (or of its name) on this model's decoder inside the block, and further attention ``hooks``
+    """Attach the rules of a composite (or its name) to the model's decoder inside the block, and further attention ``hooks``
     after them.
 
-    Blocks may be nested, also by what attaches rules itself (:func:`attribute`, strategies): the innermost rules hold, and
-    those around them are back afterwards. ``hooks`` of the surrounding block stay active.
+    Blocks may be nested, also through functions that attach rules (:func:`attribute`, strategies): the innermost rules
+    apply, and the surrounding ones are restored afterwards. ``hooks`` of the surrounding block stay active.
 
-    On exit, also after an exception, the instances are as they were (the model is bit-equal).
+    On exit, also after an exception, the instances are restored (the model is bit-equal).
 
     Raises:
-        UnknownKindError: a module has no known kind (not for GRADIENT_INPUT, which needs none).
-        NotDifferentiableError: a linear layer lets no gradient through (some quantised kinds).
-        HookError: attention did not go through the hooks; or rules are attached in the middle of a forward that has some.
+        UnknownKindError: a module has no known kind (not for GRADIENT_INPUT, which needs no rules).
+        NotDifferentiableError: a linear layer does not propagate gradients (some quantised kinds).
+        HookError: attention did not call the hooks; or rules are attached during a forward that already has some.
     """
     composite = composite_of(composite)
 

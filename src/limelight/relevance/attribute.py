@@ -1,4 +1,4 @@
-"""Attribution: which pixels, seconds of sound and words does each token come from. One backward pass per target."""
+"""Attribution of each token to image regions, audio intervals and words. One backward pass per target."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from limelight.types import MODALITIES, Prompt, Relevance, Span
 def input_relevance(
     f: Tensor, embeds: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None
 ) -> Tensor:
-    """``R_i = sum_d x_id * df/dx_id`` for a scalar ``f`` (or a sum over rows): ``[B, T]`` in float32 or better.
+    """Compute ``R_i = sum_d x_id * df/dx_id`` for a scalar ``f`` (or a sum over rows): ``[B, T]`` in float32 or wider.
 
     Under a composite's rules the gradient is the LRP-modified one (method of AttnLRP, eq. 5-6: input x gradient).
     """
@@ -43,19 +43,19 @@ def attribute(
     composite: Composite | str = ATTN_LRP,
     sinks: Sequence[int] = (),
 ) -> Relevance:
-    """Relevance of every input position for one logit.
+    """Compute the relevance of every input position for one logit.
 
     Args:
         model: a transformers model or an :class:`Adapter`.
         inputs: keyword arguments of ``model.forward`` (a processor's output), with ``modality_ids`` [B, T] (0 text, 1 image,
-            2 video, 3 audio) where they cannot be told; a :class:`Prompt`; or messages, as ``messages`` are.
-        messages, media: what :func:`limelight.generate` takes, instead of ``inputs``; needs an Adapter with a processor.
-        target: the token id to explain; the most likely one when None.
-        position: the position whose prediction is explained, counted along the row with its padding; negative ones from the
-            last that is not padding (-1: the next token after the prompt, padded on the left or on the right).
-        row: which row of a batch.
+            2 video, 3 audio) where they cannot be detected; a :class:`Prompt`; or messages, in the form of ``messages``.
+        messages, media: as for :func:`limelight.generate`, instead of ``inputs``; needs an Adapter with a processor.
+        target: the token id to explain; None: the most likely one.
+        position: the position whose prediction is explained, counted along the row including padding; negative values count
+            from the last non-padding position (-1: the next token after the prompt, with left or right padding).
+        row: row of the batch.
         composite: rules, or their name: ``attnlrp``, ``cp-lrp``, ``gradient-input``.
-        sinks: positions to leave out of shares and plots (attention sinks, often ``(0,)``).
+        sinks: positions to exclude from shares and plots (attention sinks, often ``(0,)``).
 
     Returns:
         Relevance with scores ``[T]`` (padding included, as zeros). A prompt without media is all text. Of an
@@ -63,7 +63,7 @@ def attribute(
         states; those of padding (Whisper's silence up to 30 s) count as zero.
 
     Raises:
-        SettingError: target or position out of range, an unknown composite, or inputs in two ways or none.
+        SettingError: target or position out of range, an unknown composite, or not exactly one of inputs and messages.
         UnsupportedError: the model is in training mode.
         NotFiniteError: the logits are NaN or infinite.
         PromptError, HookError, UnknownKindError: see :class:`Adapter` and :func:`attached`.
@@ -86,10 +86,10 @@ def attribute(
 def tensors_of(
     adapter: Adapter, inputs: Any, messages: Any = None, media: Any = None
 ) -> tuple[Mapping[str, Any], tuple[Span, ...] | None]:
-    """The model's inputs, and the spans of a prompt: from tensors, a Prompt, or messages with media.
+    """Return the model's inputs and the prompt's spans, from tensors, a Prompt, or messages with media.
 
     Raises:
-        SettingError: inputs in two ways, or none.
+        SettingError: both inputs and messages, or neither.
         PromptError, MediaError: see ``Adapter.prepare``.
     """
     if (inputs is None) == (messages is None):
@@ -97,19 +97,19 @@ def tensors_of(
             "expected either inputs or messages" + ("" if inputs is None else ", got both"),
             hint="attribute(adapter, messages='What is this?', media='photo.jpg'), or a processor's output as inputs",
         )
-    asked = messages if inputs is None else inputs
-    if not isinstance(asked, Prompt):
-        tensors = isinstance(asked, Mapping) and "content" not in asked
+    given = messages if inputs is None else inputs
+    if not isinstance(given, Prompt):
+        tensors = isinstance(given, Mapping) and "content" not in given
         if tensors and media is None:
-            return asked, None
+            return given, None
         if tensors:
             raise SettingError(
-                "media stand beside messages, not beside tensors", hint="pass messages=, or leave media out"
+                "media can be given with messages, not with tensors", hint="pass messages=, or leave media out"
             )
-        asked = adapter.prepare(asked, media)
+        given = adapter.prepare(given, media)
     elif media is not None:
-        raise SettingError("a Prompt holds its media already", hint="leave media out")
-    return asked.tensors, asked.spans or None
+        raise SettingError("a Prompt already contains its media", hint="leave media out")
+    return given.tensors, given.spans or None
 
 
 def attribute_generated(
@@ -124,18 +124,18 @@ def attribute_generated(
     prompt_spans: tuple[Span, ...] | None = None,
     last_only: bool = False,
 ) -> list[Relevance]:
-    """Relevance of every generated token: one forward of prompt + answer, one backward pass per token.
+    """Compute the relevance of every generated token: one forward of prompt + answer, one backward pass per token.
 
     Args:
         inputs: the prompt's tensors (not the answer's), a :class:`Prompt`, or messages with ``media``.
-        generated: ``n`` token ids that followed the prompt.
-        last_only: only the last of them.
+        generated: the ``n`` token ids after the prompt.
+        last_only: only the last token.
 
     Returns:
         ``n`` relevances; the ``j``-th covers the positions before token ``j`` (later ones are zero).
 
     Raises:
-        SettingError: no tokens, several rows of them, or what is no token id.
+        SettingError: no tokens, several rows of tokens, or an invalid token id.
         PromptError: the row is padded on the right. For the rest see :func:`attribute`.
     """
     adapter, composite = wrap(model), composite_of(composite)
@@ -144,15 +144,15 @@ def attribute_generated(
     call = _row(adapter.capture(inputs), row)
     if call.length and not bool(call.mask[0, -1:].all()):
         raise PromptError(
-            f"row {row} is padded on the right, where its answer would have to stand",
+            f"row {row} is padded on the right, between prompt and answer",
             hint="pad prompts on the left (tokenizer.padding_side = 'left')",
         )
     ids = _answer(generated, adapter.traits.vocab).to(call.embeds.device)
     start = call.length
     with torch.no_grad():
         if ids.shape[1] > 1:
-            said = torch.cat([adapter.embed(token.reshape(1, 1)) for token in ids[0, :-1]], dim=1)
-            call = call.appended(said)
+            embeds = torch.cat([adapter.embed(token.reshape(1, 1)) for token in ids[0, :-1]], dim=1)
+            call = call.appended(embeds)
     targets = [(start - 1 + j, int(token)) for j, token in enumerate(ids[0])]
     targets = targets[-1:] if last_only else targets
     return relevance_of(
@@ -180,17 +180,17 @@ def relevance_of(
     generated: Tensor | None = None,
     prompt_spans: tuple[Span, ...] | None = None,
 ) -> list[Relevance]:
-    """Relevance for several (position, token) targets of one captured row: one forward, one backward pass each."""
-    sinks = tuple(_whole(i, "a sink") for i in _several(sinks))
+    """Compute relevance for several (position, token) targets of a captured row: one forward, one backward pass each."""
+    sinks = tuple(_integer(i, "a sink") for i in _positions(sinks))
     if any(not 0 <= i < call.length for i in sinks):
         raise SettingError(
-            f"sinks {sinks} are not all positions of the {call.length}", hint="the usual sink is position 0"
+            f"sinks {sinks} are not all within the {call.length} positions", hint="the usual sink is position 0"
         )
     targets = [(at, None if token is None else _token(token, adapter.traits.vocab)) for at, token in targets]
     inputs = inputs if adapter.encoder is None else adapter.complete(inputs)
     known = inputs.get(adapter.names.ids) is not None
-    said = 0 if generated is None else len(generated)
-    words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - call.front - said)
+    count = 0 if generated is None else len(generated)
+    words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - call.front - count)
     if generated is not None:
         words = (*words, *adapter.tokens(generated))
     if (states := call.cross_attention) is not None:
@@ -215,13 +215,13 @@ def relevance_of(
         for j, (position, target) in enumerate(targets):
             logits = adapter.logits(hidden[:, position : position + 1])[0, 0]
             if not bool(torch.isfinite(logits).all()):
-                raise NotFiniteError("the logits hold NaN or infinity", hint="check weights and dtype; try float32")
+                raise NotFiniteError("the logits contain NaN or infinity", hint="check weights and dtype; try float32")
             token = int(logits.argmax()) if target is None else target
             scores = input_relevance(logits[token], embeds, retain_graph=j + 1 < len(targets))[0]
             if adapter.encoder is not None:  # states of padding are read like others, and are nobody's media
                 scores = scores * call.mask[0]
             if not bool(torch.isfinite(scores).all()):
-                raise NotFiniteError("the relevance holds NaN or infinity", hint="try float32 or bfloat16")
+                raise NotFiniteError("the relevance contains NaN or infinity", hint="try float32 or bfloat16")
             out.append(
                 Relevance(
                     scores=scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32)),
@@ -238,20 +238,20 @@ def relevance_of(
 
 
 def _row(call: DecoderCall, row: Any) -> DecoderCall:
-    """One row of a captured batch."""
-    row, batch = _whole(row, "row"), int(call.embeds.shape[0])
+    """Select one row of a captured batch."""
+    row, batch = _integer(row, "row"), int(call.embeds.shape[0])
     if not 0 <= row < batch:
         raise SettingError(f"row {row} is outside the batch of {batch}", hint="rows are counted from 0")
     return call.row(row)
 
 
 def _place(call: DecoderCall, position: Any) -> int:
-    """Where among the call's positions a position of the prompt is.
+    """Convert a position of the prompt to a position of the call.
 
     Raises:
         SettingError: outside the prompt, or padding.
     """
-    given, own = _whole(position, "position"), call.mask[0, call.front :]
+    given, own = _integer(position, "position"), call.mask[0, call.front :]
     real = own.nonzero()[:, 0].tolist()
     end = real[-1] + 1 if real else len(own)
     at = given if given >= 0 else end + given
@@ -259,19 +259,19 @@ def _place(call: DecoderCall, position: Any) -> int:
         raise SettingError(f"position {given} is outside the {len(own)} positions", hint="use -1 for the last")
     if real and not bool(own[at]):
         raise SettingError(
-            f"position {given} is padding, whose prediction nobody reads",
-            hint=f"the row's own positions are {real[0]} to {real[-1]}; -1 is the last of them",
+            f"position {given} is padding",
+            hint=f"the row's real positions are {real[0]} to {real[-1]}; -1 is the last of them",
         )
     return call.front + at
 
 
 def _answer(generated: Any, vocabulary: int) -> Tensor:
-    """Token ids ``[1, n]`` of one answer."""
+    """Validate the token ids of one answer and return them as ``[1, n]``."""
     ids = torch.as_tensor(generated)
     ids = ids[0] if ids.ndim == 2 and len(ids) == 1 else ids
     if ids.ndim != 1:
         raise SettingError(
-            f"expected the ids [n] of one answer, got {list(ids.shape)}", hint="call once for each row, with row="
+            f"expected the ids [n] of one answer, got shape {list(ids.shape)}", hint="call once per row, with row="
         )
     if not len(ids):
         raise SettingError("no generated tokens to attribute", hint="pass at least one token id")
@@ -279,23 +279,23 @@ def _answer(generated: Any, vocabulary: int) -> Tensor:
 
 
 def _token(value: Any, vocabulary: int) -> int:
-    token = _whole(value, "a token id")
+    token = _integer(value, "a token id")
     if not 0 <= token < vocabulary:
         raise SettingError(f"token id {token} is outside the vocabulary of {vocabulary}", hint="check the id")
     return token
 
 
-def _whole(value: Any, name: str) -> int:
-    """An integer, also from a tensor or an array of one; no truth value, no fraction."""
+def _integer(value: Any, name: str) -> int:
+    """Convert to an integer, also from a one-element tensor or array; booleans and fractions are refused."""
     try:
         if isinstance(value, bool):
             raise TypeError
         return int(operator.index(value))
     except TypeError:
-        raise SettingError(f"expected a whole number for {name}, got {value!r}", hint="such as 0") from None
+        raise SettingError(f"expected an integer for {name}, got {value!r}", hint="such as 0") from None
 
 
-def _several(sinks: Any) -> Sequence[Any]:
+def _positions(sinks: Any) -> Sequence[Any]:
     if isinstance(sinks, (str, bytes)) or not hasattr(sinks, "__iter__"):
         raise SettingError(f"expected positions for sinks, got {sinks!r}", hint="sinks=(0,)")
     return list(sinks)

@@ -16,7 +16,7 @@ _WIDE = (torch.float32, torch.float64)
 
 
 def repeated(mode: Mode, value: Any) -> Any:
-    """What block 0 decided, for every block: a constant unless the true gradient is wanted. Tensors inside containers too."""
+    """Repeat block 0's value for every block, as a constant unless the true gradient is requested; handles containers."""
     if isinstance(value, Tensor):
         return mode.const(value).repeat(mode.channels, *[1] * (value.ndim - 1))
     if isinstance(value, Mapping):
@@ -27,12 +27,12 @@ def repeated(mode: Mode, value: Any) -> Any:
 
 
 def decided(mode: Mode, function: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """``function`` of block 0 of ``x`` [(1 + C) * B, ...], repeated for every block; no relevance passes."""
+    """Apply ``function`` to block 0 of ``x`` [(1 + C) * B, ...] and repeat the result per block; relevance is stopped."""
     return repeated(mode, function(mode.const(x[: block_rows(x, mode.channels)]), *args, **kwargs))
 
 
 def activated(mode: Mode, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``[act(z), z' act(z) / z]`` of ``x`` [(1 + C) * B, ...]: the identity rule of an elementwise function."""
+    """Compute ``[act(z), z' act(z) / z]`` of ``x`` [(1 + C) * B, ...]: the identity rule of an elementwise function."""
     z = blocks(x, mode.channels)
     value = mode.value(act, z[0])
     first = rules.identity(z[0], value) if mode.graph == "surrogate" else value
@@ -42,13 +42,13 @@ def activated(mode: Mode, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def product(mode: Mode, a: Tensor, b: Tensor) -> Tensor:
-    """``[a b, (a' b + a b') / 2]`` of blocks ``[1 + C, ...]``: each factor of a product gets half."""
+    """Compute ``[a b, (a' b + a b') / 2]`` of blocks ``[1 + C, ...]``: each factor of a product gets half."""
     first = mode.shared(a[0] * b[0], 2)
     return torch.cat([first[None], (a[1:] * b[0] + a[0] * b[1:]) / 2])
 
 
 def gated_product(mode: Mode, z: Tensor, u: Tensor, value: Tensor) -> Tensor:
-    """``[a u, (a' u + a u') / 2]`` for blocks ``z``, ``u`` [1 + C, ...]; ``value`` is ``a = act(z)`` of block 0."""
+    """Compute ``[a u, (a' u + a u') / 2]`` for blocks ``z``, ``u`` [1 + C, ...]; ``value`` is ``a = act(z)`` of block 0."""
     if mode.graph == "none":
         return _gated_in_place(z, u, value)
     if mode.graph == "true" and z.dtype is u.dtype is value.dtype and z.dtype in _WIDE:
@@ -62,7 +62,7 @@ def gated_product(mode: Mode, z: Tensor, u: Tensor, value: Tensor) -> Tensor:
 
 
 def _gated_in_place(z: Tensor, u: Tensor, value: Tensor) -> Tensor:
-    """The same in buffers of its own: no concatenation, no temporaries beyond one."""
+    """Compute :func:`gated_product` in preallocated buffers: no concatenation, and one temporary."""
     out = torch.empty_like(u)
     torch.mul(value, u[0], out=out[0])
     slope = _quick_slope(z[0], value).mul_(u[0])
@@ -72,16 +72,16 @@ def _gated_in_place(z: Tensor, u: Tensor, value: Tensor) -> Tensor:
 
 
 def _quick_slope(z: Tensor, value: Tensor) -> Tensor:
-    """:func:`rules.slope` in one buffer (float32 and wider; narrower types take the guarded way)."""
+    """:func:`rules.slope` in one buffer (float32 and wider; narrower types use the guarded version)."""
     if z.dtype not in _WIDE:
         return rules.slope(z, value).to(z.dtype)
-    shifted = z + rules.EPS
-    shifted.masked_fill_(shifted == 0, float("inf"))
-    return torch.div(value, shifted, out=shifted)
+    denominator = z + rules.EPS
+    denominator.masked_fill_(denominator == 0, float("inf"))
+    return torch.div(value, denominator, out=denominator)
 
 
 def normed(mode: Mode, x: Tensor, eps: float, groups: int = 1) -> Tensor:
-    """RMS norm of blocks ``[1 + C, ..., d]`` in so many groups of d, without its weight; 1/rms of block 0 is a constant."""
+    """RMS norm of blocks ``[1 + C, ..., d]`` in ``groups`` groups of d, without weight; 1/rms of block 0 is a constant."""
     y = x.reshape(*x.shape[:-1], groups, -1)
     scale = mode.const(torch.rsqrt(y[0].pow(2).mean(-1, keepdim=True) + eps))
     return (y * scale).reshape(x.shape)

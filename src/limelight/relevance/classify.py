@@ -1,7 +1,7 @@
-"""Which module is what: told by structure and by probing its behaviour, never by its class name.
+"""Classification of a decoder's modules into layer kinds, by structure and by probing, never by class name.
 
-Every file of :mod:`limelight.relevance.layers` holds one kind, with its test and its rule. A module that owns parameters
-and fits none of them raises, so that no rule is ever silently missing.
+Every file of :mod:`limelight.relevance.layers` defines one kind, with its test and its rule. A module with parameters that
+matches none of them raises an error, so that no rule is ever silently missing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from limelight.relevance.probing import HINT, is_leaf, is_linear
 
 @cache
 def layer_kinds() -> tuple[LayerKind, ...]:
-    """Every kind, in the order in which they are asked: the ``KIND`` of each file of ``layers/``."""
+    """Return all kinds in matching order: the ``KIND`` of each file of ``layers/``."""
     files = (
         importlib.import_module(f"{layers.__name__}.{info.name}") for info in pkgutil.iter_modules(layers.__path__)
     )
@@ -33,10 +33,10 @@ def layer_kinds() -> tuple[LayerKind, ...]:
 
 
 def classify_modules(decoder: nn.Module) -> list[ModuleMatch]:
-    """The modules of a decoder that have a kind: those of its layers, and what stands beside these.
+    """Match the modules of a decoder, in its layers and beside them, to their kinds.
 
     Raises:
-        UnknownKindError: a module with parameters is of no known kind.
+        UnknownKindError: a module with parameters has no known kind.
     """
     matches = [m for kind in layer_kinds() if kind.of_decoder for m in kind.recognise("", decoder)]
     covered: set[int] = set()
@@ -61,13 +61,13 @@ def classify_modules(decoder: nn.Module) -> list[ModuleMatch]:
 
 
 def _parts(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that take part in a decoder forward: all of its layers; beside them leaves, linears and learned positions."""
+    """Yield the modules of a decoder's forward: all within layers; besides them leaves, linears and learned positions."""
     for name, child in decoder.named_children():
         child = unwrapped(child)
-        whole = name == "layers" or is_leaf(child)
+        everything = name == "layers" or is_leaf(child)
         for inner, module in child.named_modules(prefix=name):
             beside = is_linear(module) or any(position_table.recognise(inner, module))
-            if (whole or beside) and not _is_rotary(module):
+            if (everything or beside) and not _is_rotary(module):
                 yield inner, module
 
 
@@ -76,7 +76,7 @@ def _is_rotary(module: nn.Module) -> bool:
 
 
 def _refuse_unknown(name: str, module: nn.Module) -> None:
-    """Containers pass, unless matrices or linears of theirs would go without a rule (stacked experts, scalars)."""
+    """Raise UnknownKindError, except for containers without matrices or linears of their own that would lack a rule."""
     own = list(module.named_parameters(recurse=False))
     if is_leaf(module):
         raise UnknownKindError(
@@ -88,6 +88,6 @@ def _refuse_unknown(name: str, module: nn.Module) -> None:
     linears = bare_linears(module)
     if loose or linears:
         raise UnknownKindError(
-            f"{name} ({type(module).__name__}) holds {loose or f'{len(linears)} linears without an activation module'}",
+            f"{name} ({type(module).__name__}) has {loose or f'{len(linears)} linears without an activation module'}",
             hint=HINT,
         )

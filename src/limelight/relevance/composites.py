@@ -1,10 +1,10 @@
-"""Composites: tables of which rule each kind gets.
+"""Composites: tables that assign a rule to each layer kind.
 
     ATTN_LRP        AttnLRP: norms frozen, activations identity, gated products halved, attention q, k / 4 and v / 2
     CP_LRP          no relevance through q and k (Ali et al., 2022); relevance sums are the logit, biases and eps aside
     GRADIENT_INPUT  no rules: plain gradient x input
 
-``RELEASED_AUDIO`` is what the authors' released code really runs on Qwen2-Audio (norms and MLP patched, attention not).
+``RELEASED_AUDIO`` is what the authors' released code effectively runs on Qwen2-Audio (norms and MLP patched, attention not).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from limelight.relevance.mode import Divisors
 
 @dataclass(frozen=True)
 class Composite:
-    """A table: name of a kind (:class:`limelight.relevance.kind.LayerKind`) -> rule. Kinds it lacks are left alone.
+    """A table: name of a kind (:class:`limelight.relevance.kind.LayerKind`) -> rule. Missing kinds are left unchanged.
 
-    ``attention`` is ``(q, k, v)`` divisors of the gradient: 0 stops the relevance there, 1 leaves it alone.
+    ``attention`` are the ``(q, k, v)`` divisors of the gradient: 0 stops the relevance there, 1 leaves it unchanged.
 
     Raises:
         SettingError: a rule for a kind that does not exist.
@@ -56,10 +56,10 @@ COMPOSITES = {c.name: c for c in (ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUD
 
 
 def composite_of(given: Composite | str) -> Composite:
-    """A composite by name.
+    """Return a composite by name.
 
     Raises:
-        SettingError: there is none of that name.
+        SettingError: unknown name.
     """
     if isinstance(given, Composite):
         return given

@@ -1,4 +1,4 @@
-"""Does every linear layer let a gradient through? Some quantised kinds do not."""
+"""Check that every linear layer propagates gradients; some quantised kinds do not."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from limelight.relevance.probing import is_linear
 
 
 def check_differentiable(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Try one linear layer of each type.
+    """Test one linear layer of each type.
 
     Raises:
-        NotDifferentiableError: it lets no gradient through to its input.
+        NotDifferentiableError: it does not propagate gradients to its input.
     """
     seen: set[type] = set()
     for name, module in modules:
@@ -43,24 +43,24 @@ def _check_linear(name: str, module: Any) -> None:
             raise
         raise NotDifferentiableError(
             f"{name} ({type(module).__name__}) cannot be run with gradients: {str(error).splitlines()[0]}",
-            hint="load the model outside inference_mode; of quantised linears, bitsandbytes' and torchao's weight-only "
-            "ones pass gradients",
+            hint="load the model outside inference_mode; among quantised linears, bitsandbytes' and torchao's weight-only "
+            "ones propagate gradients",
         ) from error
     if not isinstance(out, Tensor):
         raise UnknownKindError(
-            f"{name} ({type(module).__name__}) is linear by its features but returns {type(out).__name__}",
-            hint="no relevance rule is known for it (routers of expert models look like this)",
+            f"{name} ({type(module).__name__}) has the attributes of a linear layer but returns {type(out).__name__}",
+            hint="no relevance rule is known for it (routers of expert models may look like this)",
         )
     if not out.requires_grad or _dead_end(out.grad_fn):
         raise NotDifferentiableError(
-            f"{name} ({type(module).__name__}) lets no gradient through to its input",
-            hint="weight-only quantisation (torchao int8 weight-only, bitsandbytes) passes gradients; the meter and "
-            "relevance-contrastive need none, as long as activations are not quantised",
+            f"{name} ({type(module).__name__}) does not propagate gradients to its input",
+            hint="weight-only quantisation (torchao int8 weight-only, bitsandbytes) propagates gradients; the meter and "
+            "relevance-contrastive do not need them, as long as activations are not quantised",
         )
 
 
 def _dead_end(node: Any) -> bool:
-    """PyTorch marks operators without a derivative in the graph; running backward through them would only warn."""
+    """Return whether the graph contains operators without a derivative, through which backward would only warn."""
     names = []
     queue = [node]
     while queue:

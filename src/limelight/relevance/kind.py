@@ -1,6 +1,6 @@
-"""What a layer kind is: how its modules are recognised, and what is put on them for either direction of relevance.
+"""Layer kinds: how modules are recognised, and what is attached to them for either direction of relevance.
 
-Each file of :mod:`limelight.relevance.layers` ends in ``KIND = LayerKind(...)``; listing that folder finds them all.
+Each file of :mod:`limelight.relevance.layers` ends in ``KIND = LayerKind(...)``; all kinds are found by listing that folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 from limelight.relevance.mode import Mode
 
 Undo = Callable[[], None]
-PutOn = Callable[[], Undo]  # puts something on a model and returns what takes it off again
+PutOn = Callable[[], Undo]  # attaches something to a model and returns the function that removes it
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ModuleMatch:
     Attributes:
         kind: the name of its :class:`LayerKind`.
         name: its dotted name within the decoder.
-        spec: what recognising it found out, for :attr:`LayerKind.run`.
-        covers: further modules that this match accounts for; no other kind is asked about them.
+        spec: the result of recognition, for :attr:`LayerKind.run`.
+        covers: other modules that this match includes; they are not matched again.
     """
 
     kind: str
@@ -39,7 +39,7 @@ Rule = Callable[[ModuleMatch, Mode], Iterable[PutOn]]
 
 
 def nothing(match: ModuleMatch, mode: Mode) -> tuple[PutOn, ...]:
-    """The rule of what is linear: the plain gradient, and tangents that go the way of the values."""
+    """The rule of linear modules: plain gradient, and tangents propagated like values."""
     return ()
 
 
@@ -48,15 +48,15 @@ class LayerKind:
     """A kind of module and its rule.
 
     Attributes:
-        name: as tables of rules (:class:`limelight.relevance.composites.Composite`) call it.
-        recognise: ``(dotted name, module) -> matches``, of the module itself or of modules inside it. It tells by
-            structure and by probing, never by class names, and raises UnknownKindError for what looks like the kind
-            and computes something else.
-        run: ``(match, mode) -> what to put on``, for both directions: where ``mode.backward`` is set the value stays
-            the model's own and the gradient is the rule's; otherwise rows are blocks, the model first and its tangents
-            behind it (the Jacobian-vector product of the same rule).
-        order: kinds are asked in ascending order, then by name. The first that matches a module ends its questions.
-        of_decoder: asked about the decoder as a whole instead of the modules inside its layers.
+        name: its name in tables of rules (:class:`limelight.relevance.composites.Composite`).
+        recognise: ``(dotted name, module) -> matches``, of the module itself or of modules inside it. It uses structure
+            and probing, never class names, and raises UnknownKindError for modules that look like the kind but compute
+            something different.
+        run: ``(match, mode) -> attachments``, for both directions: if ``mode.backward`` is set the value is the model's
+            own and the gradient is the rule's; otherwise rows are blocks, first the model and then its tangents (the
+            Jacobian-vector product of the same rule).
+        order: kinds are tried in ascending order, then by name; the first match of a module is used.
+        of_decoder: matched against the whole decoder instead of the modules inside its layers.
     """
 
     name: str
@@ -67,7 +67,7 @@ class LayerKind:
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Undo:
-    """Give one instance another forward; the undo puts back exactly what was there (accelerate puts its own)."""
+    """Replace the forward of one instance; the undo restores exactly the previous one (accelerate sets its own)."""
     before = module.__dict__.get("forward")
 
     def undo() -> None:
@@ -81,7 +81,7 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Undo:
 
 
 class Replacement:
-    """What puts ``forward`` on ``module``. An attachment, which puts many on and takes them off, exchanges them itself."""
+    """Sets ``forward`` on ``module`` when called. An attachment exchanges many of these directly."""
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         self.module, self.forward = module, forward
@@ -91,12 +91,12 @@ class Replacement:
 
 
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> PutOn:
-    """What puts ``forward`` on ``module``."""
+    """Return an attachment that sets ``forward`` on ``module``."""
     return Replacement(module, forward)
 
 
 def hooked(*handles: Callable[[], Any]) -> PutOn:
-    """What registers hooks: each argument registers one and returns PyTorch's handle."""
+    """Return an attachment that registers hooks: each argument registers one and returns PyTorch's handle."""
 
     def put_on() -> Undo:
         taken = [handle() for handle in handles]

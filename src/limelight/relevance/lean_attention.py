@@ -1,8 +1,8 @@
-"""Softmax attention that can be differentiated twice without keeping a ``[T, T]`` tensor.
+"""Softmax attention that can be differentiated twice without storing a ``[T, T]`` tensor.
 
-Relevance inside an optimisation needs the gradient of a gradient. Automatic differentiation keeps some fifteen ``[H, T, T]``
-tensors a layer for it; here the weights are computed again from q and k, some queries at a time, and keys that no query
-of a block may see are left out. Same numbers, up to the order of sums.
+Relevance inside an optimisation needs the gradient of a gradient. Automatic differentiation stores about fifteen
+``[H, T, T]`` tensors per layer for it; here the weights are recomputed from q and k, a block of queries at a time, and keys
+masked for all queries of a block are skipped. The results are equal up to the order of summation.
 
 With ``S = scale q k^T + mask, A = softmax(S), out = A v`` and a gradient G of ``out`` (``r = rowsum(G * out)``):
 
@@ -14,7 +14,7 @@ and for gradients U of (gq, gk, gv), with ``S' = scale (Uq k^T + q Uk^T)``, ``A'
     of q    scale (X k + dS Uk)         of k    scale (X^T q + dS^T Uq)
     X = A * (Y - rowsum(A * Y)),        Y = G Uv^T + (G v^T - r) * (S' - rowsum(A * S'))
 
-(Y is the derivative with respect to A, up to a term constant over keys, which X takes out.)
+(Y is the derivative with respect to A, up to a term constant over keys, which cancels in X.)
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 64  # queries at a time: their scores stay in the processor's cache
+BLOCK = 64  # queries per block: their scores fit in the CPU's cache
 Pieces = tuple[tuple[int, int, int, int], ...]
 
 
 def pieces_of(mask: Tensor | None, queries: int, keys: int, block: int = BLOCK) -> Pieces:
-    """(first query, last query, first key, last key), half-open, of every block; masked keys outside are left out."""
+    """Return half-open (first query, last query, first key, last key) per block; masked keys outside are excluded."""
     found = []
     for start in range(0, queries, block):
         stop = min(start + block, queries)
         low, high = 0, keys
         if mask is not None:
             seen = (mask[:, :, start:stop, :keys] > torch.finfo(mask.dtype).min / 2).flatten(0, 2)
-            if bool(seen.any(-1).all()):  # a row that sees nothing attends evenly to everything: leave it alone
+            if bool(seen.any(-1).all()):  # a fully masked row attends uniformly to all keys: keep all
                 at = seen.any(0).nonzero()[:, 0]
                 low, high = int(at[0]), int(at[-1]) + 1
         found.append((start, stop, low, high))
@@ -45,13 +45,13 @@ def pieces_of(mask: Tensor | None, queries: int, keys: int, block: int = BLOCK) 
 
 
 class _Blocks:
-    """The blocks of one attention call, with what every pass computes again."""
+    """The blocks of one attention call, with the values that every pass recomputes."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, pieces: Pieces) -> None:
         self.q, self.k, self.v, self.mask, self.scale, self.pieces = q, k, v, mask, scale, pieces
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor, Tensor]]:
-        """Slices of queries and keys, then q, k, v and the weights of the block."""
+        """Yield slices of queries and keys, then q, k, v and the weights of each block."""
         for start, stop, low, high in self.pieces:
             at, keys = slice(start, stop), slice(low, high)
             q, k, v = self.q[:, :, at], self.k[:, :, keys], self.v[:, :, keys]
@@ -89,7 +89,7 @@ class _Gradient(torch.autograd.Function):
         for at, keys, query, key, value, weights in _Blocks(q, k, v, mask, scale, pieces):
             g = grad[:, :, at]
             if not bool(g.any()):
-                continue  # nothing comes through these queries (the last layer's, all but the last)
+                continue  # no gradient for these queries (in the last layer, all but the last)
             gv[:, :, keys] += torch.matmul(weights.transpose(2, 3), g)
             ds = torch.matmul(g, value.transpose(2, 3)).sub_(mean[:, :, at]).mul_(weights).mul_(scale)
             gq[:, :, at] = torch.matmul(ds, key)
@@ -126,12 +126,12 @@ class _Gradient(torch.autograd.Function):
 
 
 def lean_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, block: int = BLOCK) -> Tensor:
-    """``softmax(scale q k^T + mask) v``, twice differentiable in q, k and v.
+    """Compute ``softmax(scale q k^T + mask) v``, twice differentiable in q, k and v.
 
     Shapes: q ``[B, H, Q, d]``, k ``[B, H, K, d]``, v ``[B, H, K, e]``, additive mask ``[B or 1, 1, Q or 1, K]`` or None;
     returns ``[B, H, Q, e]``. float32 or float64.
     """
-    mask = None if mask is None else mask.expand(-1, -1, q.shape[2], -1)  # one row of keys for all queries
+    mask = None if mask is None else mask.expand(-1, -1, q.shape[2], -1)  # a mask row shared by all queries
     pieces = pieces_of(mask, q.shape[2], k.shape[2], block)
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in (q, k, v)):
         out = q.new_empty((*q.shape[:-1], v.shape[-1]))

@@ -1,4 +1,4 @@
-"""Asking a module what it does, on a small sample: is it elementwise, and does it compute what a formula says?"""
+"""Probing a module on a small sample: whether it is elementwise, and whether it agrees with a formula."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ HINT = "no relevance rule is known for it; GRADIENT_INPUT needs no rules, or add
 
 
 def answer(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)`` without a graph; None where it refuses a sample (its shape, its type, its arguments).
+    """Call ``function(*args)`` without a graph; None if it rejects the sample (its shape, type or arguments).
 
     Raises:
-        MemoryError, RuntimeError: the machine failed (memory, a device), which says nothing about a module.
+        MemoryError, RuntimeError: the machine failed (memory, a device), which is not a property of the module.
     """
     try:
         with torch.no_grad():
@@ -37,28 +37,28 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """nn.Linear, its quantised relatives and adapters around it (all state their in_features)."""
+    """Return whether this is nn.Linear, a quantised variant or an adapter around one (all have in_features)."""
     return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
 
 
 def sample(shape: tuple[int, ...], module: nn.Module) -> Tensor:
-    """Standard normal noise on the device and in the dtype in which the module computes; the same at every call."""
+    """Return standard normal noise on the module's compute device and dtype; the same at every call."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=generator).to(device=device_of(module), dtype=dtype)
 
 
 def tolerance(dtype: torch.dtype, wide: float, narrow: float) -> float:
-    """The relative error that rounding may cause: ``wide`` in float32 and float64, ``narrow`` in 16 bits.
+    """Return the relative error allowed for rounding: ``wide`` in float32 and float64, ``narrow`` in 16 bits.
 
-    Where matrices are multiplied in between, ``wide`` is 1e-3: float32 itself is off by 1e-6, but TF32, which a GPU may
-    use instead, keeps 10 bits.
+    With matrix products in between, ``wide`` is 1e-3: float32's own error is 1e-6, but TF32, which a GPU may use instead,
+    has a 10-bit mantissa.
     """
     return wide if dtype in (torch.float32, torch.float64) else narrow
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """Largest difference, in units of the largest entry of ``want``; infinity where either is not finite."""
+    """Return the largest difference relative to the largest entry of ``want``; infinity if either is not finite."""
     got, want = got.detach().float(), want.detach().float()
     size, error = float(want.abs().max()), float((got - want).abs().max())
     if error == 0.0:
@@ -67,21 +67,21 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 
 def agrees(got: Tensor, want: Tensor, wide: float = 1e-3, narrow: float = 5e-2) -> bool:
-    """Whether ``got`` is ``want`` up to rounding (:func:`tolerance` of the dtype of ``want``)."""
+    """Return whether ``got`` equals ``want`` up to rounding (:func:`tolerance` of the dtype of ``want``)."""
     return got.shape == want.shape and relative_error(got, want) <= tolerance(want.dtype, wide, narrow)
 
 
 def require_finite(module: nn.Module, out: Tensor) -> None:
-    """Raise NotFiniteError when a module's output on ordinary noise is NaN or infinite: no formula fits that."""
+    """Raise NotFiniteError if a module's output on ordinary noise is NaN or infinite, so that no formula can match."""
     if not bool(torch.isfinite(out).all()):
         raise NotFiniteError(
-            f"{type(module).__name__} makes NaN or infinity of a normal input",
+            f"{type(module).__name__} returns NaN or infinity for a normal input",
             hint="check weights and dtype; try float32",
         )
 
 
 def elementwise(module: nn.Module) -> str:
-    """``activation``, ``identity`` or ``other``."""
+    """Classify an elementwise module: ``activation``, ``identity`` or ``other``."""
     x = sample((1, 2, 8), module) * 2
     whole, alone = answer(module, x), answer(module, x[..., 3:4])
     if not isinstance(whole, Tensor) or whole.shape != x.shape or not isinstance(alone, Tensor):
@@ -93,7 +93,7 @@ def elementwise(module: nn.Module) -> str:
 
 
 def activation_of(module: nn.Module) -> nn.Module | None:
-    """The first child that is an elementwise function without parameters."""
+    """Return the first child that is an elementwise function without parameters."""
     for child in module.children():
         if is_leaf(child) and not list(child.parameters()) and elementwise(child) == "activation":
             return child

@@ -1,7 +1,7 @@
-"""LRP rules as modified gradients: the forward value is the model's own, bit for bit; only the gradient changes.
+"""LRP rules as modified gradients: the forward value is bit-identical to the model's own; only the gradient changes.
 
-Every rule here is linear in the relevance it passes on and can be differentiated twice (the second-order pass of LIME
-runs through the rules again: factors act again, constants stay constants).
+Every rule is linear in the relevance it propagates and can be differentiated twice (LIME's second-order pass applies the
+rules again: factors act again, constants stay constants).
 
 Source: AttnLRP (Achtibat et al., ICML 2024, arXiv 2402.05602), in the gradient form of its reference code LXT.
 """
@@ -17,7 +17,7 @@ EPS = 1e-10
 
 
 class _GradientOf(torch.autograd.Function):
-    """Value of ``value``, gradient of ``surrogate``."""
+    """Return ``value`` with the gradient of ``surrogate``."""
 
     @staticmethod
     def forward(ctx: Any, surrogate: Tensor, value: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class _GradientOf(torch.autograd.Function):
 
 
 class _Identity(torch.autograd.Function):
-    """Value of ``value``, gradient times ``value / z``, which is computed on the way back from the two."""
+    """Return ``value`` and multiply the gradient by ``value / z``, computed in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, value: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class _Identity(torch.autograd.Function):
 
 
 class _FrozenNorm(torch.autograd.Function):
-    """Value of ``value``, gradient times a gain and a constant 1/std, of which one number per row is kept."""
+    """Return ``value`` and multiply the gradient by a gain and a constant 1/std, of which one number per row is saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gain: Tensor | None, center: bool, eps: float) -> Tensor:
@@ -80,55 +80,55 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def gradient_of(surrogate: Tensor, value: Tensor) -> Tensor:
-    """``value`` in the forward pass, ``surrogate`` in every backward pass; same shape and dtype."""
+    """Return ``value`` in the forward pass, with the gradient of ``surrogate`` in every backward pass; same shape and dtype."""
     out: Tensor = _GradientOf.apply(surrogate, value.detach())  # type: ignore[no-untyped-call]
     return out
 
 
 def uniform(x: Tensor, parts: int) -> Tensor:
-    """The uniform rule of a product of ``parts`` factors: relevance is shared equally, the gradient divided by ``parts``.
+    """Apply the uniform rule for a product of ``parts`` factors: equal shares, so the gradient is divided by ``parts``.
 
-    AttnLRP, proposition 3.3 (matrix products): 2 for ``weights @ v``, 4 for ``q`` and ``k`` (two products in a row).
+    AttnLRP, proposition 3.3 (matrix products): 2 for ``weights @ v``, 4 for ``q`` and ``k`` (two successive products).
     """
     out: Tensor = _ScaledGradient.apply(x, 1.0 / parts)  # type: ignore[no-untyped-call]
     return out
 
 
 def stop(x: Tensor) -> Tensor:
-    """No relevance passes."""
+    """Stop the relevance."""
     return x.detach()
 
 
 def divided(x: Tensor, parts: int) -> Tensor:
-    """Gradient divided by ``parts``; 0 stops it, 1 leaves it alone."""
+    """Divide the gradient by ``parts``; 0 stops it, 1 leaves it unchanged."""
     if parts == 0:
         return stop(x)
     return x if parts == 1 else uniform(x, parts)
 
 
 def slope(z: Tensor, value: Tensor) -> Tensor:
-    """``act(z) / (z + eps)`` as a constant, in float32 or better (1e-10 underflows in float16).
+    """Compute ``act(z) / (z + eps)`` as a constant, in float32 or wider (1e-10 underflows in float16).
 
-    Zero where ``z + eps`` all but vanishes (z near -eps, where there is no relevance to pass).
+    Zero where ``z + eps`` nearly vanishes (z near -eps, where there is no relevance).
     """
     wide = torch.promote_types(z.dtype, torch.float32)
-    shifted = z.detach().to(wide) + EPS
-    gone = shifted.abs() < EPS / 2
-    return torch.div(value.detach().to(wide), shifted, out=shifted).masked_fill_(gone, 0.0)
+    denominator = z.detach().to(wide) + EPS
+    vanishing = denominator.abs() < EPS / 2
+    return torch.div(value.detach().to(wide), denominator, out=denominator).masked_fill_(vanishing, 0.0)
 
 
 def identity(z: Tensor, value: Tensor) -> Tensor:
-    """The identity rule of an elementwise function: ``act(z)`` passes relevance on as ``z * const(act(z) / z)``.
+    """Apply the identity rule of an elementwise function: ``act(z)`` is treated as ``z * const(act(z) / z)``.
 
-    AttnLRP, section 3.3.1 (component-wise non-linearities). Keeps ``z`` and ``act(z)`` for the way back, as the function's
-    own gradient and the product that follows it do.
+    AttnLRP, section 3.3.1 (component-wise non-linearities). Saves ``z`` and ``act(z)`` for the backward pass, as the
+    function's own gradient and the subsequent product do.
     """
     out: Tensor = _Identity.apply(z, value.detach())  # type: ignore[no-untyped-call]
     return out
 
 
 def frozen_norm(x: Tensor, value: Tensor, *, gain: Tensor | None, center: bool, eps: float) -> Tensor:
-    """A norm whose 1/std is a constant: AttnLRP, proposition 3.4. ``gain`` is the weight as it multiplies."""
+    """Apply the rule of a norm, with 1/std constant: AttnLRP, proposition 3.4. ``gain`` is the effective weight."""
     gain = None if gain is None else gain.detach()
     out: Tensor = _FrozenNorm.apply(x, value.detach(), gain, center, eps)  # type: ignore[no-untyped-call]
     return out

@@ -63,7 +63,7 @@ class Humming:
         return {"input_features": np.linspace(0, 1, 8)[None]}
 
 
-@pytest.mark.parametrize(("extractor", "match"), [(None, "feature extractor"), (Humming(), "not one constant")])
+@pytest.mark.parametrize(("extractor", "match"), [(None, "feature extractor"), (Humming(), "not constant")])
 def test_silence_that_cannot_be_made(extractor: Any, match: str) -> None:
     processor = SimpleNamespace(feature_extractor=extractor, tokenizer=None)
     with pytest.raises(SettingError, match=match):
@@ -72,7 +72,7 @@ def test_silence_that_cannot_be_made(extractor: Any, match: str) -> None:
 
 @pytest.mark.parametrize("variant", ["silent", "absent"])
 def test_a_prompt_without_sound(variant: str) -> None:
-    with pytest.raises(UnsupportedError, match="without sound"):
+    with pytest.raises(UnsupportedError, match="without audio"):
         run(double("llava"), inputs_of("llava"), aad(variant=variant, silence=0.0))
 
 

@@ -82,7 +82,7 @@ def test_the_instruction_follows_the_media_and_the_tokenizer_writes_it(name: str
 def test_no_tokenizer_no_words() -> None:
     with pytest.raises(SettingError, match="tokenizer"):
         run(double("llava"), inputs_of("llava"), icd())
-    with pytest.raises(SettingError, match="makes nothing"):
+    with pytest.raises(SettingError, match="returns no tokens"):
         run(Adapter(double("llava").model, Tokenizer()), inputs_of("llava"), icd(instruction=" "))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from limelight.decoding.methods.greedy import greedy
-from limelight.decoding.methods.memvr import Memvr, entropy, looked_again, memvr
+from limelight.decoding.methods.memvr import Memvr, entropy, injected, memvr
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from tests.decoding.peers import (
@@ -80,15 +80,15 @@ def test_a_row_alone_and_in_a_batch(name: str) -> None:
 
 
 def test_published_layers_in_proportion() -> None:
-    assert memvr().asked(32) == range(6, 16)
-    assert memvr().asked(28) == range(5, 14)
-    assert memvr().asked(4) == range(1, 3)
-    assert memvr(start=2, stop=5).asked(8) == range(3, 5)
-    assert memvr(start=2).asked(32) == range(3, 16)
+    assert memvr().tested(32) == range(6, 16)
+    assert memvr().tested(28) == range(5, 14)
+    assert memvr().tested(4) == range(1, 3)
+    assert memvr(start=2, stop=5).tested(8) == range(3, 5)
+    assert memvr(start=2).tested(32) == range(3, 16)
     for depth in range(2, 90):
-        asked = memvr().asked(depth)
-        assert asked
-        assert asked[-1] <= depth - 2
+        tested = memvr().tested(depth)
+        assert tested
+        assert tested[-1] <= depth - 2
 
 
 def test_the_defaults_work_on_a_small_model() -> None:
@@ -107,9 +107,9 @@ def test_formulas() -> None:
     assert float(entropy(two)) == pytest.approx(math.log(2) / math.log(10), rel=1e-5)
     x, out, v = torch.randn(4, 6), torch.randn(4, 6), torch.randn(5, 6)
     seen = (x @ v.T) @ v
-    whole = looked_again(x, out, v, 1.0)
+    whole = injected(x, out, v, 1.0)
     torch.testing.assert_close(whole / seen, torch.full_like(seen, float(out.abs().mean() / seen.abs().mean())))
-    torch.testing.assert_close(looked_again(x, out, v, 0.0), out)
+    torch.testing.assert_close(injected(x, out, v, 0.0), out)
 
 
 def test_the_model_is_untouched_even_after_an_error() -> None:
@@ -138,7 +138,7 @@ def test_the_model_is_untouched_even_after_an_error() -> None:
 def test_what_it_cannot_do() -> None:
     with pytest.raises(UnsupportedError, match="cross-attention"):
         run(double("mllama"), inputs_of("mllama"), memvr())
-    with pytest.raises(SettingError, match=r"within 0\.\.0, got no layer at all \(start=2, stop=None\)") as raised:
+    with pytest.raises(SettingError, match=r"within 0\.\.0, got no layers \(start=2, stop=None\)") as raised:
         run(double("llava"), inputs_of("llava"), memvr(start=2))
     assert "this model has 2 layers, 0 to 1" in str(raised.value.hint)
     single = Adapter(llava(num_hidden_layers=1))

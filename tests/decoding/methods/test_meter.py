@@ -262,6 +262,6 @@ def test_settings_that_cannot_be() -> None:
             make()
         assert caught.value.hint
     for carrier in (lime_cached(), relevance_contrastive(), Meter()):
-        with pytest.raises(SettingError, match="asked for") as caught:
+        with pytest.raises(SettingError, match="was requested") as caught:
             meter(carrier, composite="cp-lrp")
         assert "composite='cp-lrp'" in caught.value.hint

@@ -140,7 +140,7 @@ def test_guidance_alone_and_attention_alone() -> None:
 
 
 def test_layers_the_model_lacks() -> None:
-    with pytest.raises(SettingError, match=r"within 0\.\.1, got no layer at all \(start=2, stop=None\)"):
+    with pytest.raises(SettingError, match=r"within 0\.\.1, got no layers \(start=2, stop=None\)"):
         run(double("llava"), inputs_of("llava"), pai(start=2))
     with pytest.raises(SettingError, match=r"layers \[4\]"):
         run(deep(), deep_inputs(), pai(start=0, stop=5))

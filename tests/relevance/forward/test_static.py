@@ -94,7 +94,7 @@ def test_a_stream_that_is_dropped_is_freed() -> None:
     try:
         del dual
         assert gone() is None
-        with pytest.raises(LimelightError, match="is gone"):
+        with pytest.raises(LimelightError, match="has been freed"):
             _ = step.stream
     finally:
         gc.enable()

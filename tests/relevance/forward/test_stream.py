@@ -21,7 +21,7 @@ from tests.zoo import FOUNDATION, ZOO
 RAISES: dict[str, tuple[type[LimelightError], str]] = {
     "qwen4_exp": (UnknownKindError, "hyper_connection"),
     "minimax_m3_vl": (UnknownKindError, "mlp"),  # act(gate) * up without an activation module
-    "unlimited_ocr": (UnsupportedError, "layers of its own kind of cache"),  # a window that spares the prompt
+    "unlimited_ocr": (UnsupportedError, "layers of its own cache type"),  # a window that spares the prompt
     "glm5_next": (UnknownKindError, "b_proj"),
     **dict.fromkeys(("dots3_note", "mistral_large4"), (UnsupportedError, "indexer")),  # sparse attention
     **dict.fromkeys(("inkling", "inkling2"), (UnknownKindError, "r_proj")),

@@ -168,6 +168,6 @@ def test_another_use_of_such_a_linear_raises() -> None:
 def test_what_looks_like_a_gate_and_is_not_used_raises() -> None:
     model = llava()
     model.get_decoder().layers[0].self_attn.gate_proj = nn.Linear(32, 32).double()
-    with pytest.raises(UnknownKindError, match="does not use it") as caught:
+    with pytest.raises(UnknownKindError, match="is not used as one") as caught:
         attribute(model, llava_inputs(model))
     assert caught.value.hint

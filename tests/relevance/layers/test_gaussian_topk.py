@@ -9,7 +9,7 @@ from torch.autograd.functional import jvp
 
 from limelight.errors import UnknownKindError
 from limelight.relevance.layers.gated_mlp import gated_spec
-from limelight.relevance.layers.gaussian_topk import kept, kept_blocks, kept_jvp, spread_of
+from limelight.relevance.layers.gaussian_topk import deviations_of, kept, kept_blocks, kept_jvp
 from limelight.relevance.mode import Mode
 from tests.tiny import fresh
 
@@ -29,14 +29,14 @@ def plain(g: Tensor) -> Tensor:
 def test_values_are_the_models_own(share: float, dtype: torch.dtype) -> None:
     mlp = fresh("gemma3n", dtype).decoder.layers[0].mlp
     mlp.activation_sparsity = share
-    spread = spread_of(mlp)
-    assert spread is not None
+    deviations = deviations_of(mlp)
+    assert deviations is not None
     g = noise(1, 3, 5, 48).to(dtype)
-    value = kept(g, spread)
+    value = kept(g, deviations)
     assert torch.equal(value, mlp._gaussian_topk(g))
     assert float((value > 0).float().mean()) == pytest.approx(1 - share, abs=0.04)
     spec = gated_spec(mlp)
-    assert spec is not None and spec.spread == spread
+    assert spec is not None and spec.deviations == deviations
     assert (spec.gate, spec.up) == (mlp.gate_proj, mlp.up_proj)
 
 
@@ -46,7 +46,7 @@ def test_an_mlp_that_cuts_elsewhere_is_refused() -> None:
     with pytest.raises(UnknownKindError, match="gated MLP"):
         gated_spec(mlp)
     mlp.activation_sparsity = 0.0
-    assert spread_of(mlp) is None
+    assert deviations_of(mlp) is None
     assert gated_spec(mlp) is not None
 
 

@@ -1,1 +1,1 @@
-"""Decoding methods, one a file; each ends in ``STRATEGIES = {name: factory}``."""
+"""Decoding methods, one per file; each file ends in ``STRATEGIES = {name: factory}``."""

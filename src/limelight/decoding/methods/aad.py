@@ -1,4 +1,4 @@
-"""AAD: push the logits away from those of the same question about silence.
+"""AAD: contrast with the logits for the same prompt with silence as its audio.
 
 Source: Hsu et al., "Reducing Object Hallucination in Large Audio-Language Models via Audio-Aware Decoding", 2025
 (arXiv 2506.07233), section III.
@@ -26,21 +26,21 @@ _AUDIO = MODALITIES.index("audio")
 
 @dataclass(frozen=True)
 class Aad:
-    """``(1 + alpha) l - alpha l'``, ``l'`` without the sound.
+    """``(1 + alpha) l - alpha l'``, ``l'`` computed without the audio.
 
     Args:
-        alpha: strength of the contrast; 0 is the model itself.
+        alpha: strength of the contrast; 0 is the unchanged model.
         variant: ``silent``: ``l'`` from silence of the same length (the paper); ``absent``: from no audio features (the
-            released code): each sound's positions shrink to one that holds the placeholder's own embedding.
-        beta: plausibility cut, in [0, 1]; the method has none, 0 drops none.
-        silence: the value of silent features; None asks the processor's feature extractor.
+            released code): the positions of each audio input are reduced to one with the placeholder's own embedding.
+        beta: plausibility cut, in [0, 1]; not part of the method; 0 drops none.
+        silence: the value of silent features; None: computed with the processor's feature extractor.
 
     Differs from the paper: nothing known in ``variant="silent"``.
-    Differs from the released code (Qwen2-Audio, greedy only): its default is ``absent``, with ``silent`` left to the
-    reader; its second run is not cached; its contrast is a logits processor behind generate()'s own ones, which see the
-    first run's logits only (Qwen2-Audio's generation_config sets a repetition penalty of 1.1), where here they act on the
+    Differs from the released code (Qwen2-Audio, greedy only): its default is ``absent``, and ``silent`` is not included;
+    its second run is not cached; its contrast is a logits processor after generate()'s own, which see only the first
+    run's logits (Qwen2-Audio's generation_config sets a repetition penalty of 1.1), whereas here they act on the
     contrasted logits; there both prompts start with "Focus on the given audio and answer the following question.", which
-    is the caller's business here. Sampling, any model that hears.
+    is left to the caller here. Sampling and any audio model are supported.
     """
 
     alpha: float = 0.5
@@ -63,12 +63,12 @@ class Aad:
         return asdict(self)
 
     def session(self, context: GenerationContext) -> ContrastSession:
-        """Raises UnsupportedError on a prompt without sound, SettingError where silence cannot be made."""
+        """Raises UnsupportedError on a prompt without audio, SettingError if silent features cannot be computed."""
         audio = media_mask(context) & (context.modality_ids == _AUDIO)
         if context.beside != _AUDIO and not bool(audio.any(-1).all()):
             raise UnsupportedError(
-                "aad contrasts a sound with silence; this prompt holds a row without sound",
-                hint="for pictures and video use vcd() or m3id()",
+                "aad contrasts audio with silence; this prompt has a row without audio",
+                hint="for images and video use vcd() or m3id()",
             )
         contrast = self._silent(context) if self.variant == "silent" else self._absent(context, audio)
         return ContrastSession(context, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta))
@@ -77,18 +77,18 @@ class Aad:
         value = silent_value(context) if self.silence is None else self.silence
         alone = bool((context.modality_ids[media_mask(context)] == _AUDIO).all())
 
-        def hush(name: str, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        def silenced(name: str, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
             return torch.full_like(features, value)
 
-        def sounding(name: str) -> bool:
+        def is_audio(name: str) -> bool:
             return alone or any(part in name for part in ("audio", "input_features", "input_values"))
 
-        return disturbed(context, hush, only=sounding, method="aad")
+        return disturbed(context, silenced, only=is_audio, method="aad")
 
     def _absent(self, context: GenerationContext, audio: Tensor) -> Stream:
         if bool((media_mask(context) & ~audio).any()):
             raise UnsupportedError(
-                "aad's variant 'absent' takes all media out of the prompt; this one also holds pictures or video",
+                "aad's variant 'absent' removes all media from the prompt; this one also contains images or video",
                 hint='use variant="silent"',
             )
         again = torch.zeros_like(audio)
@@ -97,16 +97,16 @@ class Aad:
 
 
 def silent_value(context: GenerationContext) -> float:
-    """What the model's feature extractor makes of a second of zeros.
+    """Return the constant value of the feature extractor's output for one second of zeros.
 
     Raises:
-        SettingError: there is no extractor, or its silence is not one constant.
+        SettingError: there is no extractor, or the features of silence are not constant.
     """
     processor = context.adapter.processor
     extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
     if extractor is None:
         raise SettingError(
-            "aad needs the processor's feature extractor to know what silence looks like",
+            "aad needs the processor's feature extractor to compute the features of silence",
             hint='custom_generate(aad(), processor=processor), aad(silence=value), or aad(variant="absent")',
         )
     rate = int(getattr(extractor, "sampling_rate", 16000))
@@ -115,7 +115,7 @@ def silent_value(context: GenerationContext) -> float:
     features = np.asarray(made[name], dtype=np.float64)
     if features.size == 0 or not np.isfinite(features).all() or np.ptp(features) > 1e-4:
         raise SettingError(
-            f"silence is not one constant in this model's features ({features.min():.3g} to {features.max():.3g})",
+            f"the features of silence are not constant for this model ({features.min():.3g} to {features.max():.3g})",
             hint='use aad(variant="absent")',
         )
     return float(features.flat[0])

@@ -1,4 +1,4 @@
-"""AvisC: push the logits away from those of the image tokens that draw attention whatever is asked.
+"""AvisC: contrast with the logits computed from the image tokens that attract attention regardless of the question.
 
 Source: Woo et al., "Don't Miss the Forest for the Trees: Attentional Vision Calibration for Large Vision Language
 Models", 2024 (arXiv 2405.17820); formulas as in the released code.
@@ -26,24 +26,25 @@ from limelight.models.runtime.attention import attention_hooks, check_bound
 
 @dataclass(frozen=True)
 class Avisc:
-    """``(1 + alpha) l - alpha l'``, ``l'`` from the over-attended ("blind") positions alone; implausible tokens dropped.
+    """``(1 + alpha) l - alpha l'``, ``l'`` from the over-attended ("blind") positions only; implausible tokens dropped.
 
-    Blind are the media's positions whose attention from the prompt's last query (mean over heads and over the layers
-    that attend to the media most) exceeds mean + ``lam`` standard deviations. The others' embeddings are zeroed.
+    Blind positions are the media's positions whose attention from the prompt's last query (mean over heads and over the
+    layers that attend to the media most) exceeds mean + ``lam`` standard deviations. The other embeddings are zeroed.
 
     Args:
-        alpha: strength of the contrast; 0 is the model itself. The released scripts set 1 to 3 by model and benchmark.
+        alpha: strength of the contrast; 0 is the unchanged model. The released scripts set 1 to 3 by model and benchmark.
         beta: plausibility cut, in [0, 1]; 0 drops none.
-        gamma: the most attending layers that hold this share of all layers' attention to the media are averaged.
+        gamma: the layers that attend to the media most, and together have this share of all layers' attention to them,
+            are averaged.
         lam: standard deviations above the mean.
 
-    Differs from the paper: blind tokens are found once, at the prompt, as in the released code (the paper's text finds
-    them at each token).
-    Differs from the released code (LLaVA-1.5, InstructBLIP; sampling only): means and deviations of each row of a batch
-    are its own, there the batch's; the media's positions are detected, there LLaVA's are 35 to 610; ``lam`` is 1 as its
-    shell scripts pass it (the POPE program alone would take 0.99); zeros only, there ones or noise may stand in the
-    blinded places; NaN in the second run is an error here, there the first run's logits take their place. Video, sound
-    and greedy decoding.
+    Differs from the paper: blind tokens are determined once, at the prompt, as in the released code (in the paper's text,
+    at each token).
+    Differs from the released code (LLaVA-1.5, InstructBLIP; sampling only): means and deviations are per batch row (there
+    over the batch); the media's positions are detected (there fixed at 35 to 610 for LLaVA); ``lam`` is 1 as in its
+    shell scripts (the POPE program's own default is 0.99); the other embeddings can only be zeroed (there also ones or
+    noise); NaN in the second run raises an error (there the first run's logits replace them). Video, audio and greedy
+    decoding are supported.
     """
 
     alpha: float = 1.0
@@ -74,25 +75,25 @@ class Avisc:
         record = Attended(context.adapter, places)
 
         @contextmanager
-        def listening() -> Iterator[None]:
+        def recording() -> Iterator[None]:
             with context.adapter.routed(), attention_hooks(record) as seen:
                 yield
             check_bound(seen, set(context.adapter.attention_layers))
 
         @contextmanager
-        def blinded() -> Iterator[None]:
+        def masking() -> Iterator[None]:
             with masked_media(context.adapter, ~places | record.blind(self.gamma, self.lam)):
                 yield
 
         contrast = second_stream(context)
         return ContrastSession(
             context, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta),
-            main_prefill=listening, contrast_prefill=blinded,
+            main_prefill=recording, contrast_prefill=masking,
         )  # fmt: skip
 
 
 class Attended(DecoderHook):
-    """Keeps what the last query attends to, mean over heads, layer by layer: ``[B, T]`` each."""
+    """Records the last query's attention, averaged over heads, as ``[B, T]`` per layer."""
 
     def __init__(self, adapter: Adapter, places: Tensor) -> None:
         super().__init__(adapter)
@@ -104,29 +105,29 @@ class Attended(DecoderHook):
             return out
         length = self.places.shape[1]
         last = weights[..., -1, :].mean(dim=1).to(torch.promote_types(weights.dtype, torch.float32))
-        whole = last.new_zeros(self.places.shape)
+        padded = last.new_zeros(self.places.shape)
         keys = min(length, last.shape[-1])
-        whole[:, length - keys :] = last[:, :keys]
-        self.weights[layer] = whole * key_places(self.places, length, length)
+        padded[:, length - keys :] = last[:, :keys]
+        self.weights[layer] = padded * key_places(self.places, length, length)
         return out
 
     def blind(self, gamma: float, lam: float) -> Tensor:
-        """bool ``[B, T]``: the over-attended positions of the media."""
+        """Return a mask ``[B, T]`` of the media's over-attended positions."""
         stack = torch.stack([self.weights[layer] for layer in sorted(self.weights)])
         return torch.stack([over_attended(stack[:, r], self.places[r], gamma, lam) for r in range(stack.shape[1])])
 
 
 def over_attended(weights: Tensor, places: Tensor, gamma: float, lam: float) -> Tensor:
-    """bool ``[T]`` from one row's attention ``[layers, T]`` and its media ``[T]``."""
+    """Return a mask ``[T]`` from one row's attention ``[layers, T]`` and its media mask ``[T]``."""
     own = weights[:, places]
     share = own.sum(-1)
     order = share.argsort(descending=True)
     held = (share[order] / share.sum()).cumsum(0)
     count = int((held < gamma).sum()) + 1
     mean = own[order[:count]].mean(dim=0)
-    spread = mean.std() if len(mean) > 1 else mean.new_zeros(())
+    deviation = mean.std() if len(mean) > 1 else mean.new_zeros(())
     out = torch.zeros_like(places)
-    out[places] = mean >= mean.mean() + lam * spread
+    out[places] = mean >= mean.mean() + lam * deviation
     return out
 
 

@@ -1,4 +1,4 @@
-"""DeCo: add the logits of the middle layer that believes most in one of the likely tokens.
+"""DeCo: add the logits of the middle layer that assigns the highest probability to a likely token.
 
 Source: Wang et al., "MLLM Can See? Dynamic Correction Decoding for Hallucination Mitigation", ICLR 2025 (arXiv
 2410.11779); formula as in the released code.
@@ -26,15 +26,15 @@ class Deco:
     """``l + alpha * p* * l_m`` on the candidates, -inf elsewhere; ``p* = max p_m(v)`` over layers m and candidates v.
 
     Args:
-        alpha: strength; 0 is the model itself.
-        top_k, top_p: the candidates: the most likely tokens, at most top_k, that hold top_p of the probability.
-        layers: first and last layer that m is looked for in (0 is the embedding, i the output of the i-th layer); None:
-            20 to 28 of LLaMA-7B's 32, in proportion elsewhere.
+        alpha: strength; 0 is the unchanged model.
+        top_k, top_p: the candidates: the most likely tokens, at most top_k, that together reach probability top_p.
+        layers: first and last layer to choose m from (0 is the embedding, i the output of the i-th layer); None: 20 to 28
+            of LLaMA-7B's 32, in proportion for other depths.
 
     Differs from the paper: nothing known.
-    Differs from the released code (LLaVA-1.5, InstructBLIP and others, batch 1): each row of a batch has its own
-    candidates and layer; alpha 0 cuts nothing, there it still bars all but the candidates; 20 to 28 there for every
-    model. Any family and modality.
+    Differs from the released code (LLaVA-1.5, InstructBLIP and others, batch 1): candidates and layer are per batch row;
+    alpha 0 changes nothing (there it still excludes all but the candidates); layers scale with depth (there 20 to 28 for
+    every model). Any family and modality are supported.
     """
 
     alpha: float = 0.6
@@ -63,7 +63,7 @@ class Deco:
         return asdict(self)
 
     def session(self, context: GenerationContext) -> DecoSession:
-        """Raises SettingError on layers the model lacks."""
+        """Raises SettingError on layers that the model does not have."""
         return DecoSession(self, context)
 
 
@@ -74,16 +74,14 @@ class DecoSession:
         first, last = strategy.layers or in_proportion(PUBLISHED, depth)
         layers = range(first, last + 1)
         check_layers(context.adapter, layers, "deco")
-        self.exits = LogitLens(context.adapter, layers)
+        self.lens = LogitLens(context.adapter, layers)
         self.stream = main_stream(context)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
-        with self.exits.watching():
+        with self.lens.recording():
             plain = self.stream.next(tokens)
         s = self.strategy
-        out = (
-            plain if s.alpha == 0 else corrected(plain, self.exits.logits().to(plain.dtype), s.alpha, s.top_k, s.top_p)
-        )
+        out = plain if s.alpha == 0 else corrected(plain, self.lens.logits().to(plain.dtype), s.alpha, s.top_k, s.top_p)
         return StepOutput(out, details(plain, out), unchanged=plain)
 
     def cache(self) -> Any:
@@ -91,20 +89,20 @@ class DecoSession:
 
 
 def corrected(logits: Tensor, early: Tensor, alpha: float, top_k: int, top_p: float) -> Tensor:
-    """DeCo's logits ``[B, V]`` from the model's ``[B, V]`` and those of its middle layers ``[L, B, V]``."""
+    """Compute DeCo's logits ``[B, V]`` from the model's ``[B, V]`` and those of its middle layers ``[L, B, V]``."""
     kept = nucleus(logits, top_k, top_p)
-    belief = torch.softmax(early, dim=-1).masked_fill(~kept, -1.0).amax(-1)
-    strength, layer = belief.max(dim=0)
+    confidence = torch.softmax(early, dim=-1).masked_fill(~kept, -1.0).amax(-1)
+    strength, layer = confidence.max(dim=0)
     chosen = early[layer, torch.arange(len(layer), device=layer.device)]
     return (logits + alpha * strength[:, None] * chosen).masked_fill(~kept, float("-inf"))
 
 
 def nucleus(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """bool ``[B, V]``: the fewest most likely tokens that reach ``top_p`` together, at most ``top_k``."""
+    """Return a mask ``[B, V]`` of the smallest set of most likely tokens that reaches ``top_p``, at most ``top_k``."""
     p, order = torch.softmax(logits, dim=-1).topk(min(top_k, logits.shape[-1]), dim=-1)
-    wanted = p.cumsum(-1) - p < top_p
-    wanted[:, 0] = True
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, wanted)
+    inside = p.cumsum(-1) - p < top_p
+    inside[:, 0] = True
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, inside)
 
 
 def deco(**settings: Any) -> Deco:

@@ -1,4 +1,4 @@
-"""DoLa: contrast the last layer with the early layer that differs from it most.
+"""DoLa: contrast the last layer's distribution with that of the early layer that differs from it most.
 
 Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality in Large Language Models", ICLR 2024
 (arXiv 2309.03883), section 2.
@@ -21,23 +21,22 @@ from limelight.errors import SettingError
 
 @dataclass(frozen=True)
 class Dola:
-    """``s_N - s_m`` where ``p_N >= beta * max p_N``, m the early layer of the largest divergence from N.
+    """``s_N - s_m`` where ``p_N >= beta * max p_N``, m the early layer with the largest divergence from N.
 
     Args:
-        layers: candidates for m: ``low`` or ``high``, the even layers of either half of up to 40 layers, else of the first
-            or last 20 (0 is the embedding), or layer indices. The paper chooses the half on a validation set; ``low`` is
-            what vision-language comparisons use (0, 2 ... 14 of 32). Where the embedding is tied to the head, ``low``
+        layers: candidates for m: ``low`` or ``high``, the even layers of the lower or upper half for up to 40 layers, else
+            of the first or last 20 (0 is the embedding), or layer indices. The paper chooses the half on a validation set;
+            vision-language comparisons use ``low`` (0, 2 ... 14 of 32). If the embedding is tied to the head, ``low``
             starts at layer 2, as in transformers.
         beta: plausibility cut, in [0, 1]; 0 drops none.
-        divergence: ``released``: ``(KL(M || p_N) + KL(M || p_m)) / 2``, M their mean, as the authors' code and
-            transformers' compute it; ``js``: the Jensen-Shannon divergence of the paper, whose KLs run the other way.
-        normed: put the final norm before the head on early layers too. The released code does not.
+        divergence: ``released``: ``(KL(M || p_N) + KL(M || p_m)) / 2``, M their mean, as in the authors' code and
+            transformers; ``js``: the paper's Jensen-Shannon divergence, whose KLs have the opposite direction.
+        normed: apply the final norm before the head to early layers too. The released code does not.
 
     Differs from the paper: the direction of the divergence, see ``divergence``.
-    Differs from the released code (LLaMA) and from transformers' ``dola_layers``: each row of a batch chooses its own
-    layer (there the mean over the batch decides). The repetition penalty of 1.2 that the authors use is the caller's
-    business, as are their temperature and top-p for sampling. ``low`` is the default here; the authors' scripts name the
-    layers.
+    Differs from the released code (LLaMA) and from transformers' ``dola_layers``: the layer is chosen per batch row
+    (there by the mean over the batch). The authors' repetition penalty of 1.2, and their temperature and top-p for
+    sampling, are left to the caller. ``low`` is the default here; the authors' scripts specify the layers.
     """
 
     layers: str | tuple[int, ...] = "low"
@@ -51,7 +50,7 @@ class Dola:
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))  # lists come from configuration files
         elif self.layers not in ("low", "high"):
-            raise SettingError(f"dola: layers is {self.layers!r}", hint="low, high, or a tuple of layer indices")
+            raise SettingError(f"dola: got layers={self.layers!r}", hint="use low, high, or a tuple of layer indices")
 
     capabilities: ClassVar[Capabilities] = Capabilities(batches=True, needs_media=False, continues_cache=True)
 
@@ -63,7 +62,7 @@ class Dola:
         return asdict(self)
 
     def candidates(self, depth: int, *, tied: bool) -> tuple[int, ...]:
-        """Layer indices, in ``[0, depth - 1]``."""
+        """Return the candidate layer indices, in ``[0, depth - 1]``."""
         if not isinstance(self.layers, str):
             return tuple(self.layers)
         half = depth // 2 if depth <= 40 else 20
@@ -73,7 +72,7 @@ class Dola:
         return tuple(range(start, half, 2)) or (start,)
 
     def session(self, context: GenerationContext) -> DolaSession:
-        """Raises SettingError on layers the model lacks."""
+        """Raises SettingError on layers that the model does not have."""
         return DolaSession(self, context)
 
 
@@ -85,13 +84,13 @@ class DolaSession:
         tied = getattr(embedding, "weight", None) is getattr(adapter.head, "weight", 0)
         layers = strategy.candidates(len(decoder_layers(adapter)), tied=tied)
         check_layers(adapter, layers, "dola")
-        self.exits = LogitLens(adapter, layers, normed=strategy.normed)
+        self.lens = LogitLens(adapter, layers, normed=strategy.normed)
         self.stream = main_stream(context)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
-        with self.exits.watching():
+        with self.lens.recording():
             plain = self.stream.next(tokens)
-        early = self.exits.logits().to(plain.dtype)
+        early = self.lens.logits().to(plain.dtype)
         final = torch.log_softmax(plain, dim=-1)
         others = torch.log_softmax(early, dim=-1)
         distance = divergence if self.strategy.divergence == "js" else reverse_divergence
@@ -105,14 +104,14 @@ class DolaSession:
 
 
 def divergence(s: Tensor, others: Tensor) -> Tensor:
-    """Jensen-Shannon divergence ``[L, B]`` (nats) between ``exp(s)`` [B, V] and each of ``exp(others)`` [L, B, V]."""
+    """Return the Jensen-Shannon divergence ``[L, B]`` (nats) of ``exp(s)`` [B, V] and each ``exp(others)`` [L, B, V]."""
     p, q = s.exp(), others.exp()
     middle = _log(0.5 * (p + q))
     return 0.5 * (_kl(p, s, middle) + _kl(q, others, middle))
 
 
 def reverse_divergence(s: Tensor, others: Tensor) -> Tensor:
-    """``(KL(m || p) + KL(m || q)) / 2`` [L, B] (nats) with ``m = (p + q) / 2``; inf where one bars what the other has."""
+    """Return ``(KL(m || p) + KL(m || q)) / 2`` [L, B] (nats), ``m = (p + q) / 2``; inf if the supports differ."""
     m = 0.5 * (s.exp() + others.exp())
     return 0.5 * (_kl(m, _log(m), s) + _kl(m, _log(m), others))
 

@@ -1,4 +1,4 @@
-"""The model as it is: ordinary cached decoding, greedy or sampled. The baseline of every table."""
+"""Plain decoding with the unchanged model, cached, greedy or sampled: the baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from limelight.decoding.streams import main_stream
 
 @dataclass(frozen=True)
 class Greedy:
-    """No intervention. With ``do_sample=True`` in generate this is plain sampling."""
+    """Decoding without intervention. With ``do_sample=True`` in generate this is plain sampling."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(batches=True, needs_media=False, continues_cache=True)
 
@@ -53,7 +53,7 @@ class GreedySession:
 
 
 def greedy() -> Greedy:
-    """The model as it is."""
+    """Plain decoding with the unchanged model."""
     return Greedy()
 
 

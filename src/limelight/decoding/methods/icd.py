@@ -1,4 +1,4 @@
-"""ICD: push the logits away from those of the same question under an instruction that confuses.
+"""ICD: contrast with the logits for the same prompt under a disturbing instruction.
 
 Source: Wang et al., "Mitigating Hallucinations in Large Vision-Language Models with Instruction Contrastive Decoding",
 Findings of ACL 2024 (arXiv 2403.18715); formula and instruction as in the released code.
@@ -26,19 +26,19 @@ class Icd:
     """``(1 + alpha) l - alpha l'``, ``l'`` from the prompt with a disturbing instruction; implausible tokens dropped.
 
     Args:
-        alpha: strength of the contrast; 0 is the model itself.
+        alpha: strength of the contrast; 0 is the unchanged model.
         beta: plausibility cut, in [0, 1]; 0 drops none.
-        instruction: words (they need a tokenizer) or token ids; None: the authors' confused detector, with sound or
-            video in place of the image where that is the media (ours).
-        where: ``user``: directly in front of the first picture, video or sound and its start marker, which is inside
-            the user's turn in every chat template; ``front``: after the BOS token.
+        instruction: text (needs a tokenizer) or token ids; None: the authors' confused detector, reworded for audio or
+            video where those are the media (ours).
+        where: ``user``: directly before the first image, video or audio and its start marker, which is inside the user's
+            turn in every chat template; ``front``: after the BOS token.
 
-    Differs from the paper: where the instruction stands, see below.
+    Differs from the paper: the position of the instruction, see below.
     Differs from the released code (LLaVA-1.5, InstructBLIP, MiniGPT-4; batch 1, sampling only): there the instruction
-    replaces LLaVA's system prompt, or goes to InstructBLIP's Q-Former too; here it is inserted as tokens, since a custom
-    decoding method receives a prompt, not messages. There the logits against a disturbed picture can be added to those
-    against the instruction; that sum is not offered. Its scripts try five instructions, of which the default here is the
-    "confused" one, and pass alpha 1, as here; the sampler alone would take 0.5. Batches, greedy, any modality.
+    replaces LLaVA's system prompt, or is also passed to InstructBLIP's Q-Former; here it is inserted as tokens, since a
+    custom decoding method receives a prompt, not messages. There the contrast with a distorted image can be added; this
+    sum is not supported. Its scripts try five instructions, of which the default here is the "confused" one, and pass
+    alpha 1, as here; the sampler's own default is 0.5. Batches, greedy decoding and any modality are supported.
     """
 
     alpha: float = 1.0
@@ -51,7 +51,7 @@ class Icd:
         check_range("icd", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
         check_choice("icd", "where", self.where, ("user", "front"))
         if self.instruction is not None and not self.instruction:
-            raise SettingError("icd: the instruction is empty", hint="None takes the authors' instruction")
+            raise SettingError("icd: the instruction is empty", hint="pass None for the authors' instruction")
         if self.instruction is not None and not isinstance(self.instruction, str):  # lists come from files
             object.__setattr__(self, "instruction", tuple(self.instruction))
 
@@ -79,20 +79,20 @@ class Icd:
         tokenizer = context.adapter.tokenizer
         if tokenizer is None:
             raise SettingError(
-                "icd needs the tokenizer to write its instruction",
+                "icd needs the tokenizer to encode its instruction",
                 hint="custom_generate(icd(), processor=processor), or instruction=(token ids)",
             )
         text = self.instruction or _BY_MODALITY[int(context.modality_ids[media_mask(context)].mode().values)]
         ids: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ids:
-            raise SettingError(f"icd: the tokenizer makes nothing of {text!r}", hint="choose another instruction")
+            raise SettingError(f"icd: the tokenizer returns no tokens for {text!r}", hint="use another instruction")
         return ids
 
 
 def place(context: GenerationContext, row: int, where: str) -> int:
-    """The position of ``row`` in front of which the instruction goes.
+    """Return the position of ``row`` before which the instruction is inserted.
 
-    Start markers are the special tokens that stand directly in front of the media; BOS is never passed.
+    Start markers are the special tokens directly before the media; BOS is never passed over.
     """
     ids = context.ids[row].tolist()
     start = int(context.mask[row].long().argmax())
@@ -105,7 +105,7 @@ def place(context: GenerationContext, row: int, where: str) -> int:
         return after_bos
     found = media_mask(context)[row].nonzero()
     if not len(found):
-        raise PromptError(f"row {row} holds no media", hint="put the picture or sound into the messages")
+        raise PromptError(f"row {row} contains no media", hint="put the media into the messages")
     at = int(found[0, 0])
     special = set(getattr(tokenizer, "all_special_ids", None) or ())
     while at > after_bos and ids[at - 1] in special:

@@ -1,14 +1,14 @@
-"""LIME, exact: the computation of the paper (arXiv 2605.01766, algorithm 1) as its authors run it.
+"""Exact LIME: the paper's computation (arXiv 2605.01766, algorithm 1) as its authors run it.
 
-For every new token, nothing cached: offsets on the keys and values of every layer and position start at zero, and
-``steps - 1`` Adam updates push relevance toward the media while a KL term holds the distribution near the model's
+For every new token, without a cache: offsets on the keys and values of every layer and position start at zero, and
+``steps - 1`` Adam updates shift relevance toward the media while a KL term keeps the distribution near the model's
 own. The token is chosen from the last forward pass.
 
-Free savings over the released code, results unchanged: towers run once; the reference distribution is the first
-iteration's (no second model in memory); logits of the last position only; no backward after the last forward; attention
-weights are computed again instead of kept for the second-order pass.
+Optimisations over the released code, with unchanged results: the encoders run once; the reference distribution is the
+first iteration's (no second model in memory); logits of the last position only; no backward after the last forward;
+attention weights are recomputed instead of stored for the second-order pass.
 
-Differs from the released code: its AttnLRP patches land on an unused copy of the modelling module for LLaVA and
+Differs from the released code: its AttnLRP patches are applied to an unused copy of the modelling module for LLaVA and
 Qwen2.5-VL (there it runs gradient x input), which ``composite=GRADIENT_INPUT`` reproduces; a repetition penalty is
 applied once, as transformers does, not twice.
 """
@@ -38,7 +38,7 @@ from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite
 
 @dataclass(frozen=True)
 class Iteration:
-    """One forward of the optimisation: everything a recorded run can be compared with. Shapes without the batch row."""
+    """The values of one forward of the optimisation, for comparison with recorded runs. Shapes exclude the batch axis."""
 
     logits: Tensor
     target: Tensor
@@ -52,7 +52,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Optimised:
-    """Result of :func:`optimise`: last logits ``[B, V]``, the model's own, loss curves ``[B]`` each, the offsets."""
+    """Result of :func:`optimise`: final logits ``[B, V]``, the unchanged model's, loss curves of ``[B]``, the offsets."""
 
     logits: Tensor
     plain: Tensor
@@ -74,15 +74,15 @@ def optimise(
     generator: torch.Generator | None = None,
     trace: Callable[[Iteration], None] | None = None,
 ) -> Optimised:
-    """The optimisation of one token (LIME, algorithm 1; eqs. 4-7).
+    """Optimise the offsets for one token (LIME, algorithm 1; eqs. 4-7).
 
     Args:
         call: the whole sequence so far, ``[B, T, D]``.
         modality: positions whose relevance is rewarded, bool ``[B, T]``.
-        choose: the target token of each forward, from its logits ``[B, V]`` to ``[B]``.
-        layers: layers that get offsets (all when None).
-        direction: ``gradient``; or ``random``, the control: offsets of the size an Adam step makes, signs drawn at random.
-        trace: called with every iteration; then the last one's backward is run as well (the authors run it and drop it).
+        choose: chooses the target tokens ``[B]`` of each forward from its logits ``[B, V]``.
+        layers: layers that get offsets (None: all).
+        direction: ``gradient``; or ``random``, the control: offsets of the size of an Adam step with random signs.
+        trace: called with every iteration; the last one's backward is then run as well (the authors run and discard it).
     """
     where = sorted(adapter.attention_layers) if layers is None else list(layers)
     deltas = LeanDeltas(where, None, call.embeds.device, call.embeds.dtype, composite)
@@ -105,7 +105,7 @@ def optimise(
                     reference = torch.log_softmax(plain, dim=-1)
                     if not bool(torch.isfinite(plain).all()):
                         raise NotFiniteError(
-                            "the logits hold NaN or infinity", hint="check weights and dtype; try float32"
+                            "the logits contain NaN or infinity", hint="check weights and dtype; try float32"
                         )
                 if last and trace is None:
                     break
@@ -136,8 +136,8 @@ def optimise(
 
 
 def _random_offsets(deltas: Deltas, size: float, generator: torch.Generator | None) -> None:
-    """The control: every entry moves by ``size`` with a random sign. Adam's first steps are sign steps that agree with
-    one another, so S - 1 of them have about the norm of one of (S - 1) * lr."""
+    """Add ``size`` with a random sign to every entry, as a control. Adam's first steps are sign steps in consistent
+    directions, so S - 1 of them have about the norm of one of (S - 1) * lr."""
     with torch.no_grad():
         for parameter in deltas.parameters():
             signs = torch.randint(0, 2, parameter.shape, generator=generator, device=parameter.device)
@@ -146,16 +146,16 @@ def _random_offsets(deltas: Deltas, size: float, generator: torch.Generator | No
 
 @dataclass(frozen=True)
 class Lime:
-    """Exact LIME. ``None`` takes the model family's row of the paper's table.
+    """Exact LIME. ``None`` uses the model family's row of the paper's table.
 
     Args:
-        lr, kl_weight, tau, steps: Adam learning rate, lambda, softmax temperature, forwards a token (steps - 1 updates).
+        lr, kl_weight, tau, steps: Adam learning rate, lambda, softmax temperature, forwards per token (steps - 1 updates).
         objective: ``paper``, or ours: ``margin`` (influence on the decision), ``difference``, ``normalised``.
         composite: ``attnlrp``, ``cp-lrp`` or ``gradient-input`` (what the released code runs on LLaVA and Qwen2.5-VL).
         reward: ``modality``, or ``text`` (a control: the same loss on the text positions).
-        direction: ``gradient``, or ``random`` (a control: random signs of equal norm; ``seed`` draws them).
-        layers: layers that get offsets.
-        markers: the authors' span takes in the start and end marker around the media; None: as the family does.
+        direction: ``gradient``, or ``random`` (a control: random signs of equal norm, drawn with ``seed``).
+        layers: layers that get offsets (None: all).
+        markers: include the start and end markers around the media, as the authors' span does; None: the family's value.
     """
 
     lr: float | None = None
@@ -178,14 +178,14 @@ class Lime:
             ("direction", self.direction, ("gradient", "random")),
         ):
             if value not in allowed:
-                raise SettingError(f"{name} is {value!r}", hint=f"one of {', '.join(allowed)}")
+                raise SettingError(f"got {name}={value!r}", hint=f"use one of {', '.join(allowed)}")
         for name, number in (("lr", self.lr), ("tau", self.tau), ("steps", self.steps)):
             if number is not None and not 0 < number < float("inf"):
                 raise SettingError(
                     f"{name} must be positive, got {number}", hint="the paper: lr 3e-4, tau 0.1, steps 7"
                 )
         if self.steps is not None and self.steps != int(self.steps):
-            raise SettingError(f"steps must be a whole number, got {self.steps}", hint="the paper: 7")
+            raise SettingError(f"steps must be an integer, got {self.steps}", hint="the paper: 7")
         if self.layers is not None and not self.layers:
             raise SettingError("layers is empty: no layer would get offsets", hint="None means all layers")
         if self.kl_weight is not None and not 0 <= self.kl_weight < float("inf"):
@@ -203,7 +203,7 @@ class Lime:
         return asdict(self)
 
     def resolved(self, adapter: Adapter) -> PaperSettings:
-        """The numbers in force for this model."""
+        """Return the settings with the family's values filled in for this model."""
         paper = adapter.family.paper
         return PaperSettings(
             lr=paper.lr if self.lr is None else self.lr,
@@ -218,7 +218,7 @@ class Lime:
 
 
 def rewarded(ids: Tensor, mask: Tensor, *, markers: bool, reward: str = "modality") -> Tensor:
-    """Positions to reward, bool ``[B, T]``: the media (with the markers around it), or the text as a control."""
+    """Return a mask ``[B, T]`` of positions to reward: the media (optionally with markers), or the text as a control."""
     modality = (ids > 0) & mask
     if markers:
         grown = modality.clone()
@@ -229,7 +229,7 @@ def rewarded(ids: Tensor, mask: Tensor, *, markers: bool, reward: str = "modalit
 
 
 class LimeSession:
-    """Exact LIME on one prompt batch."""
+    """The exact LIME session on one prompt batch."""
 
     def __init__(self, strategy: Lime, context: GenerationContext) -> None:
         refuse(context, "lime", "prefill_chunk_size", "cache_implementation")
@@ -265,9 +265,9 @@ class LimeSession:
                     self.call = self.call.appended(adapter.embed(tokens[:, None]))
                 fill = self.modality.new_full((len(tokens), 1), self.strategy.reward == "text")
                 self.modality = torch.cat([self.modality, fill], dim=1)
-            foreseen = self.context.sampler.foreseen(self.ids)
+            preview = self.context.sampler.preview(self.ids)
             result = optimise(
-                adapter, self.call, self.modality, lambda logits: foreseen(logits).argmax(dim=-1), self.settings,
+                adapter, self.call, self.modality, lambda logits: preview(logits).argmax(dim=-1), self.settings,
                 goal=self.goal, composite=self.composite, layers=self.strategy.layers,
                 direction=self.strategy.direction, generator=self.generator,
             )  # fmt: skip
@@ -288,7 +288,7 @@ class LimeSession:
 
 
 def attention_offsets(deltas: Deltas, row: int) -> Any:
-    """The optimised offsets of one row, as hooks: relevance is that of the distribution the token came from."""
+    """Apply one row's optimised offsets as hooks, so that relevance is under the distribution the token came from."""
     from limelight.models.runtime.attention import attention_hooks
 
     single = Deltas((), None, torch.device("cpu"), torch.float32)

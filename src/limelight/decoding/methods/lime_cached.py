@@ -1,12 +1,12 @@
-"""LIME at the price of decoding: offsets seen by the current query only, gradients from one-token dual graphs.
+"""Cached LIME at about the cost of decoding: offsets for the current query only, gradients from one-token dual graphs.
 
 Two changes to the paper's loop (arXiv 2605.01766, algorithm 1). Cache scope: the prefix's hidden states stay frozen, as
-in a KV cache, so a forward is one token against the cache. Forward-mode relevance: Phi is read off tangent rows, so an
-update needs one ordinary reverse pass over one token, not a double backward over the sequence.
+in a KV cache, so a forward is one token against the cache. Forward-mode relevance: Phi is read from tangent rows, so an
+update needs one ordinary reverse pass over one token instead of a double backward over the sequence.
 
 Differs from the paper: the scope; the step (``rule="normalised"`` keeps low-rank factors and never materialises
 ``[H, T, d]``; ``"adam"`` is the paper's optimiser in this scope); the default objective rewards the media's influence
-on the decision instead of its support for the token already chosen; one update instead of six.
+on the decision instead of their support for the token already chosen; one update instead of six.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class LimeCached:
     """Cached LIME.
 
     Args:
-        updates: optimisation steps a token.
+        updates: optimisation steps per token.
         lr: root mean square of one update's entries.
         objective: ``margin``: maximise |Phi_M(top1 - top2)|; ``difference``: Phi_M - Phi_T of the top token;
             ``normalised``: its log-softmax over the two groups' means; ``paper``: the paper's loss at zero offsets,
-            through weights from one full backward (``refresh``).
+            using weights from one full backward (``refresh``).
         gradient: ``true``, or ``surrogate`` (the authors' second-order pass through the rules).
         rule: ``normalised`` (low rank) or ``adam`` (materialised; its first step is a sign step).
         heads: offsets per ``query`` head or per ``kv`` head.
-        kl_weight: pull toward the unchanged distribution (acts from the second update on).
+        kl_weight: weight of the KL divergence from the unchanged distribution (acts from the second update on).
         tau: temperature of the paper's weights.
-        layers: layers that get offsets (all when None).
-        refresh: recompute the paper's weights every so many tokens (0: once, at the prompt; tokens generated since
-            weigh nothing).
+        layers: layers that get offsets (None: all).
+        refresh: recompute the paper's weights every this many tokens (0: once, at the prompt; tokens generated since
+            have weight 0).
         gate, threshold: see :class:`Gate`.
         reward: ``modality``, or ``text`` (a control: the same objective on the text positions).
 
-    The paper's objective counts the media's markers in where its family does, as exact mode; the others do not.
+    The paper's objective includes the media's markers for the families where exact mode does; the others never do.
     """
 
     updates: int = 1
@@ -85,10 +85,10 @@ class LimeCached:
             ("reward", self.reward, ("modality", "text")),
         ):
             if value not in allowed:
-                raise SettingError(f"{name} is {value!r}", hint=f"one of {', '.join(allowed)}")
+                raise SettingError(f"got {name}={value!r}", hint=f"use one of {', '.join(allowed)}")
         if not all(isinstance(count, int) for count in (self.updates, self.refresh)):
             raise SettingError(
-                f"updates and refresh are whole numbers, got {self.updates!r} and {self.refresh!r}",
+                f"updates and refresh must be integers, got {self.updates!r} and {self.refresh!r}",
                 hint="one update is the default",
             )
         positive = all(0 < x < math.inf for x in (self.lr, self.tau))
@@ -100,13 +100,13 @@ class LimeCached:
         if self.refresh and self.objective != "paper":
             raise SettingError(
                 f"refresh is {self.refresh}, but objective {self.objective!r} has no weights to refresh",
-                hint="refresh goes with objective='paper'",
+                hint="use refresh with objective='paper' only",
             )
         listed = isinstance(self.layers, (tuple, list)) and all(isinstance(n, int) for n in self.layers)
         if self.layers is not None and not (listed and self.layers):
             raise SettingError(
                 f"expected layers as one or more indices, such as (0, 1), got {self.layers!r}",
-                hint="layers=None is all of them; greedy has offsets in none",
+                hint="layers=None means all layers; use greedy for no offsets",
             )
 
     @property
@@ -145,7 +145,7 @@ class LimeCachedSession:
         self.dual = open_stream(context, self.call, self._channels(), strategy.composite)
 
     def _channels(self) -> list[Channel]:
-        """The first channel is always Phi_M of the media: gate and meter read it; the second is the objective's."""
+        """Return the channels: first Phi_M, which gate and meter read, then the objective's, then one per modality."""
         mask = self.call.mask
         meter = modality_channel(self.media_mask, mask)
         objective = self.strategy.objective
@@ -153,7 +153,7 @@ class LimeCachedSession:
         self.split = split_channels(self.context, mask)
         if objective == "difference":
             contrast = contrast_channel(self.modality, mask)
-            own = [replace(contrast, generated=1.0) if text else contrast]  # what is said is text
+            own = [replace(contrast, generated=1.0) if text else contrast]  # generated tokens are text
         elif objective == "paper":
             own = [self._paper_channel()]
         else:
@@ -161,9 +161,9 @@ class LimeCachedSession:
         return [meter, *own, *self.split]
 
     def _paper_channel(self) -> Channel:
-        """``w_i = (softmax(R / tau)_i - 1[i in M] / |M|) / tau``: <w, R> has the paper loss's gradient at zero offsets."""
+        """Return ``w_i = (softmax(R / tau)_i - 1[i in M] / |M|) / tau``: <w, R> has the paper's gradient at zero offsets."""
         adapter, call, modality = self.context.adapter, self.call, self.modality
-        foreseen = self.context.sampler.foreseen(self.ids)
+        preview = self.context.sampler.preview(self.ids)
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -173,7 +173,7 @@ class LimeCachedSession:
         ):
             embeds = call.embeds.clone().requires_grad_(True)
             logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[:, 0]
-            target = foreseen(logits.detach()).argmax(-1, keepdim=True)
+            target = preview(logits.detach()).argmax(-1, keepdim=True)
             relevance = input_relevance(logits.gather(-1, target).sum(), embeds).detach()
         tau = self.strategy.tau
         weights = torch.softmax((relevance / tau).masked_fill(~call.mask, float("-inf")), dim=-1)
@@ -206,14 +206,14 @@ class LimeCachedSession:
             return step_output
 
     def _refreshed(self, tokens: Tensor) -> bool:
-        """Whether prompt and answer so far have become the prompt of a new stream, with weights of their own."""
+        """Open a new stream on prompt and answer so far, with new weights, if due; return whether it was opened."""
         if not self.strategy.refresh:
             return False
         self.count += 1
         self.call = self.call.appended(self.context.adapter.embed(tokens[:, None]))
-        said = self.media_mask.new_zeros(len(tokens), 1)
-        self.media_mask = torch.cat([self.media_mask, said], dim=1)
-        self.modality = torch.cat([self.modality, said | (self.strategy.reward == "text")], dim=1)
+        generated = self.media_mask.new_zeros(len(tokens), 1)
+        self.media_mask = torch.cat([self.media_mask, generated], dim=1)
+        self.modality = torch.cat([self.modality, generated | (self.strategy.reward == "text")], dim=1)
         if self.count % self.strategy.refresh:
             return False
         self.dual = open_stream(self.context, self.call, self._channels(), self.strategy.composite)
@@ -222,7 +222,7 @@ class LimeCachedSession:
     def _step_output(
         self, out: Tensor, logits: Tensor, phi: Tensor, opened: Tensor, losses: dict[str, list[Tensor]]
     ) -> StepOutput:
-        """``out`` [B, V] with what the unchanged model's logits and Phi [C, B, V] tell."""
+        """Build the step output of ``out`` [B, V], explained by the unchanged model's logits and Phi [C, B, V]."""
         first = phi.shape[0] - len(self.split)
         split = {c.name: p for c, p in zip(self.split, phi[first:], strict=True)}
         return StepOutput(
@@ -239,9 +239,9 @@ class LimeCachedSession:
         )
 
     def _optimised(self, logits: Tensor | None, phi: Tensor | None, opened: Tensor, *, write: bool) -> StepOutput:
-        """``updates`` steps on the current position; ``write`` when its keys and values are not in the cache yet."""
+        """Run ``updates`` steps on the current position; ``write`` if its keys and values are not in the cache yet."""
         s = self.strategy
-        self.foreseen = self.context.sampler.foreseen(self.ids)
+        self.preview = self.context.sampler.preview(self.ids)
         traits = self.context.adapter.traits
         group = {layer: traits.group(layer) for layer in self.layers}
         per_kv = s.heads == "kv"
@@ -278,7 +278,7 @@ class LimeCachedSession:
         return self._step_output(out, logits, phi, opened, losses)
 
     def _positions(self) -> dict[int, Tensor]:
-        """Real positions ``[B]`` that each layer's offsets stand at: the prompt's, or those of states beside it."""
+        """Return the number of real positions ``[B]`` with offsets, per layer: the prompt's or the cross-attention states'."""
         front, reading = self.call.front, self.dual.cache.reading
         words, states = self.dual.mask[:, front:].sum(-1), self.dual.mask[:, :front].sum(-1)
         return {layer: states if layer in reading else words for layer in self.layers}
@@ -286,7 +286,7 @@ class LimeCachedSession:
     def _loss(
         self, output: Any, logits: Tensor | None, phi: Tensor | None, step: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The objective's loss ``[B]``, the KL, and the unchanged model's logits and Phi."""
+        """Return the objective's loss ``[B]``, the KL, and the unchanged model's logits and Phi."""
         s, dual = self.strategy, self.dual
         now: Tensor | None = None
         if logits is None or phi is None or step > 0:
@@ -303,8 +303,8 @@ class LimeCachedSession:
         return loss, kl_loss, logits, phi
 
     def _two_best(self, logits: Tensor) -> Tensor:
-        """The chosen candidate and its rival ``[B, 2]``; the model's own runner-up where processors leave one only."""
-        scores = self.foreseen(logits)
+        """Return the top candidate and its rival ``[B, 2]``; the model's own runner-up if processors leave only one."""
+        scores = self.preview(logits)
         first = scores.argmax(-1, keepdim=True)
         rest, own = (x.scatter(-1, first, float("-inf")) for x in (scores, logits))
         rest = torch.where(rest.amax(-1, keepdim=True).isneginf(), own, rest)
@@ -330,7 +330,7 @@ class LimeCachedSession:
 
 
 def lime_cached(**settings: Any) -> LimeCached:
-    """LIME at the price of decoding; see :class:`LimeCached`."""
+    """Cached LIME; see :class:`LimeCached` for the settings."""
     return LimeCached(**settings)
 
 

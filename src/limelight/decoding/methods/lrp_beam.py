@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.contrastive import check_range
-from limelight.decoding.methods.opera_search import decides_by_ids
+from limelight.decoding.methods.opera_search import library_criteria
 from limelight.decoding.processors import for_row, require_stateless
 from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.errors import SettingError, UnsupportedError
@@ -123,7 +123,7 @@ class LrpBeamSession:
 
     def _search(self, call: DecoderCall, row: int) -> Beam:
         processed = for_row(self.context.sampler.processors, row, self.context.ids.shape[0])
-        stopping = decides_by_ids(self.context.stopping)
+        stopping = library_criteria(self.context.stopping)
         prompt = self.context.ids[row : row + 1]
 
         def ids(beam: Beam) -> Tensor:

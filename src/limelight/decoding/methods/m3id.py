@@ -1,7 +1,7 @@
-"""M3ID: push the logits away from those without the picture, more the longer the answer gets.
+"""M3ID: contrast with the logits without the image, with a strength that grows with the length of the answer.
 
 Source: Favero et al., "Multi-Modal Hallucination Control by Visual Information Grounding", CVPR 2024 (arXiv
-2403.14003). The authors released no code; the one in use is that of AvisC's repository (Woo et al., 2024).
+2403.14003). The authors released no code; the implementation in common use is in AvisC's repository (Woo et al., 2024).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class M3id:
     ``s`` and ``s'`` are the log-softmax of the logits with and without the media, ``p = exp(s)``.
 
     Args:
-        decay: how fast the picture is believed to be forgotten; 0 is the model itself.
-        variant: which defaults ``gate`` and ``beta`` take: ``paper`` (gate 0.3, no cut), or ``released``, as AvisC's
-            repository has it (no gate, cut 0.1).
-        gate: contrast only where the likeliest token of the model is less probable than this; 1: at every token.
+        decay: assumed rate at which the image's influence fades; 0 is the unchanged model.
+        variant: the defaults of ``gate`` and ``beta``: ``paper`` (gate 0.3, no cut), or ``released``, as in AvisC's
+            repository (no gate, cut 0.1).
+        gate: contrast only where the model's most likely token is less probable than this; 1: at every token.
         beta: plausibility cut where the contrast acts, in [0, 1]; 0 drops none.
         without: ``drop``: ``s'`` from the prompt without the media's positions (paper and released code); ``zero``: from
-            zeroed embeddings in their place, which keeps positions and length (ours, for models that insist on media).
+            zeroed embeddings at these positions, which keeps positions and length (ours, for models that require media).
 
-    Differs from the paper: nothing known in ``variant="paper"``. The two variants are different methods: a first token
-    that is at least 30 % certain, as most answers to yes/no questions are, is never changed by the paper's.
+    Differs from the paper: nothing known in ``variant="paper"``. The two variants are different methods: the paper's never
+    changes a first token with a probability of at least 0.3, as in most answers to yes/no questions.
     Differs from AvisC's code (LLaVA-1.5, InstructBLIP; one prompt at a time; sampling only; decay fixed at 0.02): a cut
     of 0.1 and no gate there (``variant="released"``); any family and modality, batches, greedy decoding; start and end
     markers around the media, which LLaVA-1.5 does not have, stay in the second prompt. The logits keep the model's
-    constant, so that decay 0 gives them back.
+    constant, so decay 0 returns them unchanged.
     """
 
     decay: float = 0.02
@@ -58,8 +58,8 @@ class M3id:
         check_range("m3id", "decay", self.decay, 0.0, hint="the paper: 0.02")
         if self.variant in ("drop", "zero"):
             raise SettingError(
-                f"m3id: variant is {self.variant!r}; expected paper or released",
-                hint=f"how the media are taken out is called without={self.variant!r}",
+                f"m3id: expected variant paper or released, got {self.variant!r}",
+                hint=f"to choose how the media are removed, pass without={self.variant!r}",
             )
         check_choice("m3id", "variant", self.variant, ("paper", "released"))
         check_choice("m3id", "without", self.without, ("drop", "zero"))
@@ -85,18 +85,18 @@ class M3id:
             out = guided(logits, other, math.expm1(self.decay * t), beta)
             return out if gate >= 1 else torch.where(unsure(logits, gate)[:, None], out, logits)
 
-        gone = media_mask(context)
+        media = media_mask(context)
         if self.without == "drop":
-            return ContrastSession(context, without(context, gone), combine)
+            return ContrastSession(context, without(context, media), combine)
         refuse(context, "m3id's without='zero'", "use_cache")
         contrast = second_stream(context)
         return ContrastSession(
-            context, contrast, combine, contrast_prefill=lambda: masked_media(context.adapter, ~gone)
+            context, contrast, combine, contrast_prefill=lambda: masked_media(context.adapter, ~media)
         )
 
 
 def unsure(logits: Tensor, gate: float) -> Tensor:
-    """bool ``[B]``: rows whose likeliest token has a probability below ``gate``."""
+    """Return a mask ``[B]`` of rows whose most likely token has a probability below ``gate``."""
     return torch.softmax(logits, dim=-1).amax(dim=-1) < gate
 
 

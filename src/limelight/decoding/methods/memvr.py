@@ -1,4 +1,4 @@
-"""MemVR: where a middle layer is uncertain, the next layer's MLP looks at the image again.
+"""MemVR: where a middle layer's prediction is uncertain, re-inject the image embeddings in the next layer's MLP.
 
 Source: Zou et al., "Look Twice Before You Answer: Memory-Space Visual Retracing for Hallucination Mitigation in
 Multimodal Large Language Models", ICML 2025 (arXiv 2410.03577); formulas as in the released code.
@@ -41,21 +41,21 @@ PUBLISHED = (6, 15)  # of 32 layers, both included: "5 < layer < 16" in the rele
 class Memvr:
     """``FFN(x) <- (1 - r) FFN(x) + r c (x V^T) V`` in one layer of a forward, ``c`` matching the mean magnitudes.
 
-    ``V`` are the media's merged embeddings. The layer is the one after the first whose prediction, the final norm and
-    head on its last position, is uncertain: entropy of its top ten tokens over log 10 above ``threshold``.
+    ``V`` are the media's merged embeddings. The layer is the one after the first whose prediction (final norm and head
+    on its last position) is uncertain: the entropy of its top ten tokens, divided by log 10, exceeds ``threshold``.
 
     Args:
-        ratio: r, in [0, 1]; 0 is the model itself.
-        threshold: of the entropy, in [0, 1].
-        start, stop: layers (from 0) ``start < layer < stop`` are asked; None: 5 and 16 of LLaMA-7B's 32 (so 6 to 15), in
-            proportion elsewhere. The last layer cannot be asked: the one after it would have to look.
+        ratio: r, in [0, 1]; 0 is the unchanged model.
+        threshold: for the entropy, in [0, 1].
+        start, stop: layers (from 0) ``start < layer < stop`` are tested; None: 5 and 16 of LLaMA-7B's 32 (so 6 to 15), in
+            proportion for other depths. The last layer cannot be tested, as the injection is in the layer after it.
 
     Differs from the paper: nothing known.
-    Differs from the released code (LLaVA-1.5, Qwen-VL, GLM-4V): each row of a batch decides for itself and matches its
-    own magnitudes, padding left out (there the batch is one mean, and its entropies are summed); with several pictures
-    all of them are looked at again, there the last; nothing stays on the model. Its scripts set the ratio by
-    benchmark: 0.12 for POPE, as here, 0.31 for CHAIR, 0.1 in the example. ``plain`` costs one more cached forward a token
-    and is known only where details are wanted. ``intervened``: the image was looked at again in this token's forward.
+    Differs from the released code (LLaVA-1.5, Qwen-VL, GLM-4V): decision and magnitudes are per batch row, without
+    padding (there means over the batch and summed entropies); with several images all of them are injected, there only
+    the last; the model is left unmodified. Its scripts set the ratio by benchmark: 0.12 for POPE, as here, 0.31 for
+    CHAIR, 0.1 in the example. ``plain`` costs one more cached forward per token and is computed only if details are
+    requested. ``intervened``: the image was injected in this token's forward.
     """
 
     ratio: float = 0.12
@@ -80,8 +80,8 @@ class Memvr:
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    def asked(self, depth: int) -> range:
-        """Indices of the layers whose entropy is looked at, in a model of ``depth`` layers."""
+    def tested(self, depth: int) -> range:
+        """Return the indices of the layers whose entropy is tested, in a model of ``depth`` layers."""
         first, last = in_proportion(PUBLISHED, depth, beyond=1)
         return range(first if self.start is None else self.start + 1, last + 1 if self.stop is None else self.stop)
 
@@ -97,10 +97,10 @@ class MemvrSession:
         refuse_cross_attention(adapter, "memvr")
         refuse(context, "memvr", "use_cache", "prefill_chunk_size")
         depth = len(decoder_layers(adapter))
-        layers = strategy.asked(depth)
-        check_layers(adapter, layers, "memvr", last=depth - 2, asked=f"start={strategy.start}, stop={strategy.stop}")
+        layers = strategy.tested(depth)
+        check_layers(adapter, layers, "memvr", last=depth - 2, setting=f"start={strategy.start}, stop={strategy.stop}")
         self.retrace = Retrace(strategy, context, layers)
-        self.main = second_stream(context) if context.past else main_stream(context)  # it reads the media anew
+        self.main = second_stream(context) if context.past else main_stream(context)  # recomputes the media
         self.plain = second_stream(context) if context.details else None
 
     def next(self, tokens: Tensor | None) -> StepOutput:
@@ -118,7 +118,7 @@ class MemvrSession:
 
 
 class Retrace:
-    """The hooks of one forward: layers that are asked, and MLPs that may look again."""
+    """The hooks of one forward: on the tested layers, and on the MLPs that may be modified."""
 
     def __init__(self, strategy: Memvr, context: GenerationContext, layers: range) -> None:
         self.ratio, self.threshold, self.layers = strategy.ratio, strategy.threshold, layers
@@ -133,7 +133,7 @@ class Retrace:
 
     @contextmanager
     def attached(self, *, prefill: bool) -> Iterator[None]:
-        """Hooks on this block's forward; gone after it, whatever happens."""
+        """Hook the forward inside the block; the hooks are always removed afterwards."""
         self.fired = torch.zeros_like(self.fired)
         self.due = {}
         self.real = self.mask if prefill else None
@@ -142,14 +142,14 @@ class Retrace:
                 stack.enter_context(first_input(self.adapter, self._remember))
             modules = decoder_layers(self.adapter)
             for i in self.layers if self.ratio > 0 else ():
-                stack.enter_context(post_hook(modules[i], partial(self._ask, i)))
-                stack.enter_context(post_hook(self.mlps[i + 1], partial(self._look, i + 1)))
+                stack.enter_context(post_hook(modules[i], partial(self._test, i)))
+                stack.enter_context(post_hook(self.mlps[i + 1], partial(self._inject, i + 1)))
             yield
 
     def _remember(self, embeds: Tensor) -> None:
         self.memory = [embeds[row, self.places[row]] for row in range(embeds.shape[0])]
 
-    def _ask(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _test(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         logits = self.adapter.logits(self.norm(tensor_of(output)[:, -1]))
         unsure = entropy(logits.to(torch.promote_types(logits.dtype, torch.float32))) > self.threshold
         due = unsure & ~self.fired
@@ -157,29 +157,29 @@ class Retrace:
             self.due[layer + 1] = due
             self.fired = self.fired | due
 
-    def _look(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def _inject(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         due = self.due.get(layer)
         if due is None:
             return None
         x = args[0] if args else kwargs["hidden_states"]
         out = output[0] if isinstance(output, tuple) else output
-        mixed = out.clone().view(x.shape)  # experts may hand back [B * T, D]
+        mixed = out.clone().view(x.shape)  # experts may return [B * T, D]
         for row in due.nonzero()[:, 0].tolist():
             real = slice(None) if self.real is None else self.real[row]
-            mixed[row, real] = looked_again(x[row, real], mixed[row, real], self.memory[row], self.ratio)
+            mixed[row, real] = injected(x[row, real], mixed[row, real], self.memory[row], self.ratio)
         mixed = mixed.view(out.shape)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
 
 def entropy(logits: Tensor, top: int = 10) -> Tensor:
-    """Entropy ``[B]`` of the ``top`` most likely tokens among themselves, over its maximum log(top)."""
+    """Return the entropy ``[B]`` of the renormalised ``top`` most likely tokens, divided by its maximum log(top)."""
     top = min(top, logits.shape[-1])
     s = torch.log_softmax(logits.topk(top, dim=-1).values, dim=-1)
     return -(s.exp() * s).sum(-1) / math.log(top)
 
 
-def looked_again(x: Tensor, out: Tensor, memory: Tensor, ratio: float) -> Tensor:
-    """``(1 - r) FFN(x) + r c (x V^T) V`` for one row: x, out ``[n, D]``, V ``[m, D]``.
+def injected(x: Tensor, out: Tensor, memory: Tensor, ratio: float) -> Tensor:
+    """Compute ``(1 - r) FFN(x) + r c (x V^T) V`` for one row: x, out ``[n, D]``, V ``[m, D]``.
 
     ``c = mean |FFN(x)| / mean |(x V^T) V|``.
     """

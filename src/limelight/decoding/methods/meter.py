@@ -1,7 +1,8 @@
-"""The grounding meter: how much of every generated word's logit comes from what is seen or heard, as it is generated.
+"""The grounding meter: how much of every generated token's logit comes from the media, computed during generation.
 
-No backward pass and no second forward: one tangent row beside the cache (:mod:`limelight.relevance.forward.stream`). Decoding
-is the model's own. Source: this library (AttnLRP in forward mode); the paper has no such meter.
+It needs no backward pass and no second forward: one tangent row beside the cache
+(:mod:`limelight.relevance.forward.stream`). Decoding is unchanged. Source: this library (AttnLRP in forward mode); not in
+the paper.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from limelight.decoding.strategy import (
 from limelight.errors import SettingError
 from limelight.relevance.forward.stream import DualStream, modality_channel
 
-# What a step says by the meter, whichever strategy chose its token.
+# The fields of a step that the meter sets, under any strategy.
 MEASURED = (
     *("contributions", "plain", "candidates", "flagged"),
     *("grounding", "rival_grounding", "grounding_by_modality", "p_supported"),
@@ -35,13 +36,13 @@ MEASURED = (
 
 @dataclass(frozen=True)
 class Meter:
-    """Plain decoding with each modality's contribution and grounding score, Phi_M of the top candidates, and a flag.
+    """Plain decoding that reports each modality's contribution and grounding score, Phi_M of top candidates, and a flag.
 
     ``Step.contributions`` are parts of the logit, measured without a backward pass; ``Step.shares``, parts of the summed
-    absolute relevance, are another quantity and need one (``limelight.generate(..., relevance=True)``).
+    absolute relevance, are a different quantity and need one (``limelight.generate(..., relevance=True)``).
 
     Args:
-        composite: ``attnlrp`` or ``cp-lrp`` (whose parts sum to the logit, biases aside).
+        composite: ``attnlrp`` or ``cp-lrp`` (whose parts sum to the logit, except for biases).
     """
 
     composite: str = "attnlrp"
@@ -76,14 +77,14 @@ class MeterSession:
 
 
 def meter_stream(context: GenerationContext, composite: str) -> DualStream:
-    """The prompt's dual stream: Phi_M, and a channel a modality where there are several."""
+    """Open the prompt's dual stream, with a channel for Phi_M and one per modality if there are several."""
     call, modality = captured(context)
     channels = [modality_channel(modality, call.mask), *split_channels(context, call.mask)]
     return open_stream(context, call, channels, composite)
 
 
 def measure(dual: DualStream, tokens: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Logits ``[B, V]`` after ``tokens`` (None: after the prompt), Phi_M ``[B, V]``, and Phi of each modality if several."""
+    """Return logits ``[B, V]`` after ``tokens`` (None: after the prompt), Phi_M ``[B, V]``, and Phi per modality if several."""
     with torch.inference_mode(False), torch.no_grad():
         if tokens is None:
             output = dual.prefill()
@@ -96,7 +97,7 @@ def measure(dual: DualStream, tokens: Tensor | None) -> tuple[Tensor, Tensor, di
 
 @dataclass(frozen=True)
 class Metered:
-    """Any strategy with a meter running beside it: its answer, and the unchanged model's grounding of each token."""
+    """Runs a meter beside any strategy: the strategy's answer, with the unchanged model's grounding of each token."""
 
     inner: Strategy
     composite: str = "attnlrp"
@@ -128,8 +129,8 @@ class MeteredSession:
         step_output, metered = self.inner.next(tokens), self.meter.next(tokens)
 
         def explain(row: int, token: int) -> Detail:
-            own, seen = step_output.detail(row, token), metered.detail(row, token)
-            return replace(own, **{name: getattr(seen, name) for name in MEASURED})
+            own, measured = step_output.detail(row, token), metered.detail(row, token)
+            return replace(own, **{name: getattr(measured, name) for name in MEASURED})
 
         return replace(step_output, explain=explain)
 
@@ -138,13 +139,13 @@ class MeteredSession:
 
 
 def meter(strategy: Strategy | None = None, *, composite: str | None = None) -> Strategy:
-    """Plain decoding with the grounding meter, or ``strategy`` with the meter beside it.
+    """Return plain decoding with the grounding meter, or ``strategy`` with the meter beside it.
 
     Args:
         composite: ``attnlrp`` (default) or ``cp-lrp``.
 
     Raises:
-        SettingError: ``strategy`` carries a meter of another composite already.
+        SettingError: ``strategy`` already has a meter with another composite.
     """
     if strategy is None or isinstance(strategy, Greedy):
         return Meter(composite or "attnlrp")
@@ -152,8 +153,8 @@ def meter(strategy: Strategy | None = None, *, composite: str | None = None) -> 
     if own:
         if composite not in (None, own):
             raise SettingError(
-                f"{strategy.name} measures with {own!r}, a meter with {composite!r} was asked for",
-                hint=f"give the strategy itself composite={composite!r}",
+                f"{strategy.name} measures with {own!r}, but a meter with {composite!r} was requested",
+                hint=f"pass composite={composite!r} to the strategy itself",
             )
         return strategy
     return Metered(strategy, composite or "attnlrp")

@@ -1,4 +1,4 @@
-"""The search inside OPERA: beams on one cache, their attention to what they said, and the way back."""
+"""OPERA's beam search: beams on one cache, their attention to generated tokens, and the roll-back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGEST = math.log(1e30)
 
 
 @dataclass(frozen=True)
-class Weighing:
+class SearchSettings:
     """OPERA's settings; see :class:`limelight.decoding.methods.opera.Opera`."""
 
     beams: int
@@ -44,7 +44,7 @@ class Weighing:
 
 @dataclass(frozen=True)
 class Beam:
-    """A continuation: its score, log ``prod_{r >= j} sigma a[r, j]`` [n], the largest j of each step, greedy's words."""
+    """A hypothesis: score, log ``prod_{r >= j} sigma a[r, j]`` [n], the largest j per step, the greedy tokens."""
 
     tokens: tuple[int, ...]
     score: float
@@ -55,7 +55,7 @@ class Beam:
 
 @dataclass(frozen=True)
 class Option:
-    """A token that may extend a beam; ``ahead`` is its row in the look-ahead stream, where it has been fed already."""
+    """A candidate token for a beam; ``ahead`` is its row in the look-ahead stream, which has already processed it."""
 
     score: float
     parent: int
@@ -65,7 +65,7 @@ class Option:
 
 @dataclass
 class State:
-    """What a roll-back needs of the moment at which every beam had n tokens."""
+    """The search state when every beam had n tokens, saved for roll-backs."""
 
     beams: list[Beam]
     ended: list[tuple[float, Beam]]
@@ -76,13 +76,15 @@ class State:
 class Search:
     """OPERA's beam search on one row of a prefilled batch."""
 
-    def __init__(self, weighing: Weighing, context: GenerationContext, base: Stream, logits: Tensor, row: int) -> None:
-        self.weighing, self.context, self.base, self.row = weighing, context, base, row
+    def __init__(
+        self, settings: SearchSettings, context: GenerationContext, base: Stream, logits: Tensor, row: int
+    ) -> None:
+        self.settings, self.context, self.base, self.row = settings, context, base, row
         self.watch = LastRow(context.adapter)
         self.places = media_mask(context)[row : row + 1]
         self.stream = fork(base, [row])
         self.processed = for_row(context.sampler.processors, row, context.ids.shape[0])
-        self.stopping = decides_by_ids(context.stopping)
+        self.stopping = library_criteria(context.stopping)
         self.logits = logits[row : row + 1]
         self.ids = self.stream.ids
         self.ahead = self.first = self.logits
@@ -108,13 +110,13 @@ class Search:
         self.beams = [replace(b, peaks=(*b.peaks, p)) for b, p in zip(self.beams, stayed, strict=True)]
         place = self._summary(stayed, n)
         if place is not None:
-            self._take_back(place)
+            self._roll_back(place)
             return
-        if n + 1 <= self.weighing.warmup:
+        if n + 1 <= self.settings.warmup:
             penalty = -own
         else:
             penalty = (peak_values + SHRINK).clamp_max(LARGEST).exp()
-        scores = torch.log_softmax(chances - self.weighing.weight * penalty, dim=-1)
+        scores = torch.log_softmax(chances - self.settings.weight * penalty, dim=-1)
         width = tokens.shape[1]
         options = [
             Option(b.score + float(scores[i, c]), i, int(tokens[i, c]), i * width + c)
@@ -125,10 +127,10 @@ class Search:
         self._extend(options, sums)
 
     def _look_ahead(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidate logits and ids ``[k, C]``, their attention rows ``[k, C, K]``; the stream then has k * C rows."""
+        """Return candidate logits and ids ``[k, C]`` and their attention rows ``[k, C, K]``; the stream then has k * C rows."""
         self.ids = self.stream.ids
         processed = self.processed(self.ids, self.logits)
-        chances, tokens = processed.topk(min(self.weighing.candidates, processed.shape[-1]), dim=-1)
+        chances, tokens = processed.topk(min(self.settings.candidates, processed.shape[-1]), dim=-1)
         k, width = tokens.shape
         choose(self.stream, [i for i in range(k) for _ in range(width)])
         self.ahead, rows = self._feed(tokens.flatten())
@@ -141,7 +143,7 @@ class Search:
         return logits, self.watch.row
 
     def _columns(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Log products ``[k, C, n + 1]`` with the candidate's row, and its attention to the media ``[k, C]``."""
+        """Return log products ``[k, C, n + 1]`` including the candidate's row, and its attention to the media ``[k, C]``."""
         k, width, keys = rows.shape
         answer = rows.new_zeros(k, width, n + 1)
         count = min(keys, n + 1)
@@ -150,22 +152,22 @@ class Search:
         before = torch.cat([before, before.new_zeros(k, width, 1)], dim=-1)
         length = self.places.shape[1] + n + 1
         own = (rows * key_places(self.places, keys, length)).sum(-1)
-        return before + (self.weighing.sigma * answer).log(), own
+        return before + (self.settings.sigma * answer).log(), own
 
     def _summary(self, peaks: list[int], n: int) -> int | None:
-        """How many tokens to return to, when all beams have leaned on one token for too long."""
+        """Return the number of tokens to roll back to, if all beams have over-trusted one token for too long, else None."""
         place = _most_common(peaks)
-        leaned = all(Counter(b.peaks)[place] > self.weighing.threshold for b in self.beams)
-        if not leaned or place < self.weighing.warmup:
+        over_trusted = all(Counter(b.peaks)[place] > self.settings.threshold for b in self.beams)
+        if not over_trusted or place < self.settings.warmup:
             return None
         for kept in (place + 1, place):
-            if kept < n and self.returns[kept] < self.weighing.candidates:
+            if kept < n and self.returns[kept] < self.settings.candidates:
                 self.returns[kept] += 1
                 return kept
         return None
 
-    def _take_back(self, n: int) -> None:
-        """Return to ``n`` tokens and go on with tokens that were not taken there."""
+    def _roll_back(self, n: int) -> None:
+        """Roll back to ``n`` tokens and continue with tokens that were not chosen there before."""
         state = self.states[n]
         state.barred |= state.taken
         self.beams, self.ended = state.beams, list(state.ended)
@@ -179,7 +181,7 @@ class Search:
         for parent, token in state.barred:
             processed[parent, token] = float("-inf")
         scores = torch.log_softmax(processed, dim=-1)
-        count = min(2 * self.weighing.beams, scores.shape[-1])
+        count = min(2 * self.settings.beams, scores.shape[-1])
         values, tokens = scores.topk(count, dim=-1)
         options = [
             Option(b.score + float(values[i, c]), i, int(tokens[i, c]))
@@ -190,16 +192,16 @@ class Search:
         self._extend(options, None)
 
     def _extend(self, options: list[Option], sums: Tensor | None) -> None:
-        """The best options become the beams; those that end the answer join the ended ones."""
-        options = sorted(options, key=lambda o: -o.score)[: 2 * self.weighing.beams]
+        """Make the best options the new beams; options that end the answer are added to the finished hypotheses."""
+        options = sorted(options, key=lambda o: -o.score)[: 2 * self.settings.beams]
         greedy = self.logits.argmax(-1).tolist()
         ids = torch.stack([torch.cat([self.ids[o.parent], self.ids.new_tensor([o.token])]) for o in options])
         stops = self.stopping(ids, None).tolist()
         live: list[Option] = []
         for rank, (option, stop) in enumerate(zip(options, stops, strict=True)):
-            if not stop and len(live) < self.weighing.beams:
+            if not stop and len(live) < self.settings.beams:
                 live.append(option)
-            elif stop and rank < self.weighing.beams:
+            elif stop and rank < self.settings.beams:
                 self._end(self._child(option, greedy))
         self.states[-1].taken = {(o.parent, o.token) for o in live}
         children = [self._child(o, greedy) for o in live]
@@ -225,12 +227,13 @@ class Search:
 
     def _end(self, beam: Beam) -> None:
         self.ended.append((beam.score / self._length(len(beam.tokens)), beam))
-        self.ended = sorted(self.ended, key=lambda pair: -pair[0])[: self.weighing.beams]
+        self.ended = sorted(self.ended, key=lambda pair: -pair[0])[: self.settings.beams]
 
     def _done(self) -> bool:
-        """As transformers' beam search: no live beam can still beat the worst of ``beams`` ended ones (``early_stopping``:
-        True asks for ``beams`` ended ones only, "never" lets live beams grow to the end)."""
-        if len(self.ended) < self.weighing.beams:
+        """Return whether the search is done, as in transformers' beam search: no live beam can still beat the worst of
+        ``beams`` finished ones (``early_stopping``: True needs ``beams`` finished ones only, "never" assumes the maximum
+        length for live beams)."""
+        if len(self.ended) < self.settings.beams:
             return False
         early = getattr(self.context.config, "early_stopping", False)
         if early is True:
@@ -245,14 +248,14 @@ class Search:
         return float(n ** (1.0 if penalty is None else penalty))
 
 
-def decides_by_ids(criteria: Any) -> StoppingCriteriaList:
-    """transformers' own criteria, which tell of any continuation whether it has ended; others see emitted tokens only."""
+def library_criteria(criteria: Any) -> StoppingCriteriaList:
+    """Select transformers' own criteria, which apply to any hypothesis; custom ones see emitted tokens only."""
     known = (MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria, EosTokenCriteria)
     return StoppingCriteriaList(c for c in criteria or () if type(c) in known)
 
 
 class LastRow(DecoderHook):
-    """The last query's attention in the last layer: the largest over heads, summing to 1 ``[B, K]``."""
+    """Records the last query's attention in the last layer ``[B, K]``: maximum over heads, normalised to sum to 1."""
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__(adapter)
@@ -267,6 +270,6 @@ class LastRow(DecoderHook):
 
 
 def _most_common(values: list[int]) -> int:
-    """The most frequent value, the smallest of several."""
+    """Return the most frequent value; the smallest in case of ties."""
     counts = Counter(values)
     return min(counts, key=lambda v: (-counts[v], v))

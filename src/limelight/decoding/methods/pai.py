@@ -1,4 +1,4 @@
-"""PAI: more attention to the image from the query that decides, and guidance away from the prompt without it.
+"""PAI: raise the last query's attention to the image, and guide away from the prompt without it.
 
 Source: Liu et al., "Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs",
 ECCV 2024 (arXiv 2407.21771); formulas as in the released code.
@@ -34,26 +34,27 @@ PUBLISHED = (2, 31)  # of 32 layers, both included
 
 @dataclass(frozen=True)
 class Pai:
-    """Before the softmax, in the last query: ``w += alpha |w|`` on the media; then ``s + (gamma - 1)(s - s')``.
+    """Adds ``alpha |w|`` to the last query's pre-softmax scores ``w`` of the media; then ``s + (gamma - 1)(s - s')``.
 
     Args:
-        alpha: how much the media's attention scores are raised; 0 leaves attention alone.
-        gamma: guidance, at least 1; ``s'`` is the log-softmax without the media, attention unraised. 1: no second
+        alpha: how much the media's attention scores are raised; 0 leaves attention unchanged.
+        gamma: guidance, at least 1; ``s'`` is the log-softmax without the media, with unraised attention. 1: no second
             prompt and no cut.
         beta: plausibility cut of the guidance, in [0, 1], measured on the raised run; 0 drops none.
-        start, stop: layers (from 0) ``start <= layer < stop``; None: 2 and 32 of LLaVA-7B's 32, in proportion elsewhere.
-        first_token: ``released``: with guidance on, the forward of the prompt is not raised, so that the boost acts from
-            the second token on (the released code: a flag that the guidance switches off is first set after the prompt);
-            ``boosted``: the first token is raised too, as the paper describes it. Without guidance both are the same.
+        start, stop: layers (from 0) ``start <= layer < stop``; None: 2 and 32 of LLaVA-7B's 32, in proportion for other
+            depths.
+        first_token: ``released``: with guidance, attention is not raised in the prompt's forward, so that the boost acts
+            from the second token on (in the released code, a flag that the guidance clears is first set after the
+            prompt); ``boosted``: it is raised for the first token too, as in the paper. Without guidance both are equal.
 
     Differs from the paper: the first token of guided decoding, see ``first_token``.
     Differs from the released code (LLaVA-1.5, MiniGPT-4, Shikra; LLaMA attention copied): any model whose attention
-    goes through transformers' interface, batches of unequal prompts, video and sound. The raised scores are those after
-    the mask, and masked ones stay masked. There guidance is a logits processor behind generate()'s own ones; here
-    processors act on the guided logits. There ``gamma=1`` with guidance asked for raises nothing at all; here it is
-    no guidance. Its README passes gamma 1.1 and alpha 0.2, as here; the scripts alone would take gamma 2. The logits
-    keep the model's constant, so that alpha 0 and gamma 1 give them back. ``plain`` costs one more cached forward a token
-    and is known only where details are wanted.
+    uses transformers' interface, batches of unequal prompts, video and audio. Scores are raised after masking, and masked
+    ones stay masked. There guidance is a logits processor after generate()'s own; here processors act on the guided
+    logits. There ``gamma=1`` with guidance enabled raises nothing at all; here it is no guidance. Its README passes gamma
+    1.1 and alpha 0.2, as here; the scripts' own default is gamma 2. The logits keep the model's constant, so alpha 0 and
+    gamma 1 return them unchanged. ``plain`` costs one more cached forward per token and is computed only if details are
+    requested.
     """
 
     alpha: float = 0.2
@@ -84,12 +85,12 @@ class Pai:
         return asdict(self)
 
     def raised(self, depth: int) -> range:
-        """Indices of the layers whose attention is raised, in a model of ``depth`` layers."""
+        """Return the indices of the layers whose attention is raised, in a model of ``depth`` layers."""
         first, last = in_proportion(PUBLISHED, depth)
         return range(first if self.start is None else self.start, last + 1 if self.stop is None else self.stop)
 
     def session(self, context: GenerationContext) -> PaiSession:
-        """Raises SettingError on layers the model lacks, UnsupportedError on a cross-attention model."""
+        """Raises SettingError on layers that the model does not have, UnsupportedError on a cross-attention model."""
         return PaiSession(self, context)
 
 
@@ -100,12 +101,12 @@ class PaiSession:
         refuse_cross_attention(adapter, "pai")
         context.require_prompt(words_only=True)
         refuse(context, "pai", "use_cache", "prefill_chunk_size")
-        wanted = strategy.raised(len(decoder_layers(adapter)))
-        asked = f"start={strategy.start}, stop={strategy.stop}"
-        check_layers(adapter, wanted, "pai", asked=asked)
-        self.layers = set(wanted) & set(adapter.attention_layers)
+        chosen = strategy.raised(len(decoder_layers(adapter)))
+        setting = f"start={strategy.start}, stop={strategy.stop}"
+        check_layers(adapter, chosen, "pai", setting=setting)
+        self.layers = set(chosen) & set(adapter.attention_layers)
         check_layers(
-            adapter, sorted(self.layers), "pai", asked=f"{asked}, attention in {sorted(adapter.attention_layers)}"
+            adapter, sorted(self.layers), "pai", setting=f"{setting}, attention in {sorted(adapter.attention_layers)}"
         )
         self.boost = Boost(adapter, media_mask(context), self.layers, strategy.alpha)
         self.main = main_stream(context)
@@ -138,7 +139,7 @@ class PaiSession:
 
 
 class Boost(DecoderHook):
-    """``w += alpha |w|`` on the last query's scores of the media, before the softmax."""
+    """Adds ``alpha |w|`` to the last query's attention scores ``w`` of the media, before the softmax."""
 
     def __init__(self, adapter: Adapter, places: Tensor, layers: set[int], alpha: float) -> None:
         super().__init__(adapter)

@@ -25,7 +25,7 @@ from limelight.decoding.dual import (
     vocabulary,
 )
 from limelight.decoding.methods.meter import measure
-from limelight.decoding.methods.opera_search import decides_by_ids
+from limelight.decoding.methods.opera_search import library_criteria
 from limelight.decoding.processors import for_row, require_stateless
 from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.decoding.vocabulary import Vocabulary
@@ -142,7 +142,7 @@ class Search:
         self.threshold = rule["threshold"] if strategy.threshold is None else strategy.threshold
         self.least = self.threshold - (rule["margin"] if strategy.margin is None else strategy.margin)
         self.processed = for_row(context.sampler.processors, row, context.ids.shape[0])
-        self.stopping = decides_by_ids(context.stopping)
+        self.stopping = library_criteria(context.stopping)
         self.said: list[Said] = []
         self.begun = 0  # where the present sentence begins
         self._open([])

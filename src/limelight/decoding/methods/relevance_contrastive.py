@@ -1,9 +1,9 @@
 """Relevance-contrastive decoding: ``l'(v) = l(v) + alpha * s(v)``, where s is Phi_M or its z-score over the vocabulary.
 
-Ours, not the paper's. Phi_M(v) is the media's part of each candidate's logit, read off one dual forward; amplifying
-it is contrastive decoding to first order, in which Phi_M stands for ``l(v) - l_without_image(v)``, with no
-second prompt and no optimisation. It is a knob of how far to trust the text against the media: where the text is
-right and the picture poor, turning it up costs accuracy.
+Ours, not the paper's. Phi_M(v) is the media's part of each candidate's logit, computed in one dual forward; amplifying
+it is contrastive decoding to first order, with Phi_M in place of ``l(v) - l_without_image(v)``, without a second prompt
+or optimisation. alpha controls how far the media are trusted over the text: where the text is right and the image is
+poor, a larger value costs accuracy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RelevanceContrastive:
     """``l + alpha * s``, with an adaptive plausibility cut.
 
     Args:
-        alpha: how far to trust the media against the text; 0 is the model itself. None: the preset's, else 2.
+        alpha: how far to trust the media over the text; 0 is the unchanged model. None: the preset's, else 2.
         score: s: ``phi``, Phi_M(v) in units of the logit, or ``z``, its z-score over the vocabulary
             (:mod:`limelight.grounding.score`), with which alpha does not depend on the model's scale. None: the preset's,
             else ``phi``.
@@ -69,10 +69,10 @@ class RelevanceContrastive:
         Gate(self.gate, self.threshold)
         if not math.isfinite(self.alpha):
             raise SettingError(
-                f"alpha must be finite, got {self.alpha}", hint="2 is a modest default, 0 the model itself"
+                f"alpha must be finite, got {self.alpha}", hint="2 is a modest default, 0 the unchanged model"
             )
         if not 0 <= self.beta <= 1:
-            raise SettingError(f"beta lies in [0, 1], got {self.beta}", hint="0.1 is the usual cut")
+            raise SettingError(f"beta must be in [0, 1], got {self.beta}", hint="0.1 is the usual cut")
         if not 0 <= self.decay < math.inf:
             raise SettingError(f"decay must not be negative, got {self.decay}", hint="0 keeps alpha constant")
 
@@ -114,7 +114,7 @@ class RelevanceContrastiveSession:
 
 
 def amplified(logits: Tensor, phi: Tensor, alpha: float, beta: float) -> Tensor:
-    """``l + alpha * phi``; tokens with ``l < log(beta) + max l`` of the unchanged model get -inf."""
+    """Compute ``l + alpha * phi``; tokens with ``l < log(beta) + max l`` of the unchanged model get -inf."""
     out = logits + alpha * phi
     if beta > 0 and alpha != 0:
         out = out.masked_fill(logits < math.log(beta) + logits.amax(-1, keepdim=True), float("-inf"))
@@ -122,7 +122,7 @@ def amplified(logits: Tensor, phi: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 def relevance_contrastive(**settings: Any) -> RelevanceContrastive:
-    """See :class:`RelevanceContrastive`."""
+    """Relevance-contrastive decoding; see :class:`RelevanceContrastive` for the settings."""
     return RelevanceContrastive(**settings)
 
 

@@ -1,4 +1,4 @@
-"""VCD: push the logits away from those of the same picture under diffusion noise.
+"""VCD: contrast with the logits for the same image under diffusion noise.
 
 Source: Leng et al., "Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive
 Decoding", CVPR 2024 (arXiv 2311.16922), section 3; the noise schedule is the released code's.
@@ -27,17 +27,17 @@ class Vcd:
     """``(1 + alpha) l - alpha l'``, ``l'`` from the noised media; tokens with ``p < beta * max p`` dropped.
 
     Args:
-        alpha: strength of the contrast; 0 is the model itself.
+        alpha: strength of the contrast; 0 is the unchanged model.
         beta: plausibility cut, in [0, 1]; 0 drops none.
-        noise_step: diffusion step of 1000 at which the media stand, 0 (clean but for a trace) to 999 (noise).
-        seed: of the noise. Every picture, spectrogram or waveform gets noise that starts from it, so a row of a batch
-            meets the noise it would meet alone.
+        noise_step: diffusion step of the media's noise out of 1000, 0 (almost clean) to 999 (noise).
+        seed: seed of the noise. Every image, spectrogram or waveform gets noise generated from it, so a row of a batch
+            gets the same noise as alone.
 
-    Differs from the paper: nothing known; video frames and sound features, noised likewise, are ours.
-    Differs from the released code (LLaVA-1.5, InstructBLIP, Qwen-VL; batch 1, sampling only): any family, batches,
-    greedy too; seeded noise instead of the global state. In its first release the second run read the first one's cache
-    from the second token on, so that only the first was contrasted; later releases and this keep the two apart. Its
-    scripts pass alpha 1, as here; the sampler alone would take 0.5.
+    Differs from the paper: nothing known; noise on video frames and audio features is ours.
+    Differs from the released code (LLaVA-1.5, InstructBLIP, Qwen-VL; batch 1, sampling only): any family, batches and
+    greedy decoding; seeded noise instead of the global state. In its first release the second run used the first one's
+    cache from the second token on, so that only the first was contrasted; later releases and this library keep two
+    caches. Its scripts pass alpha 1, as here; the sampler's own default is 0.5.
     """
 
     alpha: float = 1.0
@@ -63,7 +63,7 @@ class Vcd:
         return asdict(self)
 
     def session(self, context: GenerationContext) -> ContrastSession:
-        """Raises SettingError when the processor's tensors are not at hand."""
+        """Raises SettingError if the processor's tensors are not available."""
 
         def noised(name: str, features: Tensor, inputs: Mapping[str, Any]) -> Tensor:
             return diffused(features, noise_like(features, inputs, self.seed), self.noise_step)
@@ -73,7 +73,7 @@ class Vcd:
 
 
 def diffused(x: Tensor, noise: Tensor, step: int) -> Tensor:
-    """``sqrt(a) x + sqrt(1 - a) noise``, ``a`` the product of ``1 - beta`` up to ``step``.
+    """Compute ``sqrt(a) x + sqrt(1 - a) noise``, with ``a`` the product of ``1 - beta`` up to ``step``.
 
     ``beta = sigmoid(linspace(-6, 6, 1000)) (0.5e-2 - 1e-5) + 1e-5``.
     """
@@ -84,11 +84,11 @@ def diffused(x: Tensor, noise: Tensor, step: int) -> Tensor:
 
 
 def noise_like(x: Tensor, inputs: Mapping[str, Any], seed: int) -> Tensor:
-    """Normal noise of ``x``'s shape that starts anew from ``seed`` at each medium of the batch.
+    """Return normal noise of ``x``'s shape, generated from ``seed`` separately for each media item of the batch.
 
-    A medium is an entry of the first dimension. Where the processor hands over patches of all media together, with a
-    grid ``[media, axes]`` that counts them, it is its share of the patches: of the first axis ``[N, D]``, or of the
-    last one ``[1, ..., N * width]``. Tiles and frames of one medium differ in noise.
+    A media item is an entry of the first dimension. If the processor returns the patches of all items together, with a
+    grid ``[media, axes]`` that counts them, it is the item's share of the patches: along the first axis ``[N, D]``, or
+    the last ``[1, ..., N * width]``. Tiles and frames of one item get different noise.
     """
     for counts in _counts(inputs):
         total = sum(counts)
@@ -108,7 +108,7 @@ def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _counts(inputs: Mapping[str, Any]) -> Iterator[list[int]]:
-    """Cells of each medium, from every tensor that may be a grid ``[media, 2 or 3]``."""
+    """Yield the cell counts per media item, for every tensor that may be a grid ``[media, 2 or 3]``."""
     for value in inputs.values():
         if isinstance(value, Tensor) and not value.is_floating_point() and value.ndim == 2 and value.shape[1] in (2, 3):
             yield [int(n) for n in value.prod(dim=-1)]

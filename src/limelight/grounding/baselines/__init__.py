@@ -1,1 +1,1 @@
-"""Published training-free detectors of invented words, each computed from one forward over prompt and answer."""
+"""Published training-free hallucination detectors, each computed from one forward over prompt and answer."""

@@ -1,4 +1,4 @@
-"""What one forward over a prompt and its finished answer shows of every answer token: logits, hidden states, attention."""
+"""Logits, hidden states and attention of every answer token, from one forward over a prompt and its finished answer."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from limelight.relevance.layers.norm import final_norm
 
 @dataclass(frozen=True)
 class Observation:
-    """One answer of ``n`` tokens behind a prompt of ``start`` positions; ``S = start + n`` positions in all.
+    """An answer of ``n`` tokens after a prompt of ``start`` positions; ``S = start + n`` positions in total.
 
     Attributes:
         tokens: int64 ``[n]``.
-        logits: ``[n, V]``, float32 or better, from which each token was chosen.
-        hidden: ``[L + 1, S, D]``: what enters the first layer, and what leaves each of the ``L``, before the final norm.
+        logits: ``[n, V]``, float32 or wider, from which each token was chosen.
+        hidden: ``[L + 1, S, D]``: the input of the first layer and the output of each of the ``L``, before the final norm.
         attention: ``[L, H, n, S]``: the weights of the positions that predicted each token; zero where a layer has none.
         media: bool ``[S]``.
-        read: bool, whether hidden states exist at the media's positions (they do not where media are read by
-            cross-attention).
+        read: bool, whether hidden states exist at the media's positions (not the case with cross-attention).
         norm, head: the logit lens: ``head(norm(h))`` are the logits of a hidden state.
-        without: ``[n, V]`` logits of the same tokens behind the prompt without its media, None where that is not known.
+        without: ``[n, V]`` logits of the same tokens after the prompt without its media, or None.
     """
 
     tokens: Tensor
@@ -59,13 +58,13 @@ class Observation:
         return slice(self.start, self.start + len(self.tokens))
 
     def lens(self, hidden: Tensor) -> Tensor:
-        """Logits ``[..., V]`` of hidden states ``[..., D]`` of any layer (nostalgebraist, 2020)."""
+        """Return logits ``[..., V]`` of hidden states ``[..., D]`` of any layer (nostalgebraist, 2020)."""
         out = self.head(self.norm(hidden))
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
 
 class _Weights(AttentionHook):
-    """Keeps the attention weights of the last positions, in the order of the calls."""
+    """Records the attention weights of the last positions by layer."""
 
     def __init__(self, modules: Mapping[int, nn.Module], rows: slice, front: int, length: int) -> None:
         self.only = frozenset(id(m) for m in modules.values())
@@ -105,7 +104,7 @@ def observe(
     *,
     without: Mapping[str, Any] | None = None,
 ) -> Observation:
-    """One forward of the unchanged model over one prompt and the answer that followed it.
+    """Run one forward of the unchanged model over one prompt and its answer.
 
     Args:
         inputs: the prompt's tensors, one row (:meth:`Adapter.prepare`).
@@ -114,7 +113,7 @@ def observe(
 
     Raises:
         SettingError: no tokens.
-        UnsupportedError: the decoder keeps several residual streams, of which no single hidden state exists.
+        UnsupportedError: the decoder has several residual streams, so there is no single hidden state.
     """
     if not len(tokens):
         raise SettingError("expected the tokens of an answer, got none", hint="pass at least one token id")
@@ -130,7 +129,7 @@ def observe(
         if any(s.ndim != 3 or s.shape[:2] != (1, own) for s in states):
             raise UnsupportedError(
                 f"expected hidden states [1, {own}, width] from each layer, got {[tuple(s.shape) for s in states]}",
-                hint="this family keeps several residual streams; use the scores of the relevance, which need none",
+                hint="this family has several residual streams; use the relevance scores, which do not need hidden states",
             )
         hidden = torch.stack([nn.functional.pad(s[0].to(call.embeds.device), (0, 0, front, 0)) for s in states])
         logits = _wide(adapter.logits(last[:, length - count - 1 : length - 1]))[0]
@@ -145,17 +144,17 @@ def observe(
             ]
         )
         bare = None if without is None else _without(adapter, without, tokens)
-    quiet = torch.no_grad()
-    norm, head = quiet(final_norm(adapter)), quiet(adapter.logits)
+    no_grad = torch.no_grad()
+    norm, head = no_grad(final_norm(adapter)), no_grad(adapter.logits)
     return Observation(ids[0].cpu(), logits, hidden, attention, media.to(hidden.device), not front, norm, head, bare)
 
 
 def answered(adapter: Adapter, inputs: Mapping[str, Any], tokens: Sequence[int]) -> tuple[DecoderCall, Tensor]:
-    """The decoder's call over prompt and answer, and the answer's ids ``[1, n]`` on the model's device."""
+    """Return the decoder call over prompt and answer, and the answer's ids ``[1, n]`` on the model's device."""
     call = adapter.capture(inputs)
     ids = torch.tensor([list(tokens)], device=call.embeds.device)
-    said = torch.cat([adapter.embed(ids[:, j : j + 1]) for j in range(ids.shape[1])], dim=1)
-    return call.appended(said), ids
+    embeds = torch.cat([adapter.embed(ids[:, j : j + 1]) for j in range(ids.shape[1])], dim=1)
+    return call.appended(embeds), ids
 
 
 def _without(adapter: Adapter, inputs: Mapping[str, Any], tokens: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
-"""The published scores, one number for each answer token of an :class:`Observation`: the higher, the better supported.
+"""Published scores, one number per answer token of an :class:`Observation`; higher means better supported.
 
-    log_probability      log p(token)                                              (NLL, sign turned)
+    log_probability      log p(token)                                              (NLL with opposite sign)
     negative_entropy     sum_v p log p
     logit_lens           max over media positions and layers of p_lens(token)      (Jiang et al., ICLR 2025, 2410.02762)
     attention_to_media   sum of attention to the media, middle layers              (SVAR; Jiang et al., CVPR 2025, 2411.16724)
@@ -10,7 +10,7 @@
     prefix_attention     minus attention to the answer so far                      (PAS; Hoang-Xuan et al., 2511.11502)
     pmi                  log p(token | media) - log p(token | no media)
 
-Layers and counts were published for models of 32 layers and 576 patches; they are taken in proportion here.
+Layers and counts were published for models of 32 layers and 576 patches; they are scaled in proportion here.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def log_probability(seen: Observation) -> Tensor:
 
 def negative_entropy(seen: Observation) -> Tensor:
     logp = seen.logits.log_softmax(-1)
-    return (logp.exp() * logp).nan_to_num(0.0).sum(-1)  # a barred word is -inf: no part of the entropy
+    return (logp.exp() * logp).nan_to_num(0.0).sum(-1)  # excluded tokens (-inf) do not contribute
 
 
 def logit_lens(seen: Observation) -> Tensor:
-    """Internal confidence: the largest probability that the logit lens gives the token at any media position and layer.
+    """Internal confidence: the logit lens's largest probability of the token over media positions and layers.
 
-    Layer by layer, so that ``[positions, V]`` is all that is held. NaN where media have no hidden states.
+    Computed layer by layer, so that only ``[positions, V]`` is in memory. NaN where media have no hidden states.
     """
     if not _readable(seen):
         return _unknown(seen)
@@ -53,7 +53,7 @@ def logit_lens(seen: Observation) -> Tensor:
 
 
 def attention_to_media(seen: Observation) -> Tensor:
-    """Sum over the middle layers of the attention that falls on the media, mean over heads (SVAR)."""
+    """Sum over the middle layers of the attention to the media, mean over heads (SVAR)."""
     return _middle(seen).sum(-1).mean(1).sum(0)
 
 
@@ -61,7 +61,7 @@ def concentration(seen: Observation) -> Tensor:
     """Minus the entropy of the attention to the media, within the media, mean over middle layers and heads.
 
     Source: invented tokens "yield diffuse, non-localized attention patterns" (finding i of the paper).
-    Differs from the paper: it trains a classifier on statistics of the patches; this is the statistic alone.
+    Differs from the paper: it trains a classifier on statistics of the patches; this is only the statistic.
     """
     if not bool(seen.media.any()):
         return _unknown(seen)
@@ -71,9 +71,9 @@ def concentration(seen: Observation) -> Tensor:
 
 
 def contextual_lens(seen: Observation) -> Tensor:
-    """Largest cosine between the token's own hidden state and one of the media, both of the middle layer.
+    """Largest cosine between the token's own hidden state and those of the media, both from the middle layer.
 
-    Differs from the paper: its layers are chosen on labelled data, a pair for each model; here it is the middle one.
+    Differs from the paper: it chooses a pair of layers per model on labelled data; here it is the middle layer.
     """
     if not _readable(seen):
         return _unknown(seen)
@@ -84,34 +84,32 @@ def contextual_lens(seen: Observation) -> Tensor:
 def glsim(seen: Observation) -> Tensor:
     """``w cos(h_token, h_prompt end) + (1 - w) mean_k cos(h_token, h_patch)``, the k patches by the logit lens.
 
-    As the authors' code has it (w = .6; k = 32 of 576): the local part compares the token in the layer before the last
-    with patches of the last one, the global part the prompt's end in the layer before the last with the token in the
-    last one; the token's state is that of the position which predicted it, and the last layer is taken after the final norm.
+    As in the authors' code (w = .6; k = 32 of 576): the local part compares the token in the penultimate layer with
+    patches of the last layer, the global part the prompt's end in the penultimate layer with the token in the last layer;
+    the token's state is that of the position that predicted it, and the last layer is taken after the final norm.
     """
     if not _readable(seen):
         return _unknown(seen)
     before, last = seen.hidden[-2], seen.norm(seen.hidden[-1])
     text, final = normalize(before, dim=-1), normalize(last, dim=-1)
-    whole = final[seen.predicting] @ text[seen.start - 1]
+    overall = final[seen.predicting] @ text[seen.start - 1]
     patches = final[seen.media]
     count = max(1, round(GLSIM_PATCHES * len(patches)))
-    head = seen.head(last[seen.media])[
-        :, seen.tokens
-    ]  # [patches, n]; the softmax over words does not change with the word
+    head = seen.head(last[seen.media])[:, seen.tokens]  # [patches, n]; the softmax is over the vocabulary
     chances = head - seen.head(last[seen.media]).logsumexp(-1, keepdim=True)
     best = chances.topk(count, dim=0).indices  # [k, n]
     cosines = text[seen.predicting] @ patches.T  # [n, patches]
     local = cosines.gather(1, best.T).mean(-1)
-    return GLSIM_WEIGHT * whole + (1 - GLSIM_WEIGHT) * local
+    return GLSIM_WEIGHT * overall + (1 - GLSIM_WEIGHT) * local
 
 
 def prefix_attention(seen: Observation) -> Tensor:
-    """Minus the attention that falls on the answer so far, mean over layers and heads (Prelim Attention Score)."""
+    """Minus the attention to the answer so far, mean over layers and heads (Prelim Attention Score)."""
     return -seen.attention[..., seen.start :].sum(-1).mean((0, 1))
 
 
 def pmi(seen: Observation) -> Tensor:
-    """Pointwise mutual information of token and media, the answer so far given. NaN without the second forward."""
+    """Pointwise mutual information of token and media given the answer so far. NaN without the second forward."""
     if seen.without is None:
         return _unknown(seen)
     return log_probability(seen) - _of(seen.without.log_softmax(-1), seen.tokens)

@@ -1,1 +1,1 @@
-"""Relevance forward: a decoder run with tangents beside its values, and what that needs."""
+"""Forward-mode relevance: running a decoder with tangents beside its values."""

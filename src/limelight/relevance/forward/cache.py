@@ -1,4 +1,4 @@
-"""A KV cache of values and tangents, in buffers that are written in place and never copied to be read."""
+"""A KV cache of values and tangents, in buffers that are written in place and read without copying."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from limelight.errors import UnsupportedError
 class DualCache:
     """Keys and values of ``rows = (1 + C) * B`` batch rows: ``[rows, Hkv, capacity, d]`` per layer.
 
-    Row block 0 holds the model's own cache, block ``c`` the tangents of channel ``c``. It answers the questions
-    transformers' decoders ask a cache; :meth:`update` hands the new keys back unchanged, since the dual attention reads
-    the prefix in place and :meth:`write` stores a position once, when its token is final. Layers without keys and
-    values keep the states of their recurrence here (:meth:`keep`), values and tangents in the same rows.
+    Row block 0 is the model's own cache, block ``c`` the tangents of channel ``c``. It implements the cache interface used
+    by transformers' decoders; :meth:`update` returns the new keys unchanged, since the dual attention reads the prefix in
+    place and :meth:`write` stores a position once, when its token is final. Recurrent layers store their states here
+    (:meth:`keep`), values and tangents in the same rows.
     """
 
     is_compileable = False
-    is_sliding: list[bool] = []  # noqa: RUF012 - read by transformers: no layer forgets
+    is_sliding: list[bool] = []  # noqa: RUF012 - read by transformers: no sliding-window layers
     is_linear: list[bool] = []  # noqa: RUF012
     is_dummy: list[bool] = []  # noqa: RUF012
 
@@ -43,8 +43,8 @@ class DualCache:
 
     @contextmanager
     def static(self, slot: Tensor, window: int) -> Iterator[None]:
-        """Inside the block every shape is fixed, as a captured CUDA graph needs it: a new position is written at index
-        ``slot`` (int64 ``[1]``, on the device), and the first ``window`` positions are read, whatever they hold."""
+        """Use fixed shapes inside the block, as a captured CUDA graph requires: a new position is written at index
+        ``slot`` (int64 ``[1]``, on the device), and the first ``window`` positions are always read."""
         self.slot, self.window = slot, window
         try:
             yield
@@ -52,33 +52,33 @@ class DualCache:
             self.slot, self.window = None, 0
 
     def enlarge(self, capacity: int) -> None:
-        """Room for that many positions in every layer."""
+        """Ensure room for ``capacity`` positions in every layer."""
         self.capacity = max(self.capacity, capacity)
         for store in (self.keys, self.values):
             for layer, buffer in store.items():
                 if buffer.shape[2] < capacity:
-                    grown = buffer.new_zeros((*buffer.shape[:2], capacity, buffer.shape[3]))
-                    grown[:, :, : self.length] = buffer[:, :, : self.length]
-                    store[layer] = grown
+                    larger = buffer.new_zeros((*buffer.shape[:2], capacity, buffer.shape[3]))
+                    larger[:, :, : self.length] = buffer[:, :, : self.length]
+                    store[layer] = larger
 
     def clear_behind(self) -> None:
-        """Zeros behind the present length: a position that is masked must still hold finite numbers."""
+        """Zero the buffers beyond the current length: masked positions must still be finite."""
         for store in (self.keys, self.values):
             for buffer in store.values():
                 buffer[:, :, self.length :] = 0
 
     @property
     def layers(self) -> Any:
-        """A decoder that looks into its cache's layers keeps something there that this cache does not.
+        """The cross-attention layers' states; other decoders that access cache layers are not supported.
 
         Raises:
-            UnsupportedError: always, save where layers read states beside the prompt.
+            UnsupportedError: there are no cross-attention layers.
         """
         if self.reading:
             empty = SimpleNamespace(is_initialized=False)
             return [self.cross_attention.get(n, empty) for n in range(max(self.reading) + 1)]
         raise UnsupportedError(
-            "the decoder reads the layers of its own kind of cache, for which there is no dual cache",
+            "the decoder accesses the layers of its own cache type, which the dual cache does not support",
             hint="use exact mode (lime(), attribute()), which needs no cache",
         )
 
@@ -102,7 +102,7 @@ class DualCache:
         return key, value
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Store ``[rows, Hkv, N, d]`` behind the present length (which :meth:`advance` moves)."""
+        """Store ``[rows, Hkv, N, d]`` after the current length (which :meth:`advance` increases)."""
         if self.slot is not None:
             self.keys[layer].index_copy_(2, self.slot, key.detach())
             self.values[layer].index_copy_(2, self.slot, value.detach())
@@ -112,19 +112,19 @@ class DualCache:
             buffer = store.get(layer)
             if buffer is None or stop > buffer.shape[2]:
                 self.capacity = max(self.capacity, stop, 2 * (buffer.shape[2] if buffer is not None else 0))
-                grown = new.new_empty((*new.shape[:2], self.capacity, new.shape[3]))
+                larger = new.new_empty((*new.shape[:2], self.capacity, new.shape[3]))
                 if buffer is not None:
-                    grown[:, :, : self.length] = buffer[:, :, : self.length]
-                store[layer] = buffer = grown
+                    larger[:, :, : self.length] = buffer[:, :, : self.length]
+                store[layer] = buffer = larger
             buffer[:, :, self.length : stop] = new.detach()
 
     def keep(self, layer: int, states: Mapping[int, tuple[Tensor, ...]]) -> None:
-        """Store what a recurrent layer remembers after so many positions; of older lengths the last one stays."""
+        """Store a recurrent layer's states by number of positions; only the two latest are kept."""
         known = {**self.states.get(layer, {}), **{n: tuple(t.detach() for t in s) for n, s in states.items()}}
         self.states[layer] = {n: known[n] for n in sorted(known)[-2:]}
 
     def recall(self, layer: int) -> tuple[Tensor, ...] | None:
-        """What a recurrent layer remembers at the present length; None at the start.
+        """Return a recurrent layer's state at the current length; None at the start.
 
         Raises:
             UnsupportedError: the cache was rewound by more than one position.
@@ -134,7 +134,7 @@ class DualCache:
         known = self.states.get(layer, {})
         if self.length not in known:
             raise UnsupportedError(
-                f"layer {layer} is recurrent and remembers its state after {sorted(known)} positions, not {self.length}",
+                f"layer {layer} is recurrent and has stored its state after {sorted(known)} positions, not {self.length}",
                 hint="rewind one position at most, or prefill again",
             )
         return known[self.length]
@@ -143,11 +143,11 @@ class DualCache:
         self.length += count
 
     def rewind(self, count: int = 1) -> None:
-        """Forget the last positions (their buffers are overwritten later)."""
+        """Drop the last positions (their buffers are overwritten later)."""
         self.length -= count
 
     def read(self, layer: int, extra: int = 0) -> tuple[Tensor, Tensor] | None:
-        """Views ``[rows, Hkv, length + extra, d]`` of one layer, or None when nothing is stored."""
+        """Return views ``[rows, Hkv, length + extra, d]`` of one layer, or None if nothing is stored."""
         stop = self.window if self.slot is not None else self.length + extra
         if stop == 0 or layer not in self.keys:
             return None

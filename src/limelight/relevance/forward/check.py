@@ -1,4 +1,4 @@
-"""Does forward mode compute what the decoder computes, and is all that no rule covers linear on tangents? Once per model."""
+"""Check once per model that forward mode matches the decoder, and that operations without a rule are linear on tangents."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _CHECKED: WeakKeyDictionary[nn.Module, tuple[Structure, set[tuple[object, ...]]]
 
 
 def reading(adapter: Adapter, call: DecoderCall) -> set[int]:
-    """Layers that attend to states beside the prompt."""
+    """Return the layers that attend to cross-attention states."""
     return set() if call.cross_attention is None else reading_layers(adapter.decoder, call.cross_attention.name)
 
 
 def _last(out: Any) -> Tensor:
-    """Hidden states of the last position, ``[rows, D]``."""
+    """Return the hidden states of the last position, ``[rows, D]``."""
     hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
     return hidden[:, -1].detach().float()
 
 
 def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
-    """Run tangents t, 2 t, -t and 0 through the decoder: all that no rule covers must be linear on them.
+    """Run tangents t, 2 t, -t and 0 through the decoder: operations without a rule must be linear on them.
 
-    Biases, learned positions, gates and activations written as functions are not, and would be silently wrong. The
-    values beside the tangents must be the decoder's own. Asked once per model, composite and way by which something
-    enters: a prompt with sound alone says nothing of how pictures enter.
+    Biases, learned positions, gates and functional activations are not, and would give silently wrong results. The values
+    beside the tangents must equal the decoder's own. Run once per model, composite and type of side features: a prompt
+    with only audio does not test how images enter.
 
     Raises:
-        UnknownKindError: they are not.
+        UnknownKindError: a check fails.
     """
     now = structure(adapter)
     before, checked = _CHECKED.get(adapter.decoder, ((), set()))
@@ -56,7 +56,7 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
     mode = Mode(channels=5)
     cache = DualCache(piece.length - piece.front, reading(adapter, call), paired=adapter.encoder is not None)
     rules = JvpRules(adapter, mode, cache, composite)
-    if piece.features is not None:  # let something enter in every way
+    if piece.features is not None:  # exercise every type of side features
         kept = {k: piece.kwargs[k] for k in piece.features.kept}
         embeds, entering = piece.features.probe(piece.embeds, kept, 1)
         one |= entering
@@ -69,17 +69,19 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
         value, half, whole, minus, none = _last(adapter.decoder(past_key_values=cache.handed, use_cache=True, **given))
     error = float(torch.maximum((whole - 2 * half).abs(), (half + minus).abs()).max())
     limit, off = tolerance(embeds.dtype, 1e-3, 5e-2), relative_error(value, own)
-    if not off <= tolerance(embeds.dtype, 2e-2, 0.25):  # TF32 adds up over layers; in 16 bits a router may turn
+    if not off <= tolerance(
+        embeds.dtype, 2e-2, 0.25
+    ):  # TF32 errors add up over layers; in 16 bits a router's choice may change
         raise UnknownKindError(
-            f"the forward mode of {type(adapter.decoder).__name__} computes something else than it does: hidden "
-            f"states are {off:.2g} of their size apart",
+            f"the forward mode of {type(adapter.decoder).__name__} does not match its own forward: hidden states have a "
+            f"relative error of {off:.2g}",
             hint=f"{FALLBACK}; was a module changed after its first use? Wrap the model again",
         )
     size = float(whole.abs().max())
     if not (error <= limit * size and float(none.abs().max()) <= 1e-6 * size):
         raise UnknownKindError(
-            f"{type(adapter.decoder).__name__} does something to its rows that no rule covers: tangents of size "
-            f"{size:.2g} come out {error:.2g} away from linear, no tangent as {float(none.abs().max()):.2g}",
+            f"{type(adapter.decoder).__name__} contains an operation that no rule covers: tangents of size {size:.2g} "
+            f"deviate from linearity by {error:.2g}, a zero tangent becomes {float(none.abs().max()):.2g}",
             hint=f"{FALLBACK}; where activations are quantised too, load weight-only quantisation",
         )
     _CHECKED[adapter.decoder] = (now, checked | {key})

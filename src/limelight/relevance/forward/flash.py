@@ -1,14 +1,14 @@
-"""Attention of a dual prefill in one pass over the keys (Triton), without a ``[T, T]`` tensor.
+"""Dual prefill attention in one pass over the keys (Triton), without a ``[T, T]`` tensor.
 
 With weights ``a = softmax(s)`` and score tangents ``s'`` (:mod:`limelight.relevance.layers.attention`), a tangent's output is
 
     out' = sum_j a_j (s'_j - m) v_j + w sum_j a_j v'_j,      m = sum_j a_j s'_j
 
-so that ``sum a s' v``, ``sum a v'`` and ``m`` can be accumulated beside the sums of flash attention (Dao et al., 2022,
-arXiv 2205.14135, algorithm 1). Six small matrix products per tile instead of two, for the values and one tangent.
+so that ``sum a s' v``, ``sum a v'`` and ``m`` can be accumulated together with the sums of flash attention (Dao et al.,
+2022, arXiv 2205.14135, algorithm 1), with six small matrix products per tile instead of two, for values and one tangent.
 
-Used on a GPU for prefills whose mask is causal with padding on the left, and only after the kernel's results on random
-inputs were found equal to the plain sums on this very device; otherwise the plain sums are taken.
+Used on a GPU for prefills with a causal mask and left padding, after a check on this device that the kernel agrees with
+the plain computation on random inputs; otherwise the plain computation is used.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ TILE = 64
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, start: Tensor, scaling: float, tangent: float, weight: float) -> Tensor:
-    """The plain sums: ``[J, B, H, T, d]`` from q ``[J, B, H, T, d]`` and k, v ``[J, B, Hkv, T, d]``; block 0 holds the
-    values. Queries in front of ``start`` ``[B]`` see nothing and come out as zeros."""
+    """Compute the plain sums: ``[J, B, H, T, d]`` from q ``[J, B, H, T, d]`` and k, v ``[J, B, Hkv, T, d]``; block 0
+    contains the values. Queries before ``start`` ``[B]`` attend to nothing and give zeros."""
     groups = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(groups, dim=2) for x in (k, v))
     places = torch.arange(q.shape[3], device=q.device)
@@ -43,7 +43,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, start: Tensor, scaling: float, ta
 
 @cache
 def kernel() -> Any:
-    """The Triton kernel, compiled at its first launch; None without Triton."""
+    """Return the Triton kernel, compiled at its first launch; None without Triton."""
     if find_spec("triton") is None:
         return None
     import triton
@@ -109,11 +109,11 @@ def kernel() -> Any:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, start: Tensor, channels: int, scaling: float, tangent: float, weight: float
 ) -> Tensor:
-    """``[rows, T, H, d]`` from q ``[rows, H, T, d]`` and k, v ``[rows, Hkv, T, d]`` with ``rows = channels * B``.
+    """Compute ``[rows, T, H, d]`` from q ``[rows, H, T, d]`` and k, v ``[rows, Hkv, T, d]`` with ``rows = channels * B``.
 
     Args:
         start: int32 ``[B]``, the first real position of each row.
-        scaling: of scores. ``tangent``: of score tangents. ``weight``: of value tangents.
+        scaling, tangent, weight: factors of scores, score tangents and value tangents.
     """
     rows, heads, length, dim = q.shape
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
@@ -130,7 +130,7 @@ def attend(
 
 @cache
 def trusted(dtype: torch.dtype, dim: int, device: torch.device) -> bool:
-    """Whether the kernel runs on this device and gives the plain sums on random inputs (grouped heads, padding)."""
+    """Return whether the kernel runs on this device and agrees with the plain sums on random inputs."""
     if device.type != "cuda" or dim not in HEADS or kernel() is None:
         return False
     generator = torch.Generator(device="cpu").manual_seed(0)
@@ -153,8 +153,8 @@ def trusted(dtype: torch.dtype, dim: int, device: torch.device) -> bool:
 
 
 def causal_starts(mask: Tensor, length: int) -> Tensor | None:
-    """Each row's first real position, int32 ``[B]``, where an additive mask ``[B, 1, T, T]`` is causal with padding on the
-    left; else None. (What a padded query sees is of no account.)"""
+    """Return each row's first real position, int32 ``[B]``, if an additive mask ``[B, 1, T, T]`` is causal with left
+    padding, else None. (Mask rows of padding queries are ignored.)"""
     if mask.ndim != 4 or mask.shape[1] != 1 or tuple(mask.shape[-2:]) != (length, length):
         return None
     seen = mask[:, 0] >= 0

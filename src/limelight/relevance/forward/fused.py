@@ -1,7 +1,8 @@
-"""The commonest Jacobian-vector products of the true graph as single operations, their gradients written out.
+"""The most frequent Jacobian-vector products of the true graph as single operations with explicit gradients.
 
-What they compute is said by the plain forms beside the callers (:mod:`limelight.relevance.layers.norm`,
-:mod:`limelight.relevance.blocks`), against which the tests hold them. One operation instead of thirty matters where a token's rows are few: there the calls cost, not the sums.
+The reference implementations are the plain forms in the callers (:mod:`limelight.relevance.layers.norm`,
+:mod:`limelight.relevance.blocks`), against which they are tested. One operation instead of thirty matters for the few rows
+of one token, where call overhead dominates.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, u: Tensor, value: Tensor) -> Tensor:
-        shifted = z[0] + rules.EPS
-        gone = shifted.abs() < rules.EPS / 2  # see rules.slope
-        inverse = shifted.reciprocal_()
-        slope = (value * inverse).masked_fill_(gone, 0.0)
-        inverse.masked_fill_(z[0].abs() < NEAR_ZERO, 0.0)  # there only the eps would steer: the slope is a constant
+        denominator = z[0] + rules.EPS
+        vanishing = denominator.abs() < rules.EPS / 2  # see rules.slope
+        inverse = denominator.reciprocal_()
+        slope = (value * inverse).masked_fill_(vanishing, 0.0)
+        inverse.masked_fill_(z[0].abs() < NEAR_ZERO, 0.0)  # eps dominates there: the slope is a constant
         out = torch.empty_like(u)
         torch.mul(value, u[0], out=out[0])
         torch.mul(z[1:], slope * u[0], out=out[1:])
@@ -61,24 +62,24 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, u, value, slope, inverse = ctx.saved_tensors
         half = grad[1:] * 0.5
-        steered = (half * z[1:]).sum(0)  # what the slope times u_0 is multiplied by
+        weighted = (half * z[1:]).sum(0)  # gradient of slope * u_0
         dz, du = torch.empty_like(z), torch.empty_like(u)
         torch.mul(half, slope * u[0], out=dz[1:])
         torch.mul(half, value, out=du[1:])
         torch.mul(grad[0], value, out=du[0])
-        du[0].addcmul_(steered, slope)
-        by_slope = steered.mul_(u[0]).mul_(inverse)  # d slope = inverse d value - slope inverse d z_0
+        du[0].addcmul_(weighted, slope)
+        by_slope = weighted.mul_(u[0]).mul_(inverse)  # d slope = inverse d value - slope inverse d z_0
         torch.mul(by_slope, slope, out=dz[0]).neg_()
         return dz, du, (grad[0] * u[0]).add_(by_slope).add_((half * u[1:]).sum(0))
 
 
 def root_mean_square(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
-    """The norm of blocks ``[1 + C, ..., D]`` by block 0's root mean square; differentiable once, ``gain`` a constant."""
+    """Normalise blocks ``[1 + C, ..., D]`` by block 0's root mean square; differentiable once, ``gain`` is a constant."""
     out: Tensor = _RootMeanSquare.apply(x, gain, eps)  # type: ignore[no-untyped-call]
     return out
 
 
 def gated(z: Tensor, u: Tensor, value: Tensor) -> Tensor:
-    """The gated product of blocks ``[1 + C, ...]`` with ``value = act(z[0])``; differentiable once."""
+    """Compute the gated product of blocks ``[1 + C, ...]`` with ``value = act(z[0])``; differentiable once."""
     out: Tensor = _Gated.apply(z, u, value)  # type: ignore[no-untyped-call]
     return out

@@ -1,9 +1,9 @@
-"""Attention of one new position over values and tangents, true graph: two operations, their gradients written out.
+"""Attention of one new position over values and tangents in the true graph: two operations with explicit gradients.
 
-What they compute is said by ``DualAttention._block``, against which the tests hold them. Between the two lie the raw scores,
-on which offsets act, so that these are a tensor of the graph. Shapes: J = 1 + C blocks, B rows, Hkv kv heads, G query heads
-per kv head, R = J G; the rows of block c are ``[c G, (c + 1) G)``. Keys and values are those of the cache, whose last position
-is the new one; only it carries a gradient.
+The reference implementation is ``DualAttention._block``, against which they are tested. The raw scores between the two
+operations are a tensor of the graph, since offsets act on them. Shapes: J = 1 + C blocks, B rows, Hkv kv heads, G query
+heads per kv head, R = J G; the rows of block c are ``[c G, (c + 1) G)``. Keys and values are those of the cache, whose last
+position is the new one; only that position has a gradient.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _Mix(torch.autograd.Function):
         dv = [torch.matmul(rows[..., -1:].transpose(-1, -2), grad)]
         tops = dw[:, :, size:]
         inner = (tops * again).sum(-1, keepdim=True)
-        through = tops * (ds - sums) - inner * ds  # what A' passes on to A
+        through = tops * (ds - sums) - inner * ds  # gradient of A through A'
         for c in range(1, channels):
             part = slice(c * size, (c + 1) * size)
             da.add_(torch.matmul(grad[:, :, part], values[c].transpose(-1, -2)), alpha=1 / divisor)
@@ -97,7 +97,7 @@ class _Mix(torch.autograd.Function):
 
 
 def scores(q: Tensor, new: Tensor, keys: Tensor) -> Tensor:
-    """Raw scores ``[B, Hkv, R, T]`` of queries ``[B, Hkv, R, d]``; keys ``[J, B, Hkv, T, d]``, the last one ``new``."""
+    """Compute raw scores ``[B, Hkv, R, T]`` of queries ``[B, Hkv, R, d]``; keys ``[J, B, Hkv, T, d]``, the last is ``new``."""
     out: Tensor = _Scores.apply(q, new, keys)  # type: ignore[no-untyped-call]
     return out
 
@@ -105,7 +105,7 @@ def scores(q: Tensor, new: Tensor, keys: Tensor) -> Tensor:
 def mix(
     raw: Tensor, new: Tensor, values: Tensor, mask: Tensor | None, scaling: float, divisors: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Outputs ``[B, Hkv, R, d]`` and weights ``[B, Hkv, R, T]`` (those of tangents below) of raw scores.
+    """Compute outputs ``[B, Hkv, R, d]`` and weights ``[B, Hkv, R, T]`` (tangents' rows last) from raw scores.
 
     Args:
         new: the last position of ``values`` ``[J, B, Hkv, T, d]``, as a tensor of the graph.

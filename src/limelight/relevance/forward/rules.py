@@ -1,7 +1,7 @@
-"""Forward mode on a model: the Jacobian-vector products of a composite's rules, and off again.
+"""Forward mode on a model: attaching and removing the Jacobian-vector products of a composite's rules.
 
-Row block 0 of every tensor is the model itself, the further blocks are tangents along ``c * x``. What each kind does to
-them stands in its file of :mod:`limelight.relevance.layers`.
+Row block 0 of every tensor is the model itself, the other blocks are tangents along ``c * x``. The rule of each kind is in
+its file of :mod:`limelight.relevance.layers`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from limelight.relevance.mode import FALLBACK, Mode
 
 
 class JvpRules:
-    """The rules of one model in forward mode, built once and put on around every forward.
+    """The forward-mode rules of one model, built once and attached around every forward.
 
     Args:
-        check: called when modules have been exchanged and the rules are built anew.
+        check: called after the rules are rebuilt because modules were replaced.
 
     Attributes:
-        table: the model's modules, kept for as long as these rules.
+        table: the model's modules, kept as long as these rules.
 
     Raises:
         UnknownKindError, UnsupportedError: a composite or a module without a forward mode; the hint names the fallback.
@@ -47,7 +47,7 @@ class JvpRules:
         mode.cache, mode.divisors = cache, composite.attention
         self.adapter, self.mode, self.composite, self.check = adapter, mode, composite, check
         self.rule = DualAttention(mode, cache, composite.attention)
-        with set_aside(adapter):  # rules go around the modules' own forwards, and modules are probed by running them
+        with set_aside(adapter):  # rules wrap the modules' own forwards, and probing runs modules
             self.table = adapter.table()
             self._attachment = self._build()
 
@@ -60,7 +60,7 @@ class JvpRules:
 
     @property
     def current(self) -> bool:
-        """Whether the modules are those that the rules were built for."""
+        """Whether the modules are still those that the rules were built for."""
         self.table.refresh()
         return self.table.identity is self._built_for
 
@@ -74,10 +74,10 @@ class JvpRules:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The rules on the model inside the block, also off again after an exception; those of a surrounding block wait.
+        """Attach the rules inside the block, in place of a surrounding block's; removed also after an exception.
 
         Raises:
-            UnsupportedError: attention hooks of the caller are active, which forward mode does not run.
+            UnsupportedError: attention hooks of the caller are active, which forward mode does not support.
         """
         with self.adapter.routed(), holding(self.adapter, self._built) as (_, seen):
             others = sorted({type(h).__name__ for h in active_hooks() if h.only is None})

@@ -1,12 +1,12 @@
 """The plain step of a dual stream with fixed shapes, captured as a CUDA graph.
 
-On a GPU a token's step is a few thousand small kernels, and a processor that launches them one by one is slower than the
-GPU by a factor of ten. With fixed shapes (the cache is read up to a window, and a mask hides what is not there yet) the
-step is captured once and replayed as a whole. The numbers are those of the ordinary step, up to the order of sums.
+On a GPU one token's step consists of a few thousand small kernels, and launching them one by one from the CPU takes ten
+times as long as running them. With fixed shapes (the cache is read up to a window, and a mask hides unused positions) the
+step is captured once and replayed. The results equal those of the ordinary step up to the order of summation.
 
-Only the plain step is captured: values and tangents of one position, written to the cache, no graph of gradients. A
-decoder with sliding windows, recurrent layers, features beside its embeddings, or parts on several devices takes the
-ordinary way, as does a stream whose first few tokens are its last.
+Only the plain step is captured: values and tangents of one position, written to the cache, without gradients. Decoders
+with sliding windows, recurrent layers, features beside the embeddings, or parts on several devices use the ordinary step,
+as do the first few tokens of every stream.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from limelight.models.inputs.decoder_inputs import holds_tensors
 if TYPE_CHECKING:
     from limelight.relevance.forward.stream import DualOutput, DualStream
 
-AFTER = 3  # ordinary tokens before a capture, which costs about as much as two of them
-WINDOW = 256  # positions by which the window grows; each growth is a new capture
+AFTER = 3  # ordinary steps before a capture, which costs about as much as two steps
+WINDOW = 256  # positions by which the window grows; each growth requires a new capture
 
 
 class StaticStep:
-    """Fixed-shape steps of one :class:`DualStream`. ``graphs=False`` runs them uncaptured (to compare, on any device)."""
+    """Runs fixed-shape steps of one :class:`DualStream`. ``graphs=False`` runs them uncaptured (for tests, on any device)."""
 
     def __init__(self, stream: DualStream, *, graphs: bool | None = None) -> None:
-        self._stream = weakref.ref(stream)  # it owns this step: no circle, so that its caches go with it
+        self._stream = weakref.ref(
+            stream
+        )  # the stream owns this step: no reference cycle, so its caches are freed with it
         on_gpu = stream.call.embeds.device.type == "cuda"
         self.graphs = on_gpu if graphs is None else graphs
         self.wanted = on_gpu if graphs is None else True
@@ -47,18 +49,20 @@ class StaticStep:
     def stream(self) -> DualStream:
         found = self._stream()
         if found is None:
-            raise HookError("the dual stream of this step is gone", hint="keep the stream while its steps are run")
+            raise HookError(
+                "the dual stream of this step has been freed", hint="keep a reference to the stream while running steps"
+            )
         return found
 
     def ready(self) -> bool:
-        """Whether this token is run with fixed shapes. Counts tokens."""
+        """Count a token and return whether it is run with fixed shapes."""
         prompt = self.stream.call.length - self.stream.call.front
-        if not self.wanted or self.stream.cache.length < prompt:  # a position of the prompt has weights of its own
+        if not self.wanted or self.stream.cache.length < prompt:  # prompt positions have individual weights
             return False
         self.steps += 1
         if self.steps <= self.after:
             return False
-        if not self.stream.rules.current:  # what is captured would run the modules that are gone
+        if not self.stream.rules.current:  # the captured graph would run modules that were replaced
             self.graph, self.hidden, self._possible = None, None, None
         if self._possible is None:
             self._possible = self._can()
@@ -93,13 +97,14 @@ class StaticStep:
         cache.advance(1)
         if self.hidden is None:
             raise HookError(
-                "a captured step left no hidden states", hint="report this; DualStream.static.wanted = False avoids it"
+                "a captured step returned no hidden states",
+                hint="please report this; DualStream.static.wanted = False avoids it",
             )
         hidden = self.hidden.clone()
         return stream.output_of((hidden,))
 
     def _grow(self, needed: int) -> None:
-        """Buffers for the next window: the cache's own are kept, and enlarged where they end inside it."""
+        """Allocate buffers for the next window; the cache's buffers are kept, and enlarged where they are smaller."""
         stream, cache = self.stream, self.stream.cache
         self.window = -(-needed // WINDOW) * WINDOW
         cache.enlarge(self.window)
@@ -148,7 +153,7 @@ class StaticStep:
         return hidden
 
     def _capture(self) -> None:
-        """Run once outside the graph, on a stream of its own as CUDA wants it, then capture and replay."""
+        """Run once outside the graph, on a separate CUDA stream as required, then capture and replay."""
         side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

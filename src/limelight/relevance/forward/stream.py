@@ -1,10 +1,10 @@
 """Forward-mode relevance: Phi_c(v) for every token v at once, without a backward pass.
 
 The LRP-modified gradient is a linear map, so ``sum_i c_i R_i = <c * x, df/dx>`` is the directional derivative of ``f``
-along the tangent ``c_i x_i`` (method of this library; AttnLRP's rules in forward mode). Tangents ride along as further
-rows of the batch; a KV cache of those rows is a dual cache, computed at prefill and appended token by token.
+along the tangent ``c_i x_i`` (method of this library; AttnLRP's rules in forward mode). Tangents are computed as additional
+rows of the batch; the KV cache of those rows is a dual cache, filled at prefill and extended token by token.
 
-Properties (tested): ``Phi_c = sum_i c_i R_i`` of the backward route; token by token = one prefill.
+Tested properties: ``Phi_c = sum_i c_i R_i`` of the backward pass; decoding token by token equals one prefill.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from limelight.relevance.mode import Mode, Offsets
 
 @dataclass(frozen=True)
 class Channel:
-    """One tangent direction: weights ``[B, T]`` of the prompt's positions, one weight for every generated one."""
+    """One tangent direction: weights ``[B, T]`` of the prompt's positions, and one weight for all generated positions."""
 
     name: str
     prompt: Tensor
@@ -44,23 +44,23 @@ class Channel:
 
 
 def modality_channel(modality: Tensor, mask: Tensor) -> Channel:
-    """c = 1 on the media: Phi_M."""
+    """Return the channel of Phi_M: c = 1 on the media."""
     return Channel("modality", (modality & mask).float(), 0.0)
 
 
 def text_channel(modality: Tensor, mask: Tensor) -> Channel:
-    """c = 1 on the text, generated words included: Phi_T."""
+    """Return the channel of Phi_T: c = 1 on the text, generated tokens included."""
     return Channel("text", (mask & ~modality).float(), 1.0)
 
 
 def contrast_channel(modality: Tensor, mask: Tensor) -> Channel:
-    """c = +1 on the media, -1 on the text: Phi_M - Phi_T in one channel."""
+    """Return the channel of Phi_M - Phi_T: c = +1 on the media, -1 on the text."""
     return Channel("contrast", (modality & mask).float() - (mask & ~modality).float(), -1.0)
 
 
 @dataclass(frozen=True)
 class DualOutput:
-    """``hidden`` of the last position, ``[1 + C, B, D]``: the model's state and its tangents; the graph it carries."""
+    """Output of a step. ``hidden``: last position's state and tangents ``[1 + C, B, D]``; ``graph``: the mode's graph."""
 
     hidden: Tensor
     graph: str = "none"
@@ -71,7 +71,7 @@ class DualStream:
 
     Args:
         call: the captured prompt.
-        channels: tangent directions (may be empty: then this is plain cached decoding).
+        channels: tangent directions (empty: plain cached decoding).
         composite: ATTN_LRP or CP_LRP.
         reserve: positions to reserve in the cache for generated tokens.
         goes_on: False where nothing will be appended: no layer's keys and values are kept beyond its own work, and
@@ -113,13 +113,13 @@ class DualStream:
         self.padding = call.padding
         if "position_ids" not in self.here and "position_ids" in inspect.signature(adapter.decoder.forward).parameters:
             self.here["position_ids"] = call.mask[:, front:].long().sum(-1, keepdim=True) - 1
-        self._next_here()  # raises where it is not known what a new token has
+        self._next_here()  # raises if an argument's value for a new token is unknown
         config: Any = adapter.decoder.config
         types = set(getattr(config, "layer_types", None) or ())
         windowed = bool(types - {"full_attention"}) or bool(
             getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         )
-        own = compat.makes_its_own_mask(adapter.decoder)  # makes its mask itself, of one [B, T]
+        own = compat.makes_its_own_mask(adapter.decoder)  # computes its mask itself from [B, T]
         self.full_attention = self.positions is not None and not (windowed or own or self.ready_masks)
         self.simple_mask = self.full_attention and bool(call.mask[:, front:].all())
         self.static = StaticStep(self)
@@ -130,11 +130,11 @@ class DualStream:
 
     @property
     def positions(self) -> Tensor | None:
-        """Position ids of the current position, where the decoder takes any."""
+        """Position ids of the current position, if the decoder takes any."""
         return self.here.get("position_ids")
 
     def _needs_ready_masks(self) -> bool:
-        """Whether masks arrive ready-made, by layer type or as one that hides more than the decoder itself would."""
+        """Return whether prepared masks are given, by layer type or hiding more than the decoder itself would."""
         ready = self.call.kwargs.get("attention_mask")
         if not isinstance(ready, Tensor) or ready.ndim != 4:
             return isinstance(ready, Mapping)
@@ -143,7 +143,7 @@ class DualStream:
         return not bool(seen[real].all()) or self.call.reaches.get("") != Reach()
 
     def _next_here(self) -> dict[str, Any]:
-        """What a further token of text has instead of ``here``."""
+        """Return the arguments of a next text token, in place of ``here``."""
         here = DECODER.following(self.here, self.call.reaches, self.padding)
         if self.call.features is None:
             return here
@@ -151,29 +151,29 @@ class DualStream:
         return here | self.call.features.of_text(kept)
 
     def _with_tangents(self, embeds: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """``[B, N, D]`` and C weights ``[B, N]`` -> ``[(1 + C) * B, N, D]``."""
+        """Combine ``[B, N, D]`` and C weights ``[B, N]`` to ``[(1 + C) * B, N, D]``."""
         return torch.cat([embeds, *(embeds * w[..., None].to(embeds.dtype) for w in weights)])
 
     def prefill(self) -> DualOutput:
-        """The whole prompt at once; fills the cache."""
-        out = self._whole()
+        """Run the whole prompt at once and fill the cache."""
+        out = self._run_prompt()
         self.cache.advance(self.call.length - self.call.front)
         return self.output_of(out)
 
     def every_position(self) -> Tensor:
-        """States and tangents ``[1 + C, B, T, D]`` of all the prompt's own positions, in one forward; nothing goes on."""
-        out = self._whole()
+        """Return states and tangents ``[1 + C, B, T, D]`` of all the prompt's positions, in one forward; no continuation."""
+        out = self._run_prompt()
         hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         return hidden.to(self.call.embeds.device).reshape(-1, self.batch, *hidden.shape[1:])
 
-    def _whole(self) -> Any:
+    def _run_prompt(self) -> Any:
         embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
         rows = replace(self.call, kwargs=self.call.repeated(self.rows))
         with torch.no_grad(), self.working(rows=self.rows, write=True), self.rules.attached():
             return self.adapter.decoder(past_key_values=self.cache.handed, use_cache=True, **rows.arguments(embeds))
 
     def append(self, tokens: Tensor) -> None:
-        """Make ``tokens`` [B] the current position (not yet in the cache)."""
+        """Set ``tokens`` [B] as the current position (not yet in the cache)."""
         self.embeds = self.adapter.embed(tokens[:, None]).detach()
         if self.call.features is not None:
             self.embeds = self.call.features.widened(self.embeds)
@@ -181,7 +181,7 @@ class DualStream:
         self.here = self._next_here()
 
     def rewind(self) -> None:
-        """Make the last prompt position the current one again: its query can then be run with offsets."""
+        """Make the last prompt position current again, so that its query can be run with offsets."""
         self.cache.rewind(1)
 
     def current(
@@ -198,8 +198,8 @@ class DualStream:
         Args:
             graph: ``none``, ``surrogate`` or ``true`` (see :class:`Mode`).
             write: store its keys and values (call once per token).
-            offsets: what the current query sees added to K and V.
-            tangents: False runs block 0 alone.
+            offsets: added to K and V for the current query.
+            tangents: False runs block 0 only.
         """
         plainly = graph == "none" and write and tangents and offsets is None and tap is None
         if plainly and self.static.ready():
@@ -245,7 +245,7 @@ class DualStream:
 
     @property
     def generated_weights(self) -> list[float]:
-        """Each channel's weight of a generated position."""
+        """Each channel's weight for generated positions."""
         return [c.generated for c in self.channels]
 
     @contextmanager
@@ -264,7 +264,7 @@ class DualStream:
             mode.starts.clear()
 
     def heads(self, output: DualOutput) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, V]`` and Phi ``[C, B, V]``, float32 or better.
+        """Compute logits ``[B, V]`` and Phi ``[C, B, V]`` in float32 or wider.
 
         Raises:
             NotFiniteError: NaN or infinity in either.
@@ -274,17 +274,17 @@ class DualStream:
         raw = project(head, hidden)
         raw = raw.to(self.call.embeds.device, torch.promote_types(raw.dtype, torch.float32))
         logits, phi = raw[0], raw[1:]
-        if adds(head):  # ask the module what
+        if adds(head):  # measure the offset at zero
             phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw)
         logits, phi = scaled(self.adapter.head_scalars, logits, phi, output.graph)
         if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(phi).all()):
             raise NotFiniteError(
-                "the logits or their relevance hold NaN or infinity", hint="check weights and dtype; try float32"
+                "the logits or their relevance contain NaN or infinity", hint="check weights and dtype; try float32"
             )
         return logits, phi
 
     def phi_of(self, output: DualOutput, tokens: Tensor) -> Tensor:
-        """Phi ``[C, B, k]`` of some tokens ``[B, k]`` only: rows of the output embedding instead of all of it."""
+        """Compute Phi ``[C, B, k]`` of only the tokens ``[B, k]``, with their rows of the output embedding."""
         head: Any = self.adapter.head
         if self.adapter.head_scalars.cap is not None or not plain_head(head):
             phi = self.heads(output)[1]

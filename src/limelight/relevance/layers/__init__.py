@@ -1,24 +1,24 @@
-"""One layer kind per file: how its modules are recognised and its rule for both directions, ended by ``KIND``.
+"""Layer kinds, one per file: how modules are recognised and the rule for both directions; each file ends in ``KIND``.
 
 =================== ================================================================== =============================
-kind                what it is                                                         its rule
+kind                definition                                                         rule
 =================== ================================================================== =============================
 norm                RMSNorm (w, 1 + w, none) or LayerNorm                              1/std is a constant
 activation          an elementwise function without parameters                         identity rule
 gated_mlp           ``down(act(gate) * up)``                                           each factor gets half
-experts, router     a mixture of those; who computes                                   as gated_mlp; a constant
+experts, router     mixture of experts; the choice of experts                          as gated_mlp; a constant
 attention           over keys and values                                               divisors of q, k and v
-gated_attention     the gate of its output                                             a constant
-key_indexer         which keys a query sees (sparse attention)                         a constant
-gated_delta,        recurrences and convolutions in place of attention                 in their files
+gated_attention     the gate of an attention's output                                  a constant
+key_indexer         the choice of keys per query (sparse attention)                    a constant
+gated_delta,        recurrences and convolutions instead of attention                  see their files
 mamba2,
 short_convolution
-altup, streams      several residual streams: their mixture, their rescaling           coefficients are constants
-query_scale         scales by what its further arguments say                           plain, checked to be linear
-linear              plain; its bias belongs to the model alone                         plain
+altup, streams      several residual streams: mixing and rescaling                     coefficients are constants
+query_scale         scales its input by its other arguments                            plain, checked to be linear
+linear              linear layer; the bias has no tangent                              plain
 position_table      learned positions: a bias                                          plain
-affine_container    does nothing of its own                                            plain
+affine_container    container or identity without computation of its own               plain
 =================== ================================================================== =============================
 
-``gaussian_topk`` is a gate of gated MLPs, ``output_head`` the head behind the decoder.
+``gaussian_topk`` is a gate of gated MLPs, ``output_head`` the head after the decoder.
 """

@@ -1,7 +1,7 @@
-"""What token mixers without keys and values share: how they are told and run, the causal convolution, decays, chunks.
+"""Shared parts of token mixers without keys and values: recognition, running, causal convolution, decays, chunking.
 
-One computation serves both directions. It runs over blocks of rows, over a whole prompt or token by token with a state;
-the backward rule is its block 0 with the rules in the gradient.
+One computation is used in both directions. It works on blocks of rows, for a whole prompt or token by token with a state;
+the backward rule is its block 0 with the rules applied to the gradient.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ class Mixer(Protocol):
     def compute(
         self, mode: Mode, x: Tensor, state: State | None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[State, State]]:
-        """``x`` [(1 + C) * B, N, D] (``mask`` [(1 + C) * B, N]: 0 at padding) behind ``state`` -> the output, and the states after N - 1 and N positions."""
+        """Process ``x`` [(1 + C) * B, N, D] after ``state``; ``mask`` [(1 + C) * B, N] is 0 at padding.
+
+        Returns the output, and the states after N - 1 and N positions.
+        """
         ...
 
 
 def mixer_kind(name: str, make: Callable[[Any, nn.Conv1d], Mixer | None]) -> LayerKind:
-    """The kind of a mixer. ``make``: (module, its depthwise convolution) -> what it would be, by its structure."""
+    """Build a mixer's kind. ``make``: (module, its depthwise convolution) -> the mixer its structure matches, or None."""
 
     def recognise(where: str, module: Any) -> Iterator[ModuleMatch]:
         convs = [
@@ -53,8 +56,8 @@ def mixer_kind(name: str, make: Callable[[Any, nn.Conv1d], Mixer | None]) -> Lay
         kind = name.replace("_", " ")
         if any(p.device.type == "meta" for p in module.parameters()):
             raise UnsupportedError(
-                f"the weights of {where} ({kind}) are offloaded, and relevance reads some of them itself",
-                hint="load the model with a device_map that keeps these layers on a device; greedy works as it is",
+                f"the weights of {where} ({kind}) are offloaded, but relevance reads some of them directly",
+                hint="load the model with a device_map that keeps these layers on a device; greedy works without it",
             )
         parameter = next(p for p in module.parameters() if p.is_floating_point())
         x = torch.randn(2, 5, found.width, generator=torch.Generator().manual_seed(0)).to(parameter)
@@ -64,7 +67,8 @@ def mixer_kind(name: str, make: Callable[[Any, nn.Conv1d], Mixer | None]) -> Lay
         require_finite(module, want)
         if not agrees(got, want):
             raise UnknownKindError(
-                f"{where} ({type(module).__name__}) looks like a {kind} mixer but computes something else", hint=HINT
+                f"{where} ({type(module).__name__}) looks like a {kind} mixer but computes something different",
+                hint=HINT,
             )
         inner = tuple(m for m in module.modules() if not is_linear(m))  # linears keep their own kind
         yield ModuleMatch(name, where, module, found, inner)
@@ -78,7 +82,7 @@ def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
 
 
 def _backward(module: Any, mixer: Mixer, mode: Mode) -> Callable[..., Tensor]:
-    """The module's own value, with the gradient of the mixer under its rules."""
+    """Build a forward with the module's own value and the gradient of the mixer under its rules."""
     original = module.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -93,7 +97,7 @@ def _backward(module: Any, mixer: Mixer, mode: Mode) -> Callable[..., Tensor]:
 
 
 def _jvp(module: Any, mixer: Mixer, mode: Mode) -> Callable[..., Tensor]:
-    """Values and tangents; its state lives in the dual cache."""
+    """Build a forward for values and tangents; the state is stored in the dual cache."""
     original, layer, cache = module.forward, int(module.layer_idx), mode.cache
     if cache is None:
         raise UnsupportedError("a token mixer needs a cache for its state", hint="pass Mode(cache=DualCache(...))")
@@ -123,7 +127,7 @@ def _jvp(module: Any, mixer: Mixer, mode: Mode) -> Callable[..., Tensor]:
 
 @contextmanager
 def _alone(mode: Mode) -> Iterator[None]:
-    """The model's own forward inside: what is put on other modules sees one block."""
+    """Run the model's own forward inside the block: rules attached to other modules see a single block."""
     channels, mode.channels = mode.channels, 1
     try:
         yield
@@ -132,7 +136,7 @@ def _alone(mode: Mode) -> Iterator[None]:
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` [rows, N, D] with zeros at padding."""
+    """Return ``x`` [rows, N, D] with zeros at padding."""
     return x if mask is None else (x * mask[:, :, None]).to(x.dtype)
 
 
@@ -144,7 +148,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def convolved(mode: Mode, conv: Any, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Depthwise causal convolution of ``x`` [rows, C, N] behind ``tail`` [rows, C, K - 1]; its bias on block 0 only.
+    """Apply a depthwise causal convolution to ``x`` [rows, C, N] after ``tail`` [rows, C, K - 1]; bias on block 0 only.
 
     Returns the output and the tails after N - 1 and N positions.
     """
@@ -161,12 +165,12 @@ def convolved(mode: Mode, conv: Any, x: Tensor, tail: Tensor | None) -> tuple[Te
 
 
 def norm_eps(norm: Any) -> float:
-    """transformers' norms call it ``variance_epsilon``, the fused ones of flash-linear-attention ``eps``."""
+    """Return a norm's epsilon: ``variance_epsilon`` in transformers, ``eps`` in flash-linear-attention's fused norms."""
     return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
 
 
 def decays(g: Tensor) -> Tensor:
-    """``exp(g_{j+1} + ... + g_i)`` for j <= i, else 0: ``[..., N]`` -> ``[..., N, N]``."""
+    """Compute ``exp(g_{j+1} + ... + g_i)`` for j <= i, else 0: ``[..., N]`` -> ``[..., N, N]``."""
     total = g.cumsum(-1)
     n = g.shape[-1]
     later = torch.ones(n, n, dtype=torch.bool, device=g.device).triu(1)
@@ -174,5 +178,5 @@ def decays(g: Tensor) -> Tensor:
 
 
 def pieces(n: int) -> list[slice]:
-    """Chunks of a sequence: within one, positions are computed in parallel, in memory that is quadratic in its size."""
+    """Split a sequence into chunks, within which positions are computed in parallel, with memory quadratic in their size."""
     return [slice(at, min(at + CHUNK, n)) for at in range(0, n, CHUNK)]

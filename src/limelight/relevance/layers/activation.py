@@ -1,6 +1,6 @@
 """Elementwise functions without parameters.
 
-Rule: the identity rule, ``act(z)`` passes relevance on as ``z * const(act(z) / z)`` (AttnLRP, section 3.3.1).
+Rule: the identity rule, ``act(z)`` is treated as ``z * const(act(z) / z)`` (AttnLRP, section 3.3.1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does nothing of its own: containers between whose modules, which have their rules, all is affine; and identities."""
+"""Modules that need no rule of their own: identities, and containers that are affine apart from their child modules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from limelight.relevance.probing import (
 
 
 def bare_linears(module: nn.Module) -> list[nn.Module]:
-    """Linears of a container that decide nothing and between which no activation module stands: who knows what does?"""
+    """Return a container's non-router linears if there is no activation module, so that the function between is unknown."""
     deciding = _deciding(module)
     linears = [c for c in module.children() if is_linear(c) and id(c) not in deciding]
     return linears if len(linears) > 1 and activation_of(module) is None else []
@@ -35,9 +35,9 @@ def _deciding(module: nn.Module) -> set[int]:
 
 
 def affine(module: nn.Module) -> bool:
-    """Whether the module is affine once every child that is not linear hands on what it gets.
+    """Return whether the module is affine when every non-linear child is replaced by the identity.
 
-    Routers, whose results are constants of the rules, run as they are.
+    Routers, whose outputs are constants under the rules, run unchanged.
     """
     linears: list[Any] = [c for c in module.children() if is_linear(c)]
     if not linears:
@@ -58,7 +58,7 @@ def affine(module: nn.Module) -> bool:
 
 
 def side_branch(module: nn.Module) -> bool:
-    """Whether this is a low-rank branch beside a layer (LAuReL), ``x + norm(B A x)``: its parts have their own rules."""
+    """Return whether this is a low-rank branch (LAuReL), ``x + norm(B A x)``, whose parts have their own rules."""
     linears: list[Any] = [c for c in module.children() if is_linear(c)]
     norms: list[Any] = [c for c in module.children() if not is_linear(c)]
     if len(linears) != 2 or len(norms) != 1 or next(module.parameters(recurse=False), None) is not None:

@@ -1,7 +1,7 @@
-"""AltUp (Gemma 3n): several residual streams, mixed before a layer (``predict``) and behind it (``correct``).
+"""AltUp (Gemma 3n): several residual streams, mixed before (``predict``) and after (``correct``) a layer.
 
-A router's scores make the coefficients that mix the streams; they are constants of the rules, so that the mixture is
-linear. Told by widths and by probing. How streams enter and leave the layers: :mod:`limelight.relevance.layers.streams`.
+The mixing coefficients are computed from a router's scores; they are constants under the rules, so mixing is linear.
+Recognised by widths and probing. See :mod:`limelight.relevance.layers.streams` for how streams enter and leave the layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from limelight.relevance.probing import agrees, answer, is_linear, sample
 
 
 def recognise(name: str, module: Any) -> Iterator[ModuleMatch]:
-    """A module that mixes S streams: with its router's scores held, both ways of mixing must be linear in the streams."""
+    """Match a module that mixes S streams: with fixed router scores, both functions must be linear in the streams."""
     if not (callable(getattr(module, "predict", None)) and callable(getattr(module, "correct", None))):
         return
     sizes = {n: (int(c.in_features), int(c.out_features)) for n, c in module.named_children() if is_linear(c)}
@@ -47,7 +47,7 @@ def _mixes_linearly(module: Any, router: nn.Module, width: int, streams: int) ->
 
 
 def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
-    """Block 0's scores hold for all blocks."""
+    """Use block 0's scores for all blocks."""
     yield replaced(match.spec, partial(decided, mode, match.spec.forward))
 
 

@@ -1,7 +1,7 @@
 """Attention over keys and values.
 
-Rules, of the gradient through q, k and v (divisors): AttnLRP's uniform rule of two matrix products in a row (proposition
-3.3; 4, 4, 2) or CP-LRP (Ali et al., 2022; nothing through q and k: 0, 0, 1). For tangents:
+Rules for the gradient through q, k and v (divisors): AttnLRP's uniform rule for two successive matrix products
+(proposition 3.3; 4, 4, 2) or CP-LRP (Ali et al., 2022; nothing through q and k: 0, 0, 1). For tangents:
 
     s' = (q' K^T + q K'^T) / 4,  A' = A s' - A sum(A s'),  out' = A' V + A V' / 2      (AttnLRP)
     out' = A V'                                                                        (CP-LRP)
@@ -25,7 +25,7 @@ from limelight.relevance.mode import Divisors, Mode, blocks
 
 
 class AttentionRule(AttentionHook):
-    """Divides the gradient through q, k and v: after rotary, before head repetition and offsets."""
+    """Divides the gradient through q, k and v, after rotary embedding, before head repetition and offsets."""
 
     def __init__(self, divisors: Divisors, only: frozenset[int] | None = None) -> None:
         self.divisors, self.only = divisors, only
@@ -45,7 +45,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _weighted(weights: Tensor, values: list[Tensor]) -> Tensor:
-    """``weights @ values`` over segments of positions."""
+    """Compute ``weights @ values`` over segments of positions."""
     if len(values) == 1:
         return torch.matmul(weights, values[0])
     split = values[0].shape[-2]
@@ -86,7 +86,7 @@ class DualAttention(AttentionHook):
         else:  # the prefix is read in place; only the new position carries a graph
             prefix = self.cache.read(call.layer)
             segments = [(k, v)] if prefix is None else [prefix, (k, v)]
-        # [1 + C, B, Hkv, T, d]; values may be of another width than keys
+        # [1 + C, B, Hkv, T, d]; values may have a different width than keys
         pairs = [(blocks(x[:rows], channels), blocks(y[:rows], channels)) for x, y in segments]
         queries = q.reshape(channels, b, kv, group, length, dim).permute(1, 2, 0, 3, 4, 5)  # [B, Hkv, 1 + C, G, Q, d]
         mask = call.mask
@@ -116,7 +116,7 @@ class DualAttention(AttentionHook):
         return out.permute(2, 0, 4, 1, 3, 5).reshape(rows, length, heads, v.shape[-1]), None
 
     def _one_pass(self, call: AttentionCall, channels: int) -> Tensor | None:
-        """Where each row begins, int32 ``[B]``, if this prefill can be computed in one pass over its keys."""
+        """Return each row's first position, int32 ``[B]``, if this prefill can be computed in one pass over the keys."""
         mode, q, k, mask = self.mode, call.query, call.key, call.mask
         length, dim = q.shape[2:]
         plain = mode.graph == "none" and mode.offsets is None and mode.tap is None
@@ -132,7 +132,7 @@ class DualAttention(AttentionHook):
         return mode.starts[id(mask)]
 
     def _hidden(self, mask: Tensor | None, start: int, later: Tensor) -> bool:
-        """Whether the mask hides all later positions from the queries that begin at ``start``: asked once per forward."""
+        """Return whether the mask hides all later positions from the queries from ``start`` on; cached per forward."""
         key = (id(mask), start)
         if key not in self.mode.trims:
             self.mode.trims[key] = bool((later < 0).all())
@@ -145,8 +145,8 @@ class DualAttention(AttentionHook):
         return mode.graph == "true" and channels > 1 and q.shape[2] == 1 and plain and wide
 
     def _fused(self, call: AttentionCall, channels: int) -> Tensor:
-        """:meth:`_block` of one position without offsets, cap and sinks. It is written to the cache in any case: what lies
-        behind the cache's length counts for nothing until :meth:`DualCache.advance`, and is written again by then."""
+        """:meth:`_block` for one position without offsets, cap and sinks. It is always written to the cache: entries beyond
+        the cache's length are ignored until :meth:`DualCache.advance`, and are overwritten by then."""
         q, k, v, b = call.query, call.key, call.value, self.mode.batch
         rows, heads, _, dim = q.shape
         kv = k.shape[1]
@@ -201,7 +201,7 @@ class DualAttention(AttentionHook):
             ads = a * ds
             dw = ads - a * ads.sum(-1, keepdim=True)
             rows = torch.cat([weights, dw.reshape(b, kv, (channels - 1) * size, -1)], dim=2)
-        out = _weighted(rows.to(q.dtype), [y[0] for _, y in pairs])  # offsets make narrow scores wide
+        out = _weighted(rows.to(q.dtype), [y[0] for _, y in pairs])  # offsets promote narrow scores to a wider dtype
         if mode.offsets is not None:
             extra = mode.offsets.out(layer, rows)
             out = out if extra is None else (out + extra).to(out.dtype)
@@ -216,7 +216,7 @@ class DualAttention(AttentionHook):
         return out.reshape(b, kv, channels, group, length, width)
 
     def _quick(self, call: AttentionCall, q: Tensor, pairs: list[tuple[Tensor, Tensor]], mask: Tensor | None) -> Tensor:
-        """:meth:`_block` without graph, offsets, cap and sinks: the same sums, in place."""
+        """:meth:`_block` without graph, offsets, cap and sinks: the same result, computed in place."""
         b, kv, channels, group, length, dim = q.shape
         size = group * length
         flat = q.reshape(b, kv, channels * size, dim)
@@ -250,7 +250,7 @@ class DualAttention(AttentionHook):
 
 
 def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
-    """Modules whose rule is a hook inside the attention function that they share, not on themselves."""
+    """Match attention modules; their rule is a hook inside the shared attention function, not on the module."""
     if is_attention(module):
         yield ModuleMatch("attention", name, module)
 

@@ -1,10 +1,10 @@
-"""Mixtures of experts: all experts of a layer in 3-D parameters, each ``down(act(gate) * up)`` or ``down(act(up))``.
+"""Mixtures of experts stored in 3-D parameters, each expert ``down(act(gate) * up)`` or ``down(act(up))``.
 
 Rules: those of a gated MLP per expert (identity rule for the activation, half of the gradient to each factor); routing
-is a constant (:mod:`limelight.relevance.layers.router`). Tangents go where block 0 goes, with block 0's weights, and
-experts are read once for all blocks.
+is a constant (:mod:`limelight.relevance.layers.router`). Tangents use block 0's experts and routing weights, and experts'
+weights are read once for all blocks.
 
-Told by shapes and by probing. Experts written as a ModuleList are gated MLPs of their own, as shared experts are.
+Recognised by shapes and probing. Experts in a ModuleList are separate gated MLPs, as are shared experts.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _ORDERS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {**HALVES
 
 @dataclass(frozen=True)
 class ExpertsSpec:
-    """Where stacked experts keep what.
+    """The layout of stacked experts.
 
     Attributes:
         act: the activation of the gate.
-        fused, down: names of the parameters into (gate, up) and out of their product.
+        fused, down: names of the parameters of the (gate, up) projection and of the down projection.
         transposed: experts are ``[in, out]`` matrices (else ``[out, in]``).
-        order: how gate and up lie in the fused output; ``no gate``: it is what the activation gets, and nothing else.
-        sorted: forward takes ``[E * N, D]``, every expert's input in turn, instead of ``(x, indices, weights)``.
-        after, norm: what each expert puts out is normed, in front of its weight (Muse Spark), and the module that does it.
+        order: layout of gate and up in the fused output; ``no gate``: the output is the activation's input.
+        sorted: forward takes ``[E * N, D]``, the inputs of all experts in order, instead of ``(x, indices, weights)``.
+        after, norm: spec and module of a norm on each expert's output, before its routing weight (Muse Spark).
     """
 
     act: nn.Module
@@ -56,11 +56,11 @@ class ExpertsSpec:
         return x @ weight if self.transposed else functional.linear(x, weight)
 
     def value(self, gate: Tensor) -> Tensor:
-        """The activation itself, whatever has been put on the instance."""
+        """Apply the class's activation, ignoring what is attached to the instance."""
         return type(self.act).forward(self.act, gate)  # type: ignore[no-any-return]
 
     def normed(self, mode: Mode, y: Tensor) -> Tensor:
-        """What an expert puts out, ``[1 + C, n, D]``, through the norm behind it."""
+        """Apply the norm after an expert to its output ``[1 + C, n, D]``, if there is one."""
         if self.after is None or self.norm is None:
             return y
         out = self.after.through(y, mode.const(y[0])).to(y.dtype)
@@ -71,7 +71,7 @@ class ExpertsSpec:
         return torch.cat([first[None], out[1:]])
 
     def expert(self, mode: Mode, x: Tensor, into: Tensor, out_of: Tensor) -> Tensor:
-        """One expert on blocks ``[1 + C, n, D]``."""
+        """Apply one expert to blocks ``[1 + C, n, D]``."""
         gate, up = _ORDERS[self.order](self.apply(x, into))
         if up is None:
             mixed = activated(mode, self.value, gate)
@@ -80,9 +80,9 @@ class ExpertsSpec:
         return self.normed(mode, self.apply(mixed, out_of))
 
     def compute(self, mode: Mode, module: nn.Module, x: Tensor, routing: tuple[Tensor, ...]) -> Tensor:
-        """The experts on blocks of rows ``[(1 + C) * N, D]``, all of which go where block 0 goes.
+        """Apply the experts to blocks of rows ``[(1 + C) * N, D]``, all routed like block 0.
 
-        ``routing``: indices and weights ``[(1 + C) * N, k]``; none where sorted: then blocks are within each expert.
+        ``routing``: indices and weights ``[(1 + C) * N, k]``; empty if sorted: then the blocks are within each expert.
         """
         fused, down = (present(module, name) for name in (self.fused, self.down))
         if self.sorted:
@@ -92,7 +92,7 @@ class ExpertsSpec:
         rows = blocks(x, mode.channels)
         out = torch.zeros_like(rows)
         for expert in torch.unique(index).tolist():
-            if expert >= len(fused):  # a mark of experts that live elsewhere
+            if expert >= len(fused):  # marks experts on another device
                 continue
             slot, row = torch.where((index == expert).T)
             mixed = self.expert(mode, rows[:, row], fused[expert], down[expert]) * weights[row, slot, None]
@@ -101,7 +101,7 @@ class ExpertsSpec:
 
 
 def experts_spec(module: nn.Module, act: nn.Module | None) -> ExpertsSpec | None:
-    """The spec that reproduces the module's output on a sample, or None when none does."""
+    """Return the spec that reproduces the module's output on a sample, or None."""
     own = dict(module.named_parameters(recurse=False))
     if act is None or len(own) != 2 or any(p.ndim != 3 or not p.is_floating_point() for p in own.values()):
         return None
@@ -138,13 +138,13 @@ def _reproduces(spec: ExpertsSpec, module: nn.Module, experts: int, width: int, 
     if not isinstance(want, Tensor) or not isinstance(got, Tensor):
         return False
     if size > 1 and not bool(torch.isfinite(want).all()):
-        return True  # larger than float16 can hold: what small inputs say has to do
+        return True  # overflows float16: rely on the small inputs
     require_finite(module, want)
     return agrees(got, want)
 
 
 def stacked(module: nn.Module) -> bool:
-    """Whether the module owns 3-D parameters that could be experts."""
+    """Return whether the module has 3-D parameters that could be experts."""
     return any(p.ndim == 3 for p in module.parameters(recurse=False))
 
 

@@ -1,8 +1,8 @@
-"""Attention whose output is gated, ``o_proj(sigmoid(g) * out)``: the gate ``g`` is a constant of the rules.
+"""Attention with a gated output, ``o_proj(sigmoid(g) * out)``: the gate ``g`` is a constant under the rules.
 
-The gate is a linear of its own (one channel per head, or one per channel of the output), or the second half of every
-head of a query projection of double width (Qwen3-Next and after). Which it is, is told by widths; that the model does
-this and nothing else with it is checked at the first run, on what enters the output projection.
+The gate is a separate linear (one channel per head, or one per channel of the output), or the second half of every head
+of a query projection of double width (Qwen3-Next and later). The widths determine which; the formula is checked at the
+first run, on the input of the output projection.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from limelight.relevance.probing import HINT, agrees, is_linear
 
 @dataclass(frozen=True)
 class GateSpec:
-    """``heads``: of the double query projection, or 0 where the gate is a linear of its own; ``attention``: whose it is."""
+    """A gate. ``heads``: of the double query projection, or 0 if the gate is a separate linear; ``attention``: its module."""
 
     gate: nn.Module
     heads: int
     attention: nn.Module
 
     def halves(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and gates ``[..., H, d]`` of a double projection's output ``[..., H * 2 * d]``."""
+        """Split a double projection's output ``[..., H * 2 * d]`` into queries and gates ``[..., H, d]``."""
         query, gate = out.reshape(*out.shape[:-1], self.heads, -1).chunk(2, dim=-1)
         return query, gate
 
@@ -51,11 +51,11 @@ _PROJECTIONS = frozenset(
 
 
 def recognise(name: str, module: Any) -> Iterator[ModuleMatch]:
-    """The gate of an attention's output.
+    """Match the gate of an attention's output.
 
     Raises:
-        UnknownKindError: the attention has linears beside q, k, v and the output that are no gate: they would go without
-            a rule.
+        UnknownKindError: the attention has linears besides q, k, v and the output that are not a gate, so they would have
+            no rule.
     """
     if not is_attention(module):
         return
@@ -75,7 +75,7 @@ def recognise(name: str, module: Any) -> Iterator[ModuleMatch]:
             odd.append(f"q_proj of {query.out_features} for {width} channels")
     if odd:
         raise UnknownKindError(
-            f"{name} ({type(module).__name__}) is attention with {', '.join(odd)} beside q, k, v and the output",
+            f"{name} ({type(module).__name__}) is attention with {', '.join(odd)} besides q, k, v and the output",
             hint=HINT,
         )
 
@@ -85,7 +85,7 @@ def _match(name: str, gate: Any, heads: int, attention: nn.Module) -> ModuleMatc
 
 
 def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
-    """Block 0's gate is everybody's."""
+    """Use block 0's gate for all blocks."""
     spec: GateSpec = match.spec
     original, linear = spec.gate.forward, linear_jvp(spec.gate, mode)
 
@@ -101,8 +101,8 @@ def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
 
 
 @dataclass
-class _Seen(AttentionHook):
-    """What attention put out, layer by layer."""
+class _Outputs(AttentionHook):
+    """Records attention's outputs by layer."""
 
     outputs: dict[int, Tensor] = field(default_factory=dict)
 
@@ -112,14 +112,14 @@ class _Seen(AttentionHook):
 
 @contextmanager
 def checked(gates: list[ModuleMatch]) -> Iterator[AttentionHook]:
-    """Inside, the output of every gated attention must enter its output projection as ``sigmoid(g) * out``.
+    """Check inside the block that every gated attention's output projection receives ``sigmoid(g) * out``.
 
-    Yields the attention hook that has to be active.
+    Yields the attention hook that must be active.
 
     Raises:
-        UnknownKindError: it does not.
+        UnknownKindError: it receives something else.
     """
-    seen = _Seen()
+    seen = _Outputs()
     values: dict[int, Tensor] = {}
     normed: dict[int, Tensor] = {}
     with ExitStack() as stack:
@@ -134,21 +134,21 @@ def checked(gates: list[ModuleMatch]) -> Iterator[AttentionHook]:
 
             def compare(_: Any, args: tuple[Tensor, ...], layer: int = layer, name: str = match.name) -> None:
                 if layer not in values or layer not in seen.outputs:
-                    raise UnknownKindError(f"{name} has what looks like a gate and does not use it", hint=HINT)
+                    raise UnknownKindError(f"{name} looks like a gate but is not used as one", hint=HINT)
                 mixed = normed.pop(layer, seen.outputs[layer].transpose(1, 2))  # [B, Q, H, d]
                 gate = torch.sigmoid(values[layer]).reshape(*mixed.shape[:3], -1)
                 want, got = (mixed * gate).flatten(2), args[0].detach().reshape(*mixed.shape[:2], -1)
                 if not agrees(got, want, 1e-5):
                     raise UnknownKindError(
-                        f"{name} does something else with its gate than to multiply its output by the sigmoid",
+                        f"{name} uses its gate other than by multiplying its output with the sigmoid",
                         hint=HINT,
                     )
 
             def after(_: Any, __: Any, output: Tensor, layer: int = layer) -> None:
-                if layer in seen.outputs:  # else it is run alone, as a probe does
+                if layer in seen.outputs:  # otherwise called alone, as in probing
                     normed[layer] = output.detach().reshape(seen.outputs[layer].transpose(1, 2).shape)
 
-            between = getattr(module, "o_norm", None)  # a norm of its own in front of the gate
+            between = getattr(module, "o_norm", None)  # a norm before the gate
             if isinstance(between, nn.Module):
                 stack.callback(between.register_forward_hook(after).remove)
             stack.callback(spec.gate.register_forward_hook(keep).remove)

@@ -1,15 +1,15 @@
-"""Gated delta rule (Yang et al., Gated Delta Networks, arXiv 2412.06464), as Qwen3-Next and Qwen3.5 compute it.
+"""Gated delta rule (Yang et al., Gated Delta Networks, arXiv 2412.06464), as computed in Qwen3-Next and Qwen3.5.
 
     q, k, v = silu(conv(W h)), q and k of unit length        S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T
     o_t = S_t^T q_t                                          y = W_o (rms(o) * silu(z))
 
-Rules. What only decides how much is kept is a constant, as routers and gates are in AttnLRP and as the state's
-transition is in MambaLRP (Jafari et al., arXiv 2406.07592): the decay a, the rate b, the transition a (I - b k k^T),
-the lengths of q and k. What is left, ``o_t = sum_j q_t^T P_tj b_j k_j v_j^T``, is linear in q, in the written key and
-in v: linear attention with weights ``q^T P k``. AttnLRP's rule of two matrix products in a row gives q and k a quarter
-each and v a half (divisors 4, 4, 2); CP-LRP lets all of it go to v (0, 0, 1), which is MambaLRP's rule. Either way
-relevance is conserved. The norm is frozen, the product with silu(z) halved, silu passes by the identity rule. Ours:
-no paper writes down a rule for the delta rule.
+Rules. Factors that only control how much is kept are constants, like routers and gates in AttnLRP and the state's
+transition in MambaLRP (Jafari et al., arXiv 2406.07592): the decay a, the rate b, the transition a (I - b k k^T), the
+norms of q and k. The remainder, ``o_t = sum_j q_t^T P_tj b_j k_j v_j^T``, is linear in q, in the written key and in v:
+linear attention with weights ``q^T P k``. AttnLRP's rule for two successive matrix products assigns a quarter each to q
+and k and a half to v (divisors 4, 4, 2); CP-LRP assigns everything to v (0, 0, 1), which is MambaLRP's rule. Both
+conserve relevance. The norm's 1/std is a constant, the product with silu(z) is halved, and silu uses the identity rule.
+Ours: no paper states a rule for the delta rule.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LENGTH_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Writes:
-    """What the recurrence is made of, block 0: erased keys ``k`` [B, H, N, dk], rate and log-decay ``b, g`` [B, H, N]."""
+    """Block 0's terms of the recurrence: erased keys ``k`` [B, H, N, dk], rate and log-decay ``b, g`` [B, H, N]."""
 
     k: Tensor
     b: Tensor
@@ -77,7 +77,7 @@ class DeltaNet:
         return y, ((before, first.flatten(0, 1)), (after, last.flatten(0, 1)))
 
     def _heads(self, mode: Mode, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Blocks ``[1 + C, B, H, N, d]`` of q and k (of unit length, q scaled) and v, wide, a q and k a value head."""
+        """Return blocks ``[1 + C, B, H, N, d]`` of q, k (unit norm, q scaled) and v, wide, one q and k per value head."""
         m = self.module
         wide = torch.promote_types(mixed.dtype, torch.float32)
         parts = torch.split(blocks(mixed.to(wide), mode.channels), [m.key_dim, m.key_dim, m.value_dim], dim=-1)
@@ -94,7 +94,7 @@ class DeltaNet:
 def scanned(
     e: Writes, q: Tensor, k: Tensor, v: Tensor, state: Tensor, divisors: Divisors
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions in parallel behind ``state`` [1 + C, B, H, dk, dv], a chunk at a time; blocks ``[1 + C, B, H, N, d]``.
+    """Run the recurrence from ``state`` [1 + C, B, H, dk, dv], in parallel per chunk, on blocks ``[1 + C, B, H, N, d]``.
 
     Returns o, and the states after N - 1 and N positions.
     """
@@ -109,9 +109,9 @@ def scanned(
 def _chunk(
     e: Writes, q: Tensor, k: Tensor, v: Tensor, state: Tensor, divisors: Divisors
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``S_t = D_t S_0 + sum_j D_tj (b_j k~_j v_j^T - k_j e_j^T)``, k~ the key that is written and k the one that erases.
+    """Compute ``S_t = D_t S_0 + sum_j D_tj (b_j k~_j v_j^T - k_j e_j^T)``, k~ the written and k the erasing key.
 
-    What is erased: ``e = (1 + L)^-1 (b (k k~^T) D b v + b D k S_0)``, L the strict lower triangle of ``b k k^T D``.
+    The erased values: ``e = (1 + L)^-1 (b (k k~^T) D b v + b D k S_0)``, L the strict lower triangle of ``b k k^T D``.
     """
     d, b = decays(e.g), e.b[..., None]
     start = e.g.cumsum(-1).exp()[..., None]
@@ -161,7 +161,7 @@ def _chunk(
 
 
 def delta_net(module: Any, conv: nn.Conv1d) -> DeltaNet | None:
-    """Told by its projections, its decay's parameters and a gated norm; the probe does the rest."""
+    """Match by projections, decay parameters and a gated norm; verified by probing."""
     needed = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "A_log", "dt_bias", "norm", "out_proj")
     sizes = ("key_dim", "value_dim", "head_k_dim", "head_v_dim", "num_k_heads", "num_v_heads", "activation")
     known = all(hasattr(module, n) for n in (*needed, *sizes)) and hasattr(module.norm, "activation")

@@ -1,7 +1,7 @@
-"""Gated MLPs, ``down(act(gate) * up)``: which linear is which is told by widths and by probing, never by names or order.
+"""Gated MLPs, ``down(act(gate) * up)``; the linears' roles are determined by widths and probing, not by name or order.
 
-Rules: the activation passes by the identity rule (:mod:`limelight.relevance.layers.activation`), each factor of the
-product gets half (AttnLRP, proposition 3.2); of blocks ``(a' u + a u') / 2``.
+Rules: the identity rule for the activation (:mod:`limelight.relevance.layers.activation`), half to each factor of the
+product (AttnLRP, proposition 3.2); for tangents ``(a' u + a u') / 2``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from limelight.models.detect import is_attention
 from limelight.relevance import rules
 from limelight.relevance.blocks import gated_product, product
 from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, hooked, replaced
-from limelight.relevance.layers.gaussian_topk import keeping, kept, kept_blocks, spread_of
+from limelight.relevance.layers.gaussian_topk import deviations_of, keeping, kept, kept_blocks
 from limelight.relevance.mode import Mode, blocks
 from limelight.relevance.probing import (
     HINT,
@@ -35,24 +35,24 @@ from limelight.relevance.probing import (
 )
 
 Halves = Callable[[Tensor], tuple[Tensor, Tensor]]
-HALVES: dict[str, Halves] = {  # how gate and up lie in the output of one linear
+HALVES: dict[str, Halves] = {  # layouts of gate and up in the output of one linear
     "gate, up": lambda h: (h[..., : h.shape[-1] // 2], h[..., h.shape[-1] // 2 :]),
     "up, gate": lambda h: (h[..., h.shape[-1] // 2 :], h[..., : h.shape[-1] // 2]),
     "interleaved": lambda h: (h[..., ::2], h[..., 1::2]),
 }
-_SIZES = (1.0, 100.0, 10.0)  # clamped gates show themselves only where they are large; 10 where 100 overflows
+_SIZES = (1.0, 100.0, 10.0)  # clamping is only visible for large inputs; 10 is used where 100 overflows
 _FACTOR = "per_layer_input"
 
 
 @dataclass(frozen=True)
 class GatedSpec:
-    """The linear after the gated product, and where the gate is: two linears, or one with both halves.
+    """The structure of a gated MLP: the linear after the product, and gate and up as two linears or one fused linear.
 
     Attributes:
-        order: how the halves lie in the one (:data:`HALVES`).
-        factor: the product's other factor is this argument of the layer itself (Gemma's per-layer inputs).
-        written: the MLP calls the activation as a function: no module of its own, ``act`` stands in.
-        spread: only what stands out of the gate by so many deviations is kept
+        order: layout of the halves in the fused linear (:data:`HALVES`).
+        factor: name of the layer's argument that is the product's other factor (Gemma's per-layer inputs).
+        written: the MLP calls the activation as a function, not as a module; ``act`` is an equivalent module.
+        deviations: number of standard deviations above the mean beyond which gate entries are kept
             (:mod:`limelight.relevance.layers.gaussian_topk`).
     """
 
@@ -64,24 +64,24 @@ class GatedSpec:
     order: str = ""
     factor: str = ""
     written: bool = False
-    spread: float | None = None
+    deviations: float | None = None
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(gate, up)`` of the input."""
+        """Compute ``(gate, up)`` of the input."""
         return (self.gate(x), self.up(x)) if self.fused is None else HALVES[self.order](self.fused(x))
 
     def compute(self, x: Tensor) -> Tensor:
         gate, up = self.halves(x)
-        out: Tensor = self.down(self.act(gate if self.spread is None else kept(gate, self.spread)) * up)
+        out: Tensor = self.down(self.act(gate if self.deviations is None else kept(gate, self.deviations)) * up)
         return out
 
 
 def gated_spec(module: nn.Module) -> GatedSpec | None:
-    """The gated product of an MLP; None where its linears are no three of such widths and no two with 2 x the channels.
+    """Recognise the gated product of an MLP; None if its linears do not have the widths of a separate or fused layout.
 
     Raises:
-        UnknownKindError: they are, and something else is computed; or more linears around an activation than a rule
-            is known for.
+        UnknownKindError: the widths match but something else is computed, or there are more linears around an activation
+            than any rule covers.
     """
     linears: list[Any] = [c for c in module.children() if is_linear(c)]
     if len(linears) < 2 or is_attention(module):
@@ -90,9 +90,9 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
     if act is not None and len(linears) == 2 and _FACTOR in inspect.signature(type(module).forward).parameters:
         gate, down = linears
         return GatedSpec(act, down, gate=gate, factor=_FACTOR) if gate.out_features == down.in_features else None
-    spread = spread_of(module)
-    acts = [act] if act is not None else _functions(module) if len(linears) == 3 and spread is None else []
-    layouts = [specs for a in acts for specs in _layouts(a, linears, written=act is None, spread=spread)]
+    deviations = deviations_of(module)
+    acts = [act] if act is not None else _functions(module) if len(linears) == 3 and deviations is None else []
+    layouts = [specs for a in acts for specs in _layouts(a, linears, written=act is None, deviations=deviations)]
     found = next((spec for specs in layouts if (spec := _best(module, specs)) is not None), None)
     if found is None and act is not None and (layouts or len(linears) > 2):
         raise UnknownKindError(
@@ -102,7 +102,7 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
 
 
 def _functions(module: nn.Module) -> list[nn.Module]:
-    """What may be called as a function in a module of linears alone (and dropout)."""
+    """Return the activation functions to try for a module that contains only linears (and dropout)."""
     others = [c for c in module.children() if not is_linear(c)]
     bare = next(module.parameters(recurse=False), None) is None
     bare = bare and all(is_leaf(c) and not list(c.parameters()) and elementwise(c) == "identity" for c in others)
@@ -110,7 +110,7 @@ def _functions(module: nn.Module) -> list[nn.Module]:
 
 
 def _layouts(act: nn.Module, linears: list[Any], **more: Any) -> Iterator[list[GatedSpec]]:
-    """Ways in which linears of such widths can make a gated product, down last, in the middle or first."""
+    """Yield the layouts in which linears of these widths can form a gated product, with down last, middle or first."""
     if len(linears) == 2:
         for fused, down in (linears, linears[::-1]):
             if fused.in_features == down.out_features and fused.out_features == 2 * down.in_features:
@@ -123,7 +123,7 @@ def _layouts(act: nn.Module, linears: list[Any], **more: Any) -> Iterator[list[G
 
 
 def _best(module: nn.Module, specs: list[GatedSpec]) -> GatedSpec | None:
-    """The one that computes what the module computes, of small and large inputs; None where none does."""
+    """Return the spec that reproduces the module's output on small and large inputs, or None."""
     into = specs[0].gate if specs[0].fused is None else specs[0].fused
     total = [0.0] * len(specs)
     for size in _SIZES:
@@ -133,7 +133,7 @@ def _best(module: nn.Module, specs: list[GatedSpec]) -> GatedSpec | None:
         if not isinstance(out, Tensor):
             return None
         if size > 1 and not bool(torch.isfinite(out).all()):
-            continue  # larger than float16 can hold
+            continue  # overflows float16
         require_finite(module, out)
         found = [answer(spec.compute, x) for spec in specs]
         if any(got is None for got in found):
@@ -156,8 +156,8 @@ def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
     spec: GatedSpec = match.spec
     if mode.backward and not spec.written:
         yield hooked(lambda: spec.down.register_forward_pre_hook(_halve))
-        if spec.spread is not None:
-            yield keeping(spec.gate, spec.act, spec.spread)
+        if spec.deviations is not None:
+            yield keeping(spec.gate, spec.act, spec.deviations)
     elif spec.factor:
         yield _factored(match.module, spec, mode)
     else:
@@ -169,7 +169,7 @@ def _halve(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _written_out(module: nn.Module, spec: GatedSpec, mode: Mode) -> Callable[[Tensor], Tensor]:
-    """The MLP over blocks of rows; backward, where no activation module could carry the identity rule."""
+    """Build the MLP's forward over blocks of rows; also used backward if there is no activation module to hook."""
     original, act, activation, down = module.forward, spec.act, type(spec.act).forward, spec.down
 
     def forward(x: Tensor) -> Tensor:
@@ -177,8 +177,8 @@ def _written_out(module: nn.Module, spec: GatedSpec, mode: Mode) -> Callable[[Te
             return original(x)  # type: ignore[no-any-return]
         gate, up = spec.halves(x)
         z, u = blocks(gate, mode.channels), blocks(up, mode.channels)
-        if spec.spread is not None:
-            z = kept_blocks(mode, z, spec.spread)
+        if spec.deviations is not None:
+            z = kept_blocks(mode, z, spec.deviations)
         out: Tensor = down(gated_product(mode, z, u, mode.value(activation, act, z[0])).reshape(up.shape))
         return out
 
@@ -186,7 +186,7 @@ def _written_out(module: nn.Module, spec: GatedSpec, mode: Mode) -> Callable[[Te
 
 
 def _factored(layer: nn.Module, spec: GatedSpec, mode: Mode) -> PutOn:
-    """A layer that multiplies ``act(gate)`` by an argument of its own, row by row: the product over blocks in its place."""
+    """Replace, over blocks, the product of ``act(gate)`` with an argument of the layer itself."""
     names = list(inspect.signature(type(layer).forward).parameters)[1:]
     kept: dict[str, Tensor] = {}
 

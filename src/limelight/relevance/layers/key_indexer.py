@@ -1,4 +1,4 @@
-"""Sparse attention: an indexer chooses, as whole numbers, which keys a query sees. Its choice is a constant of the rules."""
+"""Key indexers of sparse attention: they choose the indices of the keys per query, a constant under the rules."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
 
 
 def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
-    """
+    """Keep the indexer's choice constant.
+
     Raises:
         UnsupportedError: in forward mode.
     """
     if not mode.backward:
         raise UnsupportedError(
-            f"{match.name}: sparse attention chooses its keys by an indexer with a cache of its own, for which there "
-            "is no forward mode",
+            f"{match.name}: sparse attention selects keys with an indexer that has its own cache; forward mode does not "
+            "support it",
             hint=FALLBACK,
         )
     yield replaced(match.module, partial(decided, mode, match.module.forward))

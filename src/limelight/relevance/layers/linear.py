@@ -1,6 +1,6 @@
-"""Linear layers: plain for a backward pass; of blocks of rows the bias enters block 0 alone.
+"""Linear layers: plain in the backward pass; in forward mode the bias is added to block 0 only.
 
-Few rows by a tall matrix are computed in the order of the product that is cheap.
+Products of few rows with a tall matrix are computed in the cheaper order.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
 from limelight.relevance.mode import Mode, block_rows
 from limelight.relevance.probing import is_linear
 
-FEW = 4  # rows up to which the other order was cheaper wherever it was measured
+FEW = 4  # maximum number of rows for which the other order was cheaper in all measurements
 _WIDE = (torch.float32, torch.float64)
 
 
 def plain(module: nn.Module) -> bool:
-    """A linear layer that is neither quantised, adapted, parametrised nor dispatched by accelerate."""
+    """Return whether this is a linear layer that is not quantised, adapted, parametrised or dispatched by accelerate."""
     return type(module) is nn.Linear and type(module.weight) is nn.Parameter and "forward" not in vars(module)
 
 
 def product(x: Tensor, weight: Tensor, few: int = FEW) -> Tensor:
-    """``x W^T`` for x ``[..., I]`` and W ``[O, I]`` -> ``[..., O]``; W is a constant.
+    """Compute ``x W^T`` for x ``[..., I]`` and W ``[O, I]`` -> ``[..., O]``; W is a constant.
 
-    Few rows by a tall matrix are computed as ``(W x^T)^T``: the same numbers. A processor's library takes 1.4 to 3 times as
-    long for two rows as for one in the usual order, and about as long as for one in this. The gradient stays in the usual
-    order, which is the cheap one for it, as ``x^T`` is a view of rows that lie one after another.
+    Few rows with a tall matrix are computed as ``(W x^T)^T``, with the same result. On a CPU, BLAS takes 1.4 to 3 times as
+    long for two rows as for one in the usual order, and about as long as for one in this order. The gradient keeps the
+    usual order, which is cheap for it, as ``x^T`` is a view of contiguous rows.
     """
     rows, (out, into) = x.shape[:-1].numel(), weight.shape
     graph = x.requires_grad and torch.is_grad_enabled()
-    tall = out >= 2 * into if graph else out >= into  # with a graph, more is written beside the product
+    tall = out >= 2 * into if graph else out >= into  # with a graph, more is written besides the product
     if not (1 < rows <= few and tall and x.device.type == "cpu" and x.dtype in _WIDE and x.dtype is weight.dtype):
         return functional.linear(x, weight)
     flat = x.reshape(rows, into).contiguous()
@@ -43,7 +43,7 @@ def product(x: Tensor, weight: Tensor, few: int = FEW) -> Tensor:
 
 
 def linear_jvp(module: Any, mode: Mode) -> Callable[[Tensor], Tensor]:
-    """The forward of a linear layer over blocks of rows."""
+    """Build the forward of a linear layer over blocks of rows."""
     original, bias, exact = module.forward, weight_of(module, "bias"), plain(module)
 
     def forward(x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
 
 
 def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
-    """Of adapters and quantised layers, every linear inside: its bias may be that of one that it wraps."""
+    """Handle every linear inside adapters and quantised layers, since the bias may belong to a wrapped one."""
     if mode.backward:
         return
     for module in filter(is_linear, match.module.modules()):

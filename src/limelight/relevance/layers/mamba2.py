@@ -1,9 +1,9 @@
 """Mamba-2 (Dao and Gu, arXiv 2405.21060): ``h_t = exp(d_t A) h_{t-1} + d_t B_t x_t``, ``y_t = C_t h_t + D x_t``.
 
-Rules: MambaLRP (Jafari et al., NeurIPS 2024, arXiv 2406.07592). The parameters of the state space, input-dependent as
-they are (step d, B, C), are constants, so y is linear in x; silu passes by the identity rule; of the product with the
-gate silu(z) each factor gets half; the norm is frozen. Relevance is conserved, the convolution's bias aside. The
-composites do not differ here.
+Rules: MambaLRP (Jafari et al., NeurIPS 2024, arXiv 2406.07592). The input-dependent parameters of the state space (step
+d, B, C) are constants, so y is linear in x; identity rule for silu; half to each factor of the product with the gate
+silu(z); the norm's 1/std is a constant. Relevance is conserved, except for the convolution's bias. The rule is the same
+for all composites.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _chunk(g: Tensor, into: Tensor, out_of: Tensor, written: Tensor, h: Tensor) 
 
 
 def mamba2(module: Any, conv: nn.Conv1d) -> Mamba2 | None:
-    """Told by its parameters and one projection into gate, convolved channels and steps; the probe does the rest."""
+    """Match by parameters and one projection into gate, convolved channels and steps; verified by probing."""
     needed = ("in_proj", "out_proj", "norm", "A_log", "D", "dt_bias")
     sizes = (
         "intermediate_size", "n_groups", "ssm_state_size", "num_heads", "head_dim", "time_step_limit", "activation"

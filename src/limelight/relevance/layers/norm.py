@@ -1,4 +1,4 @@
-"""Norms: ``out = (x - center * mean) / std * gain + bias``, told by probing.
+"""Norms: ``out = (x - center * mean) / std * gain + bias``, recognised by probing.
 
 Rule: 1/std is a constant (AttnLRP, proposition 3.4). Tangents use block 0's; a bias enters block 0 alone.
 """
@@ -25,9 +25,9 @@ from limelight.relevance.probing import answer, is_leaf, relative_error, require
 
 @dataclass(frozen=True)
 class NormSpec:
-    """``out = (x - center * mean) / std * gain + bias``; the gain is ``weight``, or ``1 + weight`` (``plus_one``).
+    """The form of a norm, ``out = (x - center * mean) / std * gain + bias``, gain ``weight`` or ``1 + weight`` (``plus_one``).
 
-    ``first``: the weight scales what comes in instead (:attr:`intake`), before it is normalised (Muse Spark).
+    ``first``: the weight scales the input instead (:attr:`intake`), before normalisation (Muse Spark).
     """
 
     center: bool
@@ -39,12 +39,12 @@ class NormSpec:
 
     @property
     def gain(self) -> Tensor | None:
-        """What multiplies what is normalised, read now: weights may have moved or changed dtype since the survey."""
+        """The factor after normalisation, read on access: weights may have moved or changed dtype since recognition."""
         return None if self.first else self._scale
 
     @property
     def intake(self) -> Tensor | None:
-        """What multiplies the input, read now."""
+        """The factor on the input, read on access."""
         return self._scale if self.first else None
 
     @property
@@ -55,13 +55,13 @@ class NormSpec:
         return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
 
     def read(self) -> NormSpec:
-        """The spec with its gain computed once, for as long as the weights stay as they are."""
+        """Return the spec with its gain precomputed; valid until the weights change."""
         return replace(self, weight=self._scale, plus_one=False)
 
     def through(self, x: Tensor, base: Tensor) -> Tensor:
-        """``x`` [..., D] through the norm with the std of ``base``, no bias; float32 or wider.
+        """Apply the norm to ``x`` [..., D] with the std of ``base``, without bias; float32 or wider.
 
-        ``base`` is taken as it comes: detach it where 1/std is a constant.
+        ``base`` is not detached here: detach it where 1/std is a constant.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
         x, base = x.to(wide), base.to(wide)
@@ -77,10 +77,10 @@ class NormSpec:
 
 
 def probe_norm(module: nn.Module) -> NormSpec | None:
-    """The spec that reproduces the module's output on a sample best, or None when none does."""
+    """Return the spec that best reproduces the module's output on a sample, or None if none does."""
     weight, bias = (weight_of(module, name) for name in ("weight", "bias"))
     shapes = {tuple(p.shape) for p in module.parameters(recurse=False)}
-    if any(not 0 < len(shape) < 3 for shape in shapes) or len(shapes) > 1:  # [heads, d]: a weight of each head's own
+    if any(not 0 < len(shape) < 3 for shape in shapes) or len(shapes) > 1:  # [heads, d]: one weight per head
         return None
     dim = getattr(module, "dim", None)
     width = dim if isinstance(dim, int) and dim > 0 else 16
@@ -107,10 +107,10 @@ def probe_norm(module: nn.Module) -> NormSpec | None:
 
 
 def final_norm(adapter: Adapter) -> nn.Module:
-    """The norm between the last layer and the head.
+    """Return the norm between the last layer and the head.
 
     Raises:
-        HookError: the decoder has none of a known kind.
+        HookError: the decoder has no norm of a known kind there.
     """
     found = [
         child

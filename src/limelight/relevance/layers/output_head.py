@@ -1,7 +1,7 @@
-"""The output head: the output embedding, linear, and what the family does to its logits (a scale, a soft-cap).
+"""The output head: the linear output embedding, and the family's scale and soft-cap of the logits.
 
-Rule: the soft-cap passes relevance on by the identity rule. The head stands behind the decoder, where an
-:class:`limelight.models.adapter.Adapter` keeps it, so it is no match of a kind; both directions ask here.
+Rule: identity rule for the soft-cap. The head comes after the decoder and is accessed through
+:class:`limelight.models.adapter.Adapter`, so it is not matched as a kind; both directions call the functions here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def adds(head: nn.Module) -> bool:
 
 
 def project(head: nn.Module, hidden: Tensor) -> Tensor:
-    """``head(hidden)`` for hidden ``[1 + C, B, D]`` -> ``[1 + C, B, V]``."""
+    """Compute ``head(hidden)`` for hidden ``[1 + C, B, D]`` -> ``[1 + C, B, V]``."""
     if not plain_head(head):
         out: Tensor = head(hidden)
         return out
@@ -44,7 +44,7 @@ def project(head: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def put_on(adapter: Adapter) -> Undo:
-    """The rule for a backward pass."""
+    """Attach the backward rule."""
     before = adapter.head_scalars
     if before.cap is not None:
         adapter.head_scalars = replace(before, rule=rules.identity)
@@ -52,7 +52,7 @@ def put_on(adapter: Adapter) -> Undo:
 
 
 def scaled(scalars: HeadScalars, logits: Tensor, phi: Tensor, graph: str) -> tuple[Tensor, Tensor]:
-    """The family's scale and soft-cap of logits ``[B, V]`` and their tangents ``[C, B, V]``."""
+    """Apply the family's scale and soft-cap to logits ``[B, V]`` and their tangents ``[C, B, V]``."""
     if scalars.scale != 1.0:
         logits, phi = logits * scalars.scale, phi * scalars.scale
     if scalars.cap is not None:

@@ -1,4 +1,4 @@
-"""Learned positions beside the layers: a bias of the rules, which enters block 0 alone."""
+"""Learned position embeddings beside the layers: treated as a bias, which enters only block 0."""
 
 from __future__ import annotations
 

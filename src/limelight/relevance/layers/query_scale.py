@@ -1,4 +1,4 @@
-"""Modules that scale their first argument by what the others say (queries by their position): linear, so plain."""
+"""Modules that scale their first argument by a function of the others (queries by position): linear, so plain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from limelight.relevance.probing import HINT, agrees, is_leaf
 
 
 def takes_more(module: nn.Module) -> bool:
-    """Whether forward requires arguments beside its input."""
+    """Return whether forward requires arguments besides its input."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[2:]
     return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
 
@@ -28,10 +28,10 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
 
 
 def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
-    """Check at every run that the module is linear in its first argument, or in it and others like it (a residual and
-    what is added, each with a weight): then the plain gradient is the rule.
+    """Check at every run that the module is linear in its first argument, or jointly in it and others of its shape (a
+    weighted residual sum); then the plain gradient is the rule.
     """
-    if not mode.backward:  # asked about all modules at once by limelight.relevance.forward.check
+    if not mode.backward:  # limelight.relevance.forward.check tests all modules at once
         return
     module, original = match.module, match.module.forward
 

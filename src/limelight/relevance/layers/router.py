@@ -1,7 +1,7 @@
-"""Routers of a mixture of experts: they decide who computes, and whatever they return is a constant of the rules.
+"""Routers of a mixture of experts: they choose the experts, and their outputs are constants under the rules.
 
-Told as children beside experts (stacked, or listed in a ModuleList) that are linear into one score per expert. A linear
-into one channel beside experts, the gate of a shared expert, counts as a router.
+Recognised as siblings of experts (stacked, or in a ModuleList) that map linearly to one score per expert. A linear with
+one output channel beside experts, the gate of a shared expert, counts as a router.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from limelight.relevance.mode import Mode
 
 
 def routers(container: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Children of a block with experts that decide about them: linear into one score per expert (or into one gate)."""
+    """Yield the routers among the children of a block with experts: linear to one score per expert (or to one gate)."""
     children = dict(container.named_children())
     for experts in children.values():
         listed = isinstance(experts, nn.ModuleList) and len(experts) > 1 and _alike(experts)
@@ -32,14 +32,14 @@ def routers(container: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _alike(experts: nn.ModuleList) -> bool:
-    """Modules of one build with two or more matrices each (a list of layers has norms and attention, too)."""
+    """Return whether the modules have equal shapes and two or more matrices each, and nothing else (unlike layers)."""
     shapes = [tuple((n, p.shape) for n, p in e.named_parameters() if p.ndim == 2) for e in experts]
     odd = any(p.ndim != 2 for e in experts for n, p in e.named_parameters() if not n.endswith("bias"))
     return not odd and len(shapes[0]) > 1 and len(set(shapes)) == 1
 
 
 def _decides(module: nn.Module, experts: int) -> bool:
-    """All matrices inside lead to scores: as many as experts (shared ones may be counted in), or one."""
+    """Return whether all matrices inside map to scores: one per expert (possibly including shared ones), or one."""
     matrices = [p for p in module.parameters() if p.ndim == 2]
     most = experts if isinstance(module, nn.Linear) else 2 * experts - 1
     return bool(matrices) and all(
@@ -53,7 +53,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
 
 
 def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
-    """Block 0 decides, and its decision holds for all blocks."""
+    """Use block 0's routing for all blocks."""
     yield replaced(match.module, partial(decided, mode, match.module.forward))
 
 

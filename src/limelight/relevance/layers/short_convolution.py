@@ -1,7 +1,7 @@
 """Gated short convolution: ``y = W_o (C * conv(B * x))`` with ``B, C, x = W_i h`` (LFM2, arXiv 2511.23404).
 
 Rules: both products are bilinear, so each factor gets half (AttnLRP, proposition 3.3, the uniform rule); the
-convolution is linear. Relevance is conserved, biases aside. The composites do not differ here.
+convolution is linear. Relevance is conserved, except for biases. The rule is the same for all composites.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ShortConv:
 
 
 def short_conv(module: Any, conv: nn.Conv1d) -> ShortConv | None:
-    """Told by an input projection three times as wide as the convolution, and nothing else with parameters."""
+    """Match by an input projection three times as wide as the convolution, and no other parameters."""
     into, out = getattr(module, "in_proj", None), getattr(module, "out_proj", None)
     if (
         into is None

@@ -1,11 +1,11 @@
-"""Several residual streams (AltUp of Gemma 3n): how they are rescaled on their way into the layers and out of them.
+"""Rescaling of several residual streams before the first and after the last layer (AltUp of Gemma 3n).
 
-    in        stream i enters as ``P_i x * rms(x) / rms(P_i x)``: the quotient is a constant, as 1/std of a norm is
-    out       stream i leaves as ``U_i h_i * rms(h_0) / rms(U_i h_i)``: the same; then their mean goes into the final norm
+    in        stream i enters as ``P_i x * rms(x) / rms(P_i x)``; the quotient is a constant, like 1/std of a norm
+    out       stream i leaves as ``U_i h_i * rms(h_0) / rms(U_i h_i)``, likewise; their mean is the final norm's input
 
-The rescaling stands in the decoder's own forward and has no module. But there is one right behind it, the first layer
-and the final norm: a hook there hands on the value that came, with the gradient of the rule or, in forward mode, its
-tangents. Whether the value is what the rule takes it to be is checked at the first run.
+The rescaling is inside the decoder's own forward, without a module. It is handled by hooks on the modules directly after
+it, the first layer and the final norm: they keep the value, and set the rule's gradient or, in forward mode, its
+tangents. At the first run the value is checked against the formula.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn
 from limelight.relevance.mode import Mode, block_rows, blocks
 from limelight.relevance.probing import HINT, is_linear, relative_error, tolerance
 
-LEAST = 1e-5  # of a mean square, in the quotient
+LEAST = 1e-5  # minimum mean square in the quotient
 
 
 @dataclass(frozen=True)
 class StreamsSpec:
-    """Projections into the streams and out of them (all but stream 0), and the modules behind the rescaling.
+    """The projections into and out of the streams (all but stream 0), and the modules after the rescaling.
 
-    ``owner`` is the decoder, by weak reference: specs are kept by decoder, and would keep theirs alive.
+    ``owner`` is a weak reference to the decoder: specs are cached per decoder and must not keep it alive.
     """
 
     owner: ReferenceType[nn.Module]
@@ -45,12 +45,14 @@ class StreamsSpec:
     def decoder(self) -> nn.Module:
         decoder = self.owner()
         if decoder is None:
-            raise HookError("the model of these rules is gone", hint="keep the model while its rules are in use")
+            raise HookError(
+                "the model of these rules has been freed", hint="keep a reference to the model while rules are in use"
+            )
         return decoder
 
 
 def recognise(name: str, decoder: Any) -> Iterator[ModuleMatch]:
-    """Two lists of as many square linears beside the layers of a decoder."""
+    """Match a decoder with two equally long lists of square linears beside its layers."""
     lists = [c for c in decoder.children() if isinstance(c, nn.ModuleList) and len(c) and all(map(_square, c))]
     layers, norm = decoder.layers, getattr(decoder, "norm", None)
     if len(lists) != 2 or len(lists[0]) != len(lists[1]) or not isinstance(norm, nn.Module):
@@ -65,18 +67,18 @@ def _square(module: Any) -> bool:
 
 
 class _Hooks:
-    """``sent``, ``left``: what the projections put out in this run; ``first``: stream 0 behind the last layer."""
+    """Hooks for the rescaling. ``sent``, ``left``: outputs of the projections; ``first``: stream 0 after the last layer."""
 
     def __init__(self, spec: StreamsSpec, mode: Mode) -> None:
         self.spec, self.mode = spec, mode
-        self.asked: set[str] = set()
+        self.checked: set[str] = set()
         self._forget()
 
     def _forget(self) -> None:
         self.sent: dict[int, Tensor] = {}
         self.left: dict[int, Tensor] = {}
         self.first: Tensor | None = None
-        self.waiting: set[str] = set()  # of the decoder's run: a norm that somebody runs alone is not met
+        self.waiting: set[str] = set()  # set only during the decoder's run, so a norm called alone is ignored
 
     def put_on(self) -> Callable[[], None]:
         spec = self.spec
@@ -105,7 +107,9 @@ class _Hooks:
         missed = sorted(self.waiting)
         self._forget()
         if missed:
-            raise UnknownKindError(f"the decoder has streams and ran without its {' and '.join(missed)}", hint=HINT)
+            raise UnknownKindError(
+                f"the decoder has several streams but did not call its {' and '.join(missed)}", hint=HINT
+            )
 
     def enter(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -117,7 +121,7 @@ class _Hooks:
         count = 1 + len(self.spec.into)
         if hidden.ndim != 4 or hidden.shape[0] != count:
             raise UnknownKindError(
-                f"expected {count} streams to enter the first layer, got {tuple(hidden.shape)}", hint=HINT
+                f"expected {count} streams at the first layer, got shape {tuple(hidden.shape)}", hint=HINT
             )
         parts = _all(self.sent, len(self.spec.into))
         if self.mode.plain(hidden):
@@ -154,33 +158,33 @@ class _Hooks:
         return keep
 
     def _held(self, ruled: Tensor, came: Tensor, what: str) -> Tensor:
-        """``ruled [1 + C, B, T, D]`` as rows, block 0 with the value that ``came``; the two are compared once."""
+        """Return ``ruled [1 + C, B, T, D]`` as rows, with block 0's value taken from ``came``; they are compared once."""
         value = came[: block_rows(came, self.mode.channels)].detach()
-        if what not in self.asked:
+        if what not in self.checked:
             error = relative_error(ruled[0], value)
             if not error <= tolerance(came.dtype, 1e-5, 5e-2):
                 raise UnknownKindError(
-                    f"{what} is not rescaled to the length of stream 0: {error:.2g} of its size off", hint=HINT
+                    f"{what} is not rescaled to the norm of stream 0: relative error {error:.2g}", hint=HINT
                 )
-            self.asked.add(what)
+            self.checked.add(what)
         own = ruled[0].to(came.dtype)
         own = value if self.mode.graph == "none" else rules.gradient_of(own, value)
         return torch.cat([own[None], ruled[1:].to(came.dtype)]).reshape(came.shape)
 
 
 def _all(parts: dict[int, Tensor], count: int) -> list[Tensor]:
-    """The projections of all streams, in order.
+    """Return the projections of all streams, in order.
 
     Raises:
-        UnknownKindError: the decoder has not made all of them.
+        UnknownKindError: the decoder has not computed all of them.
     """
     if len(parts) != count:
-        raise UnknownKindError(f"the decoder has {count} projections of streams and ran {len(parts)}", hint=HINT)
+        raise UnknownKindError(f"the decoder has {count} stream projections but called {len(parts)}", hint=HINT)
     return [parts[i] for i in range(count)]
 
 
 def _rescaled(mode: Mode, part: Tensor, first: Tensor) -> Tensor:
-    """``part [rows, T, D]`` as long as ``first`` is, ``[1 + C, B, T, D]``, wide; the quotient is block 0's."""
+    """Rescale ``part [rows, T, D]`` to the norm of ``first`` -> ``[1 + C, B, T, D]``, wide, with block 0's quotient."""
     wide = torch.promote_types(part.dtype, torch.float32)
     p, h = (blocks(x, mode.channels).to(wide) for x in (part, first))
     size = h[0].pow(2).mean(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny).sqrt()

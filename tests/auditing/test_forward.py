@@ -71,7 +71,7 @@ def test_a_batch_gives_each_row_what_it_gets_alone(name: str) -> None:
     try:
         together = measure(adapter, rows)
     except UnsupportedError as error:
-        assert "ask one by one" in str(error) and name in ("mllama",)
+        assert "run the prompts one by one" in str(error) and name in ("mllama",)
         return
     for row, got in zip(rows, together, strict=True):
         close(got, measure(adapter, [row])[0])

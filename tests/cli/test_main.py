@@ -89,7 +89,7 @@ def wrong_inputs(tmp_path: Path, photo: Path) -> dict[str, tuple[tuple[object, .
         "cut short": (("--image", cut), "corrupt"),
         "empty file": (("--image", empty), "0 bytes"),
         "sound as picture": (("--image", sound), "tone.wav is audio"),
-        "sound to a vision model": (("--audio", sound), "takes image, the messages hold audio"),
+        "sound to a vision model": (("--audio", sound), "takes image, the messages contain audio"),
         "a URL": (("--image", "https://example.org/x.png"), "no file"),
         "a folder": (("--image", tmp_path), "there is no file"),
         "empty prompt": (("--image", photo, "--prompt", "  "), "the prompt is empty"),
@@ -151,7 +151,7 @@ def test_a_model_that_cannot_be_used(run: Run, photo: Path, tmp_path: Path) -> N
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     told = run("generate", broken, *ask)
     assert told.exit_code == 2
-    assert "holds NaN or infinity" in flat(told.stderr)
+    assert "contains NaN or infinity" in flat(told.stderr)
 
 
 @pytest.mark.parametrize("place", ["before", "after"])

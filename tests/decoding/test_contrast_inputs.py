@@ -83,7 +83,7 @@ def test_inputs_that_nobody_declared_are_named() -> None:
 
 def test_a_ready_made_mask_cannot_be_widened() -> None:
     run = prompt(attention_mask=torch.zeros(2, 1, 6, 6))
-    with pytest.raises(UnsupportedError, match="ready-made"):
+    with pytest.raises(UnsupportedError, match="prepared"):
         inserted(run, [60], [2, 2])
 
 

@@ -88,9 +88,9 @@ def test_settings_take_effect(folder: Path) -> None:
         ({"revison": "main"}, "'revison'", "did you mean revision?"),
         ({"max_pixels": 9}, "'max_pixels'", "processor_kwargs"),
         ({"load_in_4bit": True}, "'load_in_4bit'", "limelight.wrap"),
-        ({"device": "cpu", "device_map": "auto"}, "exclude each other", "keep one"),
+        ({"device": "cpu", "device_map": "auto"}, "mutually exclusive", "keep one"),
         ({"device": "cpu", "quantization_config": object()}, "quantised", "device_map='cpu'"),
-        ({"dtype": torch.float32, "torch_dtype": torch.float16}, "exclude each other", "old name"),
+        ({"dtype": torch.float32, "torch_dtype": torch.float16}, "mutually exclusive", "old name"),
     ],
 )
 def test_what_is_unknown_or_contradictory_is_told_before_anything_is_read(
@@ -117,7 +117,7 @@ def test_a_layout_of_its_own_takes_no_settings_of_transformers(
     way = SimpleNamespace(claims=lambda path, config: True, load=lambda path, dtype: asked.append(dtype) or 1 / 0)
     monkeypatch.setattr(loading, "families", lambda: {"x": SimpleNamespace(published=way)})
     for settings in ({"attn_implementation": "eager"}, {"processor_kwargs": {"max_pixels": 9}}):
-        with pytest.raises(SettingError, match="layout of its own") as caught:
+        with pytest.raises(SettingError, match="its own layout") as caught:
             load(folder, **settings)  # type: ignore[arg-type]
         assert next(iter(settings)) in str(caught.value)
     with pytest.raises(ZeroDivisionError):

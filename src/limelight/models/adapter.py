@@ -1,4 +1,4 @@
-"""A Hugging Face multimodal model becomes an Adapter: one object that knows where everything is."""
+"""The Adapter around a Hugging Face multimodal model: uniform access to its decoder, head, placeholders and processor."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from limelight.types import MODALITIES, Inputs, Modality, Prompt, Span
 
 
 class Adapter:
-    """A model and its processor, with everything the library needs to find in them.
+    """A model and its processor, with uniform access to the parts that the library needs.
 
     Attributes:
-        model, processor: as given (the processor may be None for tensor-only work); without wrappers of peft and
-            torch.compile, whose adapters stay active.
-        decoder: the module that owns the text stack's layers.
+        model, processor: as given (the processor may be None for tensor-only use); unwrapped from peft and torch.compile,
+            with adapters still active.
+        decoder: the module with the text decoder's layers.
         traits: layers, heads, kv heads, head dim, hidden size, vocabulary.
-        family: what is known beyond the config.
-        calibration: of the grounding flag, where one was found for this model (None: the flag's threshold is a default).
-        parent_model: the multimodal model; another than ``model`` where that is the language model inside, which some families'
-            ``generate()`` hands the merged prompt on to (BLIP-2, InstructBLIP).
+        family: facts beyond the config.
+        calibration: of the grounding flag, if one was found for this model (None: the default threshold is used).
+        parent_model: the multimodal model; different from ``model`` if that is the inner language model, to which some
+            families' ``generate()`` delegates (BLIP-2, InstructBLIP).
 
     A text-only model has no placeholders: all of its prompts are text. Of an encoder-decoder (``encoder``) the prompt is
     the decoder's ids, all text, and media stand beside them.
 
     Raises:
-        ModelError: this is no model.
+        ModelError: ``model`` is not a model.
         HookError: no decoder, or the model has no output embedding.
     """
 
@@ -96,7 +96,7 @@ class Adapter:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """By which a calibration of another model is told."""
+        """Sizes that identify the model a calibration belongs to."""
         return {"layers": self.traits.layers, "hidden": self.traits.hidden, "vocabulary": self.traits.vocab}
 
     @cached_property
@@ -110,8 +110,8 @@ class Adapter:
         return detect.attention_modules(self.decoder)
 
     def attending(self, seen: set[int]) -> set[int]:
-        """The layers whose attention must have run, where that of ``seen`` did: a decoder that reads pictures by
-        cross-attention leaves all of those layers out for a prompt without pictures."""
+        """Return the layers whose attention must have run, given that ``seen`` did: a decoder with cross-attention skips
+        all cross-attention layers for a prompt without images."""
         if self.encoder is not None:
             return set(self.attention_layers)
         cross = {i for i, m in self.attention_layers.items() if m in self._cross_attention}
@@ -123,7 +123,7 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in: the input embedding's device (``model.device`` may be ``meta`` when offloaded)."""
+        """The device for token ids: the input embedding's (``model.device`` may be ``meta`` when offloaded)."""
         return device_of(self.word_table)
 
     @property
@@ -132,7 +132,7 @@ class Adapter:
         return (self.model if self.encoder is None else self.decoder).get_input_embeddings()
 
     def table(self) -> ModuleTable:
-        """The model's modules as they are now. Hold it to keep it: the adapter only refers to it weakly."""
+        """Return the table of the model's current modules. Keep a reference: the adapter only has a weak one."""
         table = self._table()
         if table is None:
             table = ModuleTable(self.model, self.decoder, self.head)
@@ -143,16 +143,16 @@ class Adapter:
 
     @contextmanager
     def listed(self) -> Iterator[ModuleTable]:
-        """The model's modules are listed once for the whole block, and again only where one is exchanged. Not exclusive."""
+        """List the model's modules once for the whole block, and again only if one is replaced. Not exclusive."""
         with self.exclusive():
             table = self.table()
         yield table
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """This thread alone is inside the model, and its modules run uncompiled; may be nested."""
+        """Give this thread exclusive use of the model, with uncompiled modules, inside the block; may be nested."""
         with lock_of(self.decoder):
-            if self._inside:  # the lock is this thread's, so this is a block within another
+            if self._inside:  # this thread holds the lock, so this is a nested block
                 yield
                 return
             self._inside = True
@@ -165,14 +165,14 @@ class Adapter:
 
     @contextmanager
     def routed(self) -> Iterator[None]:
-        """The text stack's attention goes through limelight's function inside the block (exclusive)."""
+        """Route the text decoder's attention through limelight's function inside the block (exclusive)."""
         with self.exclusive(), switched(self.decoder, self.table().configs()):
             yield
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """No parameter asks for a gradient inside the block (exclusive: another thread's end would thaw it): a graph
-        through the model then keeps no activations for gradients of weights that nobody takes."""
+        """Disable parameter gradients inside the block, so that a graph saves no activations for unused weight gradients
+        (exclusive: another thread's exit would re-enable them)."""
         with self.exclusive():
             asking = [p for p in self.table().parameters() if p.requires_grad and not p.is_inference()]
             try:
@@ -184,7 +184,7 @@ class Adapter:
                     parameter.requires_grad_(True)
 
     def complete(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs plus what the model needs and the caller may have left out; checked.
+        """Validate the inputs and add those that the model needs and the caller may have omitted.
 
         Raises:
             PromptError: no input ids, or an empty prompt.
@@ -197,7 +197,7 @@ class Adapter:
                 hint="tokenise a non-empty prompt with the processor",
             )
         if self._takes_types and out.get("mm_token_type_ids") is None and isinstance(ids, Tensor):
-            # without them, positions (M-RoPE) and masks are silently those of plain text
+            # without them, positions (M-RoPE) and masks would silently be those of plain text
             out["mm_token_type_ids"] = detect.modality_ids(self.parent_model, {"input_ids": ids}, self.processor)
         if self.family.extra_inputs is not None:
             out.update(self.family.extra_inputs(self.model, out))
@@ -208,7 +208,7 @@ class Adapter:
         return "mm_token_type_ids" in inspect.signature(type(self.model).forward).parameters
 
     def modality_ids(self, inputs: Mapping[str, Any]) -> Tensor:
-        """int64 ``[B, T]``: index into ``MODALITIES`` of each position. A row without media is all text.
+        """Return int64 ``[B, T]``: the index into ``MODALITIES`` of each position. A row without media is all text.
 
         Raises:
             PromptError: there are media, but no row has a position for them.
@@ -223,7 +223,7 @@ class Adapter:
             raise PromptError(
                 f"no row has an image, audio or video position, although there are {', '.join(found)} "
                 f"(placeholders: {self.placeholder_names()})",
-                hint="put the picture or sound into the messages, or the model's placeholder token into the text",
+                hint="put the media into the messages, or the model's placeholder token into the text",
             )
         return ids
 
@@ -240,9 +240,9 @@ class Adapter:
     def _modalities(self, inputs: Mapping[str, Any]) -> Tensor:
         if self.encoder is not None:  # media stand beside the prompt, which is all text
             return torch.zeros_like(self.complete(inputs)[self.names.ids])
-        told = any(inputs.get(k) is not None for k in ("modality_ids", "mm_token_type_ids"))
-        known = told or self.placeholders or self.family.marked or not isinstance(inputs.get("input_ids"), Tensor)
-        # a language model inside another may be handed the other's own mask, which is no evidence of what it does with it
+        given = any(inputs.get(k) is not None for k in ("modality_ids", "mm_token_type_ids"))
+        known = given or self.placeholders or self.family.marked or not isinstance(inputs.get("input_ids"), Tensor)
+        # an inner language model may receive its parent's own mask, which does not show how it is used
         if not known and (found := detect.media_tensors(inputs)):
             raise detect.nameless(self.parent_model, found)
         ids = detect.modality_ids(self.parent_model, inputs, self.processor)
@@ -252,7 +252,7 @@ class Adapter:
         return self.family.members(tokens, ids)
 
     def spans(self, inputs: Mapping[str, Any], row: int = 0, *, length: int | None = None) -> tuple[Span, ...]:
-        """Spans of one row, a partition of its positions; ``length`` extends the last with generated text.
+        """Return the spans of one row, a partition of its positions; ``length`` extends the last with generated text.
 
         Raises:
             PromptError: see ``modality_ids``.
@@ -270,7 +270,7 @@ class Adapter:
         return detect.learned_queries(self.parent_model, self.decoder)
 
     def _seconds(self, inputs: Mapping[str, Any]) -> list[float]:
-        """Seconds of each sound (or window of one), from log-mel features ``[n, bins, frames]`` and their mask."""
+        """Return the seconds of each audio input (or window), from log-mel features ``[n, bins, frames]`` and their mask."""
         features = inputs.get("input_features")
         if self.family.seconds is not None and isinstance(features, Tensor):
             return [self.family.seconds(self.parent_model.config)] * int(features.shape[0])
@@ -287,13 +287,13 @@ class Adapter:
         return [features.shape[2] * hop / rate] * int(features.shape[0])
 
     def capture(self, inputs: Mapping[str, Any]) -> DecoderCall:
-        """Towers once; returns what the decoder is about to receive.
+        """Run the encoders once and return the decoder's inputs.
 
         Raises:
             NotFiniteError: a merged embedding is NaN or infinite.
             PromptError, NotMultimodalError: see ``modality_ids``.
-            UnsupportedError: the decoder is handed an argument whose axes nobody has declared, or features without a place;
-                or the model is in training mode, in which dropout gives another answer each time and batch norms change.
+            UnsupportedError: the decoder receives an argument whose axes are not declared, or features without a position;
+                or the model is in training mode, in which dropout randomises results and batch norms change.
         """
         if self.model.training:
             raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
@@ -303,13 +303,13 @@ class Adapter:
                 hint="only plain decoding (greedy) works on this family",
             )
         if self.encoder is None and isinstance(inputs.get("input_ids"), Tensor) and inputs["input_ids"].ndim == 2:
-            self.modality_ids(inputs)  # media that went nowhere are told before the model trips over them
+            self.modality_ids(inputs)  # report media without positions before the model fails on them
         given = {k: v for k, v in self.complete(inputs).items() if k != "modality_ids"}
-        if given.get(self.names.embeds) is not None:  # merged already; the ids beside them only tell what is where
+        if given.get(self.names.embeds) is not None:  # already merged; the ids only determine modalities
             given.pop(self.names.ids, None)
         if self.encoder is not None:
             given = self.encoder.encoded(self.model, given)
-        with self.routed(), no_attention_hooks():  # towers inside the decoder are none of a hook's business
+        with self.routed(), no_attention_hooks():  # hooks must not act on encoders inside the decoder
             known = reaches(self.decoder.config)
             call = capture(self.model, self.decoder, given, known, lambda: self._modalities(inputs) > 0,
                            self.names, self._words_of)  # fmt: skip
@@ -317,14 +317,14 @@ class Adapter:
                 call = call.of_encoder(self.encoder, given)
         if not bool(torch.isfinite(call.embeds).all()):
             raise NotFiniteError(
-                "the merged embeddings hold NaN or infinity",
+                "the merged embeddings contain NaN or infinity",
                 hint="check the checkpoint's weights and the media; in float16 try bfloat16 or float32",
             )
         return call
 
     def hidden(self, call: DecoderCall, embeds: Tensor | None = None) -> Tensor:
-        """Last hidden states ``[B, T, D]`` (after the final norm) of an uncached decoder run; zeros at positions that are
-        in front of the prompt's own."""
+        """Run the decoder without a cache and return the last hidden states ``[B, T, D]`` (after the final norm), with
+        zeros at positions before the prompt's own."""
         with self.routed():
             out = self.decoder(use_cache=False, **call.arguments(embeds))
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
@@ -334,12 +334,12 @@ class Adapter:
         return torch.nn.functional.pad(hidden, (0, 0, call.front, 0)) if call.front else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states, with the family's scale and soft-cap."""
+        """Compute the logits of hidden states, with the family's scale and soft-cap."""
         return self.head_scalars(self.head(hidden).to(hidden.device))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings ``[B, n, D]`` of token ids, as the decoder would receive them; with what
-        else enters at a token behind them (:mod:`limelight.models.inputs.side_features`)."""
+        """Return the input embeddings ``[B, n, D]`` of token ids as the decoder receives them, followed by the tokens' side
+        features (:mod:`limelight.models.inputs.side_features`)."""
         out: Tensor = self._words_of(ids)
         for embedded in self._embedders:
             out = embedded(ids, out)
@@ -356,7 +356,7 @@ class Adapter:
         return embedders(self.parent_model, self.decoder)
 
     def tokens(self, ids: Tensor | Sequence[int]) -> tuple[str, ...]:
-        """Spelling of each id of one row (the id itself in brackets without a tokenizer)."""
+        """Return the text of each id of one row (the id in brackets without a tokenizer)."""
         values = [int(i) for i in ids]
         if self.tokenizer is None:
             return tuple(f"<{i}>" for i in values)
@@ -369,12 +369,12 @@ class Adapter:
         *,
         regions: bool = True,
     ) -> Prompt:
-        """Messages (the Hugging Face chat format, pictures and sounds as objects or files) to one row of tensors;
-        ``regions``: with the part of the originals that each span shows. See :func:`limelight.models.prompts.prepare`."""
+        """Convert messages (Hugging Face chat format, media as objects or files) to one row of tensors; ``regions``: with
+        the part of the originals that each span covers. See :func:`limelight.models.prompts.prepare`."""
         return prompts.prepare(self, messages, media, regions=regions)
 
     def words(self, inputs: Mapping[str, Any], row: int = 0) -> tuple[str, ...]:
-        """Spelling of one row's prompt, placeholders by their modality."""
+        """Return the token texts of one row's prompt, with placeholders replaced by their modality."""
         ids = inputs[self.names.ids][row]
         kinds = self._modalities(inputs)[row]
         words = self.tokens(ids)
@@ -389,5 +389,5 @@ class Adapter:
 
 
 def wrap(model: Any, processor: Any = None) -> Adapter:
-    """An Adapter of a model that is already loaded (an Adapter is returned as it is)."""
+    """Return an Adapter of a loaded model (an Adapter is returned unchanged)."""
     return model if isinstance(model, Adapter) else Adapter(model, processor)

@@ -1,6 +1,6 @@
-"""What a config and a processor can tell: the decoder, its heads, the head's scalars, and which token is what.
+"""Detection from config and processor: the decoder, its heads, the output head's scalars, and placeholder tokens.
 
-Nothing here looks at class names. What cannot be told this way goes into a file of ``families``.
+Class names are never used. What cannot be detected this way is declared in a file of ``families``.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class DecoderTraits:
     each: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def group(self, layer: int) -> int:
-        """Query heads a key/value head of one layer."""
+        """Return the number of query heads per key/value head of one layer."""
         heads, kv_heads, _ = self.each.get(layer, (self.heads, self.kv_heads, 0))
         return heads // kv_heads
 
 
 def find_decoder(model: nn.Module) -> nn.Module:
-    """The module that owns the text stack's ``layers``: get_decoder(), then down.
+    """Return the module with the text decoder's ``layers``, searching from get_decoder() downwards.
 
     Raises:
         HookError: there is no such module.
@@ -76,7 +76,7 @@ def find_decoder(model: nn.Module) -> nn.Module:
             found = unwrapped(module)
             return found if isinstance(found, nn.Module) else module
     raise HookError(
-        f"{type(model).__name__} has no decoder with a ModuleList `layers` whose attention knows its layer_idx",
+        f"{type(model).__name__} has no decoder with a ModuleList `layers` whose attention has a layer_idx",
         hint="pass a transformers generation model (…ForConditionalGeneration), not a base model or a wrapper",
     )
 
@@ -113,7 +113,7 @@ def attention_modules(decoder: nn.Module) -> dict[int, nn.Module]:
 
 
 def decoder_traits(model: nn.Module, decoder: nn.Module) -> DecoderTraits:
-    """Sizes read off the attention modules (configs keep values their models do not use)."""
+    """Read the sizes from the attention modules (configs may contain values that the model does not use)."""
     config: Any = getattr(decoder, "config", None) or model.config
     config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     each = {layer: _head_sizes(module, config) for layer, module in sorted(attention_modules(decoder).items())}
@@ -123,7 +123,7 @@ def decoder_traits(model: nn.Module, decoder: nn.Module) -> DecoderTraits:
 
 
 def _head_sizes(module: Any, config: Any) -> tuple[int, int, int]:
-    """(query heads, key/value heads, size of a value head) of one attention module."""
+    """Return (query heads, key/value heads, size of a value head) of one attention module."""
     width = next((int(c.in_features) for n, c in module.named_children() if n in ("o_proj", "out_proj", "dense")), 0)
     dim = getattr(module, "head_dim", None) or getattr(module, "v_head_dim", None)
     heads = width // int(dim) if dim and width else int(config.num_attention_heads)
@@ -136,11 +136,11 @@ def _head_sizes(module: Any, config: Any) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class HeadScalars:
-    """What happens to the logits after the output embedding: ``cap * tanh(scale * l / cap)``.
+    """Scaling of the logits after the output embedding: ``cap * tanh(scale * l / cap)``.
 
-    ``rule`` (of relevance) says how a gradient passes the cap: ``(z, value) -> value``. ``divisor``: the model divides
-    by it where ``scale`` is its inverse (the two differ in the last bit). ``barred``: ids whose logit the model sets to
-    the lowest number (image codes, where only words are to be said).
+    ``rule``: relevance rule for the gradient through the cap, ``(z, value) -> value``. ``divisor``: the model divides by
+    it, and ``scale`` is its inverse (the two differ in the last bit). ``barred``: ids whose logit the model sets to the
+    minimum (image codes, in text generation).
     """
 
     scale: float = 1.0
@@ -166,13 +166,13 @@ _SCALARS: WeakKeyDictionary[nn.Module, HeadScalars] = WeakKeyDictionary()
 
 
 def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: Iterable[int] = ()) -> HeadScalars:
-    """What the model does to the head's output: what its config names, kept only if the model really does it.
+    """Return the scalars named in the config, restricted to those that the model actually applies to its logits.
 
-    A config may carry a scale that a wrapper class never applies, so one text token (not in ``avoid``) is run through
-    the model and compared, once a model, where the config names anything.
+    A config may contain a scale that a wrapper class never applies, so one text token (not in ``avoid``) is run through
+    the model and compared, once per model, if the config names any.
 
     Raises:
-        HookError: the model does something else with its logits.
+        HookError: the model processes its logits in some other way.
     """
     config: Any = decoder.config
     scale, by, cap = (_named(config, n) for n in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
@@ -194,13 +194,13 @@ def head_scalars(model: nn.Module, decoder: nn.Module, head: nn.Module, avoid: I
     finally:
         handle.remove()
     if not bool(torch.isfinite(want).all()):
-        return HeadScalars(cap=cap)  # whoever uses the logits says so
-    slack = 1e-5 if want.dtype in (torch.float32, torch.float64) else 2e-2
+        return HeadScalars(cap=cap)  # users of the logits raise an error
+    tolerance = 1e-5 if want.dtype in (torch.float32, torch.float64) else 2e-2
     lowest = (want == torch.finfo(want.dtype).min).all(0).nonzero()[:, 0]
     barred = lowest if len(lowest) else None
     for candidate in (HeadScalars(s, c, None, d, barred) for c in dict.fromkeys((cap, None)) for s, d in scales):
         got = candidate(kept[-1][:, -1]) if kept else want + 1
-        if torch.allclose(got.float(), want.float(), rtol=slack, atol=slack):
+        if torch.allclose(got.float(), want.float(), rtol=tolerance, atol=tolerance):
             _SCALARS[model] = candidate
             return candidate
     raise HookError(
@@ -216,8 +216,8 @@ def _named(config: Any, name: str) -> float | None:
 
 
 def placeholder_ids(model: nn.Module, processor: Any = None) -> dict[int, Modality]:
-    """Token id -> modality, from the config (sub-configs included), then the processor; empty where neither names one
-    (a text-only model, or one whose ``modality_ids`` must be given)."""
+    """Map placeholder token ids to modalities, from the config (sub-configs included), then the processor; empty if
+    neither names one (a text-only model, or one whose ``modality_ids`` must be passed)."""
     found: dict[int, Modality] = {}
     configs = [model.config, getattr(model.config, "thinker_config", None)]
     for config in [c for c in configs if c is not None]:
@@ -226,14 +226,14 @@ def placeholder_ids(model: nn.Module, processor: Any = None) -> dict[int, Modali
             value = getattr(getattr(config, key, None), f"{modality}_token_id", None)
             if isinstance(value, int) and value >= 0:
                 found.setdefault(value, modality)
-    # A processor speaks only where the config is silent: Gemma3's calls the start-of-image token image_token_id.
-    told = set(found.values())
-    found |= {i: m for i, m in _named_ids(processor).items() if i not in found and m not in told}
+    # The processor is used only for modalities missing in the config: Gemma3's names the start-of-image token image_token_id.
+    known = set(found.values())
+    found |= {i: m for i, m in _named_ids(processor).items() if i not in found and m not in known}
     return found
 
 
 def _named_ids(source: Any) -> dict[int, Modality]:
-    """Token id -> modality of the placeholders that a config or a processor names."""
+    """Map token ids to modalities for the placeholders named by a config or processor."""
     found: dict[int, Modality] = {}
     for modality, names in _ID_NAMES.items():
         for name in names:
@@ -250,23 +250,23 @@ MODALITY_IDS = (
 
 
 def known_tokens(tokenizer: Any) -> int | None:
-    """Ids from here on have no token in the tokenizer (rows of the embeddings beyond are padding); None: not known."""
+    """Return the first id without a token in the tokenizer (further rows of the embeddings are padding), or None."""
     vocabulary = getattr(tokenizer, "get_vocab", None)
     return max(vocabulary().values(), default=-1) + 1 or None if vocabulary is not None else None
 
 
 def nameless(model: nn.Module, media: Iterable[str]) -> NotMultimodalError:
-    """The error of a model that was given media, and of which it cannot be told where they went."""
+    """Build the error for a model that was given media whose positions cannot be detected."""
     return NotMultimodalError(
-        f"{type(model).__name__} names no image, audio or video token in its config or processor, so it cannot be told "
-        f"which positions {', '.join(media)} went to",
-        hint=f"pass {MODALITY_IDS}; where generate() hands on to the language model inside, "
+        f"{type(model).__name__} names no image, audio or video token in its config or processor, so the positions of "
+        f"{', '.join(media)} cannot be detected",
+        hint=f"pass {MODALITY_IDS}; where generate() delegates to an inner language model, "
         "custom_generate(strategy, parent_model=model)",
     )
 
 
 def media_tensors(inputs: Mapping[str, Any]) -> list[str]:
-    """Names of inputs that carry pictures or sound: pixels, features, their encodings, ready-made embeddings."""
+    """Return the names of inputs that contain media: pixels, features, their encodings, or prepared embeddings."""
     words = ("mask", "position", "cache", "past_key_values")
     return [
         k
@@ -277,11 +277,11 @@ def media_tensors(inputs: Mapping[str, Any]) -> list[str]:
 
 
 def _checked(given: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """A caller's ``modality_ids`` as int64."""
+    """Validate a caller's ``modality_ids`` and return them as int64."""
     whole = next((x for x in (inputs.get("inputs_embeds"), inputs.get("input_ids")) if isinstance(x, Tensor)), given)
     if given.ndim != 2 or given.shape != whole.shape[:2]:
         raise PromptError(
-            f"modality_ids {tuple(given.shape)} do not fit a prompt of {tuple(whole.shape[:2])}",
+            f"modality_ids {tuple(given.shape)} do not match a prompt of {tuple(whole.shape[:2])}",
             hint="one entry for each row and position",
         )
     ids = given.long()
@@ -294,15 +294,15 @@ def _checked(given: Tensor, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = None) -> Tensor:
-    """int64 ``[B, T]``, index into ``MODALITIES``: where each position comes from.
+    """Return the modality of each position: int64 ``[B, T]``, indices into ``MODALITIES``.
 
-    Order of evidence: a mask from the caller (``modality_ids``), the processor's own (:mod:`limelight.models.inputs.position_mask`),
+    Sources, in order: the caller's mask (``modality_ids``), the processor's (:mod:`limelight.models.inputs.position_mask`),
     its ``mm_token_type_ids``, token ids. A prompt without media is all 0.
 
     Raises:
-        PromptError: there is no evidence, or the caller's mask is no such mask, or of another shape than ids or embeddings.
-        NotMultimodalError: neither config nor processor names a placeholder, and there are media, or embeddings that may
-            hold some.
+        PromptError: there is no source, or the caller's mask is invalid or does not match the shape of ids or embeddings.
+        NotMultimodalError: neither config nor processor names a placeholder, but there are media, or embeddings that may
+            contain them.
     """
     given = inputs.get("modality_ids")
     if isinstance(given, Tensor):
@@ -310,8 +310,8 @@ def modality_ids(model: nn.Module, inputs: Mapping[str, Any], processor: Any = N
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor):
         raise PromptError(
-            "cannot tell which positions are perceptual without input_ids",
-            hint=f"pass input_ids beside inputs_embeds, or {MODALITY_IDS}",
+            "cannot detect the media positions without input_ids",
+            hint=f"pass input_ids together with inputs_embeds, or {MODALITY_IDS}",
         )
     if (marked := places(inputs)) is not None:
         return marked
@@ -331,10 +331,10 @@ _QUERIES = re.compile(r"(^|\.)(latents|latent_query|quer(y|ies)(_tokens)?|query_
 
 
 def learned_queries(model: Any, decoder: Any) -> tuple[int, bool] | None:
-    """How many positions a resampler makes of a picture by learned queries that attend to all of it (Q-Former, perceiver,
-    attention pooling), and whether these have places of their own on a grid; None without one.
+    """Return the number of a resampler's learned queries per image, which attend to all of it (Q-Former, perceiver,
+    attention pooling), and whether they have grid positions; None without a resampler.
 
-    The fewest, where there are several sets.
+    The smallest number, if there are several sets.
     """
     text = {id(p) for p in decoder.parameters()}
     found = [

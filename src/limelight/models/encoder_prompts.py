@@ -57,7 +57,7 @@ def prepare(
     if counts != {encoder.kind: 1}:
         told = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"
         raise MediaError(
-            f"{type(adapter.model).__name__} reads one {encoder.kind}, the messages hold {told}",
+            f"{type(adapter.model).__name__} reads one {encoder.kind}, the messages contain {told}",
             hint=f"media={{{encoder.kind!r}: file}}; ask several one by one, or with generate_many",
         )
     words = " ".join(i["text"].strip() for t in turns for i in t["content"] if i["type"] == "text").strip()

@@ -1,4 +1,4 @@
-"""Loading: a shipped miniature, a checkpoint folder, a name of the Hub, or a family's own layout."""
+"""Loading a shipped miniature, a checkpoint folder, a Hub name, or a checkpoint in a family's own layout."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio"}
 
 
 def packaged(name: str) -> Path:
-    """Folder of a model that ships with the library.
+    """Return the folder of a model shipped with the library.
 
     Raises:
-        ModelError: there is none of that name.
+        ModelError: unknown name.
     """
     root = Path(__file__).resolve().parents[1]
     folder = root / PACKAGED.get(name, "")
@@ -154,7 +154,7 @@ def _ready(model: Any, processor: Any, device: str | None) -> Adapter:
 
 
 def _checked(dtype: torch.dtype | str, device: str | None, kwargs: dict[str, Any]) -> torch.dtype | str:
-    """The dtype to load in; raises SettingError for settings that are unknown or exclude each other."""
+    """Return the dtype to load in; raises SettingError for unknown or mutually exclusive settings."""
     unknown = sorted(set(kwargs) - HUB - MODEL - {"torch_dtype"})
     if unknown:
         near = get_close_matches(unknown[0], [*HUB, *MODEL, "dtype", "device"], n=1)
@@ -167,16 +167,16 @@ def _checked(dtype: torch.dtype | str, device: str | None, kwargs: dict[str, Any
     old = kwargs.pop("torch_dtype", None)
     if old is not None and dtype not in ("auto", old):
         raise SettingError(
-            f"dtype={dtype} and torch_dtype={old} exclude each other", hint="torch_dtype is dtype's old name"
+            f"dtype={dtype} and torch_dtype={old} are mutually exclusive", hint="torch_dtype is the old name of dtype"
         )
     if device is not None and kwargs.get("device_map") is not None:
         raise SettingError(
-            f"device={device!r} and device_map={kwargs['device_map']!r} exclude each other",
+            f"device={device!r} and device_map={kwargs['device_map']!r} are mutually exclusive",
             hint="device moves the whole model, device_map places its parts: keep one of them",
         )
     if device is not None and kwargs.get("quantization_config") is not None:
         raise SettingError(
-            "a quantised model cannot be moved by device=", hint=f"place it while it is loaded: device_map={device!r}"
+            "a quantised model cannot be moved with device=", hint=f"place it while loading: device_map={device!r}"
         )
     return dtype if old is None else old
 
@@ -193,14 +193,14 @@ def _local(name: str | Path) -> str | Path:
 def _published(
     source: str | Path, kwargs: Mapping[str, Any], processor_kwargs: Mapping[str, Any] | None
 ) -> tuple[Published | Convertible, Path] | None:
-    """How a checkpoint in a family's own layout is loaded, and its folder; or None."""
+    """Return the loader of a checkpoint in a family's own layout and its folder, or None."""
     hub = {k: v for k, v in kwargs.items() if k in HUB}
     lost = [*(k for k in kwargs if k not in HUB), *(["processor_kwargs"] if processor_kwargs else [])]
 
     def takes(way: Published | Convertible) -> None:
         if lost and not isinstance(way, Convertible):
             raise SettingError(
-                f"{str(source)!r} has a layout of its own, which limelight reads itself, without {', '.join(lost)}",
+                f"{str(source)!r} has its own layout, whose loader does not support {', '.join(lost)}",
                 hint="leave them out; dtype, device and the Hub's settings work",
             )
 
@@ -218,7 +218,7 @@ def _published(
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, **hub)
     except (OSError, ValueError, KeyError):
-        return None  # the ordinary way says what is wrong
+        return None  # the ordinary loading path raises the error
     way = next((w for w in ways if w.claims(None, config)), None)
     if way is None:
         return None
@@ -253,12 +253,12 @@ def _model_class(config: Any) -> Any:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise NotFiniteError, naming the parameter, when a weight is NaN or infinite."""
+    """Raise NotFiniteError, naming the parameter, if a weight is NaN or infinite."""
     for name, parameter in model.named_parameters():
-        if parameter.device.type == "meta":  # offloaded: whoever uses it says so
+        if parameter.device.type == "meta":  # offloaded: checked where it is used
             continue
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise NotFiniteError(
-                f"the weight {name} holds NaN or infinity",
+                f"the weight {name} contains NaN or infinity",
                 hint="the checkpoint is damaged or was cast to a type that is too small; load it again with another dtype",
             )

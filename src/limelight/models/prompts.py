@@ -1,4 +1,4 @@
-"""From messages to one row of tensors, by the model's own chat template and processor."""
+"""Converting messages to one row of tensors with the model's chat template and processor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NAMES = {  # in the chat formats of Hugging Face and OpenAI
     "image_url": "image", "input_image": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video",
     "input_video": "video", "input_text": "text", "output_text": "text",
 }  # fmt: skip
-SHORT = 0.2  # seconds of sound that may be too few for one position
+SHORT = 0.2  # seconds of audio that may be too short for one position
 
 
 class Reader(Protocol):
@@ -65,20 +65,20 @@ def prepare(
     *,
     regions: bool = True,
 ) -> Prompt:
-    """Messages in the Hugging Face chat format, or one user's words; media in the messages, beside them, or none.
+    """Prepare messages in the Hugging Face chat format, or one user message as text, with optional media.
 
     A content item is ``{"type": "image", "image": object or file}`` (likewise audio, video) or ``{"type": "text", ...}``;
-    OpenAI's ``image_url``, ``input_audio``, ``audio_url`` and ``video_url`` are read too. Media beside the messages are
-    ``{"image": x or [x, ...], ...}`` or anything whose kind can be told (:mod:`limelight.media.arguments`); they fill the
-    items that name no object (``{"type": "image"}``), and the rest stands in front of the last user turn's words.
-    Media are decoded once: ``Prompt.media`` holds them as the model was given them, RGB pictures, ``(samples, rate)`` and
-    :class:`Clip`. Files are decoded in this process; see :mod:`limelight.media.worker` for files of strangers. With
-    ``regions`` the spans say which part of the originals they show, which costs a few runs more of the processor for the
-    first prompt with media of these sizes (:mod:`limelight.models.regions`).
+    OpenAI's ``image_url``, ``input_audio``, ``audio_url`` and ``video_url`` are accepted too. ``media`` are
+    ``{"image": x or [x, ...], ...}`` or values whose kind can be detected (:mod:`limelight.media.arguments`); they fill the
+    items without an object (``{"type": "image"}``), and the rest is placed before the last user turn's text. Media are
+    decoded once: ``Prompt.media`` contains them as passed to the model, as RGB images, ``(samples, rate)`` and
+    :class:`Clip`. Files are decoded in this process; see :mod:`limelight.media.worker` for untrusted files. With
+    ``regions``, spans contain the part of the originals that they cover, which costs a few more runs of the processor for
+    the first prompt with media of these sizes (:mod:`limelight.models.regions`).
 
     Raises:
-        PromptError: nothing was asked, or the processor's placeholders do not match the media.
-        MediaError: media whose kind cannot be told, or that cannot be read; see :mod:`limelight.media.image`.
+        PromptError: the prompt is empty, or the processor's placeholders do not match the media.
+        MediaError: media whose kind cannot be detected, or that cannot be read; see :mod:`limelight.media.image`.
     """
     if adapter.processor is None:
         raise PromptError(
@@ -97,8 +97,8 @@ def prepare(
     if unfit:
         raise MediaError(
             f"{type(adapter.model).__name__} takes {', '.join(_accepted(adapter)) or 'text'}, "
-            f"the messages hold {', '.join(unfit)}",
-            hint="pass media of a kind the model was made for",
+            f"the messages contain {', '.join(unfit)}",
+            hint="pass media of a kind the model supports",
         )
     rate = sampling_rate(adapter)
     found["image"] = [read_image(i) for i in found["image"]]
@@ -112,7 +112,7 @@ def prepare(
         if found[kind] and kind not in present and not (kind == "video" and "image" in present):
             raise PromptError(
                 f"the prompt has no {kind} position although {len(found[kind])} {kind} was given",
-                hint="the chat template leaves it out; put the model's placeholder into the words",
+                hint="the chat template omits it; put the model's placeholder into the text",
             )
     spans = adapter.spans(tensors)
     if regions:
@@ -123,7 +123,7 @@ def prepare(
 
 
 def _present(adapter: Reader, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:
-    """The modalities that have a position."""
+    """Return the modalities that have a position."""
     try:
         return {MODALITIES[i] for i in set(adapter.modality_ids(tensors).flatten().tolist())}
     except PromptError as error:
@@ -131,12 +131,12 @@ def _present(adapter: Reader, tensors: Mapping[str, Any], found: Mapping[str, li
         if shortest >= SHORT:
             raise
         raise MediaError(
-            f"a sound of {shortest:.3f} s is too short: the model makes no position of it", hint="pass a longer sound"
+            f"audio of {shortest:.3f} s is too short: the model has no position for it", hint="pass longer audio"
         ) from error
 
 
 def as_messages(messages: Sequence[Message] | Message | str, media: Any) -> list[dict[str, Any]]:
-    """The chat format, with the media that stand beside the messages put where they belong."""
+    """Normalise to the chat format, inserting the separately given media into the messages."""
     check_one(messages)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
@@ -153,7 +153,7 @@ def as_messages(messages: Sequence[Message] | Message | str, media: Any) -> list
         out.append({"role": message.get("role", "user"), "content": _items(message["content"])})
     users = [m for m in out if m["role"] == "user"]
     if not users:
-        raise PromptError("the messages hold no user turn", hint="add {'role': 'user', 'content': [...]}")
+        raise PromptError("the messages contain no user turn", hint="add {'role': 'user', 'content': [...]}")
     loose = by_kind(media)
     for message in out:
         message["content"] = [_filled(i, loose) for i in message["content"]]
@@ -175,7 +175,7 @@ def check_one(messages: Any) -> None:
 
 
 def _items(content: Any) -> list[dict[str, Any]]:
-    """The items of a message's content; bare words and bare media get their type."""
+    """Return the items of a message's content; bare text and bare media get their type."""
     if content is None:
         return []
     items = []
@@ -192,13 +192,13 @@ def _items(content: Any) -> list[dict[str, Any]]:
 
 
 def _kind(content: Mapping[str, Any]) -> str:
-    """``text`` or a modality, from the names in use for a content item's type."""
+    """Return ``text`` or a modality, from the accepted names of a content item's type."""
     named = str(content.get("type", "text"))
     return _NAMES.get(named, named)
 
 
 def _source(content: Mapping[str, Any], kind: str) -> Any:
-    """What a content item shows or plays; None where it leaves that to the media beside the messages."""
+    """Return the media object of a content item, or None if it is to be taken from the separately given media."""
     names = (kind, "path", "url", f"{kind}_url", f"input_{kind}", "base64", "data")
     name = next((n for n in names if content.get(n) is not None), None)
     if name is None:
@@ -214,7 +214,7 @@ def _filled(content: dict[str, Any], loose: dict[str, list[Any]]) -> dict[str, A
 
 
 def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
-    """Turns with bare placeholders, and the media in order."""
+    """Split messages into turns with bare placeholders, and the media in order."""
     found: dict[str, list[Any]] = {m: [] for m in _MEDIA_KINDS}
     turns = []
     for message in messages:
@@ -239,7 +239,7 @@ def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict
 
 
 def _accepted(adapter: Reader) -> tuple[str, ...]:
-    """Kinds of media that the processor reads. Frames may have a token of their own, or be pictures (SmolVLM, InternVL)."""
+    """Return the media kinds that the processor accepts. Frames may have their own token, or be images (SmolVLM, InternVL)."""
     processor = adapter.processor
     parts = {
         "image": ("image_processor",),
@@ -255,7 +255,7 @@ def _accepted(adapter: Reader) -> tuple[str, ...]:
 
 
 def sampling_rate(adapter: Reader) -> int:
-    """Hz that the model's feature extractor works at."""
+    """Return the sampling rate of the model's feature extractor in Hz."""
     processor = adapter.processor
     extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
     return int(getattr(extractor, "sampling_rate", 16000))
@@ -264,7 +264,7 @@ def sampling_rate(adapter: Reader) -> int:
 def _tensors(
     adapter: Reader, turns: list[dict[str, Any]], found: dict[str, list[Any]]
 ) -> tuple[dict[str, Any], Process]:
-    """The processor's output on the model's device, and the processor for other media in the same prompt."""
+    """Return the processor's output on the model's device, and a function that processes other media in the same prompt."""
     processor = adapter.processor
     text = rendered(adapter, turns)
     arguments: dict[str, Any] = {}
@@ -293,7 +293,7 @@ def _tensors(
         if machine_failed(error):
             raise
         raise PromptError(
-            f"the model's processor refused the prompt: {error}",
+            f"the model's processor rejected the prompt: {error}",
             hint="check number and kind of media against the placeholders",
         ) from error
     if found["audio"]:
@@ -317,8 +317,8 @@ def _tensors(
 
 
 def whole_patch(clip: Clip, processor: Any) -> Clip:
-    """A film of at least as many frames as the model takes in at once: the last frame is shown on, as Qwen2-VL's own
-    processor does (Qwen3-VL's refuses)."""
+    """Extend a clip to the model's minimum number of frames by repeating the last one, as Qwen2-VL's own processor does
+    (Qwen3-VL's raises an error)."""
     lost = int(getattr(processor, "temporal_patch_size", None) or 1) - len(clip)
     if lost <= 0:
         return clip

@@ -1,7 +1,7 @@
-"""Which part of the originals the spans of a prompt show: the processor is handed charts, and spans meet its tiles.
+"""Mapping spans to regions of the original media, by running the processor on test charts and matching its tiles.
 
-See :mod:`limelight.media.geometry` for the charts. A span's region is None where that does not come out: a resampler whose
-queries look anywhere, tiles that do not pair up with the spans, a processor whose output is not linear in the picture.
+See :mod:`limelight.media.geometry` for the charts. A span's region is None if it cannot be determined: a resampler whose
+queries attend anywhere, tiles that do not match the spans, a processor whose output is not linear in the image.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from limelight.media import geometry
 from limelight.media.geometry import Tile
 from limelight.types import Box, Clip, Interval, Region, Span
 
-# What the processor makes of other media in the same prompt: (images, videos [T, H, W, 3]) -> its output.
+# Runs the processor on other media in the same prompt: (images, videos [T, H, W, 3]) -> its output.
 Process = Callable[[list[Any], list[Any]], Mapping[str, Any]]
-KEPT = 32  # shapes of prompts whose charts an adapter remembers
-EMPTY: Box = (0.0, 0.0, 0.0, 0.0)  # of a tile that holds nothing but padding
-ENTRIES = 128  # of each flattened patch that are looked at
+KEPT = 32  # number of prompt shapes whose charts an adapter caches
+EMPTY: Box = (0.0, 0.0, 0.0, 0.0)  # the box of a tile that contains only padding
+ENTRIES = 128  # entries sampled from each flattened patch
 _REFUSALS = (LimelightError, ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Original:
-    """A picture or a film as the processor gets it: (width, height), and the number of frames (0: a picture)."""
+    """An image or a video as passed to the processor: (width, height), and the number of frames (0: an image)."""
 
     size: tuple[int, int]
     frames: int = 0
@@ -42,11 +42,11 @@ def originals(pictures: Sequence[Image.Image], clips: Sequence[Clip]) -> list[Or
 
 
 def located(spans: tuple[Span, ...], process: Process, media: Sequence[Original], adapter: Any) -> tuple[Span, ...]:
-    """The spans of one prompt, each picture's and film's with its region where it can be told.
+    """Return the spans of one prompt, with regions set for images and videos where they can be determined.
 
     Args:
-        media: all pictures, then all films, in the order of the prompt.
-        adapter: remembers what the charts showed, by the sizes of the media.
+        media: all images, then all videos, in the order of the prompt.
+        adapter: caches the tiles by the sizes of the media.
     """
     if not media:
         return spans
@@ -62,7 +62,7 @@ def located(spans: tuple[Span, ...], process: Process, media: Sequence[Original]
         mine = [s for s in spans if s.modality == modality]
         for name in names:
             regions = _matched(mine, found[name], media, adapter.family.whole_last)
-            if adapter.resampler is not None:  # each query looks anywhere, so that a grid of them shows no cells
+            if adapter.resampler is not None:  # queries attend anywhere, so a grid of them has no spatial meaning
                 regions = [None if s.grid is not None else r for s, r in zip(mine, regions, strict=True)]
             if any(regions):
                 by_start = {s.start: r for s, r in zip(mine, regions, strict=True)}
@@ -72,7 +72,7 @@ def located(spans: tuple[Span, ...], process: Process, media: Sequence[Original]
 
 
 def tiles(process: Process, media: Sequence[Original], adapter: Any) -> dict[str, list[Tile]]:
-    """The tiles of every tensor of the output that holds pixels, in order; {} where the charts cannot be read."""
+    """Return the tiles of every pixel tensor of the processor's output, in order; {} if the charts cannot be processed."""
     names = [*geometry.RAMPS, *(["which"] if len(media) > 1 else [])]
     if any(1 < m.frames <= geometry.MOST_LEVELS for m in media):
         names.append("when")
@@ -82,7 +82,7 @@ def tiles(process: Process, media: Sequence[Original], adapter: Any) -> dict[str
             drawn = [_chart(name, m, i, len(media)) for i, m in enumerate(media)]
             pictures = [Image.fromarray(d[0]) for d, m in zip(drawn, media, strict=True) if not m.frames]
             outputs[name] = process(pictures, [d for d, m in zip(drawn, media, strict=True) if m.frames])
-    except _REFUSALS:  # the real media went through: what it is about the charts is not known, so neither is the place
+    except _REFUSALS:  # the real media were accepted, the charts were not: regions stay unknown
         return {}
     out: dict[str, list[Tile]] = {}
     for key in sorted(outputs["dark"], key=lambda k: (not k.startswith("pixel_values"), k)):
@@ -99,7 +99,7 @@ def tiles(process: Process, media: Sequence[Original], adapter: Any) -> dict[str
 
 
 def _chart(name: str, original: Original, index: int, count: int) -> Any:
-    """A chart for each frame of one original, ``[max(1, frames), height, width, 3]``."""
+    """Return a chart for each frame of one original, ``[max(1, frames), height, width, 3]``."""
     frames = max(1, original.frames)
     if name == "which":
         drawn = [geometry.flat(geometry.level(index, count), original.size)] * frames
@@ -119,7 +119,7 @@ def _arrays(value: Any) -> list[geometry.Array]:
 
 
 def _thin(array: Any) -> geometry.Array:
-    """What is needed of an output: charts are grey, so one channel tells all; of a patch, entries all over it."""
+    """Reduce an output to what is needed: one channel, as charts are grey, and a sample of each patch's entries."""
     if array.ndim >= 4 and array.shape[-3] == 3:
         array = array[..., :1, :, :]
     elif array.ndim >= 4 and array.shape[-1] == 3:
@@ -193,7 +193,7 @@ def _pictures(readings: Mapping[str, geometry.Array], media: Sequence[Original])
 def _matched(
     spans: Sequence[Span], found: Sequence[Tile], media: Sequence[Original], whole_last: bool
 ) -> list[Region | None]:
-    """A region for every span of one modality."""
+    """Return a region for every span of one modality."""
     shown = [t for t in found if t.medium is not None]
     unknown: list[Region | None] = [None] * len(spans)
     laid = [i for i, s in enumerate(spans) if s.grid is not None]
@@ -264,7 +264,7 @@ def _boxes(group: Sequence[Tile]) -> list[Box]:
 def _joined(
     one: Span, two: Span, group: Sequence[Tile], media: Sequence[Original], whole_last: bool
 ) -> list[Region | None]:
-    """A picture as a whole and its tiles joined into one grid; padding at the grid's edges has no positions."""
+    """Return the regions of an image's overview and of its tiles joined into one grid, without padding at the edges."""
     base, tiled = (two, one) if whole_last else (one, two)
     first, rest = group[0], _boxes(group[1:])
     across, down = geometry.lines(rest, 0), geometry.lines(rest, 1)
@@ -282,8 +282,8 @@ def _joined(
 
 
 def _together(span: Span, group: Sequence[Tile], media: Sequence[Original], every: Sequence[Box]) -> Region | None:
-    """One span for all tiles of an original, which its grid does not lay out; ``every``: with empty ones, where the states
-    of the tiles are beside the prompt."""
+    """Return the region of one span that covers all tiles of an original without a tile grid; ``every``: all tiles with
+    empty ones, for cross-attention states."""
     boxes = _boxes(group)
     canvas = geometry.union(boxes)
     if len(boxes) == 1 or span.grid is None or span.grid == (1, 1):
@@ -292,7 +292,7 @@ def _together(span: Span, group: Sequence[Tile], media: Sequence[Original], ever
 
 
 def timed(spans: tuple[Span, ...], durations: Sequence[float]) -> tuple[Span, ...]:
-    """The spans, those of sound with where they begin in it, where their positions' length in time is known."""
+    """Return the spans, with the intervals of audio spans set if the duration of their positions is known."""
     sounds = [s for s in spans if s.modality == "audio"]
     each = [s.seconds for s in sounds if s.seconds is not None]
     if not sounds or len(each) != len(sounds):

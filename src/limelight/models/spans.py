@@ -1,4 +1,4 @@
-"""From "which position is what" to spans with a layout: pictures as grids, sound as seconds, video as frames."""
+"""Converting modality ids to spans with a layout: images as grids, audio in seconds, video as frames."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from limelight.types import MODALITIES, Modality, Span
 
 Size = tuple[int, int]
-# Lays out one run of image or video positions: (run, config, sizes (height, width) of the pictures to come, from which
-# it takes those it has laid out) -> spans.
+# Lays out one run of image or video positions: (run, config, queue of the sizes (height, width) of the remaining images,
+# from which it removes those it has laid out) -> spans.
 Pictures = Callable[[Span, Any, deque[Size]], list[Span]]
 
 
 def runs(ids: Sequence[int]) -> list[Span]:
-    """Maximal runs of equal modality; a partition of ``[0, len(ids))``."""
+    """Return the maximal runs of equal modality, a partition of ``[0, len(ids))``."""
     spans: list[Span] = []
     start = 0
     for stop in range(1, len(ids) + 1):
@@ -30,7 +30,7 @@ def runs(ids: Sequence[int]) -> list[Span]:
 
 
 def grown(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
-    """The same spans with generated text up to ``length`` positions."""
+    """Return the spans extended with generated text to ``length`` positions."""
     stop = spans[-1].stop
     if length <= stop:
         return spans
@@ -48,16 +48,16 @@ def layouts(
     pictures: Pictures | None = None,
     queries: int | None = None,
 ) -> list[tuple[Span, ...]]:
-    """Spans of every row of ``ids [B, T]`` (indices into MODALITIES), with grids and seconds where they can be told.
+    """Return the spans of every row of ``ids [B, T]`` (indices into MODALITIES), with grids and seconds where known.
 
-    Pictures of a batch are stacked in order, so the rows are laid out together. Qwen-like models hand over
-    ``image_grid_thw`` and ``video_grid_thw``; others have a fixed number of positions a picture, so a longer run is cut
-    into that many pictures or tiles; ``pictures`` is a family's own way.
+    Images of a batch are stacked in order, so the rows are laid out together. Qwen-like models provide ``image_grid_thw``
+    and ``video_grid_thw``; others have a fixed number of positions per image, so a longer run is split into several
+    images or tiles; ``pictures`` is a family's own layout function.
 
     Args:
-        seconds: length of every sound (or of every window of sound) of the batch.
-        queries: how many learned queries a resampler makes of each picture; each may look anywhere, so that their order
-            is no layout.
+        seconds: length of every audio input (or of every audio window) of the batch.
+        queries: number of a resampler's learned queries per image; each may attend anywhere, so they have no spatial
+            layout.
     """
     rows = [runs(row) for row in ids.tolist()]
     sounds = [s for row in rows for s in row if s.modality == "audio"]
@@ -85,7 +85,7 @@ def layouts(
 
 
 def _seconds_each(sounds: Sequence[Span], seconds: Sequence[float]) -> list[float | None]:
-    """Seconds a position of each run: its own sound's, or the batch's mean where windows and runs do not pair up."""
+    """Return the seconds per position of each run: its own audio's, or the batch mean if windows and runs do not match."""
     total = sum(len(s) for s in sounds)
     if not total or not sum(seconds):
         return [None] * len(sounds)
@@ -103,12 +103,12 @@ def _thw_grids(thw: Any, config: Any) -> Iterator[tuple[int, int, int]]:
 
 
 def _pictures(span: Span, grids: deque[tuple[int, int, int]], config: Any) -> list[Span]:
-    """Cut a run into pictures: by the processor's grids when it gave some, else by the fixed size of a picture."""
+    """Split a run into images: by the processor's grids if given, else by the fixed size of an image."""
     out: list[Span] = []
     start = span.start
     while start < span.stop and grids:
         t, h, w = grids[0]
-        frames = min(t, (span.stop - start) // (h * w))  # a video may come as one run a frame
+        frames = min(t, (span.stop - start) // (h * w))  # a video may have one run per frame
         if frames == 0:
             break
         grids.popleft()
@@ -129,7 +129,7 @@ def _resampled(span: Span, queries: int) -> list[Span]:
 
 
 def squares(span: Span, config: Any) -> list[Span]:
-    """A run as square pictures (of one video: frames) of the size the config tells; as it is where nothing fits."""
+    """Split a run into square images (for a video: frames) of the config's size; unchanged if no size fits."""
     length = len(span)
     for side in _sides(config, length):
         count = side * side
@@ -151,7 +151,7 @@ def squares(span: Span, config: Any) -> list[Span]:
 
 
 def tower_side(config: Any) -> int | None:
-    """Patches along one side of the vision tower's square picture."""
+    """Return the number of patches along one side of the vision encoder's square input."""
     vision = getattr(config, "vision_config", None)
     size, patch = (_first(getattr(vision, name, None)) for name in ("image_size", "patch_size"))
     return size // patch if size and patch and size >= patch else None
@@ -163,7 +163,7 @@ def _first(value: Any) -> int | None:
 
 
 def _sides(config: Any, length: int) -> Iterator[int]:
-    """Sides a picture may have, the most certain first; at last the run as one square."""
+    """Yield possible side lengths of an image, most reliable first, and finally the whole run as one square."""
     counts = [getattr(config, name, None) for name in ("image_seq_length", "mm_tokens_per_image", "image_seq_len")]
     side = tower_side(config)
     if side is not None:
@@ -180,5 +180,5 @@ def _sides(config: Any, length: int) -> Iterator[int]:
 
 
 def newline_grid(start: int, rows: int, columns: int, modality: Modality = "image") -> Span:
-    """Rows that each end in one more position that holds no media: a newline embedding or a row-break token."""
+    """Return a grid span whose rows each end in a non-media position: a newline embedding or a row-break token."""
     return Span(start, start + rows * (columns + 1), modality, (rows, columns + 1), margin=1)

@@ -82,7 +82,7 @@ def test_operations_agree_on_what_is_captured(name: str) -> None:
         assert same(DECODER.tail(call.kwargs, length), dict(call.kwargs))
         assert same(DECODER.append(call.kwargs, 2, call.reaches), longer.appended(new).kwargs)
         if ready_made(call):
-            with pytest.raises(UnsupportedError, match="ready-made"):
+            with pytest.raises(UnsupportedError, match="prepared"):
                 DECODER.insert(call.kwargs, [1] * rows, 2)
         given = plain(call)
         at = call.padding.tolist()  # in front of the first real position

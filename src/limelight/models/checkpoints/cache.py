@@ -1,4 +1,4 @@
-"""The cache folder: checkpoints that were converted, and weights that were fetched (``python -m recipes.real_weights``).
+"""The cache folder: converted checkpoints, and fetched weights (``python -m recipes.real_weights``).
 
 It is ``$LIMELIGHT_CACHE``, else ``limelight`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It may be deleted at any time.
 """
@@ -19,7 +19,7 @@ FETCHED = {"whisper-base": "openai/whisper-base", "whisper-tiny.en": "openai/whi
 
 
 def cache_folder() -> Path:
-    """Where limelight keeps what it can make or fetch again."""
+    """Return the folder for files that limelight can recreate or fetch again."""
     own = os.environ.get("LIMELIGHT_CACHE")
     if own:
         return Path(own).expanduser()
@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 
 
 def weights_folder(name: str) -> Path:
-    """Where the weights of a fetched model, or a part of one, lie."""
+    """Return the folder of the weights of a fetched model, or of a part of one."""
     return cache_folder() / "weights" / name
 
 
@@ -49,9 +49,9 @@ def fetched(name: str) -> Path:
 
 
 def fingerprint(*what: object) -> str:
-    """A short name of its own for the state of some files (place, size, time of the last change) and other values."""
-    told = [(str(w.resolve()), w.stat().st_size, w.stat().st_mtime_ns) if isinstance(w, Path) else w for w in what]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    """Return a short hash of the state of files (path, size, modification time) and other values."""
+    state = [(str(w.resolve()), w.stat().st_size, w.stat().st_mtime_ns) if isinstance(w, Path) else w for w in what]
+    return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
 
 def built_once(name: Path, build: Callable[[Path], None]) -> Path:

@@ -1,7 +1,7 @@
-"""Checkpoints in a layout of their own, read into models that are built of transformers' parts.
+"""Loading checkpoints in their own layouts into models built from transformers' parts.
 
-A family file whose checkpoints transformers cannot load itself brings a :class:`Published`: how to recognise them, and
-how to load them. Nothing that comes with a checkpoint is executed.
+A family file whose checkpoints transformers cannot load defines a :class:`Published`: how to recognise and load them. No
+code that comes with a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def config_of(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"{path} is no JSON: {error}", hint="copy the checkpoint again") from error
+        raise ModelError(f"{path} is not valid JSON: {error}", hint="copy the checkpoint again") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path} holds no JSON object", hint="copy the checkpoint again")
+        raise ModelError(f"{path} does not contain a JSON object", hint="copy the checkpoint again")
     return found
 
 
@@ -77,7 +77,7 @@ def dtype_of(wanted: torch.dtype | str, config: Mapping[str, Any]) -> torch.dtyp
     name = str((config.get("dtype") or config.get("torch_dtype") or "float32") if wanted == "auto" else wanted)
     found = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
-        raise ModelError(f"{name!r} is no dtype", hint="such as float32 or bfloat16")
+        raise ModelError(f"{name!r} is not a dtype", hint="such as float32 or bfloat16")
     return found
 
 
@@ -105,13 +105,13 @@ def pickled(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError as error:
-        raise ModelError(f"there is no {path}", hint="copy the checkpoint again") from error
+        raise ModelError(f"{path} does not exist", hint="copy the checkpoint again") from error
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         if machine_failed(error):
             raise
         raise ModelError(f"cannot read {path.name}: {str(error).splitlines()[0]}", hint="copy it again") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path.name} holds {type(found).__name__}, not a state dict", hint="copy it again")
+        raise ModelError(f"{path.name} contains {type(found).__name__}, not a state dict", hint="copy it again")
     return found
 
 
@@ -127,7 +127,7 @@ def read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
             for path in files:
                 yield from read_file(path)
             return
-    raise ModelError(f"{folder} holds no weights", hint=f"expected {' or '.join(WEIGHTS)}")
+    raise ModelError(f"{folder} contains no weights", hint=f"expected {' or '.join(WEIGHTS)}")
 
 
 def fill(model: nn.Module, weights: Weights, rename: Rename, *, optional: Iterable[str] = ()) -> None:
@@ -150,7 +150,7 @@ def fill(model: nn.Module, weights: Weights, rename: Rename, *, optional: Iterab
                     place = f"{tuple(own[name].shape)}" if name in own else "no such place"
                     raise ModelError(
                         f"the checkpoint has {published} {why}; {type(model).__name__} has {place} for {name}",
-                        hint="this checkpoint is of another layout or size than its config says",
+                        hint="this checkpoint's layout or size does not match its config",
                     )
                 own[name].copy_(value)
                 done.add(name)

@@ -1,4 +1,4 @@
-"""What a config cannot say, one small file a family. Found by listing this folder: adding a file is all it takes.
+"""Facts about model families that are not in their configs, one file per family, found by listing this folder.
 
 A family file ends in ``FAMILY = Family(...)``.
 """
@@ -34,13 +34,13 @@ class PaperSettings:
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family beyond its config.
+    """Facts about a family beyond its config.
 
     Attributes:
-        model_types: values of ``config.model_type`` it serves; ``model_type/type of the vision tower`` where only
-            those with that tower are meant.
-        paper: its row of the paper's table (the paper's defaults where it has none).
-        members: which positions are perceptual beside the placeholders: ``(input_ids, modality ids) -> modality ids``.
+        model_types: values of ``config.model_type`` that it covers; ``model_type/type of the vision encoder`` to restrict
+            them to one encoder.
+        paper: its row of the paper's table (the paper's defaults if it has none).
+        members: adds media positions besides the placeholders: ``(input_ids, modality ids) -> modality ids``.
         pictures: lays out one run of image or video positions (:data:`limelight.models.spans.Pictures`).
         transcribe: the words that ask it for a transcription, where neither config nor processor has any.
         extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
@@ -75,7 +75,7 @@ GENERIC = Family("generic", ())
 
 @cache
 def families() -> dict[str, Family]:
-    """model_type -> Family, from every file of this folder."""
+    """Map model_type to Family, from every file of this folder."""
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
         family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
@@ -84,7 +84,7 @@ def families() -> dict[str, Family]:
 
 
 def family_of(config: Any) -> Family:
-    """The family of a config; one without a file of its own is served by detection alone (``GENERIC``)."""
+    """Return the family of a config; ``GENERIC``, which relies on detection alone, if there is no file for it."""
     kind = str(getattr(config, "model_type", ""))
     tower = getattr(getattr(config, "vision_config", None), "model_type", "")
     known = families()

@@ -1,1 +1,1 @@
-"""Features that reach a decoder beside its input embeddings, one kind a file."""
+"""Features that reach a decoder besides its input embeddings, one kind per file."""

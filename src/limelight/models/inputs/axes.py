@@ -1,17 +1,17 @@
-"""Axes of one tensor argument: which is the batch, which the positions, and what a new token appends.
+"""Axes of one tensor argument: the batch axis, the position axis, and the value appended for a new token.
 
-An :class:`Axes` is written as a layout, the names of a tensor's axes from first to last:
+An :class:`Axes` is given as a layout, the names of a tensor's axes from first to last:
 
 ==============  ========================================================================================
-``row``         rows of the batch; of length one where all rows share the values
-``position``    positions of the prompt (of a mask: the queries)
-``key``         positions that a query sees, of a ready-made attention mask
-anything else   left alone (``axis`` of M-RoPE, ``head``, ``state``, ``feature`` ...)
+``row``         rows of the batch; length one if all rows share the values
+``position``    positions of the prompt (in a mask: the queries)
+``key``         positions attended to, in a prepared attention mask
+anything else   unchanged (``axis`` of M-RoPE, ``head``, ``state``, ``feature`` ...)
 ==============  ========================================================================================
 
-``new`` says what a further token of text has there: ``zero`` (a type, a mark of media), ``one`` (a real position), ``next``
-(the following position id), ``same`` (what the last token has), ``causal`` (it sees what the last token sees, and itself,
-as far as the layer reaches), or ``unknown``.
+``new`` is the value for a new text token: ``zero`` (a type, a media marker), ``one`` (a real position), ``next`` (the next
+position id), ``same`` (the last token's value), ``causal`` (it attends to what the last token does, and to itself, within
+the layer's reach), or ``unknown``.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FULL = Reach()
 
 @dataclass(frozen=True)
 class Axes:
-    """The axes of an argument, and the operations on prompts that follow from them. No operation works in place.
+    """The axes of an argument, and the operations on prompts derived from them. No operation works in place.
 
     Attributes:
-        layout: names of the axes, separated by blanks.
-        new: what a further token of text has there.
-        media: it belongs to the media and goes where they go (a prompt without them has none).
-        features: it holds features themselves, which must be part of the leaf of relevance.
+        layout: names of the axes, separated by spaces.
+        new: the value for a new text token.
+        media: it belongs to the media (a prompt without media does not have it).
+        features: it contains the features themselves, which must be part of relevance's leaf tensor.
     """
 
     layout: str
@@ -126,8 +126,8 @@ class Axes:
         if self.new in ("zero", "one"):
             return torch.full_like(last, int(self.new == "one"))
         raise UnsupportedError(
-            f"nothing says what a new token has in an argument with the axes [{self.layout}]",
-            hint="say it in limelight/models/inputs/decoder_inputs.py (Axes.new)",
+            f"the value for a new token is not declared for an argument with the axes [{self.layout}]",
+            hint="declare it in limelight/models/inputs/decoder_inputs.py (Axes.new)",
         )
 
     def append(self, value: Tensor, count: int = 1, reach: Reach = FULL) -> Tensor:
@@ -186,7 +186,7 @@ class Axes:
         if self.rows is None:
             if rows != 1:
                 raise UnsupportedError(
-                    f"an argument [{self.layout}] is one for {rows} rows, which differ", hint="ask one by one"
+                    f"an argument [{self.layout}] is shared by {rows} different rows", hint="run the prompts one by one"
                 )
             return change(0, value)
         each = value.expand([rows if n == self.rows else -1 for n in range(value.ndim)])
@@ -217,7 +217,7 @@ class Axes:
     def _require_no_keys(self, done: str) -> None:
         if self.keys is not None:
             raise UnsupportedError(
-                f"a ready-made attention mask [{self.layout}] cannot be {done}",
+                f"a prepared attention mask [{self.layout}] cannot be {done}",
                 hint="pass the two-dimensional mask of the tokenizer",
             )
 

@@ -1,10 +1,10 @@
-"""What decoders and whole models are called with: the axes of every argument, in one table each.
+"""Declared axes of every argument of decoders and whole models, in one table each.
 
-:data:`DECODER` describes what the inner language model takes (a captured call), :data:`MODEL` what the whole model takes
-(a call of generate(), a processor's tensors). Whoever lengthens, cuts, repeats, or reorders a prompt asks them; an
-argument with tensors that they do not list is refused by name, never guessed at.
+:data:`DECODER` describes the arguments of the inner language model (a captured call), :data:`MODEL` those of the whole
+model (a generate() call, a processor's tensors). All code that extends, cuts, repeats or reorders a prompt uses them; an
+undeclared argument with tensors raises an error with its name, and is never guessed.
 
-To add an argument, add its row: the layouts it comes in (:mod:`limelight.models.inputs.axes`), told apart by their number
+To add an argument, add its row: its possible layouts (:mod:`limelight.models.inputs.axes`), distinguished by their number
 of axes.
 """
 
@@ -120,7 +120,7 @@ _DESCRIPTIONS = re.compile(
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether there are tensors in it, in whatever wrapping."""
+    """Return whether the value contains tensors, also nested in containers."""
     if isinstance(value, Mapping):
         return any(map(holds_tensors, value.values()))
     if isinstance(value, (list, tuple)):
@@ -164,8 +164,8 @@ class Arguments:
         known = self.declared(name)
         if known is None:
             raise UnsupportedError(
-                f"nobody has declared what the axes of the {self.owner}'s argument {name!r} {_shape(value)} are",
-                hint=f"plain decoding (greedy) needs no declaration; else add {name!r} to "
+                f"the axes of the {self.owner}'s argument {name!r} {_shape(value)} are not declared",
+                hint=f"plain decoding (greedy) needs no declaration; otherwise add {name!r} to "
                 "limelight/models/inputs/decoder_inputs.py",
             )
         for axes in known:
@@ -227,8 +227,8 @@ class Arguments:
         def further(axes: Axes, value: Tensor, kind: str) -> Tensor:
             if kind and axes.keys is None:
                 raise UnsupportedError(
-                    f"a mask of layer type {kind!r} with the axes [{axes.layout}] has no last row to go on from",
-                    hint="pass the attention mask as [batch, positions], so that the model makes its masks itself",
+                    f"a mask of layer type {kind!r} with the axes [{axes.layout}] has no last row to continue from",
+                    hint="pass the attention mask as [batch, positions], so that the model builds its masks itself",
                 )
             return axes.following(value, _reach(axes, value, kind, reaches, 1), padding)
 

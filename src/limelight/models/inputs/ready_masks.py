@@ -1,7 +1,7 @@
-"""Attention masks that arrive at the decoder ready-made, ``[B, 1, T, T]``: how they go on for further tokens.
+"""Extending prepared attention masks ``[B, 1, T, T]`` for further tokens.
 
-A generated token sees what the last one saw and itself, as far as its kind of layer reaches: everything, a sliding
-window, or its own chunk. Chunks are counted from a row's first real position, as transformers does.
+A generated token attends to what the last one did and to itself, within the reach of its layer kind: everything, a
+sliding window, or its own chunk. Chunks are counted from a row's first real position, as in transformers.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def reach_of(name: str, length: int, known: Mapping[str, Reach]) -> Reach:
     limits = [r.least for r in known.values() if r.least is not None]
     if name == "" and length <= min(limits, default=0):
         return Reach()
-    what = f"the ready-made mask {name!r}" if name else "one ready-made mask for layers of several kinds"
+    what = f"the prepared mask {name!r}" if name else "one prepared mask for layers of several kinds"
     raise UnsupportedError(
-        f"do not know how {what} goes on (known: {', '.join(sorted(k for k in known if k)) or 'none'})",
-        hint="pass the attention mask as [batch, positions], so that the model makes its masks itself",
+        f"cannot extend {what} (known: {', '.join(sorted(k for k in known if k)) or 'none'})",
+        hint="pass the attention mask as [batch, positions], so that the model builds its masks itself",
     )
 
 
@@ -90,8 +90,8 @@ def grown(mask: Tensor, reach: Reach, count: int = 1) -> Tensor:
     length = mask.shape[-1]
     if mask.shape[-2] != length:
         raise UnsupportedError(
-            f"expected a ready-made mask [batch, 1, T, T], got {tuple(mask.shape)}",
-            hint="pass the attention mask as [batch, positions], so that the model makes its masks itself",
+            f"expected a prepared mask [batch, 1, T, T], got {tuple(mask.shape)}",
+            hint="pass the attention mask as [batch, positions], so that the model builds its masks itself",
         )
     low = torch.finfo(mask.dtype).min
     before = torch.nn.functional.pad(mask, (0, count), value=low)

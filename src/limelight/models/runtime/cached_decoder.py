@@ -1,4 +1,4 @@
-"""One cached forward stream: transformers' own prefill and one-token steps, on the model's own cache."""
+"""A cached forward stream: transformers' own prefill and one-token steps on the model's own cache."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from limelight.models.adapter import Adapter
 
 
 class Stream:
-    """Ordinary cached decoding of one prompt batch, a token at a time.
+    """Ordinary cached decoding of one prompt batch, token by token.
 
-    ``next(None)`` prefills and returns the logits ``[B, V]`` of the first new token (float32 or better);
-    ``next(tokens)`` appends ``tokens`` [B] and returns the following ones. ``output`` is the model's last output.
+    ``next(None)`` prefills and returns the logits ``[B, V]`` of the first new token (float32 or wider);
+    ``next(tokens)`` appends ``tokens`` [B] and returns the next logits. ``output`` is the model's last output.
 
     Args:
-        config: the generation config of the call, for a stream that goes on with a cache that holds part of the prompt,
-            or prefills in chunks.
+        config: the generation config of the call, for a stream that continues a cache containing part of the prompt, or
+            that prefills in chunks.
 
-    With ``use_cache=False`` among ``kwargs`` every token runs the whole sequence again, as in transformers.
+    With ``use_cache=False`` among ``kwargs`` every token recomputes the whole sequence, as in transformers.
     """
 
     def __init__(self, adapter: Adapter, input_ids: Tensor, kwargs: Mapping[str, Any], config: Any = None) -> None:
@@ -38,7 +38,7 @@ class Stream:
 
     @classmethod
     def fresh(cls, adapter: Adapter, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Stream:
-        """A stream with a cache of its own (the prompt's prepared cache belongs to the main stream)."""
+        """Create a stream with its own cache (the prompt's prepared cache belongs to the main stream)."""
         from transformers import DynamicCache
 
         own = {k: v for k, v in kwargs.items() if k != "past_key_values"}
@@ -49,14 +49,14 @@ class Stream:
 
     @property
     def cache(self) -> Any:
-        """The cache as it is now: the prompt and all appended tokens (None: the model keeps none)."""
+        """The current cache, with the prompt and all appended tokens (None: the model has no cache)."""
         return self.kwargs.get("past_key_values")
 
     def next(self, tokens: Tensor | None) -> Tensor:
         return self.extend(None if tokens is None else tokens[:, None])
 
     def extend(self, tokens: Tensor | None) -> Tensor:
-        """As ``next`` for several tokens at once, ``[B, n]``: the logits behind the last of them."""
+        """Append several tokens ``[B, n]`` at once and return the logits after the last one."""
         with self.adapter.exclusive():
             if tokens is not None and tokens.shape[1] > 1 and self._one_by_one:
                 return [self._extend(tokens[:, i : i + 1]) for i in range(tokens.shape[1])][-1]
@@ -64,7 +64,7 @@ class Stream:
 
     @property
     def _one_by_one(self) -> bool:
-        """Models that keep a state instead of keys, or further inputs for each token, take one token at a time."""
+        """Whether tokens must be processed one at a time (recurrent states, or further inputs per token)."""
         model = self.adapter.model
         return compat.takes_one_token_at_a_time(model) or not self.kwargs["use_cache"]
 
@@ -73,15 +73,15 @@ class Stream:
         count = 1 if tokens is None else tokens.shape[1]
         if tokens is None and self.config is None and getattr(self.cache, "get_seq_length", int)():
             raise UnsupportedError(
-                "the cache holds part of the prompt already, and this stream would read all of it on top",
-                hint="limelight.decoding.streams: main_stream(run) goes on behind it, second_stream(run) starts anew",
+                "the cache already contains part of the prompt, and this stream would append the whole prompt again",
+                hint="limelight.decoding.streams: main_stream(run) continues the cache, second_stream(run) uses a new one",
             )
         if tokens is None and self.config is not None:
             self.output = compat.prefill(model, self.ids, self.config, self.kwargs)
         else:
             if tokens is not None:
                 self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=-1)
-            if count > 1:  # the latest output has made room for one
+            if count > 1:  # the latest output made room for one token
                 self.kwargs = compat.updated(model, {}, self.kwargs, count - 1)
             whole = tokens is None or not self.kwargs["use_cache"]
             inputs = compat.next_inputs(

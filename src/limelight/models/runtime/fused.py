@@ -1,10 +1,10 @@
 """Torch's fused attention in place of the eager computation, for passes that are differentiated once.
 
-``scaled_dot_product_attention`` keeps no ``[T, T]`` tensor, and causal prompts without padding get no mask either: the
-kernel is told that they are causal. Layers that need scores or weights (a hook that reads or changes them, a soft-cap,
-learned sinks) compute as usual.
+``scaled_dot_product_attention`` stores no ``[T, T]`` tensor, and causal prompts without padding need no mask either: the
+kernel's causal mode is used. Layers that need scores or weights (a hook that reads or changes them, a soft-cap, learned
+sinks) use the eager computation.
 
-Differs from the eager computation by the order of sums only. It cannot be differentiated twice.
+Differs from the eager computation only in the order of summation. It cannot be differentiated twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 @dataclass
 class Fused:
-    """State of one :func:`fused_attention` block. ``skipped``: a causal mask was left out, so that None means causal."""
+    """State of one :func:`fused_attention` block. ``skipped``: a causal mask was omitted, so None means causal."""
 
     skipped: bool = False
 
@@ -32,7 +32,7 @@ _FUSED: ContextVar[Fused | None] = ContextVar("limelight_fused", default=None)
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Inside, attention is computed by the fused kernel wherever nothing needs scores or weights."""
+    """Use the fused kernel inside the block wherever scores and weights are not needed."""
     token = _FUSED.set(Fused())
     try:
         yield
@@ -41,12 +41,12 @@ def fused_attention() -> Iterator[None]:
 
 
 def fused_state() -> Fused | None:
-    """The state of the surrounding :func:`fused_attention` block of this thread of control, if any."""
+    """Return the state of the surrounding :func:`fused_attention` block in this context, if any."""
     return _FUSED.get()
 
 
 def additive_mask(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
-    """transformers' eager mask ``[B, 1, Q, K]``; in a :func:`fused_attention` block None where causality says it all."""
+    """Build transformers' eager mask ``[B, 1, Q, K]``; in a :func:`fused_attention` block None if it is purely causal."""
     from limelight.compat import eager_mask, sdpa_mask
 
     state = _FUSED.get()
@@ -62,7 +62,7 @@ def additive_mask(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any) 
 
 
 def left_out(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor, is_causal: bool | None) -> bool:
-    """Whether this call's mask was left out as causal, by the rules of transformers' own ``sdpa`` attention."""
+    """Return whether this call's mask was omitted as causal, by the rules of transformers' ``sdpa`` attention."""
     state = _FUSED.get()
     if state is None or not state.skipped or mask is not None:
         return False
@@ -71,13 +71,13 @@ def left_out(module: nn.Module, mask: Tensor | None, query: Tensor, key: Tensor,
 
 
 def causal_mask(query: Tensor, key: Tensor) -> Tensor:
-    """The additive mask that was left out, ``[1, 1, Q, K]``."""
+    """Build the omitted additive mask, ``[1, 1, Q, K]``."""
     low = torch.finfo(query.dtype).min
     return query.new_full((query.shape[2], key.shape[2]), low).triu_(1)[None, None]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, causal: bool) -> Tensor:
-    """``softmax(scaling q k^T + mask) v`` by the fused kernel.
+    """Compute ``softmax(scaling q k^T + mask) v`` with the fused kernel.
 
     Shapes: query ``[B, H, Q, d]``, key ``[B, Hkv, K, d]``, value ``[B, Hkv, K, e]``, additive mask or None; returns
     ``[B, H, Q, e]``.
@@ -85,7 +85,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     blind = None if mask is None else mask.amax(-1, keepdim=True) <= torch.finfo(mask.dtype).min / 2
     even = value.mean(-2, keepdim=True) if blind is not None and bool(blind.any()) else None
     width, groups = value.shape[-1], query.shape[1] // key.shape[1]
-    wide = max(query.shape[-1], width)  # kernels without [T, T] tensors want one width: zeros add nothing
+    wide = max(query.shape[-1], width)  # kernels without [T, T] tensors need equal widths: pad with zeros
     query, key, value = (
         x if x.shape[-1] == wide else functional.pad(x, (0, wide - x.shape[-1])) for x in (query, key, value)
     )
@@ -100,12 +100,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scali
     out = out if width == wide else out[..., :width]
     if even is None or blind is None:
         return out
-    # Queries that see nothing (padding) attend evenly to everything; the kernel's gradient takes them for seeing all.
+    # Fully masked queries (padding) attend uniformly to all keys; the kernel's gradient treats them as unmasked.
     return torch.where(blind, even.repeat_interleave(groups, dim=1), out)
 
 
 def _knows_groups(query: Tensor, mask: Tensor | None) -> bool:
-    """Whether the kernel shares keys among query heads by itself: on CUDA only the one for 16 bits without a mask does."""
+    """Return whether the kernel supports grouped heads: on CUDA only in 16 bits without a mask."""
     if query.device.type == "cpu":
         return True
     return query.dtype in (torch.float16, torch.bfloat16) and mask is None and query.shape[-1] <= 256

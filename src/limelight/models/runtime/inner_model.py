@@ -1,4 +1,4 @@
-"""Models whose ``generate()`` hands the merged prompt on to the language model inside (BLIP-2, InstructBLIP)."""
+"""Models whose ``generate()`` delegates to an inner language model (BLIP-2, InstructBLIP)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from limelight.models.runtime.wrappers import unwrapped
 
 
 def inside(parent: Adapter, model: Any) -> Adapter:
-    """The adapter that ``generate()`` works on: ``parent``, or one of the language model inside that it has handed on to.
+    """Return the adapter that ``generate()`` works on: ``parent``, or an adapter of the inner language model.
 
     Raises:
-        ModelError: ``model`` is no part of ``parent``'s.
+        ModelError: ``model`` is not part of ``parent``'s model.
     """
     if unwrapped(model) is parent.model:
         return parent
     if not any(m is model for m in parent.model.modules()):
         raise ModelError(
-            f"generate() runs a {type(model).__name__} that is no part of the {type(parent.model).__name__} given",
+            f"generate() runs a {type(model).__name__} that is not part of the given {type(parent.model).__name__}",
             hint="custom_generate(strategy, parent_model=...) takes the model whose generate() is called",
         )
     inner = Adapter(model, parent.processor, parent.model)

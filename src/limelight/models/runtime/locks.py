@@ -1,7 +1,7 @@
-"""One model, several threads: a lock a model, held while anything is attached to it or one of its forwards runs.
+"""One lock per model, held while anything is attached to it or one of its forwards runs.
 
-Rules and hooks sit on module instances, so two threads may not be inside one model at once. The token loop takes
-the lock a token at a time: answers of several threads advance in turns, and each is the one it would be alone.
+Rules and hooks are attached to module instances, so only one thread may use a model at a time. The token loop acquires
+the lock per token: answers of several threads advance in turns, and each is the same as it would be alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ _TABLE = threading.Lock()
 
 
 def lock_of(decoder: nn.Module) -> AbstractContextManager[bool]:
-    """The re-entrant lock of a model, told by its text stack: adapters and wrappers around one model share it."""
+    """Return a model's re-entrant lock, keyed by its decoder, so that adapters and wrappers of one model share it."""
     with _TABLE:
         return _LOCKS.setdefault(decoder, threading.RLock())

@@ -1,4 +1,4 @@
-"""Errors of the machine (memory, a device), told from those of what was asked of it."""
+"""Distinguishing machine failures (memory, a device) from other errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 import torch
 
-# PyTorch raises plain RuntimeErrors for many of them; no refusal of an argument reads like these.
+# PyTorch raises plain RuntimeErrors for many of them; no error about arguments matches these patterns.
 _OF_THE_MACHINE = re.compile(
     r"can't allocate memory|cannot allocate memory|out of memory|\b(CUDA|HIP|MPS|XPU) (driver )?error|"
     r"\b(CUDNN|CUBLAS|CUSOLVER|CUSPARSE|NCCL|MIOPEN|HIPBLAS)_STATUS_|NCCL error|device-side assert",
@@ -16,7 +16,7 @@ _OF_THE_MACHINE = re.compile(
 
 
 def machine_failed(error: BaseException) -> bool:
-    """Whether memory ran out or a device or disk failed: nothing that a module or a file could be blamed for."""
+    """Return whether memory ran out or a device or disk failed, as opposed to an error of a module or file."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)):
         return True
     if isinstance(error, OSError):

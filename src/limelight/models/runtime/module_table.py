@@ -1,8 +1,8 @@
-"""The modules of a model, listed once and kept for as long as somebody works with the model.
+"""A cached table of a model's modules, shared for as long as it is in use.
 
-Walking over the modules at every token costs more than a small model's forward. So whoever works with a model for more
-than a moment (an answer, a dual stream, a block) holds its :class:`ModuleTable`; the adapter itself refers to it weakly,
-so that modules and weights that a quantiser has replaced are not kept alive by an adapter at rest.
+Traversing the modules at every token costs more than a small model's forward. Therefore longer operations on a model (an
+answer, a dual stream, a block) hold its :class:`ModuleTable`; the adapter itself only has a weak reference, so that
+modules and weights replaced by a quantiser are not kept alive by an idle adapter.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from limelight.models.runtime.wrappers import modules_of
 
 
 class ModuleTable:
-    """Every module of a model once, and what others have prepared for them.
+    """Every module of a model once, and objects cached for them.
 
-    :meth:`refresh` compares the table with the model without walking over it, and lists anew where they differ. Noticed:
-    a module that was exchanged, added or taken out anywhere (LoRA, quantisation, ``torch.compile``), a parameter of the
-    decoder or the head that is another object (``load_state_dict(assign=True)``, torchao), or, where accelerate moves
-    weights in and out, of another class. Not noticed: values that change in place, other buffers, and a ``_modules`` or
-    ``_parameters`` dictionary that is itself exchanged.
+    :meth:`refresh` compares the table with the model without traversing it, and rebuilds it if they differ. Detected: a
+    module replaced, added or removed anywhere (LoRA, quantisation, ``torch.compile``), a parameter of the decoder or the
+    head replaced by another object (``load_state_dict(assign=True)``, torchao), or, where accelerate offloads weights, by
+    one of another class. Not detected: values changed in place, replaced buffers, and a replaced ``_modules`` or
+    ``_parameters`` dictionary.
 
     Attributes:
         everything: every module of the model, the decoder and the head.
         modules: the decoder's modules and the head.
-        identity: what caches about the decoder and the head compare; a new object after every change.
+        identity: compared by caches about the decoder and the head; a new object after every change.
         ids: ids of the decoder's modules.
-        prepared: what others have built for these modules, by a key of theirs; emptied when a module is exchanged.
+        prepared: objects that callers have built for these modules, by key; cleared when a module is replaced.
     """
 
     def __init__(self, model: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
@@ -42,7 +42,7 @@ class ModuleTable:
         self._list()
 
     def refresh(self) -> bool:
-        """List the modules anew where something was exchanged; whether that was so."""
+        """Rebuild the table if something was replaced; return whether it was rebuilt."""
         children = list(chain.from_iterable(map(dict.values, self._children)))
         if len(children) == len(self._known) and all(map(is_, children, self._known)):
             present = self._present()
@@ -69,14 +69,14 @@ class ModuleTable:
         self.prepared.clear()
 
     def _present(self) -> list[Any]:
-        """The parameters of decoder and head, or their classes where accelerate exchanges them at every forward."""
+        """Return the parameters of decoder and head, or their classes where accelerate replaces them at every forward."""
         found = chain.from_iterable(map(dict.values, self._decoder_weights))
         return list(map(type, found)) if self._moving else list(found)
 
     def parameters(self) -> Iterator[Tensor]:
-        """The model's parameters as they are now; one that two modules share comes twice."""
+        """Iterate over the model's current parameters; shared ones appear once per module."""
         return (p for p in chain.from_iterable(map(dict.values, self._own_weights)) if p is not None)
 
     def configs(self) -> list[Any]:
-        """Every transformers config of the decoder and its modules once."""
+        """Return every transformers config of the decoder and its modules once."""
         return configs_of(self._decoder_instances)

@@ -1,8 +1,8 @@
-"""Weights that are not where their module says: accelerate keeps them on the CPU or the disk between two forwards.
+"""Access to weights that accelerate offloads to CPU or disk between forwards.
 
-A module dispatched by ``device_map`` carries a hook (``_hf_hook``) that brings its weights in before its forward and
-sends them off after it; in between they are empty tensors on the device ``meta``. Whoever runs the module notices
-nothing; whoever reads a weight asks here.
+A module dispatched by ``device_map`` has a hook (``_hf_hook``) that loads its weights before its forward and offloads them
+afterwards; in between they are empty tensors on the ``meta`` device. Running the module works as usual; code that reads
+weights must use these functions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from limelight.errors import UnsupportedError
 
 
 def offloading(module: nn.Module) -> Any:
-    """The hook that loads this module's own weights before each forward, or None."""
+    """Return the hook that loads this module's own weights before each forward, or None."""
     hook = compat.accelerate_hook(module)
     for one in getattr(hook, "hooks", (hook,)):  # accelerate chains several
         if getattr(one, "offload", False) and getattr(one, "weights_map", None) is not None:
@@ -26,7 +26,7 @@ def offloading(module: nn.Module) -> Any:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the module computes: its hook's execution device, else where its first weight is (the CPU without any)."""
+    """Return the module's compute device: its hook's execution device, else its first weight's (CPU without weights)."""
     for inner in module.modules():
         weight = next(iter([*inner.parameters(recurse=False), *inner.buffers(recurse=False)]), None)
         if weight is None:
@@ -39,10 +39,10 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def weight_of(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter or buffer of the module as it is when the module runs; a copy where it is offloaded.
+    """Return a parameter or buffer with the values used when the module runs; a copy if it is offloaded.
 
     Raises:
-        UnsupportedError: it is on ``meta`` and the module has no hook of its own that brings it in.
+        UnsupportedError: it is on ``meta`` and the module has no hook that loads it.
     """
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor) or weight.device.type != "meta":
@@ -50,14 +50,14 @@ def weight_of(module: nn.Module, name: str) -> Tensor | None:
     hook = offloading(module)
     if hook is None:
         raise UnsupportedError(
-            f"the {name} of {type(module).__name__} is on the device 'meta', and no hook of its own brings it in",
+            f"the {name} of {type(module).__name__} is on the device 'meta', and no hook of the module loads it",
             hint="load the weights; with accelerate leave preload_module_classes out, so that each module loads its own",
         )
     return torch.as_tensor(hook.weights_map[name]).detach().to(device_of(module), copy=True)
 
 
 def present(module: nn.Module, name: str) -> Tensor:
-    """:func:`weight_of` of a weight that is known to be there."""
+    """Return :func:`weight_of` a weight that must exist."""
     weight = weight_of(module, name)
     if weight is None:
         raise UnsupportedError(f"{type(module).__name__} has no {name}", hint="report this family")

@@ -1,7 +1,7 @@
-"""Models inside other modules: LoRA wrappers, data-parallel wrappers, compiled modules.
+"""Unwrapping models from LoRA wrappers, data-parallel wrappers and compiled modules.
 
-Rules and hooks live on module instances, and a compiled graph would not see them (or would go on seeing them after they
-are gone), so whatever the library runs, it runs uncompiled. Outside its calls the modules are compiled as before.
+Rules and hooks are attached to module instances, and a compiled graph would not see them (or would keep them after
+removal), so the library always runs modules uncompiled. Outside its calls the modules stay compiled.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from limelight.errors import UnsupportedError
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside compiled, data-parallel and peft wrappers (adapters stay active inside it).
+    """Return the transformers model inside compiled, data-parallel and peft wrappers (adapters stay active).
 
     Raises:
-        UnsupportedError: a peft wrapper that works outside the model (prompt tuning and the like).
+        UnsupportedError: a peft wrapper that works outside the model (such as prompt tuning).
     """
     inner: Any = model
     seen: set[int] = set()
@@ -37,8 +37,8 @@ def unwrapped(model: Any) -> Any:
         elif all(hasattr(outer, name) for name in ("peft_config", "base_model", "active_peft_config")):
             if outer.active_peft_config.is_prompt_learning:
                 raise UnsupportedError(
-                    f"{type(outer).__name__} puts virtual tokens in front of the prompt "
-                    f"({outer.active_peft_config.peft_type}), which are no positions of it",
+                    f"{type(outer).__name__} adds virtual tokens before the prompt "
+                    f"({outer.active_peft_config.peft_type}), which are not positions of the prompt",
                     hint="adapters that change the model's own layers (LoRA, IA3, DoRA) work",
                 )
             inner = outer.get_base_model()
@@ -46,7 +46,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def modules_of(*roots: nn.Module) -> list[nn.Module]:
-    """Every module of the models given once, like ``model.modules()`` in another order and several times as fast."""
+    """Return every module of the given models once, like ``model.modules()`` in a different order and several times faster."""
     found, seen = list(roots), set(map(id, roots))
     if len(seen) < len(found):
         found = list({id(m): m for m in found}.values())
@@ -60,10 +60,10 @@ def modules_of(*roots: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def uncompiled(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """Inside the block every module of ``model`` runs as it was written, whichever way it was compiled.
+    """Run every module of ``model`` uncompiled inside the block.
 
     Covers ``torch.compile(module)``, ``module.compile()`` and ``module.forward = torch.compile(module.forward)``.
-    ``modules``: all of them, where they are at hand (:class:`ModuleTable`), which saves the walk.
+    ``modules``: all modules, if already listed (:class:`ModuleTable`), which avoids traversing the model.
     """
     if "torch._dynamo" not in sys.modules:
         yield
@@ -90,5 +90,5 @@ def uncompiled(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> 
 
 
 def _having(name: str, modules: Sequence[nn.Module], instances: Sequence[dict[str, Any]]) -> Iterator[nn.Module]:
-    """Those with an attribute ``name`` of their own; asked of hundreds of modules, at every token."""
+    """Return the modules with an instance attribute ``name``; called for hundreds of modules at every token."""
     return compress(modules, map(dict.__contains__, instances, repeat(name)))

@@ -58,7 +58,7 @@ class Axes:
 
     @property
     def rows(self) -> int | None:
-        """The axis of the batch."""
+        """The batch axis."""
         return self._axis("row")
 
     @property
@@ -68,21 +68,21 @@ class Axes:
 
     @property
     def keys(self) -> int | None:
-        """The axis of the positions that are seen, of a ready-made mask."""
+        """The axis of the positions attended to, in a prepared mask."""
         return self._axis("key")
 
     def length(self, value: Tensor) -> int | None:
-        """Positions of ``value``; None where it has no such axis."""
+        """Return the number of positions of ``value``, or None if it has no such axis."""
         return None if self.positions is None else int(value.shape[self.positions])
 
     def row(self, value: Tensor, index: int) -> Tensor:
-        """One row, the axis kept."""
+        """Select one row, keeping the axis."""
         if self.rows is None or value.shape[self.rows] == 1:
             return value
         return value.narrow(self.rows, index, 1)
 
     def reorder(self, value: Tensor, index: Tensor) -> Tensor:
-        """The rows ``index`` in this order, with repetitions; values that all rows share become those of every row."""
+        """Select the rows ``index`` in this order, with repetitions; shared values are expanded to all rows."""
         if self.rows is None:
             return value
         if value.shape[self.rows] == 1:
@@ -90,7 +90,7 @@ class Axes:
         return value.index_select(self.rows, index.to(value.device))
 
     def repeat(self, value: Tensor, rows: int) -> Tensor:
-        """The batch over and over until there are so many rows; a mask of one row broadcasts by itself."""
+        """Tile the batch to ``rows`` rows; a mask of one row is left to broadcasting."""
         if self.rows is None or value.shape[self.rows] == rows:
             return value
         if value.shape[self.rows] == 1 and "head" in self.names:
@@ -100,21 +100,21 @@ class Axes:
         return value.repeat(times)
 
     def last(self, value: Tensor) -> Tensor:
-        """What the last position has; of a mask all that it sees."""
+        """Return the last position's value; of a mask, its whole row."""
         return value if self.positions is None else value.narrow(self.positions, value.shape[self.positions] - 1, 1)
 
     def tail(self, value: Tensor, count: int) -> Tensor:
-        """The last ``count`` positions alone; of a mask what they see of one another."""
+        """Keep only the last ``count`` positions; of a mask, along both axes."""
         for axis in (self.positions, self.keys):
             if axis is not None:
                 value = value.narrow(axis, value.shape[axis] - count, count)
         return value
 
     def following(self, last: Tensor, reach: Reach = FULL, padding: Tensor | None = None) -> Tensor:
-        """What a further token of text has, from what the last position has.
+        """Return the value for a new text token, given the last position's value.
 
         Raises:
-            UnsupportedError: what a token of text has there is not known.
+            UnsupportedError: the value for a text token is not declared.
         """
         if self.positions is None or self.new == "same":
             return last
@@ -131,10 +131,10 @@ class Axes:
         )
 
     def append(self, value: Tensor, count: int = 1, reach: Reach = FULL) -> Tensor:
-        """``count`` more tokens of text behind every row.
+        """Append ``count`` text tokens to every row.
 
         Raises:
-            UnsupportedError: what a token of text has there is not known.
+            UnsupportedError: the value for a text token is not declared.
         """
         if self.positions is None or not count:
             return value
@@ -148,32 +148,32 @@ class Axes:
         return torch.cat(pieces, dim=self.positions)
 
     def insert(self, value: Tensor, at: Sequence[int], count: int) -> Tensor:
-        """``count`` tokens of text in front of position ``at[r]`` of every row ``r``.
+        """Insert ``count`` text tokens before position ``at[r]`` of every row ``r``.
 
         Raises:
-            UnsupportedError: a ready-made mask, which cannot be widened; or what a token has there is not known.
+            UnsupportedError: a prepared mask, which cannot be extended; or the value for a token is not declared.
         """
         if self.positions is None:
             return value
         self._require_no_keys("widened")
-        return self._by_row(value, len(at), lambda r, row: self._widened(row, at[r], count))
+        return self._by_row(value, len(at), lambda r, row: self._inserted(row, at[r], count))
 
     def drop(self, value: Tensor, keep: Tensor, mask: Tensor) -> Tensor:
-        """The positions ``keep`` [B, T] alone, of the real ones ``mask`` [B, T]: what is left closes ranks, rows are
-        padded anew on the left (with zeros), and position ids go on where the dropped ones began.
+        """Keep only the positions ``keep`` [B, T] among the real ones ``mask`` [B, T]: the rest is made contiguous, rows
+        are left-padded again (with zeros), and position ids continue where the dropped ones began.
 
         Raises:
-            UnsupportedError: a ready-made mask, which cannot be narrowed.
+            UnsupportedError: a prepared mask, which cannot be reduced.
         """
         if self.positions is None:
             return value
         self._require_no_keys("narrowed")
         keep = keep & mask
         length = int(keep.sum(-1).max())
-        return self._by_row(value, len(keep), lambda r, row: self._closed(row, keep[r], mask[r], length))
+        return self._by_row(value, len(keep), lambda r, row: self._dropped(row, keep[r], mask[r], length))
 
     def pad(self, value: Tensor, count: int, fill: int = 0) -> Tensor:
-        """``count`` positions of padding in front."""
+        """Add ``count`` positions of padding in front."""
         if self.positions is None or not count:
             return value
         self._require_no_keys("padded")
@@ -182,7 +182,7 @@ class Axes:
         return torch.cat([value.new_full(shape, fill), value], dim=self.positions)
 
     def _by_row(self, value: Tensor, rows: int, change: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """``change(r, [.., T, ..])`` on each row, whose axis is kept; rows that share their values get their own."""
+        """Apply ``change(r, [.., T, ..])`` to each row, keeping the axis; shared values are copied per row."""
         if self.rows is None:
             if rows != 1:
                 raise UnsupportedError(
@@ -192,17 +192,17 @@ class Axes:
         each = value.expand([rows if n == self.rows else -1 for n in range(value.ndim)])
         return torch.cat([change(r, each.narrow(self.rows, r, 1)) for r in range(rows)], dim=self.rows)
 
-    def _widened(self, row: Tensor, at: int, count: int) -> Tensor:
+    def _inserted(self, row: Tensor, at: int, count: int) -> Tensor:
         axis = self._positions
         before, behind = row.narrow(axis, 0, at), row.narrow(axis, at, row.shape[axis] - at)
-        if self.new == "next":  # a place of its own for each, and those behind move on
+        if self.new == "next":  # new position ids for each, shifting the later ones
             first = behind.narrow(axis, 0, 1) if behind.shape[axis] else following(self.last(row))
             return torch.cat([before, first + torch.arange(count, device=row.device), behind + count], dim=axis)
         model = row.narrow(axis, max(at - 1, 0), 1)
         new = self.following(model).expand([count if n == axis else -1 for n in range(row.ndim)])
         return torch.cat([before, new, behind], dim=axis)
 
-    def _closed(self, row: Tensor, keep: Tensor, mask: Tensor, length: int) -> Tensor:
+    def _dropped(self, row: Tensor, keep: Tensor, mask: Tensor, length: int) -> Tensor:
         axis = self._positions
         if self.new == "next":
             steps = torch.diff(row, dim=-1, append=following(self.last(row))) * (mask & ~keep).to(row.device)
@@ -223,7 +223,7 @@ class Axes:
 
 
 def following(last: Tensor) -> Tensor:
-    """Position ids of a token of text behind those of the last position, ``[B, 1]`` or M-RoPE's ``[axes, B, 1]``."""
-    if last.ndim == 3:  # [.., t, h, w]: words go on behind the largest of the three
+    """Return the position ids of a text token after the last position, ``[B, 1]`` or M-RoPE's ``[axes, B, 1]``."""
+    if last.ndim == 3:  # [.., t, h, w]: text continues after the largest of the three
         last = torch.cat([last[:-3], last[-3:].amax(dim=0, keepdim=True).expand_as(last[-3:])])
     return last + 1

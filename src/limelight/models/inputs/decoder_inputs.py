@@ -24,7 +24,7 @@ from limelight.models.inputs.ready_masks import Reach, reach_of
 
 Reaches = Mapping[str, Reach]
 
-TYPES = (Axes("row position", "zero"),)  # what is generated, or put in, is text
+TYPES = (Axes("row position", "zero"),)  # generated or inserted tokens are text
 MARKS = (Axes("row position", "zero", media=True), Axes("row position one", "zero", media=True))
 READY = Axes("row head position key", "causal")
 MASK = (Axes("row position", "one"), READY)
@@ -43,7 +43,7 @@ DECODER_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
     "token_type_ids": TYPES,
     "mm_token_type_ids": TYPES,
     "moe_mm_token_type_ids": TYPES,
-    # where media stand, and features that enter beside the embeddings
+    # media positions, and features that enter besides the embeddings
     "visual_pos_masks": MARKS,
     "vision_mask": MARKS,
     "deepstack_visual_embeds": FEATURES,
@@ -58,9 +58,9 @@ DECODER_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
     "full_text_row_masked_out_mask": (STATES,),
 }
 
-_PICTURES = (Axes("picture *", media=True),)  # pictures, clips and sounds of all rows, one after another
+_PICTURES = (Axes("picture *", media=True),)  # images, clips and audio of all rows, concatenated
 _PIXELS = (Axes("picture *", media=True, features=True),)
-_CONTAINER = (Axes("*"),)  # no tensor: a cache, the media as transformers has encoded them
+_CONTAINER = (Axes("*"),)  # not a tensor: a cache, or the media encoded by transformers
 
 MODEL_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
     **{k: DECODER_ARGUMENTS[k] for k in (
@@ -69,7 +69,7 @@ MODEL_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
         "full_text_row_masked_out_mask",
     )},
     "modality_ids": TYPES,
-    "attention_mask": (MASK[0], Axes(READY.layout)),  # a ready-made one is the caller's: nobody knows how it goes on
+    "attention_mask": (MASK[0], Axes(READY.layout)),  # a prepared mask is the caller's: its continuation is unknown
     "past_key_values": _CONTAINER,
     "encoder_outputs": _CONTAINER,
     compat.ENCODED_MEDIA: (Axes("*", media=True),),
@@ -107,7 +107,7 @@ MODEL_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
     "audio_input_ids_mask": _PICTURES,
 }  # fmt: skip
 
-# Families name their pixels and sounds alike; a name that holds ids of positions is listed above, or refused.
+# Families name pixels and audio similarly; arguments with position ids are listed above, or refused.
 _CONTENTS = re.compile(
     r"(high_res_)?(image_|video_)?pixel_values(_\w+)?|(audio_)?input_(features|values)|audio_(values|features)"
     r"|(image|video)_patches"
@@ -131,13 +131,13 @@ def holds_tensors(value: Any) -> bool:
 class Arguments:
     """The arguments of one callee, by name, and the operations on all of a call's arguments at once.
 
-    Every operation takes a mapping of arguments and returns a new one. Flags, None, and what holds no tensor stay as they
-    are.
+    Every operation takes a mapping of arguments and returns a new one. Flags, None, and values without tensors are
+    unchanged.
 
     Args:
-        owner: who is called, for messages.
+        owner: the callee's name, for messages.
         rows: argument -> its layouts, which differ in their number of axes.
-        further: name -> layouts of arguments that are not in ``rows``; None where it does not know them.
+        further: name -> layouts of arguments that are not in ``rows``, or None if unknown.
     """
 
     def __init__(
@@ -149,17 +149,17 @@ class Arguments:
         self.owner, self.rows, self.further = owner, rows, further
 
     def declared(self, name: str) -> tuple[Axes, ...] | None:
-        """The layouts of an argument."""
+        """Return the layouts of an argument, or None."""
         return self.rows[name] if name in self.rows else self.further(name)
 
     def __contains__(self, name: str) -> bool:
         return self.declared(name) is not None
 
     def axes(self, name: str, value: Any) -> Axes:
-        """The axes of an argument's value.
+        """Return the axes of an argument's value.
 
         Raises:
-            UnsupportedError: nobody has declared the argument, or not with so many axes.
+            UnsupportedError: the argument is not declared, or not with this number of axes.
         """
         known = self.declared(name)
         if known is None:
@@ -178,13 +178,13 @@ class Arguments:
         )
 
     def undeclared(self, arguments: Mapping[str, Any], taken: Collection[str] = ()) -> tuple[str, ...]:
-        """Arguments with tensors that are not declared; those that the callee takes by name must be in its own table."""
+        """Return the undeclared arguments with tensors; those that the callee names must be in its own table."""
         return tuple(
             k for k, v in arguments.items() if holds_tensors(v) and k not in (self.rows if k in taken else self)
         )
 
     def each(self, arguments: Mapping[str, Any], change: Callable[[Axes, Tensor, str], Any]) -> dict[str, Any]:
-        """``change(axes, tensor, layer type)`` on every tensor; the layer type is "" but for masks by layer type."""
+        """Apply ``change(axes, tensor, layer type)`` to every tensor; the layer type is "" except for masks by layer type."""
 
         def named(name: str, value: Any, kind: str) -> Any:
             axes = self.axes(name, value)
@@ -205,24 +205,24 @@ class Arguments:
         return {name: of(name, value) for name, value in arguments.items()}
 
     def append(self, arguments: Mapping[str, Any], count: int = 1, reaches: Reaches | None = None) -> dict[str, Any]:
-        """``count`` more tokens of text behind every row.
+        """Append ``count`` text tokens to every row.
 
         Args:
-            reaches: layer type -> how far its attention reaches, for masks that arrive ready-made ("": the only mask).
+            reaches: layer type -> reach of its attention, for prepared masks ("": the only mask).
         """
         return self.each(
             arguments, lambda axes, value, kind: axes.append(value, count, _reach(axes, value, kind, reaches, count))
         )
 
     def last(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What the last position has; of masks all that it sees."""
+        """Return the last position's values; of masks, the whole row."""
         return self.each(arguments, lambda axes, value, _: axes.last(value))
 
     def following(
         self, last: Mapping[str, Any], reaches: Reaches | None = None, padding: Tensor | None = None
     ) -> dict[str, Any]:
-        """What a further token of text has, from what the ``last`` one has. ``padding`` [B] positions on the left hold
-        nothing (chunks are counted from behind them)."""
+        """Return the values for a new text token, given those of the ``last`` position. ``padding`` [B]: left padding,
+        after which chunks are counted."""
 
         def further(axes: Axes, value: Tensor, kind: str) -> Tensor:
             if kind and axes.keys is None:
@@ -235,46 +235,46 @@ class Arguments:
         return self.each(last, further)
 
     def tail(self, arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
-        """The last ``count`` positions alone."""
+        """Keep only the last ``count`` positions."""
         return self.each(arguments, lambda axes, value, _: axes.tail(value, count))
 
     def row(self, arguments: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """One row of the batch, padding included."""
+        """Select one row of the batch, including padding."""
         return self.each(arguments, lambda axes, value, _: axes.row(value, index))
 
     def repeat(self, arguments: Mapping[str, Any], rows: int) -> dict[str, Any]:
-        """The batch over and over until there are so many rows."""
+        """Tile the batch to ``rows`` rows."""
         return self.each(arguments, lambda axes, value, _: axes.repeat(value, rows))
 
     def reorder(self, arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
-        """The rows ``index``, in this order and with repetitions."""
+        """Select the rows ``index``, in this order and with repetitions."""
         return self.each(arguments, lambda axes, value, _: axes.reorder(value, index))
 
     def insert(self, arguments: Mapping[str, Any], at: Sequence[int], count: int) -> dict[str, Any]:
-        """``count`` tokens of text in front of position ``at[r]`` of every row ``r``."""
+        """Insert ``count`` text tokens before position ``at[r]`` of every row ``r``."""
         return self.each(arguments, lambda axes, value, _: axes.insert(value, at, count))
 
     def drop(self, arguments: Mapping[str, Any], keep: Tensor, mask: Tensor) -> dict[str, Any]:
-        """The positions ``keep`` [B, T] alone, of the real ones ``mask`` [B, T]; rows are padded anew on the left."""
+        """Keep only the positions ``keep`` [B, T] among the real ones ``mask`` [B, T]; rows are left-padded again."""
         return self.each(arguments, lambda axes, value, _: axes.drop(value, keep, mask))
 
     def without_media(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that do not go with the media."""
+        """Return the arguments that do not belong to the media."""
         return {k: v for k, v in arguments.items() if not self.is_media(k, v)}
 
     def is_features(self, name: str) -> bool:
-        """Whether an argument is declared to hold features."""
+        """Return whether an argument is declared to contain features."""
         return any(axes.features for axes in self.declared(name) or ())
 
     def marks_media(self, name: str, value: Any) -> bool:
-        """Whether an argument says, True or False, at which positions media stand."""
+        """Return whether an argument is a boolean mask of media positions."""
         if name not in self or not isinstance(value, Tensor) or value.dtype != torch.bool:
             return False
         axes = self.axes(name, value)
         return axes.media and axes.new == "zero"
 
     def is_media(self, name: str, value: Any) -> bool:
-        """Whether an argument goes where the media go."""
+        """Return whether an argument belongs to the media."""
         return (name in self or holds_tensors(value)) and self.axes(name, value).media
 
 
@@ -294,8 +294,8 @@ def _media(name: str) -> tuple[Axes, ...] | None:
     return _PICTURES if _DESCRIPTIONS.fullmatch(name) else None
 
 
-def _handed_on(name: str) -> tuple[Axes, ...] | None:
-    """Models hand what a processor says of the media on to decoders that do not take it, and read nothing of it."""
+def _passed_on(name: str) -> tuple[Axes, ...] | None:
+    """Layouts of media descriptions that models pass on to decoders which ignore them."""
     return _PICTURES if MODEL.declared(name) == _PICTURES else None
 
 
@@ -311,5 +311,5 @@ ENCODER_DECODER_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
     "encoder_outputs": (Axes("*", media=True),),
 }
 
-DECODER = Arguments("decoder", DECODER_ARGUMENTS, _handed_on)
+DECODER = Arguments("decoder", DECODER_ARGUMENTS, _passed_on)
 MODEL_ENCODER_DECODER = Arguments("model", ENCODER_DECODER_ARGUMENTS, _media)

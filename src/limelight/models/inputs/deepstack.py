@@ -1,9 +1,9 @@
-"""Features that enter a decoder again in its early layers (deepstack), beside its input embeddings.
+"""Deepstack features, which enter a decoder's early layers in addition to its input embeddings.
 
-They are leaves of relevance like the embeddings. Both travel as one tensor ``[B, T, (1 + n) * D]``: the embeddings, and
-behind them along the last axis what enters at the same position in each of n layers (zero where nothing does). So
-input times gradient, summed over the last axis, books the relevance of all that enters at the position of its token, and
-a tangent ``c_i x_i`` scales all that enters at i. Source: DeepStack (Meng et al., arXiv 2406.04334) for the entrances;
+They are leaves of relevance like the embeddings. Both are stored in one tensor ``[B, T, (1 + n) * D]``: the embeddings,
+followed along the last axis by the features entering each of n layers at the same position (zero where there are none).
+Thus input times gradient, summed over the last axis, assigns all relevance to the token's position, and a tangent
+``c_i x_i`` scales everything that enters at i. Source: DeepStack (Meng et al., arXiv 2406.04334) for the features;
 relevance through all of them: the definition of input times gradient.
 """
 
@@ -22,13 +22,13 @@ from limelight.models.inputs.side_features import Found, Media, SideFeatureKind,
 
 @dataclass(frozen=True)
 class DeepstackFeatures:
-    """One argument of a decoder that carries features of some positions, for one or more layers.
+    """A decoder argument with features of some positions, for one or more layers.
 
     Attributes:
         name: the argument: a list, tuple or dict of features ``[N, D]``, N positions of the whole batch.
-        where: the argument that says which positions these are: bool ``[B, T]`` or ``[B, T, 1]``.
+        where: the argument that masks these positions: bool ``[B, T]`` or ``[B, T, 1]``.
         keys: the dict's keys, or None for a list.
-        count: how many features a position gets.
+        count: number of features per position.
         width: D.
     """
 
@@ -65,7 +65,7 @@ class DeepstackFeatures:
         return leaf[..., : self.width].repeat(1, 1, 1 + self.count), everywhere
 
     def arguments(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """No features at all where nothing enters."""
+        """Build the decoder's arguments, without features if no position has any."""
         first, *parts = torch.split(leaf, self.width, dim=-1)
         given = {"inputs_embeds": first, **{k: v for k, v in kwargs.items() if k != self.where}}
         where = kwargs.get(self.where)
@@ -79,10 +79,10 @@ class DeepstackFeatures:
 
 
 def find_deepstack(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
-    """The features among a decoder's arguments, and the wide leaf; None where there are none of this kind.
+    """Find the features among a decoder's arguments and build the combined leaf; None if there are none of this kind.
 
-    An argument declared as features counts if it holds tensors ``[N, D]``, D the embeddings' width, N the number of True
-    entries of exactly one mask that is declared to mark positions.
+    An argument declared as features matches if it contains tensors ``[N, D]``, D the embeddings' width, N the number of
+    True entries of exactly one mask that is declared to mark positions.
     """
     masks = {k: v for k, v in kwargs.items() if DECODER.marks_media(k, v) and v.shape[:2] == embeds.shape[:2]}
     for name, value in kwargs.items():

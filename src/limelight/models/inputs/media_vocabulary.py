@@ -1,6 +1,6 @@
-"""Ids beyond the words' table (Gemma 3n): a vision and an audio vocabulary, embedded by the modules that embed the media.
+"""Ids beyond the text embedding table (Gemma 3n): vision and audio vocabularies, embedded by the media embedders.
 
-A model may generate such an id (an end-of-picture mark is one), and its own forward then takes the embedding from there.
+A model may generate such an id (for example an end-of-image token); its own forward then uses that embedding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from limelight.models.inputs.side_features import Embedder, SideFeatureKind
 
 
 def hard_tokens(model: nn.Module, decoder: nn.Module | None = None) -> Embedder | None:
-    """``(ids [B, N], embeddings of words [B, N, D])`` -> the embeddings the decoder receives; None where words are all."""
+    """Return ``(ids [B, N], text embeddings [B, N, D]) -> decoder embeddings``, or None if there are only text ids."""
     tables: list[Any] = [m for m in model.modules() if _embeds_ids(m)]
     if not tables:
         return None

@@ -1,9 +1,9 @@
-"""A word's own inputs to every layer (Gemma 4, Gemma 3n: embeddings of the token id, one a layer), as leaves of relevance.
+"""Per-layer inputs (Gemma 4, Gemma 3n: one embedding of the token id per layer), as leaves of relevance.
 
-They come from token ids, so at a word they are leaves beside its embedding and their relevance is booked at that word:
-the leaf is ``[B, T, D + L * P]``. At a position of media the id is only a placeholder's: what its table holds says
-nothing of the picture or the sound, is a constant like a bias, and enters neither the media's relevance nor its
-tangents. (What the media themselves send by this way, through the projection of the embeddings, counts as usual.)
+They are computed from token ids, so at a text position they are leaves beside its embedding, and their relevance is
+assigned to that position: the leaf is ``[B, T, D + L * P]``. At a media position the id is only a placeholder: its table
+entry does not depend on the media, is a constant like a bias, and is excluded from the media's relevance and tangents.
+(The media's own contribution through the projection of the embeddings counts as usual.)
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ NAME = "per_layer_inputs"
 
 @dataclass(frozen=True)
 class PerLayerInputs:
-    """A decoder argument ``[B, T, L, P]`` that holds features of every position, for each of its L layers.
+    """A decoder argument ``[B, T, L, P]`` with features of every position for each of its L layers.
 
     Attributes:
-        name: the argument. In a call's arguments it holds the constant part: zero, save at media.
-        width: D, of the embeddings in front.
+        name: the argument. In a call's arguments it contains the constant part: zero except at media positions.
+        width: D, the width of the embeddings before it.
         shape: of the features of one position.
     """
 
@@ -48,11 +48,11 @@ class PerLayerInputs:
 
     @property
     def count(self) -> int:
-        """Features of one position."""
+        """Number of features per position."""
         return torch.Size(self.shape).numel()
 
     def widened(self, embeds: Tensor) -> Tensor:
-        """The adapter's embeddings have their features already."""
+        """Pad embeddings to the leaf's width; the adapter's embeddings already have their features."""
         missing = self.width + self.count - embeds.shape[-1]
         return torch.nn.functional.pad(embeds, (0, missing)) if missing else embeds
 
@@ -60,7 +60,7 @@ class PerLayerInputs:
         return {}
 
     def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
-        """The constants for the model's rows; nothing for those of tangents."""
+        """Return the constants for the model's rows, and zeros for the tangents' rows."""
         return {k: torch.cat([v, v.new_zeros(rows - v.shape[0], *v.shape[1:])]) for k, v in kept.items()}
 
     def probe(self, leaf: Tensor, kept: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
@@ -79,7 +79,7 @@ class PerLayerInputs:
 
 
 def find_per_layer(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
-    """The wide leaf, and the constant part among the arguments; None where no argument holds inputs of the layers.
+    """Build the combined leaf, leaving the constant part in the arguments; None if there are no per-layer inputs.
 
     ``media``: positions whose ids are placeholders.
     """
@@ -97,7 +97,7 @@ def find_per_layer(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_
 
 
 def per_layer_inputs(decoder: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Token ids ``[B, N]`` -> what the decoder's layers get of them ``[B, N, L, P]``; None where they get nothing."""
+    """Return a function from token ids ``[B, N]`` to per-layer inputs ``[B, N, L, P]``, or None if there are none."""
     lookup: Any = getattr(decoder, "get_per_layer_inputs", None)
     if lookup is None or not getattr(decoder.config, "hidden_size_per_layer_input", None):
         return None
@@ -105,11 +105,13 @@ def per_layer_inputs(decoder: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def embedder(model: nn.Module, decoder: nn.Module) -> Embedder | None:
-    """The inputs of all layers behind the embeddings of words: ``[B, n, D]`` -> ``[B, n, D + L * P]``."""
+    """Append the inputs of all layers to the text embeddings: ``[B, n, D]`` -> ``[B, n, D + L * P]``."""
     lookup = per_layer_inputs(decoder)
     return (
         None if lookup is None else lambda ids, embeds: torch.cat([embeds, lookup(ids).flatten(2).to(embeds)], dim=-1)
     )
 
 
-KIND = SideFeatureKind("per-layer inputs", find=find_per_layer, embedder=embedder, order=1)  # wide: behind all others
+KIND = SideFeatureKind(
+    "per-layer inputs", find=find_per_layer, embedder=embedder, order=1
+)  # changes the width: applied last

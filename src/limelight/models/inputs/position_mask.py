@@ -1,7 +1,7 @@
-"""Media whose places a mask beside the ids marks (Kosmos-2, Kosmos-2.5), in a decoder that puts them there itself.
+"""Media positions marked by a mask beside the ids (Kosmos-2, Kosmos-2.5), in decoders that insert the media themselves.
 
-No token stands for them, so the mask is the evidence of what is where. The leaf of relevance is what the decoder starts
-from: words' embeddings with the media in their places, before it scales them and adds positions (which are biases).
+There is no placeholder token, so the mask determines the media positions. The leaf of relevance is the decoder's starting
+point: text embeddings with the media inserted, before it scales them and adds positions (which are biases).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PLACES, FEATURES = "image_embeds_position_mask", "image_embeds"
 
 
 def placed(decoder: Any, got: Mapping[str, Any]) -> Placed | None:
-    """The merged embeddings ``[B, T, D]`` of a decoder's call that holds ids, media and their places; else None."""
+    """Return the merged embeddings ``[B, T, D]`` of a decoder call that contains ids, media and their mask; else None."""
     ids, where, features = (got.get(name) for name in ("input_ids", PLACES, FEATURES))
     if not (isinstance(ids, Tensor) and isinstance(where, Tensor) and isinstance(features, Tensor)):
         return None
@@ -30,19 +30,19 @@ def placed(decoder: Any, got: Mapping[str, Any]) -> Placed | None:
 
 
 def places(inputs: Mapping[str, Any]) -> Tensor | None:
-    """int64 ``[B, T]``, 1 at a picture; None where the inputs mark no places."""
+    """Return int64 ``[B, T]``, 1 at an image, or None if the inputs contain no position mask."""
     where, ids = inputs.get(PLACES), inputs.get("input_ids")
     if not isinstance(where, Tensor) or not isinstance(ids, Tensor):
         return None
     marked = (where != 0).long()
-    return torch.nn.functional.pad(marked, (0, ids.shape[1] - marked.shape[1]))  # what was generated is text
+    return torch.nn.functional.pad(marked, (0, ids.shape[1] - marked.shape[1]))  # generated tokens are text
 
 
 KIND = SideFeatureKind("position mask", place=placed, places=places)
 
 
 def is_positions(module: nn.Module) -> bool:
-    """A table of positions without parameters (sinusoids): no embedding by its type, a bias all the same."""
+    """Return whether this is a parameter-free table of positions (sinusoids): not an nn.Embedding, but also a bias."""
     if next(module.children(), None) is not None or next(module.parameters(), None) is not None:
         return False
     tables = [b for b in module.buffers(recurse=False) if b.ndim == 2]

@@ -18,18 +18,18 @@ from limelight.errors import PromptError, UnsupportedError
 
 @dataclass(frozen=True)
 class Reach:
-    """How far back a kind of layer sees: ``window`` positions (itself included), the ``chunk`` it is in, or everything."""
+    """The reach of a layer kind's attention: ``window`` positions (itself included), its own ``chunk``, or everything."""
 
     window: int | None = None
     chunk: int | None = None
 
     @property
     def least(self) -> int | None:
-        """The longest prompt for which this is the same as seeing everything; None: any."""
+        """The longest prompt for which the reach has no effect; None: any."""
         return self.window if self.chunk is None else self.chunk
 
     def hides(self, queries: Tensor, keys: Tensor, padding: Tensor) -> Tensor:
-        """Which keys ``[K]`` lie too far back for queries ``[N]``: bool ``[B, N, K]``; ``padding`` ``[B]`` on the left."""
+        """Return which keys ``[K]`` are out of reach of queries ``[N]``: bool ``[B, N, K]``; ``padding`` ``[B]``: on the left."""
         at, key = queries[None, :, None], keys[None, None, :]
         hidden = torch.zeros(len(padding), len(queries), len(keys), dtype=torch.bool, device=keys.device)
         if self.window is not None:
@@ -41,7 +41,7 @@ class Reach:
 
 
 def reaches(config: Any) -> dict[str, Reach]:
-    """Key of a ready-made mask -> its reach; ``""`` is a mask for all layers, absent where these differ in kind."""
+    """Map the key of a prepared mask to its reach; ``""`` is a mask for all layers, absent if these differ in kind."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     chunk = getattr(config, "attention_chunk_size", None)
     found = {"full_attention": Reach()}
@@ -56,10 +56,10 @@ def reaches(config: Any) -> dict[str, Reach]:
 
 
 def reach_of(name: str, length: int, known: Mapping[str, Reach]) -> Reach:
-    """The reach of a mask that is to go on to ``length`` positions.
+    """Return the reach of a mask that is to be extended to ``length`` positions.
 
     Raises:
-        UnsupportedError: nobody knows.
+        UnsupportedError: unknown reach.
     """
     if name in known:
         return known[name]
@@ -76,13 +76,13 @@ def reach_of(name: str, length: int, known: Mapping[str, Reach]) -> Reach:
 
 
 def padding_of(mask: Tensor) -> Tensor:
-    """Positions of padding on the left of each row ``[B]``: queries that see nothing."""
+    """Return the number of left padding positions per row ``[B]``: queries that are fully masked."""
     blind = mask[:, 0].amax(-1) <= torch.finfo(mask.dtype).min / 2
     return blind.long().cumprod(-1).sum(-1)
 
 
 def grown(mask: Tensor, reach: Reach, count: int = 1) -> Tensor:
-    """``[B, 1, T, T]``, additive, with ``count`` more causal rows and columns.
+    """Extend an additive mask ``[B, 1, T, T]`` by ``count`` causal rows and columns.
 
     Raises:
         UnsupportedError: the mask is not square.
@@ -103,7 +103,7 @@ def grown(mask: Tensor, reach: Reach, count: int = 1) -> Tensor:
 
 
 def longer(row: Tensor, reach: Reach, padding: Tensor) -> Tensor:
-    """The last row of a mask, ``[B, 1, 1, T]``, for the position that follows: ``[B, 1, 1, T + 1]``."""
+    """Extend the last row of a mask, ``[B, 1, 1, T]``, to that of the next position: ``[B, 1, 1, T + 1]``."""
     row = torch.cat([row, row.new_zeros((*row.shape[:-1], 1))], dim=-1)
     positions = torch.arange(row.shape[-1], device=row.device)
     hidden = reach.hides(positions[-1:], positions, padding)
@@ -111,10 +111,10 @@ def longer(row: Tensor, reach: Reach, padding: Tensor) -> Tensor:
 
 
 def additive(value: Any, dtype: torch.dtype) -> Any:
-    """Ready-made masks as what is added to scores: those of booleans (True: seen) become 0 and the dtype's least number.
+    """Convert prepared masks to additive ones: boolean masks (True: attended) become 0 and the dtype's minimum.
 
     Raises:
-        PromptError: whole numbers, which nobody reads alike.
+        PromptError: integer masks, which are ambiguous.
     """
     if isinstance(value, Mapping):
         return {k: additive(v, dtype) for k, v in value.items()}
@@ -122,7 +122,7 @@ def additive(value: Any, dtype: torch.dtype) -> Any:
         return value
     if value.dtype != torch.bool:
         raise PromptError(
-            f"expected an attention mask [batch, 1, T, T] of booleans or of floats that are added, got {value.dtype}",
-            hint="call .bool() on a mask of 1 (seen) and 0 (hidden)",
+            f"expected an attention mask [batch, 1, T, T] of booleans or additive floats, got {value.dtype}",
+            hint="call .bool() on a mask of 1 (attended) and 0 (masked)",
         )
     return torch.where(value, torch.zeros((), dtype=dtype, device=value.device), torch.finfo(dtype).min)

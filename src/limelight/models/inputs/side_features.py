@@ -1,9 +1,9 @@
-"""What features that reach a decoder otherwise than by merged input embeddings have in common.
+"""Common protocol of features that reach a decoder other than through merged input embeddings.
 
-They are leaves of relevance like the embeddings. Those that a decoder takes in an argument of their own travel with the
-embeddings in one tensor: behind them along the last axis (deepstack, inputs of the layers' own), or as further positions in
-front of the prompt's (cross-attention states). Those that a decoder puts among the words itself (media marked by a position
-mask), and ids that another table than the words' embeds (media vocabularies), end up in the embeddings.
+They are leaves of relevance like the embeddings. Those with their own decoder argument are stored with the embeddings in
+one tensor: appended along the last axis (deepstack, per-layer inputs), or as additional positions before the prompt's
+(cross-attention states). Media that a decoder inserts itself (marked by a position mask), and ids embedded by another table
+than the text's (media vocabularies), become part of the embeddings.
 
 One kind is one file of this folder that ends in ``KIND = SideFeatureKind(...)``; listing the folder finds it
 (:func:`limelight.models.inputs.kinds.side_kinds`). The axes of its arguments are declared in
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 class SideFeatures(Protocol):
-    """Features of one captured call, in an argument of the decoder's. ``leaf`` is ``[B, N + T, D']``, N = ``front``."""
+    """Features of one captured call in their own decoder argument. ``leaf`` is ``[B, N + T, D']``, N = ``front``."""
 
     @property
     def name(self) -> str:
@@ -29,46 +29,46 @@ class SideFeatures(Protocol):
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Arguments of the call that say where they go."""
+        """Arguments of the call that determine their positions."""
         ...
 
     @property
     def front(self) -> int:
-        """Positions of the leaf in front of the prompt's."""
+        """Number of positions of the leaf before the prompt's."""
         ...
 
     @property
     def entrance(self) -> object:
-        """Hashable: what two calls must share for one check of the forward mode to hold for both."""
+        """A hashable key; calls with equal keys share one check of the forward mode."""
         ...
 
     def arguments(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """All of the decoder's arguments, from the leaf of the whole prompt and the call's own arguments."""
+        """Build all decoder arguments from the leaf of the whole prompt and the call's other arguments."""
         ...
 
     def step(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The same for one position of the prompt's own behind a cache."""
+        """Build all decoder arguments for one position after a cache."""
         ...
 
     def widened(self, embeds: Tensor) -> Tensor:
-        """Embeddings ``[B, N, D]`` of text without features, as wide as the leaf."""
+        """Widen text embeddings ``[B, N, D]`` without features to the leaf's width."""
         ...
 
     def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        """Which of the arguments in ``kept`` a generated token needs."""
+        """Return the arguments in ``kept`` that a generated token needs."""
         ...
 
     def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
-        """The arguments in ``kept`` for so many rows, of values and tangents."""
+        """Expand the arguments in ``kept`` to ``rows`` rows of values and tangents."""
         ...
 
     def probe(self, leaf: Tensor, kept: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
-        """Some leaf with which something enters at every position, and the arguments in ``kept`` that let it, for rows."""
+        """Return a test leaf with features at every position, and the matching arguments in ``kept`` for ``rows`` rows."""
         ...
 
 
 class Found(NamedTuple):
-    """Features, the leaf that holds them, the call's other arguments, and who is seen of the positions in front."""
+    """Features, their leaf, the call's other arguments, and the mask of attended positions before the prompt's."""
 
     features: SideFeatures
     leaf: Tensor
@@ -83,17 +83,17 @@ class Placed(NamedTuple):
     kwargs: dict[str, Any]
 
 
-Media = Callable[[], Tensor | None]  # bool [B, T], positions of media by their ids; asked for only where it is needed
+Media = Callable[[], Tensor | None]  # bool [B, T], media positions by ids; evaluated lazily
 Embedder = Callable[[Tensor, Tensor], Tensor]
 
 
 def no_media() -> None:
-    """Where nothing tells positions of media apart."""
+    """Return None: the media positions are unknown."""
 
 
 @dataclass(frozen=True)
 class SideFeatureKind:
-    """A way by which features reach decoders otherwise than by merged input embeddings.
+    """A kind of features that reach decoders other than through merged input embeddings.
 
     Attributes:
         name: for messages.

@@ -47,6 +47,16 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"types", "errors", "media", "calibration"},
     "demo": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},
     "app": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},
+    "calibrating": {
+        "types",
+        "errors",
+        "calibration",
+        "models",
+        "decoding",
+        "benchmarks",
+        "report",
+        "auditing",
+    },
     "golden": {"types", "errors", "media", "models", "relevance", "grounding", "decoding"},
     "cli": {
         "types",

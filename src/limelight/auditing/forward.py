@@ -169,7 +169,8 @@ def _told(
     z = score.z_score(phi, among)
     rivals = score.rival_score(z, logits, tokens)
     rule = flag_rule(calibration)
-    flags = score.flagged(chosen(z), rivals, rule["threshold"], needs_rival=rule["needs_rival"]).tolist()
+    asked = {k: rule[k] for k in ("threshold", "needs_rival", "margin")}
+    flags = score.flagged(chosen(z), rivals, **asked).tolist()
     by_kind = {k: score.token_score(groups[k], tokens, among) if k in groups else chosen(z) for k in kinds}
     parts = {k: chosen(groups.get(k, phi)) for k in kinds}
     if EARLIER_ANSWERS in groups:

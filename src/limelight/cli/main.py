@@ -17,6 +17,7 @@ COMMANDS = (
     "generate",
     "attribute",
     "transcribe",
+    "calibrate",
     "demo",
     "models",
     "strategies",

@@ -1,0 +1,85 @@
+"""The calibrations that ship with the miniatures: fitted on dev, told how they do on test.
+
+    python -m recipes.calibrations            writes calibration.json beside the weights of both, and prints them
+    python -m recipes.calibrations --unlabelled      the same without labels, for comparison: prints, writes nothing
+
+Vision: captions of clear and poor pictures, without a hint and with a wrong one. Audio: captions likewise, and transcripts of
+usual and broken phrases and of recordings in which nobody speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import limelight
+from limelight.calibration import FILE, Calibration
+from limelight.demo import questions, scenes, sound_questions, sounds
+from limelight.models.loading import packaged
+
+HINTS = ("none", "E-wrong", "C-wrong")
+CAPTIONS, TRANSCRIPTS = 100, 60  # a set
+
+
+def pictures(split: Any, n: int) -> Iterator[dict[str, Any]]:
+    """Caption requests with the objects that are and are not in the picture."""
+    for visibility in ("clear", "poor"):
+        for hint in HINTS:
+            for c in questions.captions(split, hint, n, visibility=visibility):
+                image = c.scene.image()
+                absent = sorted(set(scenes.OBJECTS) - c.objects)
+                yield {"image": image, "prompt": c.text, "supported": sorted(c.objects), "invented": absent}
+
+
+def recordings(split: Any, n: int) -> Iterator[dict[str, Any]]:
+    """Caption requests with the sounds that are and are not heard; transcription requests with what is said."""
+    rate = sounds.RATE
+    for clarity in ("clear", "poor"):
+        for hint in HINTS:
+            for c in sound_questions.captions(split, hint, n, clarity=clarity):
+                absent = sorted(set(sounds.EVENTS) - set(c.truth))
+                yield {
+                    "audio": (c.recording.samples(), rate), "prompt": c.text,
+                    "supported": list(c.truth), "invented": absent,
+                }  # fmt: skip
+    for name in ("usual/clear", "broken/clear", "usual/poor", "broken/poor", *sound_questions.QUIET):
+        for t in sound_questions.transcriptions(split, name, n * TRANSCRIPTS // CAPTIONS):
+            yield {"audio": (t.recording.samples(), rate), "prompt": t.text, "reference": t.truth}
+
+
+WORLDS: Mapping[str, Callable[[Any, int], Iterator[dict[str, Any]]]] = {
+    "demo-vision": pictures,
+    "demo-audio": recordings,
+}
+
+
+def calibrated(name: str, *, n: int = CAPTIONS, labelled: bool = True) -> Calibration:
+    """A miniature's calibration."""
+    rows = list(WORLDS[name]("dev", n))
+    if not labelled:
+        kept = ("image", "audio", "prompt")
+        rows = [{k: v for k, v in r.items() if k in kept} for r in rows]
+    adapter = limelight.load(name, calibration=None)
+    held_out = list(WORLDS[name]("test", n))
+    return limelight.calibrate(
+        adapter, rows, held_out=held_out, name=name, max_new_tokens=24, batch_size=20 if labelled else 10
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=tuple(WORLDS))
+    parser.add_argument("--unlabelled", action="store_true", help="fit on the models' own answers; write nothing")
+    parser.add_argument("-n", type=int, default=CAPTIONS, help="captions a set")
+    args = parser.parse_args()
+    for name in WORLDS:
+        if args.only in (None, name):
+            found = calibrated(name, n=args.n, labelled=not args.unlabelled)
+            print(name, found.about(), dict(found.counts), dict(found.measures), sep="\n  ")
+            if not args.unlabelled:
+                print(found.save(packaged(name) / FILE))
+
+
+if __name__ == "__main__":
+    main()

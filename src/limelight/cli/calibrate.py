@@ -1,0 +1,91 @@
+"""``limelight calibrate``: the threshold of a model's grounding flag, and what its score is worth as a probability."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limelight.cli import options
+
+
+def calibrate(
+    model: options.ModelName,
+    rows: Annotated[
+        Path, typer.Argument(help="JSON lines, a JSON array, CSV or TSV: media, prompt, answer and labels of words.")
+    ],
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", help="Labelled rows that choose nothing; told how well it does on them.")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="youden, recall=0.9, precision=0.9 or false-flags=0.05: what the threshold is chosen by.")
+    ] = "youden",
+    curve: Annotated[str, typer.Option(help="Of the probability: logistic, or isotonic for many words.")] = "logistic",
+    composite: Annotated[str, typer.Option(help="Of the meter: attnlrp or cp-lrp.")] = "attnlrp",
+    max_new_tokens: options.MaxNewTokens = 64,
+    batch_size: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Answers a padded batch.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The calibration's file; by default where this model finds it when it is loaded."),
+    ] = None,
+    as_json: options.AsJson = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    device_map: options.DeviceMap = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Calibrate a model's grounding flag: which words of its answers are likely to be invented.
+
+    A row is `{"image": "photo.jpg", "prompt": ..., "answer": ..., "supported": ["cup"], "invented": ["dog"]}`; instead of the
+    lists, `correct` (true or false) labels the first word of an answer, and `reference` the words of a transcript. Rows without
+    `answer` are answered by the model. Rows without any labels are answered twice, with and without the media, and words said
+    only without them count as invented: rough labels, for want of better ones.
+
+    Without a calibration the flag's threshold is a default, and is said to be one.
+
+    **Examples**
+
+        limelight calibrate llava-hf/llava-1.5-7b-hf labelled.jsonl --held-out test.jsonl
+
+        limelight calibrate ./checkpoint pictures.jsonl --objective recall=0.9 --out ./checkpoint/calibration.json
+    """
+    from limelight.cli import output as writer
+    from limelight.cli import terminal
+
+    with terminal.quiet():
+        from dataclasses import asdict
+
+        from limelight.calibrating.run import calibrate as fitted
+        from limelight.calibration import NONE as NO_CALIBRATION
+        from limelight.calibration import cache_file
+
+        adapter = terminal.load(
+            model,
+            dtype,
+            device,
+            trust_remote_code,
+            revision=revision,
+            device_map=device_map,
+            calibration=NO_CALIBRATION,
+        )
+        with terminal.row_progress("rows") as moved:
+            found = fitted(
+                adapter, rows, held_out=held_out, limit=limit, name=options.public_name(model), objective=objective, curve=curve,
+                composite=composite, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=moved,
+            )  # fmt: skip
+        path = found.save(output or cache_file(model))
+    if as_json:
+        writer.print_json({"file": str(path), **asdict(found)})
+        return
+    counts = ", ".join(f"{n} {k}" for k, n in found.counts.items())
+    terminal.out.print(
+        f"threshold {found.threshold:g}" + (", with a rival" if found.needs_rival else ", without a rival")
+    )
+    for name, value in found.measures.items():
+        terminal.out.print(f"{name.replace('_', ' ')} {value:.3f}")
+    terminal.err.print(f"{counts} words; labels: {found.labels}", markup=False)
+    terminal.err.print(f"{path}: used whenever {model} is loaded" if output is None else str(path), markup=False)

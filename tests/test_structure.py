@@ -61,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         "types",
         "calibration",
+        "calibrating",
         "errors",
         "compat",
         "thinking",

@@ -64,9 +64,9 @@ def test_grounding_is_the_librarys(client: openai.OpenAI, adapter: Adapter, stra
         assert token["contributions"] == pytest.approx(step.contributions, rel=1e-4)
         assert token["grounding"] == pytest.approx(step.grounding, rel=1e-4)
         assert token["grounding_by_modality"] == pytest.approx(dict(step.grounding_by_modality), rel=1e-4)
-        assert token["p_supported"] is None
+        assert token["p_supported"] == pytest.approx(step.p_supported, rel=1e-4)
     assert got.limelight["flag"] == want.flag
-    assert want.flag["default"]
+    assert not want.flag["default"]  # the miniature ships its calibration
     assert got.limelight["contributions"] == pytest.approx(want.contributions(), rel=1e-4)
     assert [x.logprob for x in got.choices[0].logprobs.content] == pytest.approx([s.logprob for s in want.steps])
     assert got.limelight["strategy"] == strategy

@@ -27,9 +27,14 @@ def adapter() -> Adapter:
 
 
 def run(
-    adapter: Adapter, inputs: dict[str, Tensor], tokens: int = 5, more: dict[str, Any] | None = None, **settings: Any
+    adapter: Adapter,
+    inputs: dict[str, Tensor],
+    tokens: int = 5,
+    more: dict[str, Any] | None = None,
+    details: bool | None = None,
+    **settings: Any,
 ) -> Any:
-    fn = custom_generate(lrp_beam(**settings), return_cache=False)
+    fn = custom_generate(lrp_beam(**settings), return_cache=False, details=details)
     return adapter.model.generate(
         **inputs,
         custom_generate=fn,
@@ -75,6 +80,8 @@ def test_the_masses_decide() -> None:
 def test_one_beam_is_greedy(adapter: Adapter) -> None:
     inputs = llava_inputs(adapter.model)
     plain = adapter.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    quiet = run(adapter, inputs, 2, details=False)
+    assert not any(s.relevance or s.shares for s in quiet.steps[0])  # told only where it is asked for
     assert torch.equal(run(adapter, inputs, 4, beams=1).sequences, plain)
 
 

@@ -175,7 +175,9 @@ class LrpBeamSession:
         plain = int(logits.argmax())
         offered = []
         for token, value, relevance in zip(tokens.tolist(), values.tolist(), found, strict=True):
-            told = Detail(relevance, relevance.shares(), intervened=token != plain, plain=plain)
+            told = Detail(intervened=token != plain, plain=plain)
+            if self.context.details:
+                told = replace(told, relevance=relevance, shares=relevance.shares())
             mass = media_mass(relevance, beam.call.mask[0], self.strategy.tau)
             offered.append(self._grown(replace(beam, masses=(*beam.masses, mass)), token, value, told))
         return offered

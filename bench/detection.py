@@ -1,6 +1,6 @@
 """Detection of invented words: our token scores, published ones and controls, on held-out media.
 
-    python -m bench.detection                          both miniatures (20 minutes of one core each), bench/results/detection.json
+    python -m bench.detection                          both miniatures (half an hour of one core each), bench/results/detection.json
     python -m bench.detection --only demo-audio        one of them; rows of the other are kept
     python -m bench.detection --model MODEL --data DIR another checkpoint, on the files of `limelight bench labelled`
     python -m bench.detection --table                  print the committed tables
@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,18 @@ from limelight.cli.answering import ModelAnswer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "detection.json"
-MINIATURES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "demo-vision": (
-        "demo_vision",
-        ("caption-none", "caption-E-wrong", "caption-none/poor", "caption-E-wrong/poor", "none/clear", "E-wrong/clear"),
-    ),
-    "demo-audio": (
-        "demo_audio",
-        (
-            *("caption-none", "caption-E-wrong", "caption-none/poor", "caption-E-wrong/poor", "none/clear"),
-            *("E-wrong/clear", "speech-usual/clear", "speech-broken/clear", "speech-broken/medium", "quiet-noise"),
-        ),
-    ),
+DESCRIBED = ("caption-none", "caption-E-wrong", "caption-none/poor", "caption-E-wrong/poor")
+ASKED = ("none/clear", "E-wrong/clear")
+SPOKEN = ("speech-usual/clear", "speech-broken/clear", "speech-broken/medium", "quiet-noise")
+# task, and the splits that are run with as many media as --limit says, and with a fifth of them
+MINIATURES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "demo-vision": ("demo_vision", DESCRIBED, ASKED),
+    "demo-audio": ("demo_audio", DESCRIBED, (*ASKED, *SPOKEN)),
 }
+FEWER = 5
 BATCH = 16  # answers generated together; they are scored one by one
-KINDS = ("captions", "questions", "transcripts")
+USUAL, NEWER = ("attnlrp", "cp-lrp"), ("reslrp", "pa-lrp", "cp-lrp-linear")
+KINDS = ("captions", "questions", "transcripts", "captions: newer composites")
 COMBINED = " + ".join(PAIR)
 SHOWN = ("z", "log-probability", "position")  # of every split
 PUBLISHED = (
@@ -54,11 +52,13 @@ PUBLISHED = (
 )
 
 
-def answers(model: str, name: str, out: Path, limit: int, splits: Sequence[str], data: Path | None) -> list[Block]:
+def answers(
+    model: str, name: str, out: Path, limit: int, splits: Sequence[str], data: Path | None, composites: tuple[str, ...]
+) -> list[Block]:
     """The blocks of a run, resumed where it stopped."""
     torch.set_num_threads(1)
     length = task(name).max_new_tokens
-    answer = ModelAnswer(model, generation={"max_new_tokens": length, "do_sample": False}, evidence=True)
+    answer = ModelAnswer(model, generation={"max_new_tokens": length, "do_sample": False}, evidence=composites)
     found = run(
         name,
         answer,
@@ -71,6 +71,20 @@ def answers(model: str, name: str, out: Path, limit: int, splits: Sequence[str],
         batch_size=BATCH,
     ).run
     return found.blocks()
+
+
+def measured(model: str, out: Path, limit: int, data: Path | None) -> list[Block]:
+    """A miniature's captions, and fewer of its questions and phrases; or the labelled files of another checkpoint. Then the
+    newer composites, on fewer media."""
+    folder = out / f"{model.replace('/', '_')}-{limit}"
+    name, many, few = ("labelled", (), ()) if data is not None else MINIATURES[model]
+    fewer = max(1, limit // FEWER)
+    blocks = answers(model, name, folder / "answers", limit, many, data, USUAL)
+    if few:
+        blocks += answers(model, name, folder / "others", fewer, few, data, USUAL)
+    newer = answers(model, name, folder / "composites", fewer, many, data, (USUAL[0], *NEWER))
+    described = [b for b in newer if b.name.startswith(f"{KINDS[0]}/")]
+    return [*blocks, *(replace(b, name=b.name.replace(KINDS[0], KINDS[-1], 1)) for b in described)]
 
 
 def rows(blocks: Sequence[Block]) -> dict[str, Any]:
@@ -117,7 +131,9 @@ def _pairs(own: Mapping[str, Block]) -> list[tuple[str, str]]:
     """z against the best published score and the control, and the combination against its two halves."""
     auroc = {k: evaluate([b], resamples=0)[b.named(MEASURES[0])].value for k, b in own.items()}
     best = max((k for k in own if k in PUBLISHED), key=auroc.__getitem__, default="")
-    return [("z", PAIR[0]), ("z", best), ("z", "position"), (COMBINED, PAIR[0]), (COMBINED, PAIR[1])]
+    return list(
+        dict.fromkeys([("z", PAIR[0]), ("z", best), ("z", "position"), (COMBINED, PAIR[0]), (COMBINED, PAIR[1])])
+    )
 
 
 def _difference(own: Mapping[str, Block], a: str, b: str) -> dict[str, Any] | None:
@@ -186,17 +202,11 @@ def main() -> None:
     if not args.table:
         known = json.loads(args.results.read_text()) if args.results.exists() else {"models": {}}
         wanted = [args.only] if args.only else list(MINIATURES)
-        jobs = (
-            [(m, *MINIATURES[m], None) for m in wanted]
-            if args.model is None
-            else [(args.model, "labelled", (), args.data)]
-        )
-        for model, name, splits, data in jobs:
-            folder = args.out / f"{model.replace('/', '_')}-{args.limit}"
-            found = rows(answers(model, name, folder, args.limit, splits, data))
+        for model in wanted if args.model is None else [args.model]:
+            blocks = measured(model, args.out, args.limit, args.data)
             kept = ("python", "limelight", "torch", "transformers", "numpy")
             about = {"git": git_hash(), "versions": {k: versions()[k] for k in kept}}
-            known = {**known, "session": about, "models": {**known["models"], model: found}}
+            known = {**known, "session": about, "models": {**known["models"], model: rows(blocks)}}
             args.results.parent.mkdir(parents=True, exist_ok=True)
             args.results.write_text(json.dumps(known, indent=1) + "\n")
     print(table(json.loads(args.results.read_text())))

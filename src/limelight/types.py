@@ -105,6 +105,8 @@ class Relevance:
         target: the token id whose logit was explained; ``target_token``: its text; ``logit``: its value.
         position: the position that predicted it (``T - 1`` when decoding).
         sinks: positions to exclude from shares and plots (attention sinks).
+        media_inputs: name of a media tensor among the model's inputs (``pixel_values``) -> relevance of each of its entries,
+            in its shape; {} unless relevance was carried on through the encoder.
     """
 
     scores: Tensor
@@ -115,6 +117,7 @@ class Relevance:
     logit: float = float("nan")
     position: int = -1
     sinks: tuple[int, ...] = ()
+    media_inputs: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         edges = [0, *(s.stop for s in self.spans)]

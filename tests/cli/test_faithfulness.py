@@ -24,6 +24,7 @@ app.command()(bench)
 def test_names() -> None:
     assert methods_of("") == ()
     assert methods_of("attnlrp, random,attnlrp") == ("attnlrp", "random")
+    assert methods_of("reslrp,pa-lrp,gradient-norm") == ("reslrp", "pa-lrp", "gradient-norm")
     with pytest.raises(SettingError, match="cp-lrp"):
         methods_of("lrp")
 

@@ -20,12 +20,20 @@ from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.attention import AttentionHook, attention_hooks
 from limelight.relevance.attachment import _HELD, attached
 from limelight.relevance.attribute import attribute, attribute_generated, input_relevance
-from limelight.relevance.composites import ATTN_LRP, COMPOSITES, CP_LRP, GRADIENT_INPUT, Composite
+from limelight.relevance.composites import (
+    ATTN_LRP,
+    CP_LRP,
+    CP_LRP_LINEAR,
+    GRADIENT_INPUT,
+    RELEASED_AUDIO,
+    RES_LRP,
+    Composite,
+)
 from limelight.relevance.forward.stream import DualStream, modality_channel
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
 from tests.zoo import ZOO
 
-ALL = list(COMPOSITES.values())
+ALL = [ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO]  # those that go everywhere
 NAMES = ("llava_gqa", "paligemma2", "qwen3_5", "qwen3_vl_moe", "gemma3n", "lfm2_vl", "qwen2_audio")
 pairs = pytest.mark.parametrize(("outer", "inner"), [(a, b) for a in ALL for b in ALL], ids=lambda c: c.name)
 
@@ -61,6 +69,12 @@ def test_every_pair_holds_inside_and_is_back_afterwards(name: str, outer: Compos
     assert snapshot(adapter.model) == before
     assert adapter.head_scalars is scalars
     assert not _HELD
+
+
+@pytest.mark.parametrize("inner", [RES_LRP, CP_LRP_LINEAR], ids=lambda c: c.name)
+@pytest.mark.parametrize("outer", [ATTN_LRP, RES_LRP, CP_LRP_LINEAR], ids=lambda c: c.name)
+def test_newer_rules_take_turns_too(outer: Composite, inner: Composite) -> None:
+    test_every_pair_holds_inside_and_is_back_afterwards("llava_gqa", outer, inner)
 
 
 def test_the_composites_of_the_pairs_tell_each_other_apart() -> None:

@@ -40,15 +40,21 @@ def inputs(adapter: Adapter) -> dict[str, Tensor]:
     return llava_inputs(adapter.model)
 
 
-@pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
+TWINS: dict[str, dict[str, Any]] = {
+    "attnlrp": {}, "cp-lrp": {"cp": True}, "cp-lrp-linear": {"cp": True, "gates": False}, "reslrp": {"gamma": 1.0},
+    "pa-lrp": {"positions": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("composite", TWINS)
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_relevance_carried_down_layer_by_layer(composite: Composite, seed: int) -> None:
+def test_agrees_with_relevance_carried_down_layer_by_layer(composite: str, seed: int) -> None:
     model = llava(seed=seed)
     adapter = Adapter(model)
     embeds = adapter.capture(llava_inputs(model)).embeds[0]
     for target in (None, 17, 100):
         got = attribute(adapter, llava_inputs(model), target, composite=composite)
-        want = attnlrp.attribute(weights_of(model), embeds, got.target, cp=composite is CP_LRP)
+        want = attnlrp.attribute(weights_of(model), embeds, got.target, **TWINS[composite])
         torch.testing.assert_close(got.scores, want, atol=1e-10, rtol=0)
 
 
@@ -60,15 +66,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
-def test_agrees_whatever_the_shape(composite: Composite, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("composite", TWINS)
+def test_agrees_whatever_the_shape(composite: str, changes: dict[str, Any]) -> None:
     model = llava(**changes)
     adapter = Adapter(model)
     embeds = adapter.capture(llava_inputs(model)).embeds[0]
     got = attribute(adapter, llava_inputs(model), 17, composite=composite)
-    want = attnlrp.attribute(weights_of(model), embeds, 17, cp=composite is CP_LRP)
+    want = attnlrp.attribute(weights_of(model), embeds, 17, **TWINS[composite])
     torch.testing.assert_close(got.scores, want, atol=1e-9, rtol=0)
-    balance = sheet(adapter, llava_inputs(model), composite)
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
+def test_the_sheet_balances_whatever_the_shape(composite: Composite, changes: dict[str, Any]) -> None:
+    model = llava(**changes)
+    balance = sheet(Adapter(model), llava_inputs(model), composite)
     assert sum(v for k, v in balance.items() if k != "logit") == pytest.approx(balance["logit"], abs=1e-12)
 
 

@@ -9,21 +9,39 @@ import pytest
 import torch
 from torch import Tensor
 
-from limelight.errors import HookError
+from limelight.errors import HookError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook
 from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import attribute
 from limelight.relevance.classify import layer_kinds
-from limelight.relevance.composites import ATTN_LRP, COMPOSITES, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO, Composite
+from limelight.relevance.composites import (
+    ATTN_LRP,
+    COMPOSITES,
+    CP_LRP,
+    GRADIENT_INPUT,
+    PA_LRP,
+    RELEASED_AUDIO,
+    Composite,
+)
 from limelight.relevance.kind import replace_forward
 from limelight.relevance.rules import divided
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
 from tests.zoo import ZOO
 
+ALONE = [c for c in COMPOSITES.values() if not c.positional]  # put on a model without attribute()
+
+
+def test_a_part_for_positions_is_added_up_by_attribute_alone() -> None:
+    adapter = Adapter(llava())
+    with pytest.raises(UnsupportedError, match="attribute"), attached(adapter, PA_LRP):
+        pass
+
 
 def test_the_tables() -> None:
-    assert set(COMPOSITES) == {"attnlrp", "cp-lrp", "gradient-input", "released-audio"}
+    assert set(COMPOSITES) == {
+        "attnlrp", "cp-lrp", "cp-lrp-linear", "reslrp", "pa-lrp", "gradient-input", "released-audio",
+    }  # fmt: skip
     assert ATTN_LRP.attention == (4, 4, 2)
     assert CP_LRP.attention == (0, 0, 1)
     assert RELEASED_AUDIO.attention == GRADIENT_INPUT.attention == (1, 1, 1)
@@ -39,7 +57,7 @@ def test_divided() -> None:
     assert torch.autograd.grad(divided(x, 4).sum(), x)[0].tolist() == [0.25] * 3
 
 
-@pytest.mark.parametrize("composite", list(COMPOSITES.values()), ids=lambda c: c.name)
+@pytest.mark.parametrize("composite", ALONE, ids=lambda c: c.name)
 def test_inside_the_block_the_model_is_changed_and_after_it_it_is_not(composite: Composite) -> None:
     adapter = fresh("llava")
     inputs = ZOO["llava"].inputs(adapter.model)
@@ -93,7 +111,7 @@ class Failing(AttentionHook):
         raise ZeroDivisionError("inside attention")
 
 
-@pytest.mark.parametrize("composite", list(COMPOSITES.values()), ids=lambda c: c.name)
+@pytest.mark.parametrize("composite", ALONE, ids=lambda c: c.name)
 def test_an_exception_inside_attention_leaves_nothing_behind(composite: Composite) -> None:
     adapter = fresh("llava")
     inputs = ZOO["llava"].inputs(adapter.model)

@@ -9,7 +9,9 @@
     softmax    R_s = s (R_A - A sum R_A)                                    proposition 3.1
     Q K^T      R_q = sum_j q_ip k_jp / (2 S_ij) R_ij, and R_k alike         proposition 3.3
 
-CP-LRP (Ali et al., 2022) holds A constant: all of R_O goes to V.
+CP-LRP (Ali et al., 2022) holds A constant: all of R_O goes to V; ``gates=False``: gates of MLPs are constants too.
+ResLRP weighs the summands of a residual sum: m = (1 + gamma [sign of the summand = sign of the sum]) summand.
+PA-LRP (Bakish et al., 2025): a rotated vector is a product of what was projected and of its position; each gets a half.
 """
 
 from __future__ import annotations
@@ -26,10 +28,17 @@ def through_linear(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
     return x * torch.einsum("to,oi->ti", ratio, weight)
 
 
-def shared(x: Tensor, y: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """``x + y``: each its part."""
-    ratio = relevance / (x + y)
-    return x * ratio, y * ratio
+def shared(x: Tensor, y: Tensor, relevance: Tensor, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
+    """``x + y``: each its part, by what agrees with the sum's sign where gamma is above 0."""
+    parts = [torch.empty_like(x), torch.empty_like(y)]
+    for t in range(x.shape[0]):
+        for d in range(x.shape[1]):
+            a, b = float(x[t, d]), float(y[t, d])
+            a_weighed = a * (1 + gamma) if a * (a + b) > 0 else a
+            b_weighed = b * (1 + gamma) if b * (a + b) > 0 else b
+            for part, weighed in zip(parts, (a_weighed, b_weighed), strict=True):
+                part[t, d] = weighed / (a_weighed + b_weighed) * relevance[t, d]
+    return parts[0], parts[1]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, relevance: Tensor, cp: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +66,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, relevance: Tensor, cp: bool) -> t
     return r_q, r_k, r_v
 
 
-def attribute(weights: Weights, x: Tensor, target: int, *, cp: bool = False) -> Tensor:
+def attribute(
+    weights: Weights,
+    x: Tensor,
+    target: int,
+    *,
+    cp: bool = False,
+    gates: bool = True,
+    gamma: float = 0.0,
+    positions: bool = False,
+) -> Tensor:
     """Relevance ``[T]`` of every position of ``x [T, D]`` for the target's logit at the last position."""
     length, d = x.shape[0], weights.dim
     turns = [rotation(t, d, weights.theta, x.dtype) for t in range(length)]
@@ -79,22 +97,30 @@ def attribute(weights: Weights, x: Tensor, target: int, *, cp: bool = False) -> 
         x = middle + (silu(h2 @ layer.gate.T, False) * (h2 @ layer.up.T)) @ layer.down.T
 
     final = norm(x, weights.norm, weights.eps, False)
+    of_positions = torch.zeros(length, dtype=x.dtype)
     relevance = torch.zeros_like(x)
     relevance[-1] = final[-1] * weights.head[target]  # the linear rule for one output; the final norm passes it on
     for layer, (x0, h, flat, heads, mixed, middle, h2) in zip(reversed(weights.layers), reversed(kept), strict=True):
         z, u = h2 @ layer.gate.T, h2 @ layer.up.T
         product = silu(z, False) * u
-        relevance, r_mlp = shared(middle, product @ layer.down.T, relevance)
-        half = through_linear(product, layer.down, r_mlp) / 2
-        r_h2 = through_linear(h2, layer.gate, half * z / (z + EPS)) + through_linear(h2, layer.up, half)
+        relevance, r_mlp = shared(middle, product @ layer.down.T, relevance, gamma)
+        r_product = through_linear(product, layer.down, r_mlp)
+        if gates:
+            half = r_product / 2
+            r_h2 = through_linear(h2, layer.gate, half * z / (z + EPS)) + through_linear(h2, layer.up, half)
+        else:
+            r_h2 = through_linear(h2, layer.up, r_product)
         relevance = relevance + r_h2
-        relevance, r_attn = shared(x0, mixed @ layer.o.T, relevance)
+        relevance, r_attn = shared(x0, mixed @ layer.o.T, relevance, gamma)
         r_mixed = through_linear(mixed, layer.o, r_attn)
         r_flat = {n: torch.zeros_like(f) for n, f in flat.items()}
         for head, (q, k, v) in enumerate(heads):
             group = head * weights.kv_heads // weights.heads
             own, common = slice(head * d, (head + 1) * d), slice(group * d, (group + 1) * d)
             r_q, r_k, r_v = attention(q, k, v, r_mixed[:, own], cp)
+            if positions:
+                of_positions += (r_q.sum(-1) + r_k.sum(-1)) / 2
+                r_q, r_k = r_q / 2, r_k / 2
             for t, turn in enumerate(turns):  # the rotation is linear
                 r_flat["q"][t, own] += through_linear(flat["q"][t : t + 1, own], turn, r_q[t : t + 1])[0]
                 r_flat["k"][t, common] += through_linear(flat["k"][t : t + 1, common], turn, r_k[t : t + 1])[0]
@@ -102,7 +128,7 @@ def attribute(weights: Weights, x: Tensor, target: int, *, cp: bool = False) -> 
         relevance = relevance + sum(
             through_linear(h, w, r_flat[n]) for n, w in (("q", layer.q), ("k", layer.k), ("v", layer.v))
         )
-    return relevance.sum(-1)
+    return relevance.sum(-1) + of_positions
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class ModelAnswer:
 
     ``relevance``: record shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
     scores divided by the sum of their absolute values. ``faithfulness``: attribution methods whose insertion and deletion
-    curves are recorded. ``evidence``: record scores of every token. All refer to the answer without reasoning;
+    curves are recorded. ``evidence``: composites by which every token is scored. All refer to the answer without reasoning;
     ``thoughts``: the markers of reasoning, see :func:`limelight.thinking.markers_of`.
     """
 
@@ -30,7 +30,7 @@ class ModelAnswer:
     generation: Mapping[str, Any] = field(default_factory=dict)
     relevance: bool = False
     faithfulness: tuple[str, ...] = ()
-    evidence: bool = False
+    evidence: tuple[str, ...] = ()
     dtype: str = "auto"
     device: str | None = None
     trust_remote_code: bool = False
@@ -45,7 +45,7 @@ class ModelAnswer:
         chosen = limelight.strategy(self.strategy, **self.settings)
         own = {"strategy": chosen.name, "strategy_settings": chosen.settings(), "generation": dict(self.generation)}
         curves: dict[str, Any] = {"faithfulness": list(self.faithfulness)} if self.faithfulness else {}
-        curves |= {"evidence": True} if self.evidence else {}
+        curves |= {"evidence": list(self.evidence)} if self.evidence else {}
         of = {"revision": self.revision} if self.revision is not None else {}
         return {"model": self.model, **of, "dtype": self.dtype, "relevance": self.relevance, **curves, **own}
 
@@ -115,7 +115,7 @@ class ModelAnswer:
 
             messages = _messages(sample)
             meta["evidence"] = evidence_meta(
-                adapter, messages, answer.token_ids, answered.answered, sample.meta.get("words") or ()
+                adapter, messages, answer.token_ids, answered.answered, self.evidence, sample.meta.get("words") or ()
             )
             if probe := probed(adapter, self.model, messages, str(sample.meta.get("object", ""))):
                 meta["probe"] = probe

@@ -38,7 +38,7 @@ def attribute(
     ] = None,
     max_new_tokens: options.MaxNewTokens = 32,
     composite: Annotated[
-        str, typer.Option(help="Relevance rules: attnlrp, cp-lrp or gradient-input.", rich_help_panel="Relevance")
+        str, typer.Option(help="Rules of relevance: attnlrp, cp-lrp, cp-lrp-linear, reslrp, pa-lrp or gradient-input.", rich_help_panel="Relevance")
     ] = "attnlrp",
     sinks: Annotated[
         str,
@@ -81,10 +81,9 @@ def attribute(
 
     with terminal.quiet():
         from limelight.cli import output
-        from limelight.relevance.composites import COMPOSITES
+        from limelight.relevance.composites import composite_of
 
-        if composite not in COMPOSITES:
-            raise SettingError(f"unknown composite {composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
+        composite = composite_of(composite).name
         adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
         prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         if answer is not None and against is not None:

@@ -18,6 +18,7 @@ from limelight.benchmarks.tables import render, side_by_side
 from limelight.benchmarks.task import task as task_named
 from limelight.benchmarks.task import tasks
 from limelight.cli.answering import ModelAnswer
+from limelight.cli.evidence import composites_of
 from limelight.cli.faithfulness import methods_of
 from limelight.errors import SettingError
 
@@ -81,17 +82,17 @@ def bench(
     faithfulness: Annotated[
         str,
         typer.Option(
-            help="Record insertion and deletion curves of these attributions, separated by commas: attnlrp, cp-lrp, "
-            "gradient-input, random (the control)."
+            help="Insertion and deletion curves of these attributions, separated by commas: attnlrp, cp-lrp, "
+            "reslrp, pa-lrp, gradient-input, ..., random and gradient-norm (controls)."
         ),
     ] = "",
     evidence: Annotated[
-        bool,
+        str,
         typer.Option(
-            "--evidence",
-            help="Record per-token scores (ours and published detectors), and how well each detects invented words.",
+            help="Score every token with these composites, separated by commas (attnlrp, cp-lrp, reslrp, pa-lrp, ...), and "
+            "with published detectors, and report how well each score detects invented words.",
         ),
-    ] = False,
+    ] = "",
     shard: Annotated[
         str, typer.Option(help="i/n: every n-th row starting from the i-th; 'auto' reads RANK and WORLD_SIZE.")
     ] = "0/1",
@@ -165,7 +166,7 @@ def bench(
             generation={**generation, **sampling},
             relevance=relevance or bool(chosen.wants - {"evidence"}),
             faithfulness=curves,
-            evidence=evidence or "evidence" in chosen.wants,
+            evidence=composites_of(evidence) or (("attnlrp", "cp-lrp") if "evidence" in chosen.wants else ()),
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,

@@ -16,11 +16,23 @@ if TYPE_CHECKING:
 DIGITS = 6
 
 
+def composites_of(text: str) -> tuple[str, ...]:
+    """Names of composites separated by commas, as they are spelled in the tables.
+
+    Raises:
+        SettingError: there is none of that name.
+    """
+    from limelight.relevance.composites import composite_of
+
+    return tuple(dict.fromkeys(composite_of(n.strip()).name for n in text.split(",") if n.strip()))
+
+
 def evidence_meta(
     adapter: Adapter,
     messages: Sequence[Mapping[str, Any]],
     tokens: Sequence[int],
     answered: Sequence[bool],
+    composites: Sequence[str],
     words: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return ``{"text", "ends", "scores"}`` of an answer: its text, where each token ends in it, and name -> one score per
@@ -36,7 +48,9 @@ def evidence_meta(
     pieces = [decode(ids[: n + 1], skip_special_tokens=True) for n in range(len(ids))]
     ends = [len(p) for p in pieces]
     only = [kept[n] for n in covering(pieces[-1], ends, words)] if words else None
-    found = evidence_of(adapter, adapter.prepare(messages), tokens, without=bare(adapter, messages), only=only)
+    found = evidence_of(
+        adapter, adapter.prepare(messages), tokens, composites=composites, without=bare(adapter, messages), only=only
+    )
     scores = {k: [_rounded(values[i]) for i in kept] for k, values in found.items()}
     return {"text": pieces[-1], "ends": ends, "scores": scores}
 
@@ -72,7 +86,7 @@ def probed(adapter: Adapter, model: str, messages: Sequence[Mapping[str, Any]], 
     from limelight.demo.language import NO, YES
 
     worlds = {"demo-vision": (probe.PROBE_FILE, scenes.OBJECTS)}
-    worlds["demo-audio"] = (sounds.VOICES.parent / "probe.safetensors", sounds.LABELS)
+    worlds["demo-audio"] = (sounds.VOICES.parent / "probe.safetensors", sounds.EVENTS)
     if model not in worlds:
         return {}
     import torch
@@ -80,7 +94,8 @@ def probed(adapter: Adapter, model: str, messages: Sequence[Mapping[str, Any]], 
     path, names = worlds[model]
     prompt = adapter.prepare(messages)
     call = adapter.capture(prompt.tensors)
-    media = [i for s in prompt.spans if s.modality != "text" for i in range(s.start, s.stop)]
+    ids = prompt.tensors["input_ids"][0].tolist()
+    media = [i for i, token in enumerate(ids) if token in adapter.placeholders]  # a span may hold its markers too
     with torch.no_grad():
         logits = probe.Probe.load(path)(call.embeds[:, media].float())[0]
     found = {name: float(value) for name, value in zip(names, logits, strict=True)}

@@ -14,18 +14,22 @@ from limelight.benchmarks.scorers.grounding import perturbation
 from limelight.errors import SettingError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from limelight.models.adapter import Adapter
+    from limelight.models.runtime.capture import DecoderCall
 
 RANDOM = "random"
+GRADIENT_NORM = "gradient-norm"
 STEPS = 10
 
 
 def methods_of(text: str) -> tuple[str, ...]:
-    """Parse a comma-separated list of attribution methods: composites, and ``random`` for the control."""
+    """Parse a comma-separated list of attribution methods: composites, and the controls ``random`` and ``gradient-norm``."""
     from limelight.relevance.composites import COMPOSITES
 
     names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
-    known = [*COMPOSITES, RANDOM]
+    known = [*COMPOSITES, GRADIENT_NORM, RANDOM]
     unknown = [n for n in names if n not in known]
     if unknown:
         raise SettingError(f"unknown attribution {unknown[0]!r}", hint=f"one of {', '.join(known)}")
@@ -65,6 +69,8 @@ def curves(
     for name in methods:
         if name == RANDOM:
             scores = np.random.default_rng(seed).standard_normal(len(positions))
+        elif name == GRADIENT_NORM:
+            scores = gradient_norm(adapter, call, token)[positions].double().numpy()
         else:
             at = [(call.length - 1, token)]
             (relevance,) = relevance_of(
@@ -82,4 +88,18 @@ def curves(
             "insertion": list(perturbation(scores, ask, "insertion", steps=steps).values),
             "deletion": list(perturbation(scores, ask, "deletion", steps=steps).values),
         }
+    return found
+
+
+def gradient_norm(adapter: Adapter, call: DecoderCall, token: int) -> Tensor:
+    """``[T]``: the norm of the plain gradient of the token's logit at each position, which knows no input and no rule."""
+    import torch
+
+    from limelight.relevance.attribute import following_rules
+    from limelight.relevance.composites import GRADIENT_INPUT
+
+    with following_rules(adapter, GRADIENT_INPUT, call) as leaves:
+        logits = adapter.logits(adapter.hidden(leaves.call, leaves.embeds)[:, -1])
+        (grad,) = torch.autograd.grad(logits[0, token], leaves.embeds)
+    found: Tensor = grad[0].norm(dim=-1).detach().cpu()
     return found

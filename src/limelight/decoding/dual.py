@@ -38,8 +38,9 @@ def open_stream(
 
 
 def check_composite(name: str) -> None:
-    if name not in ("attnlrp", "cp-lrp"):
-        raise SettingError(f"composite {name!r} has no forward mode", hint="use attnlrp or cp-lrp")
+    known = [c.name for c in COMPOSITES.values() if c.forward]
+    if name not in known:
+        raise SettingError(f"composite {name!r} has no forward mode", hint=f"one of {', '.join(known)}")
 
 
 def kinds(context: GenerationContext, row: int) -> list[int]:

@@ -24,11 +24,9 @@ from limelight.grounding.baselines.observation import Observation, answered, obs
 from limelight.grounding.baselines.scores import BASELINES
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.capture import DecoderCall
-from limelight.models.runtime.fused import fused_attention
 from limelight.models.spans import grown
-from limelight.relevance.attachment import attached
-from limelight.relevance.attribute import input_relevance, relevance_of
-from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite
+from limelight.relevance.attribute import following_rules, relevance_of
+from limelight.relevance.composites import ATTN_LRP, Composite, composite_of
 from limelight.relevance.forward.stream import DualStream, modality_channel
 from limelight.types import Prompt, Span
 
@@ -43,73 +41,75 @@ def evidence_of(
     tokens: Sequence[int],
     *,
     composites: Sequence[str] = ("attnlrp", "cp-lrp"),
-    forward: Sequence[str] = ("attnlrp", "cp-lrp"),
     without: Prompt | None = None,
     only: Sequence[int] | None = None,
 ) -> Scores:
     """Compute our scores and the published baselines for each token of an answer, by name.
 
     Args:
-        tokens: the answer's ``n`` ids, from any source.
-        composites: composites attributed with one backward pass per token.
-        forward: composites measured in forward mode; scores of all but ``attnlrp`` are prefixed with the composite's name.
-        without: the prompt without its media, for the PMI baseline.
-        only: tokens (0 to n - 1) for which backward passes are run; the composites' scores of the others are NaN.
+        tokens: the answer's ``n`` ids, whoever wrote it.
+        composites: measured in forward mode, where they have one, and by a backward pass a token; scores in forward mode of
+            all but ``attnlrp`` carry the composite's name.
+        without: the prompt without its media, for the baseline PMI.
+        only: the tokens (0 to n - 1) for which backward passes are made; the others' scores by them are NaN.
 
     Returns:
-        name -> ``n`` numbers, NaN where a score is not defined. Scores that the model does not support are omitted.
+        name -> ``n`` numbers, NaN where a score is not defined. Scores that the model does not allow are left out (such as
+        those of ``pa-lrp`` where positions do not rotate).
 
     Raises:
         SettingError: no tokens, or no such composite.
         HookError, UnknownKindError: see :func:`limelight.attribute`.
     """
-    with adapter.listed():  # builds the rules once for all passes
-        return _evidence(adapter, prompt, tokens, composites, forward, without, only)
-
-
-def _evidence(
-    adapter: Adapter,
-    prompt: Prompt,
-    tokens: Sequence[int],
-    composites: Sequence[str],
-    forward: Sequence[str],
-    without: Prompt | None,
-    only: Sequence[int] | None,
-) -> Scores:
-    found: Scores = {}
-    try:
-        seen = observe(adapter, prompt.tensors, tokens, without=None if without is None else without.tensors)
-    except UnsupportedError:  # several residual streams: relevance does not need a single hidden state
-        pass
-    else:
-        found |= {name: _to_list(measure(seen)) for name, measure in BASELINES.items()}
-    known = None if adapter.tokenizer is None else len(adapter.tokenizer)
-    for name in forward:
+    chosen = [composite_of(name) for name in composites]
+    with adapter.listed():  # rules are built once for all of them
+        with torch.inference_mode(False), torch.no_grad():
+            call = adapter.capture(prompt.tensors).cloned()
+        found: Scores = {}
         try:
-            logits, phi = forward_relevance(adapter, prompt.tensors, tokens, COMPOSITES[name])
-        except (UnknownKindError, UnsupportedError):
-            continue
-        before = "" if name == ATTN_LRP.name else f"{name} "
-        found |= {f"{before}{k}": v for k, v in against_vocabulary(logits, phi, tokens, known).items()}
-    for name in composites:
-        found = attributed(adapter, prompt, tokens, name, only) | found  # the forward Phi is of every token
-    if "Phi" in found:
-        found.pop(f"{ATTN_LRP.name} Phi", None)  # the same number
-    return found
+            seen = observe(
+                adapter, prompt.tensors, tokens, call=call, without=None if without is None else without.tensors
+            )
+        except UnsupportedError:  # several residual streams: the relevance needs no single hidden state
+            pass
+        else:
+            found |= {name: _to_list(measure(seen)) for name, measure in BASELINES.items()}
+        known = None if adapter.tokenizer is None else len(adapter.tokenizer)
+        for composite in chosen:
+            try:
+                logits, phi = forward_relevance(adapter, prompt.tensors, tokens, composite, call=call)
+            except (UnknownKindError, UnsupportedError):
+                continue
+            before = "" if composite is ATTN_LRP else f"{composite.name} "
+            found |= {f"{before}{k}": v for k, v in against_vocabulary(logits, phi, tokens, known).items()}
+        for composite in chosen:
+            try:  # the forward Phi is of every token
+                found = attributed(adapter, prompt, tokens, composite, only, call=call) | found
+            except (UnknownKindError, UnsupportedError):
+                if composite is ATTN_LRP:
+                    raise
+        if "Phi" in found:
+            found.pop(f"{ATTN_LRP.name} Phi", None)  # the same number
+        return found
 
 
 def forward_relevance(
-    adapter: Adapter, inputs: Mapping[str, Any], tokens: Sequence[int], composite: Composite = ATTN_LRP
+    adapter: Adapter,
+    inputs: Mapping[str, Any],
+    tokens: Sequence[int],
+    composite: Composite = ATTN_LRP,
+    *,
+    call: DecoderCall | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return logits and Phi_M ``[n, V]`` at each token of an answer, without a backward pass.
+    """Return logits and Phi_M ``[n, V]`` at each token of an answer, without a backward pass; ``call``: the captured prompt.
 
     Raises:
         UnknownKindError, UnsupportedError: the model or the composite has no forward mode.
     """
     with torch.inference_mode(False), torch.no_grad():
-        call = adapter.capture(inputs).cloned()
-        modality = (call.modality(adapter.modality_ids(inputs)).to(call.mask.device) > 0) & call.mask
-        stream = DualStream(adapter, call, [modality_channel(modality, call.mask)], composite, reserve=len(tokens) + 1)
+        call = adapter.capture(inputs).cloned() if call is None else call
+        media = (call.modality(adapter.modality_ids(inputs)).to(call.mask.device) > 0) & call.mask
+        stream = DualStream(adapter, call, [modality_channel(media, call.mask)], composite, reserve=len(tokens) + 1)
         rows = [stream.heads(stream.prefill())]
         for token in tokens[:-1]:
             stream.append(torch.tensor([int(token)], device=call.embeds.device))
@@ -138,21 +138,34 @@ def against_vocabulary(logits: Tensor, phi: Tensor, tokens: Sequence[int], known
 
 
 def attributed(
-    adapter: Adapter, prompt: Prompt, tokens: Sequence[int], name: str, only: Sequence[int] | None = None
+    adapter: Adapter,
+    prompt: Prompt,
+    tokens: Sequence[int],
+    composite: Composite,
+    only: Sequence[int] | None = None,
+    *,
+    call: DecoderCall | None = None,
 ) -> Scores:
     """Compute signed sum, share and densest region of the media's relevance with a composite's backward pass; see
     :func:`evidence_of`."""
+    name = composite.name
     with torch.inference_mode(False), torch.no_grad():
-        call, ids = answered(adapter, prompt.tensors, tokens)
+        call, ids = answered(adapter, prompt.tensors, tokens, call=call)
     start = call.length - len(tokens) - 1
     wanted = range(len(tokens)) if only is None else sorted(set(only))
     targets = [(start + j, int(tokens[j])) for j in wanted]
     if call.cross_attention is None:
         spans = grown(prompt.spans or adapter.spans(prompt.tensors), call.length)
-        rows = [(scores, spans) for scores in _together(adapter, call, targets, COMPOSITES[name])]
+        rows = [(scores, spans) for scores in _together(adapter, call, targets, composite)]
     else:
         found = relevance_of(
-            adapter, call, prompt.tensors, targets, composite=name, generated=ids[0], prompt_spans=prompt.spans or None
+            adapter,
+            call,
+            prompt.tensors,
+            targets,
+            composite=composite,
+            generated=ids[0],
+            prompt_spans=prompt.spans or None,
         )
         rows = [(r.scores, r.spans) for r in found]
     by_token = dict(zip(wanted, rows, strict=True))
@@ -171,11 +184,10 @@ def _together(
     for at in range(0, len(targets), TOGETHER):
         part = targets[at : at + TOGETHER]
         wide = call.reordered(torch.zeros(len(part), dtype=torch.long, device=call.embeds.device))
-        with torch.enable_grad(), adapter.frozen(), attached(adapter, composite), fused_attention():
-            embeds = wide.embeds.detach().requires_grad_(True)
-            hidden = adapter.hidden(wide, embeds)
+        with following_rules(adapter, composite, wide) as leaves:
+            hidden = adapter.hidden(leaves.call, leaves.embeds)
             each = [adapter.logits(hidden[n : n + 1, i : i + 1])[0, 0, token] for n, (i, token) in enumerate(part)]
-            found += input_relevance(torch.stack(each).sum(), embeds).detach().cpu()
+            found += leaves.relevance(torch.stack(each).sum()).detach().cpu()
     return found
 
 

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from limelight.errors import HookError
+from limelight.errors import HookError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook, active_hooks, check_bound, exactly_hooks
 from limelight.relevance.classify import classify_modules
@@ -283,9 +283,15 @@ def attached(adapter: Adapter, composite: Composite | str = ATTN_LRP, *hooks: At
     Raises:
         UnknownKindError: a module has no known kind (not for GRADIENT_INPUT, which needs no rules).
         NotDifferentiableError: a linear layer does not propagate gradients (some quantised kinds).
+        UnsupportedError: the composite attributes to positions (``pa-lrp``), which only :func:`attribute` sums up.
         HookError: attention did not call the hooks; or rules are attached during a forward that already has some.
     """
     composite = composite_of(composite)
+    if composite.positional and not any(getattr(hook, "positions", None) is not None for hook in hooks):
+        raise UnsupportedError(
+            f"{composite.name!r} has a part for rotary positions, which attribute() alone adds up",
+            hint="use attribute(composite=...); here attnlrp is what it is without that part",
+        )
 
     def checking() -> _Checking:
         return gates_checked(adapter) if composite.rules else nullcontext(())

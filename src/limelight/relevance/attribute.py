@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from limelight.models.runtime.fused import fused_attention
 from limelight.models.spans import grown
 from limelight.relevance.attachment import attached
 from limelight.relevance.composites import ATTN_LRP, Composite, composite_of
+from limelight.relevance.encoder import encoder_relevance
+from limelight.relevance.positions import position_hook
 from limelight.types import MODALITIES, Prompt, Relevance, Span
 
 
@@ -42,6 +46,7 @@ def attribute(
     row: int = 0,
     composite: Composite | str = ATTN_LRP,
     sinks: Sequence[int] = (),
+    through_encoder: bool = False,
 ) -> Relevance:
     """Compute the relevance of every input position for one logit.
 
@@ -54,8 +59,11 @@ def attribute(
         position: the position whose prediction is explained, counted along the row including padding; negative values count
             from the last non-padding position (-1: the next token after the prompt, with left or right padding).
         row: row of the batch.
-        composite: rules, or their name: ``attnlrp``, ``cp-lrp``, ``gradient-input``.
+        composite: rules, or their name: ``attnlrp``, ``cp-lrp``, ``reslrp``, ``pa-lrp``, ... (all:
+            :data:`limelight.relevance.composites.COMPOSITES`).
         sinks: positions to exclude from shares and plots (attention sinks, often ``(0,)``).
+        through_encoder: propagate relevance through encoder and projector to pixels or audio features, in
+            ``Relevance.media_inputs`` (:mod:`limelight.relevance.encoder`); needs a batch of one row.
 
     Returns:
         Relevance with scores ``[T]`` (padding included, as zeros). A prompt without media is all text. Of an
@@ -70,17 +78,27 @@ def attribute(
     """
     adapter, composite = wrap(model), composite_of(composite)
     tensors, spans = tensors_of(adapter, inputs, messages, media)
-    call = _row(adapter.capture(tensors), row)
-    return relevance_of(
+    whole = adapter.capture(tensors)
+    call = _row(whole, row)
+    place = _place(call, position)
+    (found,) = relevance_of(
         adapter,
         call,
         tensors,
-        [(_place(call, position), target)],
+        [(place, target)],
         row=row,
         composite=composite,
         sinks=sinks,
         prompt_spans=spans,
-    )[0]
+    )
+    if not through_encoder:
+        return found
+    if len(whole.embeds) > 1:
+        raise SettingError("expected one row, whose encoder is explained, got a batch", hint="pass the rows one by one")
+    with following_rules(adapter, composite, call) as leaves:
+        logits = adapter.logits(adapter.hidden(leaves.call, leaves.embeds)[:, place])
+        (gradient,) = torch.autograd.grad(logits[0, found.target], leaves.embeds)
+    return replace(found, media_inputs=encoder_relevance(adapter, tensors, call, gradient, composite))
 
 
 def tensors_of(
@@ -202,22 +220,14 @@ def relevance_of(
     else:
         spans = grown(prompt_spans, call.length)
     out: list[Relevance] = []
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        adapter.frozen(),
-        attached(adapter, composite),
-        fused_attention(),
-    ):
-        call = call.ordinary()
-        embeds = call.embeds.detach().requires_grad_(True)
-        hidden = adapter.hidden(call, embeds)
+    with following_rules(adapter, composite, call) as leaves:
+        hidden = adapter.hidden(leaves.call, leaves.embeds)
         for j, (position, target) in enumerate(targets):
             logits = adapter.logits(hidden[:, position : position + 1])[0, 0]
             if not bool(torch.isfinite(logits).all()):
                 raise NotFiniteError("the logits contain NaN or infinity", hint="check weights and dtype; try float32")
             token = int(logits.argmax()) if target is None else target
-            scores = input_relevance(logits[token], embeds, retain_graph=j + 1 < len(targets))[0]
+            scores = leaves.relevance(logits[token], retain_graph=j + 1 < len(targets))[0]
             if adapter.encoder is not None:  # states of padding are read like others, and are nobody's media
                 scores = scores * call.mask[0]
             if not bool(torch.isfinite(scores).all()):
@@ -235,6 +245,44 @@ def relevance_of(
                 )
             )
     return out
+
+
+class Leaves:
+    """What relevance is asked of: the merged embeddings and, of a composite with a part for them, rotary positions.
+
+    Attributes:
+        call: the captured call, whose tensors may enter a graph.
+        embeds: its embeddings ``[B, T, D]``, a leaf.
+    """
+
+    def __init__(self, call: DecoderCall, positions: Tensor | None) -> None:
+        self.call = call
+        self.embeds = call.embeds.detach().requires_grad_(True)
+        self.positions = positions
+
+    def relevance(self, f: Tensor, *, retain_graph: bool = False) -> Tensor:
+        """``[B, T]`` of a scalar, or of a sum over rows: input x gradient of every leaf."""
+        if self.positions is None:
+            return input_relevance(f, self.embeds, retain_graph=retain_graph)
+        grad, turned = torch.autograd.grad(f, [self.embeds, self.positions], retain_graph=retain_graph)
+        wide = torch.promote_types(self.embeds.dtype, torch.float32)
+        return (grad.to(wide) * self.embeds.to(wide)).sum(-1) + turned.to(wide)  # the positions' leaf is ones
+
+
+@contextmanager
+def following_rules(adapter: Adapter, composite: Composite | str, call: DecoderCall) -> Iterator[Leaves]:
+    """The rules of a composite on the model, for backward passes from logits of ``call`` computed inside the block.
+
+    Raises:
+        UnsupportedError: the composite has a part for rotary positions, and the decoder has none.
+    """
+    composite = composite_of(composite)
+    with torch.inference_mode(False), torch.enable_grad(), adapter.frozen():
+        call = call.ordinary()
+        hook = position_hook(adapter, call, composite.attention) if composite.positional else None
+        hooks = () if hook is None else (hook,)
+        with attached(adapter, composite, *hooks), fused_attention():
+            yield Leaves(call, None if hook is None else hook.positions)
 
 
 def _row(call: DecoderCall, row: Any) -> DecoderCall:

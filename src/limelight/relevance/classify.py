@@ -50,7 +50,7 @@ def classify_modules(decoder: nn.Module) -> list[ModuleMatch]:
             if any(match.module is module for match in found):
                 break
         else:
-            _refuse_unknown(name, module)
+            refuse_unknown(name, module)
     missing = {"norm", "attention"} - {match.kind for match in matches}
     if missing:
         raise UnknownKindError(
@@ -75,7 +75,7 @@ def _is_rotary(module: nn.Module) -> bool:
     return any("inv_freq" in n for n, _ in module.named_buffers(recurse=False))
 
 
-def _refuse_unknown(name: str, module: nn.Module) -> None:
+def refuse_unknown(name: str, module: nn.Module) -> None:
     """Raise UnknownKindError, except for containers without matrices or linears of their own that would lack a rule."""
     own = list(module.named_parameters(recurse=False))
     if is_leaf(module):

@@ -2,9 +2,16 @@
 
     ATTN_LRP        AttnLRP: norms frozen, activations identity, gated products halved, attention q, k / 4 and v / 2
     CP_LRP          no relevance through q and k (Ali et al., 2022); relevance sums are the logit, biases and eps aside
+    CP_LRP_LINEAR   the same without the bilinear rule: gates are constants too, and all goes to what they multiply
+    RES_LRP         AttnLRP, and at residual additions relevance favours what agrees with the sum (ResLRP, gamma 1)
+    PA_LRP          AttnLRP, and rotary positions get half of what passes the rotation (Bakish et al., 2025, 2506.02138)
     GRADIENT_INPUT  no rules: plain gradient x input
 
 ``RELEASED_AUDIO`` is what the authors' released code effectively runs on Qwen2-Audio (norms and MLP patched, attention not).
+
+Conservation (biases, learned positions and eps aside): CP_LRP, CP_LRP_LINEAR: ``sum_i R_i`` is the logit. ATTN_LRP, RES_LRP,
+PA_LRP: what passes the softmax is not conserved (Taylor's bias term is absorbed); RES_LRP conserves at every residual
+addition, PA_LRP at every rotation.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from dataclasses import dataclass, field
 from limelight.errors import SettingError
 from limelight.relevance.classify import layer_kinds
 from limelight.relevance.kind import Rule
+from limelight.relevance.layers import constant_gates, residual
 from limelight.relevance.mode import Divisors
 
 
@@ -23,6 +31,8 @@ class Composite:
     """A table: name of a kind (:class:`limelight.relevance.kind.LayerKind`) -> rule. Missing kinds are left unchanged.
 
     ``attention`` are the ``(q, k, v)`` divisors of the gradient: 0 stops the relevance there, 1 leaves it unchanged.
+    ``forward``: the rules have a forward mode. ``positional``: rotary positions are inputs beside the embeddings
+    (:mod:`limelight.relevance.positions`).
 
     Raises:
         SettingError: a rule for a kind that does not exist.
@@ -31,6 +41,8 @@ class Composite:
     name: str
     rules: Mapping[str, Rule] = field(default_factory=dict)
     attention: Divisors = (1, 1, 1)
+    forward: bool = False
+    positional: bool = False
 
     def __post_init__(self) -> None:
         known = {kind.name for kind in layer_kinds()}
@@ -47,12 +59,17 @@ class Composite:
 
 _RULES: dict[str, Rule] = {kind.name: kind.run for kind in layer_kinds()}
 
-ATTN_LRP = Composite("attnlrp", _RULES, (4, 4, 2))
-CP_LRP = Composite("cp-lrp", _RULES, (0, 0, 1))
+ATTN_LRP = Composite("attnlrp", _RULES, (4, 4, 2), forward=True)
+CP_LRP = Composite("cp-lrp", _RULES, (0, 0, 1), forward=True)
+CP_LRP_LINEAR = Composite("cp-lrp-linear", constant_gates.rules_from(_RULES), (0, 0, 1), forward=True)
+RES_LRP = Composite("reslrp", {**_RULES, residual.KIND.name: residual.agreeing()}, (4, 4, 2), forward=True)
+PA_LRP = Composite("pa-lrp", _RULES, (4, 4, 2), positional=True)
 GRADIENT_INPUT = Composite("gradient-input")
 RELEASED_AUDIO = Composite("released-audio", _RULES)
 
-COMPOSITES = {c.name: c for c in (ATTN_LRP, CP_LRP, GRADIENT_INPUT, RELEASED_AUDIO)}
+COMPOSITES = {
+    c.name: c for c in (ATTN_LRP, CP_LRP, CP_LRP_LINEAR, RES_LRP, PA_LRP, GRADIENT_INPUT, RELEASED_AUDIO)
+}  # fmt: skip
 
 
 def composite_of(given: Composite | str) -> Composite:

@@ -16,7 +16,10 @@ from limelight.benchmarks.scorers.grounding import (
     grounding,
     grounding_block,
     mask_coverage,
+    object_iou,
+    otsu,
     perturbation,
+    point_game,
     pointing,
     polygon_coverage,
     reliance,
@@ -163,3 +166,32 @@ def test_faithfulness_of_curves() -> None:
     assert value["faithfulness/random/insertion minus deletion"] == 0.0
     assert (len(attnlrp.ids), len(random.ids)) == (2, 1)
     assert faithfulness(records[2:]) == faithfulness([]) == []
+
+
+def test_the_point_game_looks_at_the_interpolated_map() -> None:
+    """A lone peak beats two neighbours cell by cell; so it does between them, where the map is linear."""
+    relevance = np.array([[0.0, 0.0, 3.0, 0.0, 0.0]])
+    inside = np.array([[0.0, 0.0, 1.0, 0.0, 0.0]])
+    assert point_game(relevance, inside) == 1.0
+    assert point_game(relevance, inside[:, ::-1] - inside + np.array([[1.0, 1, 0, 1, 1]])) == 0.0
+    assert point_game(np.ones((2, 2)), np.array([[1.0, 0.0], [0.0, 0.0]])) == 0.25  # all points tie
+    assert point_game(np.array([1.0, 5.0, 2.0]), np.array([0.0, 0.4, 0.0])) == 0.0  # most of the cell lies outside
+
+
+def test_otsu_splits_two_heaps() -> None:
+    values = np.concatenate([np.linspace(0, 1, 20), np.linspace(9, 10, 5)])
+    assert 1.0 < otsu(values) < 9.0
+    best = max(_between(values, t) for t in np.unique(values)[:-1])
+    assert _between(values, otsu(values)) == pytest.approx(best)
+
+
+def _between(values: np.ndarray, threshold: float) -> float:
+    low, high = values[values <= threshold], values[values > threshold]
+    return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+
+
+def test_object_iou_by_hand() -> None:
+    relevance = np.array([[5.0, 5.0, 0.0], [0.1, -9.0, 0.0]])
+    assert object_iou(relevance, np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])) == 1.0
+    assert object_iou(relevance, np.array([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0]])) == pytest.approx(1.0 / 2.5)
+    assert object_iou(relevance, np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])) == 0.0

@@ -128,6 +128,51 @@ def pointing(relevance: ArrayLike, coverage: ArrayLike, sign: Sign = "abs") -> f
     return float((c[r == r.max()] > 0).mean()) if r.size else math.nan
 
 
+def point_game(relevance: ArrayLike, coverage: ArrayLike, finer: int = 16, sign: Sign = "signed") -> float:
+    """EAGLE's point game: 1 if the maximum of the interpolated map lies inside the region, else 0.
+
+    The map is interpolated linearly between the centres of its cells to ``finer`` points a cell in every direction, as
+    ``cv2.resize`` does, and so is not the region, which ``coverage`` tells cell by cell: a point counts as inside where more
+    than half of its cell is.
+    Source: Chen et al., "Where MLLMs Attend and What They Rely On" (2509.22496), ``evals/eval_point_game.py``.
+    """
+    fine, inside = weigh(relevance, sign), np.asarray(coverage, dtype=np.float64)
+    if not fine.size:
+        return math.nan
+    for axis, cells in enumerate(fine.shape):
+        at = np.clip((np.arange(cells * finer) + 0.5) / finer - 0.5, 0, cells - 1)
+        low = np.minimum(at.astype(int), max(cells - 2, 0))
+        part = (at - low).reshape([-1 if a == axis else 1 for a in range(fine.ndim)])
+        high = np.minimum(low + 1, cells - 1)
+        fine = np.take(fine, low, axis=axis) * (1 - part) + np.take(fine, high, axis=axis) * part
+    for axis in range(inside.ndim):
+        inside = np.repeat(inside, finer, axis=axis)
+    return float((inside[fine == fine.max()] > 0.5).mean())
+
+
+def otsu(values: ArrayLike) -> float:
+    """The threshold between two classes of values with the largest variance between them (Otsu, 1979), over all splits."""
+    v = np.sort(np.asarray(values, dtype=np.float64).ravel())
+    n = np.arange(1, len(v))
+    total = np.cumsum(v)
+    low, high = total[:-1] / n, (total[-1] - total[:-1]) / (len(v) - n)
+    between = n * (len(v) - n) * (high - low) ** 2
+    at = int(between.argmax()) if len(v) > 1 else 0
+    return float((v[at] + v[min(at + 1, len(v) - 1)]) / 2)
+
+
+def object_iou(relevance: ArrayLike, coverage: ArrayLike, sign: Sign = "positive") -> float:
+    """Object IoU: the area shared by the region and the cells above Otsu's threshold, over the area of both.
+
+    Source: Li et al., "Token Activation Map to Visually Explain Multimodal LLMs" (ICCV 2025, 2506.23270).
+    Differs from the paper: on the relevance's own grid, by covered area, instead of the map resized to pixels.
+    """
+    r, c = weigh(relevance, sign), np.asarray(coverage, dtype=np.float64)
+    above = r > otsu(r)
+    either = float(np.where(above, 1.0, c).sum())
+    return float(c[above].sum()) / either if either else math.nan
+
+
 @dataclass(frozen=True)
 class Curve:
     """The model's score as a growing fraction of the cells is kept (insertion) or removed (deletion)."""

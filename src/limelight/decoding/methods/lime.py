@@ -173,7 +173,7 @@ class Lime:
     def __post_init__(self) -> None:
         objective(self.objective)
         for name, value, allowed in (
-            ("composite", self.composite, tuple(COMPOSITES)),
+            ("composite", self.composite, tuple(c.name for c in COMPOSITES.values() if not c.positional)),
             ("reward", self.reward, ("modality", "text")),
             ("direction", self.direction, ("gradient", "random")),
         ):

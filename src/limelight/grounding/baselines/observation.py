@@ -102,6 +102,7 @@ def observe(
     inputs: Mapping[str, Any],
     tokens: Sequence[int],
     *,
+    call: DecoderCall | None = None,
     without: Mapping[str, Any] | None = None,
 ) -> Observation:
     """Run one forward of the unchanged model over one prompt and its answer.
@@ -109,6 +110,7 @@ def observe(
     Args:
         inputs: the prompt's tensors, one row (:meth:`Adapter.prepare`).
         tokens: the answer's ids, from any decoder or engine.
+        call: the captured prompt, where it is at hand.
         without: the tensors of the same prompt without its media, for :func:`pmi`; one more forward.
 
     Raises:
@@ -118,7 +120,7 @@ def observe(
     if not len(tokens):
         raise SettingError("expected the tokens of an answer, got none", hint="pass at least one token id")
     with torch.inference_mode(False), torch.no_grad():
-        call, ids = answered(adapter, inputs, tokens)
+        call, ids = answered(adapter, inputs, tokens, call=call)
         count, length, front = len(tokens), call.length, call.front
         own = length - front
         weights = _Weights(adapter.attention_layers, slice(own - count - 1, own - 1), front, length)
@@ -149,9 +151,12 @@ def observe(
     return Observation(ids[0].cpu(), logits, hidden, attention, media.to(hidden.device), not front, norm, head, bare)
 
 
-def answered(adapter: Adapter, inputs: Mapping[str, Any], tokens: Sequence[int]) -> tuple[DecoderCall, Tensor]:
-    """Return the decoder call over prompt and answer, and the answer's ids ``[1, n]`` on the model's device."""
-    call = adapter.capture(inputs)
+def answered(
+    adapter: Adapter, inputs: Mapping[str, Any], tokens: Sequence[int], *, call: DecoderCall | None = None
+) -> tuple[DecoderCall, Tensor]:
+    """The decoder's call over prompt and answer, and the answer's ids ``[1, n]`` on the model's device; ``call``: the
+    prompt's, where it is at hand."""
+    call = adapter.capture(inputs) if call is None else call
     ids = torch.tensor([list(tokens)], device=call.embeds.device)
     embeds = torch.cat([adapter.embed(ids[:, j : j + 1]) for j in range(ids.shape[1])], dim=1)
     return call.appended(embeds), ids

@@ -13,7 +13,7 @@ from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import active_hooks, check_bound
 from limelight.relevance.attachment import Attachment, holding, matches_of, set_aside
-from limelight.relevance.composites import ATTN_LRP, CP_LRP, Composite
+from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite
 from limelight.relevance.forward.cache import DualCache
 from limelight.relevance.layers.attention import DualAttention
 from limelight.relevance.mode import FALLBACK, Mode
@@ -40,10 +40,9 @@ class JvpRules:
         composite: Composite = ATTN_LRP,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        if composite not in (ATTN_LRP, CP_LRP):
-            raise UnknownKindError(
-                f"{composite.name!r} has no forward mode", hint="use attnlrp or cp-lrp, or exact mode"
-            )
+        if not composite.forward:
+            known = ", ".join(c.name for c in COMPOSITES.values() if c.forward)
+            raise UnknownKindError(f"{composite.name!r} has no forward mode", hint=f"use {known}; or exact mode")
         mode.cache, mode.divisors = cache, composite.attention
         self.adapter, self.mode, self.composite, self.check = adapter, mode, composite, check
         self.rule = DualAttention(mode, cache, composite.attention)

@@ -14,11 +14,13 @@ gated_delta,        recurrences and convolutions instead of attention           
 mamba2,
 short_convolution
 altup, streams      several residual streams: mixing and rescaling                     coefficients are constants
+residual            additions to the residual stream of a layer                        plain; ResLRP: by agreement
 query_scale         scales its input by its other arguments                            plain, checked to be linear
 linear              linear layer; the bias has no tangent                              plain
 position_table      learned positions: a bias                                          plain
 affine_container    container or identity without computation of its own               plain
 =================== ================================================================== =============================
 
-``gaussian_topk`` is a gate of gated MLPs, ``output_head`` the head after the decoder.
+``gaussian_topk`` is a gate of gated MLPs, ``constant_gates`` their rule without the bilinear one, ``output_head`` the head
+after the decoder.
 """

@@ -94,11 +94,29 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
     acts = [act] if act is not None else _functions(module) if len(linears) == 3 and deviations is None else []
     layouts = [specs for a in acts for specs in _layouts(a, linears, written=act is None, deviations=deviations)]
     found = next((spec for specs in layouts if (spec := _best(module, specs)) is not None), None)
+    if found is None and act is not None and len(linears) == 2 and _sequential(module, act, linears):
+        return None
     if found is None and act is not None and (layouts or len(linears) > 2):
         raise UnknownKindError(
             f"{type(module).__name__} looks like a gated MLP but does not compute down(act(gate) * up)", hint=HINT
         )
     return found
+
+
+def _sequential(module: nn.Module, act: nn.Module, linears: list[Any]) -> bool:
+    """Whether it computes ``second(act(first(x)))``: an MLP without a gate, of whatever widths."""
+    for first, second in (linears, linears[::-1]):
+        if first.out_features == second.in_features:
+            x = sample((1, 2, int(first.in_features)), first)
+            out = answer(module, x)
+            got = answer(lambda y, a=first, b=second: b(act(a(y))), x)
+            if (
+                isinstance(out, Tensor)
+                and got is not None
+                and relative_error(got, out) <= tolerance(out.dtype, 1e-3, 5e-2)
+            ):
+                return True
+    return False
 
 
 def _functions(module: nn.Module) -> list[nn.Module]:

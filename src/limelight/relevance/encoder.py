@@ -1,0 +1,262 @@
+"""Relevance carried on through the encoder and projector: from the media's embeddings to pixels or features of sound.
+
+The decoder's relevance ends at the merged embeddings ``x``, whose gradient under the rules is ``g``. The encoder E turns the
+inputs p into x, so that ``sum_media <x, g>`` is carried on by the same rules to ``R(p) = p * dE(p)/dp . g``. Convolutions
+are linear; class tokens and position tables are constants that keep their part, as biases do.
+
+Conservation: under CP-LRP the sum over the inputs is the sum over the media's positions, biases, learned tokens and positions
+aside; under AttnLRP the encoder's softmaxes take their part, as the decoder's do.
+Relevance of a pixel is relative to the processor's zero, which is the mean colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from limelight.errors import HookError, SettingError, UnknownKindError, UnsupportedError
+from limelight.models.adapter import Adapter
+from limelight.models.detect import media_tensors
+from limelight.models.runtime.attention import attention_hooks, configs_of, switched
+from limelight.models.runtime.capture import DecoderCall
+from limelight.relevance.classify import layer_kinds, refuse_unknown
+from limelight.relevance.composites import Composite
+from limelight.relevance.kind import ModuleMatch, nothing
+from limelight.relevance.layers import residual
+from limelight.relevance.layers.attention import AttentionRule
+from limelight.relevance.mode import Mode
+
+_INSTEAD = "leave the encoder out: attribute() without through_encoder ends at the embeddings"
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PROJECTIONS = ({"q_proj", "k_proj", "v_proj"}, {"qkv"}, {"query", "key", "value"}, {"in_proj"})
+_CURVED = {
+    *(
+        functional.gelu,
+        functional.silu,
+        functional.relu,
+        functional.softmax,
+        functional.layer_norm,
+        functional.group_norm,
+    ),
+    *(
+        functional.normalize,
+        functional.sigmoid,
+        functional.tanh,
+        functional.softplus,
+        functional.leaky_relu,
+        functional.elu,
+    ),
+    *(torch.relu, torch.tanh, torch.sigmoid, torch.softmax, torch.exp, torch.rsqrt, torch.erf),
+    *(torch.Tensor.relu, torch.Tensor.tanh, torch.Tensor.sigmoid, torch.Tensor.softmax, torch.Tensor.exp),
+}
+_PRODUCTS = {torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.matmul, torch.Tensor.matmul, torch.bmm}
+
+
+class _Stop(Exception):  # noqa: N818 - control flow across transformers' frames
+    pass
+
+
+class _Watch(TorchFunctionMode):
+    """Refuses what bends the graph outside of the modules that have a rule; attention has one within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: list[str] = []
+        self.attending = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.attending and torch.is_grad_enabled():
+            live = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+            if (func in _CURVED and live) or (func in _PRODUCTS and len(live) > 1):
+                where = self.inside[-1] if self.inside else "the model itself"
+                raise UnsupportedError(
+                    f"{where} computes {getattr(func, '__name__', func)} as a function, for which there is no rule",
+                    hint=_INSTEAD,
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def encoder_relevance(
+    adapter: Adapter, inputs: Mapping[str, Any], call: DecoderCall, gradient: Tensor, composite: Composite
+) -> dict[str, Tensor]:
+    """Name of a media tensor among ``inputs`` -> relevance of each of its entries, in its shape.
+
+    Args:
+        call: what was captured of ``inputs``, one row.
+        gradient: of the explained logit by ``call.embeds``, under the composite's rules.
+
+    Raises:
+        SettingError: no media.
+        UnsupportedError, UnknownKindError: no rule for a module of the encoder, which is named; or media that enter the
+            decoder beside the embeddings.
+    """
+    names = [k for k in media_tensors(inputs) if isinstance(inputs[k], Tensor) and k != "inputs_embeds"]
+    if not names:
+        raise SettingError(
+            "expected media whose encoder could be explained, got none", hint="pass a picture or a sound"
+        )
+    if call.features is not None:
+        raise UnsupportedError(
+            f"{type(adapter.decoder).__name__} receives media beside its embeddings, past the end of the encoder",
+            hint=_INSTEAD,
+        )
+    with torch.inference_mode(False), torch.enable_grad(), adapter.frozen():
+        leaves = {k: inputs[k].detach().clone().requires_grad_(True) for k in names}
+        with encoder_rules(adapter, composite):
+            embeds = _merged(adapter, {**inputs, **leaves})
+        slack = 1e-5 if embeds.dtype in (torch.float32, torch.float64) else 2e-2
+        if embeds.shape != call.embeds.shape or not torch.allclose(
+            embeds, call.embeds.to(embeds), rtol=slack, atol=slack
+        ):
+            raise HookError("the encoder gave other embeddings under the rules", hint=f"report this model; {_INSTEAD}")
+        if not embeds.requires_grad:
+            raise UnsupportedError("no gradient passes the encoder", hint=_INSTEAD)
+        grads = torch.autograd.grad((embeds * gradient.to(embeds)).sum(), list(leaves.values()), allow_unused=True)
+    lost = [k for k, g in zip(leaves, grads, strict=True) if g is None]
+    if len(lost) == len(leaves):
+        raise UnsupportedError(f"no relevance reaches {', '.join(lost)}", hint=_INSTEAD)
+    return {
+        k: (x * g).detach().to("cpu", torch.promote_types(x.dtype, torch.float32))
+        for (k, x), g in zip(leaves.items(), grads, strict=True)
+        if g is not None
+    }
+
+
+def _merged(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
+    """The merged embeddings with their graph: the model up to the door of its decoder."""
+    got: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        embeds = kwargs.get("inputs_embeds")
+        if isinstance(embeds, Tensor):
+            got.append(embeds)
+        raise _Stop
+
+    handle = adapter.decoder.register_forward_pre_hook(stop, with_kwargs=True)
+    given = {k: v for k, v in adapter.complete(inputs).items() if k not in ("modality_ids", "past_key_values")}
+    try:
+        adapter.parent_model(**given, use_cache=False)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    if not got:
+        raise UnsupportedError(
+            f"{type(adapter.decoder).__name__} places its media itself, behind the end of the encoder", hint=_INSTEAD
+        )
+    return got[0]
+
+
+@contextmanager
+def encoder_rules(adapter: Adapter, composite: Composite) -> Iterator[None]:
+    """The rules of a composite on everything in front of the decoder, and off again."""
+    parts = dict(encoder_modules(adapter))
+    attending = {name: m for name, m in parts.items() if _attends(m)}
+    mode = Mode(graph="surrogate", backward=True, divisors=composite.attention)
+    watch, rule = _Watch(), _Counting(composite)
+    with ExitStack() as stack:
+        stack.enter_context(adapter.exclusive())
+        matches = encoder_matches(parts, attending) if composite.rules else []
+        for match in matches:
+            for put_on in composite.rules.get(match.kind, nothing)(match, mode):
+                stack.callback(put_on())
+        if composite.rules:
+            for name, module in parts.items():
+                _tell(stack, watch, name, module, attending)
+        stack.enter_context(switched(adapter.parent_model, configs_of(vars(m) for m in parts.values())))
+        stack.enter_context(attention_hooks(rule))
+        if composite.rules:
+            stack.enter_context(watch)
+        yield
+        if rule.calls < len(attending):
+            raise HookError(
+                f"expected {len(attending)} attention modules of the encoder to go by the rule, {rule.calls} did: "
+                f"{', '.join(attending)}",
+                hint=f"this attention does not go through transformers' attention interface; {_INSTEAD}",
+            )
+
+
+class _Counting(AttentionRule):
+    """The rule, and how often it was asked."""
+
+    def __init__(self, composite: Composite) -> None:
+        super().__init__(composite.attention)
+        self.calls = 0
+
+    def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.calls += 1
+        return super().qkv(layer, q, k, v)
+
+
+def _tell(stack: ExitStack, watch: _Watch, name: str, module: nn.Module, attending: Mapping[str, nn.Module]) -> None:
+    attends = int(name in attending)
+
+    def enter(*_: Any) -> None:
+        watch.inside.append(f"{name} ({type(module).__name__})")
+        watch.attending += attends
+
+    def leave(*_: Any) -> None:
+        watch.inside.pop()
+        watch.attending -= attends
+
+    stack.callback(module.register_forward_pre_hook(enter).remove)
+    stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+
+
+def encoder_modules(adapter: Adapter) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of the model that neither is, nor holds, nor lies in its decoder, head or word embeddings."""
+    behind = [adapter.decoder, adapter.head, adapter.model.get_input_embeddings()]
+    known = {id(inner) for m in behind if m is not None for inner in m.modules()}
+    for name, module in adapter.parent_model.named_modules():
+        if id(module) not in known and not any(id(inner) in known for inner in module.modules()):
+            yield name, module
+
+
+def _attends(module: nn.Module) -> bool:
+    children = {name for name, _ in module.named_children()}
+    return any(names <= children for names in _PROJECTIONS)
+
+
+def encoder_matches(parts: Mapping[str, nn.Module], attending: Mapping[str, nn.Module]) -> list[ModuleMatch]:
+    """The modules of an encoder that have a kind.
+
+    Raises:
+        UnknownKindError: a module is of none; it is named.
+    """
+    matches: list[ModuleMatch] = []
+    covered: set[int] = set()
+    for name, module in parts.items():
+        if id(module) in covered or isinstance(module, (*_CONVOLUTIONS, nn.Embedding)):
+            continue
+        found: list[ModuleMatch] = []
+        for kind in layer_kinds():
+            try:
+                found = [] if kind.of_decoder else list(kind.recognise(name, module))
+            except UnknownKindError as error:
+                raise UnknownKindError(f"in the encoder, {name}: {error.message}", hint=_INSTEAD) from error
+            matches += found
+            covered.update(id(inner) for match in found for inner in match.covers)
+            if any(match.module is module for match in found):
+                break
+        else:
+            if name not in attending:
+                _refuse(name, module)
+    layers = {name.rpartition(".")[0] for name in attending}
+    return [*matches, *(ModuleMatch(residual.KIND.name, name, parts[name]) for name in layers if name in parts)]
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    """Learned tokens and positions ``[1, N, D]`` are constants; other loose parameters would go without a rule."""
+    loose = [p for p in module.parameters(recurse=False) if p.ndim > 1]
+    if loose and all(p.ndim == 3 and p.shape[0] == 1 for p in loose):
+        return
+    try:
+        refuse_unknown(name, module)
+    except UnknownKindError as error:
+        raise UnknownKindError(f"in the encoder, {error.message}", hint=_INSTEAD) from error

@@ -1,0 +1,160 @@
+"""Relevance of pixels: a slow twin of the encoder, conservation, plain autograd, and refusals that name the module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from limelight.errors import SettingError, UnknownKindError, UnsupportedError
+from limelight.models.adapter import Adapter
+from limelight.models.runtime.attention import register
+from limelight.relevance.attribute import attribute, following_rules
+from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, RES_LRP, Composite
+from tests.slow_twins import clip
+from tests.tiny import built, fresh, llava, llava_inputs, snapshot
+from tests.wide import prompt
+from tests.zoo import ZOO
+
+MEDIA = slice(3, 19)
+
+
+def world() -> tuple[Any, Adapter, dict[str, Any]]:
+    """LLaVA in float64, softmax too."""
+    model = llava()
+    register()
+    model.set_attn_implementation("limelight")
+    return model, Adapter(model), llava_inputs(model)
+
+
+def without_constants(model: Any) -> None:
+    """No biases, learned tokens and positions in front of the decoder: nothing else keeps a part of the relevance."""
+    inner = model.model
+    with torch.no_grad():
+        for name, parameter in [
+            *inner.vision_tower.named_parameters(),
+            *inner.multi_modal_projector.named_parameters(),
+        ]:
+            if name.endswith("bias") or "class_embedding" in name or "position_embedding" in name:
+                parameter.zero_()
+
+
+@pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
+def test_agrees_with_the_slow_twin(composite: Composite) -> None:
+    model, adapter, inputs = world()
+    got = attribute(adapter, inputs, 17, composite=composite, through_encoder=True).media_inputs["pixel_values"]
+    call = adapter.capture(inputs)
+    with following_rules(adapter, composite, call) as leaves:
+        logits = adapter.logits(adapter.hidden(leaves.call, leaves.embeds)[:, -1])
+        (gradient,) = torch.autograd.grad(logits[0, 17], leaves.embeds)
+    pixels = inputs["pixel_values"][0]
+    torch.testing.assert_close(
+        clip.tokens(model, pixels, (1, 1, 1)).detach(), call.embeds[0, MEDIA], atol=1e-10, rtol=0
+    )
+    want = clip.relevance(model, pixels, gradient[0, MEDIA], composite.attention)
+    torch.testing.assert_close(got[0], want, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("target", [None, 17, 100])
+def test_pixels_have_what_their_positions_had(target: int | None) -> None:
+    """CP-LRP conserves through the encoder, to what the stabiliser of 1e-10 takes."""
+    model, adapter, inputs = world()
+    without_constants(model)
+    got = attribute(adapter, inputs, target, composite=CP_LRP, through_encoder=True)
+    assert float(got.media_inputs["pixel_values"].sum()) == pytest.approx(got.total("image"), abs=1e-7)
+    assert got.media_inputs["pixel_values"].shape == inputs["pixel_values"].shape
+    lossy = attribute(adapter, inputs, target, composite=ATTN_LRP, through_encoder=True)
+    assert abs(float(lossy.media_inputs["pixel_values"].sum()) - lossy.total("image")) > 1e-4  # the encoder's softmax
+
+
+def test_residual_additions_of_the_encoder_go_by_reslrp() -> None:
+    model, adapter, inputs = world()
+    without_constants(model)
+    both = {c.name: attribute(adapter, inputs, 17, composite=c, through_encoder=True) for c in (RES_LRP, ATTN_LRP)}
+    reslrp, attnlrp = (found.media_inputs["pixel_values"] for found in both.values())
+    assert not torch.allclose(reslrp, attnlrp, rtol=1e-2)
+    # the decoder's gradient held fixed, the encoder alone conserves at each addition: CP-LRP's attention with it
+    conserving = Composite("res-cp", {**RES_LRP.rules}, (0, 0, 1))
+    got = attribute(adapter, inputs, 17, composite=conserving, through_encoder=True)
+    assert float(got.media_inputs["pixel_values"].sum()) == pytest.approx(got.total("image"), abs=1e-7)
+
+
+def test_without_rules_it_is_plain_autograd() -> None:
+    model, adapter, inputs = world()
+    got = attribute(adapter, inputs, 17, composite=GRADIENT_INPUT, through_encoder=True)
+    leaf = inputs["pixel_values"].clone().requires_grad_(True)
+    logit = model(**{**inputs, "pixel_values": leaf}).logits[0, -1, 17]
+    (grad,) = torch.autograd.grad(logit, leaf)
+    torch.testing.assert_close(got.media_inputs["pixel_values"], (leaf * grad).detach(), atol=1e-9, rtol=0)
+
+
+def test_the_scores_of_positions_are_the_same_and_the_model_is_left_alone() -> None:
+    model, adapter, inputs = world()
+    attribute(adapter, inputs, 17)
+    before = snapshot(model)
+    got = attribute(adapter, inputs, 17, through_encoder=True)
+    assert snapshot(model) == before
+    assert torch.equal(got.scores, attribute(adapter, inputs, 17).scores)
+    assert attribute(adapter, inputs, 17).media_inputs == {}
+
+
+def test_an_unknown_module_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(16, 16, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(x @ self.weight)
+
+    model = llava()
+    vision = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
+    vision.encoder.layers[1].mlp.activation_fn = nn.Sequential(vision.encoder.layers[1].mlp.activation_fn)
+    vision.encoder.layers[0].layer_norm2 = Odd()
+    before = snapshot(model)
+    with pytest.raises(UnknownKindError, match=r"layers\.0\.layer_norm2"):
+        attribute(Adapter(model), llava_inputs(model), 17, through_encoder=True)
+    assert snapshot(model) == before
+
+
+def test_what_is_computed_outside_of_modules_is_named() -> None:
+    model = llava()
+    projector = model.model.multi_modal_projector
+    own = projector.forward
+    projector.forward = lambda x: nn.functional.gelu(own(x))
+    with pytest.raises(UnknownKindError, match="multi_modal_projector"):
+        attribute(Adapter(model), llava_inputs(model), 17, through_encoder=True)
+    model = llava()
+    embeddings = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower).embeddings
+    plain = embeddings.forward
+    embeddings.forward = lambda *args, **kwargs: nn.functional.gelu(plain(*args, **kwargs))
+    with pytest.raises(UnsupportedError, match=r"embeddings .*gelu"):
+        attribute(Adapter(model), llava_inputs(model), 17, through_encoder=True)
+
+
+def test_no_media_and_several_rows() -> None:
+    model, adapter, inputs = world()
+    with pytest.raises(SettingError, match="expected media"):
+        attribute(adapter, {"input_ids": torch.tensor([[1, 31, 32]])}, 17, through_encoder=True)
+    two = {k: torch.cat([v, v]) for k, v in inputs.items()}
+    with pytest.raises(SettingError, match="one row"):
+        attribute(adapter, two, 17, through_encoder=True)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen2_audio", "qwen3_vl", "mllama"])
+def test_a_family_is_carried_through_or_refused_with_a_reason(name: str) -> None:
+    adapter = built(name, torch.float32) if name == "llava" else fresh(name)
+    inputs, _, _ = prompt(name, adapter)
+    try:
+        got = attribute(adapter, inputs, 3, composite=CP_LRP, through_encoder=True)
+    except (UnsupportedError, UnknownKindError) as error:
+        assert "encoder" in error.hint or "attnlrp" in error.hint, error
+        assert name != "llava"
+        return
+    for k, v in got.media_inputs.items():
+        assert v.shape == inputs[k].shape
+        assert bool(torch.isfinite(v).all())
+        assert bool((v != 0).any())
+    assert ZOO[name]

@@ -13,7 +13,9 @@ from limelight.grounding.evidence import against_vocabulary, evidence_of, forwar
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute_generated
 from limelight.types import Prompt, Span
-from tests.tiny import llava, llava_inputs, snapshot
+from tests.tiny import fresh, llava, llava_inputs, snapshot
+from tests.zoo import ZOO
+from tests.zoo.encoder_decoder import PAIRED
 
 TOKENS = [61, 44, 90]
 
@@ -78,3 +80,29 @@ def test_no_answer() -> None:
     adapter = Adapter(llava())
     with pytest.raises(SettingError):
         evidence_of(adapter, prompt_of(adapter), [])
+
+
+@pytest.mark.parametrize("name", ["qwen2_audio", "mllama", "gemma3n"])
+def test_other_ways_of_reading_media(name: str) -> None:
+    """Sound; states read by cross-attention, whose positions have no hidden states; several residual streams."""
+    adapter = fresh(name)
+    inputs = ZOO[name].inputs(adapter.model)
+    prompt = Prompt(inputs, adapter.words(inputs), adapter.spans(inputs))
+    found = evidence_of(adapter, prompt, [17, 23], composites=("attnlrp", "reslrp", "pa-lrp"))
+    assert all(math.isfinite(v) for v in found["z"])
+    assert ("log-probability" in found) is (name != "gemma3n")
+    assert ("reslrp Phi" in found) is (name != "gemma3n")
+    assert ("pa-lrp Phi" in found) is (name != "mllama")
+    if name == "mllama":
+        assert all(math.isnan(v) for v in found["logit lens"])
+
+
+def test_an_encoder_decoder() -> None:
+    row = PAIRED["whisper"]
+    model = row.build()
+    adapter, inputs = Adapter(model), row.inputs(model)
+    prompt = Prompt(inputs, adapter.words(inputs), adapter.spans(inputs))
+    found = evidence_of(adapter, prompt, [17, 23], composites=("attnlrp", "reslrp"))
+    rows = attribute_generated(adapter, prompt, [17, 23])
+    assert found["Phi"] == pytest.approx([r.total("audio") for r in rows], rel=1e-4)
+    assert found["attnlrp share"] == pytest.approx([r.share("audio") for r in rows], rel=1e-4)

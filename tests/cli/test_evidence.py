@@ -22,7 +22,7 @@ app.command()(bench)
 def test_names() -> None:
     assert composites_of("") == ()
     assert composites_of("ResLRP, attnlrp,attnlrp") == ("reslrp", "attnlrp")
-    with pytest.raises(SettingError, match="no composite"):
+    with pytest.raises(SettingError, match="unknown composite"):
         composites_of("lrp")
 
 

@@ -82,7 +82,7 @@ def composite_of(given: Composite | str) -> Composite:
         return given
     known = {_spelled(name): found for name, found in COMPOSITES.items()}
     if not isinstance(given, str) or _spelled(given) not in known:
-        raise SettingError(f"no composite {given!r}", hint=f"one of {', '.join(COMPOSITES)}, or a Composite")
+        raise SettingError(f"unknown composite {given!r}", hint=f"one of {', '.join(COMPOSITES)}, or a Composite")
     return known[_spelled(given)]
 
 

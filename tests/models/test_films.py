@@ -113,7 +113,7 @@ def test_metadata_of_clips() -> None:
     assert (alone.fps, alone.total_num_frames, alone.frames_indices) == (1.0, 3, [0, 1, 2])
     single = video_metadata(Clip(frames[:1], (0.0,)))
     assert single.frames_indices == [0]
-    with pytest.raises(limelight.LimelightError, match="rising"):
+    with pytest.raises(limelight.LimelightError, match="non-decreasing"):
         Clip(frames, (0.0, 2.0, 1.0))
 
 

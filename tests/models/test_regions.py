@@ -225,7 +225,7 @@ def test_padding_behind_a_sound_is_no_part_of_it() -> None:
     scores, times = relevance.on_sound(0)
     assert len(scores) == 5
     assert times[-1].tolist() == pytest.approx([2.0, 2.2])
-    with pytest.raises(SettingError, match="sound 2"):
+    with pytest.raises(SettingError, match="audio clip 2"):
         relevance.on_sound(2)
     assert regions.timed((Span(0, 10, "audio"),), [2.0])[0].interval is None
 
@@ -364,5 +364,5 @@ def test_a_picture_too_narrow_for_tiles_has_positions_without_a_place(size: tupl
     assert sum(len(s) for s in prompt.spans if s.modality == "image") == int((ids == 1).sum())
     got = attribute(adapter, prompt.tensors)
     assert 0 < got.share("image") < 1
-    with pytest.raises(SettingError, match="not known"):
+    with pytest.raises(SettingError, match="unknown"):
         got.on_picture()

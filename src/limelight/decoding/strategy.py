@@ -99,7 +99,8 @@ class GenerationContext:
     @property
     def beside(self) -> int:
         """Index into MODALITIES of the media that stand beside the prompt (0: they are among its positions)."""
-        return 0 if self.adapter.encoder is None else self.adapter.encoder.index
+        encoder = getattr(self.adapter, "encoder", None)
+        return 0 if encoder is None else encoder.index
 
     @cached_property
     def known_tokens(self) -> int | None:

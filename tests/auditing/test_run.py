@@ -188,7 +188,7 @@ def test_bad_rows_are_named_with_file_and_line_before_anything_runs(
         tmp_path,
         [rows[0], "{no json", {**rows[1], "answer": ""}, "", {**rows[2], "image": "none.png"}, rows[3], rows[3], 5],
     )
-    with pytest.raises(DataError, match="5 of 7 rows of audit cannot be") as caught:
+    with pytest.raises(DataError, match="5 of 7 rows of audit are invalid") as caught:
         go(file, tmp_path / "out")
     said = caught.value.message
     assert f"{file}, line 2: is not JSON" in said

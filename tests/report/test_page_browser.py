@@ -209,7 +209,7 @@ def test_heat_lies_where_the_processor_looked_and_the_rest_is_dark(opened: Open)
     assert tiles["place"] == pytest.approx([0.5, 0], abs=0.05)
     assert max(tiles["corners"]) < 60
     told = page.locator('[data-case="2"] .view').inner_text()
-    assert "100 % of the relevance lies on the padding" in told
+    assert "100 % of the relevance is on padding" in told
 
 
 def test_sound_video_and_tiles(opened: Open) -> None:
@@ -283,7 +283,7 @@ def test_the_stretch_of_a_word_is_played_by_keyboard(opened: Open) -> None:
     page = opened(Case([generation(of, [" A", " dog"])]))
     word(page, 0, 1).focus()
     told = page.locator(".facts .when").inner_text()
-    start, stop = (float(t) for t in told.removeprefix("Half of its support in the sound: ").split(" s")[0].split("–"))
+    start, stop = (float(t) for t in told.removeprefix("Half of its support in the audio: ").split(" s")[0].split("–"))
     bracket = page.locator(".bracket").bounding_box()
     stage = page.locator(".stage").bounding_box()
     assert (bracket["x"] - stage["x"]) / stage["width"] == pytest.approx(start / 2, abs=0.02)

@@ -191,7 +191,7 @@ def test_bad_rows_are_named_with_file_and_line_before_anything_runs(
     with pytest.raises(DataError, match="5 of 7 rows of audit are invalid") as caught:
         go(file, tmp_path / "out")
     said = caught.value.message
-    assert f"{file}, line 2: is not JSON" in said
+    assert f"{file}, line 2: is not valid JSON" in said
     assert f"{file}, line 3: expected the answer's text" in said
     assert f"{file}, line 5: its image {tmp_path / 'none.png'} does not exist" in said
     assert f"{file}, line 7: has the id 'r3' twice, first in {file}, line 6" in said

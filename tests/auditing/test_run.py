@@ -194,7 +194,7 @@ def test_bad_rows_are_named_with_file_and_line_before_anything_runs(
     assert f"{file}, line 2: is not valid JSON" in said
     assert f"{file}, line 3: expected the answer's text" in said
     assert f"{file}, line 5: its image {tmp_path / 'none.png'} does not exist" in said
-    assert f"{file}, line 7: has the id 'r3' twice, first in {file}, line 6" in said
+    assert f"{file}, line 7: repeats the id 'r3', first in {file}, line 6" in said
     assert "line 8: is a int, not an object" in said
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()

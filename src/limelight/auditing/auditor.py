@@ -32,7 +32,8 @@ def audit(
     """Which words of finished answers the media support: one forward over prompt and answer each, nothing is generated.
 
     The scores are those that ``limelight.generate(..., strategy="meter")`` gives while it writes the same answer, whoever
-    has written this one. Cost: a forward of twice the rows, three times where there are earlier answers.
+    has written this one. Cost: a forward of twice the rows, three times where there are earlier answers
+    (``python -m bench.audit``).
 
     Args:
         model: a transformers model (with ``processor``), or an :class:`Adapter`, whose calibration the flags follow.

@@ -240,4 +240,4 @@ def _blank(medium: Any) -> Any:
 
 
 def _name(adapter: Adapter) -> str:
-    return str(getattr(adapter.parent_model.config, "_name_or_path", "")) or type(adapter.parent_model).__name__
+    return str(getattr(adapter.parent_model.config, "name_or_path", "")) or type(adapter.parent_model).__name__

@@ -43,7 +43,7 @@ class LrpBeam:
     batch are searched one after the other. Logits processors act inside the search, so those that keep state are refused;
     stopping criteria of the caller's own act on the emitted tokens.
 
-    Differs from the paper, whose code is not public: the score is the mean over a beam's tokens, so that beams of unequal
+    Differs from the paper: the score is the mean over a beam's tokens, so that beams of unequal
     length compare; candidates are each beam's likeliest tokens; equal scores are told apart by probability.
     """
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.contrastive import check_range
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.methods.opera_search import library_criteria
 from limelight.decoding.processors import for_row, require_stateless
 from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
@@ -77,13 +78,14 @@ class LrpBeam:
             raise UnsupportedError(
                 "lrp-beam is a beam search and cannot sample", hint="do_sample=False, or another strategy"
             )
+        refuse(context, "lrp-beam", "use_cache", "prefill_chunk_size", "cache_implementation")
         require_stateless(context.sampler.processors, "lrp-beam")
         return LrpBeamSession(self, context)
 
 
 @dataclass(frozen=True)
 class Beam:
-    """A continuation: its prompt with all it has said, the media's mass of each chosen token, and what is told of each."""
+    """A hypothesis: prompt with generated tokens, the media's relevance mass of each token, and each token's details."""
 
     call: DecoderCall
     tokens: tuple[int, ...] = ()
@@ -100,7 +102,7 @@ class Beam:
 
 
 class LrpBeamSession:
-    """Searches at the first call, then tells its answers token by token."""
+    """Searches at the first call, then emits the answers token by token."""
 
     def __init__(self, strategy: LrpBeam, context: GenerationContext) -> None:
         self.strategy, self.context = strategy, context

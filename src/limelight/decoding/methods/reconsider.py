@@ -24,6 +24,7 @@ from limelight.decoding.dual import (
     split_channels,
     vocabulary,
 )
+from limelight.decoding.generation_options import refuse
 from limelight.decoding.methods.meter import measure
 from limelight.decoding.methods.opera_search import library_criteria
 from limelight.decoding.processors import for_row, require_stateless
@@ -90,12 +91,13 @@ class Reconsider:
                 "reconsider chooses among the likeliest words and cannot sample",
                 hint="do_sample=False, or relevance_contrastive()",
             )
+        refuse(context, "reconsider", "use_cache", "prefill_chunk_size", "cache_implementation")
         require_stateless(context.sampler.processors, "reconsider")
         return ReconsiderSession(self, context)
 
 
 class ReconsiderSession:
-    """Finds its answers at the first call, then tells them token by token."""
+    """Searches at the first call, then emits the answers token by token."""
 
     def __init__(self, strategy: Reconsider, context: GenerationContext) -> None:
         self.strategy, self.context = strategy, context

@@ -127,7 +127,8 @@ def main() -> None:
     for tokens in args.lengths:
         new = measure(tokens, args.rounds or ROUNDS[tokens], pythons)
         print(table(new), flush=True)
-        kept = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+        before = json.loads(args.out.read_text()) if args.out.exists() else {"rows": [], "versions": {}}
+        kept, versions = before["rows"], {**before["versions"], **versions}
         rows = [
             r for r in kept if (r["name"], r["prompt_tokens"]) not in {(n["name"], n["prompt_tokens"]) for n in new}
         ]

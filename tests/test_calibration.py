@@ -21,7 +21,7 @@ from limelight.calibration import (
     read_calibration,
     spoken,
 )
-from limelight.errors import SettingError
+from limelight.errors import DataError, SettingError
 from limelight.models.loading import packaged
 
 MADE = Calibration(
@@ -130,3 +130,11 @@ def test_a_folder_brings_its_own(tmp_path: Path) -> None:
     replace(MADE, traits={}).save(folder / "calibration.json")
     found = limelight.load(folder).calibration
     assert found is not None and found.threshold == 5.5
+
+
+def test_a_place_that_cannot_be_written_is_no_fault_of_the_calibration(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    made = Calibration("m", 4.0, (0.0, 1.0), (0.1, 0.9))
+    with pytest.raises(DataError, match="cannot be written") as caught:
+        made.save(tmp_path / "file" / "calibration.json")
+    assert "--out" in caught.value.hint and (tmp_path / "file").read_text() == "kept"

@@ -13,18 +13,19 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from limelight.errors import SettingError
+from limelight.cache import cache_folder
+from limelight.errors import DataError, SettingError
 
 FORMAT = "limelight calibration 1"
 FILE = "calibration.json"
 THRESHOLD = 4.0  # default threshold of the flag, see limelight.grounding.score
 AUTO, NONE = "auto", "none"  # instead of a file: search for one, use none
-CACHE = "LIMELIGHT_CACHE"  # environment variable with the folder of the user's calibrations
 _HINT = "create it again with `limelight calibrate`, or load with calibration=None"
 
 
@@ -88,12 +89,24 @@ class Calibration:
         return low + (high - low) * (z - left) / (right - left)
 
     def save(self, path: str | Path) -> Path:
-        """Write the calibration as JSON, creating folders as needed."""
+        """Write the calibration as JSON, creating folders as needed.
+
+        Raises:
+            DataError: the file cannot be written; one that was there is kept.
+        """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False) + "\n")
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False) + "\n")
+            part.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise DataError(
+                f"the calibration cannot be written to {path}: {error.strerror or error}",
+                hint="free some space or make the folder writable, or pass another file (--out)",
+            ) from error
         return path
 
     def about(self) -> dict[str, Any]:
@@ -156,14 +169,11 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def cache_file(model: str) -> Path:
-    """Return the path of the user's calibration of a model: in ``$LIMELIGHT_CACHE``, or ``limelight`` in the user's cache folder."""
-    base = os.environ.get(CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limelight"
+    """Return the path of the user's calibration of a model, in the cache folder."""
     folder = Path(model).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else model
     readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name)[:60]
-    return (
-        Path(base).expanduser() / "calibrations" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
-    )
+    return cache_folder() / "calibrations" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
 
 
 def find_calibration(model: str, folder: Path | None = None) -> Path | None:

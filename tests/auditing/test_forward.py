@@ -15,7 +15,6 @@ from limelight.auditing.forward import Said, measure
 from limelight.calibration import Calibration
 from limelight.decoding.answer import prompt_of
 from limelight.errors import LimelightError, PromptError, SettingError, UnsupportedError
-from limelight.grounding import score
 from limelight.models.adapter import Adapter
 from limelight.types import EARLIER_ANSWERS, Prompt, Step
 from tests.decoding.methods.test_meter import WORKING
@@ -152,18 +151,6 @@ def test_cp_lrp_is_another_measure() -> None:
     assert got[0].grounding != measure(adapter, [Said(prompt, want.token_ids)])[0][0].grounding
     with pytest.raises(SettingError, match="no forward mode"):
         measure(adapter, [Said(prompt, want.token_ids)], composite="gradient")
-
-
-@pytest.mark.parametrize("known", [None, 40, 64, 100])
-def test_moments_are_those_of_the_score(known: int | None) -> None:
-    phi = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)) * 3 + 7
-    phi[1] = 2.5  # the media tell no token from another
-    phi[2] = 1e4 + 1e-4 * phi[2]  # within the rounding
-    mean, deviation = forward.moments(phi, known)
-    want_mean, want = score.moments(phi, score.counted(phi, None, known))
-    torch.testing.assert_close(mean, want_mean[:, 0])
-    torch.testing.assert_close(deviation, want[:, 0])
-    assert deviation[1] == deviation[2] == 0
 
 
 def test_the_flag_follows_the_models_calibration() -> None:

@@ -58,7 +58,7 @@ def test_an_audit(answers: Path, tmp_path: Path) -> None:
     [
         ([], "--model and --out are needed"),
         (["--model", "m"], "--model and --out are needed"),
-        (["--model", "m", "--out", "o", "--engine", "spark"], "no engine 'spark'"),
+        (["--model", "m", "--out", "o", "--engine", "spark"], "unknown engine 'spark'"),
         (["--model", "m", "--out", "o", "--turns", "some"], "unknown turns"),
         (["--model", "m", "--out", "o", "--composite", "x"], "no forward mode"),
         (["--model", "m", "--out", "o", "--shard", "x"], "is not i/n"),

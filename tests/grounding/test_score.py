@@ -17,10 +17,12 @@ from limelight.grounding.score import (
     counted,
     flagged,
     moments,
+    moments_of_known,
     rank,
     raw,
     rival_score,
     scores,
+    standardised,
     token_score,
     z_score,
 )
@@ -76,6 +78,23 @@ def test_barred_and_infinite_entries_do_not_count() -> None:
         assert name == "phi" or got[[1, 2]].isnan().all()
     nothing = counted(torch.full((1, 3), math.nan))
     assert z_score(torch.full((1, 3), math.nan), nothing).isnan().all()
+
+
+@pytest.mark.parametrize("known", [None, 40, 64, 100])
+def test_moments_in_three_passes(known: int | None) -> None:
+    phi = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)) * 3 + 7
+    phi[1] = 2.5  # constant over the vocabulary
+    phi[2] = 1e4 + 1e-4 * phi[2]  # within rounding error
+    mean, deviation = moments_of_known(phi, known)
+    want_mean, want = moments(phi, counted(phi, None, known))
+    torch.testing.assert_close(mean, want_mean)
+    torch.testing.assert_close(deviation, want)
+    assert deviation[1] == deviation[2] == 0
+
+
+def test_no_rival_stays_infinite() -> None:
+    value = torch.tensor([[1.0], [-math.inf]])
+    assert standardised(value, torch.zeros(2, 1), torch.zeros(2, 1)).tolist() == [[0.0], [-math.inf]]
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -3e4])

@@ -165,13 +165,19 @@ def _told(
     def chosen(values: Tensor) -> Tensor:
         return values.gather(-1, tokens[:, None])[:, 0]
 
-    centre = moments(phi, known)
-    z = _standardised(chosen(phi), centre)
-    rivals = _standardised(score.rival_score(phi, logits, tokens), centre)  # z rises with Phi
+    def standardised(values: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+        return score.standardised(values[:, None], *moments)[:, 0]
+
+    moments = score.moments_of_known(phi, known)
+    z = standardised(chosen(phi), moments)
+    rivals = standardised(score.rival_score(phi, logits, tokens), moments)  # z rises with Phi
     rule = flag_rule(calibration)
     limits = {k: rule[k] for k in ("threshold", "needs_rival", "margin")}
     flags = score.flagged(z, rivals, **limits).tolist()
-    by_kind = {k: _standardised(chosen(groups[k]), moments(groups[k], known)) if k in groups else z for k in kinds}
+    by_kind = {
+        k: standardised(chosen(groups[k]), score.moments_of_known(groups[k], known)) if k in groups else z
+        for k in kinds
+    }
     parts = {k: chosen(groups.get(k, phi)) for k in kinds}
     if EARLIER_ANSWERS in groups:
         parts[EARLIER_ANSWERS] = chosen(groups[EARLIER_ANSWERS])
@@ -197,24 +203,6 @@ def _told(
             rival_grounding=_number(beside[i]) if kinds else None,
             grounding_by_modality={k: v[i] for k, v in told.items() if _number(v[i]) is not None},
         )
-
-
-def moments(phi: Tensor, known: int | None) -> tuple[Tensor, Tensor]:
-    """:func:`limelight.grounding.score.moments` ``[N]`` of the first ``known`` entries of a finite Phi ``[N, V]``, in three
-    passes over it instead of a dozen."""
-    phi = phi[:, :known]
-    variance, mean = torch.var_mean(phi, dim=-1, correction=0)
-    low, high = torch.aminmax(phi, dim=-1)
-    rounding = 32 * torch.finfo(phi.dtype).eps * torch.maximum(low.abs(), high.abs())
-    deviation = variance.sqrt()
-    return mean, torch.where(deviation > rounding, deviation, torch.zeros_like(deviation))
-
-
-def _standardised(phi: Tensor, centre: tuple[Tensor, Tensor]) -> Tensor:
-    """z ``[N]``; 0 where the media do not tell the tokens apart; -inf of no token stays."""
-    mean, deviation = centre
-    flat = (deviation == 0) & torch.isfinite(phi)
-    return torch.where(flat, torch.zeros_like(phi), (phi - mean) / deviation.masked_fill(deviation == 0, 1.0))
 
 
 def _contributions(logits: Tensor, parts: Mapping[str, Tensor]) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from limelight.cli import options
 from limelight.cli.bench import parse_shard, thoughts_of
 from limelight.errors import SettingError
 
@@ -21,62 +22,62 @@ Examples:
     limelight audit answers.jsonl --model MODEL --out audit/ --engine ray --workers 8 --gpus 1
 
 A row of answers.jsonl is `{"id": ..., "image": "photo.jpg", "prompt": ..., "answer": ...}`, or has OpenAI's `messages`, whose
-last turn is the assistant's. An audit that was interrupted is resumed by the same command.
+last turn is the assistant's. The same command resumes an interrupted audit.
 """
 
 
 def audit(
     answers: Annotated[
-        Path, typer.Argument(help="JSON lines, a JSON array, CSV or TSV: media, prompt or messages, answer, any id.")
+        Path,
+        typer.Argument(
+            help="JSON lines, a JSON array, CSV or TSV with media, prompt or messages, answer, and optionally an id."
+        ),
     ],
     model: Annotated[str, typer.Option(help="Checkpoint folder, Hub name, or a shipped miniature.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder of the audit.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder of the audit.")] = None,
     turns: Annotated[
-        str, typer.Option(help="last: each row's answer; all: every answer of its conversation.")
+        str, typer.Option(help="last: audit each row's answer; all: every answer of its conversation.")
     ] = "last",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many answers.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Audit at most this many answers.")] = None,
     batch_size: Annotated[
         int, typer.Option("--batch", "--batch-size", help="Answers audited in one padded batch.")
     ] = 1,
-    formats: Annotated[str, typer.Option("--format", help="Of the tables, separated by commas: csv, parquet.")] = "csv",
-    pages: Annotated[int, typer.Option(min=0, help="How many of the worst answers get a page.")] = 20,
+    formats: Annotated[
+        str, typer.Option("--format", help="Formats of the tables, separated by commas: csv, parquet.")
+    ] = "csv",
+    pages: Annotated[int, typer.Option(min=0, help="Number of the worst answers that get a page.")] = 20,
     maps: Annotated[
-        bool, typer.Option("--maps", help="Pages with relevance maps of every word; a backward pass a token.")
+        bool, typer.Option("--maps", help="Add relevance maps of every word to the pages: one backward pass per token.")
     ] = False,
-    composite: Annotated[str, typer.Option(help="attnlrp or cp-lrp.")] = "attnlrp",
+    composite: Annotated[str, typer.Option(help="Relevance rules: attnlrp or cp-lrp.")] = "attnlrp",
     calibration: Annotated[
-        str, typer.Option(help="Of the flag: a file, auto (the one made for this model, if any), or none.")
+        str, typer.Option(help="Calibration of the flag: a file, auto (this model's own, if any), or none.")
     ] = "auto",
     thoughts: Annotated[
         list[str] | None,
         typer.Option(
-            help="Further texts around a model's thoughts, as OPEN...CLOSE; repeat for several; 'none' takes answers with "
-            "their thoughts."
+            help="Additional markers around a model's reasoning, as OPEN...CLOSE; repeat for several; 'none' keeps the "
+            "reasoning in the answer."
         ),
     ] = None,
     shard: Annotated[
-        str, typer.Option(help="i/n: every n-th answer from the i-th on; 'auto' reads RANK and WORLD_SIZE.")
+        str, typer.Option(help="i/n: every n-th answer starting from the i-th; 'auto' reads RANK and WORLD_SIZE.")
     ] = "0/1",
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    workers: Annotated[int, typer.Option(help="Ray workers, one model each.")] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs a Ray worker.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cuda or cuda:1.")] = None,
-    dtype: Annotated[str, typer.Option(help="Such as bfloat16.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option("--device-map", help="How to place the model's parts, such as auto; instead of --device."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.")
-    ] = False,
+    workers: Annotated[int, typer.Option(help="Ray workers, each with its own model.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs per Ray worker.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    device_map: options.DeviceMap = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be audited, and count them.")
+        bool, typer.Option("--skip-bad-rows", help="Skip and count rows that cannot be audited.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Audit finished answers: which words do pictures, sounds and films support? Nothing is generated."""
+    """Audit finished answers: which words do the image, audio and video support? Nothing is generated."""
     from limelight.auditing.run import Auditor, audit_file
     from limelight.benchmarks.engine import Local
     from limelight.benchmarks.ray_engine import RayEngine
@@ -88,7 +89,7 @@ def audit(
             "--model and --out are needed", hint="limelight audit answers.jsonl --model MODEL --out audit/"
         )
     if engine not in ("local", "ray"):
-        raise SettingError(f"no engine {engine!r}", hint="local or ray")
+        raise SettingError(f"unknown engine {engine!r}", hint="local or ray")
     auditor = Auditor(
         model,
         composite,
@@ -119,7 +120,7 @@ def audit(
         progress=not quiet,
     )
     typer.echo(render([side_by_side([found], names=[model])]))
-    typer.echo(f"{out / 'index.html'}: the worst answers; tables beside it")
+    typer.echo(f"{out / 'index.html'} lists the worst answers; the tables are in the same folder")
     if found.run.errors or found.unscored:
         raise typer.Exit(1)
 

@@ -17,6 +17,7 @@ from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template
 from limelight.benchmarks.tables import render, side_by_side
 from limelight.benchmarks.task import task as task_named
 from limelight.benchmarks.task import tasks
+from limelight.cli import options
 from limelight.cli.answering import ModelAnswer
 from limelight.cli.evidence import composites_of
 from limelight.cli.faithfulness import methods_of
@@ -111,16 +112,11 @@ def bench(
     judge_template: Annotated[
         Path | None, typer.Option(help="Prompt template file with {contents} {question} {reference} {answer}.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Device, such as cuda or cuda:1.")] = None,
-    dtype: Annotated[str, typer.Option(help="Data type, such as bfloat16.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option("--device-map", help="How to place the model's parts, such as auto; instead of --device."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.")
-    ] = False,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    device_map: options.DeviceMap = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     skip_media_check: Annotated[
         bool, typer.Option("--skip-media-check", help="Start even if media files are missing.")
     ] = False,

@@ -13,22 +13,22 @@ from limelight.cli import options
 def calibrate(
     model: options.ModelName,
     rows: Annotated[
-        Path, typer.Argument(help="JSON lines, a JSON array, CSV or TSV: media, prompt, answer and labels of words.")
+        Path, typer.Argument(help="JSON lines, a JSON array, CSV or TSV with media, prompt, answer and word labels.")
     ],
     held_out: Annotated[
-        Path | None, typer.Option("--held-out", help="Labelled rows that choose nothing; told how well it does on them.")
+        Path | None, typer.Option("--held-out", help="Labelled rows for evaluation only; quality is reported on them.")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="youden, recall=0.9, precision=0.9 or false-flags=0.05: what the threshold is chosen by.")
+        str, typer.Option(help="Criterion for the threshold: youden, recall=0.9, precision=0.9 or false-flags=0.05.")
     ] = "youden",
-    curve: Annotated[str, typer.Option(help="Of the probability: logistic, or isotonic for many words.")] = "logistic",
-    composite: Annotated[str, typer.Option(help="Of the meter: attnlrp or cp-lrp.")] = "attnlrp",
+    curve: Annotated[str, typer.Option(help="Probability curve: logistic, or isotonic for many words.")] = "logistic",
+    composite: Annotated[str, typer.Option(help="Relevance rules of the meter: attnlrp or cp-lrp.")] = "attnlrp",
     max_new_tokens: options.MaxNewTokens = 64,
-    batch_size: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Answers a padded batch.")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Answers per padded batch.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many rows.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The calibration's file; by default where this model finds it when it is loaded."),
+        typer.Option("--out", "-o", help="Output file; by default the cache, where loading this model finds it."),
     ] = None,
     as_json: options.AsJson = False,
     device: options.Device = None,
@@ -42,10 +42,10 @@ def calibrate(
 
     A row is `{"image": "photo.jpg", "prompt": ..., "answer": ..., "supported": ["cup"], "invented": ["dog"]}`; instead of the
     lists, `correct` (true or false) labels the first word of an answer, and `reference` the words of a transcript. Rows without
-    `answer` are answered by the model. Rows without any labels are answered twice, with and without the media, and words said
-    only without them count as invented: rough labels, for want of better ones.
+    `answer` are answered by the model. Rows without any labels are answered twice, with and without the media, and words generated
+    only without them count as invented: rough labels.
 
-    Without a calibration the flag's threshold is a default, and is said to be one.
+    Without a calibration the flag uses a default threshold and reports that it does.
 
     **Examples**
 

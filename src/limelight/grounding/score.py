@@ -57,6 +57,16 @@ def moments(phi: Tensor, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return mean, torch.where(deviation > rounding, deviation, torch.zeros_like(deviation))
 
 
+def moments_of_known(phi: Tensor, known: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return :func:`moments` over the first ``known`` entries of a finite Phi, in three passes over it instead of a dozen."""
+    phi = _wide(phi[..., :known])
+    variance, mean = torch.var_mean(phi, dim=-1, correction=0, keepdim=True)
+    low, high = torch.aminmax(phi, dim=-1, keepdim=True)
+    rounding = 32 * torch.finfo(phi.dtype).eps * torch.maximum(low.abs(), high.abs())
+    deviation = variance.sqrt()
+    return mean, torch.where(deviation > rounding, deviation, torch.zeros_like(deviation))
+
+
 def centred(phi: Tensor, among: Tensor | None = None) -> Tensor:
     """Compute ``Phi - mean_V Phi`` ``[..., V]``, in units of the logit."""
     return _finite(phi) - moments(phi, among)[0]
@@ -64,7 +74,7 @@ def centred(phi: Tensor, among: Tensor | None = None) -> Tensor:
 
 def z_score(phi: Tensor, among: Tensor | None = None) -> Tensor:
     """Compute ``(Phi - mean_V Phi) / std_V Phi`` ``[..., V]``; 0 where Phi is constant over the vocabulary."""
-    return _standardised(_finite(phi), *moments(phi, among))
+    return standardised(_finite(phi), *moments(phi, among))
 
 
 def rank(phi: Tensor, among: Tensor | None = None) -> Tensor:
@@ -106,7 +116,7 @@ def scores(name: str, phi: Tensor, among: Tensor | None = None) -> Tensor:
 def token_score(phi: Tensor, tokens: Tensor, among: Tensor | None = None) -> Tensor:
     """Compute z of one token per row, ``tokens`` ``[...]``; equals ``z_score`` there, without computing all of ``[..., V]``."""
     chosen = _finite(phi.gather(-1, tokens[..., None]))
-    return _standardised(chosen, *moments(phi, among))[..., 0]
+    return standardised(chosen, *moments(phi, among))[..., 0]
 
 
 def rival_score(z: Tensor, logits: Tensor, tokens: Tensor, possible: float = POSSIBLE) -> Tensor:
@@ -132,10 +142,11 @@ def flagged(
     return low & (rival >= threshold - margin) if needs_rival else low
 
 
-def _standardised(phi: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+def standardised(phi: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Return ``(phi - mean) / deviation``: 0 where the deviation is 0; NaN and infinite values are kept."""
     flat = deviation == 0
     out = (phi - mean) / torch.where(flat, torch.ones_like(deviation), deviation)
-    return torch.where(flat & ~out.isnan(), torch.zeros_like(out), out)
+    return torch.where(flat & out.isfinite(), torch.zeros_like(out), out)
 
 
 def _wide(x: Tensor) -> Tensor:

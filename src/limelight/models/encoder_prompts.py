@@ -23,7 +23,7 @@ from limelight.types import Inputs, Interval, Prompt, Span
 
 
 class Reader(Protocol):
-    """What of an :class:`~limelight.models.adapter.Adapter` reads a prompt."""
+    """The parts of an :class:`~limelight.models.adapter.Adapter` that prepare a prompt."""
 
     model: Any
     processor: Any

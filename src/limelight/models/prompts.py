@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from limelight.errors import LimelightError, MediaError, PromptError
@@ -18,8 +17,6 @@ from limelight.media.image import read_image
 from limelight.media.truncation import check_not_truncated
 from limelight.media.video import read_video
 from limelight.models import encoder_prompts
-from limelight.models.families import Family
-from limelight.models.inputs.encoder_decoder import EncoderDecoder
 from limelight.models.regions import Process, located, originals, timed
 from limelight.models.runtime.machine import machine_failed
 from limelight.types import MODALITIES, Clip, Inputs, Modality, Prompt, Span
@@ -34,28 +31,14 @@ _NAMES = {  # in the chat formats of Hugging Face and OpenAI
 SHORT = 0.2  # seconds of audio that may be too short for one position
 
 
-class Reader(Protocol):
-    """What of an :class:`~limelight.models.adapter.Adapter` reads a prompt."""
+class Reader(encoder_prompts.Reader, Protocol):
+    """The parts of an :class:`~limelight.models.adapter.Adapter` that prepare a prompt."""
 
-    model: Any
-    processor: Any
     placeholders: dict[int, Modality]
-    encoder: EncoderDecoder | None
-    family: Family
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def complete(self, inputs: Mapping[str, Any]) -> dict[str, Any]: ...
 
     def modality_ids(self, inputs: Mapping[str, Any]) -> Tensor: ...
 
     def spans(self, inputs: Mapping[str, Any]) -> tuple[Span, ...]: ...
-
-    def words(self, inputs: Mapping[str, Any]) -> tuple[str, ...]: ...
 
 
 def prepare(

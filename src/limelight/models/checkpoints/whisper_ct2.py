@@ -8,6 +8,7 @@ checkpoint of transformers. Reading is CTranslate2's ``Model::load`` (binary ver
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -91,15 +92,14 @@ def read_binary(path: Path) -> Binary:
         kind, size = reader.number("B"), reader.number("I")
         if kind >= len(_DTYPES):
             raise ModelError(f"{path}: {name} has type {kind}", hint=f"known: 0 to {len(_DTYPES) - 1}")
-        raw = reader.raw(size)
-        try:
-            # a copy: a tensor of another type must start at a multiple of its size
-            out.variables[name] = raw.clone().view(_DTYPES[kind]).reshape(shape)
-        except RuntimeError as error:
+        dtype = _DTYPES[kind]
+        if size != math.prod(shape) * dtype.itemsize:
             raise ModelError(
-                f"{path}: {name} has {size} bytes, which do not make {_DTYPES[kind]} of shape {shape}",
+                f"{path}: {name} has {size} bytes, which do not make {dtype} of shape {shape}",
                 hint="the file is damaged; copy it again",
-            ) from error
+            )
+        # a copy: a tensor of another type must start at a multiple of its size
+        out.variables[name] = reader.raw(size).clone().view(dtype).reshape(shape)
     for _ in range(reader.number("I")):
         alias = reader.string()
         out.aliases[alias] = reader.string()

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from bench.gpu_clock import Clock, interval
 from bench.gpu_shape import Size, build, machine, prompt, seven_b, tiny
 from bench.gpu_table import short, table
 
@@ -32,37 +33,6 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 GROUPS = ((1, 600), (1, 2400), (8, 600), (8, 2400))  # batch, prompt tokens
 LATER = ("meter", "relevance-contrastive", "VCD")  # what is measured at the other shapes
 SETTINGS = ("meter", "relevance-contrastive", "cached LIME, 1 update", "VCD", "M3ID")
-
-
-class Clock:
-    """Clock and memory of one device."""
-
-    def __init__(self, size: Size) -> None:
-        self.cuda = size.device == "cuda"
-
-    def now(self) -> float:
-        if self.cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    @contextlib.contextmanager
-    def peak(self, into: dict[str, Any]) -> Iterator[None]:
-        """Peak bytes of the allocator inside the block, beyond what was allocated before it."""
-        if not self.cuda:
-            yield
-            into["peak_bytes"] = None
-            return
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        yield
-        into["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-
-
-def interval(mine: list[float], base: list[float]) -> dict[str, float]:
-    """Ratio of medians over repeats that took turns, and the smallest and largest ratio of one pair."""
-    pairs = [a / b for a, b in zip(mine, base, strict=True)]
-    return {"ratio": statistics.median(pairs), "low": min(pairs), "high": max(pairs)}
 
 
 class Bench:

@@ -144,3 +144,12 @@ def test_strategies(run: Run) -> None:
     assert "lr=none" in told
     assert document["lime"]["settings"]["objective"] == "paper"
     assert all(row["about"] for row in document.values())
+
+
+def test_a_model_of_text_alone_is_checked_on_text() -> None:
+    """No media, no silence: the checks run on a prompt of words."""
+    adapter = limelight.load("demo-vision")
+    inner = Adapter(adapter.model, adapter.processor)
+    inner.placeholders = {}
+    results = list(self_test(inner, strategies=False))
+    assert results[0].name == "prompt with text" and results[-1].name == "model untouched"

@@ -166,3 +166,14 @@ def test_real_weights_hear_a_silence_as_their_own_generate_does(name: str) -> No
     start = len(prompt.tokens)
     assert list(said.token_ids)[: len(want)] in (want, want[start:])
     assert all(set(s.contributions) == {"audio", "text"} for s in said.steps)
+
+
+def test_the_models_command_checks_it(adapter: limelight.Adapter) -> None:
+    """Every check runs: an encoder-decoder has no placeholder tokens, and media nonetheless."""
+    from limelight.cli.check import detected, self_test
+
+    facts = detected(adapter)
+    assert facts["inputs"] == "audio"
+    results = {c.name: c for c in self_test(adapter, strategies=False)}
+    assert [name for name, check in results.items() if not check.ok] == []
+    assert list(results)[0] == "prompt with audio" and "model untouched" in results and len(results) == 7

@@ -45,8 +45,8 @@ def detected(adapter: Adapter) -> dict[str, Any]:
         "model type": str(getattr(config, "model_type", "")),
         "family": family.name,
         "processor": type(adapter.processor).__name__,
-        "inputs": ", ".join(sorted(set(adapter.placeholders.values()))),
-        "placeholder tokens": ", ".join(f"{m} {i}" for i, m in sorted(adapter.placeholders.items())),
+        "inputs": ", ".join(sorted(adapter.modalities)) or "text",
+        "placeholder tokens": adapter.placeholder_names(),
         "decoder": f"{path} ({type(adapter.decoder).__name__})",
         "layers, heads, kv heads, head size": f"{traits.layers}, {_sizes(traits)}",
         "hidden size, vocabulary": f"{traits.hidden}, {traits.vocab}",
@@ -94,9 +94,9 @@ def probe_media(modality: str) -> Any:
 def self_test(adapter: Adapter, *, strategies: bool = True) -> Iterator[Check]:
     """Run the checks and yield each result. The last check verifies that the model is unmodified."""
     prompts: dict[str, Prompt] = {}
-    for modality in sorted(set(adapter.placeholders.values())):
-        media = [probe_media(modality)]
-        check, prompt = _attempt(f"prompt with {modality}", partial(_prompt, adapter, modality, media))
+    for modality in sorted(adapter.modalities) or ["text"]:
+        media = {} if modality == "text" else {modality: [probe_media(modality)]}
+        check, prompt = _attempt(f"prompt with {modality}", partial(_prompt, adapter, media))
         yield check
         if prompt is not None:
             prompts[modality] = prompt
@@ -132,8 +132,8 @@ def _brief(error: Exception) -> str:
     return text if isinstance(error, LimelightError) else f"{type(error).__name__}: {text.splitlines()[0]}"
 
 
-def _prompt(adapter: Adapter, modality: str, media: list[Any]) -> tuple[bool, str, Prompt]:
-    prompt = adapter.prepare(QUESTION, {modality: media})
+def _prompt(adapter: Adapter, media: dict[str, list[Any]]) -> tuple[bool, str, Prompt]:
+    prompt = adapter.prepare(QUESTION, media)
     at = 0
     for span in prompt.spans:
         if span.start != at or span.stop <= at:
@@ -144,7 +144,7 @@ def _prompt(adapter: Adapter, modality: str, media: list[Any]) -> tuple[bool, st
     media_spans = [s for s in prompt.spans if s.modality != "text"]
     listed = "; ".join(f"{s.modality} {s.start}–{s.stop} {_layout(s.grid, s.seconds)}" for s in media_spans[:6])
     more = f"; {len(media_spans) - 6} more" if len(media_spans) > 6 else ""
-    return True, f"{at} positions, {listed}{more}", prompt
+    return True, f"{at} positions" + (f", {listed}{more}" if listed else ""), prompt
 
 
 def _layout(grid: tuple[int, ...] | None, seconds: float | None) -> str:
@@ -210,7 +210,7 @@ def _relevance(adapter: Adapter, prompt: Prompt) -> tuple[bool, str]:
     media_share = 1.0 - found.share("text")
     shares = ", ".join(f"{v:.0%} {m}" for m, v in found.shares().items())
     return (
-        finite and media_share > 0,
+        finite and (media_share > 0 or not adapter.modalities),
         f"of {found.target_token!r} (logit {found.logit:.3g}): sum {found.total():.3g}; {shares}",
     )
 

@@ -176,4 +176,4 @@ def test_the_models_command_checks_it(adapter: limelight.Adapter) -> None:
     assert facts["inputs"] == "audio"
     results = {c.name: c for c in self_test(adapter, strategies=False)}
     assert [name for name, check in results.items() if not check.ok] == []
-    assert list(results)[0] == "prompt with audio" and "model untouched" in results and len(results) == 7
+    assert next(iter(results)) == "prompt with audio" and "model untouched" in results and len(results) == 7

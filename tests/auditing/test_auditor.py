@@ -155,7 +155,7 @@ def test_what_only_the_model_can_refuse(adapter: Adapter, tmp_path: Path) -> Non
     row = {"image": tmp_path / "broken.png", "prompt": "q", "answer": "a"}
     with pytest.raises(MediaError, match="not an image"):
         audit(adapter, [row])
-    with pytest.raises(PromptError, match="stands for media"):
+    with pytest.raises(PromptError, match="a placeholder for media"):
         audit(adapter, [{"image": picture(), "prompt": "q", "answer": "an <image>"}])
     (ready,) = checked_rows([{"image": picture(), "prompt": QUESTIONS[0], "answer": "yes"}])
     assert isinstance(ready, Row)

@@ -177,3 +177,23 @@ def test_the_models_command_checks_it(adapter: limelight.Adapter) -> None:
     results = {c.name: c for c in self_test(adapter, strategies=False)}
     assert [name for name, check in results.items() if not check.ok] == []
     assert next(iter(results)) == "prompt with audio" and "model untouched" in results and len(results) == 7
+
+
+def test_an_audited_transcript_scores_as_the_meter_did(adapter: limelight.Adapter) -> None:
+    """One forward over decoder prompt and answer; batches of recordings, and the blank that the text has lost."""
+    sounds = [noise(1.0), noise(2.0, seed=1)]
+    wanted = [
+        limelight.generate(adapter, None, "", media={"audio": s}, strategy="meter", max_new_tokens=6) for s in sounds
+    ]
+    rows = [
+        {"audio": s, "prompt": "", "answer": g.text or "x", "token_ids": g.token_ids}
+        for s, g in zip(sounds, wanted, strict=True)
+    ]
+    for size in (1, 2):
+        for audit, want in zip(limelight.audit(adapter, rows, batch_size=size), wanted, strict=True):
+            assert audit.answer.token_ids == want.token_ids
+            for got, step in zip(audit.answer.steps, want.steps, strict=True):
+                assert got.grounding == pytest.approx(step.grounding, abs=1e-3)
+                assert got.contributions["audio"] == pytest.approx(step.contributions["audio"], abs=1e-4)
+    (written,) = limelight.audit(adapter, [{"audio": sounds[0], "prompt": "", "answer": "He said"}])
+    assert list(written.answer.token_ids) == adapter.tokenizer(" He said", add_special_tokens=False).input_ids

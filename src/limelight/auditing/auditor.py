@@ -139,7 +139,7 @@ def audited(
     settings, rule = {"composite": composite}, flag_rule(calibration_of(adapter, composite))
     found = []
     for row, one, own in zip(rows, said, steps, strict=True):
-        marked = spoken(adapter.tokenizer, one.tokens, one.prompt.tensors["input_ids"][0].tolist(), markers)
+        marked = spoken(adapter.tokenizer, one.tokens, one.prompt.tensors[adapter.names.ids][0].tolist(), markers)
         text = markers.answer(marked.text, opened=marked.opened)
         flag = rule if any(s.grounding is not None for s in own) else {}
         written = Generation(marked.text, one.tokens, own, one.prompt, "audit", settings, flag)

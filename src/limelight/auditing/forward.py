@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from limelight.calibration import Calibration, flag_rule
-from limelight.decoding.collate import collate, pad_id
+from limelight.decoding.collate import batch_of, pad_id
 from limelight.decoding.dual import calibration_of, check_composite
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.grounding import score
@@ -96,7 +96,7 @@ def _check(adapter: Adapter, said: Said) -> None:
 
 def _laid_out(adapter: Adapter, said: Sequence[Said]) -> Layout:
     """Prompts padded on the left, answers on the right: what stands behind an answer is seen by none of it."""
-    tensors, pads = collate([s.prompt for s in said], pad=pad_id(adapter))
+    tensors, pads = batch_of(adapter, [s.prompt for s in said])
     call = adapter.capture(tensors).cloned()
     ids = adapter.modality_ids(tensors).to(call.embeds.device)
     longest = max(len(s.tokens) for s in said)
@@ -112,7 +112,8 @@ def _laid_out(adapter: Adapter, said: Sequence[Said]) -> Layout:
     modality = call.modality(ids)
     whole = call if longest == 1 else call.appended(adapter.embed(answers[:, :-1]))
     grown = torch.nn.functional.pad(modality, (0, longest - 1))
-    kinds = tuple(tuple(sorted({int(k) for k in row.unique()} - {0})) for row in ids)
+    beside = set() if adapter.encoder is None else {adapter.encoder.index}  # these media are outside the prompt
+    kinds = tuple(tuple(sorted(({int(k) for k in row.unique()} | beside) - {0})) for row in ids)
     channels = [modality_channel(grown > 0, whole.mask)]
     if any(len(k) > 1 for k in kinds):
         present = sorted({k for row in kinds for k in row})

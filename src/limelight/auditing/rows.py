@@ -174,8 +174,12 @@ def _conversation(value: Mapping[str, Any]) -> tuple[Any, str]:
         )
     asked, answer = value[given[0]], value.get("answer")
     if given == ["prompt"]:
-        if not isinstance(asked, str) or not asked.strip():
-            raise DataError(f"expected words as prompt, got {_short(asked)}", hint="several turns go into messages")
+        media = any(value.get(k) is not None for k in ("media", "audio"))
+        if not isinstance(asked, str) or not (asked.strip() or media):
+            raise DataError(
+                f"expected text as prompt, got {_short(asked)}",
+                hint="several turns go into messages; only audio needs no prompt",
+            )
     else:
         if not isinstance(asked, (list, tuple)) or not asked or not all(isinstance(m, Mapping) for m in asked):
             raise DataError(
@@ -247,8 +251,10 @@ def _check_roles(turns: Sequence[dict[str, Any]]) -> None:
         turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
         if turn["role"] not in _ROLES:
             raise DataError(f"unknown role {turn['role']!r} of a message", hint=", ".join(_ROLES))
-    if not any(_words(t).strip() for t in turns if t["role"] == "user"):
-        raise DataError("the user's turns hold no words", hint="say what was asked")
+    asked = [t for t in turns if t["role"] == "user"]
+    audio = any(i["type"] == "audio" for t in asked for i in t["content"])  # transcribed without a question
+    if not audio and not any(_words(t).strip() for t in asked):
+        raise DataError("the user's turns contain no text", hint="give the question; only audio needs none")
 
 
 def _located(kind: str, medium: Any, folder: Path | None) -> Any:

@@ -95,7 +95,7 @@ def self_test(adapter: Adapter, *, strategies: bool = True) -> Iterator[Check]:
     """Run the checks and yield each result. The last check verifies that the model is unmodified."""
     prompts: dict[str, Prompt] = {}
     for modality in sorted(adapter.modalities) or ["text"]:
-        media = {} if modality == "text" else {modality: [probe_media(modality)]}
+        media: dict[str, list[Any]] = {} if modality == "text" else {modality: [probe_media(modality)]}
         check, prompt = _attempt(f"prompt with {modality}", partial(_prompt, adapter, media))
         yield check
         if prompt is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GenerationMixin
 
-from limelight.decoding.collate import collate, pad_id, shift_spans
+from limelight.decoding.collate import batch_of, shift_spans
 from limelight.decoding.dual import flag_of
 from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
 from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
@@ -58,12 +58,7 @@ def answer(
                 "a streamer supports a single request", hint="call limelight.generate for each request"
             )
         check_options(adapter, generation_kwargs)
-        tensors, pads = collate(prompts, pad=pad_id(adapter), arguments=adapter.arguments, ids=adapter.names.ids)
-        if any(pads) and adapter.encoder is not None and not adapter.encoder.counts:
-            raise UnsupportedError(
-                f"the decoder of {type(adapter.model).__name__} takes no position ids, so that a padded prompt would move",
-                hint="ask prompts of unequal length one by one",
-            )
+        tensors, pads = batch_of(adapter, prompts)
         if adapter.encoder is not None:
             _require_room(adapter, max(len(p.tokens) for p in prompts), generation_kwargs.get("max_new_tokens"))
         modality_ids = tensors.pop("modality_ids", None)

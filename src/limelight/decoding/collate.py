@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limelight.errors import UnsupportedError
+from limelight.models.adapter import Adapter
 from limelight.models.inputs.decoder_inputs import MODEL, Arguments
 from limelight.types import Prompt, Span
 
@@ -90,6 +91,21 @@ def shift_spans(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:
     if moved[0].modality == "text":
         return (replace(moved[0], start=0), *moved[1:])
     return (Span(0, pad, "text"), *moved)
+
+
+def batch_of(adapter: Adapter, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], list[int]]:
+    """Collate prompts for one model; see :func:`collate`.
+
+    Raises:
+        UnsupportedError: as :func:`collate`; or prompts of unequal length for a decoder that takes no position ids.
+    """
+    tensors, pads = collate(prompts, pad=pad_id(adapter), arguments=adapter.arguments, ids=adapter.names.ids)
+    if any(pads) and adapter.encoder is not None and not adapter.encoder.counts:
+        raise UnsupportedError(
+            f"the decoder of {type(adapter.model).__name__} takes no position ids, so padding would shift a prompt's positions",
+            hint="process prompts of unequal length one at a time",
+        )
+    return tensors, pads
 
 
 def pad_id(adapter: Any) -> int:

@@ -31,6 +31,9 @@ def answer_tokens(adapter: Reader, messages: Sequence[Message], answer: str) -> 
         raise PromptError("this adapter has no tokenizer to read an answer with", hint="give the answer's token_ids")
     if not answer.strip():
         raise PromptError("the answer is empty", hint="leave the row out")
+    if adapter.encoder is not None:  # the decoder's prompt is special tokens, not text
+        text = answer if answer[0].isspace() else adapter.family.answer_prefix + answer
+        return _checked(adapter, tokenizer(text, add_special_tokens=False)["input_ids"])
     turns, _ = split_media(as_messages(messages, None))
     before = rendered(adapter, turns)
     text = answer if answer[0].isspace() else _blank(adapter, turns, before, answer) + answer
@@ -38,11 +41,15 @@ def answer_tokens(adapter: Reader, messages: Sequence[Message], answer: str) -> 
     ids = whole[len(front) :] if whole[: len(front)] == front else []
     if not ids:  # the tokenizer joins what generating keeps apart
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    held = [t for t in ids if t in adapter.placeholders]
-    if held:
+    return _checked(adapter, ids)
+
+
+def _checked(adapter: Reader, ids: Sequence[int]) -> tuple[int, ...]:
+    placeholders = [t for t in ids if t in adapter.placeholders]
+    if placeholders:
         raise PromptError(
-            f"the answer holds {tokenizer.decode(held[:1])!r}, which stands for media in this model's prompts",
-            hint="take it out of the answer",
+            f"the answer contains {adapter.tokenizer.decode(placeholders[:1])!r}, a placeholder for media in this model's prompts",
+            hint="remove it from the answer",
         )
     return tuple(int(t) for t in ids)
 
@@ -65,8 +72,10 @@ def earlier_answers(adapter: PromptReader, messages: Sequence[Message], prompt: 
     """Where the assistant's turns in ``messages`` stand in ``prompt``: half-open runs of positions, in order.
 
     They are what changes when another text is put in their place, so that any chat template will do. A turn that the
-    template leaves out has none.
+    template leaves out has none; an encoder-decoder has no chat template, and none of them.
     """
+    if adapter.encoder is not None:
+        return ()
     turns = as_messages(messages, None)
     ids = prompt.tensors["input_ids"][0].tolist()
     found = []

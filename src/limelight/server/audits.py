@@ -121,7 +121,13 @@ class Audits(Endpoint):
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
         conversation = await read(
-            audit, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
+            audit,
+            state.reading_limits(),
+            state.fetcher,
+            state.placeholders,
+            state.media,
+            client_of(request.scope),
+            needs_text=state.adapter.encoder is None,
         )
         page = (
             PageMaker(state.pages, state.adapter, str(request.base_url), audit.words) if audit.limelight.page else None

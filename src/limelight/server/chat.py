@@ -66,7 +66,13 @@ class Chat(Endpoint):
         own = chat.limelight
         strategy = strategy_of(own, config.strategy, config.strategies)
         conversation = await read(
-            chat, state.reading_limits(), state.fetcher, state.placeholders, state.media, client_of(request.scope)
+            chat,
+            state.reading_limits(),
+            state.fetcher,
+            state.placeholders,
+            state.media,
+            client_of(request.scope),
+            needs_text=state.adapter.encoder is None,
         )
         if not conversation.has_media and capabilities_of(strategy).needs_media:
             strategy = Greedy()  # stated in the reply's note, so that a chat can continue with a text-only turn

@@ -82,8 +82,12 @@ async def read(
     placeholders: Sequence[str],
     reader: MediaReader,
     client: str,
+    *,
+    needs_text: bool = True,
 ) -> Conversation:
     """Read a request's conversation and decode its media. ``client``: the client whose decoding quota is used.
+
+    ``needs_text``: media alone are refused; encoder-decoders such as Whisper need no text.
 
     Raises:
         ApiError: 400 naming the message: too much text, too many media, a placeholder of the model in the text, media
@@ -119,7 +123,8 @@ async def read(
             except LimelightError as error:
                 raise unreadable(error, where) from error
         turns.append((role, parts))
-    if not any(isinstance(p, str) and p.strip() for _, parts in turns for p in parts):
+    text = any(isinstance(p, str) and p.strip() for _, parts in turns for p in parts)
+    if not text and (needs_text or not items):
         raise invalid("the messages contain no text", param="messages")
     return await _decoded(turns, reader, client)
 

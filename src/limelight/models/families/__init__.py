@@ -47,6 +47,7 @@ class Family:
         seconds: of sound that the positions of one sound stand for, where features cannot tell: ``config -> seconds``.
         state_seconds: of sound that one state of its encoder stands for, of an encoder-decoder: ``config -> seconds``.
         decoder_prompt: the ids that an encoder-decoder's decoder begins with: ``(adapter, words, the encoder's tensors)``.
+        answer_prefix: what the text of an encoder-decoder's answer begins with before it is stripped.
         transcription: the words that ask an encoder-decoder for a transcription: ``(adapter, prompt, language) -> words``.
         published: how to load checkpoints in a layout that transformers does not know.
         whole_last: a picture's tiles, joined into one grid, stand before its view as a whole and are cut at their upper
@@ -64,6 +65,7 @@ class Family:
     seconds: Callable[[Any], float] | None = None
     state_seconds: Callable[[Any], float] | None = None
     decoder_prompt: Callable[[Any, str, Mapping[str, Any]], list[int]] | None = None
+    answer_prefix: str = ""
     transcription: Callable[[Any, str | None, str | None], str] | None = None
     published: Published | Convertible | None = None
     marked: bool = False

@@ -20,6 +20,7 @@ FAMILY = Family(
     ("whisper",),
     state_seconds=state_seconds,
     decoder_prompt=decoder_prompt,
+    answer_prefix=" ",
     transcription=transcription,
     published=Convertible(whisper_ct2.claims, whisper_ct2.convert),
 )

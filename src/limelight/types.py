@@ -160,7 +160,7 @@ class Relevance:
             )
         return scores.reshape(span.grid)[..., : span.grid[-1] - span.margin]
 
-    def on_picture(self, index: int = 0) -> tuple[tuple[Tensor, Region], ...]:
+    def on_image(self, index: int = 0) -> tuple[tuple[Tensor, Region], ...]:
         """Return every grid on the ``index``-th image of the prompt: scores ``[rows, columns]`` and the region it shows.
 
         Most models have one grid; models that tile images have one per tile, and often one for the whole image.
@@ -182,7 +182,7 @@ class Relevance:
             )
         return tuple(found)
 
-    def on_sound(self, index: int = 0) -> tuple[Tensor, Tensor]:
+    def on_audio(self, index: int = 0) -> tuple[Tensor, Tensor]:
         """Return scores ``[n]`` on the ``index``-th audio clip and their times ``[n, 2]`` (start, stop) in seconds.
 
         Padding positions are excluded.

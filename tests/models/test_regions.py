@@ -204,7 +204,7 @@ def test_a_stretch_of_sound_reaches_the_positions_of_its_time() -> None:
     plain = adapter.prepare(ASK, {"audio": (samples, 16000)})
     (span,) = [s for s in plain.spans if s.modality == "audio"]
     assert span.interval == Interval(0, 0.0, 0.5)
-    scores, times = attribute(adapter, plain.tensors).on_sound()
+    scores, times = attribute(adapter, plain.tensors).on_audio()
     assert len(scores) == len(times) <= len(span)
     for start in (0.05, 0.3):
         changed = samples.copy()
@@ -222,11 +222,11 @@ def test_padding_behind_a_sound_is_no_part_of_it() -> None:
     timed = regions.timed(spans, [2.2, 5.0])
     assert [s.interval for s in timed] == [Interval(0, 0.0, 2.2), None, Interval(1, 0.0, 5.0)]
     relevance = Relevance(torch.ones(22), ("x",) * 22, timed, 1)
-    scores, times = relevance.on_sound(0)
+    scores, times = relevance.on_audio(0)
     assert len(scores) == 5
     assert times[-1].tolist() == pytest.approx([2.0, 2.2])
     with pytest.raises(SettingError, match="audio clip 2"):
-        relevance.on_sound(2)
+        relevance.on_audio(2)
     assert regions.timed((Span(0, 10, "audio"),), [2.0])[0].interval is None
 
 
@@ -293,7 +293,7 @@ def test_attribution_and_shifts_keep_the_regions() -> None:
     prompt = adapter.prepare(ASK, {"image": spotted(WIDE, None)})
     relevance = attribute(adapter, prompt.tensors)
     assert relevance.spans == prompt.spans
-    parts = relevance.on_picture()
+    parts = relevance.on_image()
     assert [tuple(scores.shape) for scores, _ in parts] == [s.cells for s in prompt.spans if s.grid]
     moved = shift_spans(prompt.spans, 3)
     assert (moved[0].start, moved[0].stop, moved[0].modality) == (0, 3, "text")
@@ -365,4 +365,4 @@ def test_a_picture_too_narrow_for_tiles_has_positions_without_a_place(size: tupl
     got = attribute(adapter, prompt.tensors)
     assert 0 < got.share("image") < 1
     with pytest.raises(SettingError, match="unknown"):
-        got.on_picture()
+        got.on_image()

@@ -77,7 +77,7 @@ def test_positions_are_20_ms_and_padding_is_no_sound(adapter: limelight.Adapter,
     span = found.spans[0]
     assert (span.start, span.stop, span.modality, span.seconds) == (0, 1500, "audio", 0.02)
     assert not found.scores[heard:1500].any() and bool(found.scores[:heard].any())
-    scores, times = found.on_sound()
+    scores, times = found.on_audio()
     assert torch.equal(scores, found.scores[: len(scores)]) and abs(len(scores) - seconds * 50) <= 1
     assert float(times[-1, 1]) == pytest.approx(seconds) and float(times[3, 0]) == pytest.approx(0.06)
     assert sum(found.shares().values()) == pytest.approx(1.0)

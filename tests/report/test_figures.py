@@ -85,7 +85,7 @@ def test_overlay_of_a_centre_crop_paints_where_the_processor_looked() -> None:
     assert red[outside].max() <= 0
     assert drawn[outside].max() < 100 < drawn[height - 4, width // 2].min()  # the crop is as bright as the picture
     assert "dark: not seen by the model (75%)" in texts(figure)
-    sum_inside = sum(float(s.abs().sum()) for s, _ in found.on_picture())
+    sum_inside = sum(float(s.abs().sum()) for s, _ in found.on_image())
     assert sum_inside == pytest.approx(1.0)
 
 

@@ -244,4 +244,4 @@ def test_a_model_that_only_sees_says_so(adapter: Adapter) -> None:
         pytest.raises(openai.BadRequestError, match="does not accept audio") as caught,
     ):
         asked(running.openai())
-    assert caught.value.code == "model_cannot_hear"
+    assert caught.value.code == "audio_not_supported"

@@ -75,7 +75,7 @@ def measure(
         _check(adapter, row)
     with torch.inference_mode(False), torch.no_grad(), adapter.listed():
         layout = _laid_out(adapter, said)
-        stream = DualStream(adapter, layout.call, layout.channels, COMPOSITES[composite], reserve=0, goes_on=False)
+        stream = DualStream(adapter, layout.call, layout.channels, COMPOSITES[composite], reserve=0, continues=False)
         hidden = stream.every_position()
         known, calibration = adapter.known_tokens, calibration_of(adapter, composite)
         return [

@@ -146,7 +146,7 @@ def inside_box(relevance: Relevance, box: Sequence[float]) -> float | None:
     """Share of the first image's ``|R|`` inside a box (left, top, right, bottom; pixels), weighting each cell by the covered
     share of the region that it shows; None where regions are unknown. Padding is excluded."""
     try:
-        parts = relevance.on_picture()
+        parts = relevance.on_image()
     except SettingError:
         return None
     inside = total = 0.0
@@ -164,7 +164,7 @@ def inside_event(relevance: Relevance, onset: float, offset: float) -> float | N
     """Share of the first recording's ``|R|`` between two times (seconds), weighting each position by its covered time; None
     where times are unknown."""
     try:
-        scores, times = relevance.on_sound()
+        scores, times = relevance.on_audio()
     except SettingError:
         return None
     heat, (start, stop) = np.abs(np.asarray(scores, dtype=np.float64)), np.asarray(times, dtype=np.float64).T

@@ -25,7 +25,7 @@ from limelight.models.runtime.attention import AttentionHook, active_hooks, chec
 from limelight.relevance.classify import classify_modules
 from limelight.relevance.composites import ATTN_LRP, Composite, composite_of
 from limelight.relevance.differentiable import check_differentiable
-from limelight.relevance.kind import ModuleMatch, PutOn, Replacement, nothing
+from limelight.relevance.kind import Attach, ModuleMatch, Replacement, nothing
 from limelight.relevance.layers import gated_attention, output_head
 from limelight.relevance.layers.attention import AttentionRule
 from limelight.relevance.layers.router import routers
@@ -42,10 +42,10 @@ class Attachment:
         parts: the other attachments. Built around the modules' own forwards while nothing was attached.
     """
 
-    def __init__(self, rule: AttentionHook, parts: Iterable[PutOn]) -> None:
+    def __init__(self, rule: AttentionHook, parts: Iterable[Attach]) -> None:
         self.rule = rule
         self._forwards: list[tuple[dict[str, Any], Any, Any]] = []  # instance, its own forward, the rule's
-        self._others: list[PutOn] = []
+        self._others: list[Attach] = []
         for part in parts:
             if isinstance(part, Replacement):
                 own = vars(part.module)
@@ -59,7 +59,7 @@ class Attachment:
         """Whether the instances still have the forwards that the rules were built around. Valid on the bare model only."""
         return all(own.get("forward") is before for own, before, _ in self._forwards)
 
-    def put_on(self, stack: ExitStack) -> None:
+    def attach(self, stack: ExitStack) -> None:
         """Attach everything; ``stack`` removes it again, also if attaching fails."""
         self._found = [own.get("forward") for own, _, _ in self._forwards]
         stack.callback(self._restore)
@@ -103,7 +103,7 @@ class _Block:
 
     def on(self, decoder: Any) -> None:
         """Attach everything. If this fails, :meth:`off` removes what was attached."""
-        self.attachment.put_on(self._stack)
+        self.attachment.attach(self._stack)
         self.last = self._stack.enter_context(self.first())
         self._stack.callback(decoder.register_forward_pre_hook(self._enter).remove)
         self._stack.callback(decoder.register_forward_hook(self._count).remove)
@@ -260,11 +260,11 @@ def _backward(adapter: Adapter, composite: Composite) -> Attachment:
     known: Attachment | None = prepared.get(key, (None, None))[1]
     if known is None or not known.fits:
         mode = Mode(graph="surrogate", backward=True, divisors=composite.attention)
-        parts: list[PutOn] = []
+        parts: list[Attach] = []
         if composite.rules:
             for match in matches_of(adapter):
                 parts += composite.rules.get(match.kind, nothing)(match, mode)
-            parts.append(lambda: output_head.put_on(adapter))
+            parts.append(lambda: output_head.attach(adapter))
         known = Attachment(AttentionRule(composite.attention, adapter.table().ids), parts)
         prepared[key] = (composite, known)  # keep the composite too, since ids are reused
     return known

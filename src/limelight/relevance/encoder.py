@@ -164,8 +164,8 @@ def encoder_rules(adapter: Adapter, composite: Composite) -> Iterator[None]:
         stack.enter_context(adapter.exclusive())
         matches = encoder_matches(parts, attending) if composite.rules else []
         for match in matches:
-            for put_on in composite.rules.get(match.kind, nothing)(match, mode):
-                stack.callback(put_on())
+            for attach in composite.rules.get(match.kind, nothing)(match, mode):
+                stack.callback(attach())
         if composite.rules:
             for name, module in parts.items():
                 _tell(stack, watch, name, module, attending)

@@ -14,7 +14,7 @@ from torch import nn
 from limelight.relevance.mode import Mode
 
 Undo = Callable[[], None]
-PutOn = Callable[[], Undo]  # attaches something to a model and returns the function that removes it
+Attach = Callable[[], Undo]  # attaches something to a model and returns the function that removes it
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class ModuleMatch:
     covers: tuple[nn.Module, ...] = ()
 
 
-Rule = Callable[[ModuleMatch, Mode], Iterable[PutOn]]
+Rule = Callable[[ModuleMatch, Mode], Iterable[Attach]]
 
 
-def nothing(match: ModuleMatch, mode: Mode) -> tuple[PutOn, ...]:
+def nothing(match: ModuleMatch, mode: Mode) -> tuple[Attach, ...]:
     """The rule of linear modules: plain gradient, and tangents propagated like values."""
     return ()
 
@@ -90,15 +90,15 @@ class Replacement:
         return replace_forward(self.module, self.forward)
 
 
-def replaced(module: nn.Module, forward: Callable[..., Any]) -> PutOn:
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Attach:
     """Return an attachment that sets ``forward`` on ``module``."""
     return Replacement(module, forward)
 
 
-def hooked(*handles: Callable[[], Any]) -> PutOn:
+def hooked(*handles: Callable[[], Any]) -> Attach:
     """Return an attachment that registers hooks: each argument registers one and returns PyTorch's handle."""
 
-    def put_on() -> Undo:
+    def attach() -> Undo:
         taken = [handle() for handle in handles]
 
         def undo() -> None:
@@ -107,4 +107,4 @@ def hooked(*handles: Callable[[], Any]) -> PutOn:
 
         return undo
 
-    return put_on
+    return attach

@@ -159,7 +159,7 @@ class Transcriptions(Endpoint):
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
         if "audio" not in adapter.modalities:
-            raise invalid("the model does not accept audio", param="model", code="model_cannot_hear")
+            raise invalid("the model does not accept audio", param="model", code="audio_not_supported")
         if any(p in options.prompt for p in self.state.placeholders):
             raise invalid("the prompt contains one of the model's placeholders", param="prompt")
         if options.limelight.page:

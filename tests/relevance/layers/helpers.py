@@ -32,8 +32,8 @@ def ruled(module: nn.Module | ModuleMatch, kind: str, mode: Mode) -> Callable[..
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            for put_on in parts:
-                stack.callback(put_on())
+            for attach in parts:
+                stack.callback(attach())
             return match.module(*args, **kwargs)
 
     return call

@@ -113,8 +113,8 @@ class Stream(nn.Module):
 
 def ruled(way: str, x: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
     layer = Stream(way)
-    (put_on,) = residual.agreeing()(ModuleMatch("residual", "layers.0", layer), Mode(graph="surrogate", backward=True))
-    undo = put_on()
+    (attach,) = residual.agreeing()(ModuleMatch("residual", "layers.0", layer), Mode(graph="surrogate", backward=True))
+    undo = attach()
     try:
         out = layer(x)
     finally:

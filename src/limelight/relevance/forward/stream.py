@@ -74,7 +74,7 @@ class DualStream:
         channels: tangent directions (empty: plain cached decoding).
         composite: ATTN_LRP or CP_LRP.
         reserve: positions to reserve in the cache for generated tokens.
-        goes_on: False where nothing will be appended: no layer's keys and values are kept beyond its own work, and
+        continues: False where nothing will be appended: no layer's keys and values are kept beyond its own work, and
             :meth:`every_position` is all that may be called.
 
     Raises:
@@ -88,7 +88,7 @@ class DualStream:
         channels: Sequence[Channel],
         composite: Composite = ATTN_LRP,
         reserve: int = 64,
-        goes_on: bool = True,
+        continues: bool = True,
     ) -> None:
         front = call.front
         self.adapter, self.call, self.channels = adapter, call, tuple(channels)
@@ -100,7 +100,7 @@ class DualStream:
                     hint="one weight per prompt position",
                 )
         self.mode = Mode(batch=self.batch)
-        kind = DualCache if goes_on else PassingCache
+        kind = DualCache if continues else PassingCache
         self.cache = kind(call.length - front + reserve, reading(adapter, call), paired=adapter.encoder is not None)
         check = partial(require_forward_mode, adapter, call, composite)
         self.rules = JvpRules(adapter, self.mode, self.cache, composite, check)

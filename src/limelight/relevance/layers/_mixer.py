@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.relevance import rules
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.mode import Mode, block_rows
 from limelight.relevance.probing import HINT, agrees, is_linear, require_finite
 
@@ -76,7 +76,7 @@ def mixer_kind(name: str, make: Callable[[Any, nn.Conv1d], Mixer | None]) -> Lay
     return LayerKind(name, recognise, run, order=10)
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     make = _backward if mode.backward else _jvp
     yield replaced(match.module, make(match.module, match.spec, mode))
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from limelight.relevance.blocks import decided
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.mode import Mode
 from limelight.relevance.probing import agrees, answer, is_linear, sample
 
@@ -46,7 +46,7 @@ def _mixes_linearly(module: Any, router: nn.Module, width: int, streams: int) ->
     return None not in found and all(agrees(both, one + other) for both, one, other in found)
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     """Use block 0's scores for all blocks."""
     yield replaced(match.spec, partial(decided, mode, match.spec.forward))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor
 
 from limelight.errors import UnsupportedError
-from limelight.relevance.kind import ModuleMatch, PutOn, Rule, hooked, replaced
+from limelight.relevance.kind import Attach, ModuleMatch, Rule, hooked, replaced
 from limelight.relevance.layers import gated_mlp
 from limelight.relevance.layers.gated_mlp import GatedSpec
 from limelight.relevance.layers.gaussian_topk import kept
@@ -27,7 +27,7 @@ BILINEAR = (
 )  # other kinds with such products
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     """The rule of gated MLPs. Raises UnsupportedError where the gated factor is no input of the MLP."""
     spec: GatedSpec = match.spec
     if spec.factor:
@@ -59,7 +59,7 @@ def _constant(original: Callable[..., Tensor], spec: GatedSpec, mode: Mode) -> C
 
 
 def _refused(name: str) -> Rule:
-    def rule(match: ModuleMatch, mode: Mode) -> tuple[PutOn, ...]:
+    def rule(match: ModuleMatch, mode: Mode) -> tuple[Attach, ...]:
         raise UnsupportedError(
             f"{match.name} ({name}) holds products that have no rule without the bilinear one", hint="use cp-lrp"
         )

@@ -21,7 +21,7 @@ from torch.nn import functional
 from limelight.models.runtime.offload import offloading, present
 from limelight.relevance import rules
 from limelight.relevance.blocks import activated, gated_product
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.layers.gated_mlp import HALVES
 from limelight.relevance.layers.norm import NormSpec, probe_norm
 from limelight.relevance.mode import Mode, block_rows, blocks
@@ -153,7 +153,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("experts", name, module, spec, tuple(module.modules()))
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     module, original = match.module, match.module.forward
 
     def forward(x: Tensor, *routing: Tensor) -> Tensor:

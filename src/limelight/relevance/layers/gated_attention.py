@@ -19,7 +19,7 @@ from limelight.errors import UnknownKindError
 from limelight.models.detect import is_attention
 from limelight.models.runtime.attention import AttentionHook
 from limelight.relevance.blocks import decided, repeated
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.layers.linear import linear_jvp
 from limelight.relevance.mode import Mode, block_rows
 from limelight.relevance.probing import HINT, agrees, is_linear
@@ -84,7 +84,7 @@ def _match(name: str, gate: Any, heads: int, attention: nn.Module) -> ModuleMatc
     return ModuleMatch("gated_attention", name, gate, GateSpec(gate, heads, attention), tuple(gate.modules()))
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     """Use block 0's gate for all blocks."""
     spec: GateSpec = match.spec
     original, linear = spec.gate.forward, linear_jvp(spec.gate, mode)

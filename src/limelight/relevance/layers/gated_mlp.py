@@ -18,7 +18,7 @@ from limelight.errors import UnknownKindError
 from limelight.models.detect import is_attention
 from limelight.relevance import rules
 from limelight.relevance.blocks import gated_product, product
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, hooked, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, hooked, replaced
 from limelight.relevance.layers.gaussian_topk import deviations_of, keeping, kept, kept_blocks
 from limelight.relevance.mode import Mode, blocks
 from limelight.relevance.probing import (
@@ -170,7 +170,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("gated_mlp", name, module, spec)
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     spec: GatedSpec = match.spec
     if mode.backward and not spec.written:
         yield hooked(lambda: spec.down.register_forward_pre_hook(_halve))
@@ -203,7 +203,7 @@ def _written_out(module: nn.Module, spec: GatedSpec, mode: Mode) -> Callable[[Te
     return forward
 
 
-def _factored(layer: nn.Module, spec: GatedSpec, mode: Mode) -> PutOn:
+def _factored(layer: nn.Module, spec: GatedSpec, mode: Mode) -> Attach:
     """Replace, over blocks, the product of ``act(gate)`` with an argument of the layer itself."""
     names = list(inspect.signature(type(layer).forward).parameters)[1:]
     kept: dict[str, Tensor] = {}

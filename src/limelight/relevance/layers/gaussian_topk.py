@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.relevance import rules
-from limelight.relevance.kind import PutOn, hooked
+from limelight.relevance.kind import Attach, hooked
 from limelight.relevance.mode import Mode
 
 
@@ -61,7 +61,7 @@ def kept_blocks(mode: Mode, g: Tensor, deviations: float) -> Tensor:
     return torch.cat([first[None], kept_jvp(base, g[1:], value, deviations).to(g.dtype)])
 
 
-def keeping(gate: nn.Module, act: nn.Module, deviations: float) -> PutOn:
+def keeping(gate: nn.Module, act: nn.Module, deviations: float) -> Attach:
     """Return the backward rule for an MLP whose ``act`` gets the kept part of the output of ``gate``."""
     seen: list[Tensor] = []
 

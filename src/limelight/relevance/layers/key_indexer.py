@@ -10,7 +10,7 @@ from torch import nn
 from limelight.errors import UnsupportedError
 from limelight.models.detect import is_attention
 from limelight.relevance.blocks import decided
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.mode import FALLBACK, Mode
 
 
@@ -20,7 +20,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("key_indexer", f"{name}.indexer", indexer, covers=tuple(indexer.modules()))
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     """Keep the indexer's choice constant.
 
     Raises:

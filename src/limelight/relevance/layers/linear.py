@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limelight.models.runtime.offload import weight_of
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.mode import Mode, block_rows
 from limelight.relevance.probing import is_linear
 
@@ -68,7 +68,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("linear", name, module, covers=tuple(module.modules()))
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     """Handle every linear inside adapters and quantised layers, since the bias may belong to a wrapped one."""
     if mode.backward:
         return

@@ -18,7 +18,7 @@ from limelight.models.runtime.offload import weight_of
 from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance import rules
 from limelight.relevance.forward.fused import root_mean_square
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.mode import Mode, block_rows, blocks
 from limelight.relevance.probing import answer, is_leaf, relative_error, require_finite, sample, tolerance
 
@@ -132,7 +132,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("norm", name, module, spec)
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     spec: NormSpec = match.spec.read()
     original = match.module.forward
 

@@ -43,7 +43,7 @@ def project(head: nn.Module, hidden: Tensor) -> Tensor:
     return product(hidden, weight, FEW)
 
 
-def put_on(adapter: Adapter) -> Undo:
+def attach(adapter: Adapter) -> Undo:
     """Attach the backward rule."""
     before = adapter.head_scalars
     if before.cap is not None:

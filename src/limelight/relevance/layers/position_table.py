@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.models.inputs.position_mask import is_positions
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.mode import Mode, block_rows
 
 
@@ -18,7 +18,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("position_table", name, module)
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     if mode.backward:
         return
     original = match.module.forward

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.errors import UnknownKindError
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.mode import Mode
 from limelight.relevance.probing import HINT, agrees, is_leaf
 
@@ -27,7 +27,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("query_scale", name, module)
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     """Check at every run that the module is linear in its first argument, or jointly in it and others of its shape (a
     weighted residual sum); then the plain gradient is the rule.
     """

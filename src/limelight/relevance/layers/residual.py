@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from limelight.errors import UnknownKindError
 from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance import rules
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, Rule, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, Rule, replaced
 from limelight.relevance.mode import Mode, blocks
 from limelight.relevance.probing import HINT
 
@@ -87,7 +87,7 @@ class _Additions(TorchFunctionMode):
 def agreeing(gamma: float = GAMMA) -> Rule:
     """ResLRP's rule for layers."""
 
-    def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+    def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
         yield replaced(match.module, _watched(match, mode, gamma))
 
     return run

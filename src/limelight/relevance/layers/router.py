@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 
 from limelight.relevance.blocks import decided
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn, replaced
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.layers.experts import stacked
 from limelight.relevance.mode import Mode
 
@@ -52,7 +52,7 @@ def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
         yield ModuleMatch("router", f"{name}.{inner}", router, covers=tuple(router.modules()))
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
     """Use block 0's routing for all blocks."""
     yield replaced(match.module, partial(decided, mode, match.module.forward))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from limelight.errors import HookError, UnknownKindError
 from limelight.relevance import rules
-from limelight.relevance.kind import LayerKind, ModuleMatch, PutOn
+from limelight.relevance.kind import Attach, LayerKind, ModuleMatch
 from limelight.relevance.mode import Mode, block_rows, blocks
 from limelight.relevance.probing import HINT, is_linear, relative_error, tolerance
 
@@ -80,7 +80,7 @@ class _Hooks:
         self.first: Tensor | None = None
         self.waiting: set[str] = set()  # set only during the decoder's run, so a norm called alone is ignored
 
-    def put_on(self) -> Callable[[], None]:
+    def attach(self) -> Callable[[], None]:
         spec = self.spec
         handles = [
             spec.decoder.register_forward_pre_hook(self.start),
@@ -92,12 +92,12 @@ class _Hooks:
         for name, modules in (("sent", spec.into), ("left", spec.out)):
             handles += [m.register_forward_hook(self._keeping(name, i)) for i, m in enumerate(modules)]
 
-        def take_off() -> None:
+        def detach() -> None:
             for handle in handles:
                 handle.remove()
             self._forget()
 
-        return take_off
+        return detach
 
     def start(self, *_: Any) -> None:
         self._forget()
@@ -191,8 +191,8 @@ def _rescaled(mode: Mode, part: Tensor, first: Tensor) -> Tensor:
     return p * mode.const(size / p[0].pow(2).mean(-1, keepdim=True).clamp(min=LEAST).sqrt())
 
 
-def run(match: ModuleMatch, mode: Mode) -> Iterator[PutOn]:
-    yield _Hooks(match.spec, mode).put_on
+def run(match: ModuleMatch, mode: Mode) -> Iterator[Attach]:
+    yield _Hooks(match.spec, mode).attach
 
 
 KIND = LayerKind("streams", recognise, run, of_decoder=True)

@@ -267,3 +267,11 @@ def test_grounding_and_the_flags_rule_are_told() -> None:
         replace(said, steps=steps, flag=flag_rule(fitted))
     )
     assert 'id="flags"' not in render_page(said)
+
+
+def test_a_page_opens_on_the_first_flagged_word_and_no_stop_is_flagged() -> None:
+    said = generation(prompt(("image", 16, (4, 4), None)), [" A", " dog", "."], strategy="audit")
+    steps = tuple(replace(s, flagged=s.text in (" dog", "."), grounding=1.0) for s in said.steps)
+    column = case_payload(Case([replace(said, steps=steps)]))["columns"][0]
+    assert column["audited"] and column["start"] == 1
+    assert [w.get("f") for w in column["words"]] == [None, 1, None]

@@ -73,7 +73,7 @@ def write_pages(
         facts=facts(results),
         failed=failed,
         title=f"Audit of {results.run.settings['file']}",
-        note=f"By {results.run.settings['model']}: which words of finished answers their pictures, sounds and films support.",
+        note=f"Which words of these answers the image, audio and video support, according to {results.run.settings['model']}.",
         rule=spoken(results.run.settings["flag"]),
     )
     path = folder / "index.html"
@@ -138,7 +138,7 @@ def pieces(audit: Audit) -> list[tuple[str, bool]]:
     for word in words(said):
         if word.space and found:
             found.append((" ", False))
-        found.append((word.text, not word.punctuation and word_flagged(said, word)))
+        found.append((word.text, word_flagged(said, word)))
     return found or [(audit.text, False)]
 
 

@@ -113,11 +113,12 @@ def _mark(column: dict[str, Any], differing: set[int]) -> None:
 
 
 def _start(column: dict[str, Any]) -> int:
-    """Return the word to show first: the first that differs, else the one with the largest media share."""
+    """Return the word to show first: the first that differs, else the first flagged one, else the one with the largest
+    media share."""
     rows = column["words"]
-    differing = [i for i, w in enumerate(rows) if w.get("d") and "h" in w]
-    if differing or not rows:
-        return differing[0] if differing else -1
+    marked = [i for i, w in enumerate(rows) if w.get("d") and "h" in w] or [i for i, w in enumerate(rows) if w.get("f")]
+    if marked or not rows:
+        return marked[0] if marked else -1
     return max(range(len(rows)), key=lambda i: (rows[i].get("p") or 0.0) * (0.1 if rows[i].get("u") else 1.0))
 
 
@@ -136,6 +137,7 @@ def _column(generation: Generation, shown: Sequence[View], spell: Callable[[int]
         "contributions": _rounded(generation.contributions()),
         "flag": spoken(generation.flag),
         "by_meter": known_parts(generation) == CONTRIBUTIONS,
+        "audited": generation.strategy == "audit",
         "generated": [s.text for s in generation.steps],
         "words": [_word(generation, w, shown, text_of, length) for w in found],
     }

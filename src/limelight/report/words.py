@@ -160,7 +160,12 @@ def word_support(generation: Generation, word: Word) -> dict[str, float]:
 
 
 def word_flagged(generation: Generation, word: Word) -> bool:
-    """Whether the token that determines the word's grounding is flagged; any of its tokens where none has a grounding."""
+    """Whether the token that determines the word's grounding is flagged; any of its tokens where none has a grounding.
+
+    Punctuation is never flagged.
+    """
+    if word.punctuation:
+        return False
     step = _deciding(generation, word)
     return any(s.flagged for s in ([step] if step is not None else generation.steps[word.start : word.stop]))
 

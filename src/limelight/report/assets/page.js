@@ -303,7 +303,10 @@
     }
     const decided = (moved, ...texts) => children.push(el("p", { className: "decoder" + (moved ? " moved" : "") }, ...texts));
     const did = word.i ? "The decoder intervened" : "The decoder did not intervene";
-    if (word.g !== undefined) decided(true, `${did}. Greedy decoding gives `, el("b", {}, visible(word.g)), " here.");
+    if (column.audited) {
+      if (word.g !== undefined) decided(true, "The model's own choice here is ", el("b", {}, visible(word.g)), ".");
+      else if (word.same) decided(false, "This is the model's own choice.");
+    } else if (word.g !== undefined) decided(true, `${did}. Greedy decoding gives `, el("b", {}, visible(word.g)), " here.");
     else if (word.same) decided(false, `${did}; greedy decoding gives the same word.`);
     else if (word.i) decided(true, `${did}; the greedy word is unknown.`);
     if (word.gr) {

@@ -68,7 +68,7 @@ def test_thoughts_are_part_of_the_tokens_though_a_template_drops_them() -> None:
 def test_what_cannot_be_an_answer(demo: Adapter) -> None:
     with pytest.raises(PromptError, match="the answer is empty"):
         answer_tokens(demo, [user("What?", 1)], " \n")
-    with pytest.raises(PromptError, match="stands for media"):
+    with pytest.raises(PromptError, match="a placeholder for media"):
         answer_tokens(demo, [user("What?", 1)], "A <image> of a cup.")
     with pytest.raises(PromptError, match="no tokenizer"):
         answer_tokens(Adapter(ZOO["llava"].build()), [user("What?", 1)], "w9")

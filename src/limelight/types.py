@@ -85,13 +85,14 @@ class Prompt:
     """The processed messages: one row, ready for the model.
 
     ``tensors``: keyword arguments of ``model.forward``; ``tokens``: the tokenizer's text of each position; ``spans``:
-    a partition of ``[0, len(tokens))``.
+    a partition of ``[0, len(tokens))``; ``turns``: the messages in the chat format, where it was made from messages.
     """
 
     tensors: Mapping[str, Any]
     tokens: tuple[str, ...]
     spans: tuple[Span, ...]
     media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    turns: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ class Step:
             (:func:`limelight.grounding.score.flagged`).
         contributions: modality -> its part of the token's logit ``l``, by the meter in forward mode:
             ``|Phi_m| / (sum_m |Phi_m| + |l - sum_m Phi_m|)`` with Phi_m the signed sum over the modality's positions; text is
-            the rest; earlier answers, where measured, are an additional group. In [0, 1], summing to 1. {} where no meter
+            the rest; where the messages contain answers of earlier turns, these are a further group (``earlier answers``). In [0, 1], summing to 1. {} where no meter
             ran. Not comparable with ``shares``, in which positions of one modality with opposite signs do not cancel.
         top_logprobs: (text, natural log of its probability) of the most likely tokens in the distribution it was chosen
             from, best first; () where none were requested.

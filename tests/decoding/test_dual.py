@@ -16,6 +16,7 @@ from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError
 from limelight.grounding.score import z_score
 from limelight.models.adapter import Adapter
+from limelight.types import EARLIER_ANSWERS
 from tests.tiny import built, llava, llava_inputs
 from tests.zoo import ZOO
 
@@ -52,6 +53,20 @@ def test_several_modalities_have_shares_of_their_own() -> None:
     assert split_channels(a_run(IMAGE_ONLY), torch.ones(2, 4, dtype=torch.bool)) == []
     longer = split_channels(run, torch.ones(1, 9, dtype=torch.bool))  # words said since are nobody's
     assert [c.prompt.shape for c in longer] == [(1, 9), (1, 9)] and not longer[0].prompt[0, 6:].any()
+
+
+def test_answers_of_earlier_turns_are_a_group() -> None:
+    run = a_run(torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]]), earlier=[((2, 4),), ()])
+    (channel,) = split_channels(run, torch.ones(2, 6, dtype=torch.bool), front=1)
+    assert channel.name == EARLIER_ANSWERS
+    assert channel.prompt.tolist() == [[0, 0, 0, 1, 1, 0], [0] * 6]
+    split = {EARLIER_ANSWERS: torch.full((2, 7), -0.25)}
+    explain = explainer(run, LOGITS, torch.full((2, 7), 0.5), split=split)
+    total = 0.5 + 0.25 + 2.75
+    want = {"image": 0.5 / total, EARLIER_ANSWERS: 0.25 / total, "text": 2.75 / total}
+    assert explain(0, 0).contributions == pytest.approx(want)
+    assert set(explain(0, 0).grounding_by_modality) == {"image"}
+    assert set(explain(1, 1).contributions) == {"image", "text"}  # a row without any
 
 
 def test_candidates_are_the_top_with_logit_and_phi() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from limelight.calibration import Calibration, flag_rule
 from limelight.decoding.collate import batch_of, pad_id
-from limelight.decoding.dual import calibration_of, check_composite
+from limelight.decoding.dual import calibration_of, check_composite, earlier_channel
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.grounding import score
 from limelight.models.adapter import Adapter
@@ -119,11 +119,11 @@ def _laid_out(adapter: Adapter, said: Sequence[Said]) -> Layout:
         present = sorted({k for row in kinds for k in row})
         channels += [Channel(MODALITIES[k], modality_channel(grown == k, whole.mask).prompt, 0.0) for k in present]
     if any(s.earlier for s in said):
-        places = torch.zeros_like(grown, dtype=torch.bool)
-        for row, (one, pad) in enumerate(zip(said, pads, strict=True)):
-            for first, last in one.earlier:
-                places[row, call.front + pad + first : call.front + pad + last] = True
-        channels.append(Channel(EARLIER_ANSWERS, (places & whole.mask & (grown == 0)).float(), 0.0))
+        runs = [
+            tuple((call.front + pad + first, call.front + pad + last) for first, last in one.earlier)
+            for one, pad in zip(said, pads, strict=True)
+        ]
+        channels.append(earlier_channel(runs, whole.mask & (grown == 0)))
     return Layout(whole, answers, start, kinds, tuple(channels))
 
 

@@ -16,9 +16,10 @@ from limelight.decoding.collate import batch_of, shift_spans
 from limelight.decoding.dual import flag_of
 from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
 from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
-from limelight.decoding.strategy import Strategy
+from limelight.decoding.strategy import Runs, Strategy, capabilities_of
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.answers import earlier_answers
 from limelight.types import Generation, Prompt, Step
 
 
@@ -74,6 +75,7 @@ def answer(
             spans=[shift_spans(p.spans, pad) for p, pad in zip(prompts, pads, strict=True)]
             if _all_spans(prompts)
             else None,
+            earlier=_earlier(adapter, prompts, pads) if capabilities_of(strategy).meter else None,
             details=relevance,
             on_step=on_step,
             top_logprobs=top_logprobs,
@@ -104,6 +106,15 @@ def generate_of(adapter: Adapter) -> Callable[..., Any]:
     if adapter.encoder is None:
         return adapter.model.generate  # type: ignore[no-any-return]
     return partial(GenerationMixin.generate, adapter.model)
+
+
+def _earlier(adapter: Adapter, prompts: Sequence[Prompt], pads: Sequence[int]) -> list[Runs]:
+    """Return the positions that answers of earlier turns hold in each row of the batch; none where a prompt is not made
+    from messages."""
+    found = [
+        earlier_answers(adapter, p.turns, p) if any(t["role"] == "assistant" for t in p.turns) else () for p in prompts
+    ]
+    return [tuple((pad + a, pad + b) for a, b in runs) for runs, pad in zip(found, pads, strict=True)]
 
 
 def _all_spans(prompts: Sequence[Prompt]) -> bool:

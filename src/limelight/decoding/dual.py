@@ -10,13 +10,13 @@ from torch import Tensor
 
 from limelight.calibration import Calibration, flag_rule
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.strategy import Detail, GenerationContext, Strategy, capabilities_of
+from limelight.decoding.strategy import Detail, GenerationContext, Runs, Strategy, capabilities_of
 from limelight.errors import SettingError
 from limelight.grounding import score
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
 from limelight.relevance.forward.stream import Channel, DualStream, modality_channel
-from limelight.types import MODALITIES
+from limelight.types import EARLIER_ANSWERS, MODALITIES
 
 TOP = 5
 
@@ -49,14 +49,31 @@ def kinds(context: GenerationContext, row: int) -> list[int]:
     return [k for k in sorted(found) if k > 0]
 
 
-def split_channels(context: GenerationContext, mask: Tensor) -> list[Channel]:
-    """Return one channel per modality if a row has several (a video with its audio); otherwise none, as Phi_M suffices."""
-    if all(len(kinds(context, row)) < 2 for row in range(mask.shape[0])):
-        return []
+def split_channels(context: GenerationContext, mask: Tensor, front: int = 0) -> list[Channel]:
+    """Return the channels beside Phi_M's: one per modality if a row has several (a video with its audio), and one for the
+    answers of earlier turns if a row has any.
+
+    ``mask`` [B, T'] of all positions: ``front`` of states, those of the prompt, and those generated since.
+    """
     grown = torch.zeros_like(mask, dtype=torch.long)
-    grown[:, : context.modality_ids.shape[1]] = context.modality_ids
-    present = sorted({k for row in range(mask.shape[0]) for k in kinds(context, row)})
-    return [Channel(MODALITIES[k], modality_channel(grown == k, mask).prompt, 0.0) for k in present]
+    grown[:, front : front + context.modality_ids.shape[1]] = context.modality_ids
+    channels = []
+    if any(len(kinds(context, row)) > 1 for row in range(mask.shape[0])):
+        present = sorted({k for row in range(mask.shape[0]) for k in kinds(context, row)})
+        channels = [Channel(MODALITIES[k], modality_channel(grown == k, mask).prompt, 0.0) for k in present]
+    if any(context.earlier or ()):
+        runs = [tuple((front + a, front + b) for a, b in row) for row in context.earlier or ()]
+        channels.append(earlier_channel(runs, (grown == 0) & mask))
+    return channels
+
+
+def earlier_channel(runs: Sequence[Runs], text: Tensor) -> Channel:
+    """Return the channel of earlier answers: ``runs`` of positions per row, as far as they are ``text`` [B, T]."""
+    places = torch.zeros_like(text)
+    for row, found in enumerate(runs):
+        for first, last in found:
+            places[row, first:last] = True
+    return Channel(EARLIER_ANSWERS, (places & text).float(), 0.0)
 
 
 def explainer(
@@ -73,22 +90,26 @@ def explainer(
     logits and Phi_M ``[B, V]``.
 
     A contribution is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit; with ``split`` (Phi of
-    each modality) every modality is a group. Grounding and flag are defined in :mod:`limelight.grounding.score`; rows
+    each channel of :func:`split_channels`) every modality is a group, and so are earlier answers. Grounding and flag are defined in :mod:`limelight.grounding.score`; rows
     without media have none. ``losses`` are lists of ``[B]``.
     """
 
     def explain(row: int, token: int) -> Detail:
         logits, support = plain[row], phi[row]
         present = [MODALITIES[k] for k in kinds(context, row)]
-        groups = {k: split[k][row, token] if split else support[token] for k in present}
-        rest = (logits[token] - support[token]).abs()
+        by_kind: dict[str, Tensor] = {k: split[k][row] if split and k in split else support for k in present}
+        groups = {k: v[token] for k, v in by_kind.items()}
+        rest = logits[token] - support[token]
+        if split and EARLIER_ANSWERS in split and context.earlier and context.earlier[row]:
+            groups[EARLIER_ANSWERS] = split[EARLIER_ANSWERS][row, token]
+            rest = rest - groups[EARLIER_ANSWERS]
+        rest = rest.abs()
         total = (sum((g.abs() for g in groups.values()), rest)).clamp_min(1e-12)
         parts: dict[str, float] = {k: float(g.abs() / total) for k, g in groups.items()}
         best = logits.topk(min(TOP, logits.shape[-1])).indices
         scores: dict[str, Any] = {}
         if present:
-            parts_of: dict[str, Tensor] = {k: split[k][row] if split else support for k in present}
-            scores = grounding(context, logits, support, token, parts_of, composite)
+            scores = grounding(context, logits, support, token, by_kind, composite)
         intervened = opened is not None and bool(opened[row])
         return Detail(
             contributions={**parts, "text": 1 - sum(parts.values())},

@@ -22,7 +22,7 @@ from limelight.decoding.continuing import continued, is_partial, past_of
 from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
 from limelight.decoding.sampler import TokenSampler
-from limelight.decoding.strategy import Detail, GenerationContext, Strategy, capabilities_of, check_media
+from limelight.decoding.strategy import Detail, GenerationContext, Runs, Strategy, capabilities_of, check_media
 from limelight.decoding.streams import cache_after, checked_stream
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
@@ -51,6 +51,7 @@ def custom_generate(
     modality_ids: Tensor | None = None,
     tensors: Mapping[str, Any] | None = None,
     spans: Sequence[tuple[Span, ...]] | None = None,
+    earlier: Sequence[Runs] | None = None,
     details: bool | None = False,
     on_step: OnStep | None = None,
     top_logprobs: int = 0,
@@ -73,6 +74,7 @@ def custom_generate(
             method runs, generate() has replaced pixels by their encoding.
         spans: each row's spans from ``Adapter.spans(inputs)``; without them layouts (grids, seconds) may be unknown,
             since generate() has consumed the tensors that determine them.
+        earlier: each row's half-open runs of positions that answers of earlier turns hold, a group of the meter's own.
         details: True: the relevance of every emitted token (``Step.relevance``) under any strategy. Greedy and exact LIME
             compute it themselves, exact LIME under its own forward; otherwise it is the unchanged model's, under
             ``ATTN_LRP``, at the cost of one uncached forward and one backward per token. None: only where the strategy
@@ -112,7 +114,7 @@ def custom_generate(
             sampler = TokenSampler(logits_processor, sample=bool(generation_config.do_sample), seeds=seeds)
             context = _context(
                 adapter, input_ids, model_kwargs, sampler, generation_config, modality_ids, details is not False,
-                stopping_criteria, tensors=tensors or {}, spans=_expanded(spans, rows),
+                stopping_criteria, tensors=tensors or {}, spans=_expanded(spans, rows), earlier=_expanded(earlier, rows),
                 relevance=details is True,
             )  # fmt: skip
             return decode(
@@ -154,7 +156,7 @@ class _PendingStreamer:
             self.streamer.end()
 
 
-def _expanded(spans: Sequence[tuple[Span, ...]] | None, rows: int) -> Sequence[tuple[Span, ...]] | None:
+def _expanded(spans: Sequence[Any] | None, rows: int) -> Sequence[Any] | None:
     """Return one entry per row: num_return_sequences repeats each prompt."""
     if spans is None or len(spans) == rows:
         return spans

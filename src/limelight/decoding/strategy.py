@@ -15,6 +15,8 @@ from limelight.models.adapter import Adapter
 from limelight.models.detect import MODALITY_IDS, known_tokens
 from limelight.types import Relevance, Span
 
+Runs = tuple[tuple[int, int], ...]  # half-open
+
 
 @dataclass(frozen=True)
 class Detail:
@@ -73,6 +75,7 @@ class GenerationContext:
         processor: the model's processor, for methods that build a second prompt.
         tensors: the processor's tensors (pixels among them), which generate() may have replaced by their encoding.
         spans: each row's spans where known (generate() consumes the tensors that determine grids).
+        earlier: half-open runs of each row's positions that answers of earlier turns hold, where they are known.
         past: number of positions already in the cache passed to generate().
         resume: the inputs with which the model continues after them (None: ``kwargs``).
         partial: ``ids`` contain only the positions after the cache.
@@ -90,6 +93,7 @@ class GenerationContext:
     stopping: Any = None
     tensors: Mapping[str, Any] = field(default_factory=dict)
     spans: Sequence[tuple[Span, ...]] | None = None
+    earlier: Sequence[Runs] | None = None
     relevance: bool = False
     past: int = 0
     resume: dict[str, Any] | None = None

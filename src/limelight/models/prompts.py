@@ -102,7 +102,7 @@ def prepare(
         spans = located(spans, process, originals(found["image"], films), adapter)
         spans = timed(spans, [len(samples) / rate for samples, _ in found["audio"]])
         tensors.spans = spans
-    return Prompt(tensors, adapter.words(tensors), spans, {m: v for m, v in found.items() if v})
+    return Prompt(tensors, adapter.words(tensors), spans, {m: v for m, v in found.items() if v}, messages)
 
 
 def _present(adapter: Reader, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:

@@ -150,7 +150,7 @@ class LimeCachedSession:
         meter = modality_channel(self.media_mask, mask)
         objective = self.strategy.objective
         text = self.strategy.reward == "text"
-        self.split = split_channels(self.context, mask)
+        self.split = split_channels(self.context, mask, self.call.front)
         if objective == "difference":
             contrast = contrast_channel(self.modality, mask)
             own = [replace(contrast, generated=1.0) if text else contrast]  # generated tokens are text

@@ -79,7 +79,7 @@ class MeterSession:
 def meter_stream(context: GenerationContext, composite: str) -> DualStream:
     """Open the prompt's dual stream, with a channel for Phi_M and one per modality if there are several."""
     call, modality = captured(context)
-    channels = [modality_channel(modality, call.mask), *split_channels(context, call.mask)]
+    channels = [modality_channel(modality, call.mask), *split_channels(context, call.mask, call.front)]
     return open_stream(context, call, channels, composite)
 
 

@@ -107,7 +107,7 @@ class ReconsiderSession:
     def next(self, tokens: Tensor | None) -> StepOutput:
         if tokens is None:
             call, media = captured(self.context)
-            channels = [modality_channel(media, call.mask), *split_channels(self.context, call.mask)]
+            channels = [modality_channel(media, call.mask), *split_channels(self.context, call.mask, call.front)]
             for row in range(media.shape[0]):
                 own = [replace(c, prompt=c.prompt[row : row + 1]) for c in channels]
                 self.answers.append(Search(self.strategy, self.context, call.row(row), own, row))

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limelight.errors import UnknownKindError, UnsupportedError
+from limelight.decoding.generate import generate
+from limelight.decoding.methods.lime_cached import lime_cached
+from limelight.decoding.methods.meter import meter
+from limelight.decoding.methods.relevance_contrastive import relevance_contrastive
+from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute, attribute_generated, following_rules
 from limelight.relevance.composites import ATTN_LRP, PA_LRP
+from limelight.relevance.forward.static import StaticStep
 from limelight.relevance.forward.stream import DualStream
 from limelight.relevance.positions import rotations_of
+from tests.relevance.forward.helpers import after, close, stream
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
-from tests.wide import prompt
+from tests.wide import prompt, wide
 from tests.zoo import ZOO
 
 
@@ -85,12 +91,66 @@ def test_a_batch_of_rows_has_positions_of_its_own() -> None:
         torch.testing.assert_close(both[row].detach(), alone, atol=1e-10, rtol=0)
 
 
-def test_learned_positions_and_forward_mode_are_refused() -> None:
+@pytest.mark.parametrize(
+    "name", ["llava", "qwen2_5_vl", "qwen2_audio", "glm4v", "gemma3", "mistral3", "cohere2_vision"]
+)
+def test_forward_mode_equals_the_backward_route(name: str) -> None:
+    """Phi of the media and of the text, behind the prompt and token by token: positions of both count."""
+    adapter = built(name, torch.float64)
+    inputs, call, media_mask = prompt(name, adapter)
+    answer = [61, 44, 9]
+    dual = stream(adapter, call, media_mask, PA_LRP)
+    with torch.no_grad():
+        outputs = [dual.heads(dual.prefill())]
+        for token in answer[:-1]:
+            dual.append(torch.tensor([token]))
+            outputs.append(dual.heads(dual.current()))
+    media = torch.nn.functional.pad(media_mask[0], (0, len(answer) - 1))
+    for n, ((_, phi), relevance) in enumerate(
+        zip(outputs, attribute_generated(adapter, inputs, answer, composite=PA_LRP), strict=True)
+    ):
+        scores = relevance.scores.double()  # they were rounded to float32
+        want = torch.stack([scores[media].sum(), scores[~media].sum()])
+        torch.testing.assert_close(phi[:, 0, answer[n]].double(), want, atol=1e-6, rtol=1e-6)
+    plain = stream(adapter, call, media_mask, ATTN_LRP)
+    with torch.no_grad():
+        same = torch.allclose(plain.heads(plain.prefill())[1], outputs[0][1], atol=1e-3)
+    assert same is (name == "cohere2_vision")  # its only rotating layer is the first
+
+
+def test_forward_mode_in_a_batch_and_with_fixed_shapes() -> None:
+    adapter = wide("llava")
+    _, call, media_mask = prompt("llava", adapter, None)
+    tokens = [[9, 12], [55, 60], [33, 2], [20, 71]]
+    logits, phi = after(stream(adapter, call, media_mask, PA_LRP), tokens)
+    fixed = stream(adapter, call, media_mask, PA_LRP)
+    fixed.static = StaticStep(fixed, graphs=False)
+    fixed.static.after = 1
+    close(after(fixed, tokens)[1], phi)
+    assert fixed.static.window
+    for row in (0, 1):
+        _, call, media_mask = prompt("llava", adapter, row)
+        alone = after(stream(adapter, call, media_mask, PA_LRP), [[pair[row]] for pair in tokens])
+        close(logits[row], alone[0][0])
+        close(phi[:, row], alone[1][:, 0])
+
+
+def test_learned_positions_are_refused() -> None:
     for name in ("blip2", "mllama"):  # learned; read by cross-attention
         adapter = fresh(name)
         with pytest.raises(UnsupportedError, match=r"stand|cross-attention"):
             attribute(adapter, ZOO[name].inputs(adapter.model), 3, composite=PA_LRP)
-    model = llava()
-    adapter = Adapter(model)
-    with pytest.raises(UnknownKindError, match="no forward mode"):
-        DualStream(adapter, adapter.capture(llava_inputs(model)), [], PA_LRP)
+        with pytest.raises(UnsupportedError, match=r"stand|cross-attention"):
+            DualStream(adapter, adapter.capture(ZOO[name].inputs(adapter.model)), [], PA_LRP)
+
+
+def test_the_meter_and_the_strategies_take_it() -> None:
+    adapter = built("llava", torch.float32)
+    inputs, _, _ = prompt("llava", adapter)
+    for strategy in (
+        meter(composite="pa-lrp"),
+        relevance_contrastive(composite="pa-lrp"),
+        lime_cached(composite="pa-lrp"),
+    ):
+        found = generate(adapter, messages=inputs, strategy=strategy, max_new_tokens=2)
+        assert found.steps[0].grounding is not None

@@ -63,7 +63,7 @@ ATTN_LRP = Composite("attnlrp", _RULES, (4, 4, 2), forward=True)
 CP_LRP = Composite("cp-lrp", _RULES, (0, 0, 1), forward=True)
 CP_LRP_LINEAR = Composite("cp-lrp-linear", constant_gates.rules_from(_RULES), (0, 0, 1), forward=True)
 RES_LRP = Composite("reslrp", {**_RULES, residual.KIND.name: residual.agreeing()}, (4, 4, 2), forward=True)
-PA_LRP = Composite("pa-lrp", _RULES, (4, 4, 2), positional=True)
+PA_LRP = Composite("pa-lrp", _RULES, (4, 4, 2), forward=True, positional=True)
 GRADIENT_INPUT = Composite("gradient-input")
 RELEASED_AUDIO = Composite("released-audio", _RULES)
 

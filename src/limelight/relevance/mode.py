@@ -48,6 +48,8 @@ class Mode:
         write: store the new keys and values as they are computed.
         tap: if set, called with (layer, raw scores, weights, q, out) of the current token.
         block: queries processed at a time in a prefill on a CPU, so that their scores stay in its cache.
+        weights: of the positions being run, one per channel, ``[C, B, T]``: what a rule needs that attributes to positions
+            (``pa-lrp``). None: zeros.
         trims, starts: cached properties of the current forward's masks (reading them from a GPU synchronises): whether a
             block of queries attends to nothing after it, and each row's first position if the mask is causal.
     """
@@ -62,6 +64,7 @@ class Mode:
     offsets: Offsets | None = None
     tap: Callable[[int, Tensor, Tensor, Tensor, Tensor], None] | None = None
     block: int = 64
+    weights: Tensor | None = None
     trims: dict[tuple[int, int], bool] = field(default_factory=dict)
     starts: dict[int, Tensor | None] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from limelight.relevance.composites import Composite
 from limelight.relevance.forward.cache import DualCache
 from limelight.relevance.forward.rules import JvpRules
 from limelight.relevance.mode import FALLBACK, Mode
+from limelight.relevance.positions import rotations_of
 from limelight.relevance.probing import relative_error, tolerance
 
 _CHECKED: WeakKeyDictionary[nn.Module, tuple[Structure, set[tuple[object, ...]]]] = WeakKeyDictionary()
@@ -27,6 +29,15 @@ _CHECKED: WeakKeyDictionary[nn.Module, tuple[Structure, set[tuple[object, ...]]]
 def reading(adapter: Adapter, call: DecoderCall) -> set[int]:
     """Return the layers that attend to cross-attention states."""
     return set() if call.cross_attention is None else reading_layers(adapter.decoder, call.cross_attention.name)
+
+
+def rotated(adapter: Adapter, call: DecoderCall, composite: Composite) -> Mapping[int, tuple[Tensor, Tensor]]:
+    """Return the rotating dimensions of each layer, for a composite that attributes to positions; none for others.
+
+    Raises:
+        UnsupportedError: the decoder's positions are not rotary.
+    """
+    return rotations_of(adapter, call).layers if composite.positional else {}
 
 
 def _last(out: Any) -> Tensor:
@@ -55,7 +66,7 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
     embeds, one, kwargs = piece.embeds, dict(piece.kwargs), piece.repeated(5)
     mode = Mode(channels=5)
     cache = DualCache(piece.length - piece.front, reading(adapter, call), paired=adapter.encoder is not None)
-    rules = JvpRules(adapter, mode, cache, composite)
+    rules = JvpRules(adapter, mode, cache, composite, rotations=rotated(adapter, call, composite))
     if piece.features is not None:  # exercise every type of side features
         kept = {k: piece.kwargs[k] for k in piece.features.kept}
         embeds, entering = piece.features.probe(piece.embeds, kept, 1)

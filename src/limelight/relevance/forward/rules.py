@@ -6,8 +6,10 @@ its file of :mod:`limelight.relevance.layers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+
+from torch import Tensor
 
 from limelight.errors import UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
@@ -24,6 +26,8 @@ class JvpRules:
 
     Args:
         check: called after the rules are rebuilt because modules were replaced.
+        rotations: layer -> dimensions of queries and keys that rotate, for a composite that attributes to positions
+            (:func:`limelight.relevance.positions.rotations_of`).
 
     Attributes:
         table: the model's modules, kept as long as these rules.
@@ -39,13 +43,14 @@ class JvpRules:
         cache: DualCache,
         composite: Composite = ATTN_LRP,
         check: Callable[[], None] = lambda: None,
+        rotations: Mapping[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         if not composite.forward:
             known = ", ".join(c.name for c in COMPOSITES.values() if c.forward)
             raise UnknownKindError(f"{composite.name!r} has no forward mode", hint=f"use {known}; or exact mode")
         mode.cache, mode.divisors = cache, composite.attention
         self.adapter, self.mode, self.composite, self.check = adapter, mode, composite, check
-        self.rule = DualAttention(mode, cache, composite.attention)
+        self.rule = DualAttention(mode, cache, composite.attention, rotations)
         with set_aside(adapter):  # rules wrap the modules' own forwards, and probing runs modules
             self.table = adapter.table()
             self._attachment = self._build()

@@ -118,6 +118,7 @@ class StaticStep:
         self.mask = like.new_full((1 if stream.simple_mask else stream.batch, 1, 1, self.window), low)
         seen = stream.mask[: self.mask.shape[0], None, None, stream.call.front :]
         self.mask[..., :needed] = torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, low)
+        self.weights = [like.new_full((stream.batch, 1), w) for w in stream.generated_weights]
         self.slot = torch.zeros(1, dtype=torch.long, device=like.device)
 
     def _fill(self, needed: int) -> None:
@@ -137,7 +138,7 @@ class StaticStep:
         stream = self.stream
         with (
             torch.no_grad(),
-            stream.working(rows=stream.rows, write=True),
+            stream.working(rows=stream.rows, write=True, weights=self.weights),
             stream.cache.static(self.slot, self.window),
             stream.rules.attached(),
         ):

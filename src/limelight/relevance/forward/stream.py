@@ -27,7 +27,7 @@ from limelight.models.inputs.ready_masks import Reach
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.forward.cache import DualCache, PassingCache
-from limelight.relevance.forward.check import reading, require_forward_mode
+from limelight.relevance.forward.check import reading, require_forward_mode, rotated
 from limelight.relevance.forward.rules import JvpRules
 from limelight.relevance.forward.static import StaticStep
 from limelight.relevance.layers.output_head import adds, plain_head, project, scaled
@@ -103,7 +103,9 @@ class DualStream:
         kind = DualCache if continues else PassingCache
         self.cache = kind(call.length - front + reserve, reading(adapter, call), paired=adapter.encoder is not None)
         check = partial(require_forward_mode, adapter, call, composite)
-        self.rules = JvpRules(adapter, self.mode, self.cache, composite, check)
+        self.rules = JvpRules(
+            adapter, self.mode, self.cache, composite, check, rotations=rotated(adapter, call, composite)
+        )
         check()
         self.mask = call.mask
         self.embeds = call.embeds[:, -1:]
@@ -167,9 +169,10 @@ class DualStream:
         return hidden.to(self.call.embeds.device).reshape(-1, self.batch, *hidden.shape[1:])
 
     def _run_prompt(self) -> Any:
-        embeds = self._with_tangents(self.call.embeds, [c.prompt for c in self.channels])
+        weights = [c.prompt for c in self.channels]
+        embeds = self._with_tangents(self.call.embeds, weights)
         rows = replace(self.call, kwargs=self.call.repeated(self.rows))
-        with torch.no_grad(), self.working(rows=self.rows, write=True), self.rules.attached():
+        with torch.no_grad(), self.working(rows=self.rows, write=True, weights=weights), self.rules.attached():
             return self.adapter.decoder(past_key_values=self.cache.handed, use_cache=True, **rows.arguments(embeds))
 
     def append(self, tokens: Tensor) -> None:
@@ -219,7 +222,7 @@ class DualStream:
         differentiable = graph != "none"
         with (
             torch.set_grad_enabled(differentiable),
-            self.working(rows=rows, graph=graph, write=write, offsets=offsets, tap=tap),
+            self.working(rows=rows, graph=graph, write=write, weights=weights, offsets=offsets, tap=tap),
             self.rules.attached(),
         ):
             if differentiable:
@@ -250,15 +253,24 @@ class DualStream:
 
     @contextmanager
     def working(
-        self, *, rows: int, write: bool, graph: str = "none", offsets: Offsets | None = None, tap: Any = None
+        self,
+        *,
+        rows: int,
+        write: bool,
+        weights: Sequence[Tensor] = (),
+        graph: str = "none",
+        offsets: Offsets | None = None,
+        tap: Any = None,
     ) -> Iterator[None]:
+        """Set the mode inside the block. ``weights``: each channel's ``[B, T]``, of the positions that are run."""
         mode = self.mode
+        mode.weights = torch.stack(tuple(weights)) if weights and self.rules.composite.positional else None
         mode.channels = rows // self.batch
         mode.graph, mode.write, mode.offsets, mode.tap = graph, write, offsets, tap
         try:
             yield
         finally:
-            mode.channels = 1
+            mode.channels, mode.weights = 1, None
             mode.graph, mode.write, mode.offsets, mode.tap = "none", True, None, None
             mode.trims.clear()
             mode.starts.clear()

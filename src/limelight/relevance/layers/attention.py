@@ -5,11 +5,15 @@ Rules for the gradient through q, k and v (divisors): AttnLRP's uniform rule for
 
     s' = (q' K^T + q K'^T) / 4,  A' = A s' - A sum(A s'),  out' = A' V + A V' / 2      (AttnLRP)
     out' = A V'                                                                        (CP-LRP)
+
+Where rotary positions are inputs of their own (PA-LRP), q' and k' are halved in the dimensions that rotate, and a position of
+weight c adds ``c q / 2`` and ``c k / 2`` there (:mod:`limelight.relevance.positions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +59,10 @@ def _weighted(weights: Tensor, values: list[Tensor]) -> Tensor:
 class DualAttention(AttentionHook):
     """Attention over values and tangents, reading the prefix of a :class:`DualCache` in place."""
 
-    def __init__(self, mode: Mode, cache: DualCache, divisors: Divisors) -> None:
-        self.mode, self.cache, self.divisors = mode, cache, divisors
+    def __init__(
+        self, mode: Mode, cache: DualCache, divisors: Divisors, rotations: Mapping[int, tuple[Tensor, Tensor]] | None
+    ) -> None:
+        self.mode, self.cache, self.divisors, self.rotations = mode, cache, divisors, rotations or {}
         self.through_scores = divisors[0] > 0
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
@@ -70,6 +76,9 @@ class DualAttention(AttentionHook):
             q, k, v = (
                 torch.cat([rules.divided(x[:b], n), x[b:]]) for x, n in zip((q, k, v), self.divisors, strict=True)
             )
+        if (rotated := self.rotations.get(call.layer)) is not None:
+            q, k = (self._positioned(x, mask, channels) for x, mask in zip((q, k), rotated, strict=True))
+            call = replace(call, query=q, key=k)
         beside = call.layer in self.cache.reading
         if not beside and self._fuses(call, channels):
             return self._fused(call, channels), None
@@ -114,6 +123,19 @@ class DualAttention(AttentionHook):
             parts.append(run(call, queries[:, :, :, :, start:stop], used, piece))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=4)  # [B, Hkv, 1 + C, G, Q, d]
         return out.permute(2, 0, 4, 1, 3, 5).reshape(rows, length, heads, v.shape[-1]), None
+
+    def _positioned(self, x: Tensor, rotated: Tensor, channels: int) -> Tensor:
+        """Split tangents ``[(1 + C) * B, H, T, d]`` of rotated vectors between content and position, half each."""
+        half = rotated.to(x.device, x.dtype) / 2
+        value, *tangents = x.chunk(channels)
+        if self.mode.graph == "surrogate" and value.requires_grad:
+            value = rules.gradient_of(value * (1 - half), value)
+        tangents = [t * (1 - half) for t in tangents]
+        if self.mode.weights is not None and tangents:
+            own = self.mode.const(value) * half
+            weights = self.mode.weights[:, :, None, :, None].to(x.device, x.dtype)
+            tangents = [t + w * own for t, w in zip(tangents, weights, strict=True)]
+        return torch.cat([value, *tangents])
 
     def _one_pass(self, call: AttentionCall, channels: int) -> Tensor | None:
         """Return each row's first position, int32 ``[B]``, if this prefill can be computed in one pass over the keys."""

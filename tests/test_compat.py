@@ -109,7 +109,7 @@ def test_generate_sets_what_is_read_of_its_config_and_cache() -> None:
         model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kw: Any
     ) -> Any:
         seen.update(pad=compat.pad_token(generation_config), mask=compat.mask_length(generation_config))
-        seen.update(own=compat.is_callers_own(kw["past_key_values"]), left=kw.get("attention_mask"))
+        seen.update(own=compat.is_user_cache(kw["past_key_values"]), left=kw.get("attention_mask"))
         return input_ids
 
     ids = torch.tensor([[5, 6, 7]])
@@ -135,8 +135,8 @@ def test_the_attention_function_of_one_config_is_set_and_put_back() -> None:
 def test_compiled_modules_are_seen_through() -> None:
     inner = nn.Linear(2, 2)
     assert vars(inner).get(compat.COMPILED_CALL) is None
-    assert compat.inside_compiled(torch.compile(inner, backend="eager")) is inner
-    assert compat.inside_compiled(inner) is None
+    assert compat.uncompiled_module(torch.compile(inner, backend="eager")) is inner
+    assert compat.uncompiled_module(inner) is None
     forward = inner.forward
     compiled, x = torch.compile(forward, backend="eager"), torch.ones(1, 2)
     assert compat.uncompiled_function(compiled) not in (None, compiled)
@@ -148,16 +148,16 @@ def test_compiled_modules_are_seen_through() -> None:
 
 def test_hooks_and_writes_are_counted() -> None:
     module = nn.Linear(2, 2)
-    assert compat.all_hooks(module) == 0
+    assert compat.count_hooks(module) == 0
     module.register_forward_hook(lambda *_: None)
     module.register_forward_pre_hook(lambda *_: None)
-    assert compat.forward_hooks(module) == 2
+    assert compat.count_forward_hooks(module) == 2
     module.register_full_backward_hook(lambda *_: None)
-    assert compat.all_hooks(module) == 3
-    before = compat.changes(module.weight)
+    assert compat.count_hooks(module) == 3
+    before = compat.version_of(module.weight)
     with torch.no_grad():
         module.weight.add_(1)
-    assert compat.changes(module.weight) == before + 1
+    assert compat.version_of(module.weight) == before + 1
 
 
 def test_accelerates_hook_is_found() -> None:

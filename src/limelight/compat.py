@@ -1,9 +1,9 @@
 """Every name of transformers, torch and accelerate that the library uses beyond their public interface, in one place.
 
-Public is what ``import transformers`` or ``import torch`` shows by a name without a leading underscore; it is imported
-where it is needed. Everything else is here: what transformers keeps in its submodules (:data:`PARTS`, imported as
-``from limelight.compat import ACT2FN``), and private attributes, parameters and keywords (:data:`PRIVATE`), behind small
-functions with plain names. Each is checked when it is first used. Where a missing name would change results without an
+Names without a leading underscore that ``import transformers`` or ``import torch`` provides are public and are imported
+where they are needed. Everything else is here: names in submodules of transformers (:data:`PARTS`, imported as
+``from limelight.compat import ACT2FN``), and private attributes, parameters and keywords (:data:`PRIVATE`), wrapped in
+small functions with plain names. Each is checked at its first use. Where a missing name would change results without an
 error, ``tests/test_compat.py`` fails.
 """
 
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from limelight.errors import IncompatibleError
 
-# As in pyproject.toml: what the suite passes on. Up to transformers 5.22 answers behind a partly filled cache or after a
-# prefill in pieces are not generate()'s own; from 5.24 on every model calls its argument past_key_values cache.
+# The versions that the test suite passes on, as in pyproject.toml. Up to transformers 5.22, answers after a partly filled
+# cache or a chunked prefill differ from generate()'s; from 5.24 on, models rename the argument past_key_values to cache.
 SUPPORTED = {"transformers": ">=5.23,<5.24", "torch": ">=2.6", "accelerate": ">=1.3"}
 
 PARTS: Mapping[str, str] = {
     "ACT2FN": "transformers.activations",
     "ALL_STATIC_CACHE_IMPLEMENTATIONS": "transformers.generation.configuration_utils",
-    "BaseVideoProcessor": "transformers.video_processing_utils",  # transformers itself shows it beside torchvision only
+    "BaseVideoProcessor": "transformers.video_processing_utils",  # public only if torchvision is installed
     "CLIPEncoder": "transformers.models.clip.modeling_clip",
     "CLIPImageProcessorPil": "transformers.models.clip.image_processing_pil_clip",
     "CausalLMOutputWithPast": "transformers.modeling_outputs",
@@ -71,12 +71,12 @@ PARTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Private:
-    """How to see that a private name is still there.
+    """How to check that a private name still exists.
 
     Attributes:
         owner: ``module:Class.function`` that the name belongs to.
-        how: it is an ``attribute`` of the owner (an annotation counts), a ``parameter`` of it, or occurs in its ``code``,
-            which sets it on something, or uses it as a keyword.
+        how: the name is an ``attribute`` of the owner (or an annotation), a ``parameter`` of it, or occurs in its
+            ``code`` (as an attribute that it sets, or as a keyword).
     """
 
     owner: str
@@ -131,26 +131,26 @@ _FOUND: set[str] = set()
 
 
 def require(*names: str) -> None:
-    """Check, once per process, that names of :data:`PRIVATE` exist in the installed release.
+    """Check that names of :data:`PRIVATE` exist in the installed release; each name is checked once per process.
 
     Raises:
-        IncompatibleError: one does not.
+        IncompatibleError: a name does not exist.
     """
     for name in names:
         if name in _FOUND:
             continue
         private = PRIVATE[name]
         try:
-            there = _is_there(name, private)
+            exists = _exists(name, private)
         except (ImportError, AttributeError) as error:
             raise missing(name, private.owner) from error
-        if not there:
+        if not exists:
             raise missing(name, private.owner)
         _FOUND.add(name)
 
 
 def missing(name: str, where: str) -> IncompatibleError:
-    """The error for a name that the installed release does not have."""
+    """Build the error for a name that the installed release does not have."""
     library = where.partition(":")[0].partition(".")[0]
     try:
         installed = version(library)
@@ -163,10 +163,11 @@ def missing(name: str, where: str) -> IncompatibleError:
     )
 
 
-def _is_there(name: str, private: Private) -> bool:
-    """
+def _exists(name: str, private: Private) -> bool:
+    """Return whether the name exists.
+
     Raises:
-        ImportError, AttributeError: not even its owner is there.
+        ImportError, AttributeError: its owner does not exist either.
     """
     module, _, path = private.owner.partition(":")
     first, *rest = path.split(".")
@@ -183,7 +184,7 @@ def _is_there(name: str, private: Private) -> bool:
 
 
 def _code(code: Any) -> Iterable[Any]:
-    """The code of a function and of those within it."""
+    """Yield a code object and those of its nested functions."""
     yield code
     for inner in code.co_consts:
         if hasattr(inner, "co_names"):
@@ -191,7 +192,7 @@ def _code(code: Any) -> Iterable[Any]:
 
 
 def __getattr__(name: str) -> Any:
-    """A name of :data:`PARTS`, imported when first used.
+    """Import a name of :data:`PARTS` at its first use.
 
     Raises:
         IncompatibleError: the installed transformers does not have it.
@@ -204,7 +205,7 @@ def __getattr__(name: str) -> Any:
     except AttributeError as error:
         raise missing(name, where) from error
     except ModuleNotFoundError as error:
-        if error.name is None or not where.startswith(error.name):  # a package that transformers itself needs
+        if error.name is None or not where.startswith(error.name):  # an optional dependency of transformers is missing
             raise
         raise missing(name, where) from error
     globals()[name] = value
@@ -215,42 +216,42 @@ def __getattr__(name: str) -> Any:
 
 
 def pad_token(config: Any) -> Tensor | None:
-    """The padding token of a prepared generation config (None: generate() was given none)."""
+    """Return the padding token of a prepared generation config (None: generate() was given none)."""
     require("_pad_token_tensor")
     token: Tensor | None = getattr(config, "_pad_token_tensor", None)
     return token
 
 
 def mask_length(config: Any) -> int | None:
-    """Length of an attention mask of ones that generate() has dropped; None where it dropped none."""
+    """Return the length of an all-ones attention mask that generate() has dropped; None if it has dropped none."""
     require("_mask_length")
     length: int | None = getattr(config, "_mask_length", None)
     return length
 
 
-def is_callers_own(cache: Any) -> bool:
-    """Whether the cache was handed to generate() by its caller."""
+def is_user_cache(cache: Any) -> bool:
+    """Return whether the cache was passed to generate() by its caller."""
     require("_is_user_defined")
     return bool(getattr(cache, "_is_user_defined", False))
 
 
-ENCODED_MEDIA = "mm_encoder_outputs"  # the keyword
+ENCODED_MEDIA = "mm_encoder_outputs"  # a keyword argument of the model
 
 
 def encoded_media(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What generate() has encoded in front of decoding: modality -> output of its tower."""
+    """Return the media that generate() has encoded before decoding: modality -> output of its encoder."""
     require(ENCODED_MEDIA)
     return kwargs.get(ENCODED_MEDIA) or {}
 
 
 def without_encoded_media(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's inputs without what :func:`encoded_media` returns."""
+    """Return the model's inputs without the encoded media."""
     require(ENCODED_MEDIA)
     return {k: v for k, v in kwargs.items() if k != ENCODED_MEDIA}
 
 
-def encoded_and_repeated(model: Any, media: Mapping[str, Any], ids: Tensor, times: int) -> dict[str, Any]:
-    """Media encoded once by the model's towers and repeated for ``times`` rows per prompt, as generate() does."""
+def encode_and_repeat(model: Any, media: Mapping[str, Any], ids: Tensor, times: int) -> dict[str, Any]:
+    """Run the media encoders once and repeat their outputs for ``times`` rows per prompt, as generate() does."""
     require("_prepare_multimodal_encoder_kwargs_for_generation", "_expand_inputs_for_generation", ENCODED_MEDIA)
     encoded = model._prepare_multimodal_encoder_kwargs_for_generation(dict(media))
     _, repeated = model._expand_inputs_for_generation(expand_size=times, input_ids=ids, **encoded)
@@ -258,7 +259,7 @@ def encoded_and_repeated(model: Any, media: Mapping[str, Any], ids: Tensor, time
 
 
 def empty_cache(model: Any, config: Any, rows: int, longest: int) -> dict[str, Any]:
-    """The keyword that holds a new cache of the kind that ``config`` asks for, for ``longest`` positions."""
+    """Return the keyword argument with a new cache of the kind set in ``config``, for ``longest`` positions."""
     require("_prepare_cache_for_generation", "past_key_values")
     from transformers.generation import GenerationMode
 
@@ -267,15 +268,15 @@ def empty_cache(model: Any, config: Any, rows: int, longest: int) -> dict[str, A
     return made
 
 
-def counted_positions(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    """Position ids of a prompt, as generate() counts them."""
+def position_ids(model: Any, ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the position ids of a prompt as generate() computes them."""
     require("_prepare_position_ids_for_generation")
     positions: Tensor = model._prepare_position_ids_for_generation(ids, dict(kwargs))
     return positions
 
 
 def prefill(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> Any:
-    """The output of generate()'s own prefill, which goes on behind a filled cache and reads in chunks if asked to."""
+    """Run generate()'s own prefill, which continues a partly filled cache and can process the prompt in chunks."""
     require("_prefill", "past_key_values")
     return model._prefill(ids, config, kwargs)
 
@@ -283,7 +284,7 @@ def prefill(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> Any
 def next_inputs(
     model: Any, ids: Tensor, kwargs: Mapping[str, Any], *, count: int | None, first: bool
 ) -> dict[str, Any]:
-    """Inputs of the next forward: of the last ``count`` ids, or of all (None). ``first``: media are read."""
+    """Return the inputs of the next forward pass: for the last ``count`` ids, or for all (None). ``first``: with media."""
     require("next_sequence_length", "is_first_iteration", "past_key_values")
     made: dict[str, Any] = model.prepare_inputs_for_generation(
         ids, next_sequence_length=count, is_first_iteration=first, **kwargs
@@ -291,8 +292,8 @@ def next_inputs(
     return made
 
 
-def updated(model: Any, output: Any, kwargs: dict[str, Any], new: int = 1) -> dict[str, Any]:
-    """The model's inputs after a forward whose ``output`` is given, with room for ``new`` tokens."""
+def update_kwargs(model: Any, output: Any, kwargs: dict[str, Any], new: int = 1) -> dict[str, Any]:
+    """Return the model's inputs after a forward pass with this ``output``, extended for ``new`` tokens."""
     require("_update_model_kwargs_for_generation", "num_new_tokens")
     made: dict[str, Any] = model._update_model_kwargs_for_generation(
         output, kwargs, is_encoder_decoder=bool(model.config.is_encoder_decoder), num_new_tokens=new
@@ -301,7 +302,7 @@ def updated(model: Any, output: Any, kwargs: dict[str, Any], new: int = 1) -> di
 
 
 def takes_one_token_at_a_time(model: Any) -> bool:
-    """Whether the model keeps a state instead of keys, or makes further inputs for each token in a way of its own."""
+    """Return whether the model is recurrent (a state instead of keys), or computes further inputs for each token."""
     from transformers import GenerationMixin
 
     require("_update_model_kwargs_for_generation", "_is_stateful")
@@ -313,20 +314,20 @@ def takes_one_token_at_a_time(model: Any) -> bool:
 
 
 def attention_implementation(config: Any) -> str | None:
-    """The attention function that a config names (None: not named yet, or not a config of transformers)."""
+    """Return the name of a config's attention function (None: not set yet, or not a config of transformers)."""
     require("_attn_implementation")
     name: str | None = getattr(config, "_attn_implementation", None)
     return name
 
 
 def names_attention(config: Any) -> bool:
-    """Whether this is a config by which modules choose their attention function."""
+    """Return whether this is a config from which modules take their attention function."""
     require("_attn_implementation")
     return hasattr(config, "_attn_implementation")
 
 
 def swap_attention_implementation(config: Any, name: str | None) -> str | None:
-    """Set the attention function of this config alone (not of those inside it); returns what it was."""
+    """Set the attention function of this config, but not of its sub-configs, and return the previous one."""
     require("_attn_implementation", "_attn_implementation_internal")
     before: str | None = config._attn_implementation_internal
     config._attn_implementation_internal = name
@@ -334,12 +335,12 @@ def swap_attention_implementation(config: Any, name: str | None) -> str | None:
 
 
 def makes_its_own_mask(decoder: nn.Module) -> bool:
-    """Whether the decoder builds its attention mask itself, from one of shape ``[B, T]`` (Kosmos-2)."""
+    """Return whether the decoder builds its attention mask itself from a mask ``[B, T]`` (Kosmos-2)."""
     return hasattr(decoder, "_prepare_decoder_attention_mask")
 
 
-def built(cls: Any, config: Any, dtype: Any) -> Any:
-    """A new model of ``config``."""
+def from_config(cls: Any, config: Any, dtype: Any) -> Any:
+    """Create an untrained model from its config."""
     require("_from_config")
     return cls._from_config(config, dtype=dtype)
 
@@ -347,16 +348,16 @@ def built(cls: Any, config: Any, dtype: Any) -> Any:
 # --- modules of torch -----------------------------------------------------------------------------------------------
 
 
-COMPILED_CALL = "_compiled_call_impl"  # in vars(module): what module.compile() has made of its call
+COMPILED_CALL = "_compiled_call_impl"  # in vars(module): its call, compiled by module.compile()
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:
-    """The modules directly inside; unlike ``named_children`` without a generator, for walks at every token."""
+    """Return the direct children; faster than ``named_children`` for code that runs at every token."""
     return module._modules
 
 
-def inside_compiled(module: nn.Module) -> nn.Module | None:
-    """The module that ``torch.compile`` has wrapped; None where this is not such a wrapper."""
+def uncompiled_module(module: nn.Module) -> nn.Module | None:
+    """Return the module wrapped by ``torch.compile``; None if this is not such a wrapper."""
     if "torch._dynamo" not in sys.modules:
         return None
     require("_orig_mod")
@@ -364,33 +365,33 @@ def inside_compiled(module: nn.Module) -> nn.Module | None:
 
 
 def uncompiled_function(function: Any) -> Any:
-    """The function that ``torch.compile`` has wrapped; None where this is not such a wrapper."""
+    """Return the function wrapped by ``torch.compile``; None if this is not such a wrapper."""
     require("_torchdynamo_orig_callable")
     return getattr(function, "_torchdynamo_orig_callable", None)
 
 
 def parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The module's own parameters, without a generator as :func:`children`."""
+    """Return the module's own parameters, as fast as :func:`children`."""
     return module._parameters
 
 
-def forward_hooks(module: nn.Module) -> int:
-    """Number of hooks that run before and after the module's forward."""
+def count_forward_hooks(module: nn.Module) -> int:
+    """Return the number of hooks that run before and after the module's forward."""
     return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
-def all_hooks(module: nn.Module) -> int:
-    """Number of the module's hooks, those of the backward pass included."""
-    return forward_hooks(module) + len(module._backward_hooks)
+def count_hooks(module: nn.Module) -> int:
+    """Return the number of the module's hooks, including those of the backward pass."""
+    return count_forward_hooks(module) + len(module._backward_hooks)
 
 
-def changes(tensor: Tensor) -> int:
-    """How often the tensor has been written to in place."""
+def version_of(tensor: Tensor) -> int:
+    """Return the tensor's version counter, which counts in-place writes."""
     return tensor._version
 
 
 def accelerate_hook(module: nn.Module) -> Any:
-    """The hook by which accelerate loads and offloads the module's weights, or None."""
+    """Return the hook with which accelerate loads and offloads the module's weights, or None."""
     hook = vars(module).get("_hf_hook")
     if hook is not None:
         require("_hf_hook")

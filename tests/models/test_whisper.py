@@ -109,7 +109,7 @@ def test_by_default_a_segment_fits_the_decoder(adapter: limelight.Adapter) -> No
     [({}, "contain none"), ({"audio": [noise(1.0), noise(1.0)]}, "contain 2 audio"), ({"image": np.zeros((4, 4, 3), np.uint8)}, "contain 1 image")],
 )  # fmt: skip
 def test_one_sound_is_asked_for(adapter: limelight.Adapter, media: Any, message: str) -> None:
-    with pytest.raises(MediaError, match=f"reads one audio, the messages {message}"):
+    with pytest.raises(MediaError, match=f"takes exactly one audio, the messages {message}"):
         adapter.prepare("", media)
 
 

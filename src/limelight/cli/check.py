@@ -246,8 +246,8 @@ def snapshot(adapter: Adapter) -> dict[str, Any]:
     """Record the state that must not change: parameter versions, hooks, instance-level forwards, attention implementations."""
     modules = dict(adapter.model.named_modules())
     return {
-        "parameters": {n: (p.data_ptr(), compat.changes(p)) for n, p in adapter.model.named_parameters()},
-        "hooks": {n: compat.all_hooks(m) for n, m in modules.items()},
+        "parameters": {n: (p.data_ptr(), compat.version_of(p)) for n, p in adapter.model.named_parameters()},
+        "hooks": {n: compat.count_hooks(m) for n, m in modules.items()},
         "forwards": {n: id(m.__dict__["forward"]) for n, m in modules.items() if "forward" in m.__dict__},
         "attention": {n: compat.attention_implementation(m.config) for n, m in modules.items() if hasattr(m, "config")},
         "gradients": [n for n, p in adapter.model.named_parameters() if p.grad is not None],

@@ -167,7 +167,7 @@ def _recounted(adapter: Adapter, ids: Tensor, mask: Tensor, known: Mapping[str, 
     left = ("position_ids", "attention_mask", "inputs_embeds", "input_ids")
     inputs = {k: v for k, v in adapter.complete({**known, "input_ids": ids}).items() if k not in left}
     with _deltas_kept(model), torch.no_grad():
-        return compat.counted_positions(model, ids, {**inputs, "attention_mask": mask.long()})
+        return compat.position_ids(model, ids, {**inputs, "attention_mask": mask.long()})
 
 
 @contextmanager

@@ -171,4 +171,4 @@ def _expanded(context: GenerationContext, kwargs: dict[str, Any], times: int) ->
     model, ids = context.adapter.model, context.tensors["input_ids"].to(context.ids.device)
     own = {k: v for k, v in kwargs.items() if k in context.kwargs}
     media = {k: v for k, v in kwargs.items() if k not in context.kwargs}
-    return {**compat.encoded_and_repeated(model, media, ids, times), **own}
+    return {**compat.encode_and_repeat(model, media, ids, times), **own}

@@ -326,7 +326,7 @@ def _untimed(criteria: Any) -> StoppingCriteriaList:
 
 def _cache(session: Any, context: GenerationContext, ids: Tensor, wanted: bool, checked: Any) -> Any:
     """Return generate()'s cache as plain decoding would leave it, or None if it is not needed."""
-    if not wanted and not compat.is_callers_own(context.kwargs.get("past_key_values")):
+    if not wanted and not compat.is_user_cache(context.kwargs.get("past_key_values")):
         return None
     with context.adapter.exclusive():
         own = session.cache() if hasattr(session, "cache") else None

@@ -314,7 +314,7 @@ class Adapter:
             call = capture(self.model, self.decoder, given, known, lambda: self._modalities(inputs) > 0,
                            self.names, self._words_of)  # fmt: skip
             if self.encoder is not None:
-                call = call.of_encoder(self.encoder, given)
+                call = call.with_encoder(self.encoder, given)
         if not bool(torch.isfinite(call.embeds).all()):
             raise NotFiniteError(
                 "the merged embeddings contain NaN or infinity",

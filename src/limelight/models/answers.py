@@ -1,4 +1,4 @@
-"""Answers that were written elsewhere, as the model would have generated them: their tokens, and where earlier ones stand."""
+"""Tokenising answers from elsewhere as if the model had generated them, and locating earlier answers in a prompt."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ class PromptReader(Reader, Protocol):
 
 
 def answer_tokens(adapter: Reader, messages: Sequence[Message], answer: str) -> tuple[int, ...]:
-    """Token ids of ``answer`` behind the prompt that ``messages`` make, without an end-of-text token.
+    """Return the token ids of ``answer`` as a continuation of the prompt of ``messages``, without an end-of-text token.
 
-    A blank between prompt and answer is put there where the chat template writes one (LLaVA's ``ASSISTANT: Yes``), since
-    engines leave it out of the text they return. The tokens are those of prompt and answer tokenised together, less the
-    prompt's.
+    If the chat template writes a space between prompt and answer (LLaVA's ``ASSISTANT: Yes``), it is added, since engines
+    strip it from the text they return. Prompt and answer are tokenised together, and the prompt's tokens removed.
 
     Raises:
-        PromptError: no tokenizer, an empty answer, or one that holds a placeholder of the model's media.
+        PromptError: no tokenizer, an empty answer, or an answer that contains a media placeholder.
     """
     tokenizer = adapter.tokenizer
     if tokenizer is None:
-        raise PromptError("this adapter has no tokenizer to read an answer with", hint="give the answer's token_ids")
+        raise PromptError("this adapter has no tokenizer to tokenise an answer", hint="pass the answer's token_ids")
     if not answer.strip():
         raise PromptError("the answer is empty", hint="leave the row out")
     if adapter.encoder is not None:  # the decoder's prompt is special tokens, not text
@@ -39,7 +38,7 @@ def answer_tokens(adapter: Reader, messages: Sequence[Message], answer: str) -> 
     text = answer if answer[0].isspace() else _blank(adapter, turns, before, answer) + answer
     front, whole = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (before, before + text))
     ids = whole[len(front) :] if whole[: len(front)] == front else []
-    if not ids:  # the tokenizer joins what generating keeps apart
+    if not ids:  # the tokenizer merges the end of the prompt with the start of the answer
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return _checked(adapter, ids)
 
@@ -55,11 +54,11 @@ def _checked(adapter: Reader, ids: Sequence[int]) -> tuple[int, ...]:
 
 
 def _blank(adapter: Reader, turns: list[dict[str, Any]], before: str, answer: str) -> str:
-    """What stands between the prompt's last character and the answer's first."""
+    """Return the white space that the chat template writes between prompt and answer."""
     if not any(getattr(o, "chat_template", None) for o in (adapter.processor, adapter.tokenizer)):
         return "" if before[-1:].isspace() or before.endswith(_special(adapter)) else " "
-    said = [{"type": "text", "text": answer}]
-    whole = rendered(adapter, [*turns, {"role": "assistant", "content": said}], finished=True)
+    content = [{"type": "text", "text": answer}]
+    whole = rendered(adapter, [*turns, {"role": "assistant", "content": content}], finished=True)
     behind = whole[len(before) :] if whole.startswith(before) else ""
     return behind[: behind.find(answer)] if behind.lstrip().startswith(answer.strip()) and answer in behind else ""
 
@@ -69,10 +68,10 @@ def _special(adapter: Reader) -> tuple[str, ...]:
 
 
 def earlier_answers(adapter: PromptReader, messages: Sequence[Message], prompt: Prompt) -> tuple[tuple[int, int], ...]:
-    """Where the assistant's turns in ``messages`` stand in ``prompt``: half-open runs of positions, in order.
+    """Return the positions of the assistant's turns in ``prompt``: half-open ranges, in order.
 
-    They are what changes when another text is put in their place, so that any chat template will do. A turn that the
-    template leaves out has none; an encoder-decoder has no chat template, and none of them.
+    They are the positions that change when the turn's text is replaced, which works with any chat template. Turns that the
+    template omits have no range. Encoder-decoders have no chat template, so the result is empty.
     """
     if adapter.encoder is not None:
         return ()
@@ -95,10 +94,10 @@ def earlier_answers(adapter: PromptReader, messages: Sequence[Message], prompt: 
 def _changed(
     adapter: PromptReader, turns: list[dict[str, Any]], others: list[list[dict[str, Any]]], ids: list[int]
 ) -> tuple[int, int] | None:
-    """Positions of ``ids`` that differ in some of the ``others``.
+    """Return the range of ``ids`` that differs in at least one of ``others``, or None.
 
-    The text is compared, which needs no media, and counted from its end; where media stand behind the turn, so that
-    positions cannot be counted that way, whole prompts are.
+    The rendered text is compared, which does not need the media, counting positions from the end. If media follow the
+    turn, so that text and prompt end differently, complete prompts are compared instead.
     """
     texts = [_text_ids(adapter, t) for t in (turns, *others)]
     start, stop = _difference(texts[0], texts[1:])
@@ -116,7 +115,7 @@ def _text_ids(adapter: Reader, messages: Sequence[Mapping[str, Any]]) -> list[in
 
 
 def _difference(ids: list[int], others: Sequence[list[int]]) -> tuple[int, int]:
-    """The run of ``ids`` that is not in the same place, from either end, in every other."""
+    """Return the range of ``ids`` left after removing the prefix and the suffix shared with every other list."""
     start, stop = len(ids), 0
     for other in others:
         shortest = min(len(ids), len(other))

@@ -1,7 +1,7 @@
-"""From messages to tensors for encoder-decoders: one medium for the encoder, and the ids that the decoder begins with.
+"""Converting messages to tensors for encoder-decoders: one medium for the encoder, and the decoder's start ids.
 
-Words are what stood before (Whisper's previous text, the beginning of a caption). Words that hold the spelling of the
-decoder's start token are its prompt as they are: ``<|startoftranscript|><|de|><|transcribe|><|notimestamps|>``.
+Text is taken as preceding text (Whisper's previous transcript, the start of a caption). Text that contains the decoder's
+start token is the complete decoder prompt: ``<|startoftranscript|><|de|><|transcribe|><|notimestamps|>``.
 """
 
 from __future__ import annotations
@@ -44,46 +44,46 @@ class Reader(Protocol):
 def prepare(
     adapter: Reader, encoder: EncoderDecoder, turns: Sequence[Mapping[str, Any]], found: Mapping[str, list[Any]]
 ) -> Prompt:
-    """One row: the encoder's input, and the decoder's ids.
+    """Prepare one row: the encoder's input and the decoder's ids.
 
     Args:
         turns, found: from :func:`limelight.models.prompts.split_media`.
 
     Raises:
-        MediaError: not exactly one medium of the kind that the encoder reads; a sound that is longer than it hears.
-        PromptError: the processor or the tokenizer refuses.
+        MediaError: not exactly one medium of the encoder's modality, or audio longer than the encoder's window.
+        PromptError: the processor or the tokenizer fails.
     """
     counts = {kind: len(media) for kind, media in found.items() if media}
     if counts != {encoder.kind: 1}:
-        told = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"
+        given = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "none"
         raise MediaError(
-            f"{type(adapter.model).__name__} reads one {encoder.kind}, the messages contain {told}",
-            hint=f"media={{{encoder.kind!r}: file}}; ask several one by one, or with generate_many",
+            f"{type(adapter.model).__name__} takes exactly one {encoder.kind}, the messages contain {given}",
+            hint=f"media={{{encoder.kind!r}: file}}; for several, use one call each, or generate_many",
         )
     words = " ".join(i["text"].strip() for t in turns for i in t["content"] if i["type"] == "text").strip()
     duration: float | None = None
     if encoder.kind == "audio":
         rate = _rate(adapter)
         samples = read_audio(found["audio"][0], rate)
-        tensors, duration = _heard(adapter, samples, rate), len(samples) / rate
+        tensors, duration = _audio_features(adapter, samples, rate), len(samples) / rate
         media: dict[str, list[Any]] = {"audio": [(samples, rate)]}
     else:
         picture = read_image(found["image"][0])
-        tensors = _made(lambda: _image_processor(adapter)(images=[picture], return_tensors="pt"))
+        tensors = _processed(lambda: _image_processor(adapter)(images=[picture], return_tensors="pt"))
         media = {"image": [picture]}
     device, dtype = adapter.device, adapter.model.dtype
     tensors = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
     ids = decoder_ids(adapter, encoder, words, tensors)
-    given = Inputs(adapter.complete({**tensors, ENCODER_DECODER.ids: torch.tensor([ids], device=device)}))
+    inputs = Inputs(adapter.complete({**tensors, ENCODER_DECODER.ids: torch.tensor([ids], device=device)}))
     span = Span(0, len(ids), "text")
     if duration is not None:
         span = replace(span, interval=Interval(0, 0.0, duration))
-    given.spans = (span,)
-    return Prompt(given, adapter.words(given), (span,), media)
+    inputs.spans = (span,)
+    return Prompt(inputs, adapter.words(inputs), (span,), media)
 
 
 def decoder_ids(adapter: Reader, encoder: EncoderDecoder, words: str, tensors: Mapping[str, Any]) -> list[int]:
-    """The ids that the decoder begins with."""
+    """Return the decoder's start ids for the text ``words``."""
     tokenizer = adapter.tokenizer
     if tokenizer is None:
         raise PromptError("this adapter has no tokenizer", hint="limelight.wrap(model, processor)")
@@ -92,8 +92,8 @@ def decoder_ids(adapter: Reader, encoder: EncoderDecoder, words: str, tensors: M
         return list(tokenizer(words, add_special_tokens=False)["input_ids"])
     if adapter.family.decoder_prompt is not None:
         return adapter.family.decoder_prompt(adapter, words, tensors)
-    said = list(tokenizer(words, add_special_tokens=False)["input_ids"]) if words else []
-    return [*encoder.start, *said]
+    text = list(tokenizer(words, add_special_tokens=False)["input_ids"]) if words else []
+    return [*encoder.start, *text]
 
 
 def _rate(adapter: Reader) -> int:
@@ -114,21 +114,21 @@ def _image_processor(adapter: Reader) -> Any:
     return found
 
 
-def _made(make: Any) -> dict[str, Any]:
+def _processed(process: Any) -> dict[str, Any]:
     try:
-        return dict(make())
+        return dict(process())
     except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
         if machine_failed(error):
             raise
-        raise PromptError(f"the model's processor refused the media: {error}", hint="check the file") from error
+        raise PromptError(f"the model's processor rejected the media: {error}", hint="check the file") from error
 
 
-def _heard(adapter: Reader, samples: Any, rate: int) -> dict[str, Any]:
+def _audio_features(adapter: Reader, samples: Any, rate: int) -> dict[str, Any]:
     extractor = _extractor(adapter)
 
-    def make(sounds: list[Any]) -> Any:
-        return extractor(sounds, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
+    def process(audio: list[Any]) -> Any:
+        return extractor(audio, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
 
-    out = _made(lambda: make([samples]))
-    check_not_truncated(make, [samples], out, rate, adapter.processor)
+    out = _processed(lambda: process([samples]))
+    check_not_truncated(process, [samples], out, rate, adapter.processor)
     return out

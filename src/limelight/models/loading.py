@@ -81,7 +81,7 @@ def load(
 
 
 def calibration_for(name: str | Path, given: str | Path | Calibration | None) -> Calibration | None:
-    """The calibration that :func:`load` takes for a model of that name."""
+    """Return the calibration that :func:`load` uses for a model of that name."""
     if given is None or isinstance(given, Calibration):
         return given
     if given == NONE:
@@ -182,7 +182,7 @@ def _checked(dtype: torch.dtype | str, device: str | None, kwargs: dict[str, Any
 
 
 def _local(name: str | Path) -> str | Path:
-    """The folder behind a name of limelight's own; else the name as it is."""
+    """Return the folder of a name defined by limelight (shipped or fetched); other names are returned unchanged."""
     if str(name) in PACKAGED:
         return packaged(str(name))
     if str(name) in FETCHED and not Path(name).is_dir():

@@ -310,7 +310,7 @@ def whole_patch(clip: Clip, processor: Any) -> Clip:
 
 
 def video_metadata(clip: Clip) -> Any:
-    """When each frame was shown, as transformers' processors take it: frame number divided by frames a second."""
+    """Return the frames' times in the form that transformers' processors expect: frame numbers and frames per second."""
     from limelight.compat import VideoMetadata
 
     step = (clip.seconds[-1] - clip.seconds[0]) / (len(clip) - 1) if len(clip) > 1 else 1.0
@@ -323,19 +323,19 @@ def video_metadata(clip: Clip) -> Any:
 
 
 def rendered(adapter: Reader, turns: list[dict[str, Any]], *, finished: bool = False) -> str:
-    """The turns as the model's chat template writes them, one placeholder a medium, up to where the answer begins;
-    ``finished``: without the beginning of a further answer."""
+    """Render the turns with the model's chat template, with one placeholder per medium and the start of the answer;
+    ``finished``: without the start of an answer."""
     processor = adapter.processor
     for owner in (processor, adapter.tokenizer):
         if template := getattr(owner, "chat_template", None):
-            if owner is adapter.tokenizer and not _TYPED.search(str(template)):  # a template of text takes words alone
+            if owner is adapter.tokenizer and not _TYPED.search(str(template)):  # a text-only template
                 turns = [{**t, "content": _joined(processor, [t])} for t in turns]
             return str(owner.apply_chat_template(turns, tokenize=False, add_generation_prompt=not finished))
     return _joined(processor, turns)
 
 
 def _joined(processor: Any, turns: Sequence[Message]) -> str:
-    """The words of turns, with the processor's placeholder for each medium."""
+    """Return the text of the turns, with the processor's placeholder for each medium."""
     # Q-Former processors (BLIP-2, InstructBLIP) put their query tokens in front themselves.
     named = () if getattr(processor, "num_query_tokens", None) else _MEDIA_KINDS
     marks = {m: getattr(processor, f"{m}_token", None) for m in named}

@@ -13,28 +13,28 @@ START, BEFORE, SILENT = "<|startoftranscript|>", "<|startofprev|>", "<|notimesta
 
 
 def language_token(model: Any, language: str) -> str:
-    """``<|de|>`` for ``de``, ``<|de|>`` or ``German``.
+    """Return the language token ``<|de|>`` for ``de``, ``<|de|>`` or ``German``; "" for English in an English-only model.
 
     Raises:
-        SettingError: the model does not know the language, or knows English alone.
+        SettingError: the model does not support the language.
     """
     from limelight.compat import TO_LANGUAGE_CODE
 
-    asked = language.strip().lower()
-    code = TO_LANGUAGE_CODE.get(asked, asked.removeprefix("<|").removesuffix("|>"))
+    name = language.strip().lower()
+    code = TO_LANGUAGE_CODE.get(name, name.removeprefix("<|").removesuffix("|>"))
     known = getattr(model.generation_config, "lang_to_id", None) or {}
     if not known and code == "en":
         return ""
     if f"<|{code}|>" not in known:
         raise SettingError(
             f"this Whisper does not know the language {language!r}",
-            hint=f"one of {', '.join(sorted(k[2:-2] for k in known)) or 'en (it knows English alone)'}",
+            hint=f"one of {', '.join(sorted(k[2:-2] for k in known)) or 'en (this model is English-only)'}",
         )
     return f"<|{code}|>"
 
 
 def transcription(adapter: Any, prompt: str | None, language: str | None) -> str:
-    """The words that ask for a transcription: what was said before, or the decoder's prompt with its language."""
+    """Return the text of a transcription prompt: the previous text, or with a language the complete decoder prompt."""
     before = (prompt or "").strip()
     if START in before or language is None:
         return before
@@ -44,16 +44,16 @@ def transcription(adapter: Any, prompt: str | None, language: str | None) -> str
 
 
 def decoder_prompt(adapter: Any, words: str, tensors: Mapping[str, Any]) -> list[int]:
-    """``[<|startofprev|> words] <|startoftranscript|> [language, task] <|notimestamps|>``; of the words the last ones that
-    fit. The language is the one that the model hears."""
+    """Return the ids of ``[<|startofprev|> words] <|startoftranscript|> [language, task] <|notimestamps|>``, where ``words``
+    are cut to the last ones that fit, and the language is detected by the model."""
     model, tokenizer = adapter.model, adapter.tokenizer
     config = model.generation_config
     start = tokenizer.convert_tokens_to_ids(START)
     ids = [start]
     if getattr(config, "is_multilingual", False) and getattr(config, "lang_to_id", None):
         with torch.no_grad(), adapter.exclusive():
-            heard = model.detect_language(input_features=tensors["input_features"], generation_config=config)
-        ids += [int(heard[0]), int(config.task_to_id["transcribe"])]
+            language = model.detect_language(input_features=tensors["input_features"], generation_config=config)
+        ids += [int(language[0]), int(config.task_to_id["transcribe"])]
     ids.append(int(getattr(config, "no_timestamps_token_id", None) or tokenizer.convert_tokens_to_ids(SILENT)))
     if not words:
         return ids

@@ -102,7 +102,7 @@ def rotations_of(adapter: Adapter, call: DecoderCall) -> Rotations:
         raise UnsupportedError(f"{name} reads media by cross-attention, which does not rotate", hint=_INSTEAD)
     if "position_ids" not in inspect.signature(adapter.decoder.forward).parameters:
         raise UnsupportedError(f"expected {name} to take position_ids, which move its rotary positions", hint=_INSTEAD)
-    piece = call.row(0).ending(min(4, call.length))
+    piece = call.row(0).tail(min(4, call.length))
     given = piece.kwargs.get("position_ids")
     here = torch.arange(piece.length, device=piece.embeds.device)[None] if given is None else given
     before, after = (

@@ -101,7 +101,7 @@ def test_nothing_is_left_behind_where_conversion_fails(folder: Path) -> None:
     [
         ({"decoder/alibi": torch.tensor(1, dtype=torch.int8)}, "decoder/alibi"),
         ({"decoder/activation": torch.tensor(9, dtype=torch.int8)}, "decoder/activation"),
-        ({"decoder/layer_0/attention/linear_1/bias": torch.ones(32)}, "has a bias of keys"),
+        ({"decoder/layer_0/attention/linear_1/bias": torch.ones(32)}, "has a bias for keys"),
         ({"decoder/layer_0/attention/linear_1/weight": torch.ones(32, 16, dtype=torch.int8)}, "without .*_scale"),
         ({"decoder/embeddings/weight": torch.ones(100, 16)}, "has 266 tokens, model.bin has 100"),
         ({"decoder/gate": torch.ones(3)}, "do not know where decoder/gate belongs"),

@@ -161,7 +161,7 @@ def test_media_that_go_another_way_too_raise() -> None:
     decoder = Leaky(built("llava").decoder)
     inputs = {"input_ids": torch.tensor([[1, 9, IMAGE]]), "pixels": torch.ones(1, 3)}
     for _ in range(2):
-        with pytest.raises(UnsupportedError, match="not by its embeddings alone") as caught:
+        with pytest.raises(UnsupportedError, match="in other ways than through its input embeddings") as caught:
             capture(Whole(decoder), decoder, inputs, {})
         assert caught.value.hint
 
@@ -180,5 +180,5 @@ def test_what_is_computed_at_padding_and_what_comes_later() -> None:
     ids = torch.tensor([[0, 1, 9, IMAGE]])
     inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     assert capture(Whole(decoder), decoder, {**inputs, "pixels": torch.ones(1, 3)}, {}).length == 4
-    with pytest.raises(UnsupportedError, match="not by its embeddings alone"):
+    with pytest.raises(UnsupportedError, match="in other ways than through its input embeddings"):
         capture(Whole(decoder), decoder, {**inputs, "sound": torch.ones(1, 3)}, {})

@@ -234,7 +234,7 @@ def test_what_attention_would_leave_out_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["inkling", "inkling2"])
 def test_without_rules_such_families_are_refused_too(name: str) -> None:
     adapter = Adapter(ZOO[name].build())
-    with pytest.raises(UnsupportedError, match="hands its attention"):
+    with pytest.raises(UnsupportedError, match="to its attention"):
         attribute(adapter, ZOO[name].inputs(adapter.model), composite=GRADIENT_INPUT)
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints in layouts that transformers does not read itself."""
+"""Checkpoints in layouts that transformers cannot read."""

@@ -1,4 +1,4 @@
-"""A decoder of transformers' with features in place of placeholder embeddings: what our own small models share."""
+"""Base class of multimodal models built here: a transformers decoder whose placeholders are replaced by media features."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     placeholder = ""
 
     def features(self, **media: Any) -> Tensor:
-        """Raises HookError: a subclass brings its own."""
+        """Compute the media's features ``[n, positions, D]``; raises HookError unless a subclass overrides it."""
         raise HookError(
-            f"{type(self).__name__} has media {', '.join(self.media) or 'of no name'} and no features() to read them with",
+            f"{type(self).__name__} does not define features() for its media {', '.join(self.media) or '(none named)'}",
             hint="define features(**media), which returns [n, positions, width of the decoder]",
         )
 
@@ -45,7 +45,7 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return self.language_model  # type: ignore[no-any-return]
 
     def merge(self, input_ids: Tensor, media: dict[str, Any]) -> Tensor:
-        """Token embeddings ``[B, T, D]`` with the features at the placeholders.
+        """Return token embeddings ``[B, T, D]`` with the features inserted at the placeholders.
 
         Raises:
             PromptError: placeholders and features differ in number, or there are placeholders and no media.
@@ -57,7 +57,7 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             if bool(where.any()):
                 raise PromptError(
                     f"{int(where.sum())} placeholders and no {self.media[0]}",
-                    hint="pass all that the processor returned",
+                    hint="pass everything that the processor returned",
                 )
             return embeds
         found = self.features(**media)
@@ -77,10 +77,10 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Merge, decode, logits.
+        """Merge the media, run the decoder and compute the logits.
 
         Raises:
-            UnsupportedError: labels, for there is no loss.
+            UnsupportedError: labels were passed (no loss is computed).
         """
         kwargs.pop("return_dict", None)
         if kwargs.pop("labels", None) is not None:
@@ -89,7 +89,10 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             )
         if inputs_embeds is None:
             if input_ids is None:
-                raise PromptError("neither input_ids nor inputs_embeds", hint="pass what the processor returned")
+                raise PromptError(
+                    "expected input_ids or inputs_embeds, got neither",
+                    hint="pass everything that the processor returned",
+                )
             inputs_embeds = self.merge(input_ids, media)
         out = self.language_model(inputs_embeds=inputs_embeds, **kwargs)
         hidden = out.last_hidden_state
@@ -108,18 +111,20 @@ class MergedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             *args, is_first_iteration=is_first_iteration, **kwargs
         )
-        if not is_first_iteration and kwargs.get("use_cache", True):  # the media are in the cache
+        if not is_first_iteration and kwargs.get("use_cache", True):  # the cache already contains the media
             inputs.update(dict.fromkeys(self.media))
         return inputs
 
 
 def within(model: Any, most: int, why: str) -> None:
-    """Make ``model`` refuse sequences of more than ``most`` positions, cached ones included."""
+    """Make ``model`` raise UnsupportedError for sequences of more than ``most`` positions, including cached ones."""
 
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         before = cache.get_seq_length() if cache is not None else 0
         if isinstance(embeds, torch.Tensor) and before + embeds.shape[1] > most:
-            raise UnsupportedError(f"{before + embeds.shape[1]} positions, {why} {most}", hint="ask or answer shorter")
+            raise UnsupportedError(
+                f"{before + embeds.shape[1]} positions, {why} {most}", hint="use a shorter prompt or fewer new tokens"
+            )
 
     model.register_forward_pre_hook(check, with_kwargs=True)

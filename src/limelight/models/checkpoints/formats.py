@@ -21,7 +21,7 @@ from limelight.errors import ModelError
 from limelight.models.runtime.machine import machine_failed
 
 Weights = Iterable[tuple[str, Tensor]]
-# Published name and tensor -> names and tensors of the model (none where it has no place there on purpose).
+# Published name and tensor -> names and tensors of the model (empty for weights that are intentionally dropped).
 Rename = Callable[[str, Tensor], Weights]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
@@ -31,7 +31,7 @@ class Published:
     """How a family's checkpoints are recognised and loaded.
 
     Attributes:
-        claims: (folder or None, its config.json as a mapping, empty without one) -> whether this is one.
+        claims: (folder or None, its config.json as a mapping, empty without one) -> whether it has this layout.
         load: (folder, dtype or ``"auto"``) -> (model, processor), on the CPU.
     """
 
@@ -41,11 +41,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Convertible:
-    """The same where transformers has the model and only the layout is another one.
+    """How checkpoints are converted whose model transformers has, but whose layout it cannot read.
 
     Attributes:
-        claims: as of :class:`Published`.
-        convert: folder -> a folder in transformers' layout, which is then loaded with all of the caller's settings.
+        claims: see :class:`Published`.
+        convert: folder -> folder in transformers' layout, which is then loaded with all of the caller's settings.
     """
 
     claims: Callable[[Path | None, Mapping[str, Any]], bool]
@@ -53,10 +53,10 @@ class Convertible:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """config.json of a folder; empty where there is none.
+    """Read a folder's config.json; {} if there is none.
 
     Raises:
-        ModelError: it is no JSON object.
+        ModelError: it is not a JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -71,7 +71,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def dtype_of(wanted: torch.dtype | str, config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype to load in: as asked for, else the checkpoint's own (float32 where it names none)."""
+    """Return the dtype to load in: the requested one, or for ``"auto"`` the checkpoint's (float32 if it names none)."""
     if isinstance(wanted, torch.dtype):
         return wanted
     name = str((config.get("dtype") or config.get("torch_dtype") or "float32") if wanted == "auto" else wanted)
@@ -82,12 +82,12 @@ def dtype_of(wanted: torch.dtype | str, config: Mapping[str, Any]) -> torch.dtyp
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of one file, safetensors or a pickled state dict (``weights_only``, mapped, not read at once)."""
+    """Yield the tensors of one file, safetensors or a pickled state dict (``weights_only``, memory-mapped)."""
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
         with safe_open(str(path), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
                 yield name, opened.get_tensor(name)
         return
     state = pickled(path)
@@ -97,10 +97,10 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def pickled(path: Path) -> dict[str, Any]:
-    """A pickled checkpoint, nothing but tensors and plain values in it.
+    """Read a pickled checkpoint that contains only tensors and plain values.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        ModelError: it is missing, damaged, or contains other objects.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -116,10 +116,10 @@ def pickled(path: Path) -> dict[str, Any]:
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of every weight file of a folder; safetensors where there are some.
+    """Yield the tensors of every weight file of a folder; only safetensors if there are any.
 
     Raises:
-        ModelError: the folder holds no weights.
+        ModelError: the folder contains no weights.
     """
     for pattern in WEIGHTS:
         files = sorted(folder.glob(pattern))
@@ -134,10 +134,10 @@ def fill(model: nn.Module, weights: Weights, rename: Rename, *, optional: Iterab
     """Copy published weights into the model's parameters, each exactly once.
 
     Args:
-        optional: names that may be left as they are.
+        optional: names that may be missing from ``weights``.
 
     Raises:
-        ModelError: a weight without a place, of another shape, given twice, or missing.
+        ModelError: a weight is unknown, of another shape, given twice, or missing.
     """
     own = {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if "inv_freq" not in n}}
     missing = set(own) - set(optional)
@@ -147,7 +147,7 @@ def fill(model: nn.Module, weights: Weights, rename: Rename, *, optional: Iterab
             for name, value in rename(published, tensor):
                 if name not in own or name in done or own[name].shape != value.shape:
                     why = "twice" if name in done else f"of shape {tuple(value.shape)}"
-                    place = f"{tuple(own[name].shape)}" if name in own else "no such place"
+                    place = f"{tuple(own[name].shape)}" if name in own else "no such weight"
                     raise ModelError(
                         f"the checkpoint has {published} {why}; {type(model).__name__} has {place} for {name}",
                         hint="this checkpoint's layout or size does not match its config",

@@ -1,8 +1,8 @@
-"""Whisper in CTranslate2's layout (what faster-whisper loads): ``model.bin``, ``config.json``, ``tokenizer.json``.
+"""Converting Whisper from CTranslate2's layout (used by faster-whisper): ``model.bin``, ``config.json``, ``tokenizer.json``.
 
-A folder is converted once, into the cache (:mod:`limelight.models.checkpoints.cache`), and from then on loads as any
-checkpoint of transformers. Reading is CTranslate2's ``Model::load`` (binary version 6): little endian; strings with a
-16-bit length that counts a final zero byte; per variable its name, rank, dimensions, type, bytes; then aliases.
+A folder is converted once, into the cache (:mod:`limelight.models.checkpoints.cache`), and is then loaded like any other
+transformers checkpoint. The format is that of CTranslate2's ``Model::load`` (binary version 6): little endian; strings with
+a 16-bit length that includes a final zero byte; for each variable its name, rank, dimensions, type, and bytes; then aliases.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from limelight.models.checkpoints.formats import Weights, fill
 
 VERSION = 6
 SPEC = "WhisperSpec"
-CONVERTER = 1  # raised when what is written changes
-HEAD_DIM = 64  # of every published Whisper, for files that do not say how many heads there are
-STEP = 0.02  # seconds between two time marks
+CONVERTER = 1  # of the conversion; increase it when the output changes
+HEAD_DIM = 64  # of all published Whisper models, for files that do not contain the number of heads
+STEP = 0.02  # seconds between two timestamp tokens
 _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
 _ACTIVATIONS = {0: "relu", 1: "gelu_new", 2: "silu", 3: "gelu"}
 _SCALE = "_scale"  # of a quantised weight: stored integer / scale
@@ -37,13 +37,13 @@ _FILES = ("model.bin", "config.json", "tokenizer.json")
 
 @dataclass
 class Binary:
-    """A ``model.bin``: variables by name (memory-mapped), and further names of some."""
+    """Contents of a ``model.bin``: variables by name (memory-mapped), and aliases."""
 
     variables: dict[str, Tensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
 
     def number(self, name: str) -> int | None:
-        """A scalar variable, or None."""
+        """Return a scalar variable, or None."""
         found = self.variables.get(name)
         return None if found is None else int(found)
 
@@ -75,7 +75,7 @@ def read_binary(path: Path) -> Binary:
     """Read a ``model.bin``.
 
     Raises:
-        ModelError: another version or another model than Whisper; a type nobody knows; a file that is cut off.
+        ModelError: another version, another model than Whisper, an unknown type, or a truncated file.
     """
     reader = _Reader(path)
     version, spec = reader.number("I"), reader.string()
@@ -107,7 +107,7 @@ def read_binary(path: Path) -> Binary:
 
 
 def claims(folder: Path | None, config: Mapping[str, Any]) -> bool:
-    """A folder whose ``model.bin`` says so; of the Hub, a config with CTranslate2's entries for Whisper alone."""
+    """Return whether this is such a checkpoint: by its ``model.bin``, or on the Hub by CTranslate2's config for Whisper."""
     if folder is None:
         return "model_type" not in config and {"alignment_heads", "suppress_ids"} <= set(config)
     path = folder / "model.bin"
@@ -118,7 +118,7 @@ def claims(folder: Path | None, config: Mapping[str, Any]) -> bool:
 
 
 def convert(folder: Path) -> Path:
-    """The same model in transformers' layout, in the cache; converted when it is not there yet."""
+    """Return the cached folder with the model in transformers' layout, converting it if necessary."""
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise ModelError(
@@ -133,8 +133,8 @@ def convert(folder: Path) -> Path:
 def write(folder: Path, place: Path) -> None:
     """Convert ``folder`` into ``place``: model, generation settings, processor.
 
-    Weights are stored in float16 when they were in float16 or quantised; the config asks for float32, as OpenAI's
-    checkpoints do.
+    Weights are stored in float16 if they were float16 or quantised; the config's dtype is float32, as in OpenAI's
+    checkpoints.
 
     Raises:
         ModelError: a file is missing, damaged, or not Whisper's.
@@ -164,7 +164,7 @@ def write(folder: Path, place: Path) -> None:
 
 
 def dequantised(variables: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The weights, without scalars; integers divided by their scales (per row, or one of the whole matrix)."""
+    """Yield the weights, without scalars; integers are divided by their scales (per row, or one for the whole matrix)."""
     for name, value in variables.items():
         if value.ndim == 0 or name.endswith(_SCALE) or name == "decoder/alignment_heads":
             continue
@@ -179,10 +179,10 @@ def dequantised(variables: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]
 
 
 def renamed(name: str, value: Tensor) -> Weights:
-    """CTranslate2's name and tensor -> those of transformers; fused projections are taken apart.
+    """Convert a name and tensor of CTranslate2 to those of transformers, splitting fused projections.
 
     Raises:
-        ModelError: a name nobody knows, or a bias of keys that is not zero (Whisper has none).
+        ModelError: an unknown name, or a nonzero bias of the keys (Whisper has none).
     """
     stack, _, rest = name.partition("/")
     parts = rest.split("/")
@@ -208,7 +208,7 @@ def renamed(name: str, value: Tensor) -> Weights:
         projections = _PROJECTIONS[block][int(part[-1])]
         pieces = value.chunk(len(projections))
         if kind == "bias" and "k_proj" in projections and bool(pieces[projections.index("k_proj")].any()):
-            raise ModelError(f"{name} has a bias of keys", hint="Whisper has none; this is another model")
+            raise ModelError(f"{name} has a bias for keys", hint="Whisper has none; this is another model")
         return [
             (f"{at}.{block}.{projection}.{kind}", piece)
             for projection, piece in zip(projections, pieces, strict=True)
@@ -255,7 +255,7 @@ def _sizes(binary: Binary) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> Any:
-    """The tokenizer, with the time marks that the file leaves to whoever reads it."""
+    """Load the tokenizer and add the timestamp tokens, which the file does not contain."""
     from transformers import AddedToken, WhisperTokenizer
 
     try:
@@ -288,7 +288,7 @@ def _ids(tokenizer: Any) -> dict[str, Any]:
 
 
 def _generation(own: Mapping[str, Any], tokenizer: Any, config: Any) -> dict[str, Any]:
-    """What Whisper's own generate() asks of its generation config."""
+    """Build the generation config that Whisper's own generate() needs."""
     # English-only Whispers have GPT-2's vocabulary, whose last token is 50256; the others have one more
     multilingual = int(config.vocab_size) >= 51865
     languages = {tokenizer.convert_ids_to_tokens(int(i)): int(i) for i in own.get("lang_ids", [])}

@@ -42,17 +42,17 @@ class Family:
         paper: its row of the paper's table (the paper's defaults if it has none).
         members: adds media positions besides the placeholders: ``(input_ids, modality ids) -> modality ids``.
         pictures: lays out one run of image or video positions (:data:`limelight.models.spans.Pictures`).
-        transcribe: the words that ask it for a transcription, where neither config nor processor has any.
-        extra_inputs: what forward needs and a caller may have forgotten: ``(model, inputs) -> tensors to add``.
-        seconds: of sound that the positions of one sound stand for, where features cannot tell: ``config -> seconds``.
-        state_seconds: of sound that one state of its encoder stands for, of an encoder-decoder: ``config -> seconds``.
-        decoder_prompt: the ids that an encoder-decoder's decoder begins with: ``(adapter, words, the encoder's tensors)``.
-        answer_prefix: what the text of an encoder-decoder's answer begins with before it is stripped.
-        transcription: the words that ask an encoder-decoder for a transcription: ``(adapter, prompt, language) -> words``.
-        published: how to load checkpoints in a layout that transformers does not know.
-        whole_last: a picture's tiles, joined into one grid, stand before its view as a whole and are cut at their upper
-            left (Phi-4); else behind it, cut around their middle (LLaVA-NeXT).
-        marked: no token stands for its media: a mask beside the ids says where they are.
+        transcribe: the prompt for a transcription, if neither config nor processor contains one.
+        extra_inputs: inputs that forward needs and a caller may have omitted: ``(model, inputs) -> tensors to add``.
+        seconds: duration of one audio input's positions, if it does not follow from the features: ``config -> seconds``.
+        state_seconds: duration of one encoder state of an encoder-decoder: ``config -> seconds``.
+        decoder_prompt: start ids of an encoder-decoder's decoder: ``(adapter, words, the encoder's tensors) -> ids``.
+        answer_prefix: text before an encoder-decoder's answer that is stripped from it.
+        transcription: prompt of an encoder-decoder for a transcription: ``(adapter, prompt, language) -> words``.
+        published: how to load checkpoints in a layout that transformers cannot read.
+        whole_last: an image's tile grid precedes its overview and is cropped at the upper left (Phi-4); else the grid
+            follows the overview and is cropped around its centre (LLaVA-NeXT).
+        marked: there is no placeholder token; a mask beside the ids marks the media positions.
     """
 
     name: str

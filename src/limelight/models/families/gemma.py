@@ -1,4 +1,4 @@
-"""PaliGemma and Gemma3: masks that are not causal over the prompt, told by token_type_ids."""
+"""PaliGemma and Gemma 3: attention that is not causal within the prompt, determined by token_type_ids."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,8 @@ from limelight.models.families import Family
 
 
 def _types(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Gemma3: 1 at a picture, whose positions see one another. PaliGemma: 0 all over, for a prompt is all prefix."""
+    """Add token_type_ids. Gemma 3: 1 at image positions, which attend to each other. PaliGemma: 0 everywhere, since the whole
+    prompt is a prefix."""
     ids = inputs.get("input_ids")
     if ids is None or inputs.get("token_type_ids") is not None:
         return {}

@@ -1,4 +1,4 @@
-"""Gemma 3n: every sound fills the same number of positions, whose length in time the config's strides say."""
+"""Gemma 3n: every audio input has the same number of positions, whose duration follows from the config's strides."""
 
 from math import prod
 from typing import Any
@@ -9,7 +9,7 @@ FRAME = 0.01  # seconds between two frames of the feature extractor
 
 
 def seconds(config: Any) -> float:
-    """Of sound that the positions of one medium stand for (30.08 of the published models; silence behind a shorter one)."""
+    """Return the duration of one audio input's positions (30.08 s in the published models; shorter audio is padded)."""
     audio = config.audio_config
     frames = prod(int(stride[0]) for stride in audio.sscp_conv_stride_size) * int(audio.conf_reduction_factor)
     return FRAME * frames * int(config.audio_soft_tokens_per_image)

@@ -1,4 +1,4 @@
-"""Granite-speech: asked in the words of its model card."""
+"""Granite-speech: the transcription prompt of its model card."""
 
 from limelight.models.families import Family
 

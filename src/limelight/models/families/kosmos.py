@@ -1,4 +1,4 @@
-"""Kosmos-2 and Kosmos-2.5: places of the picture come as a mask, and positions are counted behind the padding's id."""
+"""Kosmos-2 and Kosmos-2.5: a mask marks the image positions, and position ids start after the padding id."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from limelight.models.families import Family
 
 
 def _positions(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """As the decoder counts where it sees ids (from embeddings it could not tell what is padding)."""
+    """Add position ids, computed as by the decoder from token ids (from embeddings it could not detect padding)."""
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor):
         return {}

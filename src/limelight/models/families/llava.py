@@ -1,4 +1,4 @@
-"""LLaVA-1.5: everything is in the config; the paper's first column."""
+"""LLaVA-1.5: only the paper's settings (first column of its table); everything else is in the config."""
 
 from limelight.models.families import Family, PaperSettings
 

@@ -1,6 +1,6 @@
-"""LLaVA-NeXT and LLaVA-OneVision: a picture of any resolution is a small base grid, then its unpadded tiles in rows.
+"""LLaVA-NeXT and LLaVA-OneVision: an image is a small overview grid, followed by the grid of its tiles without padding.
 
-Each row of the tiles ends in a newline embedding. A picture that was not tiled, and a video, end in one newline.
+Each row of the tile grid ends in a newline embedding. An untiled image, and a video, end in a single newline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from limelight.types import Span
 
 
 def tiled_grid(size: Size, config: Any) -> tuple[int, int]:
-    """Rows and columns (newlines not counted) of the tiles of a picture of ``size`` (height, width) in pixels."""
+    """Return rows and columns (without newlines) of the tile grid of an image of ``size`` (height, width) in pixels."""
     from limelight.compat import get_anyres_image_grid_shape, unpad_image
 
     side, tile = tower_side(config) or 1, config.vision_config.image_size
@@ -25,7 +25,7 @@ def tiled_grid(size: Size, config: Any) -> tuple[int, int]:
     padded = torch.empty(1, down * side, across * side, device="meta")
     rows, columns = (int(n) for n in unpad_image(padded, size).shape[1:])
     most = str(getattr(config, "vision_aspect_ratio", "")).removeprefix("anyres_max_")
-    if most.isdigit():  # LLaVA-OneVision shrinks what would be too many positions
+    if most.isdigit():  # LLaVA-OneVision downsamples grids with too many positions
         ratio = math.sqrt(rows * columns / (int(most) * side**2))
         if ratio > 1.1:
             rows, columns = int(rows // ratio), int(columns // ratio)
@@ -40,7 +40,7 @@ def _picture(start: int, config: Any, size: Size | None) -> list[Span]:
     rows, columns = tiled_grid(size, config)
     if rows and columns:
         return [base, newline_grid(base.stop, rows, columns)]
-    # so narrow that nothing of its tiles is left but the newlines
+    # so narrow that only newlines remain of its tile grid
     return [base, *([Span(base.stop, base.stop + rows, "image")] if rows else [])]
 
 
@@ -54,7 +54,7 @@ def _video(span: Span, config: Any) -> list[Span]:
 
 
 def pictures(span: Span, config: Any, sizes: deque[Size]) -> list[Span]:
-    """A run as tiled pictures of the sizes to come, or else as untiled ones, or as it is where neither comes out even."""
+    """Split a run into tiled images of the next ``sizes``, else into untiled ones; unchanged if neither fits."""
     if span.modality == "video":
         return _video(span, config)
     for tiled in (True, False):

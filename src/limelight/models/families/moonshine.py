@@ -1,4 +1,4 @@
-"""Moonshine: its states are counted in samples, and it is asked nothing."""
+"""Moonshine: duration of its encoder states; it takes no transcription prompt."""
 
 from typing import Any
 
@@ -6,14 +6,15 @@ from limelight.models.families import Family
 
 
 def state_seconds(config: Any) -> float:
-    """Convolutions of steps 64, 3 and 2 on samples at 16 kHz: 24 ms; of the streaming model, of steps 2 and 2 on frames."""
+    """Return the duration of one state: convolutions of strides 64, 3 and 2 at 16 kHz (24 ms); in the streaming model,
+    strides 2 and 2 on frames."""
     encoder = getattr(config, "encoder_config", None)
     frame = getattr(encoder, "frame_ms", None)
     return 64 * 3 * 2 / 16000 if frame is None else 2 * 2 * float(frame) / 1000
 
 
 def transcription(adapter: Any, prompt: str | None, language: str | None) -> str:
-    """The beginning of what is said, where the caller knows it."""
+    """Return the start of the transcript, if the caller gives one."""
     return prompt or ""
 
 

@@ -1,6 +1,6 @@
-"""Phi-4-multimodal: asked in the words of its model card; a picture is its unpadded tiles in rows, then a whole view.
+"""Phi-4-multimodal: an image is the grid of its tiles without padding, followed by an overview grid.
 
-Each row of either ends in a newline embedding, and one more embedding stands between the two.
+Each row of both grids ends in a newline embedding, and another embedding separates the two grids.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from limelight.types import Span
 
 
 def pictures(span: Span, config: Any, sizes: deque[Size]) -> list[Span]:
-    """A run as one picture of the size to come: that of its tiles in pixels, padding included."""
+    """Lay out a run as one image of the next size, that of its tile grid in pixels, including padding."""
     vision = config.vision_config
     tile = int(getattr(vision, "crop_size", None) or 0)
     half = (tower_side(config) or 1) // 2  # patches are pooled by two

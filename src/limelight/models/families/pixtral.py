@@ -1,6 +1,6 @@
-"""Mistral3 and whoever else has Pixtral's tower: a picture of any size, a break token after each row, an end token last.
+"""Models with Pixtral's vision encoder (Mistral 3): images of any size, a break token after each row, a final end token.
 
-Break and end tokens are words of the vocabulary, yet they belong to the picture: they are never part of the question.
+Break and end tokens are ordinary ids of the vocabulary, but they belong to the image and never to the question.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from limelight.types import Span
 
 
 def members(ids: Tensor, modality: Tensor) -> Tensor:
-    """The position after each run of placeholders is the picture's too."""
+    """Add the position after each run of placeholders to the image."""
     out = modality.clone()
     out[:, 1:][(modality[:, :-1] == 1) & (modality[:, 1:] == 0)] = 1
     return out
 
 
 def pictures(span: Span, config: Any, sizes: deque[Size]) -> list[Span]:
-    """A run as pictures of the sizes to come; as it is where they do not come out even."""
+    """Split a run into images of the next ``sizes``; unchanged if they do not fit."""
     if span.modality != "image":
         return squares(span, config)
     cell = int(config.vision_config.patch_size) * int(getattr(config, "spatial_merge_size", 1) or 1)

@@ -1,4 +1,4 @@
-"""Qwen2-Audio: the paper's audio column; 25 positions a second."""
+"""Qwen2-Audio: the paper's settings (audio column of its table); 25 positions per second."""
 
 from limelight.models.families import Family, PaperSettings
 

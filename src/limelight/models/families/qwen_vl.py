@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the paper's second column; the authors' span takes in the vision markers."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the paper's settings (second column); the authors' span includes the vision markers."""
 
 from limelight.models.families import Family, PaperSettings
 

@@ -1,4 +1,4 @@
-"""Qwen-VL-Chat: the paper's third vision column; its own checkpoint layout, read into transformers' parts."""
+"""Qwen-VL-Chat: the paper's settings (third vision column), and its own checkpoint layout, built from transformers' parts."""
 
 from limelight.models.checkpoints.formats import Published
 from limelight.models.checkpoints.qwen_vl_chat import checkpoint

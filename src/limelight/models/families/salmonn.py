@@ -1,4 +1,4 @@
-"""SALMONN: the paper's second audio column; its parts read from where they are published."""
+"""SALMONN: the paper's settings (second audio column), and its own checkpoint layout of several published parts."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from limelight.models.families import Family, PaperSettings
 
 
 def seconds(config: Any) -> float:
-    """Of sound that the positions of one medium stand for: 20 ms a frame, ``window`` frames a query (0.34 s)."""
+    """Return the duration of one audio input's positions: 20 ms per frame, ``window`` frames per query (0.34 s)."""
     return 0.02 * int(config.window) * int(config.audio_seq_length) / int(config.queries)
 
 

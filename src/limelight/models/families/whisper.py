@@ -1,4 +1,4 @@
-"""Whisper: its states are counted in time, its prompt is of its own; checkpoints in CTranslate2's layout are read as well."""
+"""Whisper: duration of its encoder states, its decoder prompt, and checkpoints in CTranslate2's layout."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ WINDOW = 30.0  # seconds
 
 
 def state_seconds(config: Any) -> float:
-    """1500 states are 30 s."""
+    """Return the duration of one state (1500 states for 30 s)."""
     return WINDOW / int(config.max_source_positions)
 
 

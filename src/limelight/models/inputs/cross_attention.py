@@ -1,9 +1,9 @@
-"""Media that a decoder reads by cross-attention (Llama 3.2 Vision): states beside the prompt, not among its positions.
+"""Cross-attention states (Llama 3.2 Vision, encoder-decoders): media that are not among the prompt's positions.
 
-They are leaves of relevance like the embeddings, and stand in front of them: a captured prompt of T words with N states
-has N + T positions, the first N of them the media's. Relevance, spans, tangents and masks all count that way; the
-prompt's own placeholder (``<|image|>``) is a word like others, since its embedding holds nothing of the picture. Offsets
-on keys and values act on the states where a layer attends to them.
+They are leaves of relevance like the embeddings and precede them: a captured prompt of T tokens with N states has N + T
+positions, the first N of which are the media's. Relevance, spans, tangents and masks all use this numbering. The prompt's
+own placeholder (``<|image|>``) counts as text, since its embedding does not depend on the image. Offsets on keys and
+values act on the states in the layers that attend to them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,16 @@ NAMES = ("cross_attention_states", STATES)
 
 @dataclass(frozen=True)
 class CrossAttentionStates:
-    """The decoder's argument ``name`` takes the first ``count`` positions of the leaf; ``masks``: who sees what of them.
+    """A decoder argument with the states that it attends to, stored at the first positions of the leaf.
 
-    ``width`` of the states and of the ``words``, where the two differ: the leaf is as wide as the wider, with zeros behind
-    the other. ``kind``: what they are of, where the prompt's own words do not say; ``seconds`` of sound that each stands
-    for.
+    Attributes:
+        name: the argument.
+        count: number of states.
+        masks: arguments that determine which states are attended to.
+        width, words_width: widths of states and embeddings if they differ; the leaf has the larger one, and the narrower
+            of the two is padded with zeros.
+        kind: modality of the states (None: given by the prompt's placeholders).
+        seconds: duration of audio per state.
     """
 
     name: str
@@ -74,14 +79,15 @@ class CrossAttentionStates:
         return {"inputs_embeds": words, self.name: states, **kwargs}
 
     def step(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys and values of the states are in the cache; an encoder-decoder only asks whether there are any."""
+        """Build the arguments of one position after the cache, which holds the states' keys and values. An encoder-decoder
+        still needs states of the right shape."""
         if self.name == STATES:
             width = leaf.shape[-1] if self.width is None else self.width
             kwargs = {**kwargs, self.name: leaf.new_zeros(len(leaf), self.count, width)}
         return {"inputs_embeds": leaf[..., : self.words_width], **kwargs}
 
     def modality(self, ids: Tensor) -> Tensor:
-        """Modalities ``[B, N + T]`` from those of the words ``[B, T]``, which say what the states are of."""
+        """Return the modalities ``[B, N + T]``, given those of the prompt ``[B, T]``, which determine the states'."""
         kind = ids.amax(dim=1, keepdim=True).clamp_min(1)
         if self.kind is not None:
             kind = torch.full_like(kind, MODALITIES.index(self.kind))
@@ -93,12 +99,13 @@ class CrossAttentionStates:
     def spans(
         self, length: int, config: Any, kind: Modality = "image", prompt: Sequence[Span] = ()
     ) -> tuple[Span, ...]:
-        """Spans of ``length`` positions: tiles of a class state and a square grid where the tower's size tells so.
+        """Return the spans of ``length`` positions; an image is split into tiles (a class state and a square grid) if the
+        vision encoder's size matches.
 
-        The regions of the ``prompt``'s own spans say where in the pictures the tiles lie.
+        The regions of the ``prompt``'s own spans give the positions of the tiles in the images.
         """
         if kind == "audio":
-            return (self._sound(prompt), Span(self.count, length, "text"))
+            return (self._audio_span(prompt), Span(self.count, length, "text"))
         side = tower_side(config)
         each = None if side is None else side * side + 1
         states: list[Span] = [Span(0, self.count, kind)]
@@ -115,7 +122,7 @@ class CrossAttentionStates:
             ]
         return (*states, Span(self.count, length, "text"))
 
-    def _sound(self, prompt: Sequence[Span]) -> Span:
+    def _audio_span(self, prompt: Sequence[Span]) -> Span:
         interval = next((s.interval for s in prompt if s.interval is not None), None)
         return Span(0, self.count, "audio", None, self.seconds, interval=interval)
 
@@ -125,8 +132,8 @@ def _padded(x: Tensor, width: int) -> Tensor:
 
 
 def find_cross_attention(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
-    """The states ``[B or more, n, D]`` in front of the words as one leaf ``[B, N + T, D]``, and which of them any word
-    sees ``[B, N]``; None where no argument has states."""
+    """Find states ``[B or more, n, D]`` among the arguments and build the leaf ``[B, N + T, D]`` and the mask ``[B, N]`` of
+    attended states; None if no argument contains states."""
     batch, _, width = embeds.shape
     name = next((n for n in NAMES if kwargs.get(n) is not None), NAMES[0])
     value = kwargs.get(name)
@@ -140,13 +147,13 @@ def find_cross_attention(embeds: Tensor, kwargs: Mapping[str, Any], media: Media
     seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     for key in masks:
         mask = kwargs[key]
-        if mask.ndim == 4 and mask.shape[-1] == states.shape[1]:  # [B, 1, T, N], additive or True where seen
+        if mask.ndim == 4 and mask.shape[-1] == states.shape[1]:  # [B, 1, T, N], additive or True where attended to
             sees = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask != 0
             seen = sees.any(dim=2)[:, 0].expand_as(seen)
         elif mask.shape == seen.shape:
             seen = mask.to(seen.device) != 0
-    apart = own != width
-    found = CrossAttentionStates(name, int(states.shape[1]), masks, own if apart else None, width if apart else None)
+    widths = (own, width) if own != width else (None, None)
+    found = CrossAttentionStates(name, int(states.shape[1]), masks, *widths)
     rest = {k: v for k, v in kwargs.items() if k != name}
     leaf = torch.cat([_padded(x, max(own, width)) for x in (states.to(embeds), embeds)], dim=1)
     return Found(found, leaf, rest, seen)
@@ -158,7 +165,7 @@ def _names(argument: str) -> tuple[str, ...]:
 
 
 def reading_layers(decoder: nn.Module, name: str) -> set[int]:
-    """Numbers of the attention that takes the states."""
+    """Return the numbers of the attention modules that attend to the states of argument ``name``."""
     found = set()
     for path, module in decoder.named_modules():
         layer = number_of(module)

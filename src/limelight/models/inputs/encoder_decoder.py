@@ -1,9 +1,9 @@
-"""Encoder-decoder models: an encoder reads the media, the decoder reads its states by cross-attention in every layer.
+"""Encoder-decoder models: the encoder processes the media, and every decoder layer attends to its states.
 
-The prompt is the decoder's ids (task, language, what was said before). Media hold no positions of it: the encoder's states
-stand in front of them (:mod:`limelight.models.inputs.cross_attention`), and relevance is taken at these states.
-Self-attention and cross-attention of one layer share their ``layer_idx``; to hooks and caches cross-attention of layer
-``l`` is number ``L + l`` of a decoder of ``L`` layers.
+The prompt consists of the decoder's ids (task, language, previous text). Media have no positions in it: the encoder's
+states precede the prompt (:mod:`limelight.models.inputs.cross_attention`), and relevance is computed at these states.
+Self-attention and cross-attention of one layer share their ``layer_idx``; in hooks and caches, cross-attention of layer
+``l`` has the number ``L + l`` in a decoder of ``L`` layers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SOUND = ("input_features", "input_values")
 
 @dataclass(frozen=True)
 class PromptNames:
-    """The names under which a model takes its prompt."""
+    """Names of the arguments with which a model takes its prompt."""
 
     ids: str = "input_ids"
     mask: str = "attention_mask"
@@ -43,17 +43,16 @@ ENCODER_DECODER = PromptNames(
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """What is known of an encoder-decoder model.
+    """Properties of an encoder-decoder model.
 
     Attributes:
-        kind: the modality that its encoder reads.
-        media: the argument that takes the media.
-        seconds: of sound that one of the encoder's states stands for, where that is known.
-        start: the ids that every prompt begins with.
-        scale: what the decoder multiplies the embeddings of ids by, and not those that it is given; None: it takes ids
-            alone.
-        counts: the decoder takes position ids, so that prompts of unequal length may be padded.
-        most: positions that the decoder has.
+        kind: modality of the encoder's input.
+        media: name of the media argument.
+        seconds: duration of audio per encoder state, if known.
+        start: ids at the start of every prompt.
+        scale: factor applied to embeddings of ids, but not to ``inputs_embeds``; None: the decoder only accepts ids.
+        counts: the decoder accepts position ids, so prompts of different lengths can be padded.
+        most: maximum number of decoder positions.
     """
 
     kind: Modality
@@ -70,10 +69,10 @@ class EncoderDecoder:
         return MODALITIES.index(self.kind)
 
     def complete(self, inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-        """The inputs with the ids that a prompt begins with, where there are none.
+        """Return the inputs, adding the start ids if there are no decoder ids.
 
         Raises:
-            PromptError: no media and no encoding of any.
+            PromptError: neither media nor encoder outputs.
         """
         out = dict(inputs)
         names = ENCODER_DECODER
@@ -90,12 +89,12 @@ class EncoderDecoder:
             out[names.mask] = torch.ones_like(ids)
         mask = out.get(names.mask)
         if self.counts and out.get(names.positions) is None and isinstance(mask, Tensor) and not bool(mask.all()):
-            out[names.positions] = (mask.long().cumsum(-1) - 1).clamp_min(0)  # generate() counts padding as well
+            out[names.positions] = (mask.long().cumsum(-1) - 1).clamp_min(0)  # generate() would count padding too
         return out
 
     @torch.no_grad()
     def encoded(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs with the encoder's states in place of the media; the encoder runs as the model itself runs it."""
+        """Return the inputs with the encoder's outputs in place of the media; the encoder is called as by the model."""
         if inputs.get("encoder_outputs") is not None:
             return dict(inputs)
         encoder = model.get_encoder()
@@ -104,8 +103,9 @@ class EncoderDecoder:
         rest = {k: v for k, v in inputs.items() if k != self.media}
         return {**rest, "encoder_outputs": encoder(**given, return_dict=True)}
 
-    def heard(self, inputs: Mapping[str, Any], seen: Tensor) -> Tensor:
-        """Which states ``seen`` [B, N] hold media and not padding, from the mask of the encoder's inputs ``[B, frames]``."""
+    def unpadded(self, inputs: Mapping[str, Any], seen: Tensor) -> Tensor:
+        """Return the mask of encoder states ``seen`` [B, N] without those of padding, according to the mask of the encoder's
+        input frames ``[B, frames]``."""
         mask = inputs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != len(seen) or mask.shape[1] < seen.shape[1]:
             return seen
@@ -119,10 +119,10 @@ def _rows(media: Any, outputs: Any) -> int:
 
 
 def find_encoder_decoder(model: Any, decoder: nn.Module, seconds: Any = None) -> EncoderDecoder | None:
-    """What is known of ``model``, or None where it is no encoder-decoder.
+    """Return the properties of an encoder-decoder model, or None for other models.
 
     Raises:
-        UnsupportedError: its encoder reads words as well.
+        UnsupportedError: the encoder also processes text.
     """
     config = model.config
     if not getattr(config, "is_encoder_decoder", False) or STATES not in inspect.signature(decoder.forward).parameters:
@@ -130,8 +130,8 @@ def find_encoder_decoder(model: Any, decoder: nn.Module, seconds: Any = None) ->
     media = str(model.main_input_name)
     if media == "input_ids":
         raise UnsupportedError(
-            f"the encoder of {type(model).__name__} reads words and media together, and relevance at its states would not "
-            "tell the two apart",
+            f"the encoder of {type(model).__name__} processes text and media together, so relevance at its states would not "
+            "distinguish them",
             hint="the model's own generate() works; limelight has no rules for this encoder",
         )
     kind: Modality = "audio" if media in _SOUND else "image"
@@ -153,13 +153,13 @@ def _start(model: Any) -> tuple[int, ...]:
             if isinstance(value, int):
                 return (value,)
     raise PromptError(
-        f"{type(model).__name__} names no decoder_start_token_id", hint="set model.config.decoder_start_token_id"
+        f"{type(model).__name__} has no decoder_start_token_id", hint="set model.config.decoder_start_token_id"
     )
 
 
 @torch.no_grad()
 def _scale(decoder: Any) -> float | None:
-    """By which factor the decoder scales the embeddings of ids alone: it is asked."""
+    """Measure the factor that the decoder applies to embeddings of ids, but not to ``inputs_embeds``."""
     scale = float(getattr(decoder, "embed_scale", 1.0) or 1.0)
     if math.isclose(scale, 1.0):
         return 1.0
@@ -167,11 +167,11 @@ def _scale(decoder: Any) -> float | None:
     if table.weight.device.type == "meta":
         return 1.0
     ids = torch.tensor([[0, 1]], device=table.weight.device)
-    want = decoder(input_ids=ids, use_cache=False)[0]
+    expected = decoder(input_ids=ids, use_cache=False)[0]
     try:
-        got = {f: decoder(inputs_embeds=table(ids) * f, use_cache=False)[0] for f in (1.0, scale)}
+        results = {f: decoder(inputs_embeds=table(ids) * f, use_cache=False)[0] for f in (1.0, scale)}
     except (AttributeError, TypeError, ValueError) as error:
         if machine_failed(error):
             raise
         return None
-    return min(got, key=lambda f: float((got[f] - want).abs().max()))
+    return min(results, key=lambda f: float((results[f] - expected).abs().max()))

@@ -97,12 +97,12 @@ class SideFeatureKind:
 
     Attributes:
         name: for messages.
-        find: ``(embeds [B, T, D], arguments of a captured call, media) -> features``; None where the call has none.
-        place: ``(decoder, arguments of its call) -> merged embeddings``, where the decoder itself is about to put media
-            among the words; None where it is not.
-        places: ``inputs of the model -> int64 [B, T]``, 1 where media stand, where the inputs themselves say so.
-        embedder: ``(model, decoder) -> (ids [B, n], embeddings [B, n, D]) -> embeddings [B, n, D']``, for tokens that are
-            not embedded by the words' table alone; None where they are.
+        find: ``(embeds [B, T, D], arguments of a captured call, media) -> features``, or None if the call has none.
+        place: ``(decoder, arguments of its call) -> merged embeddings``, or None if the decoder does not insert the media
+            itself.
+        places: ``inputs of the model -> int64 [B, T]``, 1 at media positions, or None if the inputs do not mark them.
+        embedder: ``(model, decoder) -> (ids [B, n], embeddings [B, n, D]) -> embeddings [B, n, D']``, for tokens that
+            need more than the text embedding table; None if no token does.
         order: embedders are applied in ascending order, then by name.
     """
 

@@ -1,8 +1,9 @@
-"""The one attention function of the library, and the hooks it runs.
+"""The library's attention function, and hooks into its computation.
 
-Registered with transformers under the name ``limelight`` (attention AND mask: a name without a mask function gets no
-causal mask at all). Without hooks it computes what every model's own ``eager`` attention computes, in the same order
-of operations, so the logits are bit-equal. Hooks live in a ContextVar: two threads never see each other's.
+It is registered with transformers under the name ``limelight``, both as an attention function and as a mask function
+(without the latter, transformers would build no causal mask). Without hooks it performs the same operations in the same
+order as the models' ``eager`` attention, so logits are bit-equal. Hooks are stored in a ContextVar: threads do not share
+them.
 """
 
 from __future__ import annotations
@@ -25,17 +26,22 @@ from limelight.models.runtime import fused
 from limelight.models.runtime.wrappers import modules_of
 
 NAME = "limelight"
-# Arguments of some families' own attention that change its result and that this one does not compute.
+# Arguments of some families' attention that change its result and are not supported here.
 _CHANGING = frozenset({"position_bias", "sinks", "block_indices", "alibi"})
 
 
-CROSS_ATTENTION = ("cross_attn", "encoder_attn", "crossattention", "encoder_decoder_attention")  # ends of names
-# Cross-attention modules that share the layer_idx of a self-attention -> the number that tells them from it.
+CROSS_ATTENTION = (
+    "cross_attn",
+    "encoder_attn",
+    "crossattention",
+    "encoder_decoder_attention",
+)  # suffixes of module names
+# Cross-attention modules that share their layer_idx with a self-attention module -> their own number.
 _NUMBERS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Attention as transformers writes it: knows its layer and owns projections."""
+    """Return whether this is an attention module of transformers: it has a ``layer_idx`` and projections."""
     if getattr(module, "layer_idx", None) is None:
         return False
     children = {name for name, _ in module.named_children()}
@@ -45,61 +51,61 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def number(module: nn.Module, given: int) -> None:
-    """Give an attention module a number of its own, in place of its ``layer_idx``."""
+    """Assign a number to an attention module, which replaces its ``layer_idx`` in hooks and caches."""
     _NUMBERS[module] = given
 
 
 def number_of(module: nn.Module) -> int | None:
-    """The number by which hooks and caches know an attention module: its ``layer_idx``, or one of its own."""
+    """Return the number of an attention module in hooks and caches: an assigned one, or its ``layer_idx``."""
     own = _NUMBERS.get(module)
     index = getattr(module, "layer_idx", None) if own is None else own
     return None if index is None else int(index)
 
 
 class AttentionHook:
-    """What may be done inside attention. Every method is the identity here; override what you need.
+    """Base class of hooks into the attention computation; every method is the identity until overridden.
 
-    Shapes: ``q`` [B, H, Q, d], ``k``/``v`` [B, Hkv, K, d] (after rotary and cache), scores and weights [B, H, Q, K],
-    out [B, H, Q, d]. ``layer`` is the attention module's ``layer_idx``; of a
-    cross-attention beside the layer's self-attention, L more (:mod:`limelight.models.inputs.encoder_decoder`).
+    Shapes: ``q`` [B, H, Q, d], ``k``/``v`` [B, Hkv, K, d] (after rotary embedding and cache), scores and weights
+    [B, H, Q, K], out [B, H, Q, d]. ``layer`` is the attention module's ``layer_idx``, plus the number of layers for
+    cross-attention in a layer that also has self-attention (:mod:`limelight.models.inputs.encoder_decoder`).
 
     Attributes:
-        only: ids of the attention modules it is for (of one model among several); None: all.
+        only: ids of the attention modules that the hook applies to (if several models are in use); None: all.
     """
 
     only: frozenset[int] | None = None
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Before the key/value heads are repeated."""
+        """Change queries, keys and values, before the key/value heads are repeated."""
         return q, k, v
 
     def raw_scores(self, layer: int, scores: Tensor, q: Tensor) -> Tensor:
-        """``q k^T``, before scaling, soft-cap and mask."""
+        """Change ``q k^T``, before scaling, soft-cap and mask."""
         return scores
 
     def softcap(self, layer: int, scores: Tensor, value: Tensor) -> Tensor:
-        """``value = cap * tanh(scores / cap)``, where a soft-cap exists."""
+        """Change ``value = cap * tanh(scores / cap)``; called only if there is a soft-cap."""
         return value
 
     def scores(self, layer: int, scores: Tensor) -> Tensor:
-        """Scaled, soft-capped and masked, before the softmax."""
+        """Change the scaled, soft-capped and masked scores, before the softmax."""
         return scores
 
     def out(self, layer: int, out: Tensor, weights: Tensor) -> Tensor:
-        """After ``weights @ v``."""
+        """Change the output ``weights @ v``."""
         return out
 
     def attended(self, layer: int, out: Tensor) -> None:
-        """Sees what attention puts out, after every :meth:`out`; for hooks that need no weights."""
+        """Observe the final output, after every :meth:`out`; for hooks that do not need the weights."""
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None] | None:
-        """Replace the whole computation ([B, Q, H, d], weights), or return None to leave it alone."""
+        """Return (output [B, Q, H, d], weights) to replace the whole computation, or None to leave it unchanged."""
         return None
 
 
 @dataclass
 class AttentionCall:
-    """The arguments the model handed to the attention function."""
+    """Arguments of one call of the attention function."""
 
     module: nn.Module
     layer: int
@@ -123,9 +129,9 @@ _ACTIVE: ContextVar[_Active | None] = ContextVar("limelight_attention", default=
 
 @contextmanager
 def attention_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
-    """Run ``hooks`` (outermost context first) inside every attention call of this thread of control.
+    """Run ``hooks`` in every attention call inside the block, after those of the enclosing blocks.
 
-    Yields the set of layer indices that have called the attention function so far.
+    Yields the set of layer numbers that have called the attention function so far.
     """
     with exactly_hooks(*active_hooks(), *hooks) as seen:
         yield seen
@@ -133,7 +139,7 @@ def attention_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
 
 @contextmanager
 def exactly_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
-    """:func:`attention_hooks` with these alone: those of the surrounding contexts wait unless they are among them."""
+    """Like :func:`attention_hooks`, but with these hooks only: those of the enclosing blocks are suspended."""
     outer = _ACTIVE.get()
     active = _Active(hooks)
     token = _ACTIVE.set(active)
@@ -146,13 +152,13 @@ def exactly_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
 
 
 def active_hooks() -> tuple[AttentionHook, ...]:
-    """The hooks of this thread of control, outermost first."""
+    """Return the active hooks of the current context, outermost first."""
     active = _ACTIVE.get()
     return active.hooks if active else ()
 
 
 def check_bound(seen: set[int], expected: set[int]) -> None:
-    """Raise HookError when a layer of ``expected`` never called the attention function: its hooks did nothing."""
+    """Raise HookError if a layer of ``expected`` never called the attention function, so that its hooks did not run."""
     missing = sorted(expected - seen)
     if missing:
         raise HookError(
@@ -163,7 +169,7 @@ def check_bound(seen: set[int], expected: set[int]) -> None:
 
 @contextmanager
 def no_attention_hooks() -> Iterator[None]:
-    """Leave every hook of the surrounding context out (for a reference forward)."""
+    """Suspend all hooks inside the block (for a reference forward pass)."""
     token = _ACTIVE.set(None)
     try:
         yield
@@ -172,7 +178,7 @@ def no_attention_hooks() -> Iterator[None]:
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
-    """[B, Hkv, K, d] -> [B, Hkv * groups, K, d], each head repeated ``groups`` times in place."""
+    """Repeat each key/value head ``groups`` times in a row: [B, Hkv, K, d] -> [B, Hkv * groups, K, d]."""
     if groups == 1:
         return x
     b, h, k, d = x.shape
@@ -180,14 +186,14 @@ def repeat_heads(x: Tensor, groups: int) -> Tensor:
 
 
 def fit_mask(mask: Tensor | None, keys: int) -> Tensor | None:
-    """Cut an additive mask [B, 1, Q, K'] to the keys present, as the models' eager attention does."""
+    """Cut an additive mask [B, 1, Q, K'] to the number of keys, as the models' eager attention does."""
     if mask is None:
         return None
     return mask if mask.shape[-1] == keys else mask[..., :keys]
 
 
 def softmax_with_sinks(scores: Tensor, sinks: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """float32 softmax over keys; learned ``sinks`` [H] add one column that is dropped again."""
+    """Compute the softmax over keys in float32 or wider; learned ``sinks`` [H] add a column that is dropped afterwards."""
     if sinks is None:
         return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(dtype)
     b, h, q, _ = scores.shape
@@ -209,16 +215,19 @@ def attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Eager attention with hooks. Same arguments and results as transformers' attention functions.
+    """Compute eager attention with hooks, with the arguments and results of transformers' attention functions.
 
     Raises:
-        UnsupportedError: an argument that would change the result and is not computed here; dropout.
+        UnsupportedError: an argument that changes the result and is not supported here; dropout in training mode.
     """
-    unknown = {n: v for n, v in kwargs.items() if v is not None and n != "position_ids"}  # used before, by the rotation
-    odd = [n for n, v in unknown.items() if n in _CHANGING or _floats(v)]
-    if odd:
+    further = {
+        n: v for n, v in kwargs.items() if v is not None and n != "position_ids"
+    }  # already applied by the rotation
+    unsupported = [n for n, v in further.items() if n in _CHANGING or _floats(v)]
+    if unsupported:
         raise UnsupportedError(
-            f"{type(module).__name__} hands its attention {', '.join(odd)}, which limelight's attention does not compute",
+            f"{type(module).__name__} passes {', '.join(unsupported)} to its attention, which limelight's attention function "
+            "does not support",
             hint="only methods that leave the attention alone (greedy, vcd, m3id) work on this family",
         )
     if attention_mask is not None and attention_mask.dtype is torch.bool:
@@ -230,7 +239,7 @@ def attention(
     active = _ACTIVE.get()
     hooks = () if active is None else tuple(h for h in active.hooks if h.only is None or id(module) in h.only)
     index = number_of(module)
-    layer = -1 if index is None else index  # a tower that shares the decoder's config
+    layer = -1 if index is None else index  # an encoder that shares the decoder's config
     if active:
         active.seen.add(layer)
     if dropout and module.training:
@@ -280,7 +289,7 @@ def attention(
 
 
 def selected(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """Sparse attention as a mask: each query sees the keys ``indices`` [B, Q, k] name, as far as ``mask`` lets it."""
+    """Build the mask of sparse attention: each query attends to the keys ``indices`` [B, Q, k] that ``mask`` allows."""
     low = torch.finfo(query.dtype).min
     hidden = torch.ones((*indices.shape[:2], key.shape[2]), dtype=torch.bool, device=query.device)
     hidden = hidden.scatter(-1, indices.long(), False)[:, None]
@@ -302,7 +311,7 @@ def _fuses(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> bool:
-    """The fused kernel is wanted, and nothing needs scores or weights."""
+    """Return whether the fused kernel is enabled and nothing needs scores or weights."""
     if fused.fused_state() is None or softcap is not None or sinks is not None:
         return False
     if not query.dtype == key.dtype == value.dtype or (mask is not None and not mask.is_floating_point()):
@@ -315,7 +324,7 @@ def _floats(value: Any) -> bool:
 
 
 def register() -> None:
-    """Make the function known to transformers under ``NAME`` (idempotent; replaces nothing)."""
+    """Register the function with transformers under ``NAME`` (idempotent; replaces nothing)."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention)
@@ -323,7 +332,7 @@ def register() -> None:
 
 
 def configs_of(instances: Iterable[dict[str, Any]]) -> list[Any]:
-    """Every transformers config once, from the ``__dict__`` of each module (asking by getattr is slow)."""
+    """Return every transformers config once, given the ``__dict__`` of each module (getattr would be slow)."""
     found = {id(c): c for c in map(dict.get, instances, repeat("config")) if c is not None}
     return [c for c in found.values() if compat.names_attention(c)]
 
@@ -332,7 +341,10 @@ def configs_of(instances: Iterable[dict[str, Any]]) -> list[Any]:
 def switched(decoder: nn.Module, configs: Sequence[Any] | None = None) -> Iterator[None]:
     """Route the attention of ``decoder`` (the text stack only) through :func:`attention` inside the block.
 
-    ``configs``: the transformers configs of its modules, where they are at hand (:meth:`ModuleTable.configs`).
+    ``configs``: the transformers configs of its modules, if already known (:meth:`ModuleTable.configs`).
+
+    Raises:
+        HookError: there is no transformers config.
     """
     register()
     configs = configs_of(map(vars, modules_of(decoder))) if configs is None else configs

@@ -82,12 +82,12 @@ class Stream:
             if tokens is not None:
                 self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=-1)
             if count > 1:  # the latest output made room for one token
-                self.kwargs = compat.updated(model, {}, self.kwargs, count - 1)
+                self.kwargs = compat.update_kwargs(model, {}, self.kwargs, count - 1)
             whole = tokens is None or not self.kwargs["use_cache"]
             inputs = compat.next_inputs(
                 model, self.ids, self.kwargs, count=None if whole else count, first=tokens is None
             )
             self.output = model(**inputs, return_dict=True)
-        self.kwargs = compat.updated(model, self.output, self.kwargs)
+        self.kwargs = compat.update_kwargs(model, self.output, self.kwargs)
         logits: Tensor = self.output.logits[:, -1]
         return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)

@@ -1,4 +1,4 @@
-"""Prefill capture: run the towers once, keep what the decoder was about to receive, and go on from there alone."""
+"""Prefill capture: run the media encoders once and record the decoder's inputs, so that the decoder can run on its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from limelight.models.inputs.kinds import find, placed
 from limelight.models.inputs.side_features import Media, SideFeatures, no_media
 from limelight.models.runtime.fused import fused_attention
 
-# Arguments of a decoder call that belong to one particular call and must not be replayed.
+# Arguments of a single decoder call that must not be replayed in another.
 _DROPPED = frozenset(
     {
         "past_key_values", "use_cache", "cache_position", "input_ids", "inputs_embeds", "return_dict",
@@ -32,27 +32,27 @@ _DROPPED = frozenset(
 _KEPT = frozenset({"attention_mask", "position_ids"})
 
 
-def _media(got: Mapping[str, Any]) -> bool:
-    """Features or pixels reach the decoder beside token ids, for it to put among them (it puts no states of
-    cross-attention there)."""
+def _inserts_media(arguments: Mapping[str, Any]) -> bool:
+    """Return whether the decoder receives features or pixels that it inserts among its token ids itself (cross-attention
+    states are not inserted)."""
     plain = {k for k, rows in DECODER.rows.items() if "position" in rows[0].names or "state" in rows[0].names}
-    return any(holds_tensors(v) for k, v in got.items() if k not in plain | _DROPPED)
+    return any(holds_tensors(v) for k, v in arguments.items() if k not in plain | _DROPPED)
 
 
-class _Captured(Exception):  # noqa: N818 - control flow across transformers' frames, never seen by a caller
+class _Captured(Exception):  # noqa: N818 - control flow through transformers' frames, never reaches a caller
     pass
 
 
 @dataclass(frozen=True)
 class DecoderCall:
-    """Everything needed to run the decoder alone on the whole sequence, uncached.
+    """Everything needed to run the decoder alone on the whole sequence, without a cache.
 
     Attributes:
-        embeds: the leaf of relevance: merged input embeddings ``[B, T, D]``, detached, with the features beside them.
+        embeds: the leaf of relevance: merged input embeddings ``[B, T, D]``, detached, combined with the side features.
         mask: True at real positions, ``[B, T]``.
         kwargs: the decoder's further arguments (attention mask or masks, position ids, family extras).
-        reaches: layer type -> how far it sees, for masks that arrive ready-made.
-        features: where in the leaf features are that do not enter by the embeddings (None: there are none).
+        reaches: layer type -> reach of its attention, for prepared masks.
+        features: layout of the side features within the leaf (None: there are none).
     """
 
     embeds: Tensor
@@ -63,56 +63,56 @@ class DecoderCall:
 
     @property
     def length(self) -> int:
-        """Positions: those of the prompt, with cross-attention states in front."""
+        """Number of positions: cross-attention states, if any, followed by the prompt."""
         return int(self.embeds.shape[1])
 
     @property
     def front(self) -> int:
-        """Positions in front of the prompt's own."""
+        """Number of positions before the prompt."""
         return 0 if self.features is None else self.features.front
 
     @property
     def padding(self) -> Tensor:
-        """Positions ``[B]`` on the left of the prompt that hold nothing; of a ready-made mask, that see nothing."""
+        """Number of left padding positions per row ``[B]``; from a prepared mask, the fully masked queries."""
         masks = self.kwargs.get("attention_mask")
         for mask in masks.values() if isinstance(masks, Mapping) else [masks]:
             if isinstance(mask, Tensor) and mask.ndim == 4:
                 return ready_masks.padding_of(mask)
         return (~self.mask[:, self.front :]).long().cumprod(-1).sum(-1)
 
-    def of_encoder(self, known: EncoderDecoder, inputs: Mapping[str, Any]) -> DecoderCall:
-        """The same with what is known of the encoder's states: their kind, their time, and which of them are padding."""
+    def with_encoder(self, encoder: EncoderDecoder, inputs: Mapping[str, Any]) -> DecoderCall:
+        """Return the call with the encoder states' modality, their duration, and their padding masked."""
         states = self.cross_attention
         if states is None:
             return self
-        seen = known.heard(inputs, self.mask[:, : self.front])
+        seen = encoder.unpadded(inputs, self.mask[:, : self.front])
         return replace(
             self,
             mask=torch.cat([seen, self.mask[:, self.front :]], dim=1),
-            features=replace(states, kind=known.kind, seconds=known.seconds),
+            features=replace(states, kind=encoder.kind, seconds=encoder.seconds),
         )
 
     @property
     def cross_attention(self) -> CrossAttentionStates | None:
-        """The states in front of the prompt's own positions, where there are any."""
+        """The cross-attention states before the prompt, or None."""
         return self.features if isinstance(self.features, CrossAttentionStates) else None
 
     def modality(self, ids: Tensor) -> Tensor:
-        """Modalities of all positions from those of the prompt's own."""
+        """Return the modalities of all positions, given those of the prompt."""
         return ids if self.cross_attention is None else self.cross_attention.modality(ids)
 
     def arguments(self, embeds: Tensor | None = None) -> dict[str, Any]:
-        """What the decoder is called with, cache aside; ``embeds``: other values of the leaf."""
+        """Return the decoder's arguments, except the cache; ``embeds`` replaces the leaf's values."""
         embeds = self.embeds if embeds is None else embeds
         if self.features is None:
             return {"inputs_embeds": embeds, **self.kwargs}
         return self.features.arguments(embeds, self.kwargs)
 
     def appended(self, embeds: Tensor) -> DecoderCall:
-        """The call for n more tokens per row, all of them text; ``embeds`` is ``[B, n, D]``.
+        """Return the call extended by n text tokens per row; ``embeds`` is ``[B, n, D]``.
 
         Raises:
-            UnsupportedError: an argument of the decoder that cannot go on.
+            UnsupportedError: an argument of the decoder that cannot be extended.
         """
         embeds = embeds if self.features is None else self.features.widened(embeds)
         count = embeds.shape[1]
@@ -124,33 +124,33 @@ class DecoderCall:
         )
 
     def row(self, index: int) -> DecoderCall:
-        """One row of the batch, padding included."""
+        """Return one row of the batch, with its padding."""
         one = slice(index, index + 1)
         return replace(self, embeds=self.embeds[one], mask=self.mask[one], kwargs=DECODER.row(self.kwargs, index))
 
     def reordered(self, index: Tensor) -> DecoderCall:
-        """The rows ``index`` [B'], in this order and with repetitions."""
+        """Return the rows ``index`` [B'], in this order and with repetitions."""
         kwargs = DECODER.reorder(self.kwargs, index)
         return replace(self, embeds=self.embeds[index], mask=self.mask[index], kwargs=kwargs)
 
-    def ending(self, count: int) -> DecoderCall:
-        """The last ``count`` positions of the prompt alone, behind all that is in front of it."""
+    def tail(self, count: int) -> DecoderCall:
+        """Return the last ``count`` positions of the prompt, with everything that precedes the prompt."""
         embeds, mask = (torch.cat([x[:, : self.front], x[:, -count:]], dim=1) for x in (self.embeds, self.mask))
         return replace(self, embeds=embeds, mask=mask, kwargs=DECODER.tail(self.kwargs, count))
 
     def repeated(self, rows: int) -> dict[str, Any]:
-        """The call's own arguments for so many rows, of values and tangents."""
+        """Return ``kwargs`` expanded to ``rows`` rows of values and tangents."""
         kwargs = DECODER.repeat(self.kwargs, rows)
         if self.features is not None:
             kwargs |= self.features.spread({k: self.kwargs[k] for k in self.features.kept}, rows)
         return kwargs
 
     def cloned(self) -> DecoderCall:
-        """Plain copies of every tensor."""
+        """Return a copy with every tensor cloned."""
         return self._each(lambda x: x.clone())
 
-    def ordinary(self) -> DecoderCall:
-        """The same with copies of what was made under inference_mode, which cannot enter a graph."""
+    def without_inference_tensors(self) -> DecoderCall:
+        """Return the call with inference tensors (created under inference_mode) cloned, since autograd cannot use them."""
         return self._each(lambda x: x.clone() if x.is_inference() else x)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> DecoderCall:
@@ -164,37 +164,43 @@ class DecoderCall:
         return replace(self, embeds=walk(self.embeds), mask=walk(self.mask), kwargs=walk(self.kwargs))
 
 
-_PLACED: WeakKeyDictionary[nn.Module, set[frozenset[str]]] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[nn.Module, set[frozenset[str]]] = WeakKeyDictionary()
 
 
-def _check_placed(model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], got: Mapping[str, Any]) -> None:
-    """Once a model and kind of media: the decoder on merged embeddings alone gives what it gives with its media.
+def _check_merged(
+    model: nn.Module, decoder: nn.Module, inputs: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> None:
+    """Check that the decoder's output on merged embeddings alone equals its output on ids and media.
+
+    Done once per model and set of media arguments.
 
     Raises:
-        UnsupportedError: it does not, so something of the media goes another way.
+        UnsupportedError: the outputs differ, so the media have another path into the decoder.
     """
     media = frozenset(k for k, v in inputs.items() if k not in _KEPT | _DROPPED and holds_tensors(v))
-    if media in _PLACED.setdefault(decoder, set()):
+    if media in _CHECKED.setdefault(decoder, set()):
         return
-    seen: list[Tensor] = []
-    handle = decoder.register_forward_hook(lambda *a: seen.append(a[-1][0]))
+    outputs: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda *a: outputs.append(a[-1][0]))
     try:
         with torch.no_grad(), fused_attention():
             model(**{k: v for k, v in inputs.items() if k != "past_key_values"}, use_cache=False)
-            decoder(**{k: v for k, v in got.items() if k not in _DROPPED or k == "inputs_embeds"}, use_cache=False)
+            merged = {k: v for k, v in arguments.items() if k not in _DROPPED or k == "inputs_embeds"}
+            decoder(**merged, use_cache=False)
     finally:
         handle.remove()
     given = inputs.get("attention_mask")
-    if isinstance(given, Tensor) and given.shape == seen[0].shape[:2]:  # nobody reads what is computed at padding
-        seen = [x[given.bool().to(x.device)] for x in seen]
-    whole, alone = seen
-    slack = 1e-5 if whole.dtype in (torch.float32, torch.float64) else 2e-2
-    if whole.shape != alone.shape or not torch.allclose(whole, alone, rtol=slack, atol=slack):
+    if isinstance(given, Tensor) and given.shape == outputs[0].shape[:2]:  # outputs at padding are not used
+        outputs = [x[given.bool().to(x.device)] for x in outputs]
+    expected, actual = outputs
+    tolerance = 1e-5 if expected.dtype in (torch.float32, torch.float64) else 2e-2
+    if expected.shape != actual.shape or not torch.allclose(expected, actual, rtol=tolerance, atol=tolerance):
         raise UnsupportedError(
-            f"{type(decoder).__name__} takes its media itself, and not by its embeddings alone: relevance would miss them",
+            f"{type(decoder).__name__} reads its media in other ways than through its input embeddings, so relevance at the "
+            "embeddings would be incomplete",
             hint="only plain decoding (greedy) works on this family so far",
         )
-    _PLACED[decoder].add(media)
+    _CHECKED[decoder].add(media)
 
 
 def capture(
@@ -204,35 +210,41 @@ def capture(
     reaches: Reaches,
     media: Media = no_media,
     prompt: PromptNames = DECODER_ONLY,
-    words: Callable[[Tensor], Tensor] | None = None,
+    embed: Callable[[Tensor], Tensor] | None = None,
 ) -> DecoderCall:
-    """Run ``model(**inputs)`` up to the call of ``decoder`` and keep what it was given. Towers run once, without grad.
+    """Run ``model(**inputs)`` up to the call of ``decoder`` and record its arguments. Encoders run once, without grad.
 
     Args:
-        media: tells positions of media by their ids.
+        reaches: see :class:`DecoderCall`.
+        media: returns the media positions according to the token ids.
+        prompt: names of the prompt's arguments.
+        embed: embeds token ids as the decoder does, if it is called with ids (None: its own embedding table).
 
     Raises:
-        HookError: the decoder was never called.
+        HookError: the decoder was not called.
+        PromptError: an empty prompt.
+        UnsupportedError: see :func:`_check_merged` and :func:`_require_declared`.
     """
     names = list(inspect.signature(decoder.forward).parameters)
-    got: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        got.update(zip(names, args, strict=False))
-        got.update(kwargs)
-        if (own := placed(decoder, got)) is not None:
-            got["placed"] = own
+    def before_decoder(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments.update(zip(names, args, strict=False))
+        arguments.update(kwargs)
+        if (own := placed(decoder, arguments)) is not None:
+            arguments["placed"] = own
             raise _Captured
-        if got.get("inputs_embeds") is not None or not _media(got):
+        if arguments.get("inputs_embeds") is not None or not _inserts_media(arguments):
             raise _Captured
 
-    def merged(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        got["merged"] = args[0] if args else kwargs["hidden_states"]
+    def before_first_layer(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments["merged"] = args[0] if args else kwargs["hidden_states"]
         raise _Captured
 
+    first_layer: nn.Module = decoder.layers[0]  # type: ignore[index, assignment]
     handles = [
-        decoder.register_forward_pre_hook(stop, with_kwargs=True),
-        decoder.layers[0].register_forward_pre_hook(merged, with_kwargs=True),  # type: ignore[index, union-attr]
+        decoder.register_forward_pre_hook(before_decoder, with_kwargs=True),
+        first_layer.register_forward_pre_hook(before_first_layer, with_kwargs=True),
     ]
 
     def run(module: nn.Module, **given: Any) -> None:
@@ -242,40 +254,41 @@ def capture(
         except _Captured:
             pass
 
-    want: Tensor | None = None
+    merged: Tensor | None = None
     try:
         run(model, **{k: v for k, v in inputs.items() if k != "past_key_values"})
-        if "merged" in got:  # the decoder has placed the media itself: from here on it is called with what came of that
-            want = got.pop("merged")
-            got = {k: v for k, v in got.items() if k in _KEPT or not holds_tensors(v)} | {"inputs_embeds": want}
-        elif "placed" in got:
-            own = got.pop("placed")
-            want, got = own.embeds, {**own.kwargs, "inputs_embeds": own.embeds}
-        if want is not None:
+        if "merged" in arguments:  # the decoder inserted the media itself; the merged embeddings replace ids and media
+            merged = arguments.pop("merged")
+            kept = {k: v for k, v in arguments.items() if k in _KEPT or not holds_tensors(v)}
+            arguments = {**kept, "inputs_embeds": merged}
+        elif "placed" in arguments:
+            own = arguments.pop("placed")
+            merged, arguments = own.embeds, {**own.kwargs, "inputs_embeds": own.embeds}
+        if merged is not None:
             for handle in handles:
                 handle.remove()
-            _check_placed(model, decoder, inputs, got)
+            _check_merged(model, decoder, inputs, arguments)
     finally:
         for handle in handles:
             handle.remove()
-    if not got:
+    if not arguments:
         raise HookError(
             f"{type(model).__name__} ran without calling its decoder {type(decoder).__name__}",
             hint="run `limelight models --check` on this checkpoint; its family may need a file in models/families",
         )
-    embeds = got.get("inputs_embeds")
+    embeds = arguments.get("inputs_embeds")
     if embeds is None:
-        ids = got.get("input_ids")
+        ids = arguments.get("input_ids")
         if ids is None:
             raise HookError(
                 "the decoder was called with neither inputs_embeds nor input_ids", hint="report this family"
             )
         with torch.no_grad():
-            embeds = (words or decoder.get_input_embeddings())(ids)  # type: ignore[operator]
+            embeds = (embed or decoder.get_input_embeddings())(ids)  # type: ignore[operator]
     embeds = embeds.detach().clone()
     if embeds.shape[1] == 0:
         raise PromptError("the prompt is empty: zero positions", hint="pass at least one token")
-    kwargs = {k: v for k, v in got.items() if k not in _DROPPED and v is not None}
+    kwargs = {k: v for k, v in arguments.items() if k not in _DROPPED and v is not None}
     if "attention_mask" in kwargs:
         kwargs["attention_mask"] = ready_masks.additive(kwargs["attention_mask"], embeds.dtype)
     given = inputs.get(prompt.mask)
@@ -284,9 +297,9 @@ def capture(
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     mask = mask.to(embeds.device)
     if "attention_mask" in names and "attention_mask" not in kwargs:
-        kwargs["attention_mask"] = mask.long()  # without a mask, positions may be mistaken for packed sequences
+        kwargs["attention_mask"] = mask.long()  # without a mask, transformers may detect packed sequences
     if "position_ids" in names and "position_ids" not in kwargs and not bool(mask.all()):
-        # as generate() counts: offsets live in rotated coordinates, so a padded row must not be shifted
+        # as in generate(): offsets act on rotated keys, so padding must not shift a row's positions
         kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
     found = find(embeds, kwargs, media)
     if found is None:
@@ -299,15 +312,15 @@ def capture(
 
 
 def _require_declared(call: DecoderCall, model: nn.Module, taken: Sequence[str]) -> None:
-    """Raises UnsupportedError for an argument with unknown axes, or with features that the leaf does not hold."""
+    """Raise UnsupportedError for an argument with undeclared axes, or with features that are not part of the leaf."""
     known = () if call.features is None else call.features.kept
-    missed = [k for k, v in call.kwargs.items() if DECODER.is_features(k) and holds_tensors(v)]
-    missed = [k for k in missed if k not in known] + list(DECODER.undeclared(call.kwargs, taken))
-    if missed:
+    unknown = [k for k, v in call.kwargs.items() if DECODER.is_features(k) and holds_tensors(v) and k not in known]
+    unknown += DECODER.undeclared(call.kwargs, taken)
+    if unknown:
         raise UnsupportedError(
-            f"{type(model).__name__} hands its decoder {', '.join(missed)} beside the input embeddings: nobody has declared "
-            "the axes, or how the features in it are placed, and relevance at the embeddings alone might miss them",
+            f"{type(model).__name__} passes {', '.join(unknown)} to its decoder in addition to the input embeddings; the axes, "
+            "or the positions of the features, are not declared, so relevance at the embeddings might be incomplete",
             hint="only plain decoding (greedy) works on this family so far; "
-            "limelight/models/inputs/decoder_inputs.py is where arguments are declared",
+            "declare arguments in limelight/models/inputs/decoder_inputs.py",
         )
-    DECODER.each(call.kwargs, lambda axes, value, _: value)  # as many axes as declared
+    DECODER.each(call.kwargs, lambda axes, value, _: value)  # checks the number of axes

@@ -29,7 +29,7 @@ def unwrapped(model: Any) -> Any:
     while isinstance(inner, nn.Module) and id(inner) not in seen:
         seen.add(id(inner))
         outer: Any = inner
-        written = compat.inside_compiled(outer)
+        written = compat.uncompiled_module(outer)
         if written is not None:
             inner = written
         elif isinstance(outer, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -78,7 +78,7 @@ def uncompiled(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> 
             before.append((own, compat.COMPILED_CALL, own[compat.COMPILED_CALL]))
             own[compat.COMPILED_CALL] = None
         for module in _having("forward", modules, instances):
-            own, inner = vars(module), compat.inside_compiled(module)
+            own, inner = vars(module), compat.uncompiled_module(module)
             original = compat.uncompiled_function(own["forward"]) if inner is None else inner
             if original is not None:
                 before.append((own, "forward", own["forward"]))

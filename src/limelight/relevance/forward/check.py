@@ -62,7 +62,7 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
     key = (composite.name, None if call.features is None else call.features.entrance)
     if key in checked:
         return
-    piece = call.row(0).ending(min(2, call.length - call.front))
+    piece = call.row(0).tail(min(2, call.length - call.front))
     embeds, one, kwargs = piece.embeds, dict(piece.kwargs), piece.repeated(5)
     mode = Mode(channels=5)
     cache = DualCache(piece.length - piece.front, reading(adapter, call), paired=adapter.encoder is not None)

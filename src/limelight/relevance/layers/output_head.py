@@ -30,7 +30,7 @@ def plain_head(head: nn.Module) -> bool:
 
 def adds(head: nn.Module) -> bool:
     """Whether the head may make something of nothing: a bias, that of an adapter, or what a hook does."""
-    hooked = compat.forward_hooks(head) > 0  # theirs is the last word on what comes out
+    hooked = compat.count_forward_hooks(head) > 0  # theirs is the last word on what comes out
     return hooked or type(head) is not nn.Linear or head.bias is not None
 
 

@@ -1,4 +1,4 @@
-"""The published checkpoint: which weight goes where, its tokenizer file, and loading."""
+"""Loading the published checkpoint: names of the weights and the tokenizer file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ _BLOCK = re.compile(r"transformer\.visual\.transformer\.resblocks\.(\d+)\.(.+)\.
 
 
 def rename(heads: int) -> Any:
-    """Published names to ours; ``heads`` of the tower, whose fused projection is laid out head by head."""
+    """Return the function from published names to ours; ``heads``: of the vision encoder, whose fused projection is stored
+    head by head."""
 
     def one(name: str, tensor: Tensor) -> Weights:
         layer, block = _LAYER.fullmatch(name), _BLOCK.fullmatch(name)
@@ -59,12 +60,12 @@ def rename(heads: int) -> Any:
 
 
 def claims(folder: Path | None, config: Mapping[str, Any]) -> bool:
-    """A Qwen of the first generation with a visual part."""
+    """Return whether this is a first-generation Qwen with a vision encoder."""
     return config.get("model_type") == "qwen" and isinstance(config.get("visual"), Mapping)
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
-    """Model and processor of a folder with the published files.
+    """Load model and processor from a folder with the published files.
 
     Raises:
         ModelError: a file or a weight is missing, or the tokenizer's ids are not the config's.
@@ -80,7 +81,7 @@ def load(folder: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
     config = from_published(published)
     processor = processor_of(folder, config)
     with compat.no_init_weights():
-        model = compat.built(QwenVLChatForConditionalGeneration, config, dtype_of(dtype, published))
+        model = compat.from_config(QwenVLChatForConditionalGeneration, config, dtype_of(dtype, published))
     fill(model, read_folder(folder), rename(config.vision_config.num_attention_heads))  # type: ignore[union-attr]
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(

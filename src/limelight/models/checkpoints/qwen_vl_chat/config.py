@@ -1,4 +1,4 @@
-"""What the model is made of, from the published config.json."""
+"""Config of the model, converted from the published config.json."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class QwenVLChatConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 def from_published(config: Mapping[str, Any], *, head_width: int = 128) -> QwenVLChatConfig:
-    """The published config.json (``model_type`` "qwen" with a ``visual`` part) as ours.
+    """Convert the published config.json (``model_type`` "qwen" with a ``visual`` part).
 
     Args:
         head_width: of the resampler's heads, fixed in the published code.
 
     Raises:
-        ModelError: a setting that would change the computation and is not covered.
+        ModelError: a setting that changes the computation and is not supported.
     """
     visual = config["visual"]
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
@@ -45,7 +45,7 @@ def from_published(config: Mapping[str, Any], *, head_width: int = 128) -> QwenV
     if odd or int(config.get("kv_channels", hidden // heads)) * heads != hidden or config.get("rotary_pct", 1.0) != 1.0:
         raise ModelError(
             f"unusual settings of the Qwen decoder: {', '.join(odd) or 'kv_channels or rotary_pct'}",
-            hint="this reader covers the layout of Qwen-VL and Qwen-VL-Chat",
+            hint="only the layout of Qwen-VL and Qwen-VL-Chat is supported",
         )
     text = {
         "vocab_size": config["vocab_size"],

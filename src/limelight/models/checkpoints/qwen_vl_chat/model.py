@@ -1,4 +1,4 @@
-"""The model: pixels through tower and resampler into 256 positions of a Qwen decoder (weights map onto Qwen2's)."""
+"""The model: vision encoder, resampler with 256 queries per image, and a Qwen decoder (weights map onto Qwen2's)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from limelight.models.checkpoints.qwen_vl_chat.visual import QwenVisual
 class QwenVLChatForConditionalGeneration(MergedModel):
     """Qwen-VL-Chat.
 
-    Differs from the published code: beyond the trained length (2048 positions) that one rescales rotary frequencies and
-    queries (dynamic NTK, log-n); here such sequences are refused.
+    Differs from the published code, which rescales rotary frequencies and queries beyond the trained length of 2048
+    positions (dynamic NTK, log-n): here longer sequences raise UnsupportedError.
     """
 
     config_class = QwenVLChatConfig

@@ -1,4 +1,4 @@
-"""Words and pictures to tensors: the tokenizer from ``qwen.tiktoken``, CLIP's pixels, 256 placeholders a picture."""
+"""Processor: the tokenizer from ``qwen.tiktoken``, CLIP's image preprocessing, 256 placeholders per image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)),
     "<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>",
 )  # fmt: skip
-# The published ``from_list_format`` and ``make_context``: pictures are numbered over the whole conversation.
+# As the published ``from_list_format`` and ``make_context``: images are numbered over the whole conversation.
 TEMPLATE = (
     "{% set ns = namespace(n=0) %}"
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -33,7 +33,7 @@ TEMPLATE = (
 
 
 class _Ranks(TikTokenConverter):  # type: ignore[misc]
-    """transformers' converter, with the file read here (it would ask for the package tiktoken)."""
+    """transformers' converter, reading the file here, because it would need the package tiktoken."""
 
     @staticmethod
     def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
@@ -46,10 +46,10 @@ class _Ranks(TikTokenConverter):  # type: ignore[misc]
 
 
 def tokenizer_of(path: Path) -> PreTrainedTokenizerFast:
-    """The published tokenizer as a fast one.
+    """Convert the published tokenizer to a fast one.
 
     Raises:
-        ModelError: the file is missing or no list of ranks.
+        ModelError: the file is missing or is not a list of ranks.
     """
     from tokenizers import normalizers
 
@@ -73,7 +73,7 @@ class QwenVLChatProcessor:
         written = sum(t.count("<img></img>") for t in text)
         if written != len(images):
             raise PromptError(
-                f"{len(images)} pictures for {written} <img></img> in the words", hint="use the chat template"
+                f"{len(images)} images for {written} <img></img> in the text", hint="use the chat template"
             )
         filled = [t.replace("<img></img>", f"<img>{'<imgpad>' * self.positions}</img>") for t in text]
         out = dict(self.tokenizer(filled, padding=True, return_tensors=return_tensors, add_special_tokens=False))
@@ -84,7 +84,7 @@ class QwenVLChatProcessor:
 
 
 def processor_of(folder: Path, config: Any) -> QwenVLChatProcessor:
-    """Tokenizer and pixels as published: the whole picture, squeezed into a square."""
+    """Build the processor with the published settings: the whole image, resized to a square."""
     side = int(config.vision_config.image_size)
     pixels = CLIPImageProcessorPil(
         do_resize=True, size={"height": side, "width": side}, do_center_crop=False, do_convert_rgb=True

@@ -1,4 +1,4 @@
-"""The tower: CLIP's encoder without a class token, and one cross-attention of learned queries to all patches.
+"""The vision encoder: CLIP's encoder without a class token, and one cross-attention of learned queries to all patches.
 
 Source: Bai et al., "Qwen-VL", 2023 (arXiv 2308.12966), section 2.1: ViT-bigG of OpenCLIP, position-aware resampler.
 """
@@ -16,7 +16,7 @@ from limelight.compat import CLIPEncoder
 
 
 def resized(table: Tensor, count: int) -> Tensor:
-    """Positions of a square grid ``[n, D]`` for one of ``count`` cells, by bicubic interpolation."""
+    """Resize position embeddings of a square grid ``[n, D]`` to ``count`` cells by bicubic interpolation."""
     side, wanted = math.isqrt(table.shape[0]), math.isqrt(count)
     if side == wanted:
         return table
@@ -26,7 +26,7 @@ def resized(table: Tensor, count: int) -> Tensor:
 
 
 class Resampler(nn.Module):
-    """``n`` learned queries read the patches: ``[B, patches, width]`` -> ``[B, n, D]``."""
+    """Cross-attention of ``n`` learned queries to the patches: ``[B, patches, width]`` -> ``[B, n, D]``."""
 
     def __init__(self, queries: int, width: int, out: int, heads: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Resampler(nn.Module):
 
 
 class QwenVisual(nn.Module):
-    """Pixels ``[B, 3, side, side]`` -> ``[B, queries, hidden]``."""
+    """Vision encoder and resampler: pixels ``[B, 3, side, side]`` -> ``[B, queries, hidden]``."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

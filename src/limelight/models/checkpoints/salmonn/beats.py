@@ -16,7 +16,8 @@ from torch.nn import functional
 
 
 def buckets(count: int, total: int, furthest: int) -> Tensor:
-    """int64 ``[count, count]``: bucket of each (query, key): half for keys behind, small distances exact, others by log."""
+    """Return the relative position bucket of each (query, key), int64 ``[count, count]``: half of them for keys after the
+    query, exact for small distances, logarithmic for others."""
     place = torch.arange(count)
     distance = place[None] - place[:, None]
     half = total // 2
@@ -54,7 +55,7 @@ class BeatsAttention(nn.Module):
 
 
 class BeatsLayer(nn.Module):
-    """Attention and feed-forward, the norm behind each residual sum (whose old part is scaled up: deep norm)."""
+    """Attention and feed-forward, each followed by a norm of the residual sum with a scaled-up residual (deep norm)."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -72,8 +73,8 @@ class BeatsLayer(nn.Module):
 class Beats(nn.Module):
     """Filter bank ``[B, frames, 128]`` -> features ``[B, tokens, D]`` in time order, 8 tokens for every 16 frames.
 
-    Differs from the published code: rows of a batch that end earlier are masked patch by patch, so that each is what it
-    would be alone, and their features behind the end are zero.
+    Differs from the published code: shorter rows of a batch are masked patch by patch, so that their features equal those
+    without the batch, and are zero after their end.
     """
 
     def __init__(self, config: Any) -> None:
@@ -91,7 +92,7 @@ class Beats(nn.Module):
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.encoder_layers)])
 
     def forward(self, fbank: Tensor, mask: Tensor) -> Tensor:
-        """``mask`` [B, frames], True at real frames (all of them before the padding)."""
+        """Compute the features; ``mask`` [B, frames] is True at real frames, which precede the padding."""
         patch = self.config.input_patch_size
         count = mask.sum(-1) // patch
         x = self.patch_embedding(fbank[:, None, : int(count.max()) * patch])  # [B, C, patches, 8]

@@ -14,19 +14,19 @@ from limelight.errors import ModelError
 from limelight.models.checkpoints.formats import Weights, config_of, dtype_of, fill, pickled, read_file
 from limelight.models.runtime.machine import machine_failed
 
-LORA_ALPHA = 32.0  # of the published configuration; the rank is read off the weights
+LORA_ALPHA = 32.0  # from the published configuration; the rank follows from the weights
 _LORA = re.compile(r"llama_model\.base_model\.model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _BEATS = {"encoder.layer_norm": "encoder_norm", "encoder.pos_conv.0": "pos_conv"}
 _BIAS = "self_attn.relative_attention_bias.weight"
 
 
 def claims(folder: Path | None, config: Mapping[str, Any]) -> bool:
-    """A folder without config.json that holds ``salmonn*.pth``."""
+    """Return whether this is a folder without config.json that contains ``salmonn*.pth``."""
     return folder is not None and not config and any(folder.glob("salmonn*.pth"))
 
 
 def bridge_name(name: str, tensor: Tensor) -> Weights:
-    """Published name -> place in :class:`Bridge`; a BERT whose feed-forward for words was taken out is BLIP-2's Q-Former."""
+    """Convert a published name to that in :class:`Bridge` (BLIP-2's Q-Former is a BERT without the text feed-forward)."""
     if name.startswith("llama_model.") or name.endswith("position_ids"):
         return []
     name = name.replace("speech_Qformer.bert.embeddings.LayerNorm", "qformer.layernorm")
@@ -35,17 +35,17 @@ def bridge_name(name: str, tensor: Tensor) -> Weights:
 
 
 def beats_name(name: str, tensor: Tensor) -> Weights:
-    """Published name -> place in :class:`Beats`; the weight-normed convolution comes whole (see :func:`whole`)."""
+    """Convert a published name to that in :class:`Beats`; :func:`whole` has already merged the weight norm."""
     if name.startswith("predictor."):
         return []  # the classifier of AudioSet
-    if name.endswith(_BIAS):  # one table, listed under every layer
+    if name.endswith(_BIAS):  # one shared table, stored for every layer
         return [("relative_attention_bias.weight", tensor)] if name == f"encoder.layers.0.{_BIAS}" else []
     stem, _, kind = name.rpartition(".")
     return [(f"{_BEATS.get(stem, stem.removeprefix('encoder.'))}.{kind}", tensor)]
 
 
 def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weight norm undone: ``g * v / |v|``, the norm taken for each tap of the kernel."""
+    """Merge the weight norm: ``g * v / |v|``, with the norm of each kernel tap."""
     out = {n: t for n, t in weights.items() if not n.endswith(("weight_g", "weight_v"))}
     for name, v in weights.items():
         if name.endswith("weight_v"):
@@ -55,10 +55,10 @@ def whole(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merge_lora(decoder: nn.Module, weights: Mapping[str, Tensor], alpha: float = LORA_ALPHA) -> int:
-    """``W += alpha / rank * B A`` for every adapted matrix; how many there were.
+    """Merge LoRA, ``W += alpha / rank * B A``, and return the number of adapted matrices.
 
     Raises:
-        ModelError: an adapter without its partner or its place.
+        ModelError: an adapter lacks its other half, or there is no matching matrix.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
@@ -81,10 +81,10 @@ def merge_lora(decoder: nn.Module, weights: Mapping[str, Tensor], alpha: float =
 
 
 def parts(folder: Path) -> dict[str, Path]:
-    """Where the four parts lie.
+    """Return the paths of the four parts.
 
     Raises:
-        ModelError: one is missing, or there are several.
+        ModelError: a part is missing or ambiguous.
     """
     inner = {p: str(config_of(p).get("model_type", "")) for p in sorted(folder.iterdir()) if p.is_dir()}
     found = {
@@ -96,14 +96,14 @@ def parts(folder: Path) -> dict[str, Path]:
     wrong = [f"{what} ({len(files)} found)" for what, files in found.items() if len(files) != 1]
     if wrong:
         raise ModelError(
-            f"{folder} should hold one each of its parts, but: {'; '.join(wrong)}",
+            f"expected exactly one of each part in {folder}, but: {'; '.join(wrong)}",
             hint="put salmonn_v1.pth, BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt, vicuna and whisper-large-v2 there",
         )
     return dict(zip(("salmonn", "beats", "llama", "whisper"), (f[0] for f in found.values()), strict=True))
 
 
 def load(folder: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
-    """Model and processor of a folder with the published parts.
+    """Load model and processor from a folder with the published parts.
 
     Raises:
         ModelError: a part or a weight is missing or does not fit.
@@ -173,10 +173,10 @@ def load(folder: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
 
 
 def _beats_config(published: Mapping[str, Any], kind: Any) -> Any:
-    """The ``cfg`` of a BEATs checkpoint.
+    """Convert the ``cfg`` of a BEATs checkpoint.
 
     Raises:
-        ModelError: a variant that no published checkpoint is.
+        ModelError: a variant that no published checkpoint uses.
     """
     odd = {
         name: published.get(name)

@@ -1,4 +1,4 @@
-"""What the model is made of."""
+"""Configs of SALMONN and BEATs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from transformers import Blip2QFormerConfig, LlamaConfig, PreTrainedConfig, Whis
 
 
 class BeatsConfig(PreTrainedConfig):  # type: ignore[misc]
-    """BEATs as published: the names of its ``cfg``. Pre-norm and gated linear units exist in its code, not in its checkpoints."""
+    """Config of BEATs, with the names of the published ``cfg``. Pre-norm and gated linear units are not supported, since no
+    published checkpoint uses them."""
 
     model_type = "beats"
 
@@ -28,9 +29,10 @@ class BeatsConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class SalmonnConfig(PreTrainedConfig):  # type: ignore[misc]
-    """``window``: Whisper frames that one query reads (17 frames, 0.34 s; the windows do not overlap).
+    """Config of SALMONN.
 
-    ``audio_token_id`` is Llama's ``<unk>``: its tokenizer spells every text without it.
+    ``window`` is the number of Whisper frames per query (17 frames, 0.34 s, without overlap). ``audio_token_id`` is Llama's
+    ``<unk>``, which its tokenizer never produces for text.
     """
 
     model_type = "salmonn"
@@ -52,6 +54,6 @@ class SalmonnConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def audio_seq_length(self) -> int:
-        """Positions of one sound, however short it is: Whisper always reads its whole window (88 in 30 s)."""
+        """Number of positions per audio input, which does not depend on its length (88 for Whisper's 30 s window)."""
         frames: int = self.audio_config.max_source_positions  # type: ignore[union-attr]
         return frames // self.window * self.queries

@@ -1,4 +1,4 @@
-"""The model: two encoders side by side, one query for every third of a second, and a Llama."""
+"""The model: two audio encoders, a window-level Q-Former with one query per 0.34 s, and a Llama decoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from limelight.models.checkpoints.salmonn.config import SalmonnConfig
 
 
 class Bridge(nn.Module):
-    """Features of both encoders -> positions of the decoder: a Q-Former on each window of ``config.window`` frames."""
+    """Q-Former on each window of ``config.window`` frames: features of both encoders -> decoder embeddings."""
 
     def __init__(self, config: SalmonnConfig) -> None:
         super().__init__()
@@ -31,7 +31,8 @@ class Bridge(nn.Module):
         self.speech_llama_proj = nn.Linear(qformer.hidden_size, text.hidden_size)
 
     def forward(self, speech: Tensor, audio: Tensor, real: Tensor) -> Tensor:
-        """``speech`` [n, T, D], ``audio`` [n, T', D'] with its real positions [n, T'] -> ``[n, windows * queries, H]``."""
+        """Compute ``[n, windows * queries, H]`` from ``speech`` [n, T, D] and ``audio`` [n, T', D'], whose real positions
+        are ``real`` [n, T']."""
         speech, audio = self.ln_speech(speech), self.ln_audio(audio) * real[..., None].to(audio.dtype)
         length = max(speech.shape[1], audio.shape[1])
         both = torch.cat([functional.pad(x, (0, 0, 0, length - x.shape[1])) for x in (speech, audio)], dim=-1)

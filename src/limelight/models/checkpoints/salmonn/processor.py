@@ -1,4 +1,4 @@
-"""Words and sounds to tensors: Whisper's spectrogram, BEATs' filter bank, and one placeholder a window."""
+"""Processor: Whisper's spectrogram, BEATs' filter bank, and one placeholder per window."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEMPLATE = (
 
 @cache
 def _filters() -> npt.NDArray[np.float64]:
-    """Kaldi's triangles ``[257, 128]``; the lowest are narrower than a bin and stay empty, as in BEATs' training."""
+    """Return Kaldi's mel filters ``[257, 128]``; the lowest are narrower than a bin and empty, as in BEATs' training."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
         found: npt.NDArray[np.float64] = mel_filter_bank(
@@ -39,7 +39,7 @@ def _filters() -> npt.NDArray[np.float64]:
 
 
 def filter_bank(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Kaldi's log filter bank ``[frames, 128]`` (25 ms every 10 ms), shifted and scaled as BEATs was trained."""
+    """Compute Kaldi's log filter bank ``[frames, 128]`` (25 ms every 10 ms), normalised as in BEATs' training."""
     bank = spectrogram(
         np.asarray(samples, dtype=np.float64) * 2**15, window_function(400, "povey", periodic=False), frame_length=400,
         hop_length=160, fft_length=512, power=2.0, center=False, preemphasis=0.97, mel_filters=_filters(), log_mel="log",
@@ -51,7 +51,7 @@ def filter_bank(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 class SalmonnProcessor:
     """``processor(text=[...], audio=[...])`` -> input_ids, attention_mask, input_features, fbank, fbank_mask.
 
-    Sounds shorter than a second are filled up with silence, as published; what is longer than Whisper's window is cut.
+    Audio shorter than a second is padded with silence, as in the published code; audio longer than Whisper's window is cut.
     """
 
     def __init__(self, tokenizer: Any, feature_extractor: Any, positions: int) -> None:
@@ -62,7 +62,9 @@ class SalmonnProcessor:
     ) -> BatchFeature:
         written = sum(t.count(SPEECH) for t in text)
         if written != len(audio):
-            raise PromptError(f"{len(audio)} sounds for {written} {SPEECH} in the words", hint="use the chat template")
+            raise PromptError(
+                f"{len(audio)} audio inputs for {written} {SPEECH} in the text", hint="use the chat template"
+            )
         rows = [self._ids(t) for t in text]
         width = max(map(len, rows))
         pad = int(self.tokenizer.pad_token_id)
@@ -75,14 +77,15 @@ class SalmonnProcessor:
         return BatchFeature(out)
 
     def _ids(self, text: str) -> list[int]:
-        """The words on either side of a sound are spelled each by itself, as published."""
+        """Tokenise the text before and after an audio input separately, as in the published code."""
         placeholder = int(self.tokenizer.unk_token_id)
         ids = [int(self.tokenizer.bos_token_id)]
         for n, piece in enumerate(text.split(SPEECH)):
             words = self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
             if placeholder in words:
                 raise PromptError(
-                    f"the tokenizer cannot spell {piece!r}: its unknown token marks the sound", hint="use other words"
+                    f"the tokenizer cannot encode {piece!r}: its unknown token is the audio placeholder",
+                    hint="use other words",
                 )
             ids += [placeholder] * (self.positions if n else 0) + list(words)
         return ids

@@ -28,7 +28,7 @@ class Bare(MergedModel):
 def test_a_model_without_features() -> None:
     config = LlamaConfig(**{k: v for k, v in text("llama", pad_token_id=5).items() if k != "model_type"})
     model = Bare(config).eval()
-    with pytest.raises(HookError, match=r"Bare has media pixel_values and no features\(\)") as caught:
+    with pytest.raises(HookError, match=r"does not define features\(\) for its media pixel_values") as caught:
         model.run(torch.tensor([[1, 5]]), {"pixel_values": torch.ones(1, 3)})
     assert "features" in caught.value.hint
     with pytest.raises(PromptError, match="pixel_values"):

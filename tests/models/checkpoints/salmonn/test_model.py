@@ -196,7 +196,7 @@ def test_a_sound_that_is_too_long_and_words_that_cannot_be_spelled(adapter: Adap
         adapter.prepare(QUESTION, {"audio": heard(published.SECONDS + 1.0)})
     with pytest.raises(PromptError, match="unknown token"):
         adapter.prepare("what is <unk> ?", {"audio": heard()})
-    with pytest.raises(PromptError, match="2 sounds for 1"):
+    with pytest.raises(PromptError, match="2 audio inputs for 1"):
         adapter.processor(text=["<SpeechHere> what"], audio=[sound(), sound()])
     with pytest.raises(PromptError, match="input_features"):
         adapter.model(input_ids=torch.tensor([[1, 0, 5]]))

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from bench.machine import add_busy, processor, require_quiet
 
 RESULTS = Path(__file__).parent / "results" / "attribution.json"
 WORKER = Path(__file__).parent / "attribution_worker.py"
@@ -117,7 +118,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="instead of 9, 7 and 3")
     parser.add_argument("--lxt-python", help="a Python that has lxt and a transformers it works with")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    add_busy(parser)
     args = parser.parse_args()
+    require_quiet(busy=args.busy)
     pythons = {"limelight": sys.executable}
     if args.lxt_python is None:
         print("lxt: absent (no --lxt-python)", file=sys.stderr)
@@ -133,7 +136,7 @@ def main() -> None:
             r for r in kept if (r["name"], r["prompt_tokens"]) not in {(n["name"], n["prompt_tokens"]) for n in new}
         ]
         rows = sorted([*rows, *new], key=lambda r: (r["prompt_tokens"], r["name"]))
-        found = {"machine": platform.processor() or platform.machine(), "versions": versions, "rows": rows}
+        found = {"machine": processor(), "versions": versions, "rows": rows}
         args.out.write_text(json.dumps(found, indent=1) + "\n")  # length by length: the longest takes a while
 
 

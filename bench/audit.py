@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from bench.machine import about, add_busy, processor, ratio_of, require_quiet, shown
 from bench.speed import LENGTHS, build, prompt
 
 TARGET = 2.3
@@ -102,13 +102,9 @@ def measured(setting: Setting, repeats: int, *, gpu: bool) -> dict[str, Any]:
         order = (plain, audit) if turn % 2 else (audit, plain)
         seconds = {work: timed(work, gpu=gpu) for work in order}
         pairs.append((seconds[plain], seconds[audit]))
-    ratios = np.array([b / a for a, b in pairs])
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
     return {
-        "setting": setting.name, "ratio": float(np.median(ratios)), "low": float(low), "high": float(high),
-        "plain_seconds": float(np.median([a for a, _ in pairs])), "audit_seconds": float(np.median([b for _, b in pairs])),
+        "setting": setting.name, **ratio_of([b for _, b in pairs], [a for a, _ in pairs]),
+        "plain_seconds": statistics.median(a for a, _ in pairs), "audit_seconds": statistics.median(b for _, b in pairs),
         "repeats": repeats,
     }  # fmt: skip
 
@@ -121,9 +117,12 @@ def main() -> None:
         "--length", type=int, choices=sorted(LENGTHS), action="append", help="of the prompt; all by default"
     )
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    add_busy(parser)
     given = parser.parse_args()
+    if given.out and not given.gpu:
+        require_quiet(busy=given.busy)
     torch.set_num_threads(1)
-    where = torch.cuda.get_device_name() if given.gpu else f"{platform.machine()}, one thread"
+    where = torch.cuda.get_device_name() if given.gpu else f"{processor()}, one thread"
     print(f"audit / plain forward over the same tokens, {where}")
     rows = []
     for setting in SETTINGS:
@@ -133,12 +132,12 @@ def main() -> None:
         rows.append(row)
         mark = "" if row["high"] <= TARGET or setting.earlier else f"   above {TARGET}"
         print(
-            f"{row['setting']:55} {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]   "
+            f"{row['setting']:55} {shown(row['ratio'], row['low'], row['high'])}   "
             f"{1000 * row['plain_seconds']:.0f} ms -> {1000 * row['audit_seconds']:.0f} ms{mark}",
             flush=True,
         )
     if given.out:
-        given.out.write_text(json.dumps({"where": where, "rows": rows}, indent=1) + "\n")
+        given.out.write_text(json.dumps({"where": where, "machine": about(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import gc
 import itertools
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -32,6 +31,7 @@ from typing import Any
 import torch
 
 from bench.attribution_worker import peak
+from bench.machine import about, add_busy, require_quiet
 
 RESULTS = Path(__file__).parent / "results" / "big.json"
 WORDS, TOKENS, REPEATS, ANSWER = 24, 4, 3, 32
@@ -266,17 +266,15 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the committed table, run nothing")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    add_busy(parser)
     args = parser.parse_args()
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     if not args.table:
         torch.set_num_threads(1)
         shapes = TINY if args.tiny else (LLAVA, QWEN)
         found.setdefault("rows", [])
-        found["machine"] = {
-            "processor": platform.processor() or platform.machine(),
-            "threads": 1,
-            "torch": torch.__version__,
-        }
+        require_quiet(busy=args.busy or args.tiny)
+        found["machine"] = about()
         for shape in shapes:
             for depth in shape.depths:
                 _rows(shape, depth, args.repeats, found, args.out)

@@ -141,7 +141,7 @@ def costs() -> dict[str, float]:
     if not SPEED.exists():
         return {}
     rows = json.loads(SPEED.read_text())["rows"]
-    return {r["name"]: r["ratio_to_greedy"] for r in rows if r["prompt_tokens"] == 600 and r["batch"] == 1}
+    return {r["name"]: r["token"]["ratio"] for r in rows if r["prompt_tokens"] == 600 and r["batch"] == 1}
 
 
 def _cost(name: str) -> str:

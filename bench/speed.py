@@ -5,8 +5,9 @@
     python -m bench.speed --gpu      a 7B-shaped LLaVA with random bfloat16 weights on the first GPU
 
 Each (setting, prompt length, batch) runs in a process of its own, in turn with greedy decoding of the same model there:
-process time of one thread, median (of a gated setting: mean) and spread over tokens and repeats; peak memory beyond the loaded model; FLOPs by
-counting matrix products. The model has random weights: LM 512 wide, 8 layers, 8 heads, vocabulary 32000, LLaVA-shaped.
+process time of one thread. A repeat's time per token is the median over its tokens (of a gated setting: the mean); the ratio is the
+median over repeats, with its 95 % interval by bootstrap over them. Peak memory beyond the loaded model; FLOPs by counting matrix
+products. Nothing is written on a busy machine unless told (--busy). The model has random weights: LM 512 wide, 8 layers, 8 heads, vocabulary 32000, LLaVA-shaped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import resource
 import shutil
 import statistics
@@ -23,6 +23,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from bench.machine import about, add_busy, ratio_of, require_quiet, shown
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(".cache/speed")  # finished cells of an interrupted run; emptied when a run is complete
@@ -109,6 +111,7 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
         return stamps[1] - stamps[0], [b - a for a, b in itertools.pairwise(stamps[1:])] or [stamps[1] - stamps[0]]
 
     loaded = torch.cuda.memory_allocated() if gpu else peak_bytes()
+    middle = statistics.mean if "gated" in name else statistics.median  # a gate's rare costly tokens count
     seconds: list[float] = []
     firsts: list[float] = []
     base: list[float] = []
@@ -118,13 +121,13 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
     for repeat in range(repeats):
         first, later = timed(name, tokens)
         firsts.append(first)
-        seconds += later
+        seconds.append(middle(later))
         if repeat == 0:
             peak = (torch.cuda.max_memory_allocated() if gpu else peak_bytes()) - loaded
             timed("greedy", 2)
         first, later = timed("greedy", max(tokens, 8))  # in turn: a machine's pace drifts within minutes
         base_firsts.append(first)
-        base += later
+        base.append(statistics.median(later))
     counted: float | None = None
     if flops and not gpu:
         model.set_attn_implementation("eager")
@@ -132,16 +135,14 @@ def measure(name: str, length: int, batch: int, tokens: int, repeats: int, *, gp
         with FlopCounter() as counter:
             run(name, 1 if name in UNCACHED else 3, lambda: marks.append(counter.total))
         counted = float(marks[0] if len(marks) == 1 else (marks[-1] - marks[0]) / (len(marks) - 1))
-    middle = statistics.mean if "gated" in name else statistics.median  # a gate's rare costly tokens count
     return {
         "name": name,
         "prompt_tokens": length,
         "batch": batch,
-        "seconds_per_token": middle(seconds) / batch,
-        "spread": [min(seconds) / batch, max(seconds) / batch],
-        "first_token_seconds": statistics.median(firsts) / batch,
-        "greedy_seconds_per_token": statistics.median(base) / batch,
-        "greedy_first_token_seconds": statistics.median(base_firsts) / batch,
+        "repeats": repeats,
+        "seconds_per_token": statistics.median(seconds) / batch,
+        "token": ratio_of(seconds, base),
+        "prefill": ratio_of(firsts, base_firsts),
         "peak_bytes": peak,
         "flops_per_token": None if counted is None else counted / batch,
     }
@@ -205,37 +206,29 @@ def plan(*, quick: bool, gpu: bool) -> list[tuple[str, int, int, int, int]]:
                 ):
                     continue
                 tokens = 1 if name in UNCACHED else 3 if slow else 10 if length > 600 or batch > 1 else 16
-                out.append(
-                    (name, length, batch, tokens, 1 if quick or name in UNCACHED or length * batch > 5000 else 2)
-                )
+                out.append((name, length, batch, tokens, 1 if quick else 5))
     return out
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| setting | prompt | batch | ms per token | x greedy | spread | prefill x greedy | peak MiB beyond the model | GFLOP a token |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| setting | prompt | batch | ms per token | x greedy | prefill x greedy | peak MiB beyond the model | GFLOP a token |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         flops = "" if r["flops_per_token"] is None else f"{r['flops_per_token'] / 1e9:.2f}"
-        low, high = r["spread"]
         lines.append(
             f"| {r['name']} | {r['prompt_tokens']} | {r['batch']} | {1e3 * r['seconds_per_token']:.1f} "
-            f"| {r['ratio_to_greedy']:.2f} | {1e3 * low:.1f}-{1e3 * high:.1f} | {r['prefill_ratio']:.2f} "
-            f"| {r['peak_bytes'] / 2**20:.0f} | {flops} |"
+            f"| {ratio(r['token'])} | {ratio(r['prefill'])} | {r['peak_bytes'] / 2**20:.0f} | {flops} |"
         )
     return "\n".join(lines)
 
 
-def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row over the greedy runs that it took turns with; rows of old files over their group's greedy row."""
-    base = {(r["prompt_tokens"], r["batch"]): r for r in rows if r["name"] == "greedy"}
-    for r in rows:
-        greedy = base[r["prompt_tokens"], r["batch"]]
-        same, first = r.get("greedy_seconds_per_token"), r.get("greedy_first_token_seconds")
-        r["ratio_to_greedy"] = r["seconds_per_token"] / (same or greedy["seconds_per_token"])
-        r["prefill_ratio"] = r["first_token_seconds"] / (first or greedy["first_token_seconds"])
-    return rows
+def ratio(found: dict[str, float]) -> str:
+    """A ratio with its interval; rows of older files, of two repeats, have none and one decimal."""
+    if "low" not in found:
+        return f"{found['ratio']:.1f}"
+    return shown(found["ratio"], found["low"], found["high"])
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -248,7 +241,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes = figure.add_subplot()
     for i, name in enumerate(dict.fromkeys(r["name"] for r in rows if r["batch"] == 1)):
         points = sorted(
-            (r["prompt_tokens"], r["ratio_to_greedy"]) for r in rows if r["name"] == name and r["batch"] == 1
+            (r["prompt_tokens"], r["token"]["ratio"]) for r in rows if r["name"] == name and r["batch"] == 1
         )
         axes.plot(*zip(*points, strict=True), marker="osDv^P*X"[i % 8], color=f"C{i % 10}", label=name)
     lengths = sorted({r["prompt_tokens"] for r in rows})
@@ -282,6 +275,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where to write the rows (default bench/results/speed.json; not for --quick)"
     )
+    add_busy(parser)
     args = parser.parse_args()
     if args.cell:
         name, length, batch, tokens, repeats = args.cell
@@ -293,6 +287,8 @@ def main() -> None:
     if args.groups and not set(args.groups) <= groups:
         parser.error(f"expected groups among {', '.join(sorted(groups))}, got {' '.join(args.groups)}")
     out = args.out or (None if args.quick else RESULTS / ("speed_gpu.json" if args.gpu else "speed.json"))
+    if out is not None and not args.kept and not args.gpu:
+        require_quiet(busy=args.busy)
     rows: list[dict[str, Any]] = []
     if args.groups:
         cells = [c for c in cells if f"{c[1]}x{c[2]}" in args.groups]
@@ -305,16 +301,11 @@ def main() -> None:
             rows.append(row)
     measured = {(r["prompt_tokens"], r["batch"]) for r in rows if r["name"] == "greedy"}
     rows = [r for r in rows if (r["prompt_tokens"], r["batch"]) in measured]
-    rows = with_ratios(sorted(rows, key=lambda r: (r["prompt_tokens"], r["batch"])))
+    rows.sort(key=lambda r: (r["prompt_tokens"], r["batch"]))
     print(table(rows))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "threads": 1,
-        }
-        out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        out.write_text(json.dumps({"machine": about(), "rows": rows}, indent=1) + "\n")
         if not args.gpu:
             plot(rows, out.with_suffix(".png"))
         shutil.rmtree(CACHE, ignore_errors=True)

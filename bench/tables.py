@@ -20,6 +20,7 @@ from bench import (
     faithfulness,
     free_text_table,
     gpu_table,
+    one_token,
     quality_audio_table,
     quality_table,
     speed,
@@ -55,7 +56,7 @@ def speed_short() -> str:
     ]
     for r in rows:
         lines.append(
-            f"| {r['name']} | {1e3 * r['seconds_per_token']:.1f} | {r['ratio_to_greedy']:.2f} | {r['prefill_ratio']:.2f} "
+            f"| {r['name']} | {1e3 * r['seconds_per_token']:.1f} | {speed.ratio(r['token'])} | {speed.ratio(r['prefill'])} "
             f"| {r['peak_bytes'] / 2**20:.0f} |"
         )
     return "\n".join(lines)
@@ -67,6 +68,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "detection": lambda: detection.table(json.loads(detection.RESULTS.read_text())),
     "faithfulness": lambda: faithfulness.table(json.loads(faithfulness.RESULTS.read_text())),
     "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),
+    "one-token": lambda: one_token.table(json.loads(one_token.RESULTS.read_text())["rows"]),
     "speed": lambda: speed.table(_speed()["rows"]),
     "speed-short": speed_short,
     "quality": lambda: quality_table.render(_quality()),

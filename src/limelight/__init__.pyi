@@ -19,6 +19,7 @@ from .models.loading import load as load
 from .relevance.attachment import attached as attached
 from .relevance.attribute import attribute as attribute
 from .relevance.attribute import attribute_generated as attribute_generated
+from .relevance.forward.prefix import PrefixCache as PrefixCache
 from .types import Generation as Generation
 from .types import Relevance as Relevance
 from .types import Step as Step

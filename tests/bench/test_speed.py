@@ -28,12 +28,13 @@ def test_plan_has_greedy_at_every_length_and_batch() -> None:
 
 def test_table_has_a_row_a_cell() -> None:
     row = {
-        "name": "greedy", "prompt_tokens": 600, "batch": 1, "seconds_per_token": 0.02, "spread": [0.01, 0.03],
-        "first_token_seconds": 0.3, "peak_bytes": 2**20, "flops_per_token": 1e9,
+        "name": "greedy", "prompt_tokens": 600, "batch": 1, "seconds_per_token": 0.02, "peak_bytes": 2**20, "flops_per_token": 1e9,
+        "token": {"ratio": 1.0, "low": 0.99, "high": 1.01}, "prefill": {"ratio": 1.0, "low": 0.9, "high": 1.1},
     }  # fmt: skip
-    other = {**row, "name": "meter", "seconds_per_token": 0.03}
-    text = speed.table(speed.with_ratios([row, other]))
-    assert "| meter | 600 | 1 | 30.0 | 1.50 |" in text
+    other = {**row, "name": "meter", "seconds_per_token": 0.03, "token": {"ratio": 1.5}}
+    text = speed.table([row, other])
+    assert "| greedy | 600 | 1 | 20.0 | 1.00 [0.99, 1.01] | 1.0 [0.90, 1.10] |" in text
+    assert "| meter | 600 | 1 | 30.0 | 1.5 |" in text  # of an older file, without intervals
 
 
 def test_documentation_holds_the_committed_tables() -> None:
@@ -43,6 +44,6 @@ def test_documentation_holds_the_committed_tables() -> None:
 
 def test_committed_speed_rows_are_complete() -> None:
     rows = json.loads((ROOT / "bench" / "results" / "speed.json").read_text())["rows"]
-    keys = {"name", "prompt_tokens", "batch", "seconds_per_token", "ratio_to_greedy", "peak_bytes", "flops_per_token"}
+    keys = {"name", "prompt_tokens", "batch", "seconds_per_token", "token", "prefill", "peak_bytes", "flops_per_token"}
     assert rows
     assert all(keys <= set(row) for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,29 @@ def test_a_question_without_a_picture_is_answered_by_the_plain_model() -> None:
     reply = answer(Sample("a", "Is there a cup in the picture?", {}, meta={"seed": 5}))
     assert reply.meta["text_only"] is True
     assert 1 <= reply.meta["tokens"] <= 3
+
+
+def test_questions_about_one_image_share_its_prefill() -> None:
+    picture = Image.new("RGB", (112, 112), "grey")
+    samples = [
+        Sample(w, f"Is there a {w} in the picture?", {"image": [picture]}, meta={"seed": 1}) for w in ("cup", "dog")
+    ]
+    plain = ModelAnswer("demo-vision", "meter", generation={"max_new_tokens": 3, "do_sample": False})
+    cached = replace(plain, prefix_cache=2)
+    assert "prefix_cache" not in plain.identity()
+    assert cached.identity()["prefix_cache"] == 2
+    want = [plain(s).text for s in samples]
+    assert [cached(s).text for s in samples] == want
+    known = cached._adapter().prefix_cache
+    assert (known.hits, known.misses) == (1, 1)
+    assert plain._adapter().prefix_cache is None
+
+
+def test_a_prefix_cache_needs_prompts_that_run_alone(tmp_path: Path) -> None:
+    arguments = ["demo_vision", "--model", "demo-vision", "--out", str(tmp_path), "--limit", "1"]
+    done = call(*arguments, "--prefix-cache", "2", "--batch", "4")
+    assert isinstance(done.exception, SettingError)
+    assert "--batch 4" in done.exception.message
 
 
 def test_sampling_depends_on_the_row_s_seed_alone() -> None:

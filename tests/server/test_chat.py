@@ -16,9 +16,10 @@ from PIL import Image
 
 import limelight
 from limelight.decoding.registry import strategies
+from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from limelight.server.state import ServerConfig
-from tests.server.conftest import MODEL, Running, alike, ask, create, data_url, example, served
+from tests.server.conftest import MODEL, Running, Serve, alike, ask, create, data_url, example, served
 from tests.tiny import audio_processor, built
 
 
@@ -248,3 +249,18 @@ def test_every_strategy_answers_or_says_why_not(server: Running) -> None:
         else:
             assert got.status_code == 200, (name, got.text)
             assert all(t["contributions"] and t["shares"] == {} for t in got.json()["limelight"]["tokens"])
+
+
+def test_a_second_question_about_an_image_reuses_its_prefill(serve: Serve, adapter: Adapter) -> None:
+    with serve(strategy=limelight.relevance_contrastive(), prefix_cache=2) as running, running.openai() as asking:
+        known = adapter.prefix_cache
+        try:
+            first = create(asking, "Is there a cup in the picture?", max_tokens=4)
+            again = create(asking, "Is there a cup in the picture?", max_tokens=4)
+            create(asking, "Is there a dog in the picture?", max_tokens=4)
+            assert (known.hits, known.misses) == (2, 1)
+            assert again.choices[0].message.content == first.choices[0].message.content
+        finally:
+            adapter.prefix_cache = None
+    with pytest.raises(SettingError, match="prefix_cache"):
+        ServerConfig("m", prefix_cache=-1)

@@ -21,7 +21,8 @@ class ModelAnswer:
     ``relevance``: record shares and relevance maps in ``Reply.meta``, summed over the answer's tokens, each token's
     scores divided by the sum of their absolute values. ``faithfulness``: attribution methods whose insertion and deletion
     curves are recorded. ``evidence``: composites by which every token is scored. All refer to the answer without reasoning;
-    ``thoughts``: the markers of reasoning, see :func:`limelight.thinking.markers_of`.
+    ``thoughts``: the markers of reasoning, see :func:`limelight.thinking.markers_of`. ``prefix_cache``: prompts whose prefill
+    later ones with the same beginning share (:class:`limelight.PrefixCache`); answers are the same up to rounding.
     """
 
     model: str
@@ -37,6 +38,7 @@ class ModelAnswer:
     thoughts: tuple[tuple[str, str], ...] | None = None
     revision: str | None = None
     device_map: str | None = None
+    prefix_cache: int = 0
 
     def identity(self) -> dict[str, Any]:
         """The settings that the answers depend on, for the run's manifest."""
@@ -46,7 +48,8 @@ class ModelAnswer:
         own = {"strategy": chosen.name, "strategy_settings": chosen.settings(), "generation": dict(self.generation)}
         curves: dict[str, Any] = {"faithfulness": list(self.faithfulness)} if self.faithfulness else {}
         curves |= {"evidence": list(self.evidence)} if self.evidence else {}
-        of = {"revision": self.revision} if self.revision is not None else {}
+        of: dict[str, Any] = {"revision": self.revision} if self.revision is not None else {}
+        of |= {"prefix_cache": self.prefix_cache} if self.prefix_cache else {}
         return {"model": self.model, **of, "dtype": self.dtype, "relevance": self.relevance, **curves, **own}
 
     def prepare(self) -> None:
@@ -54,7 +57,9 @@ class ModelAnswer:
         self._adapter()
 
     def _adapter(self) -> Any:
-        return loaded(
+        import limelight
+
+        adapter = loaded(
             self.model,
             self.dtype,
             self.device,
@@ -62,6 +67,10 @@ class ModelAnswer:
             revision=self.revision,
             device_map=self.device_map,
         )
+        known = adapter.prefix_cache
+        if (0 if known is None else known.entries) != self.prefix_cache:
+            adapter.prefix_cache = limelight.PrefixCache(self.prefix_cache) if self.prefix_cache else None
+        return adapter
 
     def __call__(self, sample: Sample) -> Reply:
         return self.many([sample])[0]

@@ -100,6 +100,14 @@ def bench(
     batch_size: Annotated[
         int, typer.Option("--batch", "--batch-size", help="Rows answered in one left-padded batch.")
     ] = 1,
+    prefix_cache: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Prompts whose prefill later ones with the same beginning share (several questions about one image), under "
+            "strategies with a meter and without --batch; 0: none.",
+        ),
+    ] = 0,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
     workers: Annotated[int, typer.Option(help="Ray workers, each with its own model.")] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs per Ray worker.")] = 0.0,
@@ -152,6 +160,11 @@ def bench(
     markers = thoughts_of(thoughts)
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens or chosen.max_new_tokens}
     curves = methods_of(faithfulness)
+    if prefix_cache and batch_size > 1:
+        raise SettingError(
+            f"--prefix-cache {prefix_cache} with --batch {batch_size}: beginnings are shared by prompts that run alone",
+            hint="leave one of them out",
+        )
     prepared: list[tuple[str, dict[str, Any], Engine]] = []
     for name in names:  # all are validated before the first one runs
         sampling = {**SAMPLED, "temperature": temperature} if sample or name == "sampled" else {"do_sample": False}
@@ -169,6 +182,7 @@ def bench(
             revision=revision,
             device_map=device_map,
             thoughts=markers,
+            prefix_cache=prefix_cache,
         )
         selected = _engine(engine, answer, workers, gpus, address, batch_size)
         prepared.append((name, answer.identity(), selected))

@@ -59,6 +59,15 @@ def serve(
             min=1, max=256, help="Maximum number of answers decoded together; 1: one at a time.", rich_help_panel=LIMITS
         ),
     ] = 8,
+    prefix_cache: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Prompts whose prefill later ones with the same beginning share (the next turn, another question about the "
+            "same image), under strategies with a meter; 0: none.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 0,
     replicas: Annotated[
         int | None,
         typer.Option(min=1, help="Serve under Ray Serve with this number of replicas.", rich_help_panel=REPLICAS),
@@ -147,6 +156,7 @@ def serve(
         frozenset(h.lower() for h in image_host or ()),
         host_names(host),
         batch,
+        prefix_cache,
     )
     if key is None and not is_loopback(host):
         terminal.err.print(f"[yellow]anyone who can reach {host}:{port} can use this server: set {KEY_VARIABLE}[/]")

@@ -42,6 +42,7 @@ class Adapter:
         decoder: the module with the text decoder's layers.
         traits: layers, heads, kv heads, head dim, hidden size, vocabulary.
         family: facts beyond the config.
+        prefix_cache: a :class:`limelight.PrefixCache`, so that prompts with the same beginning share its prefill (None: off).
         calibration: of the grounding flag, if one was found for this model (None: the default threshold is used).
         parent_model: the multimodal model; different from ``model`` if that is the inner language model, to which some
             families' ``generate()`` delegates (BLIP-2, InstructBLIP).
@@ -65,6 +66,7 @@ class Adapter:
             )
         self.processor = processor
         self.calibration: Calibration | None = None
+        self.prefix_cache: Any = None
         self._inside = False
         self._table: Callable[[], ModuleTable | None] = lambda: None
         self.charted: OrderedDict[Any, Any] = OrderedDict()  # see models.regions

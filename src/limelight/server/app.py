@@ -43,6 +43,8 @@ def create_app(adapter: Adapter, config: ServerConfig, pages: Pages | None = Non
     Example:
         >>> app = create_app(limelight.load("demo-vision"), ServerConfig("demo-vision"))  # doctest: +SKIP
     """
+    if config.prefix_cache:
+        adapter.prefix_cache = limelight.PrefixCache(config.prefix_cache)
     worker = Worker(config.batch)
     state = AppState(adapter, config, worker, Metrics(worker), PageStore() if pages is None else pages)
     chat, speech, audits = Chat(state), Transcriptions(state), Audits(state)

@@ -37,6 +37,8 @@ class ServerConfig:
         remote_hosts: https hosts from which images are fetched; empty: none.
         host_names: accepted Host headers; None: any.
         batch: maximum number of answers decoded together; 1: one at a time.
+        prefix_cache: prompts whose prefill later ones with the same beginning share
+            (:class:`limelight.PrefixCache`); 0: none.
     """
 
     model: str
@@ -47,10 +49,13 @@ class ServerConfig:
     remote_hosts: frozenset[str] = frozenset()
     host_names: frozenset[str] | None = None
     batch: int = 8
+    prefix_cache: int = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise SettingError(f"batch must be at least 1, got {self.batch}", hint="1 decodes one request at a time")
+        if self.prefix_cache < 0:
+            raise SettingError(f"prefix_cache must not be negative, got {self.prefix_cache}", hint="0 turns it off")
 
 
 class EventQueue:

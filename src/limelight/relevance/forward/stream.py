@@ -157,9 +157,13 @@ class DualStream:
         return torch.cat([embeds, *(embeds * w[..., None].to(embeds.dtype) for w in weights)])
 
     def prefill(self) -> DualOutput:
-        """Run the whole prompt at once and fill the cache."""
-        out = self._run_prompt()
-        self.cache.advance(self.call.length - self.call.front)
+        """Run the prompt at once, except for a beginning that the adapter's prefix cache has, and fill the cache."""
+        known = self.adapter.prefix_cache
+        reused = 0 if known is None else known.fill(self)
+        out = self._run_rest() if reused else self._run_prompt()
+        self.cache.advance(self.call.length - self.call.front - reused)
+        if known is not None:
+            known.keep(self)
         return self.output_of(out)
 
     def every_position(self) -> Tensor:
@@ -174,6 +178,22 @@ class DualStream:
         rows = replace(self.call, kwargs=self.call.repeated(self.rows))
         with torch.no_grad(), self.working(rows=self.rows, write=True, weights=weights), self.rules.attached():
             return self.adapter.decoder(past_key_values=self.cache.handed, use_cache=True, **rows.arguments(embeds))
+
+    def _run_rest(self) -> Any:
+        """Run the prompt's positions that are not in the cache yet."""
+        rest = self.call.ending(self.call.length - self.cache.length)
+        weights = [c.prompt[:, self.cache.length :] for c in self.channels]
+        kwargs = {**rest.kwargs, "attention_mask": self.call.kwargs.get("attention_mask")}
+        kwargs = DECODER.repeat({k: v for k, v in kwargs.items() if v is not None}, self.rows)
+        embeds = self._with_tangents(rest.embeds, weights)
+        with (
+            torch.no_grad(),
+            self.working(rows=self.rows, write=True, weights=weights),
+            self.rules.attached(),
+        ):
+            return self.adapter.decoder(
+                past_key_values=self.cache.handed, use_cache=True, inputs_embeds=embeds, **kwargs
+            )
 
     def append(self, tokens: Tensor) -> None:
         """Set ``tokens`` [B] as the current position (not yet in the cache)."""

@@ -53,9 +53,9 @@ def ratio_of(mine: Sequence[float], base: Sequence[float]) -> dict[str, float]:
 
 
 def digits(low: float, high: float, most: int = 2) -> int:
-    """Decimals that an interval supports: the last one is worth no less than half its width; negative: tens, hundreds."""
-    half = (high - low) / 2
-    return most if half <= 10.0**-most else min(most, math.floor(-math.log10(half)))
+    """Decimals that an interval supports: the last one is worth at least a tenth of its width; negative: tens, hundreds."""
+    width = high - low
+    return most if width <= 10.0**-most else min(most, math.floor(-math.log10(width)) + 1)
 
 
 def shown(ratio: float, low: float, high: float) -> str:

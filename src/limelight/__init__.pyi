@@ -5,6 +5,7 @@ from .decoding.after import after as after
 from .decoding.generate import generate as generate
 from .decoding.generate import generate_many as generate_many
 from .decoding.loop import custom_generate as custom_generate
+from .decoding.methods.flb import FirstLogitBoosting as FirstLogitBoosting
 from .decoding.methods.greedy import greedy as greedy
 from .decoding.methods.lime import lime as lime
 from .decoding.methods.lime_cached import lime_cached as lime_cached

@@ -12,6 +12,7 @@ from torch import Tensor
 from limelight.decoding.loop import GroundedOutput, custom_generate
 from limelight.decoding.strategy import Strategy
 from limelight.models.adapter import Adapter
+from tests.slow_twins import stack
 from tests.tiny import llava, llava_inputs
 from tests.zoo import ZOO
 
@@ -98,3 +99,23 @@ def percept_of(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
     for token in adapter.placeholders:
         places |= ids == token
     return places
+
+
+def written_out(adapter: Adapter, inputs: Mapping[str, Any], tokens: Tensor) -> tuple[Tensor, list[bool]]:
+    """What the twins on :mod:`tests.slow_twins.grouped` take: merged embeddings of a prompt and all but the last of
+    ``tokens`` [1, t], and which positions of the prompt are the picture's."""
+    return stack.prompt(adapter.model, inputs, tokens[:, :-1]), percept_of(adapter, inputs)[0].tolist()
+
+
+def check_alone_and_in_a_batch(name: str, strategy: Strategy, n: int = TOKENS) -> None:
+    """Left padding, and neighbours, change nothing, at any token."""
+    adapter = double(name)
+    batch = run(adapter, inputs_of(name, "batch"), strategy, n=n)
+    for row, kind in enumerate(("single", "other")):
+        alone = run(adapter, inputs_of(name, kind), strategy, n=n)
+        assert torch.equal(emitted(batch, inputs_of(name, "batch"))[row], emitted(alone, inputs_of(name, kind))[0])
+        for of_batch, own in zip(batch.logits or (), alone.logits or (), strict=True):
+            torch.testing.assert_close(of_batch[row], own[0], **CLOSE)
+
+
+FAMILIES = ("llava", "internvl", "qwen2_5_vl", "qwen2_5_vl_video", "gemma3", "qwen2_audio")

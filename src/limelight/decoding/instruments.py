@@ -81,12 +81,31 @@ def check_layers(
     )
 
 
-def refuse_cross_attention(adapter: Adapter, method: str) -> None:
+def chosen_layers(
+    adapter: Adapter, published: tuple[int, int], start: int | None, stop: int | None, method: str
+) -> set[int]:
+    """Return the attention layers ``start <= layer < stop``; None: those ``published`` for 32 layers, in proportion.
+
+    Raises:
+        SettingError: the model does not have them, or none of them has attention.
+    """
+    first, last = in_proportion(published, len(decoder_layers(adapter)))
+    chosen = range(first if start is None else start, last + 1 if stop is None else stop)
+    setting = f"start={start}, stop={stop}"
+    check_layers(adapter, chosen, method, setting=setting)
+    found = set(chosen) & set(adapter.attention_layers)
+    check_layers(adapter, sorted(found), method, setting=f"{setting}, attention in {sorted(adapter.attention_layers)}")
+    return found
+
+
+def refuse_cross_attention(
+    adapter: Adapter, method: str, works_on: str = "the attention to the media's positions"
+) -> None:
     """Raise UnsupportedError if the media enter through cross-attention, without positions in the prompt."""
     names = [n for n, _ in adapter.decoder.named_modules() if n.endswith(CROSS_ATTENTION)]
     if names:
         raise UnsupportedError(
-            f"{method} works on the attention to the media's positions; {type(adapter.model).__name__} reads the media "
+            f"{method} works on {works_on}; {type(adapter.model).__name__} reads the media "
             f"through cross-attention ({names[0]})",
             hint="use vcd(), icd() or m3id(), which need no attention maps"
             if adapter.encoder is None
@@ -224,7 +243,7 @@ def mlp_of(adapter: Adapter, layer: int) -> nn.Module:
     if found is None:
         raise HookError(
             f"layer {layer} has no feed-forward module among {', '.join(n for n, _ in module.named_children())}",
-            hint="this family computes its feed-forward inside the layer; MemVR does not support it",
+            hint="this family computes its feed-forward inside the layer, out of reach of memvr() and vista()",
         )
     return unwrapped(found)  # type: ignore[no-any-return]
 

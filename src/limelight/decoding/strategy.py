@@ -156,6 +156,7 @@ class Capabilities:
             prompt. Otherwise the whole prompt is recomputed and checked against the cache.
         meter: the composite under which its steps already contain the grounding meter's values; empty: they do not.
         after: works after a marker (:class:`limelight.decoding.after.After`), on prompt and thinking section together.
+        beams: works under transformers' beam search (``num_beams``): its sessions have ``reorder(rows)``.
     """
 
     batches: bool = False
@@ -165,6 +166,7 @@ class Capabilities:
     continues_cache: bool = False
     meter: str = ""
     after: bool = True
+    beams: bool = False
 
 
 def capabilities_of(strategy: Any) -> Capabilities:
@@ -190,7 +192,8 @@ class Session(Protocol):
     """The decoding state of a strategy on one prompt batch.
 
     An optional method ``cache()`` returns generate()'s cache as plain decoding would leave it now, or None; without it
-    the loop fills the cache.
+    the loop fills the cache. An optional method ``reorder(rows)`` makes row ``i`` continue from row ``rows[i]`` [B] of the
+    same prompt, for beam search.
     """
 
     def next(self, tokens: Tensor | None) -> StepOutput:

@@ -17,8 +17,7 @@ from limelight.decoding.contrastive import check_choice, check_range, details, g
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import (
     DecoderHook,
-    check_layers,
-    decoder_layers,
+    chosen_layers,
     in_proportion,
     key_places,
     refuse_cross_attention,
@@ -101,13 +100,7 @@ class PaiSession:
         refuse_cross_attention(adapter, "pai")
         context.require_prompt(words_only=True)
         refuse(context, "pai", "use_cache", "prefill_chunk_size")
-        chosen = strategy.raised(len(decoder_layers(adapter)))
-        setting = f"start={strategy.start}, stop={strategy.stop}"
-        check_layers(adapter, chosen, "pai", setting=setting)
-        self.layers = set(chosen) & set(adapter.attention_layers)
-        check_layers(
-            adapter, sorted(self.layers), "pai", setting=f"{setting}, attention in {sorted(adapter.attention_layers)}"
-        )
+        self.layers = chosen_layers(adapter, PUBLISHED, strategy.start, strategy.stop, "pai")
         self.boost = Boost(adapter, media_mask(context), self.layers, strategy.alpha)
         self.main = main_stream(context)
         self.contrast = without(context, media_mask(context)) if strategy.gamma > 1 else None
@@ -146,10 +139,14 @@ class Boost(DecoderHook):
         self.places, self.layers, self.alpha = places, layers, alpha
         self.length = places.shape[1]
 
+    def reached(self, keys: int) -> Tensor:
+        """Return the mask ``[B, keys]`` of the keys whose scores are raised."""
+        return key_places(self.places, keys, self.length)
+
     def scores(self, layer: int, scores: Tensor) -> Tensor:
         if layer not in self.layers or not self.inside:
             return scores
-        keys = key_places(self.places, scores.shape[-1], self.length)[:, None]
+        keys = self.reached(scores.shape[-1])[:, None]
         last = scores[..., -1, :]
         allowed = keys & (last > torch.finfo(last.dtype).min / 2)
         raised = torch.where(allowed, last + self.alpha * last.abs(), last)

@@ -1,0 +1,134 @@
+"""FLB: the logits of the first token, which have seen nothing but prompt and media, are added to all later ones.
+
+Source: Ha et al., "First Logit Boosting: Visual Grounding Method to Mitigate Object Hallucination in Large
+Vision-Language Models", CVPR 2026 (arXiv 2604.00455); formula and defaults as in the released code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from limelight.decoding.contrastive import check_range, cut, details
+from limelight.decoding.intervention import reorder_streams
+from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
+from limelight.decoding.streams import main_stream
+
+
+@dataclass(frozen=True)
+class Flb:
+    """``l_t + gamma (1 - exp(-decay t)) l_0`` with the plausibility cut on ``l_t``; t = 0 at the first token.
+
+    Args:
+        gamma: the largest weight of the first token's logits; 0 is the unchanged model.
+        decay: how fast the weight grows (the paper's lambda).
+        beta: plausibility cut, in [0, 1]; 0 drops none.
+
+    The first token's weight is 0, so a one-word answer does not change.
+
+    Differs from the paper: nothing known.
+    Differs from the released code (LLaVA-1.5, InstructBLIP; batch 1, sampling only): any family, batches and greedy
+    decoding; gamma 0 changes nothing (there it still cuts). There it may act on VCD's logits, too; here it acts on the
+    model's own. Without this library's loop: :class:`FirstLogitBoosting`.
+    """
+
+    gamma: float = 0.3
+    decay: float = 0.05
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_settings(self.gamma, self.decay, self.beta)
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, needs_media=False, continues_cache=True, beams=True
+    )
+
+    @property
+    def name(self) -> str:
+        return "flb"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def session(self, context: GenerationContext) -> FlbSession:
+        return FlbSession(self, context)
+
+
+class FlbSession:
+    def __init__(self, strategy: Flb, context: GenerationContext) -> None:
+        self.strategy, self.stream = strategy, main_stream(context)
+        self.first: Tensor | None = None
+        self.count = -1
+
+    def next(self, tokens: Tensor | None) -> StepOutput:
+        logits = self.stream.next(tokens)
+        self.first = logits if self.first is None else self.first
+        self.count += 1
+        s = self.strategy
+        out = boosted(logits, self.first, self.count, s.gamma, s.decay, s.beta)
+        return StepOutput(out, details(logits, out), unchanged=logits)
+
+    def cache(self) -> Any:
+        return self.stream.cache
+
+    def reorder(self, rows: Tensor) -> None:
+        reorder_streams(rows, self.stream)  # all beams of a prompt share their first logits
+
+
+class FirstLogitBoosting(LogitsProcessor):  # type: ignore[misc]
+    """FLB as a logits processor of transformers, for ``model.generate`` without this library's loop.
+
+    ``model.generate(**inputs, logits_processor=LogitsProcessorList([FirstLogitBoosting()]))``. One object serves one
+    ``generate()`` call after the other, with batches, sampling and beams; not two calls at once. It needs neither the
+    model nor its media, and acts after generate()'s own processors (a token that they bar at the first step counts as the
+    least likely that they leave) and before temperature, top-k and top-p. Answers equal those of the strategy ``flb``.
+
+    Args:
+        gamma, decay, beta: see :class:`Flb`.
+
+    Raises:
+        SettingError: a setting out of range.
+    """
+
+    def __init__(self, gamma: float = 0.3, decay: float = 0.05, beta: float = 0.1) -> None:
+        check_settings(gamma, decay, beta)
+        self.gamma, self.decay, self.beta = gamma, decay, beta
+        self.first: Tensor | None = None
+        self.start = self.length = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the boosted scores ``[B, V]`` of the token after ``input_ids`` [B, T]."""
+        length = input_ids.shape[1]
+        if self.first is None or length != self.length + 1 or self.first.shape != scores.shape:  # a new generate()
+            self.first, self.start = scores.clone(), length
+        self.length = length
+        return boosted(scores, self.first, length - self.start, self.gamma, self.decay, self.beta)
+
+
+def boosted(logits: Tensor, first: Tensor, count: int, gamma: float, decay: float, beta: float) -> Tensor:
+    """Compute FLB's logits ``[B, V]`` of the token with index ``count`` from the model's and the first token's ``[B, V]``."""
+    if gamma == 0:
+        return logits
+    weight = gamma * -math.expm1(-decay * count)
+    barred = torch.isneginf(first)
+    lowest = first.masked_fill(barred, math.inf).amin(dim=-1, keepdim=True)
+    return cut(logits + weight * torch.where(barred, lowest, first), logits, beta)
+
+
+def check_settings(gamma: float, decay: float, beta: float) -> None:
+    check_range("flb", "gamma", gamma, 0.0, hint="the paper: 0.3")
+    check_range("flb", "decay", decay, 0.0, hint="the paper: 0.05")
+    check_range("flb", "beta", beta, 0.0, 1.0, hint="the paper: 0.1")
+
+
+def flb(**settings: Any) -> Flb:
+    """First logit boosting; see :class:`Flb` for the settings."""
+    return Flb(**settings)
+
+
+STRATEGIES = {"flb": Flb}

@@ -34,6 +34,13 @@ TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
     "DoLa": grid(layers=("low", "high"), beta=(0.02, 0.1, 0.3)),
     "DeCo": grid(alpha=(0.3, 0.6, 1.0), top_p=(0.9, 0.99)),
     "MemVR": grid(ratio=(0.12, 0.25, 0.5), threshold=(0.6, 0.75)),
+    "VAF (ClearSight)": grid(enhance=(1.15, 1.5, 2.0), suppress=(0.95, 0.5)),
+    "RUDDER": grid(alpha=(0.5, 1.0, 2.0), gate=("beta", "constant")),
+    "VISTA": grid(strength=(0.05, 0.17, 0.4), alpha=(0.0, 0.3)),
+    "ILVAD": grid(beta=(0.3, 1.0, None), tau=(2.0, 5.0)),
+    "FLB": grid(gamma=(0.3, 1.0, 3.0), decay=(0.05, 0.3)),
+    "IAT": grid(alpha=(0.2, 0.4, 0.8, 1.6, 3.2, 6.4)),
+    "KVSmooth": grid(strength=(0.1, 0.5, 0.9), radius=(0.0, 0.2)),
     "reconsider": grid(threshold=(2.5, 3.25, 4.0), margin=(0.5, 1.5)),
     "LRP beam": ({},),
 }

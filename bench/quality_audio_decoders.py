@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from bench.quality_decoders import BY_NAME as OF_PICTURES
 from bench.quality_decoders import Decoder, grid
+
+NEWER = ("VAF (ClearSight)", "RUDDER", "VISTA", "ILVAD", "FLB", "IAT", "KVSmooth")
 
 DECODERS: tuple[Decoder, ...] = (
     Decoder("greedy", "greedy"),
@@ -24,6 +29,7 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("PAI, first token too", "pai", grid(first_token=("boosted",), alpha=(0.2, 0.5), gamma=(1.1, 1.5))),
     Decoder("AvisC", "avisc", grid(alpha=(0.5, 1.0, 2.0, 3.0))),
     Decoder("DoLa", "dola", grid(layers=("low", "high"), beta=(0.02, 0.1))),
+    *(replace(OF_PICTURES[name], questions=200) for name in NEWER),
     Decoder("reconsider", "reconsider"),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECODERS}

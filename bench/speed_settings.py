@@ -47,13 +47,13 @@ class _UncachedSession:
             "modality_ids",
             "mm_encoder_outputs",
         )
-        kept = {k: v for k, v in self.run.inputs.items() if k not in dropped}
-        return {**kept, "pixel_values": self.run.tensors["pixel_values"], "input_ids": self.ids}
+        kept = {k: v for k, v in self.context.inputs.items() if k not in dropped}
+        return {**kept, "pixel_values": self.context.tensors["pixel_values"], "input_ids": self.ids}
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         if tokens is not None:
             self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        return StepOutput(self.run.adapter.model(**self.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1])
+        return StepOutput(self.context.adapter.model(**self.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1])
 
 
 class _Added(Deltas):
@@ -93,7 +93,7 @@ class _NaiveSession(_UncachedSession):
 
     @torch.enable_grad()
     def next(self, tokens: Tensor | None) -> StepOutput:
-        adapter = self.run.adapter
+        adapter = self.context.adapter
         if tokens is not None:
             self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
             self.modality = torch.cat([self.modality, self.modality.new_zeros(len(tokens), 1)], dim=1)
@@ -171,7 +171,8 @@ def settings() -> dict[str, Callable[[], Any]]:
 
 
 # OPERA searches the whole answer before its first token: seconds between tokens say nothing of it.
-PEERS = ("VCD", "M3ID", "ICD", "PAI", "AvisC", "DoLa", "DeCo", "MemVR")
+NEWER = ("VAF", "RUDDER", "VISTA", "ILVAD", "FLB", "IAT", "KVSmooth")
+PEERS = ("VCD", "M3ID", "ICD", "PAI", "AvisC", "DoLa", "DeCo", "MemVR", *NEWER)
 UNCACHED = ("exact LIME", "LIME as published")
 BATCHED = (
     "greedy",

@@ -11,17 +11,25 @@ from limelight.decoding.methods.aad import aad
 from limelight.decoding.methods.avisc import avisc
 from limelight.decoding.methods.deco import deco
 from limelight.decoding.methods.dola import dola
+from limelight.decoding.methods.flb import flb
 from limelight.decoding.methods.greedy import greedy
+from limelight.decoding.methods.iat import iat
 from limelight.decoding.methods.icd import icd
+from limelight.decoding.methods.ilvad import ilvad
+from limelight.decoding.methods.kvsmooth import kvsmooth
 from limelight.decoding.methods.m3id import m3id
 from limelight.decoding.methods.memvr import memvr
 from limelight.decoding.methods.opera import opera
 from limelight.decoding.methods.pai import pai
+from limelight.decoding.methods.rudder import rudder
+from limelight.decoding.methods.vaf import vaf
 from limelight.decoding.methods.vcd import vcd
+from limelight.decoding.methods.vista import vista
 from limelight.decoding.strategy import Strategy
 from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from tests.decoding.peers import CLOSE, deep, deep_inputs, double, emitted, inputs_of, plain_tokens, run
+from tests.slow_twins.full import last_logits
 from tests.tiny import snapshot
 from tests.zoo import ZOO
 
@@ -38,9 +46,16 @@ PEERS: dict[str, Strategy] = {
     "deco": deco(layers=(0, 1)),
     "avisc": avisc(),
     "memvr": memvr(ratio=0.5, threshold=0.5),
+    "vaf": vaf(enhance=2.0, suppress=0.5),
+    "rudder": rudder(alpha=2.0),
+    "vista": vista(),
+    "ilvad": ilvad(tau=1.0),
 }
+LATE: dict[str, Strategy] = {  # what leaves the first token, or the first two, as they are
+    "flb": flb(gamma=5.0, decay=2.0), "iat": iat(alpha=3.0), "kvsmooth": kvsmooth(strength=0.5),
+}  # fmt: skip
 SOUND: dict[str, Strategy] = {
-    **PEERS, "aad": aad(silence=-1.5), "aad absent": aad(variant="absent"),
+    **PEERS, **LATE, "aad": aad(silence=-1.5), "aad absent": aad(variant="absent"),
     "opera": opera(beams=2, candidates=2, threshold=1, warmup=1),
 }  # fmt: skip
 NEUTRAL: dict[str, Strategy] = {
@@ -52,6 +67,13 @@ NEUTRAL: dict[str, Strategy] = {
     "deco": deco(alpha=0),
     "avisc": avisc(alpha=0),
     "memvr": memvr(ratio=0),
+    "vaf": vaf(enhance=1, suppress=1),
+    "rudder": rudder(alpha=0),
+    "vista": vista(strength=0, alpha=0),
+    "ilvad": ilvad(alpha=0, beta=None),
+    "flb": flb(gamma=0),
+    "iat": iat(alpha=0),
+    "kvsmooth": kvsmooth(strength=0, radius=0),
 }
 every_peer = pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in PEERS.items()])
 on_sound = pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in SOUND.items()])
@@ -113,7 +135,26 @@ def test_it_does_something_and_says_so(strategy: Strategy) -> None:
     assert first.plain == int(plain[0].argmax())
 
 
-@pytest.mark.parametrize("name", ["avisc", "deco", "dola", "icd", "m3id", "memvr", "opera", "pai", "vcd"])
+@pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in LATE.items()])
+def test_it_does_something_later_and_says_so(strategy: Strategy) -> None:
+    adapter, inputs = double("qwen2_5_vl"), inputs_of("qwen2_5_vl")
+    out = run(adapter, inputs, strategy, n=4, bind={"details": True})
+    tokens = emitted(out, inputs)
+    plain = last_logits(adapter.model, inputs, tokens[:, :3])
+    assert out.logits is not None
+    assert not torch.allclose(out.logits[3].softmax(-1), plain.softmax(-1), atol=1e-4)
+    assert out.steps is not None
+    assert out.steps[0][3].intervened
+    assert out.steps[0][3].plain == int(plain.argmax())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("avisc", "deco", "dola", "icd", "m3id", "memvr", "opera", "pai", "vcd"),
+        *("flb", "iat", "ilvad", "kvsmooth", "rudder", "vaf", "vista"),
+    ],
+)
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_the_defaults_work_at_every_depth(name: str, layers: int) -> None:
     adapter = deep(layers)
@@ -175,6 +216,7 @@ def test_lists_from_a_configuration_file_become_tuples() -> None:
     assert dola(layers=[0, 1]) == dola(layers=(0, 1))
     assert deco(layers=[0, 1]) == deco(layers=(0, 1))
     assert icd(instruction=[60, 61]) == icd(instruction=(60, 61))
+    assert vista(layers=[0, 1]) == vista(layers=(0, 1))
 
 
 @on_sound

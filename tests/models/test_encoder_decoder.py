@@ -320,7 +320,9 @@ def test_contrasts_disturb_the_media(name: str) -> None:
 
 
 @families
-@pytest.mark.parametrize("method", ["m3id", "icd", "pai", "opera", "avisc", "memvr"])
+@pytest.mark.parametrize(
+    "method", ["m3id", "icd", "pai", "opera", "avisc", "memvr", "iat", "vaf", "rudder", "kvsmooth", "ilvad"]
+)
 def test_methods_that_make_no_sense_refuse(name: str, method: str) -> None:
     adapter = built(name)
     with pytest.raises(UnsupportedError) as told:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -45,9 +46,7 @@ def saliency(model: Any, embeds: Tensor, places: list[int], tau: float, pilot: i
     marked = [{i: float(t[i] > tau * sum(t.values()) / len(t)) for i in places} for t in layers]
     over = {i: sum(t[i] for t in layers) / len(layers) for i in places}
     mean = sum(over.values()) / len(over)
-    rises = [
-        sum(max(0.0, b[i] - a[i]) for a, b in zip(marked, marked[1:], strict=False)) * (over[i] > mean) for i in places
-    ]
+    rises = [sum(max(0.0, b[i] - a[i]) for a, b in itertools.pairwise(marked)) * (over[i] > mean) for i in places]
     if max(rises) == min(rises):
         return dict.fromkeys(places, 0.0)
     rises = clip(rises)

@@ -23,7 +23,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {}, "meter": {}, "lime": {"steps": 3, "lr": 1e-2}, "lime-cached": {"lr": 1e-2},
     "relevance-contrastive": {}, "m3id": {"variant": "released"}, "dola": {}, "pai": {}, "avisc": {}, "vcd": {},
     "memvr": {"threshold": 0.0}, "opera": {"beams": 2, "candidates": 2},
-    "lrp-beam": {"beams": 2, "length": 2},
+    "lrp-beam": {"beams": 2, "length": 2}, "flb": {}, "iat": {}, "vaf": {}, "rudder": {}, "kvsmooth": {}, "vista": {},
+    "ilvad": {"tau": 1.0},
 }  # fmt: skip
 TOKENS = 4
 

@@ -33,6 +33,7 @@ PARTS: Mapping[str, str] = {
     "CLIPImageProcessorPil": "transformers.models.clip.image_processing_pil_clip",
     "CausalLMOutputWithPast": "transformers.modeling_outputs",
     "ChannelDimension": "transformers.image_utils",
+    "GenerateBeamDecoderOnlyOutput": "transformers.generation",
     "GenerateDecoderOnlyOutput": "transformers.generation",
     "GenerationMode": "transformers.generation",
     "Glm4vVideoProcessor": "transformers.models.glm4v.video_processing_glm4v",
@@ -89,6 +90,7 @@ _KOSMOS = "transformers.models.kosmos2.modeling_kosmos2:Kosmos2TextTransformer"
 _MODULE = "torch.nn:Module"
 PRIVATE: Mapping[str, Private] = {
     # transformers: generation
+    "_beam_search": Private(_MIXIN, "attribute"),
     "_expand_inputs_for_generation": Private(_MIXIN, "attribute"),
     "_is_stateful": Private("transformers:PreTrainedModel", "attribute"),
     "_is_user_defined": Private(f"{_MIXIN}._prepare_cache_for_generation", "code"),
@@ -131,11 +133,7 @@ _FOUND: set[str] = set()
 
 
 def require(*names: str) -> None:
-    """Check that names of :data:`PRIVATE` exist in the installed release; each name is checked once per process.
-
-    Raises:
-        IncompatibleError: a name does not exist.
-    """
+    """Check once per process that names of :data:`PRIVATE` exist in the installed release, or raise IncompatibleError."""
     for name in names:
         if name in _FOUND:
             continue
@@ -164,11 +162,7 @@ def missing(name: str, where: str) -> IncompatibleError:
 
 
 def _exists(name: str, private: Private) -> bool:
-    """Return whether the name exists.
-
-    Raises:
-        ImportError, AttributeError: its owner does not exist either.
-    """
+    """Return whether the name exists; raises ImportError or AttributeError if its owner does not exist either."""
     module, _, path = private.owner.partition(":")
     first, *rest = path.split(".")
     owner: Any = getattr(import_module(module), first)
@@ -279,6 +273,12 @@ def prefill(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> Any
     """Run generate()'s own prefill, which continues a partly filled cache and can process the prompt in chunks."""
     require("_prefill", "past_key_values")
     return model._prefill(ids, config, kwargs)
+
+
+def beam_search(model: Any, *given: Any) -> Any:
+    """generate()'s own beam search on ``model``, which is its own cache; ``given``: ids, processors, criteria, config."""
+    require("_beam_search", "_prefill")
+    return model._beam_search(*given, use_cache=True, past_key_values=model)
 
 
 def next_inputs(

@@ -150,7 +150,16 @@ def test_the_cache_of_an_answer_serves_the_next_turn(name: str, strategy: str) -
     assert cache.get_seq_length() == first.sequences.shape[1] - 1
     ids = torch.cat([first.sequences, torch.tensor([[61, 17]])], dim=1)
     longer = grown(inputs, ids)
-    if strategy in ("pai", "memvr"):  # their keys and values are those of the altered model
+    if strategy in (
+        "pai",
+        "memvr",
+        "iat",
+        "vaf",
+        "rudder",
+        "kvsmooth",
+        "vista",
+        "ilvad",
+    ):  # their keys and values are those of the altered model
         want = made(adapter, words_only(longer), past_key_values=copy.deepcopy(cache))
         same(made(adapter, words_only(longer), limelight.greedy(), past_key_values=cache), want, 0)
         return

@@ -26,7 +26,6 @@ from tests.decoding.test_loop_failures import Sink
 from tests.tiny import built, fresh, tokenizer, vision_processor
 
 REFUSED: dict[str, Any] = {
-    "num_beams": 2,
     "penalty_alpha": 0.6,
     "dola_layers": "low",
     "force_words_ids": [[7]],

@@ -67,7 +67,13 @@ class After:
     def capabilities(self) -> Capabilities:
         """The inner strategy's, adjusted: its session opens for all rows at the first marker, plain cached decoding before."""
         return replace(
-            capabilities_of(self.inner), batches=False, second_prompt=True, continues_cache=True, meter="", after=False
+            capabilities_of(self.inner),
+            batches=False,
+            second_prompt=True,
+            continues_cache=True,
+            meter="",
+            after=False,
+            beams=False,
         )
 
     @property

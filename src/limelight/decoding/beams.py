@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from limelight.errors import UnsupportedError
 from limelight.models.inputs.decoder_inputs import MODEL
@@ -43,3 +44,10 @@ def choose(stream: Stream, rows: Sequence[int]) -> None:
     kwargs = MODEL.reorder(stream.kwargs, index)
     cache.reorder_cache(index)
     stream.ids, stream.kwargs = stream.ids[index], kwargs
+
+
+def reorder_streams(rows: Tensor, *streams: Stream | None) -> None:
+    """Select ``rows`` [B] of every stream, in place; see :func:`choose`."""
+    for stream in streams:
+        if stream is not None:
+            choose(stream, rows.tolist())

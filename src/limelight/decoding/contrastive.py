@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
@@ -95,6 +96,9 @@ class ContrastSession:
 
     def cache(self) -> Any:
         return self.main.cache
+
+    def reorder(self, rows: Tensor) -> None:
+        reorder_streams(rows, self.main, self.contrast)
 
 
 def check_range(method: str, name: str, value: object, low: float, high: float = math.inf, *, hint: str) -> None:

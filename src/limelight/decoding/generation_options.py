@@ -41,7 +41,7 @@ FIELDS: Mapping[str, str] = {
         PROCESSOR,
     ),
     **dict.fromkeys(("max_time", "eos_token_id"), CRITERION),
-    **dict.fromkeys(("do_sample", "output_scores", "output_logits", "return_dict_in_generate"), LOOP),
+    **dict.fromkeys(("do_sample", "num_beams", "output_scores", "output_logits", "return_dict_in_generate"), LOOP),
     **dict.fromkeys(
         ("use_cache", "cache_implementation", "prefill_chunk_size", "length_penalty", "early_stopping"), STRATEGY
     ),
@@ -56,7 +56,7 @@ FIELDS: Mapping[str, str] = {
     **dict.fromkeys(("_from_model_config", "transformers_version"), NOTE),
     **dict.fromkeys(
         (
-            "num_beams", "penalty_alpha", "dola_layers", "force_words_ids", "constraints", "prompt_lookup_num_tokens",
+            "penalty_alpha", "dola_layers", "force_words_ids", "constraints", "prompt_lookup_num_tokens",
             "assistant_early_exit", "use_mtp", "is_assistant", "token_healing", "compile_config", "output_attentions",
             "output_hidden_states",
         ),
@@ -66,7 +66,6 @@ FIELDS: Mapping[str, str] = {
 
 # Refused fields -> the feature they request, and the alternative.
 _INSTEAD: Mapping[str, tuple[str, str]] = {
-    "num_beams": ("beam search", "use num_beams=1; opera() has its own beams"),
     "penalty_alpha": ("contrastive search", "leave penalty_alpha out, or call generate() without custom_generate"),
     "dola_layers": ("transformers' DoLa", "leave it out and use the strategy dola(layers=...)"),
     "force_words_ids": ("constrained beam search", "leave it out; prefix_allowed_tokens_fn and sequence_bias work"),
@@ -100,8 +99,8 @@ def check_config(config: Any) -> None:
     for name, (what, hint) in _INSTEAD.items():
         value = getattr(config, name, None)
         enabled = value is not None and value is not False
-        if name in ("num_beams", "penalty_alpha"):
-            enabled = value is not None and value > (1 if name == "num_beams" else 0)
+        if name == "penalty_alpha":
+            enabled = value is not None and value > 0
         if name in _ONLY_WITH_A_DICT:  # otherwise transformers discards them
             enabled = enabled and bool(getattr(config, "return_dict_in_generate", False))
         if enabled:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.decoding.beams import choose
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream, second_stream
@@ -75,13 +75,6 @@ class InterventionSession:
     def reorder(self, rows: Tensor) -> None:
         """Continue row ``i`` from row ``rows[i]`` of the same prompt (beam search)."""
         reorder_streams(rows, self.main, self.plain)
-
-
-def reorder_streams(rows: Tensor, *streams: Stream | None) -> None:
-    """Select ``rows`` of every stream, in place."""
-    for stream in streams:
-        if stream is not None:
-            choose(stream, rows.tolist())
 
 
 def wide(x: Tensor) -> Tensor:

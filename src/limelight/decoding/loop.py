@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,19 +18,19 @@ from transformers import MaxTimeCriteria, StoppingCriteriaList, StopStringCriter
 
 from limelight import compat
 from limelight.compat import GenerateDecoderOnlyOutput
+from limelight.decoding.beam_search import refuse_beams, search
 from limelight.decoding.continuing import continued, is_partial, past_of
 from limelight.decoding.generation_options import check_arguments, check_config, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
 from limelight.decoding.sampler import TokenSampler
-from limelight.decoding.strategy import Detail, GenerationContext, Runs, Strategy, capabilities_of, check_media
+from limelight.decoding.steps import OnStep, build_step
+from limelight.decoding.strategy import GenerationContext, Runs, Strategy, capabilities_of, check_media
 from limelight.decoding.streams import cache_after, checked_stream
 from limelight.errors import NotFiniteError, PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.inner_model import inside
 from limelight.relevance.attachment import require_gradients
 from limelight.types import Span, Step
-
-OnStep = Callable[[int, Step], None]
 
 
 @dataclass
@@ -236,14 +236,23 @@ def decode(
 ) -> Any:
     """Decode token by token until every row has stopped. Returns ids ``[B, T + n]``, or a :class:`GroundedOutput`.
 
+    With ``num_beams`` it is a beam search (:mod:`limelight.decoding.beam_search`).
+
     ``return_cache``: the output contains generate()'s cache as plain decoding leaves it; a cache passed by the caller is
     always filled.
 
     Raises:
         NotFiniteError: a strategy returned NaN logits.
-        UnsupportedError: beams, or a model in training mode.
+        UnsupportedError: beams that this strategy or call does not support.
     """
     config, ids = context.config, context.ids
+    if (config.num_beams or 1) > 1:
+        with _streaming(streamer, ids):
+            refuse_beams(strategy, context, streamer)
+            check_media(strategy, context)
+            if context.relevance:
+                context.require_prompt()
+            return search(strategy, context, stopping, on_step, top_logprobs)
     pad = compat.pad_token(config)
     has_eos = any(hasattr(c, "eos_token_id") for c in stopping)
     keep = bool(config.return_dict_in_generate)
@@ -296,7 +305,7 @@ def decode(
                     if own is not None and detail.relevance is None:
                         found = own.of(row, int(tokens[row]), ids)
                         detail = replace(detail, relevance=found, shares=found.shares())
-                    step = _step(context.adapter, detail, processed[row], int(tokens[row]), top_logprobs)
+                    step = build_step(context.adapter, detail, processed[row], int(tokens[row]), top_logprobs)
                 steps[row].append(step)
                 if on_step is not None:
                     on_step(row, step)
@@ -376,19 +385,3 @@ def _streaming(streamer: Any, ids: Tensor) -> Iterator[None]:
         yield
     finally:
         streamer.end()
-
-
-def _step(adapter: Adapter, detail: Detail, processed: Tensor, token: int, top: int) -> Step:
-    """Build one row's Step; ``processed`` [V] are the logits that ``token`` was chosen from."""
-    logprobs = torch.log_softmax(processed.double(), dim=-1)
-    best = logprobs.topk(min(top, logprobs.shape[-1]))
-    words = adapter.tokens(best.indices) if top else ()
-    spelled = tuple((t, adapter.tokens([t])[0], logit, phi) for t, logit, phi in detail.candidates)
-    values = {f.name: getattr(detail, f.name) for f in fields(detail)}  # a Step has every field of a Detail
-    return Step(
-        token,
-        adapter.tokens([token])[0],
-        float(logprobs[token]),
-        **{**values, "candidates": spelled},
-        top_logprobs=tuple(zip(words, best.values.tolist(), strict=True)) if top else (),
-    )

@@ -53,7 +53,9 @@ class Aad:
         check_range("aad", "beta", self.beta, 0.0, 1.0, hint="the paper has no cut: 0")
         check_choice("aad", "variant", self.variant, ("silent", "absent"))
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, second_prompt=True, continues_cache=True
+    )
 
     @property
     def name(self) -> str:

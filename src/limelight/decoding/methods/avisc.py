@@ -58,7 +58,9 @@ class Avisc:
         check_range("avisc", "gamma", self.gamma, 0.0, 1.0, hint="the paper: 0.5")
         check_range("avisc", "lam", self.lam, float("-inf"), hint="the paper: 1")
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, second_prompt=True, continues_cache=True
+    )
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrastive import check_range, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers, in_proportion
 from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
@@ -53,7 +54,9 @@ class Deco:
         if len(self.layers) != 2 or self.layers[1] < self.layers[0]:
             raise SettingError(f"deco: expected layers (first, last), got {self.layers}", hint="the paper: (20, 28)")
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, needs_media=False, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, needs_media=False, continues_cache=True
+    )
 
     @property
     def name(self) -> str:
@@ -86,6 +89,9 @@ class DecoSession:
 
     def cache(self) -> Any:
         return self.stream.cache
+
+    def reorder(self, rows: Tensor) -> None:
+        reorder_streams(rows, self.stream)
 
 
 def corrected(logits: Tensor, early: Tensor, alpha: float, top_k: int, top_p: float) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrastive import check_choice, check_range, cut, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers
 from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
@@ -52,7 +53,9 @@ class Dola:
         elif self.layers not in ("low", "high"):
             raise SettingError(f"dola: got layers={self.layers!r}", hint="use low, high, or a tuple of layer indices")
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, needs_media=False, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, needs_media=False, continues_cache=True
+    )
 
     @property
     def name(self) -> str:
@@ -101,6 +104,9 @@ class DolaSession:
 
     def cache(self) -> Any:
         return self.stream.cache
+
+    def reorder(self, rows: Tensor) -> None:
+        reorder_streams(rows, self.stream)
 
 
 def divergence(s: Tensor, others: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrastive import check_range, cut, details
-from limelight.decoding.intervention import reorder_streams
 from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.own_relevance import OwnRelevance
 from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
@@ -16,7 +17,9 @@ from limelight.decoding.streams import main_stream
 class Greedy:
     """Decoding without intervention. With ``do_sample=True`` in generate this is plain sampling."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, needs_media=False, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, needs_media=False, continues_cache=True
+    )
 
     @property
     def name(self) -> str:
@@ -43,6 +46,9 @@ class GreedySession:
 
     def cache(self) -> Any:
         return self.stream.cache
+
+    def reorder(self, rows: Tensor) -> None:
+        reorder_streams(rows, self.stream)
 
     def _explain(self, logits: Tensor, row: int, token: int) -> Detail:
         plain = int(logits[row].argmax())

@@ -55,7 +55,9 @@ class Icd:
         if self.instruction is not None and not isinstance(self.instruction, str):  # lists come from files
             object.__setattr__(self, "instruction", tuple(self.instruction))
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, second_prompt=True, continues_cache=True
+    )
 
     @property
     def name(self) -> str:

@@ -68,7 +68,9 @@ class M3id:
         if self.beta is not None:
             check_range("m3id", "beta", self.beta, 0.0, 1.0, hint="the paper: 0 (no cut); the released code: 0.1")
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, second_prompt=True, continues_cache=True
+    )
 
     @property
     def name(self) -> str:

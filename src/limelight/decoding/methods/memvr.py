@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrast_inputs import media_mask
 from limelight.decoding.contrastive import check_range
 from limelight.decoding.generation_options import refuse
@@ -71,7 +72,7 @@ class Memvr:
                 f"memvr: no layer lies between start {self.start} and stop {self.stop}", hint="the paper: 5 and 16"
             )
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, beams=True)
 
     @property
     def name(self) -> str:
@@ -115,6 +116,9 @@ class MemvrSession:
 
     def cache(self) -> Any:
         return None if self.context.past else self.main.cache  # else the loop fills generate()'s
+
+    def reorder(self, rows: Tensor) -> None:
+        reorder_streams(rows, self.main, self.plain)
 
 
 class Retrace:

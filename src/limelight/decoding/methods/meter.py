@@ -52,7 +52,7 @@ class Meter:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(batches=True, needs_media=False, meter=self.composite)
+        return Capabilities(batches=True, beams=True, needs_media=False, meter=self.composite)
 
     @property
     def name(self) -> str:
@@ -74,6 +74,9 @@ class MeterSession:
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits, phi, split = measure(self.dual, tokens)
         return StepOutput(logits, explain=explainer(self.context, logits, phi, split=split, composite=self.composite))
+
+    def reorder(self, rows: Tensor) -> None:
+        self.dual.reorder(rows)
 
 
 def meter_stream(context: GenerationContext, composite: str) -> DualStream:
@@ -136,6 +139,10 @@ class MeteredSession:
 
     def cache(self) -> Any:
         return self.inner.cache() if hasattr(self.inner, "cache") else None
+
+    def reorder(self, rows: Tensor) -> None:
+        self.inner.reorder(rows)  # type: ignore[attr-defined]
+        self.meter.reorder(rows)
 
 
 def meter(strategy: Strategy | None = None, *, composite: str | None = None) -> Strategy:

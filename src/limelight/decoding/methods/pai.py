@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrast_inputs import media_mask, without
 from limelight.decoding.contrastive import check_choice, check_range, details, guided
 from limelight.decoding.generation_options import refuse
@@ -74,7 +75,9 @@ class Pai:
                 f"pai: expected 0 <= start < stop, got {self.start} and {self.stop}", hint="the paper: 2 and 32"
             )
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, second_prompt=True, continues_cache=True
+    )
 
     @property
     def name(self) -> str:
@@ -118,6 +121,9 @@ class PaiSession:
 
     def cache(self) -> Any:
         return self.main.cache
+
+    def reorder(self, rows: Tensor) -> None:
+        reorder_streams(rows, self.main, self.contrast, self.plain)
 
     def _boosted(self, tokens: Tensor | None) -> Tensor:
         late = self.contrast is not None and self.strategy.first_token == "released"

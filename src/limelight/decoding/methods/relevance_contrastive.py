@@ -79,7 +79,7 @@ class RelevanceContrastive:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(batches=True, meter=self.composite)
+        return Capabilities(batches=True, beams=True, meter=self.composite)
 
     @property
     def name(self) -> str:
@@ -112,6 +112,9 @@ class RelevanceContrastiveSession:
             explain=explainer(self.context, logits, phi, split=split, opened=opened, composite=self.strategy.composite),
             unchanged=logits,
         )
+
+    def reorder(self, rows: Tensor) -> None:
+        self.dual.reorder(rows)
 
 
 def amplified(logits: Tensor, phi: Tensor, alpha: float, beta: float) -> Tensor:

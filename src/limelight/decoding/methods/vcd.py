@@ -53,7 +53,9 @@ class Vcd:
                 f"vcd: expected a noise_step in 0..{STEPS - 1}, got {self.noise_step!r}", hint="the paper: 500"
             )
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, continues_cache=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, beams=True, second_prompt=True, continues_cache=True
+    )
 
     @property
     def name(self) -> str:

@@ -139,6 +139,16 @@ class DualCache:
             )
         return known[self.length]
 
+    def reorder(self, rows: Tensor) -> None:
+        """Select ``rows`` of everything stored, in place."""
+        for store in (self.keys, self.values):
+            for buffer in store.values():
+                held = buffer[:, :, : self.length]
+                held.copy_(held[rows.to(held.device)])
+        for known in self.states.values():
+            for count, states in known.items():
+                known[count] = tuple(s[rows.to(s.device)] for s in states)
+
     def advance(self, count: int) -> None:
         self.length += count
 

@@ -203,6 +203,11 @@ class DualStream:
         self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
         self.here = self._next_here()
 
+    def reorder(self, rows: Tensor) -> None:
+        """Continue row ``i`` from row ``rows[i]`` [B] of the same prompt, in every channel."""
+        blocks = torch.arange(1 + len(self.channels), device=rows.device)[:, None] * self.batch
+        self.cache.reorder((blocks + rows).flatten())
+
     def rewind(self) -> None:
         """Make the last prompt position current again, so that its query can be run with offsets."""
         self.cache.rewind(1)

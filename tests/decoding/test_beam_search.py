@@ -14,6 +14,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 import limelight
 from limelight.decoding.beam_search import GroundedBeamOutput
 from limelight.decoding.methods.aad import aad
+from limelight.decoding.methods.agla import agla
 from limelight.decoding.methods.avisc import avisc
 from limelight.decoding.methods.deco import deco
 from limelight.decoding.methods.dola import dola
@@ -51,7 +52,7 @@ SEARCHED: dict[str, Strategy] = {
     "relevance-contrastive": relevance_contrastive(alpha=2.0), "dola": dola(layers=(0, 1)), "deco": deco(layers=(0, 1)),
     "memvr": memvr(ratio=0.5, threshold=0.0), "flb": flb(gamma=3.0, decay=1.0), "iat": iat(alpha=2.0),
     "vaf": vaf(enhance=2.0), "rudder": rudder(alpha=2.0), "kvsmooth": kvsmooth(strength=0.5, window=3), "vista": vista(),
-    "ilvad": ilvad(tau=1.0), "vcd metered": meter(vcd(alpha=0.7)),
+    "ilvad": ilvad(tau=1.0), "agla": agla(kept=0.5), "vcd metered": meter(vcd(alpha=0.7)),
 }  # fmt: skip
 every = pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in SEARCHED.items()])
 

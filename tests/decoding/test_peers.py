@@ -8,6 +8,7 @@ import torch
 from limelight.decoding import registry
 from limelight.decoding.loop import GroundedOutput
 from limelight.decoding.methods.aad import aad
+from limelight.decoding.methods.agla import agla
 from limelight.decoding.methods.avisc import avisc
 from limelight.decoding.methods.deco import deco
 from limelight.decoding.methods.dola import dola
@@ -50,6 +51,7 @@ PEERS: dict[str, Strategy] = {
     "rudder": rudder(alpha=2.0),
     "vista": vista(),
     "ilvad": ilvad(tau=1.0),
+    "agla": agla(kept=0.5),
 }
 LATE: dict[str, Strategy] = {  # what leaves the first token, or the first two, as they are
     "flb": flb(gamma=5.0, decay=2.0), "iat": iat(alpha=3.0), "kvsmooth": kvsmooth(strength=0.5),
@@ -72,6 +74,7 @@ NEUTRAL: dict[str, Strategy] = {
     "vista": vista(strength=0, alpha=0),
     "ilvad": ilvad(alpha=0, beta=None),
     "flb": flb(gamma=0),
+    "agla": agla(alpha=0),
     "iat": iat(alpha=0),
     "kvsmooth": kvsmooth(strength=0, radius=0),
 }
@@ -152,7 +155,7 @@ def test_it_does_something_later_and_says_so(strategy: Strategy) -> None:
     "name",
     [
         *("avisc", "deco", "dola", "icd", "m3id", "memvr", "opera", "pai", "vcd"),
-        *("flb", "iat", "ilvad", "kvsmooth", "rudder", "vaf", "vista"),
+        *("agla", "flb", "iat", "ilvad", "kvsmooth", "rudder", "vaf", "vista"),
     ],
 )
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])

@@ -62,6 +62,7 @@ def _spoken(claimed: Any) -> list[str]:
         "runs a second prompt": claimed.second_prompt,
         "continues from a filled cache": claimed.continues_cache,
         "supports the meter": bool(claimed.meter),
+        "supports beam search": claimed.beams,
     }
     return [text for text, true in words.items() if true]
 

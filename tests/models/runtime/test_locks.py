@@ -24,7 +24,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "relevance-contrastive": {}, "m3id": {"variant": "released"}, "dola": {}, "pai": {}, "avisc": {}, "vcd": {},
     "memvr": {"threshold": 0.0}, "opera": {"beams": 2, "candidates": 2},
     "lrp-beam": {"beams": 2, "length": 2}, "flb": {}, "iat": {}, "vaf": {}, "rudder": {}, "kvsmooth": {}, "vista": {},
-    "ilvad": {"tau": 1.0},
+    "ilvad": {"tau": 1.0}, "agla": {},
 }  # fmt: skip
 TOKENS = 4
 

@@ -74,6 +74,14 @@ def test_what_a_processor_bars_at_the_first_step_may_come_later() -> None:
     assert not torch.isnan(nan_free).any()
 
 
+def test_a_new_prompt_that_is_one_longer_is_a_new_prompt() -> None:
+    processor = FirstLogitBoosting(gamma=2.0, decay=9.0, beta=0.0)
+    first, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, 3.0]])
+    assert torch.equal(processor(torch.tensor([[7, 8]]), first), first)
+    assert torch.equal(processor(torch.tensor([[7, 9, 3]]), other), other)
+    assert not torch.equal(processor(torch.tensor([[7, 9, 3, 4]]), other), other)
+
+
 def test_the_public_name() -> None:
     assert limelight.FirstLogitBoosting is FirstLogitBoosting
     torch.testing.assert_close(

@@ -99,15 +99,22 @@ class FirstLogitBoosting(LogitsProcessor):  # type: ignore[misc]
         check_settings(gamma, decay, beta)
         self.gamma, self.decay, self.beta = gamma, decay, beta
         self.first: Tensor | None = None
-        self.start = self.length = 0
+        self.before = torch.zeros(0, 0, dtype=torch.long)
+        self.start = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the boosted scores ``[B, V]`` of the token after ``input_ids`` [B, T]."""
         length = input_ids.shape[1]
-        if self.first is None or length != self.length + 1 or self.first.shape != scores.shape:  # a new generate()
+        if self.first is None or self.first.shape != scores.shape or not self._continues(input_ids):
             self.first, self.start = scores.clone(), length
-        self.length = length
+        self.before = input_ids
         return boosted(scores, self.first, length - self.start, self.gamma, self.decay, self.beta)
+
+    def _continues(self, ids: Tensor) -> bool:
+        """Return whether every row is a row of the last call, in any order (beams), and one token."""
+        if ids.shape[1] != self.before.shape[1] + 1 or ids.device != self.before.device:
+            return False
+        return bool((ids[:, None, :-1] == self.before[None]).all(-1).any(-1).all())
 
 
 def boosted(logits: Tensor, first: Tensor, count: int, gamma: float, decay: float, beta: float) -> Tensor:

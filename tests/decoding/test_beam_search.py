@@ -173,7 +173,7 @@ def test_steps_measure_the_returned_sequence() -> None:
     adapter, inputs = double("llava"), inputs_of("llava", "batch")
     heard: list[tuple[int, int]] = []
     out = searched(
-        adapter, inputs, relevance_contrastive(alpha=2.0), output_logits=True,
+        adapter, inputs, relevance_contrastive(alpha=2.0),
         bind={"on_step": lambda row, step: heard.append((row, step.token)), "details": True, "top_logprobs": 2},
     )  # fmt: skip
     assert isinstance(out, GroundedBeamOutput)

@@ -15,7 +15,8 @@ from transformers import GenerationMixin
 from limelight.decoding.collate import batch_of, shift_spans
 from limelight.decoding.dual import flag_of
 from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
-from limelight.decoding.loop import GroundedOutput, OnStep, custom_generate, ending
+from limelight.decoding.loop import GroundedOutput, custom_generate, ending
+from limelight.decoding.steps import OnStep
 from limelight.decoding.strategy import Runs, Strategy, capabilities_of
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter

@@ -52,7 +52,7 @@ def refuse_beams(strategy: Strategy, context: GenerationContext, streamer: Any) 
         raise UnsupportedError(
             f"{what}: a beam search has nothing to stream before it ends", hint=f"leave the streamer out, or {alone}"
         )
-    if context.past or compat.is_callers_own(context.kwargs.get("past_key_values")):
+    if context.past or compat.is_user_cache(context.kwargs.get("past_key_values")):
         raise UnsupportedError(
             f"{what}: beam search on a given cache is not supported", hint=f"leave past_key_values out, or {alone}"
         )

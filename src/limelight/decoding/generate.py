@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limelight.decoding.answer import answer, check_options, prompt_of
-from limelight.decoding.loop import OnStep, ending
+from limelight.decoding.loop import ending
 from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.methods.meter import meter as metered
 from limelight.decoding.registry import strategy as by_name
+from limelight.decoding.steps import OnStep
 from limelight.decoding.strategy import Strategy
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import wrap

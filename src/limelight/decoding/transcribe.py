@@ -9,7 +9,8 @@ from typing import Any
 
 from limelight.decoding.answer import end_tokens
 from limelight.decoding.generate import generate
-from limelight.decoding.loop import OnStep, ending
+from limelight.decoding.loop import ending
+from limelight.decoding.steps import OnStep
 from limelight.decoding.strategy import Strategy
 from limelight.errors import MediaError, SettingError
 from limelight.media.arguments import by_kind, item

@@ -142,8 +142,8 @@ def test_lengths_and_biases(settings: dict[str, Any]) -> None:
 
 
 # use_cache=False, prefill_chunk_size: who honours them
-UNCACHED = ("greedy", "lime", "vcd", "icd", "m3id", "dola", "deco")
-CHUNKED = ("greedy", "dola", "deco")
+UNCACHED = ("greedy", "lime", "vcd", "icd", "m3id", "dola", "deco", "flb")
+CHUNKED = ("greedy", "dola", "deco", "flb")
 
 
 @pytest.mark.parametrize("strategy", MORE)

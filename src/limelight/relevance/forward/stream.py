@@ -181,7 +181,7 @@ class DualStream:
 
     def _run_rest(self) -> Any:
         """Run the prompt's positions that are not in the cache yet."""
-        rest = self.call.ending(self.call.length - self.cache.length)
+        rest = self.call.tail(self.call.length - self.cache.length)
         weights = [c.prompt[:, self.cache.length :] for c in self.channels]
         kwargs = {**rest.kwargs, "attention_mask": self.call.kwargs.get("attention_mask")}
         kwargs = DECODER.repeat({k: v for k, v in kwargs.items() if v is not None}, self.rows)

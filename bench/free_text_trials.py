@@ -38,6 +38,7 @@ TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
     "RUDDER": grid(alpha=(0.5, 1.0, 2.0), gate=("beta", "constant")),
     "VISTA": grid(strength=(0.05, 0.17, 0.4), alpha=(0.0, 0.3)),
     "ILVAD": grid(beta=(0.3, 1.0, None), tau=(2.0, 5.0)),
+    "AGLA": grid(alpha=(0.5, 1.0, 2.0), kept=(0.5, 0.8)),
     "FLB": grid(gamma=(0.3, 1.0, 3.0), decay=(0.05, 0.3)),
     "IAT": grid(alpha=(0.2, 0.4, 0.8, 1.6, 3.2, 6.4)),
     "KVSmooth": grid(strength=(0.1, 0.5, 0.9), radius=(0.0, 0.2)),

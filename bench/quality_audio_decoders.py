@@ -7,7 +7,7 @@ from dataclasses import replace
 from bench.quality_decoders import BY_NAME as OF_PICTURES
 from bench.quality_decoders import Decoder, grid
 
-NEWER = ("VAF (ClearSight)", "RUDDER", "VISTA", "ILVAD", "FLB", "IAT", "KVSmooth")
+NEWER = ("VAF (ClearSight)", "RUDDER", "VISTA", "ILVAD", "AGLA", "FLB", "IAT", "KVSmooth")
 
 DECODERS: tuple[Decoder, ...] = (
     Decoder("greedy", "greedy"),

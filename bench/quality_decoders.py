@@ -68,6 +68,7 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("RUDDER", "rudder", grid(alpha=(0.5, 1.0, 2.0, 4.0)), questions=300),
     Decoder("VISTA", "vista", grid(strength=(0.01, 0.17), alpha=(0.0, 0.3)), questions=300),
     Decoder("ILVAD", "ilvad", grid(alpha=(2.5, 5.0), tau=(2.0, 5.0)), questions=300),
+    Decoder("AGLA", "agla", grid(alpha=(1.0, 2.0), kept=(0.5, 0.8)), questions=300),
     # They leave a one-word answer as it is: yes/no questions cannot choose their settings, captions do (bench.free_text).
     Decoder("FLB", "flb", questions=300),
     Decoder("IAT", "iat", questions=300),

@@ -20,7 +20,7 @@ COST = {
     "cached LIME, margin, gated": "cached LIME, gated 20 %", "cached LIME, paper weights": "cached LIME, 1 Adam update",
     "M3ID, released": "M3ID", "PAI, first token too": "PAI",
     **{name: name for name in ("VCD", "ICD", "M3ID", "PAI", "AvisC", "DoLa", "DeCo", "MemVR")},
-    **{name: name for name in ("RUDDER", "VISTA", "ILVAD", "FLB", "IAT", "KVSmooth")}, "VAF (ClearSight)": "VAF",
+    **{name: name for name in ("RUDDER", "VISTA", "ILVAD", "AGLA", "FLB", "IAT", "KVSmooth")}, "VAF (ClearSight)": "VAF",
 }  # fmt: skip
 
 

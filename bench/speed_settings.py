@@ -171,7 +171,7 @@ def settings() -> dict[str, Callable[[], Any]]:
 
 
 # OPERA searches the whole answer before its first token: seconds between tokens say nothing of it.
-NEWER = ("VAF", "RUDDER", "VISTA", "ILVAD", "FLB", "IAT", "KVSmooth")
+NEWER = ("VAF", "RUDDER", "VISTA", "ILVAD", "AGLA", "FLB", "IAT", "KVSmooth")
 PEERS = ("VCD", "M3ID", "ICD", "PAI", "AvisC", "DoLa", "DeCo", "MemVR", *NEWER)
 UNCACHED = ("exact LIME", "LIME as published")
 BATCHED = (

@@ -163,10 +163,12 @@ def test_a_compiled_model_gives_what_the_model_gives(
     assert "_orig_mod" not in Adapter(model).decoder._modules
 
 
-@pytest.mark.parametrize("name", ["dola", "memvr", "pai", "avisc", "m3id", "vcd"])
+@pytest.mark.parametrize("name", ["dola", "memvr", "pai", "avisc", "m3id", "vcd", "rudder", "vista", "ilvad"])
 def test_hooks_act_inside_compiled_layers(plain: Any, inputs: dict[str, Tensor], name: str) -> None:
     """Some versions of the compiler do not look at hooks that come after the compilation."""
-    more: dict[str, Any] = {"m3id": {"variant": "released"}, "memvr": {"threshold": 0.0}}.get(name, {})
+    more: dict[str, Any] = {"m3id": {"variant": "released"}, "memvr": {"threshold": 0.0}, "ilvad": {"tau": 1.0}}.get(
+        name, {}
+    )
     strategy = limelight.strategy(name, **more)
 
     def answer(model: Any) -> Tensor:

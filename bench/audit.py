@@ -63,7 +63,7 @@ def timed(work: Callable[[], Any], *, gpu: bool) -> float:
 
 def measured(setting: Setting, repeats: int, *, gpu: bool) -> dict[str, Any]:
     """Ratio and both times of one setting."""
-    from limelight.auditing.forward import Said, measure
+    from limelight.auditing.forward import AnsweredPrompt, measure
     from limelight.decoding.answer import prompt_of
     from limelight.models.adapter import Adapter
 
@@ -74,7 +74,7 @@ def measured(setting: Setting, repeats: int, *, gpu: bool) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(2)
     answers = torch.randint(5, 30000, (setting.batch, setting.answer), generator=generator)
     earlier = ((setting.length - 12, setting.length - 4),) if setting.earlier else ()
-    said = [Said(p, tuple(a), earlier) for p, a in zip(prompts, answers.tolist(), strict=True)]
+    said = [AnsweredPrompt(p, tuple(a), earlier) for p, a in zip(prompts, answers.tolist(), strict=True)]
     ids = torch.cat([torch.cat([p.tensors["input_ids"] for p in prompts]), answers.to(device)[:, :-1]], dim=1)
     pixels = torch.cat([p.tensors["pixel_values"] for p in prompts])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}

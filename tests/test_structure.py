@@ -1,4 +1,4 @@
-"""The house: data flows one way, files stay small, the public names are one sorted list, and importing costs nothing."""
+"""Structure of the repository: layering, no import cycles, file lengths, public names, and imports without side effects."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import limelight
 from tests import sources
 
 ROOT = "limelight"
+REPOSITORY = Path(__file__).parents[1]
 # package -> packages it may import from (itself always).
 ALLOWED: dict[str, set[str]] = {
     "types": {"display", "errors", "regions", "thinking"},
@@ -92,15 +93,15 @@ ALLOWED: dict[str, set[str]] = {
         "demo",
     },
 }
-# Doors that are opened by hand; "" is the package itself, by its public names.
+# Exceptions from the layering; "" is the package itself, by its public names.
 EXCEPTIONS = {
-    "limelight.benchmarks.tasks.demo_vision": {"demo"},  # the worlds and questions of the miniatures, no model
+    "limelight.benchmarks.tasks.demo_vision": {"demo"},  # the miniatures' synthetic data, without their models
     "limelight.benchmarks.tasks.demo_audio": {"demo"},
-    "limelight.benchmarks.lmms_eval_plugin": {""},  # the plugin lmms-eval loads: it is handed no answerer
-    "limelight.calibrating.fit": {""},  # the version, which a calibration tells
+    "limelight.benchmarks.lmms_eval_plugin": {""},  # loaded by lmms-eval, which passes no model
+    "limelight.calibrating.fit": {""},  # the version, stored in calibrations
     "limelight.__main__": {"cli"},
 }
-WORLDS = (  # what benchmarks may read of the demo
+WORLDS = (  # modules of demo that benchmarks may import
     *("scenes", "questions", "language"),
     *("sounds", "synthesis", "sound_questions", "sound_language"),
 )
@@ -155,22 +156,22 @@ def imports(name: str) -> tuple[tuple[str, bool], ...]:
     return tuple(found)
 
 
-def room(name: str) -> str:
-    """The first part below the package: models, relevance, types ..."""
+def package_of(name: str) -> str:
+    """Return the package or module directly below limelight: models, relevance, types ..."""
     return name.split(".")[1] if "." in name else ""
 
 
-def own(name: str) -> list[tuple[str, bool]]:
+def own_imports(name: str) -> list[tuple[str, bool]]:
     return [(m, top) for m, top in imports(name) if m.split(".")[0] == ROOT]
 
 
 def test_imports_go_one_way() -> None:
-    for name in filter(room, MODULES):
-        here = room(name)
-        assert here in ALLOWED or name in EXCEPTIONS, f"{here} is new: say in ALLOWED what it may import"
+    for name in filter(package_of, MODULES):
+        here = package_of(name)
+        assert here in ALLOWED or name in EXCEPTIONS, f"{here} is new: add to ALLOWED what it may import"
         allowed = ALLOWED.get(here, set()) | EXCEPTIONS.get(name, set()) | {here}
-        for target, _ in own(name):
-            there = room(target)
+        for target, _ in own_imports(name):
+            there = package_of(target)
             assert there in allowed or (not there and here in ("cli", "server")), f"{name} imports {target}"
             if here == "benchmarks" and there == "demo":
                 assert target.endswith(("demo", *WORLDS)), f"{name} imports {target}"
@@ -178,15 +179,15 @@ def test_imports_go_one_way() -> None:
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_miniatures_worlds_need_no_model(name: str) -> None:
-    assert {room(t) for t, _ in own(f"limelight.demo.{name}")} <= {"demo", "types", "errors"}
+    assert {package_of(t) for t, _ in own_imports(f"limelight.demo.{name}")} <= {"demo", "types", "errors"}
     assert not {t.split(".")[0] for t, _ in imports(f"limelight.demo.{name}")} & {"torch", "transformers"}
 
 
-def test_light_rooms_import_nothing_heavy() -> None:
-    for name in (m for m in MODULES if room(m) in HEAVY):
+def test_light_packages_import_nothing_heavy() -> None:
+    for name in (m for m in MODULES if package_of(m) in HEAVY):
         for target, at_import in imports(name):
-            heavy = target.split(".")[0] in HEAVY[room(name)]
-            late = room(name) == "benchmarks" and not at_import and "torch" in target
+            heavy = target.split(".")[0] in HEAVY[package_of(name)]
+            late = package_of(name) == "benchmarks" and not at_import and "torch" in target
             assert not heavy or late, f"{name}: {target}"
 
 
@@ -201,7 +202,7 @@ def typed_only(name: str) -> set[str]:
 
 def test_there_is_no_import_cycle() -> None:
     """Among modules, imports inside functions included (those for typing alone are not)."""
-    graph = {n: {t for t, _ in own(n) if t in MODULES and t != n} - typed_only(n) for n in MODULES}
+    graph = {n: {t for t, _ in own_imports(n) if t in MODULES and t != n} - typed_only(n) for n in MODULES}
     state: dict[str, int] = {}
     path: list[str] = []
 
@@ -221,14 +222,20 @@ def test_there_is_no_import_cycle() -> None:
 
 
 def test_packages_do_not_depend_on_one_another_in_a_circle() -> None:
-    """Imports inside functions and for typing included: rooms form a partial order."""
-    edges = {(room(n), room(t)) for n in MODULES for t, _ in own(n) if room(n) and room(t) and room(n) != room(t)}
+    """Packages form a partial order, imports inside functions and for typing included."""
+    edges = {
+        (package_of(n), package_of(t))
+        for n in MODULES
+        for t, _ in own_imports(n)
+        if package_of(n) and package_of(t) and package_of(n) != package_of(t)
+    }
     assert not {(a, b) for a, b in edges if (b, a) in edges}
 
 
 def test_no_file_is_too_long() -> None:
-    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
-    assert not {name: n for name, n in lines.items() if n >= 400}
+    folders = (sources.SRC, *(REPOSITORY / name for name in ("tests", "bench", "recipes", "tools", "examples")))
+    lines = {path: len(path.read_text().splitlines()) for folder in folders for path in folder.rglob("*.py")}
+    assert len(lines) > 700 and not {str(path): n for path, n in lines.items() if n >= 400}
 
 
 def test_public_names_are_sorted_and_all_there() -> None:

@@ -120,7 +120,7 @@ class Calibration:
 
 
 def flag_rule(calibration: Calibration | None) -> dict[str, Any]:
-    """The flag's rule as plain values: ``threshold``, ``needs_rival``, ``margin``, and ``default`` (not calibrated)."""
+    """Return the flag's rule as plain values: ``threshold``, ``needs_rival``, ``margin``, ``default`` (not calibrated)."""
     if calibration is None:
         return {"threshold": THRESHOLD, "needs_rival": True, "margin": 0.0, "default": True}
     return calibration.about()

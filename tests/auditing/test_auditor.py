@@ -154,7 +154,7 @@ def test_all_rows_are_checked_before_anything_runs() -> None:
     with pytest.raises(DataError, match="3 of 4 rows cannot be audited") as caught:
         audit(None, rows)  # no model is touched
     assert all(f"row {n}:" in caught.value.message for n in (2, 3, 4))
-    with pytest.raises(DataError, match="the id 'x' is there 2 times"):
+    with pytest.raises(DataError, match="the id 'x' occurs 2 times"):
         checked_rows([{"id": "x", "prompt": "q", "answer": "a"}] * 2)
     with pytest.raises(DataError, match="there are none"):
         audit(None, [])

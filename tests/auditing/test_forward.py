@@ -11,7 +11,7 @@ import torch
 
 import limelight
 from limelight.auditing import forward
-from limelight.auditing.forward import Said, measure
+from limelight.auditing.forward import AnsweredPrompt, measure
 from limelight.calibration import Calibration
 from limelight.decoding.answer import prompt_of
 from limelight.errors import LimelightError, PromptError, SettingError, UnsupportedError
@@ -52,7 +52,7 @@ def test_every_family_scores_as_the_meter_does(name: str) -> None:
     prompt = prompt_of(adapter, ZOO[name].inputs(adapter.model))
     want = generated(adapter, prompt)
     before = snapshot(adapter.model)
-    (got,) = measure(adapter, [Said(prompt, want.token_ids)])
+    (got,) = measure(adapter, [AnsweredPrompt(prompt, want.token_ids)])
     close(got, want.steps)
     assert snapshot(adapter.model) == before
 
@@ -67,7 +67,11 @@ def test_a_batch_gives_each_row_what_it_gets_alone(name: str) -> None:
     adapter = built(name)
     prompt = prompt_of(adapter, ZOO[name].inputs(adapter.model))
     shorter = cut(prompt, 1)
-    rows = [Said(prompt, (9, 11, 12)), Said(shorter, (13,)), Said(prompt, (14, 15, 16, 17, 18, 19))]
+    rows = [
+        AnsweredPrompt(prompt, (9, 11, 12)),
+        AnsweredPrompt(shorter, (13,)),
+        AnsweredPrompt(prompt, (14, 15, 16, 17, 18, 19)),
+    ]
     try:
         together = measure(adapter, rows)
     except UnsupportedError as error:
@@ -91,7 +95,7 @@ def cut(prompt: Prompt, count: int) -> Prompt:
 
 def test_pieces_of_the_vocabulary_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = Adapter(llava(torch.float32))
-    said = Said(prompt_of(adapter, llava_inputs(adapter.model)), tuple(range(9, 16)))
+    said = AnsweredPrompt(prompt_of(adapter, llava_inputs(adapter.model)), tuple(range(9, 16)))
     (want,) = measure(adapter, [said])
     seen: list[int] = []
     own = forward.DualStream.heads
@@ -100,7 +104,7 @@ def test_pieces_of_the_vocabulary_change_nothing(monkeypatch: pytest.MonkeyPatch
         seen.append(output.hidden.shape[1])
         return own(self, output)
 
-    monkeypatch.setattr(forward, "PIECE", 3 * 2 * adapter.traits.vocab)
+    monkeypatch.setattr(forward, "CHUNK", 3 * 2 * adapter.traits.vocab)
     monkeypatch.setattr(forward.DualStream, "heads", heads)
     close(measure(adapter, [said])[0], want, 1e-6)
     assert seen == [3, 3, 1]  # never logits of the prompt, never more than three positions at once
@@ -110,11 +114,11 @@ def test_without_media_there_is_no_grounding() -> None:
     adapter = Adapter(llava(torch.float32))
     ids = torch.tensor([[1, 31, 32, 41, 42]])
     prompt = prompt_of(adapter, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    (steps,) = measure(adapter, [Said(prompt, (9, 11))])
+    (steps,) = measure(adapter, [AnsweredPrompt(prompt, (9, 11))])
     assert all(s.grounding is None and not s.flagged and s.contributions == {"text": 1.0} for s in steps)
     assert all(s.logprob < 0 for s in steps)
-    media = Said(prompt_of(adapter, llava_inputs(adapter.model)), (9, 11))
-    mixed = measure(adapter, [media, Said(prompt, (9, 11))])
+    media = AnsweredPrompt(prompt_of(adapter, llava_inputs(adapter.model)), (9, 11))
+    mixed = measure(adapter, [media, AnsweredPrompt(prompt, (9, 11))])
     close(mixed[1], steps)
     assert all(s.grounding is not None for s in mixed[0])
 
@@ -124,8 +128,8 @@ def test_earlier_answers_are_a_group_of_their_own() -> None:
     adapter = Adapter(llava(torch.float64))
     prompt = prompt_of(adapter, llava_inputs(adapter.model))
     answer = (9, 11, 12)
-    (plain,) = measure(adapter, [Said(prompt, answer)])
-    (told,) = measure(adapter, [Said(prompt, answer, ((1, 2), (20, 22)))])
+    (plain,) = measure(adapter, [AnsweredPrompt(prompt, answer)])
+    (told,) = measure(adapter, [AnsweredPrompt(prompt, answer, ((1, 2), (20, 22)))])
     backward = limelight.attribute_generated(adapter, prompt.tensors, answer)
     for step, without, relevance in zip(told, plain, backward, strict=True):
         assert step.grounding == pytest.approx(without.grounding, abs=1e-9)
@@ -135,7 +139,7 @@ def test_earlier_answers_are_a_group_of_their_own() -> None:
         want = {k: v / sum(parts.values()) for k, v in parts.items()}
         assert dict(step.contributions) == pytest.approx(want, abs=1e-6)
         assert EARLIER_ANSWERS not in without.contributions
-    both = measure(adapter, [Said(prompt, answer, ((1, 2), (20, 22))), Said(prompt, answer)])
+    both = measure(adapter, [AnsweredPrompt(prompt, answer, ((1, 2), (20, 22))), AnsweredPrompt(prompt, answer)])
     assert [EARLIER_ANSWERS in s.contributions for s in (*both[0], *both[1])] == [True] * 3 + [False] * 3
     close(both[0], told, 1e-6)
 
@@ -146,11 +150,11 @@ def test_cp_lrp_is_another_measure() -> None:
     want = limelight.generate(
         adapter, messages=prompt, strategy=limelight.meter(composite="cp-lrp"), max_new_tokens=4, relevance=False
     )
-    (got,) = measure(adapter, [Said(prompt, want.token_ids)], composite="cp-lrp")
+    (got,) = measure(adapter, [AnsweredPrompt(prompt, want.token_ids)], composite="cp-lrp")
     close(got, want.steps)
-    assert got[0].grounding != measure(adapter, [Said(prompt, want.token_ids)])[0][0].grounding
+    assert got[0].grounding != measure(adapter, [AnsweredPrompt(prompt, want.token_ids)])[0][0].grounding
     with pytest.raises(SettingError, match="no forward mode"):
-        measure(adapter, [Said(prompt, want.token_ids)], composite="gradient")
+        measure(adapter, [AnsweredPrompt(prompt, want.token_ids)], composite="gradient")
 
 
 def test_the_flag_follows_the_models_calibration() -> None:
@@ -159,12 +163,12 @@ def test_the_flag_follows_the_models_calibration() -> None:
     for threshold, needs_rival in ((-1e9, True), (1e9, False), (0.5, True)):
         adapter.calibration = Calibration("x", threshold, (-1.0, 2.0), (0.1, 0.9), needs_rival)
         want = generated(adapter, prompt)
-        (got,) = measure(adapter, [Said(prompt, want.token_ids)])
+        (got,) = measure(adapter, [AnsweredPrompt(prompt, want.token_ids)])
         close(got, want.steps)
         assert [s.p_supported for s in got] == pytest.approx([s.p_supported for s in want.steps], abs=1e-3)
         if threshold != 0.5:
             assert {s.flagged for s in got} == {threshold > 0}
-    (other,) = measure(adapter, [Said(prompt, want.token_ids)], composite="cp-lrp")
+    (other,) = measure(adapter, [AnsweredPrompt(prompt, want.token_ids)], composite="cp-lrp")
     assert all(s.p_supported is None for s in other)  # it was fitted on another composite's scores
 
 
@@ -173,7 +177,7 @@ def test_a_family_without_a_forward_mode_is_refused(name: str) -> None:
     kind, word = RAISES[name]
     adapter = built(name)
     with pytest.raises(kind, match=word):
-        measure(adapter, [Said(prompt_of(adapter, ZOO[name].inputs(adapter.model)), (9, 11))])
+        measure(adapter, [AnsweredPrompt(prompt_of(adapter, ZOO[name].inputs(adapter.model)), (9, 11))])
 
 
 def test_bad_answers_are_refused_and_leave_the_model_as_it_was() -> None:
@@ -181,13 +185,13 @@ def test_bad_answers_are_refused_and_leave_the_model_as_it_was() -> None:
     prompt = prompt_of(adapter, llava_inputs(adapter.model))
     before = snapshot(adapter.model)
     with pytest.raises(PromptError, match="no tokens"):
-        measure(adapter, [Said(prompt, ())])
-    with pytest.raises(SettingError, match="token id 4000 is none"):
-        measure(adapter, [Said(prompt, (3, 4000))])
+        measure(adapter, [AnsweredPrompt(prompt, ())])
+    with pytest.raises(SettingError, match="token id 4000 is outside"):
+        measure(adapter, [AnsweredPrompt(prompt, (3, 4000))])
     with torch.no_grad():
         adapter.model.lm_head.weight[5, 0] = float("nan")
     with pytest.raises(LimelightError, match="NaN"):
-        measure(adapter, [Said(prompt, (3, 4))])
+        measure(adapter, [AnsweredPrompt(prompt, (3, 4))])
     with torch.no_grad():
         adapter.model.lm_head.weight[5, 0] = 0.0
     after = snapshot(adapter.model)

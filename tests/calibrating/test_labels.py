@@ -39,7 +39,7 @@ def test_a_transcript_is_laid_beside_what_is_said() -> None:
 
 
 def test_columns_that_contradict_each_other() -> None:
-    with pytest.raises(DataError, match="of 'Yes' both"):
+    with pytest.raises(DataError, match="'Yes' both as supported"):
         labels([" Yes"], {"correct": True, "invented": ["yes"]})
     with pytest.raises(DataError, match="'red hat' is both supported and invented"):
         check_labels({"supported": ["Red Hat"], "invented": ["red  hat", "cup"]})
@@ -53,7 +53,7 @@ def test_columns_that_contradict_each_other() -> None:
         ({"invented": [3]}, "a list of words as invented"),
         ({"correct": 1}, "true or false as correct"),
         ({"reference": None, "correct": "yes"}, "true or false as correct"),
-        ({"reference": ["a"]}, "words as reference"),
+        ({"reference": ["a"]}, "text as reference"),
     ],
 )
 def test_columns_of_the_wrong_kind(row: dict[str, Any], told: str) -> None:

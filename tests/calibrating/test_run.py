@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -109,6 +111,8 @@ def test_from_a_file_by_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert kept.labels == "a labelled file" and kept.model == "demo-vision" and kept.measures["auroc"] > 0.9
     assert kept.measures["held_out_caught"] == kept.measures["caught"] >= 0.7
     assert limelight.load("demo-vision").calibration == kept
+    log = cache_file("demo-vision").with_name(f"{cache_file('demo-vision').stem}.rows.jsonl")
+    assert len(log.read_text().splitlines()) == 24  # the held-out rows are the same
     said = limelight.generate(
         limelight.load("demo-vision"),
         messages="Describe the picture.",
@@ -138,3 +142,74 @@ def test_rows_that_cannot_be_used() -> None:
         limelight.calibrate(adapter(), asked, batch_size=0)
     with pytest.raises(DataError, match="at least 10"):
         limelight.calibrate(adapter(), asked, max_new_tokens=14)
+
+
+def test_an_interrupted_run_continues_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{**r, "answer": "A picture of a cup."} for r in rows(5)]
+    settings = run.Settings(batch_size=2, log=tmp_path / "log" / "rows.jsonl")
+    expected = run.observe(adapter(), run.labelled_rows(asked), run.Settings(batch_size=2))
+    measured: list[str] = []
+    audit = run.audit
+
+    def audited(adapter: Adapter, rows: Any, **settings: Any) -> Any:
+        measured.extend(r.id for r in rows)
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        return audit(adapter, rows, **settings)
+
+    monkeypatch.setattr(run, "audit", audited)
+    with pytest.raises(KeyboardInterrupt):
+        run.observe(adapter(), run.labelled_rows(asked), settings)
+    counts: list[tuple[int, int]] = []
+    resumed = run.observe(adapter(), run.labelled_rows(asked), replace(settings, progress=lambda *n: counts.append(n)))
+    assert measured == ["1", "2", "3", "4", "3", "4", "5"]
+    assert counts == [(2, 5), (4, 5), (5, 5)]
+    assert resumed.z.tolist() == pytest.approx(expected.z.tolist(), abs=1e-3)
+    assert resumed.label.tolist() == expected.label.tolist()
+    again = run.observe(adapter(), run.labelled_rows(asked), settings)
+    assert again.z.tolist() == resumed.z.tolist() and again.rival.tolist() == resumed.rival.tolist()
+    assert len(measured) == 7
+
+
+def test_only_rows_that_have_not_changed_are_taken_from_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [{**r, "answer": "A picture of a cup."} for r in rows(4)]
+    asked[3]["image"].save(tmp_path / "0.png")
+    asked[3]["image"] = str(tmp_path / "0.png")
+    settings = run.Settings(log=tmp_path / "rows.jsonl")
+    measured: list[str] = []
+    audit = run.audit
+    monkeypatch.setattr(run, "audit", lambda a, r, **kw: measured.extend(x.id for x in r) or audit(a, r, **kw))
+
+    def remeasured(rows: list[dict[str, Any]], settings: run.Settings = settings) -> list[str]:
+        measured.clear()
+        run.observe(adapter(), run.labelled_rows(rows), settings)
+        return list(measured)
+
+    assert remeasured(asked) == ["1", "2", "3", "4"]
+    assert remeasured(asked) == []
+    assert remeasured([asked[1], asked[0], asked[2], asked[3]]) == []  # another order
+    asked[0] = {**asked[0], "answer": "A picture of a dog."}
+    asked[1] = {**asked[1], "supported": [], "invented": ["cup"]}
+    asked[2] = {**asked[2], "image": asked[1]["image"]}
+    Image.new("RGB", (112, 112), "red").save(tmp_path / "0.png")
+    assert remeasured(asked) == ["1", "2", "3", "4"]
+    assert remeasured(asked, replace(settings, composite="cp-lrp")) == ["1", "2", "3", "4"]
+    weight = next(adapter().parent_model.parameters())
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(1.001)
+        assert remeasured(asked) == ["1", "2", "3", "4"]
+    finally:
+        weight.data.copy_(before)
+    assert remeasured(asked) == []
+
+
+def test_another_file_is_not_taken_for_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "7", "answer": "yes"}\n')
+    with pytest.raises(DataError, match="not a log of calibration scores"):
+        limelight.calibrate(adapter(), [{**r, "answer": "A cup."} for r in rows(1)], log=path)
+    assert path.read_text() == '{"id": "7", "answer": "yes"}\n'

@@ -1,1 +1,1 @@
-"""Finished answers: rows in, grounding scores out."""
+"""Auditing finished answers: grounding scores without generating anything."""

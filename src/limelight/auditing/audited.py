@@ -1,4 +1,4 @@
-"""What an audit says of one answer: its steps as the meter tells them, its words, its sentences, and all of it as JSON."""
+"""Results of auditing one answer: scores of its tokens, words and sentences, and their conversion to JSON."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Audit:
     """Scores of one finished answer.
 
     Attributes:
-        row: what was audited.
-        generation: prompt and answer, a step a token, thoughts included.
-        answered: of each step, whether it belongs to the answer and not to thoughts (:mod:`limelight.thinking`).
-        text: the answer without its thoughts.
+        row: the audited row.
+        generation: prompt and answer with one step per token, including thoughts.
+        answered: for each step, whether it belongs to the answer rather than to thoughts (:mod:`limelight.thinking`).
+        text: the answer without thoughts.
     """
 
     row: Row
@@ -43,39 +43,39 @@ class Audit:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Of all tokens, thoughts included."""
+        """Steps of all tokens, including thoughts."""
         return self.generation.steps
 
     @cached_property
     def answer(self) -> Generation:
-        """The answer without its thoughts."""
+        """The answer without thoughts."""
         kept = tuple(s for s, own in zip(self.steps, self.answered, strict=True) if own)
         return replace(self.generation, text=self.text, token_ids=tuple(s.token for s in kept), steps=kept)
 
     @cached_property
     def words(self) -> tuple[Word, ...]:
-        """Of :attr:`answer`, punctuation left out."""
+        """Words of :attr:`answer`, without punctuation."""
         return tuple(w for w in words(self.answer) if not w.punctuation)
 
     @cached_property
     def sentences(self) -> tuple[Sentence, ...]:
-        """Of :attr:`answer`."""
+        """Sentences of :attr:`answer`."""
         return sentences(self.answer)
 
     @cached_property
     def flagged(self) -> tuple[Word, ...]:
-        """The words that are flagged."""
+        """The flagged words."""
         return tuple(w for w in self.words if word_flagged(self.answer, w))
 
     @cached_property
     def margin(self) -> float | None:
-        """The least of its sentences' margins: 0 where the media support every word as well as its rivals, below where they
-        support another word that the model found possible; None without media."""
+        """The smallest margin of its sentences: 0 if the media support every word as well as its rivals, negative if they
+        support another plausible word more; None without media."""
         return min((s.margin for s in self.sentences if s.margin is not None), default=None)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Numbers of the whole answer: counts, means over words (grounding) and over tokens (log-probability)."""
+        """Statistics of the whole answer: counts, means over words (grounding) and over tokens (log-probability)."""
         own = self.answer.steps
         scores = [z for w in self.words if (z := word_grounding(self.answer, w)) is not None]
         logprobs = [s.logprob for s in own if math.isfinite(s.logprob)]
@@ -94,7 +94,7 @@ class Audit:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values: what a row of the log, the server and the command line tell."""
+        """Return everything as plain values, as used by the run's log, the server and the command line."""
         return {
             "summary": {k: rounded(v) for k, v in self.summary.items()},
             "tokens": [_step(s, own) for s, own in zip(self.steps, self.answered, strict=True)],
@@ -105,7 +105,7 @@ class Audit:
 
 
 def word_row(audit: Audit, word: Word) -> dict[str, Any]:
-    """A word's scores: its grounding and flag are those of the token that decides it, its log-probability the sum."""
+    """Return a word's scores: grounding and flag are those of its deciding token, its log-probability is the sum."""
     steps = audit.answer.steps[word.start : word.stop]
     return {
         "text": word.text,
@@ -148,7 +148,7 @@ def _step(step: Step, answered: bool) -> dict[str, Any]:
 
 
 def step_of(row: Mapping[str, Any]) -> Step:
-    """Back from a token's row; numbers to six digits."""
+    """Convert a token's row back to a step; numbers have six digits."""
     nan = math.nan
     return Step(
         int(row["id"]),
@@ -168,13 +168,13 @@ def step_of(row: Mapping[str, Any]) -> Step:
 
 
 def layout(prompt: Prompt) -> dict[str, Any]:
-    """A prompt's words and where its media lie, as plain values: what a page needs of it beside the media."""
+    """Return a prompt's tokens and spans as plain values, which a page needs in addition to the media."""
     text = [[prompt.tokens[i] for i in range(s.start, s.stop)] for s in prompt.spans if s.modality == "text"]
     return {"text": text, "spans": [{k: v for k, v in asdict(s).items() if v is not None} for s in prompt.spans]}
 
 
 def prompt_of(row: Mapping[str, Any]) -> Prompt:
-    """Back from :func:`layout`, possibly by way of JSON: a prompt that can be shown, and not run."""
+    """Convert the result of :func:`layout`, also after JSON, to a prompt that can be displayed but not run."""
     spans = tuple(_span(s) for s in row["spans"])
     text = iter(row["text"])
     tokens = [t for s in spans for t in (next(text) if s.modality == "text" else [f"<{s.modality}>"] * len(s))]
@@ -199,7 +199,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def rounded(value: Any) -> Any:
-    """A number to six digits; None where there is none, or none that JSON has."""
+    """Round a float to six digits; None for NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

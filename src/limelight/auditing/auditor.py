@@ -1,4 +1,4 @@
-"""Answers that anybody wrote, audited: ``limelight.audit(adapter, rows)``."""
+"""Auditing finished answers from any source: ``limelight.audit(adapter, rows)``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limelight.auditing.audited import Audit
-from limelight.auditing.forward import Said, measure
+from limelight.auditing.forward import AnsweredPrompt, measure
 from limelight.auditing.rows import Row, check_turns, read_row
 from limelight.calibration import flag_rule
 from limelight.decoding.dual import calibration_of, check_composite
@@ -29,26 +29,27 @@ def audit(
     turns: str = "last",
     thoughts: Iterable[Sequence[str]] | Markers | None = None,
 ) -> list[Audit]:
-    """Which words of finished answers the media support: one forward over prompt and answer each, nothing is generated.
+    """Measure which words of finished answers the media support, in one forward pass per answer and without generating.
 
-    The scores are those that ``limelight.generate(..., strategy="meter")`` gives while it writes the same answer, whoever
-    has written this one. Cost: a forward of twice the rows, three times where there are earlier answers
+    The scores equal those of ``limelight.generate(..., strategy="meter")`` while generating the same answer, whatever the
+    origin of the answer. Cost: a forward pass with twice the rows, or three times with earlier answers
     (``python -m bench.audit``).
 
     Args:
-        model: a transformers model (with ``processor``), or an :class:`Adapter`, whose calibration the flags follow.
-        rows: mappings with media, prompt or messages, and answer (:mod:`limelight.auditing.rows`); media may be objects
-            too. All rows are checked before anything runs.
-        batch_size: answers audited together, where their prompts can share a batch. Each gets what it would get alone.
+        model: a transformers model (with ``processor``), or an :class:`Adapter`, whose calibration the flags use.
+        rows: mappings with media, prompt or messages, and answer (:mod:`limelight.auditing.rows`); media may also be
+            objects. All rows are validated before the first is audited.
+        batch_size: number of answers per batch, if their prompts can share one; results do not depend on it.
         composite: ``attnlrp`` or ``cp-lrp``.
-        turns: ``last``: the answer of each row; ``all``: every answer of its conversation, each behind what stood before it.
-        thoughts: pairs of texts around thoughts beside the usual ones; see :func:`limelight.thinking.markers_of`.
+        turns: ``last``: the last answer of each row; ``all``: every answer of its conversation, given the preceding turns.
+        thoughts: pairs of markers around thoughts, in addition to the usual ones; see
+            :func:`limelight.thinking.markers_of`.
 
     Returns:
-        An :class:`Audit` an answer, in order.
+        An :class:`Audit` for each answer, in order.
 
     Raises:
-        DataError: rows that cannot be audited, each named by its number.
+        DataError: invalid rows, identified by their numbers.
         PromptError, MediaError, UnsupportedError: see :func:`limelight.generate`.
 
     Example:
@@ -69,10 +70,10 @@ def audit(
 def checked_rows(
     rows: Iterable[Mapping[str, Any] | Row], *, turns: str = "last", folder: Path | None = None
 ) -> list[Row]:
-    """Rows as they were given, made into answers to audit.
+    """Validate rows and convert them to answers to audit.
 
     Raises:
-        DataError: some cannot be audited; the first ten are named by number.
+        DataError: some rows are invalid; the first ten are listed.
     """
     check_turns(turns)
     found: list[Row] = []
@@ -88,12 +89,12 @@ def checked_rows(
         except DataError as error:
             bad.append(f"    row {number + 1}: {error.message}")
     names = Counter(r.name for r in found)
-    bad += [f"    the id {n!r} is there {count} times" for n, count in names.items() if count > 1]
+    bad += [f"    the id {n!r} occurs {count} times" for n, count in names.items() if count > 1]
     if bad or not found:
         listed = "\n".join([*bad[:10], *(["    ..."] if len(bad) > 10 else [])]) or "    there are none"
         raise DataError(
             f"{len(bad)} of {number + 1} rows cannot be audited:\n{listed}",
-            hint="correct them; nothing was audited yet",
+            hint="correct them; nothing has been audited yet",
         )
     return found
 
@@ -114,7 +115,7 @@ def audit_batch(
     markers: Markers | None = None,
     regions: bool = True,
 ) -> list[Audit]:
-    """Rows whose media are decoded, in one batch; one by one where their prompts cannot share one."""
+    """Audit rows with decoded media in one batch, or one by one if their prompts cannot share a batch."""
     return audited(
         adapter, rows, [finished(adapter, row, regions=regions) for row in rows], composite=composite, markers=markers
     )
@@ -123,22 +124,22 @@ def audit_batch(
 def audited(
     adapter: Adapter,
     rows: Sequence[Row],
-    said: Sequence[Said],
+    prompts: Sequence[AnsweredPrompt],
     *,
     composite: str = "attnlrp",
     markers: Markers | None = None,
 ) -> list[Audit]:
-    """Rows that are ready for the model, in one batch; one by one where their prompts cannot share one."""
+    """Audit rows with prepared prompts in one batch, or one by one if their prompts cannot share a batch."""
     try:
-        steps = measure(adapter, said, composite=composite)
+        steps = measure(adapter, prompts, composite=composite)
     except UnsupportedError:
         if len(rows) == 1:
             raise
-        steps = [measure(adapter, [one], composite=composite)[0] for one in said]
+        steps = [measure(adapter, [one], composite=composite)[0] for one in prompts]
     markers = markers_of(None) if markers is None else markers
     settings, rule = {"composite": composite}, flag_rule(calibration_of(adapter, composite))
     found = []
-    for row, one, own in zip(rows, said, steps, strict=True):
+    for row, one, own in zip(rows, prompts, steps, strict=True):
         marked = spoken(adapter.tokenizer, one.tokens, one.prompt.tensors[adapter.names.ids][0].tolist(), markers)
         text = markers.answer(marked.text, opened=marked.opened)
         flag = rule if any(s.grounding is not None for s in own) else {}
@@ -147,10 +148,10 @@ def audited(
     return found
 
 
-def finished(adapter: Adapter, row: Row, *, regions: bool = True) -> Said:
-    """A row as the model reads it: prompt, answer, and where earlier answers stand in the prompt."""
+def finished(adapter: Adapter, row: Row, *, regions: bool = True) -> AnsweredPrompt:
+    """Prepare a row for the model: prompt, answer tokens, and the positions of earlier answers."""
     messages = row.messages()
     prompt = adapter.prepare(messages, regions=regions)
     ids = row.token_ids if row.token_ids is not None else answer_tokens(adapter, messages, row.answer)
     earlier = earlier_answers(adapter, messages, prompt) if row.turn else ()
-    return Said(prompt, ids, earlier)
+    return AnsweredPrompt(prompt, ids, earlier)

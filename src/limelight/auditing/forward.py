@@ -1,8 +1,8 @@
-"""Finished answers through the model once: logits and Phi at every position of the answer, and of them the scores.
+"""Scoring finished answers in a single forward pass with tangents, which computes logits and Phi at every answer position.
 
-The prompt and its answer are one sequence (teacher forcing), and one tangent row runs beside each: what the grounding meter
-(:mod:`limelight.decoding.methods.meter`) measures token by token while an answer is generated, in a single forward. Logits
-are computed at the answer's positions alone, and ``[positions, V]`` of them exist a piece at a time.
+Prompt and answer form one sequence (teacher forcing) with a tangent row. The scores equal those that the grounding meter
+(:mod:`limelight.decoding.methods.meter`) measures token by token during generation. Logits are computed only at the
+answer's positions, and in chunks, so that ``[positions, V]`` is never stored at once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from limelight.relevance.forward.stream import Channel, DualOutput, DualStream, 
 from limelight.types import EARLIER_ANSWERS, MODALITIES, Prompt, Step
 
 TOP = 5
-PIECE = 2**23  # numbers of logits and Phi held at a time
+CHUNK = 2**23  # maximum number of values of logits and Phi in memory at once
 
 
 @dataclass(frozen=True)
-class Said:
-    """A prompt and the answer that was given to it.
+class AnsweredPrompt:
+    """A prompt and its finished answer.
 
     Attributes:
-        tokens: of the answer.
-        earlier: half-open runs of the prompt's positions that earlier answers hold.
+        tokens: the answer's token ids.
+        earlier: half-open ranges of the prompt's positions that contain earlier answers.
     """
 
     prompt: Prompt
@@ -44,7 +44,12 @@ class Said:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a batch looks like at the decoder's door: ``answers`` int64 ``[B, N]`` behind prompts of ``start`` positions."""
+    """The decoder's inputs for a batch: ``answers`` int64 ``[B, N]`` after prompts of ``start`` positions.
+
+    Attributes:
+        kinds: media kinds of each row, as indices into ``MODALITIES``.
+        channels: tangent channels; the first is that of all media.
+    """
 
     call: DecoderCall
     answers: Tensor
@@ -55,59 +60,61 @@ class Layout:
 
 def measure(
     adapter: Adapter,
-    said: Sequence[Said],
+    prompts: Sequence[AnsweredPrompt],
     *,
     composite: str = "attnlrp",
 ) -> list[tuple[Step, ...]]:
-    """The steps of every answer, as the meter would have given them: log-probability, grounding, flag, contributions,
-    candidates. The flag follows the model's calibration where it has one (:mod:`limelight.calibration`).
+    """Return the steps of every answer as the meter would: log-probability, grounding, flag, contributions, candidates.
+
+    The flag uses the model's calibration, if it has one (:mod:`limelight.calibration`).
 
     Args:
-        said: rows of one batch; each gets what it would get alone.
+        prompts: rows of one batch, whose results do not depend on each other.
 
     Raises:
-        PromptError: an answer without tokens. SettingError: a token id that the model does not have.
+        PromptError: an answer without tokens. SettingError: a token id outside the vocabulary.
         UnsupportedError: these prompts cannot share a batch, or the model has no forward mode.
         NotFiniteError: NaN or infinity in logits or relevance.
     """
     check_composite(composite)
-    for row in said:
-        _check(adapter, row)
+    for prompt in prompts:
+        _check(adapter, prompt)
     with torch.inference_mode(False), torch.no_grad(), adapter.listed():
-        layout = _laid_out(adapter, said)
+        layout = _laid_out(adapter, prompts)
         stream = DualStream(adapter, layout.call, layout.channels, COMPOSITES[composite], reserve=0, continues=False)
         hidden = stream.every_position()
         known, calibration = adapter.known_tokens, calibration_of(adapter, composite)
         return [
-            tuple(_steps(adapter, stream, hidden, layout, row, one, known, calibration)) for row, one in enumerate(said)
+            tuple(_steps(adapter, stream, hidden, layout, row, p, known, calibration)) for row, p in enumerate(prompts)
         ]
 
 
-def _check(adapter: Adapter, said: Said) -> None:
-    if not said.tokens:
+def _check(adapter: Adapter, prompt: AnsweredPrompt) -> None:
+    if not prompt.tokens:
         raise PromptError("the answer has no tokens", hint="leave the row out")
-    bad = [t for t in said.tokens if not 0 <= t < adapter.traits.vocab]
+    bad = [t for t in prompt.tokens if not 0 <= t < adapter.traits.vocab]
     if bad:
         raise SettingError(
-            f"token id {bad[0]} is none of this model's {adapter.traits.vocab}",
-            hint="token_ids must come from the same tokenizer; leave them out, and the answer's text is tokenised",
+            f"token id {bad[0]} is outside this model's vocabulary of {adapter.traits.vocab}",
+            hint="token_ids must come from the model's own tokenizer; without them, the answer's text is tokenised",
         )
 
 
-def _laid_out(adapter: Adapter, said: Sequence[Said]) -> Layout:
-    """Prompts padded on the left, answers on the right: what stands behind an answer is seen by none of it."""
-    tensors, pads = batch_of(adapter, [s.prompt for s in said])
+def _laid_out(adapter: Adapter, prompts: Sequence[AnsweredPrompt]) -> Layout:
+    """Build the batch: prompts padded on the left, answers on the right, where no answer token attends to the padding."""
+    tensors, pads = batch_of(adapter, [p.prompt for p in prompts])
     call = adapter.capture(tensors).cloned()
     ids = adapter.modality_ids(tensors).to(call.embeds.device)
-    longest = max(len(s.tokens) for s in said)
-    answers = torch.full((len(said), longest), pad_id(adapter), dtype=torch.long, device=call.embeds.device)
-    for row, one in enumerate(said):
-        answers[row, : len(one.tokens)] = torch.tensor(one.tokens)
+    longest = max(len(p.tokens) for p in prompts)
+    answers = torch.full((len(prompts), longest), pad_id(adapter), dtype=torch.long, device=call.embeds.device)
+    for row, prompt in enumerate(prompts):
+        answers[row, : len(prompt.tokens)] = torch.tensor(prompt.tokens)
     start = call.length - call.front
     if ids.shape[1] != start:
         raise UnsupportedError(
-            f"{type(adapter.model).__name__} makes {start} positions of a prompt of {ids.shape[1]}",
-            hint="audit answers of this model with limelight.generate(..., meter=True) as they are generated",
+            f"{type(adapter.model).__name__} expands a prompt of {ids.shape[1]} ids to {start} positions, which audits do not "
+            "support",
+            hint="measure this model's answers during generation: limelight.generate(..., meter=True)",
         )
     modality = call.modality(ids)
     whole = call if longest == 1 else call.appended(adapter.embed(answers[:, :-1]))
@@ -118,10 +125,10 @@ def _laid_out(adapter: Adapter, said: Sequence[Said]) -> Layout:
     if any(len(k) > 1 for k in kinds):
         present = sorted({k for row in kinds for k in row})
         channels += [Channel(MODALITIES[k], modality_channel(grown == k, whole.mask).prompt, 0.0) for k in present]
-    if any(s.earlier for s in said):
+    if any(p.earlier for p in prompts):
         runs = [
             tuple((call.front + pad + first, call.front + pad + last) for first, last in one.earlier)
-            for one, pad in zip(said, pads, strict=True)
+            for one, pad in zip(prompts, pads, strict=True)
         ]
         channels.append(earlier_channel(runs, whole.mask & (grown == 0)))
     return Layout(whole, answers, start, kinds, tuple(channels))
@@ -133,25 +140,25 @@ def _steps(
     hidden: Tensor,
     layout: Layout,
     row: int,
-    said: Said,
+    prompt: AnsweredPrompt,
     known: int | None,
     calibration: Calibration | None,
 ) -> Iterator[Step]:
-    """The steps of one row, from states ``[1 + C, B, T, D]``."""
-    first, count = layout.start - 1, len(said.tokens)
-    size = max(1, PIECE // (hidden.shape[0] * adapter.traits.vocab))
+    """Yield the steps of one row, given hidden states and tangents ``[1 + C, B, T, D]``."""
+    first, count = layout.start - 1, len(prompt.tokens)
+    size = max(1, CHUNK // (hidden.shape[0] * adapter.traits.vocab))
     for at in range(0, count, size):
         stop = min(at + size, count)
         tokens = layout.answers[row, at:stop]
         logits, phi = stream.heads(DualOutput(hidden[:, row, first + at : first + stop]))
         groups = {c.name: p for c, p in zip(stream.channels[1:], phi[1:], strict=True)}
-        if not said.earlier:
+        if not prompt.earlier:
             groups.pop(EARLIER_ANSWERS, None)
         kinds = [MODALITIES[k] for k in layout.kinds[row]]
-        yield from _told(adapter, tokens, logits, phi[0], groups, kinds, known, calibration)
+        yield from _chunk_steps(adapter, tokens, logits, phi[0], groups, kinds, known, calibration)
 
 
-def _told(
+def _chunk_steps(
     adapter: Adapter,
     tokens: Tensor,
     logits: Tensor,
@@ -161,7 +168,7 @@ def _told(
     known: int | None,
     calibration: Calibration | None,
 ) -> Iterator[Step]:
-    """Steps of ``tokens`` [N] from logits and Phi_M ``[N, V]``, and Phi of further groups."""
+    """Yield the steps of ``tokens`` [N], given logits and Phi_M ``[N, V]``, and Phi of further groups."""
 
     def chosen(values: Tensor) -> Tensor:
         return values.gather(-1, tokens[:, None])[:, 0]
@@ -171,7 +178,7 @@ def _told(
 
     moments = score.moments_of_known(phi, known)
     z = standardised(chosen(phi), moments)
-    rivals = standardised(score.rival_score(phi, logits, tokens), moments)  # z rises with Phi
+    rivals = standardised(score.rival_score(phi, logits, tokens), moments)
     rule = flag_rule(calibration)
     limits = {k: rule[k] for k in ("threshold", "needs_rival", "margin")}
     flags = score.flagged(z, rivals, **limits).tolist()
@@ -186,7 +193,7 @@ def _told(
     best = logits.topk(min(TOP, logits.shape[-1]), dim=-1)
     support = phi.gather(-1, best.indices)
     logprobs = (chosen(logits) - logits.logsumexp(-1)).tolist()
-    own, beside, told = z.tolist(), rivals.tolist(), {k: v.tolist() for k, v in by_kind.items()}
+    own, rival, by_modality = z.tolist(), rivals.tolist(), {k: v.tolist() for k, v in by_kind.items()}
     for i, token in enumerate(tokens.tolist()):
         listed = best.indices[i].tolist()
         candidates = zip(listed, adapter.tokens(listed), best.values[i].tolist(), support[i].tolist(), strict=True)
@@ -201,13 +208,13 @@ def _told(
             contributions={k: v[i] for k, v in shares.items()},
             grounding=grounding,
             p_supported=None if calibration is None or grounding is None else calibration.probability(grounding),
-            rival_grounding=_number(beside[i]) if kinds else None,
-            grounding_by_modality={k: v[i] for k, v in told.items() if _number(v[i]) is not None},
+            rival_grounding=_number(rival[i]) if kinds else None,
+            grounding_by_modality={k: v[i] for k, v in by_modality.items() if _number(v[i]) is not None},
         )
 
 
 def _contributions(logits: Tensor, parts: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """``|Phi_g|`` of each group by ``sum_g |Phi_g| + |l - sum_g Phi_g|``; text is the rest. ``[N]`` each."""
+    """Return each group's ``|Phi_g| / (sum_g |Phi_g| + |l - sum_g Phi_g|)``, and the remainder as text; ``[N]`` each."""
     wide = {k: v.double() for k, v in parts.items()}
     rest = logits.double() - sum(wide.values(), torch.zeros_like(logits, dtype=torch.double))
     total = sum((v.abs() for v in wide.values()), rest.abs()).clamp_min(1e-12)

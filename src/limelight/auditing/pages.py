@@ -1,4 +1,4 @@
-"""The worst answers of an audit as pages, and their index."""
+"""HTML pages of an audit's worst answers, and their index."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ THUMBNAIL = 176
 
 
 def worst(audits: Sequence[Audit], count: int) -> list[Audit]:
-    """The answers with most flagged words, then the lowest margin, then the lowest log-probability."""
+    """Return the answers with the most flagged words, then the lowest margin, then the lowest log-probability."""
 
     def key(audit: Audit) -> tuple[float, float, float]:
         logprob = audit.summary["logprob"]
@@ -47,11 +47,11 @@ def write_pages(
     opened: Callable[[Row], Row],
     adapter: Callable[[], Adapter] | None = None,
 ) -> Path:
-    """Write ``index.html`` and the pages of the worst ``count`` answers; pages of an earlier session go.
+    """Write ``index.html`` and the pages of the worst ``count`` answers, replacing existing pages.
 
     Args:
-        opened: decodes the media of a row. An answer whose media are gone is shown without them.
-        adapter: the model, for relevance maps; None: pages show the meter's scores alone.
+        opened: decodes the media of a row. An answer whose media no longer exist is shown without them.
+        adapter: the model, for relevance maps; None: pages only show the meter's scores.
     """
     pages = folder / FOLDER
     with writing(pages):
@@ -82,18 +82,18 @@ def write_pages(
 
 
 def case_of(audit: Audit, adapter: Callable[[], Adapter] | None = None) -> Case:
-    """One answer as a case of a page; with ``adapter`` every word has its relevance map."""
-    said = audit.generation
+    """Return the page contents for one answer; with ``adapter``, including a relevance map of every word."""
+    answer = audit.generation
     if adapter is not None:
         model = adapter()
-        said = explained(model, replace(said, prompt=finished(model, audit.row).prompt))
+        answer = explained(model, replace(answer, prompt=finished(model, audit.row).prompt))
     flagged = ", ".join(w.text for w in audit.flagged)
     note = f"Flagged: {flagged}" if flagged else "No word is flagged."
-    return Case([said], media=media_of(audit), title=audit.row.name, question=audit.row.question, note=note)
+    return Case([answer], media=media_of(audit), title=audit.row.name, question=audit.row.question, note=note)
 
 
 def media_of(audit: Audit) -> Media:
-    """What was looked at or listened to, where it is decoded."""
+    """Return the decoded media of an answer."""
     return Media.of(replace(audit.generation.prompt, media=_decoded(audit.row)))
 
 
@@ -102,7 +102,7 @@ def _decoded(row: Row) -> dict[str, Any]:
 
 
 def facts(results: Results) -> list[Fact]:
-    """The summary's numbers with their intervals."""
+    """Return the summary's metrics with their intervals."""
     found = []
     for name, metric in results.metrics.items():
         if metric.value != metric.value:
@@ -133,12 +133,12 @@ def _row(audit: Audit, page: str) -> IndexRow:
 
 
 def pieces(audit: Audit) -> list[tuple[str, bool]]:
-    """The answer cut where flagged words begin and end."""
-    said, found = audit.answer, list[tuple[str, bool]]()
-    for word in words(said):
+    """Split the answer into pieces of text, each flagged or not."""
+    answer, found = audit.answer, list[tuple[str, bool]]()
+    for word in words(answer):
         if word.space and found:
             found.append((" ", False))
-        found.append((word.text, word_flagged(said, word)))
+        found.append((word.text, word_flagged(answer, word)))
     return found or [(audit.text, False)]
 
 

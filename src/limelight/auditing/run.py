@@ -1,6 +1,6 @@
-"""An audit of a file of answers: kept row by row, resumed after any interruption, on one machine or many.
+"""Auditing a file of answers: stored row by row, resumed after any interruption, on one machine or several.
 
-DIR/run.json, rows.jsonl        as of any run of :mod:`limelight.benchmarks.runner`: what it is, a line an answer
+DIR/run.json, rows.jsonl        manifest and one line per answer, as in any run of :mod:`limelight.benchmarks.runner`
 DIR/results.json                the summary, with bootstrap intervals
 DIR/answers.csv  sentences.csv  words.csv  tokens.csv     (and .parquet)
 DIR/index.html   pages/         the worst answers
@@ -36,17 +36,18 @@ from limelight.models.loading import calibration_for, load
 from limelight.thinking import markers_of
 from limelight.types import Generation, PathLike, Record, Sample
 
-KEY = "audit"  # in a row's reply
+KEY = "audit"  # of the audit in a row's reply
 
 
 @dataclass(frozen=True)
 class Auditor:
-    """Audits the samples of a run. Loads the model when first asked, so that it can be sent to workers.
+    """Audits the samples of a run. The model is loaded at first use, so that an Auditor can be sent to worker processes.
 
     Attributes:
-        model: a folder, a name on the Hub, or a shipped miniature; ``loading``: further settings of ``limelight.load``.
+        model: a folder, a name on the Hub, or a shipped miniature.
         thoughts: see :func:`limelight.thinking.markers_of`.
-        calibration: as for ``limelight.load``; it is found here, so that workers elsewhere use the same.
+        dtype, device, device_map, revision, trust_remote_code: settings of ``limelight.load``.
+        calibration: see ``limelight.load``; resolved at creation, so that all workers use the same one.
     """
 
     model: str
@@ -65,7 +66,7 @@ class Auditor:
         object.__setattr__(self, "calibration", calibration_for(self.model, self.calibration))
 
     def identity(self) -> dict[str, Any]:
-        """What the scores depend on, for the run's manifest."""
+        """Return the settings that the scores depend on, for the run's manifest."""
         of = {"revision": self.revision} if self.revision is not None else {}
         thoughts = {} if self.thoughts is None else {"thoughts": [list(p) for p in self.thoughts]}
         flag = flag_rule(self.calibration if isinstance(self.calibration, Calibration) else None)
@@ -86,14 +87,14 @@ class Auditor:
         return self.many([sample])[0]
 
     def many(self, samples: Sequence[Sample]) -> list[Reply]:
-        """One batch; what could not share it is audited alone."""
+        """Audit one batch, or its samples one by one if they cannot share it."""
         rows = [opened(Row.of(s)) for s in samples]
         found = audit_batch(self.adapter(), rows, composite=self.composite, markers=markers_of(self.thoughts))
         return [self._reply(a) for a in found]
 
     def _reply(self, audit: Audit) -> Reply:
-        told = {**audit.to_json(), "prompt": layout(audit.generation.prompt), "written": audit.generation.text}
-        return Reply(audit.row.answer, {KEY: {**told, "answer": audit.text}})
+        row = {**audit.to_json(), "prompt": layout(audit.generation.prompt), "written": audit.generation.text}
+        return Reply(audit.row.answer, {KEY: {**row, "answer": audit.text}})
 
 
 @lru_cache(maxsize=1)
@@ -106,7 +107,7 @@ def _loaded(
 
 
 def opened(row: Row) -> Row:
-    """The row with its files decoded, in processes of their own, with limits."""
+    """Return the row with its files decoded in separate, limited processes."""
 
     def one(kind: str, medium: Any) -> Any:
         is_file = isinstance(medium, (str, Path, bytes, Mapping))
@@ -116,10 +117,10 @@ def opened(row: Row) -> Row:
 
 
 def audit_task(file: Path, turns: str = "last") -> Task:
-    """The rows of a file as a task of the benchmarks' runner.
+    """Return a benchmark task with the rows of a file.
 
     Raises:
-        SettingError: unknown turns. DataError: there is no such file.
+        SettingError: unknown turns. DataError: the file does not exist.
     """
     check_turns(turns)
     if not file.is_file():
@@ -164,11 +165,11 @@ MEASURES = (
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    """The summary: rates over words and answers, means over words and tokens. Turns of a conversation are one cluster."""
-    told = [(r, r.meta[KEY]) for r in records if KEY in r.meta]
-    rows = [(r.id, _sums(a)) for r, a in told]
+    """Summarise an audit: rates over words and answers, means over words and tokens; each conversation is one cluster."""
+    audited = [(r, r.meta[KEY]) for r in records if KEY in r.meta]
+    rows = [(r.id, _sums(a)) for r, a in audited]
     names = ("flagged_words", "words", "flagged", "answers", "grounding", "grounded", "logprob", "tokens")
-    return [block("", rows, MEASURES, [str(r.meta["id"]) for r, _ in told], names)]
+    return [block("", rows, MEASURES, [str(r.meta["id"]) for r, _ in audited], names)]
 
 
 def _sums(audit: Mapping[str, Any]) -> dict[str, float]:
@@ -182,21 +183,21 @@ def _sums(audit: Mapping[str, Any]) -> dict[str, float]:
 
 
 def audits_of(run: Run, samples: Mapping[str, Sample] | None = None) -> list[Audit]:
-    """The audits that a run's log holds, in the order of its rows; ``samples``: with the media of the rows, undecoded."""
+    """Return the audits in a run's log, in order; ``samples``: by name, whose media are attached without decoding."""
     found = []
     for name, line in run.rows.items():
-        told = line.get("reply", {}).get(KEY)
-        if told is None:
+        stored = line.get("reply", {}).get(KEY)
+        if stored is None:
             continue
         media = samples[name].media if samples is not None and name in samples else {}
         sample = Sample(name, line["prompt"], media, meta=line["meta"])
-        steps = tuple(step_of(t) for t in told["tokens"])
+        steps = tuple(step_of(t) for t in stored["tokens"])
         written = Generation(
-            told["written"], tuple(s.token for s in steps), steps, prompt_of(told["prompt"]), "audit",
-            {"composite": run.settings["composite"]}, told["flag"],
+            stored["written"], tuple(s.token for s in steps), steps, prompt_of(stored["prompt"]), "audit",
+            {"composite": run.settings["composite"]}, stored["flag"],
         )  # fmt: skip
-        answered = tuple(not t.get("thought") for t in told["tokens"])
-        found.append(Audit(Row.of(sample), written, answered, told["answer"]))
+        answered = tuple(not t.get("thought") for t in stored["tokens"])
+        found.append(Audit(Row.of(sample), written, answered, stored["answer"]))
     return found
 
 
@@ -216,20 +217,20 @@ def audit_file(
     maps: bool = False,
     progress: bool = True,
 ) -> Results:
-    """Audit a file of answers, or resume that: rows that are done stand as long as they are what they were.
+    """Audit a file of answers, or resume such a run: finished rows are kept while the row and its media are unchanged.
 
     Args:
         answers: JSON lines, a JSON array, CSV or TSV; see :mod:`limelight.auditing.rows`.
         turns: ``last`` or ``all``, see :func:`limelight.audit`.
         limit, shard, skip_bad_rows, progress: see :func:`limelight.benchmarks.runner.run`.
-        batch_size: answers audited together. ``engine``: audits instead, elsewhere.
+        batch_size: number of answers per batch. ``engine``: used instead of the auditor, to run elsewhere.
         formats: of the tables, ``csv`` and ``parquet``.
-        pages: how many of the worst answers get a page. ``maps``: with relevance maps of every word, for one forward and
-            one backward a token, in this process.
+        pages: number of worst answers that get a page. ``maps``: with a relevance map of every word, which costs one
+            forward and one backward pass per token in this process.
 
     Raises:
-        DataError: rows that cannot be audited, each with file and line; nothing has run by then.
-        SettingError: ``out`` holds another audit, or is being written. MissingExtraError: Parquet without pyarrow.
+        DataError: invalid rows, with file and line, before anything is audited.
+        SettingError: ``out`` contains another audit, or is being written. MissingExtraError: Parquet without pyarrow.
     """
     check_formats(formats)
     if pages < 0:

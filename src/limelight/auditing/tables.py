@@ -1,4 +1,4 @@
-"""An audit's scores as tables: one of answers, one of sentences, one of words, one of tokens; CSV, and Parquet for pandas."""
+"""Writing an audit's scores as tables of answers, sentences, words and tokens, in CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = Iterator[dict[str, Any]]
 
 
 def answer_rows(audit: Audit) -> Rows:
-    """One row: what was asked and answered, its numbers, and the further columns of the row."""
+    """Yield one row with the question, the answer, its statistics, and the other columns of the input row."""
     own = {"question": audit.row.question, "answer": audit.text, **{k: rounded(v) for k, v in audit.summary.items()}}
     parts = own.pop("contributions")
     extra = {k if k not in own else f"row {k}": v for k, v in audit.row.extra.items()}
@@ -58,7 +58,7 @@ TABLES: dict[str, Callable[[Audit], Rows]] = {
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raise before any work: SettingError for an unknown format, MissingExtraError where Parquet cannot be written."""
+    """Raise SettingError for an unknown format, and MissingExtraError if Parquet is requested without pyarrow."""
     unknown = [f for f in formats if f not in FORMATS]
     if unknown or not formats:
         raise SettingError(f"unknown table format {unknown[0] if unknown else ''!r}", hint=" or ".join(FORMATS))
@@ -67,14 +67,14 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def table(name: str, audits: Sequence[Audit]) -> list[dict[str, Any]]:
-    """The rows of a table of :data:`TABLES`, each with id and turn of its answer in front; all have the same columns."""
+    """Return the rows of a table of :data:`TABLES`, all with the same columns, starting with id and turn of the answer."""
     rows = [{"id": a.id, "turn": a.row.turn, **row} for a in audits for row in TABLES[name](a)]
     columns = dict.fromkeys(k for row in rows for k in row)
     return [{c: row.get(c) for c in columns} for row in rows]
 
 
 def write_tables(folder: Path, audits: Sequence[Audit], formats: Sequence[str] = ("csv",)) -> list[Path]:
-    """Write every table in every format into the folder, each whole or not at all.
+    """Write every table in every format into the folder; each file is written atomically.
 
     Raises:
         MissingExtraError: Parquet without pyarrow. DataError: the folder cannot be written.
@@ -113,7 +113,7 @@ def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _typed(values: list[Any]) -> list[Any]:
-    """Values of one column; as text where they are of several kinds, or lists and objects."""
+    """Return the values of one column, converted to text if they have several types or are lists or objects."""
     kinds = {type(v) for v in values if v is not None}
     if kinds <= {int, float} or (len(kinds) <= 1 and not kinds & {list, dict}):
         return [float(v) if v is not None and kinds == {int, float} else v for v in values]

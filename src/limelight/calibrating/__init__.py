@@ -1,1 +1,1 @@
-"""Fits the grounding flag of one model: labels of words, thresholds, probabilities (:func:`limelight.calibrate`)."""
+"""Calibrating one model's grounding flag: word labels, thresholds, probabilities (:func:`limelight.calibrate`)."""

@@ -1,4 +1,4 @@
-"""From scores of labelled words to a threshold and a probability."""
+"""Fitting the threshold and the probability curve to scores of labelled words."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 OBJECTIVES = ("youden", "recall", "precision", "false-flags")
 CURVES = ("logistic", "isotonic")
-LEAST = 10  # words of either label
+LEAST = 10  # minimum number of words per label
 KNOTS = 33
-MARGINS = (0.0, 1.0, 2.0, None)  # by how much a rival may stay below the threshold; None: none is needed
+MARGINS = (0.0, 1.0, 2.0, None)  # how far a rival's z may be below the threshold; None: no rival is needed
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Words ``[n]``: their z, that of their best rival (-inf: none), and their label (SUPPORTED, INVENTED, OTHER)."""
+    """Scores of words ``[n]``: z, z of the best rival (-inf: none), and label (SUPPORTED, INVENTED, OTHER)."""
 
     z: Floats
     rival: Floats
     label: NDArray[np.int64]
 
     def flagged(self, threshold: float, margin: float | None) -> Bools:
-        """bool ``[n]``, as :func:`limelight.grounding.score.flagged`; margin None: no rival is needed."""
+        """Return which words are flagged, like :func:`limelight.grounding.score.flagged`; margin None: no rival is needed."""
         low = self.z < threshold
         return low if margin is None else low & (self.rival >= threshold - margin)
 
@@ -43,11 +43,11 @@ class Observed:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a threshold is chosen by; ``false`` is the part of the supported words that it flags, or the mean of that and the
-    part of the words without a label, where there are such.
+    """Criterion for the threshold, in terms of ``caught``, the share of invented words that are flagged, and ``false``, the
+    share of supported words that are flagged (averaged with the share of unlabelled words, if there are any).
 
-    ``youden``: the most of (caught - false). ``recall=r``: at least r caught, the least false. ``precision=p``: at least p of
-    the flagged words invented, the most caught. ``false-flags=f``: at most f false, the most caught.
+    ``youden``: maximise caught - false. ``recall=r``: minimise false with caught >= r. ``precision=p``: maximise caught with
+    at least p of the flagged words invented. ``false-flags=f``: maximise caught with false <= f.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Objective:
 
     @classmethod
     def of(cls, text: str) -> Objective:
-        """From ``youden``, or ``recall=0.9`` and the like.
+        """Parse ``youden``, ``recall=0.9`` etc.
 
         Raises:
-            SettingError: no such objective, or a value outside [0, 1].
+            SettingError: an unknown objective, or a value outside [0, 1].
         """
         name, equals, value = text.replace("_", "-").partition("=")
         hint = "youden, recall=0.9, precision=0.9 or false-flags=0.05"
@@ -73,7 +73,7 @@ class Objective:
         return cls(name, number)
 
     def gain(self, caught: Floats, false: Floats, precision: Floats) -> Floats:
-        """What is to be as large as possible, -inf where the objective's demand is not met."""
+        """Return the quantity to maximise, -inf where the objective's condition is not met."""
         if self.name == "youden":
             return caught - false
         if self.name == "recall":
@@ -93,7 +93,7 @@ def fit(
     traits: Mapping[str, int] | None = None,
     held_out: Observed | None = None,
 ) -> Calibration:
-    """A calibration of labelled words; see :func:`limelight.calibrate`.
+    """Fit a calibration to labelled words; see :func:`limelight.calibrate`.
 
     Raises:
         DataError: fewer than ten words of either label, invented words that score no lower than supported ones, or an
@@ -110,7 +110,7 @@ def fit(
     if (auroc := _auroc(observed)) <= 0.5:
         raise DataError(
             f"supported words score no higher than invented ones (AUROC {auroc:.3f}): a flag would mislead",
-            hint="check the labels; or this model's relevance does not tell its inventions",
+            hint="check the labels; if they are right, this model's relevance does not identify invented words",
         )
     threshold, margin = choose(observed, wanted)
     scores, probabilities = _curve(observed, curve)
@@ -132,12 +132,12 @@ def _check(observed: Observed, which: str) -> None:
     if min(supported, invented) < LEAST:
         raise DataError(
             f"expected at least {LEAST} supported and {LEAST} invented {which}words, got {supported} and {invented}",
-            hint="add rows; where the model invents little, take harder pictures or prompts that mislead it",
+            hint="add rows; if the model invents few words, use harder images or misleading prompts",
         )
 
 
 def choose(observed: Observed, objective: Objective) -> tuple[float, float | None]:
-    """The threshold (the middle of those that are best) and the rival's margin, None where the flag needs no rival.
+    """Return the threshold (the middle one of equally good ones) and the rival's margin, None if the flag needs no rival.
 
     Raises:
         DataError: no threshold meets the objective.
@@ -158,13 +158,13 @@ def choose(observed: Observed, objective: Objective) -> tuple[float, float | Non
     if best is None:
         raise DataError(
             f"no threshold meets {objective.name}={objective.value:g} on these words",
-            hint="ask for less, or for youden",
+            hint="choose a less strict objective, or youden",
         )
     return best[1], best[2]
 
 
 def _curve(observed: Observed, curve: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Knots of P(supported | z)."""
+    """Fit P(supported | z) and return its knots: values of z, probabilities."""
     known = observed.label != OTHER
     z, y = observed.z[known], observed.label[known]
     if curve == "isotonic":
@@ -186,7 +186,7 @@ def _auroc(observed: Observed) -> float:
 
 
 def measured(observed: Observed, calibration: Calibration) -> dict[str, float]:
-    """How well a calibration does on words, see :attr:`Calibration.measures`."""
+    """Return a calibration's quality on words, see :attr:`Calibration.measures`."""
     flags = observed.flagged(calibration.threshold, calibration.margin if calibration.needs_rival else None)
     known = observed.label != OTHER
     y = observed.label[known]
@@ -203,6 +203,6 @@ def measured(observed: Observed, calibration: Calibration) -> dict[str, float]:
 
 
 def _error(p: Floats, y: NDArray[np.int64], bins: int = 10) -> float:
-    """Expected calibration error: ``sum_b n_b / n |mean p - mean y|`` over equal bins of p (Guo et al., 2017)."""
+    """Return the expected calibration error ``sum_b n_b / n |mean p - mean y|`` over equal bins of p (Guo et al., 2017)."""
     where = np.minimum((p * bins).astype(int), bins - 1)
     return float(sum(abs((p[where == b] - y[where == b]).sum()) for b in range(bins)) / len(p))

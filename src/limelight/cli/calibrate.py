@@ -1,4 +1,4 @@
-"""``limelight calibrate``: the threshold of a model's grounding flag, and what its score is worth as a probability."""
+"""``limelight calibrate``: fit the threshold of a model's grounding flag and the probability of each score."""
 
 from __future__ import annotations
 
@@ -45,6 +45,9 @@ def calibrate(
     `answer` are answered by the model. Rows without any labels are answered twice, with and without the media, and words generated
     only without them count as invented: rough labels.
 
+    The rows' scores are kept beside the output (`NAME.rows.jsonl`): after an interruption the same command continues there, and
+    another objective or curve needs no new measurements.
+
     Without a calibration the flag uses a default threshold and reports that it does.
 
     **Examples**
@@ -72,12 +75,14 @@ def calibrate(
             device_map=device_map,
             calibration=NO_CALIBRATION,
         )
+        path = output or cache_file(model)
+        log = path.with_name(f"{path.stem}.rows.jsonl")
         with terminal.row_progress("rows") as moved:
             found = fitted(
                 adapter, rows, held_out=held_out, limit=limit, name=options.public_name(model), objective=objective, curve=curve,
-                composite=composite, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=moved,
+                composite=composite, max_new_tokens=max_new_tokens, batch_size=batch_size, log=log, progress=moved,
             )  # fmt: skip
-        path = found.save(output or cache_file(model))
+        found.save(path)
     if as_json:
         writer.print_json({"file": str(path), **asdict(found)})
         return
@@ -89,3 +94,4 @@ def calibrate(
         terminal.out.print(f"{name.replace('_', ' ')} {value:.3f}")
     terminal.err.print(f"{counts} words; labels: {found.labels}", markup=False)
     terminal.err.print(f"{path}: used whenever {model} is loaded" if output is None else str(path), markup=False)
+    terminal.err.print(f"{log}: scores of the rows; delete it if they are no longer needed", markup=False)

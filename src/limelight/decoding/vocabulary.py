@@ -1,4 +1,4 @@
-"""Which tokens begin words, and which end sentences, told from the tokenizer's own spelling."""
+"""Classifying tokens by their spelling in the tokenizer: which start words, and which end sentences."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 
 _ENDS = frozenset(".!?…。！？")
-_SPACES = ("Ġ", "▁", " ")  # how tokenizers spell the space in front of a word
-_BREAKS = "ĊĉčĠ▁"  # of byte-level tokenizers: letters by their code, white space by their meaning
-_INSIDE = "##"  # of WordPiece: goes on with a word
-_FIRST_IDEOGRAPH = "\u2e80"  # from here on, scripts that put no space between words
+_SPACES = ("Ġ", "▁", " ")  # a space before a word, as spelled by tokenizers
+_BREAKS = "ĊĉčĠ▁"  # white space, as spelled by byte-level tokenizers
+_INSIDE = "##"  # WordPiece: the token continues a word
+_FIRST_IDEOGRAPH = "\u2e80"  # scripts from here on do not separate words by spaces
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by what they are, each bool ``[V]``.
+    """Classes of tokens, each a bool tensor ``[V]``.
 
     Attributes:
-        words: have a letter or a digit, and are no special token.
-        opening: of these, those that begin a word wherever they stand.
-        ends: end a sentence (a full stop and its like) or the answer.
-        finals: end the answer.
+        words: tokens with a letter or digit that are not special tokens.
+        opening: those of ``words`` that always start a new word.
+        ends: tokens that end a sentence (full stop etc.) or the answer.
+        finals: tokens that end the answer.
     """
 
     words: Tensor
@@ -38,7 +38,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, adapter: Adapter, method: str, size: int | None = None) -> Vocabulary:
-        """Of a model's tokenizer; ``size``: of the logits (None: the output embedding's).
+        """Classify the tokens of a model's tokenizer; ``size``: width of the logits (None: that of the output embedding).
 
         Raises:
             UnsupportedError: there is no tokenizer.
@@ -46,7 +46,7 @@ class Vocabulary:
         tokenizer: Any = adapter.tokenizer
         if tokenizer is None or not hasattr(tokenizer, "convert_ids_to_tokens"):
             raise UnsupportedError(
-                f"{method} looks at words, and this adapter has no tokenizer", hint="limelight.wrap(model, processor)"
+                f"{method} needs the tokenizer, and this adapter has none", hint="limelight.wrap(model, processor)"
             )
         width = adapter.traits.vocab if size is None else size
         known = min(width, max(tokenizer.get_vocab().values()) + 1)
@@ -58,13 +58,13 @@ class Vocabulary:
         return cls(*(torch.tensor(column, device=adapter.device) for column in zip(*rows, strict=True)))
 
     def begins(self, previous: int | None) -> Tensor:
-        """bool ``[V]``: the tokens that begin a word behind ``previous`` (None: at the start of the answer)."""
+        """Return which tokens ``[V]`` start a word after ``previous`` (None: at the start of the answer)."""
         inside = previous is not None and bool(self.words[previous])
         return self.opening if inside else self.words
 
 
 def _kinds(token: str, special: bool, final: bool) -> tuple[bool, bool, bool, bool]:
-    """words, opening, ends, finals of one token."""
+    """Return words, opening, ends and finals for one token."""
     text = token.strip(_BREAKS + " \n\t")
     word = not special and not token.startswith("<0x") and any(c.isalnum() for c in text)
     opening = word and not token.startswith(_INSIDE) and (token.startswith(_SPACES) or text[0] >= _FIRST_IDEOGRAPH)

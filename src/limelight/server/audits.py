@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from limelight.auditing.audited import Audit
 from limelight.auditing.auditor import audited
-from limelight.auditing.forward import Said
+from limelight.auditing.forward import AnsweredPrompt
 from limelight.auditing.rows import Row
 from limelight.decoding.explain import explained
 from limelight.decoding.methods.meter import Meter
@@ -138,7 +138,7 @@ class Audits(Endpoint):
     def _work(self, jobs: Sequence[Job]) -> None:
         """Runs in the worker's thread: in batches as large as permitted; jobs fail independently."""
         self.metrics.batch.observe(len(jobs))
-        ready: list[tuple[Job, Row, Said]] = []
+        ready: list[tuple[Job, Row, AnsweredPrompt]] = []
         for job in jobs:
             try:
                 ready.append((job, *self._ready(job)))
@@ -156,7 +156,7 @@ class Audits(Endpoint):
                     except Exception as own:  # noqa: BLE001
                         self.worker.fail(one[0], own)
 
-    def _ready(self, job: Job) -> tuple[Row, Said]:
+    def _ready(self, job: Job) -> tuple[Row, AnsweredPrompt]:
         adapter, limits, spec = self.state.adapter, self.config.limits, job.request
         prompt = prepared(adapter, spec.before, regions=spec.page)
         messages = spec.before.messages()
@@ -169,11 +169,13 @@ class Audits(Endpoint):
                 code="context_length_exceeded",
             )
         earlier = earlier_answers(adapter, messages, prompt)
-        return row_of(spec), Said(prompt, tokens, earlier)
+        return row_of(spec), AnsweredPrompt(prompt, tokens, earlier)
 
-    def _groups(self, ready: Sequence[tuple[Job, Row, Said]]) -> Iterator[list[tuple[Job, Row, Said]]]:
+    def _groups(
+        self, ready: Sequence[tuple[Job, Row, AnsweredPrompt]]
+    ) -> Iterator[list[tuple[Job, Row, AnsweredPrompt]]]:
         """Split jobs into batches within the limit, including padding and tangent rows."""
-        group: list[tuple[Job, Row, Said]] = []
+        group: list[tuple[Job, Row, AnsweredPrompt]] = []
         for one in ready:
             if one[0].cancelled.is_set():
                 continue
@@ -185,7 +187,7 @@ class Audits(Endpoint):
         if group:
             yield group
 
-    def _audit(self, group: Sequence[tuple[Job, Row, Said]]) -> None:
+    def _audit(self, group: Sequence[tuple[Job, Row, AnsweredPrompt]]) -> None:
         found = audited(self.state.adapter, [row for _, row, _ in group], [said for _, _, said in group])
         for (job, _, said), audit in zip(group, found, strict=True):
             shown = explained(self.state.adapter, audit.generation) if job.request.page else None

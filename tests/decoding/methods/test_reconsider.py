@@ -108,7 +108,7 @@ def test_what_it_refuses() -> None:
         limelight.generate(
             adapter(), messages=asked("none", 0), strategy="reconsider", do_sample=True, max_new_tokens=2
         )
-    with pytest.raises(UnsupportedError, match="no tokenizer"):
+    with pytest.raises(UnsupportedError, match="needs the tokenizer"):
         Vocabulary.of(Adapter(llava()), "reconsider")
     own = reconsider(threshold=3.0)
     assert Reconsider(**own.settings()) == own == limelight.strategy("reconsider", threshold=3.0)

@@ -1,7 +1,7 @@
-"""LRP beam: of several continuations the one whose words owe most to the media.
+"""LRP beam: beam search for the continuation whose tokens have the most relevance at the media.
 
 Source: the beam scoring of LIME's authors in their successor paper (arXiv 2608.23264): a beam's score is the media's mass in
-``softmax(R / tau)`` over the positions, R the relevance of the beam's words.
+``softmax(R / tau)`` over the positions, where R is the relevance of the beam's tokens.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from limelight.types import Relevance
 
 @dataclass(frozen=True)
 class LrpBeam:
-    """Beams chosen by ``mean_t sum_{i in M} softmax(R_t / tau)_i`` over their first words, then greedy decoding.
+    """Beam search scored by ``mean_t sum_{i in M} softmax(R_t / tau)_i`` for the first tokens, then greedy decoding.
 
-    R_t is the relevance of the beam's t-th token behind those before it, over the real positions of prompt and answer; M are
-    the media's. Each beam offers its ``beams`` likeliest tokens; the ``beams`` best of all go on. Beams that have ended stay
-    in the race with the score they have. After ``length`` tokens the best beam is decoded greedily.
+    R_t is the relevance of the beam's t-th token over the real positions of the prompt and the preceding tokens; M are the
+    media positions. Each beam is extended by its ``beams`` likeliest tokens, and the ``beams`` best extensions are kept.
+    Finished beams keep competing with their score. After ``length`` tokens the best beam is completed greedily.
 
     Args:
-        beams: how many continuations are kept (the paper: 3).
-        length: how many of the first tokens are chosen so (the paper: 25).
-        tau: temperature of the softmax over positions (LIME's: 0.1).
-        composite: the rules of R.
+        beams: number of beams (the paper: 3).
+        length: number of tokens chosen by beam search (the paper: 25).
+        tau: temperature of the softmax over positions (LIME: 0.1).
+        composite: composite of the relevance rules.
 
-    Costs one uncached forward a beam and one backward pass a candidate, for each of the first ``length`` tokens.
+    Cost: one uncached forward pass per beam and one backward pass per candidate, for each of the first ``length`` tokens.
 
-    The whole answer is found before its first token is emitted: a streamer gets it at once, and ``logprob`` is 0. Rows of a
-    batch are searched one after the other. Logits processors act inside the search, so those that keep state are refused;
-    stopping criteria of the caller's own act on the emitted tokens.
+    The complete answer is determined before its first token is emitted, so a streamer receives it at once, and ``logprob``
+    is 0. Rows of a batch are searched one after the other. Logits processors are applied during the search, so stateful
+    ones are not supported; custom stopping criteria are applied to the emitted tokens.
 
-    Differs from the paper: the score is the mean over a beam's tokens, so that beams of unequal
-    length compare; candidates are each beam's likeliest tokens; equal scores are told apart by probability.
+    Differs from the paper: the score is the mean over a beam's tokens, so that beams of different lengths are comparable;
+    candidates are each beam's likeliest tokens; ties are broken by probability.
     """
 
     beams: int = 3
@@ -73,7 +73,7 @@ class LrpBeam:
         return asdict(self)
 
     def session(self, context: GenerationContext) -> LrpBeamSession:
-        """Raises UnsupportedError when sampling, or with processors that keep state."""
+        """Start a session; raises UnsupportedError for sampling or stateful logits processors."""
         if context.sampler.sample:
             raise UnsupportedError(
                 "lrp-beam is a beam search and cannot sample", hint="do_sample=False, or another strategy"
@@ -91,12 +91,12 @@ class Beam:
     tokens: tuple[int, ...] = ()
     masses: tuple[float, ...] = ()
     logprob: float = 0.0
-    told: tuple[Detail, ...] = ()
+    details: tuple[Detail, ...] = ()
     ended: bool = False
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Mean mass, then mean log-probability."""
+        """Sort key: mean mass, then mean log-probability."""
         n = max(1, len(self.masses))
         return sum(self.masses) / n, self.logprob / max(1, len(self.tokens))
 
@@ -119,9 +119,9 @@ class LrpBeamSession:
         out = torch.full((len(self.answers), self.width), float("-inf"), device=self.context.ids.device)
         for row, answer in enumerate(self.answers):
             out[row, answer.tokens[self.count] if self.count < len(answer.tokens) else 0] = 0.0
-        told = tuple(a.told[min(self.count, len(a.told) - 1)] for a in self.answers)
+        details = tuple(a.details[min(self.count, len(a.details) - 1)] for a in self.answers)
         last = torch.tensor([self.count + 1 >= len(a.tokens) for a in self.answers], device=out.device)
-        return StepOutput(out, told, decided=True, last=last)
+        return StepOutput(out, details, decided=True, last=last)
 
     def _search(self, call: DecoderCall, row: int) -> Beam:
         processed = for_row(self.context.sampler.processors, row, self.context.ids.shape[0])
@@ -143,7 +143,7 @@ class LrpBeamSession:
                 if not beam.ended:
                     logits = self._logits(beam)
                     scores = torch.log_softmax(processed(ids(beam), logits[None])[0].double(), dim=-1)
-                    grown += [ending(b) for b in self._offered(beam, scores, logits, row)]
+                    grown += [ending(b) for b in self._extensions(beam, scores, logits, row)]
             beams = sorted(grown, key=lambda b: b.rank, reverse=True)[: self.strategy.beams]
         best = beams[0]
         while not best.ended:
@@ -151,12 +151,12 @@ class LrpBeamSession:
             scores = torch.log_softmax(processed(ids(best), logits[None])[0].double(), dim=-1)
             token = int(scores.argmax())
             plain = int(logits.argmax())
-            told = Detail(intervened=token != plain, plain=plain)
-            best = ending(self._grown(best, token, float(scores[token]), told))
+            detail = Detail(intervened=token != plain, plain=plain)
+            best = ending(self._extended(best, token, float(scores[token]), detail))
         return best
 
     def _logits(self, beam: Beam) -> Tensor:
-        """``[V]`` behind all that a beam has said."""
+        """Return the next logits ``[V]`` of a beam."""
         adapter = self.context.adapter
         with torch.inference_mode(False), torch.no_grad():
             hidden = adapter.hidden(beam.call)[:, -1:]
@@ -164,8 +164,8 @@ class LrpBeamSession:
         self.width = int(out.shape[-1])
         return out
 
-    def _offered(self, beam: Beam, scores: Tensor, logits: Tensor, row: int) -> list[Beam]:
-        """A beam's likeliest continuations, with the relevance of each."""
+    def _extensions(self, beam: Beam, scores: Tensor, logits: Tensor, row: int) -> list[Beam]:
+        """Extend a beam by each of its likeliest tokens, with the relevance of each token."""
         values, tokens = scores.topk(min(self.strategy.beams, int(torch.isfinite(scores).sum())))
         at = [(beam.call.length - 1, int(t)) for t in tokens]
         spans = self.context.spans[row] if self.context.spans else None
@@ -175,32 +175,30 @@ class LrpBeamSession:
             prompt_spans=spans,
         )  # fmt: skip
         plain = int(logits.argmax())
-        offered = []
+        extensions = []
         for token, value, relevance in zip(tokens.tolist(), values.tolist(), found, strict=True):
-            told = Detail(intervened=token != plain, plain=plain)
+            detail = Detail(intervened=token != plain, plain=plain)
             if self.context.details:
-                told = replace(told, relevance=relevance, shares=relevance.shares())
+                detail = replace(detail, relevance=relevance, shares=relevance.shares())
             mass = media_mass(relevance, beam.call.mask[0], self.strategy.tau)
-            offered.append(self._grown(replace(beam, masses=(*beam.masses, mass)), token, value, told))
-        return offered
+            extensions.append(self._extended(replace(beam, masses=(*beam.masses, mass)), token, value, detail))
+        return extensions
 
-    def _grown(self, beam: Beam, token: int, logprob: float, told: Detail) -> Beam:
+    def _extended(self, beam: Beam, token: int, logprob: float, detail: Detail) -> Beam:
         with torch.inference_mode(False), torch.no_grad():
             call = beam.call.appended(self.context.adapter.embed(self.context.ids.new_tensor([[token]])))
-        return replace(
-            beam, call=call, tokens=(*beam.tokens, token), logprob=beam.logprob + logprob, told=(*beam.told, told)
-        )
+        return Beam(call, (*beam.tokens, token), beam.masses, beam.logprob + logprob, (*beam.details, detail))
 
 
 def media_mass(relevance: Relevance, mask: Tensor, tau: float) -> float:
-    """``sum_{i in M} softmax(R / tau)_i`` over the real positions, ``mask`` [T]."""
+    """Return ``sum_{i in M} softmax(R / tau)_i`` over the real positions, ``mask`` [T]."""
     scores = relevance.scores.double().masked_fill(~mask.to(relevance.scores.device), float("-inf"))
     mass = torch.softmax(scores / tau, dim=-1)
     return float(sum(mass[s.start : s.stop].sum() for s in relevance.spans if s.modality != "text"))
 
 
 def lrp_beam(**settings: Any) -> LrpBeam:
-    """Beams whose words owe most to the media; see :class:`LrpBeam` for the settings."""
+    """Beam search for the most relevance at the media; see :class:`LrpBeam` for the settings."""
     return LrpBeam(**settings)
 
 

@@ -1,7 +1,7 @@
-"""Reconsider: a word that the media do not support is taken back, and the next one that they support is said instead.
+"""Reconsider: greedy decoding that replaces words not supported by the media with the likeliest supported ones.
 
-Source: this library. The grounding score (:mod:`limelight.grounding.score`) of the word about to be said is read off the
-meter's forward; no backward pass, no second prompt.
+Source: this library. The grounding score (:mod:`limelight.grounding.score`) of each candidate comes from the meter's forward
+pass, without a backward pass or a second prompt.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from limelight.relevance.forward.stream import Channel, modality_channel
 
 @dataclass(frozen=True)
 class Reconsider:
-    """Greedy decoding that takes unsupported words back.
+    """Greedy decoding that replaces unsupported words.
 
-    A choice among words is looked at where the model finds at least two of them possible; endings, punctuation and the
-    rest of a word's spelling are left to the model, and so are words without a rival, which are mostly of grammar. If the
-    z-score of the word lies below ``threshold``, the likeliest possible word whose z reaches ``threshold - margin``, and that
-    the sentence has not said yet, is said instead. If there is none, the sentence ends: it is taken back to the last place where the model found an end possible,
-    and ended there; where it has no such place, the word is said after all (and flagged).
+    A word is checked when the model considers at least two words possible at its position; word continuations, punctuation,
+    end tokens, and words without such a rival (mostly function words) are always taken from the model. If the word's z is
+    below ``threshold``, it is replaced by the likeliest possible word whose z is at least ``threshold - margin`` and that the
+    sentence does not contain yet. If there is no such word, the sentence is truncated at the last position where the model
+    considered its end possible, and ended there. If there is no such position, the word is kept (and flagged).
 
     Args:
         threshold, margin: None: those of the model's calibration (:func:`limelight.calibrate`), else of the default flag.
-        possible: the least probability of a word, and of an end.
+        possible: minimum probability of a possible word or sentence end.
         composite: ``attnlrp`` or ``cp-lrp``.
 
-    The whole answer is found before its first token is emitted: a streamer gets it at once, and ``logprob`` is 0. Rows of a
-    batch are decoded one after the other. Logits processors act inside, so those that keep state are refused; stopping
-    criteria of the caller's own act on the emitted tokens.
+    The complete answer is determined before its first token is emitted, so a streamer receives it at once, and ``logprob``
+    is 0. Rows of a batch are decoded one after the other. Logits processors are applied during the search, so stateful ones
+    are not supported; custom stopping criteria are applied to the emitted tokens.
     """
 
     threshold: float | None = None
@@ -68,9 +68,7 @@ class Reconsider:
                 f"reconsider: expected a finite threshold, got {self.threshold}", hint="4 is the default flag's"
             )
         if self.margin is not None:
-            check_range(
-                "reconsider", "margin", self.margin, 0.0, hint="0: a word that replaces another reaches the threshold"
-            )
+            check_range("reconsider", "margin", self.margin, 0.0, hint="0: replacements must reach the threshold")
         check_range("reconsider", "possible", self.possible, 0.0, 1.0, hint=f"{POSSIBLE} is the default")
 
     @property
@@ -85,10 +83,10 @@ class Reconsider:
         return asdict(self)
 
     def session(self, context: GenerationContext) -> ReconsiderSession:
-        """Raises UnsupportedError when sampling, with processors that keep state, or without a tokenizer."""
+        """Start a session; raises UnsupportedError for sampling, stateful logits processors, or without a tokenizer."""
         if context.sampler.sample:
             raise UnsupportedError(
-                "reconsider chooses among the likeliest words and cannot sample",
+                "reconsider is a greedy method and cannot sample",
                 hint="do_sample=False, or relevance_contrastive()",
             )
         refuse(context, "reconsider", "use_cache", "prefill_chunk_size", "cache_implementation")
@@ -97,7 +95,7 @@ class Reconsider:
 
 
 class ReconsiderSession:
-    """Searches at the first call, then emits the answers token by token."""
+    """Determines the answers at the first call, then emits them token by token."""
 
     def __init__(self, strategy: Reconsider, context: GenerationContext) -> None:
         self.strategy, self.context = strategy, context
@@ -116,25 +114,25 @@ class ReconsiderSession:
             self.count += 1
         out = torch.full((len(self.answers), self.answers[0].width), float("-inf"), device=self.context.ids.device)
         for row, answer in enumerate(self.answers):
-            out[row, answer.said[self.count].token if self.count < len(answer.said) else 0] = 0.0
-        last = torch.tensor([self.count + 1 >= len(a.said) for a in self.answers], device=out.device)
+            out[row, answer.tokens[self.count].id if self.count < len(answer.tokens) else 0] = 0.0
+        last = torch.tensor([self.count + 1 >= len(a.tokens) for a in self.answers], device=out.device)
         return StepOutput(out, explain=self._explain, decided=True, last=last)
 
     def _explain(self, row: int, token: int) -> Detail:
-        return self.answers[row].said[self.count].detail
+        return self.answers[row].tokens[self.count].detail
 
 
 @dataclass(frozen=True)
-class Said:
-    """A token of an answer: what is known of it, and whether the sentence could have ended in its place."""
+class Token:
+    """A token of an answer, and whether the sentence could have ended instead (``could_end``)."""
 
-    token: int
+    id: int
     detail: Detail
     could_end: bool
 
 
 class Search:
-    """The answer to one row's prompt."""
+    """Search for the answer of one row."""
 
     def __init__(
         self, strategy: Reconsider, context: GenerationContext, call: DecoderCall, channels: list[Channel], row: int
@@ -145,8 +143,8 @@ class Search:
         self.least = self.threshold - (rule["margin"] if strategy.margin is None else strategy.margin)
         self.processed = for_row(context.sampler.processors, row, context.ids.shape[0])
         self.stopping = library_criteria(context.stopping)
-        self.said: list[Said] = []
-        self.begun = 0  # where the present sentence begins
+        self.tokens: list[Token] = []
+        self.sentence = 0  # index of the current sentence's first token
         self._open([])
         self.vocabulary = Vocabulary.of(context.adapter, strategy.name, self.width)
 
@@ -156,54 +154,54 @@ class Search:
 
     @property
     def ids(self) -> Tensor:
-        """Prompt and answer so far ``[1, T]``."""
-        tokens = self.context.ids.new_tensor([[s.token for s in self.said]])
+        """Prompt and current answer ``[1, T]``."""
+        tokens = self.context.ids.new_tensor([[t.id for t in self.tokens]])
         return torch.cat([self.context.ids[self.row : self.row + 1], tokens], dim=-1)
 
     def _open(self, tokens: list[int]) -> None:
-        """A stream behind ``tokens`` of the answer: recurrent layers cannot be rewound, so it starts anew."""
+        """Open a stream and append ``tokens``; used instead of rewinding, which recurrent layers do not support."""
         self.dual = open_stream(self.context, self.call, self.channels, self.strategy.composite)
         self._measure(None)
         for token in tokens:
             self._measure(token)
 
     def _measure(self, token: int | None) -> None:
-        """Logits ``[V]``, Phi_M and that of each modality, after ``token``."""
-        said = None if token is None else self.context.ids.new_tensor([token])
-        logits, phi, split = measure(self.dual, said)
+        """Append ``token`` to the stream and store the next logits ``[V]``, Phi_M, and Phi of each modality."""
+        ids = None if token is None else self.context.ids.new_tensor([token])
+        logits, phi, split = measure(self.dual, ids)
         self.logits, self.phi, self.split = logits[0], phi[0], {k: v[0] for k, v in split.items()}
 
     def run(self) -> None:
-        while not self.said or not bool(self.stopping(self.ids, None)[0]):
+        while not self.tokens or not bool(self.stopping(self.ids, None)[0]):
             scores = self.processed(self.ids, self.logits[None])[0]
             choice = self._supported(scores)
-            if choice is None and (place := self._last_end()) is not None:
-                del self.said[place:]
-                self._open([s.token for s in self.said])
+            if choice is None and (end := self._last_end()) is not None:
+                del self.tokens[end:]
+                self._open([t.id for t in self.tokens])
                 scores = self.processed(self.ids, self.logits[None])[0]
                 choice = int(scores.masked_fill(~self.vocabulary.ends, float("-inf")).argmax())
-            self._say(int(scores.argmax()) if choice is None else choice, scores)
+            self._append(int(scores.argmax()) if choice is None else choice, scores)
 
     def _supported(self, scores: Tensor) -> int | None:
-        """The token to say: the model's own choice, or the next one that the media support; None: there is none."""
+        """Return the model's choice if it is supported or not checked, else the likeliest supported token, or None."""
         choice = int(scores.argmax())
-        begins = self.vocabulary.begins(self.said[-1].token if self.said else None)
+        begins = self.vocabulary.begins(self.tokens[-1].id if self.tokens else None)
         possible = begins & (torch.softmax(self.logits, dim=-1) >= self.strategy.possible) & ~torch.isneginf(scores)
         z = z_score(self.phi, vocabulary(self.context, self.phi, self.logits))
         others = possible.clone()
         others[choice] = False
         if not bool(begins[choice]) or not bool(others.any()) or not bool(z[choice] < self.threshold):
             return choice
-        others[[s.token for s in self.said[self.begun :]]] = False  # "a pig and a pig" is no better than "a pig."
+        others[[t.id for t in self.tokens[self.sentence :]]] = False  # avoids "a pig and a pig"
         supported = others & (z >= self.least)
         return int(scores.masked_fill(~supported, float("-inf")).argmax()) if bool(supported.any()) else None
 
     def _last_end(self) -> int | None:
-        """Where the sentence could have ended last: how many tokens stand before that end."""
-        places = range(len(self.said) - 1, self.begun, -1)
-        return next((n for n in places if self.said[n].could_end), None)
+        """Return the last index at which the sentence could have ended, or None."""
+        indices = range(len(self.tokens) - 1, self.sentence, -1)
+        return next((n for n in indices if self.tokens[n].could_end), None)
 
-    def _say(self, token: int, scores: Tensor) -> None:
+    def _append(self, token: int, scores: Tensor) -> None:
         rows = (self.row + 1, -1)
         explain = explainer(
             self.context, self.logits.expand(*rows), self.phi.expand(*rows),
@@ -213,14 +211,14 @@ class Search:
         chances = torch.softmax(self.logits, dim=-1)
         could_end = self.vocabulary.ends & (chances >= self.strategy.possible) & ~torch.isneginf(scores)
         changed = token != int(scores.argmax())
-        self.said.append(Said(token, replace(detail, intervened=changed), bool(could_end.any())))
+        self.tokens.append(Token(token, replace(detail, intervened=changed), bool(could_end.any())))
         if bool(self.vocabulary.ends[token]):
-            self.begun = len(self.said)
+            self.sentence = len(self.tokens)
         self._measure(token)
 
 
 def reconsider(**settings: Any) -> Reconsider:
-    """Unsupported words are taken back; see :class:`Reconsider` for the settings."""
+    """Greedy decoding that replaces unsupported words; see :class:`Reconsider` for the settings."""
     return Reconsider(**settings)
 
 

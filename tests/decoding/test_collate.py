@@ -7,9 +7,11 @@ import torch
 from PIL import Image
 
 import limelight
-from limelight.decoding.collate import collate, shift_spans
+from limelight.decoding.collate import batch_of, collate, shift_spans
 from limelight.errors import SettingError, UnsupportedError
 from limelight.types import Prompt, Span
+from tests.tiny import built
+from tests.zoo import ZOO
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +87,36 @@ def test_shifted_spans_still_partition() -> None:
     moved = shift_spans(spans, 3)
     assert [(s.start, s.stop, s.modality) for s in moved] == [(0, 3, "text"), (3, 5, "image"), (5, 8, "text")]
     assert moved[1].grid == (1, 2)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_prompts_of_every_family_become_its_own_batch(name: str) -> None:
+    row, adapter = ZOO[name], built(name)
+    prompts = []
+    for number in range(2):
+        tensors = row.inputs(adapter.model, row=number)
+        count = tensors["input_ids"].shape[1]
+        prompts.append(Prompt(tensors, ("",) * count, (Span(0, count, next(iter(row.modalities), "text")),)))
+    if row.batch is None:
+        with pytest.raises(UnsupportedError, match="does not support") as caught:
+            batch_of(adapter, prompts)
+        assert caught.value.hint
+        return
+    expected = row.batch(adapter.model)
+    found, pads = batch_of(adapter, prompts)
+    expected.pop("position_ids", None)  # counted by generate()
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value) if isinstance(value, torch.Tensor) else found[key] == value, key
+    assert pads == [expected["input_ids"].shape[1] - len(p.tokens) for p in prompts]
+
+
+def test_masked_entries_of_a_patch_index_stay_masked() -> None:
+    index = torch.tensor([[0, 1, -1, -1]])
+    tensors = {
+        "input_ids": torch.ones(1, 2, dtype=torch.long),
+        "image_token_pooling": index,
+        "pixel_values": torch.zeros(2, 3, 4),
+    }
+    prompts = [Prompt(tensors, ("a", "b"), (Span(0, 2, "image"),))] * 2
+    assert collate(prompts)[0]["image_token_pooling"].tolist() == [[0, 1, -1, -1], [6, 7, -1, -1]]

@@ -18,14 +18,14 @@ from limelight.types import Prompt, Span
 def collate(
     prompts: Sequence[Prompt], *, pad: int = 0, arguments: Arguments = MODEL, ids: str = "input_ids"
 ) -> tuple[dict[str, Any], list[int]]:
-    """One batch of tensors, left-padded, and how many positions were put in front of each row.
+    """Return one left-padded batch of tensors, and the number of padding positions before each row.
 
-    Tensors with one entry per position are padded; the others (pixels, grids, audio features) are concatenated along
-    their first axis, as transformers' processors batch them. Prompts without media have none of the latter.
+    Tensors with one entry per position are padded; the others (pixels, grids, audio features) are concatenated along the
+    axis of their rows or media items, as transformers' processors batch them. Prompts without media have none of them.
 
     Args:
-        pad: the token id that ``ids`` are padded with.
-        arguments: what the model takes, and its argument of the prompt's ``ids``.
+        pad: token id for padding ``ids``.
+        arguments: axes of the model's arguments. ``ids``: the argument with the prompt's token ids.
 
     Raises:
         UnsupportedError: a tensor's other axes differ between prompts, a tensor with one entry per prompt is missing from
@@ -51,13 +51,15 @@ def collate(
         if axes.positions is not None:
             fill = pad if name == ids else 0
             found = [axes.pad(v, width - n, fill) for v, n in zip(found, lengths, strict=True)]
-        rows = axes.rows or 0
-        if len({(*v.shape[:rows], *v.shape[rows + 1 :]) for v in found}) != 1:
+        if axes.indexes:
+            found = _numbered(found, [p.tensors[axes.indexes] for p in prompts if p.tensors.get(name) is not None])
+        axis = axes.rows if axes.rows is not None else axes.media_items or 0
+        if len({(*v.shape[:axis], *v.shape[axis + 1 :]) for v in found}) != 1:
             raise UnsupportedError(
                 f"{name} has shapes {[tuple(v.shape) for v in found]}, which cannot share a batch",
                 hint="run the prompts one by one",
             )
-        out[name] = torch.cat(found, dim=rows)
+        out[name] = torch.cat(found, dim=axis)
     return out, [width - n for n in lengths]
 
 
@@ -83,6 +85,15 @@ def _filled(name: str, prompts: Sequence[Prompt], lengths: Sequence[int], argume
     )
 
 
+def _numbered(indices: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+    """Shift each prompt's patch numbers by the number of patches of the prompts before it; negative ones are kept."""
+    found, before = [], 0
+    for index, target in zip(indices, targets, strict=True):
+        found.append(torch.where(index < 0, index, index + before))
+        before += target.shape[0] * target.shape[1]
+    return found
+
+
 def shift_spans(spans: tuple[Span, ...], pad: int) -> tuple[Span, ...]:
     """Return the spans moved right by ``pad`` positions of padding, which count as text."""
     if not pad:
@@ -97,12 +108,22 @@ def batch_of(adapter: Adapter, prompts: Sequence[Prompt]) -> tuple[dict[str, Any
     """Collate prompts for one model; see :func:`collate`.
 
     Raises:
-        UnsupportedError: as :func:`collate`; or prompts of unequal length for a decoder that takes no position ids.
+        UnsupportedError: see :func:`collate`; or the model does not support batches, or none of prompts of unequal length.
     """
+    name = type(adapter.model).__name__
+    if len(prompts) > 1 and adapter.family.no_batch:
+        raise UnsupportedError(
+            f"{name} does not support batches: {adapter.family.no_batch}", hint="run the prompts one by one"
+        )
     tensors, pads = collate(prompts, pad=pad_id(adapter), arguments=adapter.arguments, ids=adapter.names.ids)
+    if any(pads) and adapter.family.no_padding:
+        raise UnsupportedError(
+            f"{name} does not support padding: {adapter.family.no_padding}",
+            hint="run prompts of unequal length one by one",
+        )
     if any(pads) and adapter.encoder is not None and not adapter.encoder.counts:
         raise UnsupportedError(
-            f"the decoder of {type(adapter.model).__name__} takes no position ids, so padding would shift a prompt's positions",
+            f"the decoder of {name} takes no position ids, so padding would shift a prompt's positions",
             hint="process prompts of unequal length one at a time",
         )
     return tensors, pads

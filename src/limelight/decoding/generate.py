@@ -11,7 +11,7 @@ from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.methods.meter import meter as metered
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.steps import OnStep
-from limelight.decoding.strategy import Strategy
+from limelight.decoding.strategy import Strategy, capabilities_of
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import wrap
 from limelight.types import Generation, Prompt
@@ -130,5 +130,6 @@ def generate_many(
 
 def chosen_strategy(strategy: Strategy | str | None, *, meter: bool = False) -> Strategy:
     """Resolve a strategy given as an object, by name, or as None (greedy); optionally with the grounding meter beside it."""
-    chosen = by_name(strategy) if isinstance(strategy, str) else strategy or Greedy()
+    chosen = by_name(strategy) if isinstance(strategy, str) else Greedy() if strategy is None else strategy
+    capabilities_of(chosen)  # raises if it is not a strategy
     return metered(chosen) if meter else chosen

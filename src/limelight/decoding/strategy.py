@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from limelight.decoding.sampler import TokenSampler
-from limelight.errors import PromptError, UnsupportedError
+from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.detect import MODALITY_IDS, known_tokens
 from limelight.types import Relevance, Span
@@ -170,13 +170,18 @@ class Capabilities:
 
 
 def capabilities_of(strategy: Any) -> Capabilities:
-    """Return a strategy's ``capabilities``, or the conservative defaults if it has none."""
+    """Return a strategy's ``capabilities``, or the conservative defaults if it has none.
+
+    Raises:
+        SettingError: this is not a strategy.
+    """
+    check_strategy(strategy)
     found: Capabilities = getattr(strategy, "capabilities", Capabilities())
     return found
 
 
 def check_media(strategy: Strategy, context: GenerationContext) -> None:
-    """Raise PromptError when a row has no picture, sound or video and the strategy works on nothing else."""
+    """Raise PromptError if a row has no image, audio or video, and the strategy requires one."""
     if context.partial or context.beside:  # what is in the cache is not known; who needs it says so
         return
     empty = ~((context.modality_ids > 0) & context.mask).any(-1)
@@ -199,6 +204,17 @@ class Session(Protocol):
     def next(self, tokens: Tensor | None) -> StepOutput:
         """Append ``tokens`` [B] (None at the start) and return the next token's logits."""
         ...
+
+
+def check_strategy(strategy: Any) -> None:
+    """Raise SettingError unless this is a strategy object."""
+    if isinstance(strategy, type) or not callable(getattr(strategy, "session", None)):
+        raise SettingError(
+            f"expected a strategy such as limelight.lime(), got {strategy!r}",
+            hint=f"limelight.strategy({strategy!r}) creates it by name"
+            if isinstance(strategy, str)
+            else "call it: lime()",
+        )
 
 
 @runtime_checkable

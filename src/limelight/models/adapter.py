@@ -20,6 +20,7 @@ from limelight.models.families import Family, family_of
 from limelight.models.inputs.decoder_inputs import MODEL, MODEL_ENCODER_DECODER, Arguments
 from limelight.models.inputs.encoder_decoder import DECODER_ONLY, ENCODER_DECODER, EncoderDecoder, find_encoder_decoder
 from limelight.models.inputs.kinds import embedders
+from limelight.models.inputs.media_vocabulary import vocabulary_size
 from limelight.models.inputs.position_mask import PLACES
 from limelight.models.inputs.ready_masks import reaches
 from limelight.models.inputs.side_features import Embedder
@@ -77,7 +78,8 @@ class Adapter:
             self.parent_model, self.decoder, self.family.state_seconds
         )
         self.names = DECODER_ONLY if self.encoder is None else ENCODER_DECODER
-        self.arguments: Arguments = MODEL if self.encoder is None else MODEL_ENCODER_DECODER
+        arguments = MODEL if self.encoder is None else MODEL_ENCODER_DECODER
+        self.arguments: Arguments = arguments.replaced(self.family.arguments)
         unmarked = self.family.marked or self.encoder is not None
         self.placeholders = {} if unmarked else detect.placeholder_ids(self.parent_model, processor)
         head = self.model.get_output_embeddings()
@@ -189,21 +191,22 @@ class Adapter:
         """Validate the inputs and add those that the model needs and the caller may have omitted.
 
         Raises:
-            PromptError: no input ids, or an empty prompt.
+            PromptError: no input ids, an empty prompt, or ids that the model does not have; see also ``Family.extra_inputs``.
         """
         out = dict(inputs) if self.encoder is None else self.encoder.complete(inputs, self.device)
         ids = out.get(self.names.ids)
-        if isinstance(ids, Tensor) and (ids.ndim != 2 or ids.shape[1] == 0):
-            raise PromptError(
-                f"expected {self.names.ids} [batch, tokens] with at least one token, got {tuple(ids.shape)}",
-                hint="tokenise a non-empty prompt with the processor",
-            )
+        if isinstance(ids, Tensor):
+            detect.check_ids(ids, self.names.ids, self._vocabulary_size, self.placeholders)
         if self._takes_types and out.get("mm_token_type_ids") is None and isinstance(ids, Tensor):
             # without them, positions (M-RoPE) and masks would silently be those of plain text
             out["mm_token_type_ids"] = detect.modality_ids(self.parent_model, {"input_ids": ids}, self.processor)
         if self.family.extra_inputs is not None:
             out.update(self.family.extra_inputs(self.model, out))
         return out
+
+    @cached_property
+    def _vocabulary_size(self) -> int | None:
+        return vocabulary_size(self.model, self.word_table)
 
     @cached_property
     def _takes_types(self) -> bool:

@@ -249,6 +249,31 @@ MODALITY_IDS = (
 )
 
 
+def check_ids(ids: Tensor, name: str, count: int | None, placeholders: Iterable[int]) -> None:
+    """Check the shape and range of a prompt's token ids, the argument ``name``.
+
+    Args:
+        count: number of ids that the model embeds (None: unknown).
+        placeholders: ids that need not be among them.
+
+    Raises:
+        PromptError: an empty prompt, or an id that the model does not have.
+    """
+    if ids.ndim != 2 or ids.shape[1] == 0:
+        raise PromptError(
+            f"expected {name} [batch, tokens] with at least one token, got {tuple(ids.shape)}",
+            hint="tokenise a non-empty prompt with the processor",
+        )
+    if count is None or (int(ids.min()) >= 0 and int(ids.max()) < count):
+        return
+    outside = {t for t in ids.flatten().tolist() if not 0 <= t < count} - set(placeholders)
+    if outside:
+        raise PromptError(
+            f"expected token ids from 0 to {count - 1} in {name}, got {', '.join(map(str, sorted(outside)[:4]))}",
+            hint="the tokenizer or processor belongs to another model",
+        )
+
+
 def known_tokens(tokenizer: Any) -> int | None:
     """Return the first id without a token in the tokenizer (further rows of the embeddings are padding), or None."""
     vocabulary = getattr(tokenizer, "get_vocab", None)

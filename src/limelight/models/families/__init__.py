@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from limelight.models.checkpoints.formats import Convertible, Published
+from limelight.models.inputs.axes import Axes
 from limelight.models.spans import Pictures
 
 
@@ -53,6 +54,8 @@ class Family:
         whole_last: an image's tile grid precedes its overview and is cropped at the upper left (Phi-4); else the grid
             follows the overview and is cropped around its centre (LLaVA-NeXT).
         marked: there is no placeholder token; a mask beside the ids marks the media positions.
+        arguments: axes of the model's arguments that differ from :data:`limelight.models.inputs.decoder_inputs.MODEL`.
+        no_batch: why several prompts cannot share a batch. ``no_padding``: why prompts of different lengths cannot.
     """
 
     name: str
@@ -70,6 +73,9 @@ class Family:
     published: Published | Convertible | None = None
     marked: bool = False
     whole_last: bool = False
+    arguments: Mapping[str, tuple[Axes, ...]] = field(default_factory=dict)
+    no_batch: str = ""
+    no_padding: str = ""
 
 
 GENERIC = Family("generic", ())

@@ -6,10 +6,12 @@ Break and end tokens are ordinary ids of the vocabulary, but they belong to the 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from limelight.errors import MediaError
 from limelight.models.families import Family
 from limelight.models.spans import Size, newline_grid, squares
 from limelight.types import Span
@@ -42,4 +44,24 @@ def pictures(span: Span, config: Any, sizes: deque[Size]) -> list[Span]:
     return laid
 
 
-FAMILY = Family("pixtral", ("mistral3", "llava/pixtral", "lighton_ocr"), members=members, pictures=pictures)
+def _check_sizes(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Raise MediaError for a single position of media, on which transformers' code fails (it squeezes the features)."""
+    sizes, config = inputs.get("image_sizes"), getattr(model.config, "vision_config", None)
+    merge = getattr(model.config, "spatial_merge_size", None)
+    if isinstance(sizes, Tensor) and merge and config is not None:
+        cell = int(config.patch_size) * int(merge)
+        if int((sizes // cell).prod(dim=-1).sum()) < 2:
+            raise MediaError(
+                f"an image of {tuple(sizes[0].tolist())} pixels is too small for {type(model).__name__}: it has only one position",
+                hint=f"pass an image of more than {cell} pixels along one side",
+            )
+    return {}
+
+
+FAMILY = Family(
+    "pixtral",
+    ("mistral3", "llava/pixtral", "lighton_ocr"),
+    members=members,
+    pictures=pictures,
+    extra_inputs=_check_sizes,
+)

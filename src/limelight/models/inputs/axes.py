@@ -6,6 +6,7 @@ An :class:`Axes` is given as a layout, the names of a tensor's axes from first t
 ``row``         rows of the batch; length one if all rows share the values
 ``position``    positions of the prompt (in a mask: the queries)
 ``key``         positions attended to, in a prepared attention mask
+``picture``     images, clips or audio inputs of all rows, concatenated
 anything else   unchanged (``axis`` of M-RoPE, ``head``, ``state``, ``feature`` ...)
 ==============  ========================================================================================
 
@@ -42,12 +43,14 @@ class Axes:
         new: the value for a new text token.
         media: it belongs to the media (a prompt without media does not have it).
         features: it contains the features themselves, which must be part of relevance's leaf tensor.
+        indexes: an argument ``[picture, patch, ...]`` whose patches its values number through the batch (negative: none).
     """
 
     layout: str
     new: New = "unknown"
     media: bool = False
     features: bool = False
+    indexes: str = ""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -65,6 +68,11 @@ class Axes:
     def positions(self) -> int | None:
         """The axis of the prompt's positions."""
         return self._axis("position")
+
+    @property
+    def media_items(self) -> int | None:
+        """The axis along which the images, clips or audio inputs of all rows are concatenated."""
+        return self._axis("picture")
 
     @property
     def keys(self) -> int | None:

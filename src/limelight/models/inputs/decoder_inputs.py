@@ -96,6 +96,8 @@ MODEL_ARGUMENTS: dict[str, tuple[Axes, ...]] = {
     "batch_num_images": _PICTURES,
     "images_per_sample": _PICTURES,
     "chunk_sample_lengths": _PICTURES,
+    "image_token_pooling": (Axes("picture *", media=True, indexes="pixel_values"),),
+    "video_token_pooling": (Axes("picture *", media=True, indexes="pixel_values_videos"),),
     "feature_attention_mask": _PICTURES,
     "image_encoder_embeddings": _PIXELS,
     "perceiver_embeddings": _PIXELS,
@@ -115,7 +117,7 @@ _CONTENTS = re.compile(
 _DESCRIPTIONS = re.compile(
     r"(high_res_)?(image_|video_)?pixel_(mask|attention_mask)(_\w+)?|(audio_)?input_(features|values)_mask"
     r"|audio_(embed_sizes|feature_lengths|lengths|attention_mask)|num_(?!logits)\w+"
-    r"|(image|video)_(grid_thw|grid_hw|grids|sizes|sizes_videos|merge_sizes|num_crops|token_pooling|position_ids)"
+    r"|(image|video)_(grid_thw|grid_hw|grids|sizes|sizes_videos|merge_sizes|num_crops|position_ids)"
 )
 
 
@@ -147,6 +149,10 @@ class Arguments:
         further: Callable[[str], tuple[Axes, ...] | None] = lambda name: None,
     ) -> None:
         self.owner, self.rows, self.further = owner, rows, further
+
+    def replaced(self, rows: Mapping[str, tuple[Axes, ...]]) -> Arguments:
+        """Return a table in which ``rows`` replace or extend those of this one."""
+        return Arguments(self.owner, {**self.rows, **rows}, self.further) if rows else self
 
     def declared(self, name: str) -> tuple[Axes, ...] | None:
         """Return the layouts of an argument, or None."""

@@ -32,6 +32,13 @@ def hard_tokens(model: nn.Module, decoder: nn.Module | None = None) -> Embedder 
     return embed
 
 
+def vocabulary_size(model: nn.Module, table: Any) -> int | None:
+    """Return the number of ids that the text embedding ``table`` and the media vocabularies embed; None if unknown."""
+    count: int | None = getattr(table, "num_embeddings", None)
+    ends = [int(m.vocab_offset) + int(m.vocab_size) for m in model.modules() if _embeds_ids(m)]  # type: ignore[arg-type]
+    return None if count is None else max([count, *ends])
+
+
 def _embeds_ids(module: Any) -> bool:
     offset, size = getattr(module, "vocab_offset", None), getattr(module, "vocab_size", None)
     table = getattr(module, "embedding", None)

@@ -278,7 +278,7 @@ def following_rules(adapter: Adapter, composite: Composite | str, call: DecoderC
     """
     composite = composite_of(composite)
     with torch.inference_mode(False), torch.enable_grad(), adapter.frozen():
-        call = call.without_inference_tensors()
+        call = call.ordinary()
         hook = position_hook(adapter, call, composite.attention) if composite.positional else None
         hooks = () if hook is None else (hook,)
         with attached(adapter, composite, *hooks), fused_attention():

@@ -149,7 +149,7 @@ class DecoderCall:
         """Return a copy with every tensor cloned."""
         return self._each(lambda x: x.clone())
 
-    def without_inference_tensors(self) -> DecoderCall:
+    def ordinary(self) -> DecoderCall:
         """Return the call with inference tensors (created under inference_mode) cloned, since autograd cannot use them."""
         return self._each(lambda x: x.clone() if x.is_inference() else x)
 

@@ -167,6 +167,6 @@ def _compared(stream: DualStream) -> tuple[Tensor, Tensor, Tensor | None]:
 def _key(stream: DualStream) -> tuple[Any, ...]:
     weights = stream.rules.table.parameters()
     written = tuple(
-        0 if p.is_inference() else compat.changes(p) for p in weights
+        0 if p.is_inference() else compat.version_of(p) for p in weights
     )  # in place, which has no new identity
     return (structure(stream.adapter), written, stream.rules.composite.name, len(stream.channels))

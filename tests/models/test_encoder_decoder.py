@@ -1,4 +1,4 @@
-"""Encoder-decoders through the same doors: what holds for every family, one tiny random model each."""
+"""Encoder-decoders: properties that hold for every family, on one tiny random model each."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from tests.slow_twins.balance import sheet
 from tests.tiny import snapshot
 from tests.zoo.encoder_decoder import PAIRED, START
 
-# What is not covered: the error, and a part of what it says.
-RAISES: dict[str, tuple[type[Exception], str]] = {
+RAISES: dict[str, tuple[type[Exception], str]] = {  # unsupported families: the error, and a part of its message
     "speech_to_text": (UnsupportedError, "takes token ids alone"),
     "trocr": (HookError, "never called them"),
 }

@@ -5,6 +5,9 @@
     python -m bench.detection --model MODEL --data DIR another checkpoint, on the files of `limelight bench labelled`
     python -m bench.detection --table                  print the committed tables
 
+smol-vision: `python -m recipes.real_vision.labelled DIR --sight small`, then `--model smol-vision --data DIR --name
+"smol-vision, small"`; so for clear, faint, and `--hint E-wrong`.
+
 Greedy answers are stored row by row under --out: the same command resumes. There is no dev split, because no settings are
 chosen: every score is used as in its paper or this library; logistic regressions (calibration, the combination) are fitted
 on different media than they are applied to. Intervals are 95 % of 1000 bootstrap resamples over images or clips.
@@ -73,10 +76,10 @@ def answers(
     return found.blocks()
 
 
-def measured(model: str, out: Path, limit: int, data: Path | None) -> list[Block]:
+def measured(model: str, out: Path, limit: int, data: Path | None, called: str | None = None) -> list[Block]:
     """A miniature's captions, and fewer of its questions and phrases; or the labelled files of another checkpoint. Then the
     newer composites, on fewer media."""
-    folder = out / f"{model.replace('/', '_')}-{limit}"
+    folder = out / f"{(called or model).replace('/', '_').replace(' ', '_')}-{limit}"
     name, many, few = ("labelled", (), ()) if data is not None else MINIATURES[model]
     fewer = max(1, limit // FEWER)
     blocks = answers(model, name, folder / "answers", limit, many, data, USUAL)
@@ -193,20 +196,24 @@ def main() -> None:
     parser.add_argument("--only", choices=MINIATURES, help="one miniature")
     parser.add_argument("--model", help="another checkpoint; needs --data")
     parser.add_argument("--data", type=Path, help="folder with labelled.jsonl (limelight bench labelled)")
+    parser.add_argument("--name", help="what its tables are called (default: the model's name)")
     parser.add_argument("--limit", type=int, default=500, help="media a split")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "detection", help="where answers are kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.name and args.model is None:
+        parser.error("--name goes with --model")
     if (args.model is None) != (args.data is None):
         parser.error("--model and --data go together; without them the miniatures are measured")
     if not args.table:
         known = json.loads(args.results.read_text()) if args.results.exists() else {"models": {}}
         wanted = [args.only] if args.only else list(MINIATURES)
         for model in wanted if args.model is None else [args.model]:
-            blocks = measured(model, args.out, args.limit, args.data)
+            called = args.name or model
+            blocks = measured(model, args.out, args.limit, args.data, called)
             kept = ("python", "limelight", "torch", "transformers", "numpy")
             about = {"git": git_hash(), "versions": {k: versions()[k] for k in kept}}
-            known = {**known, "session": about, "models": {**known["models"], model: rows(blocks)}}
+            known = {**known, "session": about, "models": {**known["models"], called: rows(blocks)}}
             args.results.parent.mkdir(parents=True, exist_ok=True)
             args.results.write_text(json.dumps(known, indent=1) + "\n")
     print(table(json.loads(args.results.read_text())))

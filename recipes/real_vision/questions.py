@@ -79,7 +79,7 @@ def company() -> Company:
     """What goes with what in the scenes of training."""
     nouns = sorted(NOUNS)
     things = load(home() / "features", "train", 10**9).things.tolist()
-    return Company([nouns[i] for i in row if i >= 0] for row in things)
+    return Company(([nouns[i] for i in row if i >= 0] for row in things), nouns)
 
 
 @cache

@@ -42,9 +42,10 @@ def question(noun: str) -> str:
 
 
 class Company:
-    """How often nouns are in scenes, and how often together, as counted in training."""
+    """How often nouns are in scenes, and how often together, as counted in training; ``nouns``: those that may be asked for."""
 
-    def __init__(self, scenes: Iterable[Sequence[str]]) -> None:
+    def __init__(self, scenes: Iterable[Sequence[str]], nouns: Iterable[str] = ()) -> None:
+        self.nouns = set(nouns)
         self.single: Counter[str] = Counter()
         self.pairs: Counter[tuple[str, str]] = Counter()
         for nouns in scenes:
@@ -52,17 +53,18 @@ class Company:
             for a, b in combinations(nouns, 2):
                 self.pairs[a, b] += 1
                 self.pairs[b, a] += 1
+        self.nouns |= set(self.single)
 
     def absent(self, kind: str, present: Sequence[str], rng: random.Random, among: int = 6) -> str:
         """A noun that is not in the scene: any; one of the most frequent; one that often goes with those that are there.
 
         As POPE's (arXiv 2305.10355), except that one of the first ``among`` is drawn rather than the first taken.
         """
-        left = [n for n in sorted(self.single) if n not in present]
+        left = [n for n in sorted(self.nouns) if n not in present]
         if kind == "popular":
             left = sorted(left, key=lambda n: -self.single[n])[:among]
         elif kind == "adversarial":
-            left = sorted(left, key=lambda n: -sum(self.pairs[n, p] / self.single[n] for p in present))[:among]
+            left = sorted(left, key=lambda n: -sum(self.pairs[n, p] / max(1, self.single[n]) for p in present))[:among]
         return rng.choice(left)
 
 

@@ -56,7 +56,7 @@ def features(plan: Plan, model: SmolVision, folder: Path) -> None:
 
 def company_of(train: data.Features) -> Company:
     nouns = sorted(NOUNS)
-    return Company([nouns[i] for i in row if i >= 0] for row in train.things.tolist())
+    return Company(([nouns[i] for i in row if i >= 0] for row in train.things.tolist()), nouns)
 
 
 def warm(plan: Plan, model: SmolVision, tokenizer: Any, train: data.Features, dev: data.Features, path: Path) -> None:

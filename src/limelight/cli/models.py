@@ -74,7 +74,7 @@ def models(
 
 def _families(as_json: bool) -> None:
     from limelight.cli import output, terminal
-    from limelight.models.checkpoints.cache import FETCH, FETCHED, fetched
+    from limelight.models.checkpoints.cache import COMPOSED, FETCH, FETCHED, fetched, missing_parts
     from limelight.models.families import GENERIC, families
     from limelight.models.loading import PACKAGED, packaged
 
@@ -85,8 +85,8 @@ def _families(as_json: bool) -> None:
             "model_types": list(family.model_types),
             "lime": {"lr": paper.lr, "kl_weight": paper.kl_weight, "tau": paper.tau, "steps": paper.steps},
         }
-    shipped = [n for n in PACKAGED if _is_there(packaged, n)]
-    there = {n: _is_there(fetched, n) for n in FETCHED}
+    shipped = [n for n in PACKAGED if n not in COMPOSED and _is_there(packaged, n)]
+    there = {n: _is_there(fetched, n) for n in FETCHED} | {n: not missing_parts(n) for n in COMPOSED}
     if as_json:
         output.print_json({"families": rows, "shipped": shipped, "fetched": [n for n, k in there.items() if k]})
         return
@@ -96,7 +96,9 @@ def _families(as_json: bool) -> None:
         lime = ", ".join(f"{k} {v:g}" for k, v in row["lime"].items())
         terminal.out.print(f"  {name:14} {types}\n  {'':14} {lime}", markup=False)
     terminal.out.print(f"[bold]shipped[/]  {', '.join(shipped) or 'none'}")
-    fetchable = ", ".join(n if k else f"{n} (not yet: {FETCH} {n})" for n, k in there.items())
+    fetchable = ", ".join(
+        n if k else f"{n} (not yet: {FETCH} {' '.join(COMPOSED.get(n, (n,)))})" for n, k in there.items()
+    )
     terminal.out.print(f"[bold]fetched[/]  {fetchable}")
     terminal.out.print("`limelight models --check NAME_OR_PATH` tests a checkpoint", markup=False)
 

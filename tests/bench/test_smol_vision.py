@@ -38,12 +38,12 @@ def test_what_a_caption_names() -> None:
 
 def test_the_tables_name_what_is_missing() -> None:
     sight = {"scenes": 2, "words": 5.0, "by_noun": {"hat": [0.5, 4], "cup": [1.0, 2]}}
-    sight |= {k: (0.5, 0.4, 0.6) for k in ("recall", "CHAIR_i", "CHAIR_s", *KINDS)}
+    sight |= dict.fromkeys(("recall", "CHAIR_i", "CHAIR_s", *KINDS), (0.5, 0.4, 0.6))
     found = table({"sights": {"clear": sight}})
     assert "| clear | 2 | 0.50 [0.40, 0.60] |" in found and found.endswith("hat 0.50 (4), cup 1.00 (2).")
     cell = {"accuracy": 0.75, "yes_ratio": 0.5}
     row = {
-        "cells": {c: cell for c in data.CELLS}, "mixtures": {"0.7": 0.8}, "auc_fixed_hint": 0.9, "settings": {},
+        "cells": dict.fromkeys(data.CELLS, cell), "mixtures": {"0.7": 0.8}, "auc_fixed_hint": 0.9, "settings": {},
         "control": False, "questions": 10,
     }  # fmt: skip
     shown = quality_smol.render({"questions": 10, "rows": {"greedy": row}})

@@ -58,8 +58,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self._bn0(self._expand_conv(x))) if hasattr(self, "_expand_conv") else x
         out = self.act(self._bn1(self._depthwise_conv(out)))
-        out = self._bn2(self._project_conv(out))
-        return x + out if self.adds else out
+        projected: Tensor = self._bn2(self._project_conv(out))
+        return x + projected if self.adds else projected
 
 
 class EfficientNetLite(nn.Module):

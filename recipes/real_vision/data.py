@@ -103,3 +103,9 @@ def load(folder: Path, split: str, count: int) -> Features:
     """The first ``count`` scenes of a split, of those that are there."""
     parts = [torch.load(p, weights_only=True) for p in sorted(folder.glob(f"{split}-*.pt"))[: -(-count // CHUNK)]]
     return Features(*(torch.cat([part[name] for part in parts])[:count] for name in ("values", "cover", "things")))
+
+
+def things_of(folder: Path, split: str) -> list[list[int]]:
+    """The things of all scenes of a split; the features stay on disk."""
+    parts = [torch.load(p, weights_only=True, mmap=True)["things"] for p in sorted(folder.glob(f"{split}-*.pt"))]
+    return [row for part in parts for row in part.tolist()]

@@ -13,7 +13,7 @@ from functools import cache
 from PIL import Image
 
 from recipes.real_vision.cutouts import CutOut, all_splits, home
-from recipes.real_vision.data import load
+from recipes.real_vision.data import things_of
 from recipes.real_vision.nouns import NOUNS
 from recipes.real_vision.scenes import LOOKS, THEMES, Thing, draw
 from recipes.real_vision.text import DESCRIBE, KINDS, Company, article, question
@@ -78,7 +78,7 @@ def _cutouts() -> dict[str, dict[str, list[CutOut]]]:
 def company() -> Company:
     """What goes with what in the scenes of training."""
     nouns = sorted(NOUNS)
-    things = load(home() / "features", "train", 10**9).things.tolist()
+    things = things_of(home() / "features", "train")
     return Company(([nouns[i] for i in row if i >= 0] for row in things), nouns)
 
 

@@ -48,7 +48,9 @@ class Agla:
         check_range("agla", "beta", self.beta, 0.0, 1.0, hint="the released code: 0.5")
         check_range("agla", "kept", self.kept, 1e-6, 1.0, hint="about 0.8 in the released code")
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, gradients=True, second_prompt=True, beams=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batches=True, gradients=True, second_prompt=True, continues_cache=True, beams=True
+    )
 
     @property
     def name(self) -> str:

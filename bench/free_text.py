@@ -26,6 +26,7 @@ import numpy as np
 from bench import quality_score as score
 from bench.free_text_trials import TRIALS
 from bench.quality import Bench, fingerprint, save
+from limelight.benchmarks.tuning import Trial, choose
 
 RESULTS = Path(__file__).parent / "results" / "free_text.json"
 WORLDS = {
@@ -65,10 +66,8 @@ def repeats(text: str) -> bool:
 
 def chosen_caption(trials: list[dict[str, Any]], greedy_recall: float) -> dict[str, Any]:
     """The trial with the lowest ``chair_s`` whose ``recall`` is at least ``greedy_recall - .01``; else the highest recall."""
-    kept = [t for t in trials if t["recall"] >= greedy_recall - RECALL_MARGIN]
-    if kept:
-        return min(kept, key=lambda t: (t["chair_s"], -t["recall"]))
-    return max(trials, key=lambda t: (t["recall"], -t["chair_s"]))
+    made = [Trial(t["settings"], -t["chair_s"], t["recall"]) for t in trials]
+    return trials[made.index(choose(made, greedy_recall - RECALL_MARGIN))]
 
 
 def caption_row(runs: list[dict[str, Any]], greedy: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +147,7 @@ class FreeText:
             trials.append(
                 {"settings": settings, "wer": word_rate(self.bench.run(jobs, f"{name} {settings}, speech on dev"))}
             )
-        settings = min(trials, key=lambda t: t["wer"])["settings"]
+        settings = choose([Trial(t["settings"], -t["wer"]) for t in trials]).settings
         sets = (*self.speech, *self.quiet)
         jobs = self._jobs("speech", name, "test", sets, PHRASES, settings)
         runs = self._by_set(sets, self.bench.run(jobs, f"{name}, speech on test"))

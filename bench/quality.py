@@ -27,6 +27,7 @@ from bench import quality_score as score
 from bench.quality_data import CACHE, CELLS, TEXT_CELLS
 from bench.quality_decoders import BY_NAME, DECODERS, Decoder
 from bench.quality_rows import mixture, row_of
+from limelight.benchmarks.tuning import Trial, choose
 
 VISION = "bench.quality_data"  # the module that knows a miniature's questions; bench.quality_audio_data is the other
 
@@ -272,8 +273,8 @@ class Bench:
                 for where, r in zip(DEV_CELLS, part, strict=True)
             }
             trials.append({"settings": settings, "dev_70_30": mixture(accuracy, 0.7)})
-        best = max(trials, key=lambda t: t["dev_70_30"])
-        return best["settings"], trials
+        best = choose([Trial(t["settings"], t["dev_70_30"]) for t in trials])
+        return best.settings, trials
 
     def evaluate(self, decoder: Decoder, settings: dict[str, Any]) -> dict[str, Any]:
         """Every cell and caption set on test."""

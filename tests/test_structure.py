@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "report",
     },
     "benchmarks": {"types", "errors", "thinking", "media"},
+    "engines": {"errors", "decoding"},
     "report": {"types", "errors", "media", "calibration"},
     "demo": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},
     "app": {"types", "errors", "media", "models", "relevance", "grounding", "decoding", "report"},

@@ -1,5 +1,6 @@
 # The public names: for type checkers, and read at runtime by lazy_loader, which imports each at its first use.
 from .auditing.auditor import audit as audit
+from .benchmarks.frame import results as results
 from .calibrating.run import calibrate as calibrate
 from .decoding.after import after as after
 from .decoding.generate import generate as generate

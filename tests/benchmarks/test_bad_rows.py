@@ -323,6 +323,15 @@ BROKEN: dict[str, tuple[str, Any]] = {
     "mmhal": ("response_template.json", lambda text: text.replace('"gt_answer": "', '"lost": "', 1)),
     "air_bench": ("Foundation_meta.json", lambda text: text.replace('"answer_gt": "', '"answer_gt": "x', 1)),
     "asr": ("manifest.tsv", lambda text: text + "lost\n"),
+    "repope": ("coco_repope_random.json", lambda text: text.replace("Is there a cup", "Is there a mug", 1)),
+    "dash_b": ("dash_benchmark_neg.json", lambda text: text.replace('"1.jpg"', "1", 1)),
+    "phd": ("data.json", lambda text: text.replace('"Is there a banana?"', "null", 1)),
+    "eventhallusion": ("entire_questions.json", lambda text: text.replace('"Yes."', '"Perhaps."', 1)),
+    "videohallucer": ("temporal.json", lambda text: text.replace('"answer": "no"', '"answer": "none"', 1)),
+    "cmm": ("all_data_final_reorg.json", lambda text: text.replace('"./reorg_raw_files/audio-language/1.wav"', "null", 1)),
+    "haloquest": ("haloquest-eval.csv", lambda text: text.replace("0.png,https", ",https", 1)),
+    "vstar": ("test_questions.jsonl", lambda text: text.replace('"label": "B"', '"label": "C"', 1)),
+    "textvqa": ("TextVQA_0.5.1_val.json", lambda text: text.replace('["stop", "stop", ', '["stop", ', 1)),
 }  # fmt: skip
 
 

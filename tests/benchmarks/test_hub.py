@@ -32,7 +32,7 @@ def picture() -> Any:
 FIGURE = {"category": "VD", "subcategory": "chart", "set_id": "0", "question_id": "0", "visual_input": "1"}
 CHOICES = {"choice_a": "yes", "choice_b": "no", "choice_c": None, "choice_d": None, "answer_gt": "no"}
 # task -> split, configuration, split of the copy, its rows without media, (id, target) of every sample
-COPIES: dict[str, tuple[str, str | None, str, list[dict[str, Any]], list[tuple[str, str]]]] = {
+COPIES: dict[str, tuple[str, str | None, str, list[dict[str, Any]], list[tuple[str, Any]]]] = {
     "mme": (
         "count", None, "test",
         [{"question_id": "count/1.jpg", "question": "Is it?", "answer": a, "category": c} for c, a in
@@ -53,6 +53,23 @@ COPIES: dict[str, tuple[str, str | None, str, list[dict[str, Any]], list[tuple[s
         "dev-clean", "clean", "validation",
         [{"id": f"12-3-000{k}", "text": "HELLO WORLD"} for k in range(2)],
         [("dev-clean/12-3-0000", "HELLO WORLD"), ("dev-clean/12-3-0001", "HELLO WORLD")],
+    ),
+    "repope": (
+        "popular", None, "train",
+        [{"image_id": "000000000001", "question": "Is there a cup?", "answer": a, "category": c} for c, a in
+         [("popular", "yes"), ("random", "no"), ("popular", "no")]],
+        [("popular/0", {"RePOPE": "yes"}), ("popular/2", {"RePOPE": "no"})],
+    ),
+    "dash_b": (
+        "test", None, "test",
+        [{"dataset": "spurious_imagenet", "object": "dam", "question": "Can you see a dam in this image?", "answer": a,
+          "image_path": "a.jpg", "img_id": "a", "question_id": k} for k, a in enumerate(["no", "yes"])],
+        [("0", "no"), ("1", "yes")],
+    ),
+    "textvqa": (
+        "val", None, "validation",
+        [{"image_id": "0a1", "question_id": 34602, "question": "what does it say?", "answers": ["stop"] * 10}],
+        [("val/34602", ["stop"] * 10)],
     ),
 }  # fmt: skip
 

@@ -32,6 +32,38 @@ PERFECT = {
     "audio_hallucination": {"mean/F1": 1.0, "random/accuracy": 1.0},
     "air_bench": {"speech/accuracy": 1.0, "sound/mean of tasks/accuracy": 1.0, "music/unparsed": 0.0},
     "dcase": {"temporal/grounding": 1.0, "heard/accuracy": 1.0, "answers without relevance": 0.0},
+    "repope": {
+        "random/RePOPE/accuracy": 1.0,
+        "random/POPE/accuracy": 5 / 6,
+        "random/labels changed": 1 / 6,
+        "random/questions removed": 1 / 6,
+        "mean/RePOPE/F1": 1.0,
+        "adversarial/RePOPE/yes ratio": 0.8,
+    },
+    "dash_b": {"accuracy": 1.0, "TPR": 1.0, "TNR": 1.0, "harmonic mean": 1.0, "yes ratio": 0.5},
+    "phd": {
+        "base/PhD index": 1.0,
+        "icc/counting/PhD index": 1.0,
+        "ccs/accuracy": 1.0,
+        "icc/misled": 0.0,
+        "iac/helped": None,
+    },
+    "eventhallusion": {
+        "entire/accuracy": 1.0,
+        "overall/accuracy": 1.0,
+        "interleave/descriptions/correct": 1.0,
+        "descriptions/mean/correct": 1.0,
+    },
+    "videohallucer": {
+        "temporal/accuracy": 1.0,
+        "mean/accuracy": 1.0,
+        "mean/hallucination/accuracy": 1.0,
+        "fact_detect/basic/accuracy": 1.0,
+    },
+    "cmm": {"PA": 1.0, "HR": 1.0, "language-dominance/PA": 1.0, "audio-language/object-level/PA": 1.0, "accuracy": 1.0},
+    "haloquest": {"correct": 1.0, "false premises/correct": 1.0, "real/unjudged": 0.0},
+    "vstar": {"accuracy over all": 1.0, "relative_position/accuracy": 1.0, "direct_attributes/unparsed": 0.0},
+    "textvqa": {"accuracy": 1.0, "empty": 0.0},
     "asr": {"test-clean/WER": 0.0, "silence/clips with invented words": 0.0, "manifest/exact": 1.0},
 }
 SILENT = {
@@ -45,6 +77,19 @@ SILENT = {
     "audio_hallucination": {"random/unparsed": 4.0, "random/accuracy": 0.0},
     "air_bench": {"speech/unparsed": 3.0, "speech/accuracy": None, "speech/accuracy over all": 0.0},
     "dcase": {"temporal/grounding": None, "heard/unparsed": 3.0},
+    "repope": {"random/RePOPE/unparsed": 5.0, "popular/POPE/accuracy": 0.0, "random/labels changed": 1 / 6},
+    "dash_b": {"accuracy": 0.0, "TPR": 0.0, "harmonic mean": 0.0, "unparsed": 6.0},
+    "phd": {"base/PhD index": 0.0, "base/recall of yes": 0.0, "icc/misled": None, "icc/helped": 0.0},
+    "eventhallusion": {
+        "entire/accuracy": 0.0,
+        "entire/descriptions/correct": None,
+        "entire/descriptions/unjudged": 2.0,
+    },
+    "videohallucer": {"mean/accuracy": 0.0, "temporal/basic/unparsed": 2.0},
+    "cmm": {"PA": 0.0, "HR": 0.0, "unparsed": 12.0},
+    "haloquest": {"correct": None, "unjudged": 6.0},
+    "vstar": {"accuracy over all": 0.0, "unparsed": 2.0},
+    "textvqa": {"accuracy": 0.0, "empty": 2.0},
     "asr": {"test-clean/WER": 1.0, "test-clean/deletions": 1.0},
 }
 
@@ -55,6 +100,8 @@ def relevance(sample: Sample) -> dict[str, object]:
         return {"shares": {"text": 1.0}}
     if "image" in sample.media:
         return {"image_relevance": [[-1.0, 0.0], [0.0, 0.0]], "shares": {"image": 0.25, "text": 0.75}}
+    if "video" in sample.media:
+        return {"shares": dict.fromkeys(sample.media, 0.5)}
     if not isinstance(sample.target, list):
         return {"shares": {"audio": 0.5, "text": 0.5}}
     inside = [any(on <= t < off for on, off in sample.target) for t in (0, 1, 2, 3)]
@@ -79,7 +126,8 @@ def test_perfect_and_silent_answers(name: str, tmp_path: Path) -> None:
         return Reply(best[sample.id], relevance(sample))
 
     options = {"data": tmp_path / "data", "progress": False}
-    judge = (lambda record: "Good. Rating: 6") if name == "mmhal" else None
+    judges = {"mmhal": "Good. Rating: 6", "haloquest": "Good. Correct: yes", "eventhallusion": "Yes, it is."}
+    judge = (lambda record: judges[name]) if name in judges else None
     results = run(name, answer, tmp_path / "best", judge=judge, **options)
     assert len(results.run.records) == len(best)
     assert not results.run.errors

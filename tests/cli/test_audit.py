@@ -74,3 +74,24 @@ def test_settings_are_refused_before_any_work(
     failed = call(str(answers), *more)
     assert isinstance(failed.exception, SettingError) and says in str(failed.exception)
     assert not (tmp_path / "o").exists()
+
+
+def test_report_and_results_read_an_audit(answers: Path, tmp_path: Path) -> None:
+    from limelight.cli.report import report
+
+    reporter = typer.Typer()
+    reporter.command()(report)
+    assert (
+        call(
+            str(answers), "--model", "demo-vision", "--out", str(tmp_path / "out"), "--quiet", "--pages", "0"
+        ).exit_code
+        == 0
+    )
+    done = CliRunner().invoke(reporter, [str(tmp_path / "out"), "--format", "markdown"])
+    assert done.exit_code == 0, done.output
+    assert "flagged words" in done.output
+    assert "**audit**" in done.output
+    pytest.importorskip("pandas", reason="pandas is not installed (pip install 'limelight[pandas]')")
+    frame = limelight.results(tmp_path)
+    assert "flagged words" in set(frame["metric"])
+    assert set(frame["task"]) == {"audit"}

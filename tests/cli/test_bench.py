@@ -18,6 +18,7 @@ from limelight.benchmarks.results import open_results
 from limelight.benchmarks.tables import side_by_side
 from limelight.cli.answering import ModelAnswer, _item, grounding_meta, loaded
 from limelight.cli.bench import bench, judge_from, parse_shard, settings_of
+from limelight.cli.sweep import combinations, label, values_of
 from limelight.errors import SettingError
 from limelight.types import Generation, Prompt, Relevance, Sample, Span, Step
 from tests.benchmarks.stored import read_results
@@ -201,3 +202,52 @@ def test_relevance_of_an_answer() -> None:
     assert found["audio_relevance"] == {"scores": [0.25, 0.5], "seconds": 0.5}
     assert found["shares"] == {"image": 0.5, "audio": 0.375, "text": 0.125}
     assert grounding_meta(Generation("x", (5,), (step(5, None),), Prompt({}, (), ())), set()) == {}
+
+
+def test_a_sweep_is_one_run_for_each_value(tmp_path: Path) -> None:
+    done = call(
+        "demo_vision", "--model", "demo-vision", "--split", "none/clear", "--limit", "2", "--out", str(tmp_path), "--quiet",
+        "--strategies", "greedy,relevance-contrastive", "--sweep", "alpha=0.5,4",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    names = ["greedy", "relevance-contrastive,alpha=0.5", "relevance-contrastive,alpha=4"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    settings = [open_results(tmp_path / n).settings["strategy_settings"] for n in names]
+    assert [s.get("alpha") for s in settings] == [None, 0.5, 4]
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["alpha"], "not key=value,value"),
+        (["vcd.alpha=1"], "not key=value,value or strategy.key"),
+        (["beam=1,2"], "no strategy has a setting 'beam'"),
+        (["alpha=1,1"], "a value twice"),
+        (["alpha=1,"], "an empty value"),
+        (["alpha=1", "icd.alpha=2"], "'alpha' of icd twice"),
+    ],
+)
+def test_sweeps_that_cannot_be_read(texts: list[str], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        values_of(texts, ["greedy", "icd"])
+
+
+def test_values_of_a_sweep() -> None:
+    found = values_of(["layers=low,high", "dola.beta=0.1", "icd.alpha=1,2.5"], ["dola", "icd", "sampled"])
+    assert found == {"dola": {"layers": ["low", "high"], "beta": [0.1]}, "icd": {"alpha": [1, 2.5]}, "sampled": {}}
+    assert combinations(found["dola"]) == [{"layers": "low", "beta": 0.1}, {"layers": "high", "beta": 0.1}]
+    assert values_of(["dola.layers=[1,2],[3]"], ["dola"])["dola"] == {"layers": [[1, 2], [3]]}
+    assert label("dola", {"layers": [1, 2], "scale": True}) == "dola,layers=[1,2],scale=true"
+    assert combinations({}) == [{}]
+
+
+def test_frames_are_part_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("limelight.cli.answering.read", lambda kind, media, **options: asked.append((kind, options)))
+    _item("video", "clip.mp4", 16)
+    _item("image", "photo.png", 16)
+    _item("video", "clip.mp4")
+    group = {"group": "bench"}
+    assert asked == [("video", {**group, "frames": 16}), ("image", group), ("video", group)]
+    assert ModelAnswer("demo-vision", frames=16).identity()["frames"] == 16
+    assert "frames" not in ModelAnswer("demo-vision").identity()

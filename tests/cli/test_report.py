@@ -92,3 +92,40 @@ def test_the_baseline(runs: Path) -> None:
     assert baseline(found[1:], "").name == "lime"
     with pytest.raises(SettingError, match="no run called 'vcd'"):
         baseline(found, "vcd")
+
+
+def test_the_frontier_of_a_sweep(tmp_path: Path) -> None:
+    WRITERS["chair"](tmp_path / "data")
+    for name, caption in (
+        ("greedy", "A dog and a train."),
+        ("vcd,alpha=1", "A dog."),
+        ("vcd,alpha=2", "A dog, a cup."),
+    ):
+        settings = {"strategy": name[:3], "strategy_settings": {"alpha": name[-1]}}
+        run(
+            "chair",
+            lambda s, c=caption: c,
+            tmp_path / "runs" / name,
+            data=tmp_path / "data",
+            settings=settings,
+            progress=False,
+        )
+    done = call(tmp_path / "runs", "--frontier", "--format", "markdown", "--resamples", 50)
+    assert done.exit_code == 0, done.output
+    rows = {r[0]: r for line in done.output.splitlines() if (r := [c.strip() for c in line.strip("|").split(" | ")])}
+    assert rows["vcd,alpha=2"][-1].strip(" |") == "yes"
+    assert rows["vcd,alpha=1"][1:5] == ["alpha=1", "0.0", "0.0", "25.0"]
+    assert rows["greedy"][2:4] == ["100.0", "50.0"]
+    wrong = call(tmp_path / "runs", "--captions", "caption-none")
+    assert isinstance(wrong.exception, SettingError)
+    assert "--frontier" in str(wrong.exception)
+
+
+def test_a_model_card(runs: Path) -> None:
+    done = call(runs / "pope", "--format", "model-card", "--resamples", 20)
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("---\n")
+    assert "model-index:" in done.output
+    assert "## Evaluation" in done.output
+    wrong = call(runs / "pope", "--format", "model-card", "--against", "greedy")
+    assert isinstance(wrong.exception, SettingError)

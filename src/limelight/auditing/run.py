@@ -140,18 +140,7 @@ def audit_task(file: Path, turns: str = "last") -> Task:
             made.clear()
             yield sample
 
-    return Task(
-        name="audit",
-        version="1",
-        paper="",
-        about="Which words of finished answers the media support.",
-        modality="image",
-        splits=("answers",),
-        files=lambda _: (needed,),
-        load=samples,
-        score=score,
-        headline=("*",),
-    )
+    return replace(AUDIT, files=lambda _: (needed,), load=samples)
 
 
 MEASURES = (
@@ -180,6 +169,21 @@ def _sums(audit: Mapping[str, Any]) -> dict[str, float]:
         "flagged_words": flagged, "words": len(audit["words"]), "flagged": float(flagged > 0), "answers": 1.0,
         "grounding": sum(scores), "grounded": len(scores), "logprob": sum(logprobs), "tokens": len(logprobs),
     }  # fmt: skip
+
+
+# An audit's run, as read from its folder; :func:`audit_task` adds the file of answers.
+AUDIT = Task(
+    name="audit",
+    version="1",
+    paper="",
+    about="Which words of finished answers the media support.",
+    modality="image",
+    splits=("answers",),
+    files=lambda _: (),
+    load=lambda folder, split: (),
+    score=score,
+    headline=("*",),
+)
 
 
 def audits_of(run: Run, samples: Mapping[str, Sample] | None = None) -> list[Audit]:

@@ -58,6 +58,14 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / (1 << n))
 
 
+def two_sided(drawn: Array) -> float:
+    """Return the two-sided p-value of a difference from its bootstrap resamples, NaN ones excluded; NaN without any."""
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return math.nan
+    return min(1.0, 2 * (min(int((drawn <= 0).sum()), int((drawn >= 0).sum())) + 1) / (len(drawn) + 1))
+
+
 def common(a: Block, b: Block) -> tuple[Block, Block]:
     """Restrict both blocks to their common units, in a's order."""
     there = {i: k for k, i in enumerate(b.ids)}
@@ -189,9 +197,7 @@ def _difference(
     if chunks and of_a.unit != "count":
         drawn = np.concatenate([of_b.formula(_side(c, "b")) - of_a.formula(_side(c, "a")) for c in chunks])
         low, high = interval(drawn, level)
-        drawn = drawn[~np.isnan(drawn)]
-        if len(drawn):
-            p = min(1.0, 2 * (min(int((drawn <= 0).sum()), int((drawn >= 0).sum())) + 1) / (len(drawn) + 1))
+        p = two_sided(drawn)
     name = joint.named(of_a)
     found = Difference(name, point(a, of_a), point(b, of_b), low, high, p, len(a.ids), of_a.unit)
     if counts is None or of_a.unit == "count":

@@ -120,6 +120,13 @@ class Folder:
     def samples(self, needed: Needed, make: Callable[[Row], Sample | None]) -> Iterator[Sample]:
         """Yield a sample per row (None: the row is not part of the split); malformed rows and those for which ``make``
         raises are added to ``rejected``."""
+        for row in self.each(needed):
+            with self.rejected.row(row.where):
+                if (sample := make(row)) is not None:
+                    yield sample
+
+    def each(self, needed: Needed) -> Iterator[Row]:
+        """Yield the well-formed rows of a file; malformed ones are added to ``rejected``."""
         path = self.find(needed)
         rows = parsed_rows(path, self._read(path))
         self.facts[self._name(path)]["rows"] = len(rows)
@@ -128,9 +135,7 @@ class Folder:
                 self.rejected.add(row)
                 continue
             row.number = number
-            with self.rejected.row(row.where):
-                if (sample := make(row)) is not None:
-                    yield sample
+            yield row
 
     def media(self, folders: Needed, name: str) -> Path:
         """Return the path of an image or audio file: in the first folder that contains it, else in the first that exists.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -215,9 +215,10 @@ def open_results(folder: PathLike, own_task: Task | None = None) -> Run:
     return Run(path, {**parts[0], "sessions": sessions}, ordered, total, own_task)
 
 
-def find_runs(paths: Sequence[PathLike]) -> list[Run]:
-    """Find all runs in the folders and their subfolders."""
+def find_runs(paths: Sequence[PathLike], own_tasks: Mapping[str, Task] | None = None) -> list[Run]:
+    """Find all runs in the folders and their subfolders. ``own_tasks``: tasks outside the library's, by name."""
     found = {p.parent for root in map(Path, paths) for p in (*root.rglob("run.json"), *root.rglob("run.*of*.json"))}
     if not found:
         raise DataError(f"no runs in {', '.join(map(str, paths))}", hint="pass folders written by limelight bench")
-    return [open_results(p) for p in sorted(found)]
+    runs = [open_results(p) for p in sorted(found)]
+    return [replace(r, own_task=(own_tasks or {}).get(r.manifest["identity"]["task"])) for r in runs]

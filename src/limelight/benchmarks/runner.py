@@ -21,6 +21,7 @@ from limelight.benchmarks import manifest, resume, rowlog
 from limelight.benchmarks.data import BadRow
 from limelight.benchmarks.engine import Engine, Local, Outcome, describe
 from limelight.benchmarks.loading import Loaded, complaint, load
+from limelight.benchmarks.parts import Part
 from limelight.benchmarks.progress import Progress
 from limelight.benchmarks.results import ASSETS, JUDGEMENTS, Results, Run, open_results
 from limelight.benchmarks.scorers.judge import Judge
@@ -52,6 +53,7 @@ def run(
     check: bool = True,
     skip_bad_rows: bool = False,
     thoughts: Sequence[Sequence[str]] | None = None,
+    part: Part | None = None,
     progress: bool = True,
     max_errors_in_a_row: int = 25,
 ) -> Results:
@@ -72,6 +74,7 @@ def run(
         thoughts: pairs of markers around reasoning, in addition to the usual ones (:data:`limelight.thinking.MARKERS`);
             ``()`` scores answers unchanged. Reasoning is stored in the rows and excluded from scoring.
         judge: rates the answers afterwards (MMHal-Bench).
+        part: answer only the dev or the test part of the rows (after ``limit``); see :class:`limelight.benchmarks.parts.Part`.
         max_errors_in_a_row: stop after this many consecutive errors, which indicate a persistent problem.
 
     Raises:
@@ -88,8 +91,9 @@ def run(
         chosen, data, splits=splits, limit=limit, suffix=suffix, seed=seed, check=check, skip_bad_rows=skip_bad_rows
     )
     loaded = _scorable(chosen, loaded, parser, skip_bad_rows)
+    loaded = part.of(loaded) if part is not None else loaded
     folder = Path(out)
-    identity = _identity(chosen, loaded, suffix, seed, settings or {})
+    identity = _identity(chosen, loaded, suffix, seed, settings or {}, part)
     bad = [str(row) for row in loaded.bad]
     start = manifest.Start(identity, shard, len(loaded.samples), limit, parser, thoughts, bad)
     start.check(folder)
@@ -195,7 +199,9 @@ def rate(run: Run, judge: Judge, *, progress: bool = True) -> Run:
     return open_results(run.path, run.own_task)
 
 
-def _identity(task: Task, loaded: Loaded, suffix: str, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(
+    task: Task, loaded: Loaded, suffix: str, seed: int, settings: Mapping[str, Any], part: Part | None
+) -> dict[str, Any]:
     return {
         "task": task.name,
         "version": task.version,
@@ -204,6 +210,7 @@ def _identity(task: Task, loaded: Loaded, suffix: str, seed: int, settings: Mapp
         "seed": seed,
         "settings": dict(settings),
         "data": {name: dict(fact) for name, fact in sorted(loaded.facts.items())},
+        **({"part": part.to_json()} if part is not None else {}),
     }
 
 

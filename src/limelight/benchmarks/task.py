@@ -99,6 +99,9 @@ class Task:
         wants: keys of ``Reply.meta`` without which the task cannot be scored.
         assets: files needed for rescoring; stored with the answers.
         hub: split -> its copy on the Hub.
+        goal: what ``limelight tune`` optimises: a pattern of metrics, whose mean counts, and optionally a pattern of metrics whose
+            mean must not get worse, such as the recall of captions.
+        rubric: the default prompt of a judge of the task's answers; ``""``: that of ``scorers.judge``.
     """
 
     name: str
@@ -117,6 +120,8 @@ class Task:
     wants: frozenset[str] = frozenset()
     assets: tuple[Needed, ...] = ()
     hub: Mapping[str, HubTable] = field(default_factory=dict)
+    rubric: str = ""
+    goal: tuple[str, ...] = ()
 
     def parser(self, name: str = "") -> str:
         """Return a parser's name, the default for ``""``; ``SettingError`` for a parser the task does not have."""

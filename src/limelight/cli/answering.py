@@ -39,6 +39,7 @@ class ModelAnswer:
     revision: str | None = None
     device_map: str | None = None
     prefix_cache: int = 0
+    frames: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """The settings that the answers depend on, for the run's manifest."""
@@ -50,6 +51,7 @@ class ModelAnswer:
         curves |= {"evidence": list(self.evidence)} if self.evidence else {}
         of: dict[str, Any] = {"revision": self.revision} if self.revision is not None else {}
         of |= {"prefix_cache": self.prefix_cache} if self.prefix_cache else {}
+        of |= {"frames": self.frames} if self.frames is not None else {}
         return {"model": self.model, **of, "dtype": self.dtype, "relevance": self.relevance, **curves, **own}
 
     def prepare(self) -> None:
@@ -92,7 +94,7 @@ class ModelAnswer:
         try:
             answers = limelight.generate_many(
                 adapter,
-                requests=[_messages(s) for s in samples],
+                requests=[_messages(s, self.frames) for s in samples],
                 strategy=limelight.greedy() if plain else strategy,
                 relevance=self.relevance,
                 seeds=[int(s.meta["seed"]) for s in samples],
@@ -116,13 +118,13 @@ class ModelAnswer:
 
             first = answered.answered.index(True)
             meta["curves"] = curves(
-                adapter, _messages(sample), answer.token_ids[first], self.faithfulness, seed=int(sample.meta["seed"]),
+                adapter, _messages(sample, self.frames), answer.token_ids[first], self.faithfulness, seed=int(sample.meta["seed"]),
                 thoughts=answer.token_ids[:first],
             )  # fmt: skip
         if self.evidence and media and any(answered.answered):
             from limelight.cli.evidence import evidence_meta, probed
 
-            messages = _messages(sample)
+            messages = _messages(sample, self.frames)
             meta["evidence"] = evidence_meta(
                 adapter, messages, answer.token_ids, answered.answered, self.evidence, sample.meta.get("words") or ()
             )
@@ -152,8 +154,8 @@ class ModelAnswer:
         }
 
 
-def _messages(sample: Sample) -> list[dict[str, Any]]:
-    items = [{"type": m, m: _item(m, x)} for m, xs in sample.media.items() for x in xs]
+def _messages(sample: Sample, frames: int | None = None) -> list[dict[str, Any]]:
+    items = [{"type": m, m: _item(m, x, frames)} for m, xs in sample.media.items() for x in xs]
     return [{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}]
 
 
@@ -166,10 +168,10 @@ def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool, 
     return limelight.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **given)
 
 
-def _item(kind: str, media: Any) -> Any:
+def _item(kind: str, media: Any, frames: int | None = None) -> Any:
     """Decode an image, ``(samples, rate)`` or a clip; files and bytes are decoded in separate processes, with limits."""
     if isinstance(media, (str, Path, bytes, Mapping)):
-        return read(kind, media, group="bench")
+        return read(kind, media, group="bench", **({"frames": frames} if frames and kind == "video" else {}))
     return media
 
 

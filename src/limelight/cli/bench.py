@@ -17,10 +17,12 @@ from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template
 from limelight.benchmarks.tables import render, side_by_side
 from limelight.benchmarks.task import task as task_named
 from limelight.benchmarks.task import tasks
+from limelight.benchmarks.trackers import PROJECT, check_tracker, log_results
 from limelight.cli import options
 from limelight.cli.answering import ModelAnswer
 from limelight.cli.evidence import composites_of
 from limelight.cli.faithfulness import methods_of
+from limelight.cli.sweep import combinations, label, values_of
 from limelight.errors import SettingError
 
 EXAMPLES = """
@@ -30,6 +32,9 @@ Examples:
         --strategies greedy,sampled,lime --split coco/random --suffix " Please answer this question with one word."
 
     limelight bench demo_vision --model demo-vision --split E-wrong/clear --limit 100 --out runs/demo
+
+    limelight bench chair --model MODEL --data ~/data/coco --out runs/sweep --strategies greedy,relevance-contrastive \\
+        --sweep alpha=0.5,1,2,4
 
     torchrun --nproc-per-node 8 --no-python limelight bench chair --model MODEL --data ~/data/coco --out runs/chair --shard auto
 
@@ -68,9 +73,18 @@ def bench(
         list[str] | None,
         typer.Option("--set", help="Setting of the strategies, key=value; strategy.key=value for one of them."),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            help="Several values of a setting, key=value,value or strategy.key=value,value; repeat for several. One run for "
+            "each combination; limelight report --frontier compares them.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Maximum length of answers; the task's by default.")
     ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Evenly spaced frames of a video; 8 by default.")] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Sample with every strategy.")] = False,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
     seed: Annotated[
@@ -139,6 +153,11 @@ def bench(
             "with their reasoning. <think>...</think> and other common markers are built in."
         ),
     ] = None,
+    log: Annotated[
+        str,
+        typer.Option("--log", help="Send the results to a tracker through its own client: trackio, wandb or mlflow."),
+    ] = "",
+    log_project: Annotated[str, typer.Option(help="Project (experiment) of --log.")] = PROJECT,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the tasks.")] = False,
 ) -> None:
@@ -155,8 +174,12 @@ def bench(
     names = list(dict.fromkeys(s.strip() for s in strategies.split(",") if s.strip()))
     if not names:
         raise SettingError("--strategies is empty", hint="for example greedy,sampled,lime; see limelight strategies")
+    if log:
+        check_tracker(log)
+    elif log_project != PROJECT:
+        raise SettingError("--log-project would have no effect", hint="add --log, or omit it")
     where = shard_from_environment() if shard == "auto" else parse_shard(shard)
-    judge = judge_from(judge_url, judge_model, judge_key, judge_template)
+    judge = judge_from(judge_url, judge_model, judge_key, judge_template, chosen.rubric or RUBRIC)
     markers = thoughts_of(thoughts)
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens or chosen.max_new_tokens}
     curves = methods_of(faithfulness)
@@ -166,12 +189,14 @@ def bench(
             hint="leave one of them out",
         )
     prepared: list[tuple[str, dict[str, Any], Engine]] = []
-    for name in names:  # all are validated before the first one runs
+    swept = values_of(sweep or [], names)
+    variants = [(name, own) for name in names for own in combinations(swept[name])]
+    for name, own in variants:  # all are validated before the first one runs
         sampling = {**SAMPLED, "temperature": temperature} if sample or name == "sampled" else {"do_sample": False}
         answer = ModelAnswer(
             model=model,
             strategy="greedy" if name == "sampled" else name,
-            settings=settings_of(setting or [], name, names),
+            settings={**settings_of(setting or [], name, names), **own},
             generation={**generation, **sampling},
             relevance=relevance or bool(chosen.wants - {"evidence"}),
             faithfulness=curves,
@@ -183,13 +208,14 @@ def bench(
             device_map=device_map,
             thoughts=markers,
             prefix_cache=prefix_cache,
+            frames=frames,
         )
         selected = _engine(engine, answer, workers, gpus, address, batch_size)
-        prepared.append((name, answer.identity(), selected))
+        prepared.append((label(name, own), answer.identity(), selected))
     finished: list[Results] = [
         run(
             chosen,
-            out=out / name if len(names) > 1 else out,
+            out=out / name if len(prepared) > 1 else out,
             engine=selected,
             data=data,
             splits=split or (),
@@ -207,7 +233,10 @@ def bench(
         )
         for name, identity, selected in prepared
     ]
-    typer.echo(render([side_by_side(finished, names=names)]))
+    for (name, _, _), results in zip(prepared, finished, strict=True):
+        if log and results.run.complete:  # with shards, the last one
+            log_results(results, log, project=log_project, name=f"{chosen.name}/{name}")
+    typer.echo(render([side_by_side(finished, names=[name for name, _, _ in prepared])]))
     if any(r.run.errors or r.unscored for r in finished):
         raise typer.Exit(1)
 
@@ -255,13 +284,15 @@ def settings_of(settings: list[str], name: str, names: list[str]) -> dict[str, A
     return found
 
 
-def judge_from(url: str | None, model: str, key: str | None, template: Path | None) -> ChatJudge | None:
-    """Create the judge from the options, or return None."""
+def judge_from(
+    url: str | None, model: str, key: str | None, template: Path | None, rubric: str = RUBRIC
+) -> ChatJudge | None:
+    """Create the judge from the options, or return None. ``rubric``: the task's prompt, used without a template."""
     if url is None:
         return None
     if not model:
         raise SettingError("--judge-url needs --judge-model", hint="the judge's model name at the endpoint")
-    text = check_template(template.read_text(encoding="utf-8")) if template else RUBRIC
+    text = check_template(template.read_text(encoding="utf-8")) if template else rubric
     return ChatJudge(url, model, key, text)
 
 

@@ -22,8 +22,10 @@ COMMANDS = (
     "models",
     "strategies",
     "bench",
+    "tune",
     "audit",
     "report",
+    "export_custom_generate",
     "serve",
     "app",
 )
@@ -89,7 +91,7 @@ def root(
 def _register() -> None:
     for name in COMMANDS:
         if importlib.util.find_spec(f"limelight.cli.{name}") is not None:
-            app.command(name)(getattr(importlib.import_module(f"limelight.cli.{name}"), name))
+            app.command(name.replace("_", "-"))(getattr(importlib.import_module(f"limelight.cli.{name}"), name))
 
 
 _register()

@@ -8,7 +8,10 @@ from typing import Annotated, get_args
 
 import typer
 
-from limelight.benchmarks.results import Run, find_runs
+from limelight.auditing.run import AUDIT
+from limelight.benchmarks.card import model_card
+from limelight.benchmarks.frontier import frontier_table
+from limelight.benchmarks.results import Results, Run, find_runs
 from limelight.benchmarks.scorers.grounding import Sign
 from limelight.benchmarks.tables import Format, Table, differing_table, labels, paired_table, render, side_by_side
 from limelight.errors import SettingError
@@ -22,13 +25,20 @@ Examples:
 
     limelight report runs/pope/greedy runs/pope/lime --against greedy --differ 20
 
+    limelight report runs/sweep --frontier          hallucination and recall over the settings of a sweep
+
     limelight report runs/pope --parser strict      the same answers, scored with another parser
 """
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders written by limelight bench, or their parent folders.")],
-    form: Annotated[str, typer.Option("--format", help="terminal, markdown, latex or html.")] = "terminal",
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders written by limelight bench or limelight audit, or their parent folders."),
+    ],
+    form: Annotated[
+        str, typer.Option("--format", help="terminal, markdown, latex, html, or model-card (front matter and tables).")
+    ] = "terminal",
     metric: Annotated[list[str] | None, typer.Option(help="Metric to show, * allowed; repeat for several.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every metric.")] = False,
     intervals: Annotated[bool, typer.Option(help="Show bootstrap intervals.")] = True,
@@ -38,22 +48,45 @@ def report(
     ] = "abs",
     against: Annotated[str, typer.Option(help="Compare the other runs with this one, question by question.")] = "",
     differ: Annotated[int, typer.Option(help="Number of differently answered questions to list; 0 for none.")] = 0,
+    frontier: Annotated[
+        bool,
+        typer.Option(
+            "--frontier",
+            help="Hallucination against recall of caption runs, compared with --against (greedy by default), with p-values "
+            "corrected for the number of tests.",
+        ),
+    ] = False,
+    captions: Annotated[str, typer.Option(help="The set of captions for --frontier, where a task has several.")] = "",
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.")] = 1000,
     output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
-    """Compare benchmark runs in tables with confidence intervals; runs that are not comparable are marked."""
-    chosen: Format | None = next((f for f in get_args(Format) if f == form), None)
+    """Compare benchmark runs and audits in tables with confidence intervals; runs that are not comparable are marked."""
+    card = form == "model-card"
+    chosen: Format | None = "markdown" if card else next((f for f in get_args(Format) if f == form), None)
     if chosen is None:
-        raise SettingError(f"unknown format {form!r}", hint=f"one of {', '.join(get_args(Format))}")
+        raise SettingError(f"unknown format {form!r}", hint=f"one of {', '.join(get_args(Format))}, model-card")
+    if card and (against or differ or frontier):
+        raise SettingError("a model card has no comparison of runs", hint="omit --against, --differ and --frontier")
     if sign not in get_args(Sign):
         raise SettingError(f"unknown sign treatment {sign!r}", hint=f"one of {', '.join(get_args(Sign))}")
-    found = find_runs(runs)
+    found = find_runs(runs, {AUDIT.name: AUDIT})
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in found:
         groups[run.task.name].append(run)
     tables: list[Table] = []
+    scored_groups: list[list[Results]] = []
+    if captions and not frontier:
+        raise SettingError("--captions would have no effect", hint="add --frontier, or omit it")
     for group in groups.values():
+        if frontier:
+            tables.append(
+                frontier_table(
+                    group, baseline(group, against), parser, block=captions, resamples=resamples if intervals else 0
+                )
+            )
+            continue
         scored = [r.score(parser, resamples=resamples if intervals else 0, sign=sign) for r in group]
+        scored_groups.append(scored)
         tables.append(side_by_side(scored, metrics=metric or (), everything=everything, intervals=intervals))
         if against or differ:
             base = baseline(group, against)
@@ -64,7 +97,9 @@ def report(
                     )
                 if differ:
                     tables.append(differing_table(base, other, parser, limit=differ, sign=sign))
-    text = render(tables, chosen)
+    text = (
+        model_card(scored_groups, metrics=metric or (["*"] if everything else ())) if card else render(tables, chosen)
+    )
     if output is None:
         typer.echo(text, nl=False)
     else:

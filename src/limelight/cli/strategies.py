@@ -27,7 +27,7 @@ def strategies(as_json: options.AsJson = False, debug: options.Debug = False) ->
     from limelight.decoding.registry import strategies as known
     from limelight.decoding.strategy import capabilities_of
 
-    rows = {name: (_about(factory), options.settings_of(factory)) for name, factory in known().items()}
+    rows = {name: (first_paragraph(factory), options.settings_of(factory)) for name, factory in known().items()}
     if as_json:
         output.print_json(
             {
@@ -48,7 +48,7 @@ def strategies(as_json: options.AsJson = False, debug: options.Debug = False) ->
         terminal.out.print(f"    [dim]{', '.join(_spoken(capabilities_of(known()[name]())))}[/]")
 
 
-def _about(factory: Any) -> str:
+def first_paragraph(factory: Any) -> str:
     """Return the first paragraph of a factory's docstring."""
     return " ".join((inspect.getdoc(factory) or "").split("\n\n")[0].split()).replace("``", "")
 

@@ -11,53 +11,22 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from limelight.decoding.beams import reorder_streams
+from limelight.decoding.formulas import amplified, cut, guided, plausible
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
 from limelight.errors import SettingError
 from limelight.models.runtime.cached_decoder import Stream
 
+__all__ = [
+    "Around", "Combine", "ContrastSession", "amplified", "check_choice", "check_range", "cut", "details", "guided", "plausible",
+]  # fmt: skip
+
 Combine = Callable[[Tensor, Tensor, int], Tensor]
 Around = Callable[[], AbstractContextManager[None]]
-
-
-def plausible(logits: Tensor, beta: float) -> Tensor:
-    """Return a mask ``[B, V]`` of tokens with ``p >= beta * max p`` (Li et al., 2023; Leng et al., 2024); 0 keeps all."""
-    if beta == 0:
-        return torch.ones_like(logits, dtype=torch.bool)
-    return logits >= math.log(beta) + logits.amax(-1, keepdim=True)
-
-
-def cut(values: Tensor, logits: Tensor, beta: float) -> Tensor:
-    """Return ``values`` with -inf where a token is implausible under the unchanged model's ``logits``."""
-    return values.masked_fill(~plausible(logits, beta), float("-inf"))
-
-
-def amplified(logits: Tensor, other: Tensor, alpha: float, beta: float) -> Tensor:
-    """Compute ``(1 + alpha) l - alpha l'`` with the cut; tokens at -inf in the model's own logits stay there.
-
-    ``alpha = 0`` returns ``logits`` without a cut.
-    """
-    if alpha == 0:
-        return logits
-    out = (1 + alpha) * logits - alpha * other
-    return cut(torch.where(torch.isneginf(logits), logits, out), logits, beta)
-
-
-def guided(logits: Tensor, other: Tensor, weight: float, beta: float) -> Tensor:
-    """Compute ``l + weight * (s - s')`` with the cut, where ``s`` is the log-softmax.
-
-    Up to a constant per row this is ``s + weight * (s - s')``; ``weight = 0`` returns ``logits`` without a cut.
-    """
-    if weight == 0:
-        return logits
-    gain = torch.log_softmax(logits, dim=-1) - torch.log_softmax(other, dim=-1)
-    out = torch.where(torch.isneginf(logits), logits, logits + weight * gain)
-    return cut(out, logits, beta)
 
 
 def details(plain: Tensor, out: Tensor) -> tuple[Detail, ...]:

@@ -61,6 +61,22 @@ def test_measures_by_hand() -> None:
     assert found["length"] == pytest.approx((12 + 6 + 4) / 3)
 
 
+def test_measures_adjusted_for_length_by_hand() -> None:
+    truth = {"objects": ["dog"], "captions": []}
+    early = "A dog. " + "word " * 48 + "train bus"  # 3 tokens, 48 words: the train and the bus are the 52nd and 53rd
+    records = [Record("1", early, truth), Record("2", "A train.", truth)]
+    found = numbers(records)
+    assert found["CHAIR_s"] == 1.0
+    assert found["CHAIR_s, first 50 words"] == pytest.approx(1 / 2)
+    assert found["CHAIR_i"] == pytest.approx(3 / 4)
+    assert found["CHAIR_i, first 50 words"] == pytest.approx(1 / 2)
+    assert found["recall, first 50 words"] == pytest.approx(1 / 2)
+    assert found["hallucinated per 100 words"] == pytest.approx(100 * 3 / (53 + 3))
+    # of a short caption the first words are the whole
+    short = numbers([Record("1", "A dog, a bus.", truth)])
+    assert short["CHAIR_i, first 50 words"] == short["CHAIR_i"] == 0.5
+
+
 def test_empty_single_and_no_objects() -> None:
     assert all(math.isnan(v) for v in numbers([]).values())
     one = numbers([Record("1", "", {"objects": ["dog"], "captions": []})])

@@ -33,6 +33,28 @@ def test_parsers(answer: str, official: str | None, strict: str | None) -> None:
     assert (PARSERS["official"](answer), PARSERS["strict"](answer)) == (official, strict)
 
 
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("C", "C"),
+        ("(b) left", "B"),
+        ("c. green", "C"),
+        ("The answer is D", "D"),
+        ("Option: B", "B"),
+        ("It must be (C), not D.", "C"),
+        ("I would say B because", "B"),
+        ("Also the left one", "A"),  # the first letter of a word
+        ("The x is b.", "B"),
+        ("Left", None),
+        ("Red", "D"),  # its only letter among A to D
+        ("", None),
+        ("none", None),
+    ],
+)
+def test_lmms_eval_letter(answer: str, letter: str | None) -> None:
+    assert PARSERS["lmms-eval"](answer) == letter
+
+
 def record(number: int, answer: str) -> Record:
     return Record(str(number), answer, "cat", {"choices": ["dog", "cat", "cow"]})
 

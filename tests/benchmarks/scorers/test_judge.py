@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from typer.testing import CliRunner
 
-from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template, rated, rating
+from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template, judged, rated, rating, verdict
 from limelight.benchmarks.scorers.measure import evaluate
 from limelight.cli.main import app
 from limelight.errors import LimelightError, SettingError
@@ -140,3 +140,29 @@ def test_mmhal_from_the_command_line(endpoint: str, tmp_path: Path, monkeypatch:
     metrics = read_results(tmp_path / "run")["metrics"]
     assert (metrics["rating"]["value"], metrics["hallucination rate"]["value"]) == (2.0, 1.0)
     assert not any("secret" in f.read_text() for f in (tmp_path / "run").glob("*.json*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("It fits.\nCorrect: yes", True),
+        ("**Correct:** no", False),
+        ("Correct: yes at first, but then\nCorrect: No.", False),
+        ("is_prediction_correct=True", True),
+        ("Yes, the description agrees.", True),
+        ("*No*. It does not.", False),
+        ("<think>Correct: yes</think>Correct: no", False),
+        ("I cannot say.", None),
+        ("Nothing like that... no verdict", False),  # as in EventHallusion's script: it starts with no
+        ("", None),
+    ],
+)
+def test_verdict(text: str, right: bool | None) -> None:
+    assert verdict(text) is right
+
+
+def test_judged_counts_those_without_a_verdict() -> None:
+    rows = [Record(str(i), "a", "b", {"judgement": j}) for i, j in enumerate(["Correct: yes", "Correct: no", "?"])]
+    found = evaluate([judged("", rows)], resamples=0)
+    assert found["correct"].value == 0.5
+    assert found["unjudged"].value == 1

@@ -12,33 +12,34 @@ import pytest
 from limelight.benchmarks.data import parse_rows
 from limelight.benchmarks.scorers.measure import evaluate
 from limelight.benchmarks.scorers.yes_no import PARSERS, gold_label, yes_no
+from limelight.benchmarks.task import tasks
 from limelight.errors import DataError
 from limelight.types import Record
 from tests.conftest import SHARED
 
 # answer, then what each parser makes of it with gold yes / gold no; "-" is unparsed
 TABLE = [
-    #                                      official  vcd    lmms   strict exact  cascade mme
-    ("Yes", "yy", "yy", "yy", "yy", "yy", "yy", "yy"),
-    ("No", "nn", "nn", "nn", "nn", "nn", "nn", "nn"),
-    ("yes", "yy", "yy", "yy", "yy", "--", "yy", "yy"),
-    ("no", "nn", "nn", "nn", "nn", "--", "--", "nn"),
-    ("Yes.", "yy", "yy", "--", "yy", "--", "yy", "yy"),
-    ("NO", "yy", "nn", "nn", "nn", "--", "--", "nn"),
-    ("", "yy", "ny", "--", "--", "--", "--", "--"),
-    ("No, there is no dog.", "nn", "nn", "--", "nn", "--", "nn", "nn"),
-    ("There is not a dog.", "nn", "nn", "--", "--", "--", "nn", "--"),
-    ("I do not know.", "nn", "nn", "--", "--", "--", "nn", "--"),
-    ("A dog. No cat.", "yy", "nn", "--", "nn", "--", "nn", "--"),
-    ("Yes and no.", "nn", "yn", "--", "--", "--", "yy", "yy"),
-    ("There is snow.", "yy", "nn", "--", "--", "--", "--", "--"),
-    ("The audio does not contain rain.", "nn", "nn", "--", "--", "--", "nn", "--"),
-    ("The audio contains rain.", "yy", "ny", "--", "--", "--", "yy", "--"),
-    ("there is no sound", "nn", "nn", "--", "nn", "--", "nn", "--"),
-    ("I can't hear it", "yy", "ny", "--", "--", "--", "nn", "--"),
-    ("Nothing", "yy", "nn", "--", "--", "--", "nn", "nn"),
+    #                                      official  vcd    lmms   strict exact  cascade mme   vlmevalkit token-set
+    ("Yes", "yy", "yy", "yy", "yy", "yy", "yy", "yy", "yy", "yy"),
+    ("No", "nn", "nn", "nn", "nn", "nn", "nn", "nn", "nn", "nn"),
+    ("yes", "yy", "yy", "yy", "yy", "--", "yy", "yy", "yy", "yy"),
+    ("no", "nn", "nn", "nn", "nn", "--", "--", "nn", "nn", "nn"),
+    ("Yes.", "yy", "yy", "--", "yy", "--", "yy", "yy", "yy", "yy"),
+    ("NO", "yy", "nn", "nn", "nn", "--", "--", "nn", "nn", "nn"),
+    ("", "yy", "ny", "--", "--", "--", "--", "--", "--", "yy"),
+    ("No, there is no dog.", "nn", "nn", "--", "nn", "--", "nn", "nn", "nn", "nn"),
+    ("There is not a dog.", "nn", "nn", "--", "--", "--", "nn", "--", "--", "nn"),
+    ("I do not know.", "nn", "nn", "--", "--", "--", "nn", "--", "--", "nn"),
+    ("A dog. No cat.", "yy", "nn", "--", "nn", "--", "nn", "--", "nn", "nn"),
+    ("Yes and no.", "nn", "yn", "--", "--", "--", "yy", "yy", "--", "nn"),
+    ("There is snow.", "yy", "nn", "--", "--", "--", "--", "--", "--", "yy"),
+    ("The audio does not contain rain.", "nn", "nn", "--", "--", "--", "nn", "--", "--", "nn"),
+    ("The audio contains rain.", "yy", "ny", "--", "--", "--", "yy", "--", "--", "yy"),
+    ("there is no sound", "nn", "nn", "--", "nn", "--", "nn", "--", "nn", "nn"),
+    ("I can't hear it", "yy", "ny", "--", "--", "--", "nn", "--", "--", "nn"),
+    ("Nothing", "yy", "nn", "--", "--", "--", "nn", "nn", "--", "yy"),
 ]
-NAMES = ("official", "vcd", "lmms-eval", "strict", "exact", "cascade", "mme")
+NAMES = ("official", "vcd", "lmms-eval", "strict", "exact", "cascade", "mme", "vlmevalkit", "token-set")
 LETTER = {"yes": "y", "no": "n", None: "-"}
 
 
@@ -47,6 +48,55 @@ def test_parsers(row: tuple[str, ...]) -> None:
     answer, *expected = row
     found = ["".join(LETTER[PARSERS[n](answer, gold)] for gold in ("yes", "no")) for n in NAMES]
     assert dict(zip(NAMES, found, strict=True)) == dict(zip(NAMES, expected, strict=True))
+
+
+# of the newer benchmarks' own scripts
+NEWER = [
+    #                        dash-b videoh. eventh. cmm
+    ("Yes", "yy", "yy", "yy", "yy"),
+    ("no.", "nn", "nn", "nn", "nn"),
+    (" Yes. It is.", "yy", "yy", "--", "yy"),
+    ("No, I do not see yes.", "yy", "--", "nn", "nn"),
+    ("I don't know", "nn", "--", "--", "--"),
+    ("Nothing", "nn", "--", "nn", "nn"),
+    ("eyes, no", "yy", "--", "--", "yy"),
+    ("YESNO", "yy", "--", "yy", "yn"),
+    ("", "--", "--", "--", "--"),
+]
+NEWER_NAMES = ("dash-b", "videohallucer", "eventhallusion", "cmm")
+
+
+@pytest.mark.parametrize("row", NEWER, ids=lambda row: repr(row[0]))
+def test_parsers_of_the_newer_benchmarks(row: tuple[str, ...]) -> None:
+    answer, *expected = row
+    found = ["".join(LETTER[PARSERS[n](answer, gold)] for gold in ("yes", "no")) for n in NEWER_NAMES]
+    assert dict(zip(NEWER_NAMES, found, strict=True)) == dict(zip(NEWER_NAMES, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "parsed"),
+    [
+        ("(yes)", "yes"),  # a mark becomes a space
+        ("yes-no", None),
+        ("it is 1,000: yes-man", None),  # a number with a comma: marks are deleted, which joins words
+        ("e.g. no.", "no"),
+        ("yes. no.5", "yes"),  # a full stop before a digit stays
+        ("no-one is there ", "no"),
+        ("no-one - nobody", None),
+        ("Yes, yes!", "yes"),
+    ],
+)
+def test_vlmevalkit_removes_punctuation_like_the_vqa_evaluation(answer: str, parsed: str | None) -> None:
+    assert PARSERS["vlmevalkit"](answer, "yes") == parsed
+    assert PARSERS["vlmevalkit"](answer, "no") == parsed
+
+
+def test_every_yes_no_task_accepts_the_parsers_of_other_harnesses() -> None:
+    asking = [t for t in tasks().values() if set(t.parsers) & {"vcd", "mme", "cascade", "exact", "cmm", "dash-b"}]
+    assert len(asking) >= 9
+    for t in asking:
+        assert t.parser("vlmevalkit") == "vlmevalkit"
+        assert t.parser("token-set") == "token-set"
 
 
 def records(pairs: list[tuple[str, str]]) -> list[Record]:

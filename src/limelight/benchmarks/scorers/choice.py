@@ -29,7 +29,26 @@ def strict(answer: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-PARSERS: Mapping[str, Callable[[str], str | None]] = {"official": official, "strict": strict}
+_LETTER = (
+    r"^([A-D])",  # "Also" too
+    r"(?:THE\s+)?(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
+    r"\(([A-D])\)",
+    r"([A-D])\s*[.)\]]",
+    r"(?:^|\s)([A-D])(?:\s|$)",
+)
+
+
+def lmms_eval(answer: str) -> str | None:
+    """lmms-eval's vstar_bench task, in upper case: a leading letter A-D, one after "answer", "choice" or "option", one in or
+    before a bracket, one by itself; else the only letter A-D of the answer ("Also" is an A)."""
+    text = answer.strip().upper()
+    found = next((m.group(1) for p in _LETTER if (m := re.search(p, text))), None)
+    if found is None and len(letters := re.findall(r"[A-D]", text)) == 1:
+        return str(letters[0])
+    return found
+
+
+PARSERS: Mapping[str, Callable[[str], str | None]] = {"official": official, "strict": strict, "lmms-eval": lmms_eval}
 
 
 def gold_letter(record: Record) -> str:

@@ -1,4 +1,5 @@
-"""Rating of answers (MMHal-Bench, 0 to 6) by a language model behind an OpenAI-compatible endpoint."""
+"""Rating of answers (MMHal-Bench: 0 to 6; HaloQuest, EventHallusion: right or wrong) by a language model behind an
+OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -121,6 +122,27 @@ def rated(name: str, records: Sequence[Record]) -> Block:
         count("unparsed", "unparsed"),
     ]
     return block(name, rows, measures, (), ("n", "rating", "hallucinated", "unparsed", "correct"))
+
+
+def verdict(text: str) -> bool | None:
+    """Parse a judge's verdict outside its thoughts: the last "correct: yes|no|true|false", else a leading yes or no, as in
+    EventHallusion's script; None when there is neither."""
+    answer = MARKERS.answer(text).replace("*", "").strip()
+    found = re.findall(r"correct\W{0,4}\s*(yes|no|true|false)\b", answer, flags=re.IGNORECASE)
+    said = found[-1].lower() if found else answer[:3].lower()
+    return True if said in ("true", "yes") else False if said == "false" or said.startswith("no") else None
+
+
+def judged(name: str, records: Sequence[Record]) -> Block:
+    """The share of answers that ``meta["judgement"]`` finds correct, over those with a verdict; the others are counted."""
+    rows = []
+    for r in records:
+        right = verdict(str(r.meta.get("judgement", "")))
+        known = {} if right is None else {"n": 1.0, "correct": float(right)}
+        rows.append((r.id, {"unjudged": float(right is None), **known}))
+    clusters = [str(r.meta.get("cluster", r.id)) for r in records]
+    measures = [share("correct", "correct", "n"), count("unjudged", "unjudged")]
+    return block(name, rows, measures, clusters, ("n", "correct", "unjudged"))
 
 
 def check_template(template: str) -> str:

@@ -78,6 +78,65 @@ def mme(answer: str, gold: YesNo) -> YesNo | None:
     return "yes" if "yes" in text else "no" if "no" in text else None
 
 
+_PUNCTUATION = (*';/[]"{}()=+\\_-><@`,?!',)
+
+
+def without_punctuation(text: str) -> str:
+    """The punctuation step of the VQA evaluation, which VLMEvalKit and TextVQA's script use too.
+
+    A mark next to a space anywhere in the text, or any mark in a text with a number such as "1,000", is deleted; other marks
+    become spaces. A full stop is deleted unless a digit follows it.
+    """
+    out, digits = text, re.search(r"\d,\d", text) is not None
+    for mark in _PUNCTUATION:
+        out = out.replace(mark, "" if digits or f"{mark} " in text or f" {mark}" in text else " ")
+    # 32 is the value of re.UNICODE, which the original passes in the place of ``count``
+    return re.sub(r"(?!<=\d)\.(?!\d)", "", out, count=32)
+
+
+def vlmevalkit(answer: str, gold: YesNo) -> YesNo | None:
+    """VLMEvalKit's YOrN_Extraction: lower case, without punctuation; exactly one of the words yes and no.
+
+    Differs from the kit, which passes what is unparsed here on to a language model, where one is configured.
+    """
+    words = without_punctuation(answer.lower()).split()
+    if ("yes" in words) == ("no" in words):
+        return None
+    return "yes" if "yes" in words else "no"
+
+
+def token_set(answer: str, gold: YesNo) -> YesNo | None:
+    """OPERA's ``recorder`` (pope_eval.py), which many decoders' POPE and MME scripts copy: full stops and commas are deleted;
+    "no" if a word is No, not, no or NO, or ends in "n't", else "yes". So the empty answer is a "yes"."""
+    words = answer.replace(".", "").replace(",", "").split(" ")
+    negative = bool({"No", "not", "no", "NO"} & set(words)) or any(w.endswith("n't") for w in words)
+    return "no" if negative else "yes"
+
+
+def dash_b(answer: str, gold: YesNo) -> YesNo | None:
+    """DASH-B's and RePOPE's eval_utils.py: the substring "yes" in any case, else the substring "no" ("not", "know")."""
+    text = answer.lower()
+    return "yes" if "yes" in text else "no" if "no" in text else None
+
+
+def videohallucer(answer: str, gold: YesNo) -> YesNo | None:
+    """VideoHallucer's evaluation_utils.py: the text before the first ".", stripped and lower-case, must be the label."""
+    return lmms_eval(answer.split(".")[0], gold)
+
+
+def eventhallusion(answer: str, gold: YesNo) -> YesNo | None:
+    """EventHallusion's eval.py: the answer starts with yes or no, in any case ("nothing" is a "no")."""
+    text = answer.lower()
+    return "yes" if text.startswith("yes") else "no" if text.startswith("no") else None
+
+
+def cmm(answer: str, gold: YesNo) -> YesNo | None:
+    """CMM's calculate_score.py: right iff the label occurs in the first five characters, stripped and lower-case."""
+    head = answer.strip().lower()[:5]
+    other: YesNo = "no" if gold == "yes" else "yes"
+    return gold if gold in head else other if other in head else None
+
+
 PARSERS: Mapping[str, Parser] = {
     "official": official,
     "vcd": vcd,
@@ -86,7 +145,14 @@ PARSERS: Mapping[str, Parser] = {
     "exact": exact,
     "cascade": cascade,
     "mme": mme,
+    "vlmevalkit": vlmevalkit,
+    "token-set": token_set,
+    "dash-b": dash_b,
+    "videohallucer": videohallucer,
+    "eventhallusion": eventhallusion,
+    "cmm": cmm,
 }
+COMMON = ("vlmevalkit", "token-set")  # parsers of other harnesses, which every yes/no task accepts
 
 _COLUMNS = ("n", "correct", "tp", "fp", "tn", "fn", "lost_positive", "lost_negative", "yes", "unparsed", "empty")
 

@@ -97,4 +97,5 @@ TASK = Task(
     headline=("speech/accuracy", "sound/accuracy", "music/accuracy", "*/mean of tasks/accuracy", "audio reliance"),
     max_new_tokens=32,
     hub={split: _hub(split) for split in SPLITS},
+    goal=("*/accuracy over all",),
 )

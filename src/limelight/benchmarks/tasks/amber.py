@@ -10,7 +10,7 @@ from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.amber import Vocabulary, amber_score, generative
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block
-from limelight.benchmarks.scorers.yes_no import label, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError, SettingError
 from limelight.types import Record, Sample
@@ -97,9 +97,10 @@ TASK = Task(
     files=lambda split: [QUERIES, ANNOTATIONS, RELATION, SAFE],
     load=load,
     score=score,
-    parsers=("exact", "strict", "official"),
+    parsers=("exact", "strict", "official", *COMMON),
     media=f"{ORIGIN} (README: the image archive), folder image",
     headline=("generative/*", "discriminative/*", "AMBER score", "image reliance"),
     max_new_tokens=512,
     assets=(RELATION, SAFE),
+    goal=("AMBER score",),
 )

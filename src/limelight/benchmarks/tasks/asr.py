@@ -106,4 +106,5 @@ TASK = Task(
     headline=("*/WER", "*/insertions", "*/invented words per clip", "*/clips with invented words", "audio reliance"),
     max_new_tokens=256,
     hub={split: _hub(split) for split in SPLITS[:4]},
+    goal=("*/WER",),
 )

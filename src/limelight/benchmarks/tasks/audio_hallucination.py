@@ -8,7 +8,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
-from limelight.benchmarks.scorers.yes_no import label, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.types import Record, Sample
 
@@ -58,8 +58,9 @@ TASK = Task(
     files=lambda split: [_file(split)],
     load=load,
     score=score,
-    parsers=("cascade", "strict", "official"),
+    parsers=("cascade", "strict", "official", *COMMON),
     media="AudioCaps' test split (https://audiocaps.github.io, YouTube clips), folder audiocaps, {audio_index}.wav",
     headline=("*/accuracy", "*/F1", "*/yes ratio", "audio reliance"),
     max_new_tokens=64,
+    goal=("*/accuracy",),
 )

@@ -87,4 +87,5 @@ TASK = Task(
     media="MSCOCO val2014 (https://cocodataset.org, folder val2014)",
     max_new_tokens=512,
     assets=(SYNONYMS,),
+    goal=("CHAIR_s", "recall"),
 )

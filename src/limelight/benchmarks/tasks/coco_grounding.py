@@ -12,7 +12,7 @@ from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import Sign, grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block
 from limelight.benchmarks.scorers.placed import Placed, boxes_over, image_parts, place, polygons_over, seen_block
-from limelight.benchmarks.scorers.yes_no import label, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.benchmarks.tasks.chair import INSTANCES
 from limelight.benchmarks.tasks.pope import COCO, ORIGIN
@@ -107,9 +107,10 @@ TASK = Task(
     files=lambda split: [QUESTIONS, INSTANCES],
     load=load,
     score=score,
-    parsers=("official", "strict"),
+    parsers=("official", "strict", *COMMON),
     media="MSCOCO val2014 (https://cocodataset.org, folder val2014)",
     headline=("spatial/*", "masks/*", "region seen", "seen/accuracy", "image reliance"),
     max_new_tokens=8,
     wants=frozenset({"image_relevance"}),
+    goal=("spatial/grounding",),
 )

@@ -11,7 +11,7 @@ from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.grounding import Sign, grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block
 from limelight.benchmarks.scorers.placed import place_events, seen_block
-from limelight.benchmarks.scorers.yes_no import yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError
 from limelight.types import Record, Sample
@@ -86,7 +86,7 @@ TASK = Task(
     files=lambda split: [_file(split)],
     load=load,
     score=score,
-    parsers=("strict", "cascade", "official"),
+    parsers=("strict", "cascade", "official", *COMMON),
     media=f"{ORIGIN}, folder audio/validation or audio/eval",
     headline=(
         "temporal/grounding",
@@ -98,4 +98,5 @@ TASK = Task(
     ),
     max_new_tokens=8,
     wants=frozenset({"audio_relevance"}),
+    goal=("temporal/grounding",),
 )

@@ -13,7 +13,7 @@ from limelight.benchmarks.scorers.grounding import grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
 from limelight.benchmarks.scorers.placed import place_events
 from limelight.benchmarks.scorers.wer import basic, invented_words, quiet, speech
-from limelight.benchmarks.scorers.yes_no import strict, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, strict, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.benchmarks.tasks.demo_vision import first
 from limelight.types import Record, Sample
@@ -126,10 +126,11 @@ TASK = Task(
     files=lambda split: [],
     load=load,
     score=score,
-    parsers=("strict", "official", "cascade"),
+    parsers=("strict", "official", "cascade", *COMMON),
     headline=(
         "*/accuracy", "*/F1", "*/CHAIR_i", "caption-*/recall", "*/WER", "*/invented words per clip", "temporal/grounding",
         "temporal/chance", "audio reliance", "captions/*/AUROC", "questions/*/AUROC", "transcripts/*/AUROC",
     ),
+    goal=("*/accuracy",),
     max_new_tokens=24,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from limelight.benchmarks.scorers.detection import answer_unit, detection, first
 from limelight.benchmarks.scorers.grounding import grounding_block, reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
 from limelight.benchmarks.scorers.placed import boxes_over, image_parts, place
-from limelight.benchmarks.scorers.yes_no import strict, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, strict, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.types import Record, Sample
 
@@ -102,7 +102,7 @@ TASK = Task(
     files=lambda split: [],
     load=load,
     score=score,
-    parsers=("strict", "official"),
+    parsers=("strict", "official", *COMMON),
     headline=(
         "*/accuracy",
         "*/CHAIR_i",
@@ -113,4 +113,5 @@ TASK = Task(
         "questions/*/AUROC",
     ),
     max_new_tokens=24,
+    goal=("*/accuracy",),
 )

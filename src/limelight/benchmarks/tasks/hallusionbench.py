@@ -9,7 +9,7 @@ from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.groups import all_correct
 from limelight.benchmarks.scorers.measure import Block
-from limelight.benchmarks.scorers.yes_no import label, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.types import Record, Sample
 
@@ -77,7 +77,7 @@ TASK = Task(
     files=lambda split: [FILE],
     load=load,
     score=score,
-    parsers=("strict", "official"),
+    parsers=("strict", "official", *COMMON),
     media=f"{ORIGIN} (README: hallusion_bench.zip), folder hallusion_bench",
     headline=("aAcc", "qAcc", "fAcc", "yes ratio", "image reliance"),
     max_new_tokens=128,
@@ -86,4 +86,5 @@ TASK = Task(
             "lmms-lab/HallusionBench", "image", lambda row, number: _sample(row, {"image": [row["image"]]})
         ),
     },
+    goal=("aAcc",),
 )

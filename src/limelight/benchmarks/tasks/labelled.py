@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
-from limelight.benchmarks.scorers.chair import Lexicon, caption_block, caption_columns
+from limelight.benchmarks.scorers.chair import Lexicon, caption_block
 from limelight.benchmarks.scorers.detection import Unit, answer_unit, detection, first_mentions, spoken_words
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block
 from limelight.benchmarks.scorers.wer import basic, invented_words, quiet, speech
-from limelight.benchmarks.scorers.yes_no import PARSERS, label, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, PARSERS, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError, SettingError
 from limelight.types import Modality, Record, Sample
@@ -79,7 +79,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
         units: list[Unit] = []
         for r in of["captions"]:
             truth = lexicon.truth(r.target, ())
-            rows.append((r.id, caption_columns(lexicon.mentions(r.answer), truth, len(lexicon.tokens(r.answer)))))
+            rows.append((r.id, lexicon.columns(r.answer, truth)))
             units += first_mentions(r, lexicon.located, truth)
         blocks += [caption_block("captions", rows, [str(r.meta["cluster"]) for r in of["captions"]])]
         blocks += detection("captions", units)
@@ -119,10 +119,11 @@ TASK = Task(
     files=_files,
     load=load,
     score=score,
-    parsers=("strict", "official"),
+    parsers=("strict", "official", *COMMON),
     media="the folder of labelled.jsonl",
     headline=("captions/CHAIR_i", "*/accuracy", "*/WER", "*/AUROC"),
     max_new_tokens=256,
     wants=frozenset({"evidence"}),
     assets=(OBJECTS,),
+    goal=("*/accuracy",),
 )

@@ -10,7 +10,7 @@ from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.groups import pairs
 from limelight.benchmarks.scorers.measure import Block, total_block
-from limelight.benchmarks.scorers.yes_no import label, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.errors import DataError
 from limelight.types import Record, Sample
@@ -81,9 +81,10 @@ TASK = Task(
     files=lambda split: [_folder(split)],
     load=load,
     score=score,
-    parsers=("mme", "strict", "official"),
+    parsers=("mme", "strict", "official", *COMMON),
     media=ORIGIN,
     headline=("*/accuracy", "*/accuracy+", "*/score", "image reliance"),
     max_new_tokens=16,
     hub={split: _hub(split) for split in SPLITS},
+    goal=("*/accuracy",),
 )

@@ -53,4 +53,5 @@ TASK = Task(
     media=f"{ORIGIN} (images.zip, or the image_src of each row), folder images",
     headline=("rating", "hallucination rate", "image reliance"),
     max_new_tokens=256,
+    goal=("rating",),
 )

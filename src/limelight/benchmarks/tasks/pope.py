@@ -9,7 +9,7 @@ from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.detection import answer_unit, detection
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.measure import Block, mean_block
-from limelight.benchmarks.scorers.yes_no import PARSERS, label, yes_no
+from limelight.benchmarks.scorers.yes_no import COMMON, PARSERS, label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.types import Record, Sample
 
@@ -76,9 +76,10 @@ TASK = Task(
     files=lambda split: [_file(split)],
     load=load,
     score=score,
-    parsers=("official", "vcd", "lmms-eval", "strict"),
+    parsers=("official", "vcd", "lmms-eval", "strict", *COMMON),
     media="MSCOCO val2014 (https://cocodataset.org, folder val2014) and GQA (folder gqa/images)",
     headline=("*/accuracy", "*/F1", "*/yes ratio", "image reliance"),
     max_new_tokens=16,
     hub={f"coco/{s}": _hub(s) for s in SAMPLINGS},
+    goal=("*/accuracy",),
 )

@@ -6,7 +6,6 @@ Vision-Language Models", CVPR 2026 (arXiv 2604.00455); formula and defaults as i
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +14,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from limelight.decoding.beams import reorder_streams
-from limelight.decoding.contrastive import check_range, cut, details
+from limelight.decoding.contrastive import check_range, details
+from limelight.decoding.formulas import boosted
 from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
 
@@ -115,16 +115,6 @@ class FirstLogitBoosting(LogitsProcessor):  # type: ignore[misc]
         if ids.shape[1] != self.before.shape[1] + 1 or ids.device != self.before.device:
             return False
         return bool((ids[:, None, :-1] == self.before[None]).all(-1).any(-1).all())
-
-
-def boosted(logits: Tensor, first: Tensor, count: int, gamma: float, decay: float, beta: float) -> Tensor:
-    """Compute FLB's logits ``[B, V]`` of the token with index ``count`` from the model's and the first token's ``[B, V]``."""
-    if gamma == 0:
-        return logits
-    weight = gamma * -math.expm1(-decay * count)
-    barred = torch.isneginf(first)
-    lowest = first.masked_fill(barred, math.inf).amin(dim=-1, keepdim=True)
-    return cut(logits + weight * torch.where(barred, lowest, first), logits, beta)
 
 
 def check_settings(gamma: float, decay: float, beta: float) -> None:

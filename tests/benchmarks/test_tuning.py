@@ -52,6 +52,7 @@ def test_a_plan_has_the_default_first_and_never_exceeds_the_budget(budget: int, 
 
 def test_plans_of_strategies_without_settings_or_default() -> None:
     assert plan({}, 8, {}) == [{}]
+    assert plan({"alpha": [1.0, 2.0]}, 3, {"alpha": None}) == [{}, {"alpha": 1.0}, {"alpha": 2.0}]
     assert plan({"alpha": [1.0, 2.0]}, 8, {"alpha": 5.0}) == [{"alpha": 5.0}, {"alpha": 1.0}, {"alpha": 2.0}]
     with pytest.raises(SettingError, match="budget"):
         plan({}, 0, {})

@@ -60,14 +60,14 @@ def test_tuning_is_chosen_on_dev_reported_on_test_and_resumed(tmp_path: Path, mo
         (["--strategies", "greedy"], "none besides greedy"),
         (["--strategies", "greedy,sampled"], "sampled has no settings"),
         (["--strategies", "icd", "--space", "gamma=1,2"], "no strategy has a setting 'gamma'"),
-        (["--strategies", "icd", "--space", "alpha=-1,2"], "alpha"),
+        (["--strategies", "icd", "--space", "alpha=-1"], "alpha"),
         (["--strategies", "icd", "--dev-split", "E-wrong/clear"], "is dev and test"),
         (["--strategies", "icd", "--dev-share", "1"], "between 0 and 1"),
         (["--strategies", "icd", "--metric", "nothing"], "no metric matches"),
     ],
 )
 def test_wrong_options(tmp_path: Path, options: list[str], says: str) -> None:
-    found = call(*COMMAND, "--out", tmp_path, *options, "--limit", "2")
+    found = call(*COMMAND, "--out", tmp_path, *options)
     assert isinstance(found.exception, SettingError)
     assert says in str(found.exception)
 

@@ -68,7 +68,7 @@ def plan(values: Mapping[str, Sequence[Any]], budget: int, default: Mapping[str,
             f"the budget must be at least 1, got {budget}", hint="the number of settings to try per strategy"
         )
     every = [dict(zip(values, row, strict=True)) for row in product(*values.values())]
-    published = {k: default[k] for k in values if k in default}
+    published = {k: default[k] for k in values if default.get(k) is not None}  # None: the strategy's own choice
     others = [s for s in every if s != published]
     if len(others) > budget - 1:
         chosen = set(random.Random(seed).sample(range(len(others)), budget - 1))

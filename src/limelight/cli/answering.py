@@ -171,7 +171,8 @@ def loaded(model: str, dtype: str, device: str | None, trust_remote_code: bool, 
 def _item(kind: str, media: Any, frames: int | None = None) -> Any:
     """Decode an image, ``(samples, rate)`` or a clip; files and bytes are decoded in separate processes, with limits."""
     if isinstance(media, (str, Path, bytes, Mapping)):
-        return read(kind, media, group="bench", **({"frames": frames} if frames and kind == "video" else {}))
+        options: dict[str, Any] = {"frames": frames} if frames and kind == "video" else {}
+        return read(kind, media, group="bench", **options)
     return media
 
 

@@ -89,11 +89,12 @@ class LimelightProcessor(*_bases()):  # type: ignore[misc]
         self._unsure.discard(index)
 
     def _move(self, a: int, b: int, *, swap: bool) -> None:
-        for table in (self.contrast.rows, self._outputs):
+        tables: tuple[dict[int, Any], ...] = (self.contrast.rows, self._outputs)
+        for table in tables:
             one, other = table.pop(a, None), table.pop(b, None)
             for index, value in ((b, one), (a, other if swap else None)):
                 if value is not None:
-                    table[index] = value  # type: ignore[index, assignment]
+                    table[index] = value
         was = {i for i in (a, b) if i in self._unsure}
         self._unsure -= {a, b}
         self._unsure |= {b} if a in was else set()

@@ -8,7 +8,6 @@ from typing import Annotated, get_args
 
 import typer
 
-from limelight.auditing.run import AUDIT
 from limelight.benchmarks.card import model_card
 from limelight.benchmarks.frontier import frontier_table
 from limelight.benchmarks.results import Results, Run, find_runs
@@ -69,6 +68,8 @@ def report(
         raise SettingError("a model card has no comparison of runs", hint="omit --against, --differ and --frontier")
     if sign not in get_args(Sign):
         raise SettingError(f"unknown sign treatment {sign!r}", hint=f"one of {', '.join(get_args(Sign))}")
+    from limelight.auditing.run import AUDIT
+
     found = find_runs(runs, {AUDIT.name: AUDIT})
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in found:

@@ -1,11 +1,16 @@
-"""The calibrations that ship with the miniatures: fitted on dev, told how they do on test.
+"""Fit the calibrations shipped with the miniatures: fitted on dev, evaluated on test.
 
     python -m recipes.calibrations            writes calibration.json beside the weights of all, and prints them
     python -m recipes.calibrations --unlabelled      the same without labels, for comparison: prints, writes nothing
 
+<<<<<<< HEAD
 Vision: captions of clear and poor pictures, without a hint and with a wrong one. Audio: captions likewise, and transcripts of
 usual and broken phrases and of recordings in which nobody speaks. smol-vision, where its weights were fetched: captions of scenes
 with clear and with small or faint things, without a hint and with a wrong one.
+=======
+Vision: captions of clear and degraded images, without a hint and with a wrong one. Audio: the same, and transcripts of usual
+and unusual phrases and of recordings without speech.
+>>>>>>> 98f0fa3 (Rotary positions, encoder relevance, tools and recipes in plain English; where things are)
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ CAPTIONS, TRANSCRIPTS = 60, 36  # a set
 
 
 def pictures(split: Any, n: int) -> Iterator[dict[str, Any]]:
-    """Caption requests with the objects that are and are not in the picture."""
+    """Yield caption requests labelled with the objects that are and are not in the image."""
     for visibility in ("clear", "poor"):
         for hint in HINTS:
             for c in questions.captions(split, hint, n, visibility=visibility):
@@ -35,7 +40,7 @@ def pictures(split: Any, n: int) -> Iterator[dict[str, Any]]:
 
 
 def recordings(split: Any, n: int) -> Iterator[dict[str, Any]]:
-    """Caption requests with the sounds that are and are not heard; transcription requests with what is said."""
+    """Yield caption requests labelled with the sounds that do and do not occur, and transcription requests with references."""
     rate = sounds.RATE
     for clarity in ("clear", "poor"):
         for hint in HINTS:
@@ -71,12 +76,12 @@ WORLDS: Mapping[str, Callable[[Any, int], Iterator[dict[str, Any]]]] = {
 }
 
 
-# On what is heard the score tells less: a threshold by Youden's index would flag a quarter of the true words.
+# On audio the score is less informative: a threshold by Youden's index would flag a quarter of the true words.
 OBJECTIVES = {"demo-vision": "youden", "demo-audio": "false-flags=0.05", "smol-vision": "youden"}
 
 
 def calibrated(name: str, *, n: int = CAPTIONS, labelled: bool = True) -> Calibration:
-    """A miniature's calibration."""
+    """Fit a miniature's calibration."""
     rows = list(WORLDS[name]("dev", n))
     if not labelled:
         kept = ("image", "audio", "prompt")

@@ -1,7 +1,7 @@
-"""Draw the pictures of docs/audio-video.md into docs/images: python -m recipes.doc_pictures
+"""Draw the figures of docs/audio-video.md into docs/images: python -m recipes.doc_pictures
 
-bell.png by demo-audio on a recording that is made here; film.png by the planted random model of tests/cli/tiny_film.py,
-which sees nothing but light.
+bell.png: demo-audio on a synthetic recording. film.png: the constructed model of tests/cli/tiny_film.py, which only responds to
+brightness.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 
 def street(path: Path) -> None:
-    """Four seconds: a dog at 0.4 s, a bell at 2.2 s."""
+    """Write a recording of four seconds with a dog at 0.4 s and a bell at 2.2 s."""
     rng = np.random.default_rng(3)
     samples = 0.005 * rng.normal(size=4 * RATE).astype(np.float32)
     for name, start, seconds in (("dog", 0.4, 0.9), ("bell", 2.2, 1.2)):

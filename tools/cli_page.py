@@ -1,4 +1,4 @@
-"""python -m tools.cli_page: writes docs/cli.md from the commands themselves; a test keeps the two in step."""
+"""python -m tools.cli_page: generate docs/cli.md from the commands' help; a test checks that it is up to date."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ shows its traceback).
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the page as Markdown."""
     commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
     return HEAD + "".join(_section(name, command) for name, command in commands.items())
 
@@ -54,7 +54,7 @@ def _named(argument: Any) -> str:
 
 
 def _takes(option: Any) -> str:
-    """TEXT, INTEGER ... from the function's annotation, inside list[...] and X | None."""
+    """Return an option's type (TEXT, INTEGER ...) from its annotation, also inside list[...] and X | None."""
     kind = option.type_descriptor.annotation
     kind = next((a for a in get_args(kind) if a is not type(None)), kind)
     return option.metavar or {str: "TEXT", int: "INTEGER", float: "FLOAT", Path: "PATH"}.get(kind, str(kind).upper())

@@ -1,4 +1,4 @@
-"""python -m tools.notebook: runs examples/where_words_come_from.ipynb anew and stores its outputs, pictures made small."""
+"""python -m tools.notebook: execute examples/where_words_come_from.ipynb and store its outputs, with images scaled down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "examples" / "where_words_come_
 
 
 def executed() -> Any:
-    """The notebook, run from its beginning."""
+    """Execute the notebook and return it."""
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(
@@ -27,7 +27,7 @@ def executed() -> Any:
 
 
 def printed(notebook: Any) -> list[str]:
-    """What every code cell printed."""
+    """Return the printed output of every code cell."""
     return [
         "".join(o["text"] for o in cell.outputs if o.output_type == "stream")
         for cell in notebook.cells

@@ -1,4 +1,4 @@
-"""python -m tools.pictures: the pictures of docs/explanation.md, from the shipped miniature (under a minute)."""
+"""python -m tools.pictures: draw the figures of docs/explanation.md with the shipped miniature (under a minute)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUESTION = "There is no hat. Is there a hat in the picture?"
 
 
 def relevance_in_words(adapter: Any) -> Figure:
-    """What decides between no and yes: over the picture and over the words of the prompt."""
+    """Draw the relevance of the decision between "no" and "yes" over the image and the words of the prompt."""
     inputs = adapter.prepare(QUESTION, {"image": str(PICTURE)})
     said = limelight.generate(adapter, None, inputs, strategy="meter", relevance=False, max_new_tokens=1)
     no, yes = (token for token, *_ in said.steps[0].candidates[:2])  # the model's two best
@@ -47,7 +47,7 @@ def relevance_in_words(adapter: Any) -> Figure:
 
 
 def rules_compared(adapter: Any) -> Figure:
-    """One logit under three composites."""
+    """Draw the relevance of one logit under three composites."""
     inputs = adapter.prepare("Is there a hat in the picture?", {"image": str(PICTURE)})
     figure = new_figure(8.6, 2.9)
     for axes, composite in zip(figure.subplots(1, 3), (ATTN_LRP, CP_LRP, GRADIENT_INPUT), strict=True):
@@ -61,7 +61,7 @@ def rules_compared(adapter: Any) -> Figure:
 
 
 def metered(adapter: Any) -> Figure:
-    """The picture's contribution to every word by the meter, and its share of the same words by a backward pass."""
+    """Plot the image's contribution to every word by the meter, and its share by a backward pass."""
     said = limelight.generate(
         adapter, messages="Describe the picture.", media={"image": str(PICTURE)}, strategy=watched(), relevance=False
     )
@@ -89,7 +89,7 @@ def metered(adapter: Any) -> Figure:
 
 
 def knob(adapter: Any) -> Figure:
-    """Logits of yes and no as alpha grows: l + alpha * Phi_M."""
+    """Plot the logits of "yes" and "no", l + alpha * Phi_M, against alpha."""
     figure = new_figure(8.6, 2.6)
     alphas = np.linspace(0, 4, 50)
     asked = (

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: figures of the benchmarks come along, and a page that the navigation does not name is added to it."""
+"""Hooks of mkdocs: include the figures of the benchmarks, and add pages that are missing from the navigation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RESULTS = "../bench/results/"
 
 
 def on_config(config: Any) -> Any:
-    """Pages that are there and not listed go behind the how-to pages; listed ones that are not there yet are left out."""
+    """Append unlisted pages to the how-to pages, and omit listed pages that do not exist."""
     there = {p.name for p in Path(config.docs_dir).glob("*.md")}
     listed = {page for section in config.nav for pages in section.values() for page in pages}
     for section in config.nav:

@@ -68,7 +68,7 @@ class Comparison:
 
 
 def composite_of(status: Mapping[str, str]) -> Composite:
-    """Which rules were really active in a recorded run, from where its functions came from."""
+    """Return the composite that was active in a recorded run, according to the recorded modules of its functions."""
     attention = "lxt" in status["eager_attention_forward"]
     norms = "lxt" in status["norm_forward"]
     if attention and norms:
@@ -149,12 +149,12 @@ def _measure(
                 result.see("delta_max_over_lr", _gap(delta[0], recorded) / lr)
 
 
-def _gap(got: Tensor, want: Tensor) -> float:
-    if got.shape != want.shape:
+def _gap(actual: Tensor, recorded: Tensor) -> float:
+    if actual.shape != recorded.shape:
         raise DataError(
-            f"recorded shape {tuple(want.shape)}, computed {tuple(got.shape)}", hint="is this run of this model?"
+            f"recorded shape {tuple(recorded.shape)}, computed {tuple(actual.shape)}", hint="is this run of this model?"
         )
-    return float((got - want).abs().max())
+    return float((actual - recorded).abs().max())
 
 
 def floor_of(floors: Mapping[str, Mapping[str, Any]], family: str, run: str) -> dict[str, float]:

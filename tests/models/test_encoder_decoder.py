@@ -362,7 +362,7 @@ def test_an_answer_that_is_too_long_is_told(name: str) -> None:
     adapter = built(name)
     encoder = adapter.encoder
     assert encoder is not None and encoder.most is not None
-    with pytest.raises(SettingError, match=f"has {encoder.most} positions"):
+    with pytest.raises(SettingError, match=f"exceeds the {encoder.most} positions"):
         limelight.generate(adapter, messages=given(name, adapter), max_new_tokens=encoder.most)
 
 

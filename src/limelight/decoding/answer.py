@@ -91,13 +91,13 @@ def answer(
 
 
 def _require_room(adapter: Adapter, prompt: int, asked: Any) -> None:
-    """Raise SettingError where the decoder has fewer positions than an answer may take."""
+    """Raise SettingError if prompt and answer may exceed the decoder's positions."""
     most = None if adapter.encoder is None else adapter.encoder.most
     if most is not None and isinstance(asked, int) and prompt + asked > most:
         raise SettingError(
-            f"max_new_tokens={asked} behind a prompt of {prompt} tokens: the decoder of {type(adapter.model).__name__} has "
-            f"{most} positions",
-            hint=f"max_new_tokens={max(most - prompt, 1)} is the most here",
+            f"max_new_tokens={asked} after a prompt of {prompt} tokens exceeds the {most} positions of the decoder of "
+            f"{type(adapter.model).__name__}",
+            hint=f"use max_new_tokens={max(most - prompt, 1)} or less",
         )
 
 

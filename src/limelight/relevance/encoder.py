@@ -1,11 +1,11 @@
-"""Relevance carried on through the encoder and projector: from the media's embeddings to pixels or features of sound.
+"""Propagating relevance through encoder and projector, from the media's embeddings to pixels or audio features.
 
-The decoder's relevance ends at the merged embeddings ``x``, whose gradient under the rules is ``g``. The encoder E turns the
-inputs p into x, so that ``sum_media <x, g>`` is carried on by the same rules to ``R(p) = p * dE(p)/dp . g``. Convolutions
-are linear; class tokens and position tables are constants that keep their part, as biases do.
+The decoder's relevance ends at the merged embeddings ``x``, whose gradient under the rules is ``g``. The encoder E maps the
+inputs p to x, so that ``sum_media <x, g>`` is propagated by the same rules to ``R(p) = p * dE(p)/dp . g``. Convolutions are
+linear; class tokens and position tables are constants that absorb relevance, like biases.
 
-Conservation: under CP-LRP the sum over the inputs is the sum over the media's positions, biases, learned tokens and positions
-aside; under AttnLRP the encoder's softmaxes take their part, as the decoder's do.
+Conservation: under CP-LRP the sum over the inputs equals the sum over the media's positions, except for biases, learned tokens
+and position tables; under AttnLRP the encoder's softmaxes absorb relevance too, like the decoder's.
 Relevance of a pixel is relative to the processor's zero, which is the mean colour.
 """
 
@@ -63,7 +63,7 @@ class _Stop(Exception):  # noqa: N818 - control flow across transformers' frames
 
 
 class _Watch(TorchFunctionMode):
-    """Refuses what bends the graph outside of the modules that have a rule; attention has one within."""
+    """Raises for nonlinear functions outside of modules with a rule, except inside attention, which has its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,16 +85,16 @@ class _Watch(TorchFunctionMode):
 def encoder_relevance(
     adapter: Adapter, inputs: Mapping[str, Any], call: DecoderCall, gradient: Tensor, composite: Composite
 ) -> dict[str, Tensor]:
-    """Name of a media tensor among ``inputs`` -> relevance of each of its entries, in its shape.
+    """Return the relevance of every entry of the media tensors in ``inputs``, by name, in their shapes.
 
     Args:
-        call: what was captured of ``inputs``, one row.
-        gradient: of the explained logit by ``call.embeds``, under the composite's rules.
+        call: the captured call of ``inputs``, one row.
+        gradient: of the explained logit with respect to ``call.embeds``, under the composite's rules.
 
     Raises:
         SettingError: no media.
-        UnsupportedError, UnknownKindError: no rule for a module of the encoder, which is named; or media that enter the
-            decoder beside the embeddings.
+        UnsupportedError, UnknownKindError: there is no rule for a module of the encoder, which is named; or media enter the
+            decoder other than through its embeddings.
     """
     names = [k for k in media_tensors(inputs) if isinstance(inputs[k], Tensor) and k != "inputs_embeds"]
     if not names:
@@ -129,7 +129,7 @@ def encoder_relevance(
 
 
 def _merged(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
-    """The merged embeddings with their graph: the model up to the door of its decoder."""
+    """Run the model up to the call of its decoder and return the merged embeddings with their graph."""
     got: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ def _merged(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
 
 @contextmanager
 def encoder_rules(adapter: Adapter, composite: Composite) -> Iterator[None]:
-    """The rules of a composite on everything in front of the decoder, and off again."""
+    """Attach a composite's rules to all modules before the decoder inside the block."""
     parts = dict(encoder_modules(adapter))
     attending = {name: m for name, m in parts.items() if _attends(m)}
     mode = Mode(graph="surrogate", backward=True, divisors=composite.attention)
@@ -183,7 +183,7 @@ def encoder_rules(adapter: Adapter, composite: Composite) -> Iterator[None]:
 
 
 class _Counting(AttentionRule):
-    """The rule, and how often it was asked."""
+    """The attention rule, counting its calls."""
 
     def __init__(self, composite: Composite) -> None:
         super().__init__(composite.attention)
@@ -210,7 +210,7 @@ def _tell(stack: ExitStack, watch: _Watch, name: str, module: nn.Module, attendi
 
 
 def encoder_modules(adapter: Adapter) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of the model that neither is, nor holds, nor lies in its decoder, head or word embeddings."""
+    """Yield every module of the model outside of its decoder, head and text embeddings that does not contain them."""
     behind = [adapter.decoder, adapter.head, adapter.model.get_input_embeddings()]
     known = {id(inner) for m in behind if m is not None for inner in m.modules()}
     for name, module in adapter.parent_model.named_modules():
@@ -224,7 +224,7 @@ def _attends(module: nn.Module) -> bool:
 
 
 def encoder_matches(parts: Mapping[str, nn.Module], attending: Mapping[str, nn.Module]) -> list[ModuleMatch]:
-    """The modules of an encoder that have a kind.
+    """Match the modules of an encoder with layer kinds.
 
     Raises:
         UnknownKindError: a module is of none; it is named.
@@ -252,7 +252,7 @@ def encoder_matches(parts: Mapping[str, nn.Module], attending: Mapping[str, nn.M
 
 
 def _refuse(name: str, module: nn.Module) -> None:
-    """Learned tokens and positions ``[1, N, D]`` are constants; other loose parameters would go without a rule."""
+    """Raise for parameters that no rule covers; learned tokens and positions ``[1, N, D]`` are allowed as constants."""
     loose = [p for p in module.parameters(recurse=False) if p.ndim > 1]
     if loose and all(p.ndim == 3 and p.shape[0] == 1 for p in loose):
         return

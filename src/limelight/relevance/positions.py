@@ -1,13 +1,13 @@
-"""Rotary positions as inputs of their own: the part of the relevance that a rotation owes to where its word stands.
+"""Relevance of rotary positions (PA-LRP): the part of a rotated query's or key's relevance that is due to its position.
 
-A rotated query (or key) is a product of two factors, what was projected and the cosines and sines of its position. By the
-uniform rule of a product (AttnLRP, proposition 3.3) each gets half, in every layer; the positions' halves are summed over
-layers and heads and added to the position's own relevance:
+A rotated query (or key) is a product of two factors: the projected vector, and the cosines and sines of its position. By the
+uniform rule for products (AttnLRP, proposition 3.3) each factor gets half, in every layer; the halves of the positions are
+summed over layers and heads and added to the relevance at their positions:
 
     R_i = sum_d x_id df/dx_id + sum_layers (q_i . df/dq_i + k_i . df/dk_i) / 2       (over the dimensions that rotate)
 
-Conservation: at every rotation, position and content together get what the rotated vector had. The sum over positions is
-AttnLRP's for one layer; with more, less relevance reaches the softmaxes below, which is where AttnLRP loses some.
+Conservation: at every rotation, position and content together get the relevance of the rotated vector. For one layer the sum
+over positions is AttnLRP's; with more layers, less relevance reaches the lower softmaxes, which absorb part of it in AttnLRP.
 Source: Bakish, Zimerman, Chefer and Wolf, "Revisiting LRP: Positional Attribution as the Missing Ingredient for Transformer
 Explainability" (PA-LRP), arXiv 2506.02138, the rule for rotary positions.
 Differs from the released code, which divides both parts by their largest entries and takes absolute values of the second.
@@ -34,22 +34,22 @@ from limelight.relevance import rules
 from limelight.relevance.attachment import Structure, structure
 from limelight.relevance.mode import Divisors
 
-STEP = 31  # how far positions are moved to see what rotates
+STEP = 31  # by how much positions are shifted to detect rotations
 _INSTEAD = "use attnlrp, which has no part for positions"
 _ROTATED: WeakKeyDictionary[nn.Module, tuple[Structure, dict[int, tuple[Tensor, Tensor]]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Rotations:
-    """Layer -> which dimensions of a query's and of a key's head rotate with the position, bool ``[d]`` each."""
+    """Map each layer to the dimensions of query and key heads that rotate with the position, bool ``[d]`` each."""
 
     layers: Mapping[int, tuple[Tensor, Tensor]]
 
 
 class PositionHook(AttentionHook):
-    """Halves the gradient through the dimensions that rotate and hands the other half to ``positions``.
+    """Halves the gradient through the rotating dimensions and assigns the other half to ``positions``.
 
-    Runs behind the composite's own rule, whose divisors have not been applied yet to what comes out of it.
+    Runs after the composite's own rule, whose divisors have not been applied to its output yet.
 
     Attributes:
         positions: ones ``[B, T]``, a leaf; its gradient is the positions' relevance.
@@ -77,7 +77,7 @@ class PositionHook(AttentionHook):
 
 
 def position_hook(adapter: Adapter, call: DecoderCall, divisors: Divisors) -> PositionHook:
-    """The hook for one captured call.
+    """Create the hook for one captured call.
 
     Raises:
         UnsupportedError: the decoder's positions are not rotary.
@@ -86,8 +86,8 @@ def position_hook(adapter: Adapter, call: DecoderCall, divisors: Divisors) -> Po
 
 
 def rotations_of(adapter: Adapter, call: DecoderCall) -> Rotations:
-    """Which dimensions rotate, told by moving all positions on by one: attention between the same words stays the same, so
-    that hidden states do, and what changes in queries and keys is their rotation. Once a model.
+    """Detect which dimensions rotate, once per model, by shifting all positions by one: attention, and therefore the hidden
+    states, stay the same, so any change in queries and keys is due to their rotation.
 
     Raises:
         UnsupportedError: the decoder takes no position ids, has learned positions, reads other states by cross-attention, or
@@ -110,7 +110,7 @@ def rotations_of(adapter: Adapter, call: DecoderCall) -> Rotations:
     )
     if any(_differ(before.values[i], after.values[i]) for i in before.values):
         raise UnsupportedError(
-            f"expected values of {name} not to depend on where their words stand (learned positions make them)",
+            f"expected values of {name} not to depend on their positions (learned position embeddings cause that)",
             hint=_INSTEAD,
         )
     found = {layer: tuple(_rotated(name, before, after, layer, side) for side in (0, 1)) for layer in before.kept}
@@ -122,7 +122,7 @@ def rotations_of(adapter: Adapter, call: DecoderCall) -> Rotations:
 
 
 class _Seen(AttentionHook):
-    """Queries and keys of every layer, and how many dimensions of a head its cosines are for."""
+    """Records queries and keys of every layer, and the number of dimensions per head that its cosines cover."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.only = frozenset(id(m) for m in adapter.attention_layers.values())
@@ -155,8 +155,8 @@ def _seen(adapter: Adapter, call: DecoderCall) -> _Seen:
 
 
 def _rotated(name: str, before: _Seen, after: _Seen, layer: int, side: int) -> Tensor:
-    """bool ``[d]``. Slow rotations hardly move in one step, so that all dimensions that the cosines are for count where
-    any of them moved."""
+    """Return the rotating dimensions, bool ``[d]``. Slow rotations hardly change in one step, so if any dimension covered by
+    the cosines changed, all of them count."""
     moved = _moved(before.kept[layer][side], after.kept[layer][side])
     if not bool(moved.any()):
         return moved
@@ -172,7 +172,7 @@ def _rotated(name: str, before: _Seen, after: _Seen, layer: int, side: int) -> T
 
 
 def _moved(x: Tensor, y: Tensor) -> Tensor:
-    """bool ``[d]``: dimensions in which any head of any position differs by more than rounding."""
+    """Return the dimensions, bool ``[d]``, in which any head at any position differs by more than rounding."""
     slack = 1e-3 if x.dtype in (torch.float32, torch.float64) else 3e-2
     return (y - x).abs().amax((0, 1, 2)) > slack * x.abs().amax()
 

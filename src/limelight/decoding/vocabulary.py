@@ -28,13 +28,11 @@ class Vocabulary:
         words: tokens with a letter or digit that are not special tokens.
         opening: those of ``words`` that always start a new word.
         ends: tokens that end a sentence (full stop etc.) or the answer.
-        finals: tokens that end the answer.
     """
 
     words: Tensor
     opening: Tensor
     ends: Tensor
-    finals: Tensor
 
     @classmethod
     def of(cls, adapter: Adapter, method: str, size: int | None = None) -> Vocabulary:
@@ -54,7 +52,7 @@ class Vocabulary:
         special = set(tokenizer.all_special_ids)
         ends = end_tokens(adapter)
         rows = [_kinds(str(t or ""), i in special, i in ends) for i, t in enumerate(spelled)]
-        rows += [(False, False, i in ends, i in ends) for i in range(known, width)]
+        rows += [(False, False, i in ends) for i in range(known, width)]
         return cls(*(torch.tensor(column, device=adapter.device) for column in zip(*rows, strict=True)))
 
     def begins(self, previous: int | None) -> Tensor:
@@ -63,10 +61,10 @@ class Vocabulary:
         return self.opening if inside else self.words
 
 
-def _kinds(token: str, special: bool, final: bool) -> tuple[bool, bool, bool, bool]:
-    """Return words, opening, ends and finals for one token."""
+def _kinds(token: str, special: bool, final: bool) -> tuple[bool, bool, bool]:
+    """Return words, opening and ends for one token."""
     text = token.strip(_BREAKS + " \n\t")
     word = not special and not token.startswith("<0x") and any(c.isalnum() for c in text)
     opening = word and not token.startswith(_INSIDE) and (token.startswith(_SPACES) or text[0] >= _FIRST_IDEOGRAPH)
     ends = final or (not special and bool(text) and all(c in _ENDS for c in text))
-    return word and not token.startswith(_INSIDE), opening, ends, final
+    return word and not token.startswith(_INSIDE), opening, ends

@@ -3,14 +3,9 @@
     python -m recipes.calibrations            writes calibration.json beside the weights of all, and prints them
     python -m recipes.calibrations --unlabelled      the same without labels, for comparison: prints, writes nothing
 
-<<<<<<< HEAD
-Vision: captions of clear and poor pictures, without a hint and with a wrong one. Audio: captions likewise, and transcripts of
-usual and broken phrases and of recordings in which nobody speaks. smol-vision, where its weights were fetched: captions of scenes
-with clear and with small or faint things, without a hint and with a wrong one.
-=======
 Vision: captions of clear and degraded images, without a hint and with a wrong one. Audio: the same, and transcripts of usual
-and unusual phrases and of recordings without speech.
->>>>>>> 98f0fa3 (Rotary positions, encoder relevance, tools and recipes in plain English; where things are)
+and unusual phrases and of recordings without speech. smol-vision, if its weights were fetched: captions of scenes with clear and
+with small or faint objects, without a hint and with a wrong one.
 """
 
 from __future__ import annotations

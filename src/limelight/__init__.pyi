@@ -10,6 +10,7 @@ from .decoding.methods.flb import FirstLogitBoosting as FirstLogitBoosting
 from .decoding.methods.greedy import greedy as greedy
 from .decoding.methods.lime import lime as lime
 from .decoding.methods.lime_cached import lime_cached as lime_cached
+from .decoding.methods.look_again import look_again as look_again
 from .decoding.methods.meter import meter as meter
 from .decoding.methods.relevance_contrastive import relevance_contrastive as relevance_contrastive
 from .decoding.registry import strategy as strategy

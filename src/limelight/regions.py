@@ -5,7 +5,7 @@ Regions are determined from a model's processor by :mod:`limelight.models.region
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from limelight.errors import SettingError
@@ -91,6 +91,31 @@ class Interval:
     duration: float
 
 
+@dataclass(frozen=True, slots=True)
+class TakenView:
+    """A view of a medium that a strategy took before it answered (:mod:`limelight.decoding.methods.look_again`).
+
+    Attributes:
+        kind: image, audio or video; ``source``: its index among the prompt's media of that kind.
+        box: the part of the picture (or of every frame) in pixels; None: all of it.
+        interval: the seconds of a sound or a film (start, stop); None: all of it.
+        answer: the likeliest next token from this view alone.
+        margin: the decision's logit difference in this view; ``between``: the two tokens that it lies between.
+        weight: of this view's logits in the answer; the weights of an answer's views sum to 1.
+        evidence: how far the next token departs from what the model says of empty media, in nats; None: not measured.
+    """
+
+    kind: str
+    source: int
+    box: Box | None = None
+    interval: tuple[float, float] | None = None
+    answer: str = ""
+    margin: float = 0.0
+    between: tuple[str, str] = ("", "")
+    weight: float = 0.0
+    evidence: float | None = None
+
+
 @dataclass(frozen=True)
 class Clip:
     """Frames of a video with timestamps.
@@ -100,6 +125,7 @@ class Clip:
         seconds: time of each frame from the start of the video.
         fps: frames per second of the original video (None: unknown; the frames are the whole video).
         duration: length of the whole video in seconds (None: to the end of the last frame).
+        source: what it was read from (a file or its bytes), to read further frames; None: unknown.
 
     Raises:
         SettingError: no frames, or times that are not one per frame, decreasing or negative.
@@ -109,6 +135,7 @@ class Clip:
     seconds: tuple[float, ...]
     fps: float | None = None
     duration: float | None = None
+    source: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         rising = all(a <= b for a, b in zip(self.seconds, self.seconds[1:], strict=False))

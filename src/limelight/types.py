@@ -17,6 +17,7 @@ from limelight.regions import Box as Box
 from limelight.regions import Clip as Clip
 from limelight.regions import Interval as Interval
 from limelight.regions import Region as Region
+from limelight.regions import TakenView as TakenView
 from limelight.thinking import MARKERS, Markers
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ class Step:
             ran. Not comparable with ``shares``, in which positions of one modality with opposite signs do not cancel.
         top_logprobs: (text, natural log of its probability) of the most likely tokens in the distribution it was chosen
             from, best first; () where none were requested.
+        views: at the token where a strategy looked at the media again: the views it took, the whole medium first.
     """
 
     token: int
@@ -302,6 +304,7 @@ class Step:
     grounding_by_modality: Mapping[str, float] = field(default_factory=dict)
     p_supported: float | None = None
     top_logprobs: tuple[tuple[str, float], ...] = ()
+    views: tuple[TakenView, ...] = ()
 
 
 @dataclass(frozen=True)

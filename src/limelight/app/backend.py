@@ -10,7 +10,7 @@ from typing import Any
 
 from limelight.decoding.explain import explained, watched
 from limelight.decoding.generate import generate
-from limelight.decoding.strategy import Strategy
+from limelight.decoding.strategy import Strategy, capabilities_of
 from limelight.errors import PromptError
 from limelight.media.worker import read
 from limelight.models.adapter import Adapter
@@ -78,7 +78,8 @@ class Backend:
         media = {
             k: [read(k, item, group="app", **self._options(k)) for item in v] for k, v in question.media.items() if v
         }
-        prompt = self.adapter.prepare(question.words, media)
+        long_audio = all(capabilities_of(s).long_audio for s in question.strategies)
+        prompt = self.adapter.prepare(question.words, media, long_audio=long_audio)
         done: tuple[Generation, ...] = ()
         for strategy in question.strategies:
             answer = Generation("", (), (), prompt, strategy.name, strategy.settings())

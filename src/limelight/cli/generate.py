@@ -81,6 +81,8 @@ def generate(
 
         limelight generate demo-vision --image photo.png -p "There is no hat. Is there a hat?" --compare relevance-contrastive,alpha=8 --html out.html
 
+        limelight generate demo-vision --image large.png -p "Is there a cup in the picture?" -s look-again --set views=3 --html out.html
+
         limelight generate demo-vision --image photo.png -p "Describe the picture." --sample --temperature 0.7 --seed 1
     """
     options.check_outputs(overlay, html, word)
@@ -101,11 +103,13 @@ def generate(
         from limelight.cli import output
         from limelight.decoding.explain import explained, watched
         from limelight.decoding.generate import generate as answer
+        from limelight.decoding.strategy import capabilities_of
 
         chosen = options.strategy_of(strategy, settings or [])
         beside = [options.strategy_of(name, given) for name, *given in (c.split(",") for c in compare or [])]
         adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
-        prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
+        long_audio = all(capabilities_of(s).long_audio for s in (chosen, *beside))
+        prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames), long_audio=long_audio)
         began = time.perf_counter()
         with terminal.token_progress(max_new_tokens, strategy) as moved, options.metered(html is not None and meter):
             generation = answer(
@@ -151,6 +155,8 @@ def generate(
         terminal.err.print(
             f"⚑ {spoken(generation.flag)}: {sum(s.flagged for s in generation.steps)} of {tokens} tokens", markup=False
         )
+    for line in output.view_lines(generation):
+        terminal.err.print(line, markup=False)
     changed = sum(s.plain is not None and s.plain != s.token for s in generation.steps)
     if changed:
         terminal.err.print(f"{changed} of {tokens} tokens differ from greedy decoding at the same position")

@@ -13,6 +13,7 @@ from limelight.cli.terminal import out, plain_value
 from limelight.errors import SettingError
 from limelight.media.image import read_image
 from limelight.report import heat
+from limelight.report.looks import place_of
 from limelight.report.media import Media
 from limelight.report.views import View, views
 from limelight.report.word_times import moments, word_interval
@@ -28,7 +29,7 @@ from limelight.report.words import (
     word_support,
     words,
 )
-from limelight.types import MODALITIES, Generation, Prompt, Relevance
+from limelight.types import MODALITIES, Generation, Prompt, Relevance, TakenView
 
 
 def shown_media(prompt: Prompt) -> Media:
@@ -135,6 +136,7 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
                 "contributions": rounded(s.contributions),
                 "losses": {k: [number(x) for x in v] for k, v in s.losses.items()},
                 "candidates": [[i, t, number(logit), number(phi)] for i, t, logit, phi in s.candidates],
+                **({"views": [view_document(v) for v in s.views]} if s.views else {}),
             }
             for s in generation.steps
         ],
@@ -155,6 +157,23 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
             for s in generation.prompt.spans
         ]
     return out
+
+
+def view_document(view: TakenView) -> dict[str, Any]:
+    """A view that was taken, as plain values."""
+    found = asdict(view)
+    rest = {"margin": number(view.margin), "evidence": number(view.evidence), "weight": number(view.weight)}
+    return {**found, "box": view.box and [round(x, 1) for x in view.box], **rest}
+
+
+def view_lines(generation: Generation) -> list[str]:
+    """One line for each view that was taken: what it shows, its answer, its margin and its weight."""
+    return [
+        f"view {i}: {place_of(v)}: {v.answer.strip()!r}, {v.between[0].strip()} over {v.between[1].strip()} by {v.margin:.2f}, "
+        f"weight {v.weight:.2g}"
+        for step in generation.steps
+        for i, v in enumerate(step.views, start=1)
+    ]
 
 
 def support_of(generation: Generation, word: Word) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def answer(
             if _all_spans(prompts)
             else None,
             earlier=_earlier(adapter, prompts, pads) if capabilities_of(strategy).meter else None,
+            prompts=prompts,
             details=relevance,
             on_step=on_step,
             top_logprobs=top_logprobs,
@@ -128,8 +129,10 @@ def check_options(adapter: Adapter, generation_kwargs: Mapping[str, Any]) -> Non
     one_answer(generation_kwargs, adapter.model)
 
 
-def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
+def prompt_of(adapter: Adapter, messages: Any, media: Any = None, *, long_audio: bool = False) -> Prompt:
     """Return a Prompt made from messages with media or from a processor's tensors (one row); a Prompt is returned as is.
+
+    ``long_audio``: see :func:`limelight.models.prompts.prepare`.
 
     Raises:
         PromptError: several requests or rows at once; see ``Adapter.prepare``.
@@ -137,7 +140,7 @@ def prompt_of(adapter: Adapter, messages: Any, media: Any = None) -> Prompt:
     """
     tensors = isinstance(messages, Mapping) and "content" not in messages
     if not tensors and not isinstance(messages, Prompt):
-        prompt: Prompt = adapter.prepare(messages, media)
+        prompt: Prompt = adapter.prepare(messages, media, long_audio=long_audio)
         return prompt
     if media is not None:
         raise SettingError(

@@ -157,11 +157,11 @@ def _full_inputs(context: GenerationContext) -> tuple[dict[str, Any], str | None
     known = {**more, **{k: v for k, v in kwargs.items() if v is not None and k != "past_key_values"}}
     if not any("grid" in k for k in known):
         return kwargs, "the grids of its media were not given (pass custom_generate(tensors=inputs))"
-    kwargs["position_ids"] = _recounted(context.adapter, context.ids, context.mask, known)
+    kwargs["position_ids"] = recounted(context.adapter, context.ids, context.mask, known)
     return kwargs, None
 
 
-def _recounted(adapter: Adapter, ids: Tensor, mask: Tensor, known: Mapping[str, Any]) -> Tensor:
+def recounted(adapter: Adapter, ids: Tensor, mask: Tensor, known: Mapping[str, Any]) -> Tensor:
     """Recompute the position ids of the whole prompt, as generate() does without a cache."""
     model = adapter.model
     left = ("position_ids", "attention_mask", "inputs_embeds", "input_ids")

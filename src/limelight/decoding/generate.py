@@ -79,7 +79,7 @@ def generate(
         adapter = wrap(model, processor)
         check_options(adapter, generation_kwargs)
         chosen = chosen_strategy(strategy, meter=meter)
-        prompt = prompt_of(adapter, messages, media)
+        prompt = prompt_of(adapter, messages, media, long_audio=capabilities_of(chosen).long_audio)
         return answer(
             adapter, [prompt], chosen, relevance=relevance, seeds=seed, stop_strings=stop_strings, streamer=sink,
             on_step=on_step, top_logprobs=top_logprobs, **generation_kwargs,
@@ -122,8 +122,10 @@ def generate_many(
             raise SettingError("no requests", hint="pass at least one list of messages")
         adapter = wrap(model, processor)
         check_options(adapter, generation_kwargs)
+    chosen = chosen_strategy(strategy, meter=meter)
+    long_audio = capabilities_of(chosen).long_audio
     return answer(
-        adapter, [prompt_of(adapter, r) for r in requests], chosen_strategy(strategy, meter=meter), relevance=relevance,
+        adapter, [prompt_of(adapter, r, long_audio=long_audio) for r in requests], chosen, relevance=relevance,
         seeds=seeds, stop_strings=stop_strings, on_step=on_step, top_logprobs=top_logprobs, **generation_kwargs,
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ from limelight.errors import NotFiniteError, PromptError, SettingError, Unsuppor
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.runtime.inner_model import inside
 from limelight.relevance.attachment import require_gradients
-from limelight.types import Span, Step
+from limelight.types import Prompt, Span, Step
 
 
 @dataclass
@@ -52,6 +52,7 @@ def custom_generate(
     tensors: Mapping[str, Any] | None = None,
     spans: Sequence[tuple[Span, ...]] | None = None,
     earlier: Sequence[Runs] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     details: bool | None = False,
     on_step: OnStep | None = None,
     top_logprobs: int = 0,
@@ -75,6 +76,7 @@ def custom_generate(
         spans: each row's spans from ``Adapter.spans(inputs)``; without them layouts (grids, seconds) may be unknown,
             since generate() has consumed the tensors that determine them.
         earlier: each row's half-open runs of positions that answers of earlier turns hold, a group of the meter's own.
+        prompts: each row's prompt from ``Adapter.prepare``, for strategies that cut views out of the original media.
         details: True: the relevance of every emitted token (``Step.relevance``) under any strategy. Greedy and exact LIME
             compute it themselves, exact LIME under its own forward; otherwise it is the unchanged model's, under
             ``ATTN_LRP``, at the cost of one uncached forward and one backward per token. None: only where the strategy
@@ -115,7 +117,7 @@ def custom_generate(
             context = _context(
                 adapter, input_ids, model_kwargs, sampler, generation_config, modality_ids, details is not False,
                 stopping_criteria, tensors=tensors or {}, spans=_expanded(spans, rows), earlier=_expanded(earlier, rows),
-                relevance=details is True,
+                relevance=details is True, prompts=prompts,
             )  # fmt: skip
             return decode(
                 strategy,

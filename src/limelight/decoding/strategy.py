@@ -13,7 +13,7 @@ from limelight.decoding.sampler import TokenSampler
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.detect import MODALITY_IDS, known_tokens
-from limelight.types import Relevance, Span
+from limelight.types import Prompt, Relevance, Span, TakenView
 
 Runs = tuple[tuple[int, int], ...]  # half-open
 
@@ -34,6 +34,7 @@ class Detail:
     rival_grounding: float | None = None
     grounding_by_modality: Mapping[str, float] = field(default_factory=dict)
     p_supported: float | None = None
+    views: tuple[TakenView, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class GenerationContext:
         tensors: the processor's tensors (pixels among them), which generate() may have replaced by their encoding.
         spans: each row's spans where known (generate() consumes the tensors that determine grids).
         earlier: half-open runs of each row's positions that answers of earlier turns hold, where they are known.
+        prompts: the prepared prompts with their original media, for methods that look at those again (one per row, or
+            per row before num_return_sequences repeated them).
         past: number of positions already in the cache passed to generate().
         resume: the inputs with which the model continues after them (None: ``kwargs``).
         partial: ``ids`` contain only the positions after the cache.
@@ -95,6 +98,7 @@ class GenerationContext:
     spans: Sequence[tuple[Span, ...]] | None = None
     earlier: Sequence[Runs] | None = None
     relevance: bool = False
+    prompts: Sequence[Prompt] | None = None
     past: int = 0
     resume: dict[str, Any] | None = None
     partial: bool = False
@@ -155,6 +159,8 @@ class Capabilities:
         continues_cache: its answer comes from a stream on generate()'s cache, which may already contain part of the
             prompt. Otherwise the whole prompt is recomputed and checked against the cache.
         meter: the composite under which its steps already contain the grounding meter's values; empty: they do not.
+        originals: reads the original media and where the prompt's positions lie in them, so that prompts need regions.
+        long_audio: reads audio longer than the model's window piece by piece, so prompts may be prepared with it.
         after: works after a marker (:class:`limelight.decoding.after.After`), on prompt and thinking section together.
         beams: works under transformers' beam search (``num_beams``): its sessions have ``reorder(rows)``.
     """
@@ -165,6 +171,8 @@ class Capabilities:
     second_prompt: bool = False
     continues_cache: bool = False
     meter: str = ""
+    originals: bool = False
+    long_audio: bool = False
     after: bool = True
     beams: bool = False
 

@@ -112,7 +112,7 @@ class Scene:
 
 def scene(split: Split, kind: Kind, visibility: Visibility, index: int, contains: str | None = None) -> Scene:
     """Return the scene with that index; `contains`: an object that it must show (independent scenes only)."""
-    rng = _rng(split, kind, visibility, contains or "", index)
+    rng = rng_of(split, kind, visibility, contains or "", index)
     if kind == "independent":
         if contains is not None and contains not in INDEPENDENT:
             raise ValueError(f"contains must be one of {INDEPENDENT}, got {contains!r}")
@@ -135,12 +135,11 @@ def scene(split: Split, kind: Kind, visibility: Visibility, index: int, contains
 def render(picture: Scene) -> tuple[npt.NDArray[np.uint8], dict[str, Floats]]:
     """Render pixels [112, 112, 3] and, for each object, its visible share of every pixel [112, 112]."""
     look = _LOOKS[picture.visibility]
-    rng = _rng(picture.split, picture.kind, picture.visibility, ",".join(picture.names), picture.index, "pixels")
-    textures = _TEXTURES + ((_HELD_OUT[picture.split],) if picture.split in _HELD_OUT else ())
-    pixels = _background(rng, textures[int(rng.integers(len(textures)))])  # [112, 112, 3]
+    rng = rng_of(picture.split, picture.kind, picture.visibility, ",".join(picture.names), picture.index, "pixels")
+    pixels = background_of(rng, picture.split, SIZE)
     masks: dict[str, Floats] = {}
     for item in picture.items:
-        sprite = np.asarray(_turned(item.name, item.side, round(item.angle, 1)), dtype=np.float32)  # [h, w, 4]
+        sprite = np.asarray(turned(item.name, item.side, round(item.angle, 1)), dtype=np.float32)  # [h, w, 4]
         rows, columns = _window(item.top, sprite.shape[0]), _window(item.left, sprite.shape[1])
         part = sprite[
             rows.start - item.top : rows.stop - item.top, columns.start - item.left : columns.stop - item.left
@@ -175,12 +174,14 @@ def _icon(name: str) -> Image.Image:
         return Image.open(file).convert("RGBA")
 
 
-def _turned(name: str, side: int, angle: float) -> Image.Image:
+def turned(name: str, side: int, angle: float) -> Image.Image:
+    """Return an object's icon, RGBA, resized and rotated."""
     sprite = icon(name).resize((side, side), Image.Resampling.BILINEAR)
     return sprite.rotate(angle, Image.Resampling.BILINEAR, expand=True)
 
 
-def _rng(*key: str | int) -> np.random.Generator:
+def rng_of(*key: str | int) -> np.random.Generator:
+    """Return the random generator of a key."""
     return np.random.default_rng([k if isinstance(k, int) else zlib.crc32(k.encode()) for k in key])
 
 
@@ -195,7 +196,7 @@ def _place(rng: np.random.Generator, names: list[str], visibility: Visibility) -
         best, least = None, np.inf
         for _ in range(30):
             side, angle = int(rng.uniform(*look.scale) * shrink), round(float(rng.uniform(-25, 25)), 1)
-            grown = _turned(name, side, angle)
+            grown = turned(name, side, angle)
             inner = grown.getchannel("A").point(lambda value: 255 * (value > 60)).getbbox() or (0, 0, side, side)
             limit = SIZE + 6 - (inner[2] - inner[0]), SIZE + 6 - (inner[3] - inner[1])
             x, y = int(rng.integers(-6, limit[0] + 1)), int(rng.integers(-6, limit[1] + 1))
@@ -234,8 +235,14 @@ def _occlude(rng: np.random.Generator, pixels: Floats, masks: dict[str, Floats],
             mask[top:bottom, left:right] = 0
 
 
-def _background(rng: np.random.Generator, texture: str) -> Floats:
-    ys, xs = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
+def background_of(rng: np.random.Generator, split: Split, size: int, *, plain: bool = False) -> Floats:
+    """Draw a background ``[size, size, 3]``: one of the split's textures, or a single colour."""
+    textures = _TEXTURES + ((_HELD_OUT[split],) if split in _HELD_OUT else ())
+    return _background(rng, "plain" if plain else textures[int(rng.integers(len(textures)))], size)
+
+
+def _background(rng: np.random.Generator, texture: str, size: int) -> Floats:
+    ys, xs = np.mgrid[0:size, 0:size].astype(np.float32) / size
     one, two = rng.uniform(60, 245, 3), rng.uniform(60, 245, 3)
     two = one + (two - one) * rng.uniform(0.2, 0.6)
     turn = rng.uniform(0, np.pi)
@@ -252,7 +259,7 @@ def _background(rng: np.random.Generator, texture: str) -> Floats:
         mix = (np.sin(waves * along) * np.sin(waves * across) > 0).astype(np.float32)
     elif texture == "clouds":
         small = Image.fromarray(rng.integers(0, 256, (5, 5), dtype=np.uint8))
-        mix = np.asarray(small.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float32) / 255
+        mix = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255
     elif texture == "rings":
         far = np.hypot(xs - rng.uniform(0, 1), ys - rng.uniform(0, 1))
         mix = (np.sin(waves * far) + 1) / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def read_video(
     container: str | None = None,
     codecs: frozenset[str] | None = None,
     background: Any = WHITE,
+    between: tuple[float, float] | None = None,
 ) -> Clip:
     """Read ``frames`` evenly spaced RGB frames of a file (first and last included), with their timestamps.
 
@@ -55,6 +56,7 @@ def read_video(
 
     Args:
         max_pixels: per frame; ``max_total_pixels``: over all frames that must be decoded.
+        between: (start, stop) in seconds: only frames of this part of a file.
         container: the demuxer to use; None: detected. ``codecs``: the allowed codecs; all by default.
 
     Raises:
@@ -82,7 +84,7 @@ def read_video(
         raise MissingExtraError("av", "video") from error
     film = _Film(av, file, name, max_seconds, max_pixels, max_total_pixels, container, codecs, background)
     try:
-        return film.clip(frames)
+        return replace(film.clip(frames, between), source=source)
     except (LimelightError, MediaWarning, MemoryError):
         raise
     except Exception as error:  # decoders raise any kind of exception on bad input
@@ -118,9 +120,9 @@ class _Film:
     codecs: frozenset[str] | None
     background: Any
 
-    def clip(self, frames: int) -> Clip:
+    def clip(self, frames: int, between: tuple[float, float] | None = None) -> Clip:
         facts = self._facts()
-        wanted = _spaced(facts, frames)
+        wanted = _spaced(facts, frames, between)
         clip, decoded = self._decoded(facts, wanted)
         if decoded <= max(wanted):
             if decoded < 0.9 * facts.count:
@@ -130,7 +132,7 @@ class _Film:
                 )
             # VP8 has packets without a visible frame
             shown = _Facts(decoded, (), facts.rate, facts.aspect)
-            clip, decoded = self._decoded(shown, _spaced(shown, frames))
+            clip, decoded = self._decoded(shown, _spaced(shown, frames, between))
         return clip
 
     def _facts(self) -> _Facts:
@@ -221,8 +223,15 @@ class _Film:
         return Clip(tuple(pictures), tuple(times), facts.rate, duration), decoded
 
 
-def _spaced(facts: _Facts, frames: int) -> set[int]:
+def _spaced(facts: _Facts, frames: int, between: tuple[float, float] | None = None) -> set[int]:
     """Return the indices of the frames to read, in presentation order."""
+    if between is not None:
+        times = np.asarray(facts.times) if len(facts.times) else np.arange(facts.count) / facts.rate
+        times = times - times[0]
+        inside = np.flatnonzero((times >= between[0] - 1e-6) & (times <= between[1] + 1e-6))
+        if not len(inside):
+            inside = np.array([int(np.abs(times - sum(between) / 2).argmin())])
+        return {int(i) for i in inside[np.linspace(0, len(inside) - 1, min(frames, len(inside))).round().astype(int)]}
     count = min(frames, facts.count)
     steps = np.diff(np.asarray(facts.times))
     if count < 3 or not len(steps) or steps.max() <= 1.5 * max(float(np.median(steps)), 1e-9):

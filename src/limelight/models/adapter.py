@@ -373,10 +373,11 @@ class Adapter:
         media: Any = None,
         *,
         regions: bool = True,
+        long_audio: bool = False,
     ) -> Prompt:
         """Convert messages (Hugging Face chat format, media as objects or files) to one row of tensors; ``regions``: with
         the part of the originals that each span covers. See :func:`limelight.models.prompts.prepare`."""
-        return prompts.prepare(self, messages, media, regions=regions)
+        return prompts.prepare(self, messages, media, regions=regions, long_audio=long_audio)
 
     def words(self, inputs: Mapping[str, Any], row: int = 0) -> tuple[str, ...]:
         """Return the token texts of one row's prompt, with placeholders replaced by their modality."""

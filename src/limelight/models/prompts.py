@@ -14,7 +14,7 @@ from limelight.media.arguments import by_kind, decoded
 from limelight.media.arguments import item as as_medium
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
-from limelight.media.truncation import check_not_truncated
+from limelight.media.truncation import check_not_truncated, window_seconds
 from limelight.media.video import read_video
 from limelight.models import encoder_prompts
 from limelight.models.regions import Process, located, originals, timed
@@ -47,6 +47,7 @@ def prepare(
     media: Any = None,
     *,
     regions: bool = True,
+    long_audio: bool = False,
 ) -> Prompt:
     """Prepare messages in the Hugging Face chat format, or one user message as text, with optional media.
 
@@ -57,7 +58,9 @@ def prepare(
     decoded once: ``Prompt.media`` contains them as passed to the model, as RGB images, ``(samples, rate)`` and
     :class:`Clip`. Files are decoded in this process; see :mod:`limelight.media.worker` for untrusted files. With
     ``regions``, spans contain the part of the originals that they cover, which costs a few more runs of the processor for
-    the first prompt with media of these sizes (:mod:`limelight.models.regions`).
+    the first prompt with media of these sizes (:mod:`limelight.models.regions`). With ``long_audio``, of audio longer than
+    the model's window the tensors contain the first window, and ``Prompt.media`` all of it, for strategies that read it
+    piece by piece; otherwise it is refused.
 
     Raises:
         PromptError: the prompt is empty, or the processor's placeholders do not match the media.
@@ -88,7 +91,9 @@ def prepare(
     found["audio"] = [(read_audio(a, rate), rate) for a in found["audio"]]
     found["video"] = [read_video(v) for v in found["video"]]
     films = [whole_patch(v, getattr(adapter.processor, "video_processor", None)) for v in found["video"]]
-    given, process = _tensors(adapter, turns, {**found, "video": films})
+    window = window_seconds(adapter.processor) if long_audio else None
+    sounds = found["audio"] if window is None else [(s[: round(window * rate)], rate) for s, rate in found["audio"]]
+    given, process = _tensors(adapter, turns, {**found, "video": films, "audio": sounds})
     tensors = Inputs(adapter.complete(given))
     present = _present(adapter, tensors, found)
     for kind in _MEDIA_KINDS:
@@ -100,7 +105,7 @@ def prepare(
     spans = adapter.spans(tensors)
     if regions:
         spans = located(spans, process, originals(found["image"], films), adapter)
-        spans = timed(spans, [len(samples) / rate for samples, _ in found["audio"]])
+        spans = timed(spans, [len(samples) / rate for samples, _ in sounds])
         tensors.spans = spans
     return Prompt(tensors, adapter.words(tensors), spans, {m: v for m, v in found.items() if v}, messages)
 

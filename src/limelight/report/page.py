@@ -16,6 +16,8 @@ from markupsafe import Markup
 from limelight.errors import SettingError
 from limelight.report.figure import MODALITY_COLOURS, checked
 from limelight.report.heat import AGAINST, OPACITY, SUPPORTS
+from limelight.report.looks import looks
+from limelight.report.media import Media
 from limelight.report.payload import Case, case_payload
 from limelight.report.playable import bounded
 from limelight.types import Generation
@@ -83,6 +85,7 @@ def save_page(
 
 def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
     """Return the parts of a case that are rendered as HTML, readable without script."""
+    media = case.media if case.media is not None else Media.of(case.generations[0].prompt)
     return {
         "title": case.title,
         "question": case.question,
@@ -96,6 +99,7 @@ def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
                 "shares": c["shares"],
                 "contributions": c["contributions"],
                 "by_meter": c["by_meter"],
+                "looks": looks(g, media),
                 "text": g.text,
                 "words": [_spoken(w, "co" if c["by_meter"] else "sh") for w in c["words"]],
             }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from limelight.calibration import spoken
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.media import Media
+from limelight.report.pictures import data_url, encoded
 from limelight.report.playable import playable
 from limelight.report.views import View, stages, views
 from limelight.report.waveform import decibels, peaks
@@ -275,19 +275,6 @@ def media_payload(media: Media) -> dict[str, Any]:
     }
 
 
-def data_url(picture: Image.Image, longest: int) -> str:
-    """Encode an image for the page: PNG if small, else JPEG; no side longer than ``longest``."""
-    copy = picture.convert("RGB")
-    copy.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    return _encoded(copy, "png" if copy.width * copy.height <= 160 * 160 else "jpeg")
-
-
-def _encoded(picture: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 82}))
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
 def _sound(samples: heat.Floats, rate: int) -> dict[str, Any]:
     level, top = decibels(samples, rate, columns=480)
     loud = Image.fromarray(np.clip(255 + level / 70 * 255, 0, 255).astype(np.uint8)[::-1]).resize((480, 96))
@@ -296,6 +283,6 @@ def _sound(samples: heat.Floats, rate: int) -> dict[str, Any]:
         "seconds": round(samples.size / rate, 4),
         "src": playable(samples, rate),
         "peaks": base64.b64encode(packed.tobytes()).decode("ascii"),
-        "spectrogram": _encoded(Image.merge("LA", (Image.new("L", loud.size), loud)), "png"),
+        "spectrogram": encoded(Image.merge("LA", (Image.new("L", loud.size), loud)), "png"),
         "top_khz": round(top / 1000, 2),
     }

@@ -103,7 +103,9 @@ class GenerationRequest:
         Raises:
             ApiError: the chat template rejects the messages. LimelightError: media that cannot be read, see the library.
         """
-        prompt = prepared(adapter, self.conversation, regions=self.page)
+        own = capabilities_of(self.strategy)
+        regions = self.page or own.originals
+        prompt = prepared(adapter, self.conversation, regions=regions, long_audio=own.long_audio)
         return [PromptSpec(prompt, seed, self.new_tokens) for seed in self.seeds]
 
 
@@ -182,8 +184,8 @@ def rows_of(job: Job, adapter: Adapter, limits: Limits) -> list[Row]:
     return rows
 
 
-def prepared(adapter: Adapter, conversation: Conversation, *, regions: bool = True) -> Prompt:
-    """Convert a conversation to tensors. ``regions``: as for ``Adapter.prepare``.
+def prepared(adapter: Adapter, conversation: Conversation, *, regions: bool = True, long_audio: bool = False) -> Prompt:
+    """Convert a conversation to tensors. ``regions``, ``long_audio``: as for ``Adapter.prepare``.
 
     Raises:
         ApiError: the chat template rejects the messages, or there is none and the messages have no media.
@@ -192,7 +194,7 @@ def prepared(adapter: Adapter, conversation: Conversation, *, regions: bool = Tr
     if not conversation.has_media and not any(getattr(o, "chat_template", None) for o in owners):
         raise invalid("the model has no chat template: messages must contain media", param="messages")
     try:
-        return adapter.prepare(conversation.messages(), regions=regions)
+        return adapter.prepare(conversation.messages(), regions=regions, long_audio=long_audio)
     except TemplateError as error:
         raise invalid(f"the model's chat template rejects these messages: {error}", param="messages") from error
 

@@ -20,10 +20,12 @@ from limelight.server.responses import (
     Logprob,
     Parts,
     Spelled,
+    TakenView,
     TokenGrounding,
     Usage,
 )
 from limelight.types import Step, mean_parts
+from limelight.types import TakenView as View
 
 CHUNK = "chat.completion.chunk"
 TEXT_ONLY = "no image, audio or video in the messages: plain decoding, without grounding"
@@ -140,7 +142,7 @@ def usage_of(done: Sequence[Finished]) -> Usage:
 
 def grounded(step: Step) -> TokenGrounding:
     """Return one token's grounding: shares of its relevance (backward pass) and of its logit (meter)."""
-    return {
+    out: TokenGrounding = {
         "token": step.text,
         "shares": _numbers(step.shares),
         "contributions": _numbers(step.contributions),
@@ -150,6 +152,24 @@ def grounded(step: Step) -> TokenGrounding:
         "grounding_by_modality": _numbers(step.grounding_by_modality),
         "p_supported": known(step.p_supported),
         "changed": None if step.plain is None else step.plain != step.token,
+    }
+    if step.views:
+        out["views"] = [taken(v) for v in step.views]
+    return out
+
+
+def taken(view: View) -> TakenView:
+    """A view that the strategy took, as plain values."""
+    return {
+        "kind": view.kind,
+        "source": view.source,
+        "box": None if view.box is None else [round(x, 1) for x in view.box],
+        "interval": None if view.interval is None else [round(x, 3) for x in view.interval],
+        "answer": view.answer,
+        "margin": number(view.margin),
+        "between": list(view.between),
+        "weight": number(view.weight),
+        "evidence": known(view.evidence),
     }
 
 

@@ -16,9 +16,14 @@ Spelled = TypedDict("Spelled", {"token": str, "logprob": float, "bytes": list[in
 Logprob = TypedDict("Logprob", {"token": str, "logprob": float, "bytes": list[int], "top_logprobs": list[Spelled]})
 Logprobs = TypedDict("Logprobs", {"content": list[Logprob], "refusal": None})
 Parts = dict[str, float | None]  # modality -> part
+TakenView = TypedDict("TakenView", {
+    "kind": str, "source": int, "box": list[float] | None, "interval": list[float] | None, "answer": str,
+    "margin": float | None, "between": list[str], "weight": float | None, "evidence": float | None,
+})  # fmt: skip
 TokenGrounding = TypedDict("TokenGrounding", {
     "token": str, "shares": Parts, "contributions": Parts, "intervened": bool, "flagged": bool,
     "grounding": float | None, "grounding_by_modality": Parts, "p_supported": float | None, "changed": bool | None,
+    "views": NotRequired[list[TakenView]],
 })  # fmt: skip
 AnswerGrounding = TypedDict(
     "AnswerGrounding", {"tokens": list[TokenGrounding], "shares": Parts, "contributions": Parts}

@@ -1,0 +1,154 @@
+"""Questions of the look-again table, and what each localiser's views say of them. One run per (cell, localiser) gives every
+budget, join and gate: the windows of a smaller budget are the first of a larger one, and a join or a gate changes which of
+the views' answers count, not the views."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import limelight
+from bench.quality import fingerprint
+from bench.quality_data import CACHE as QUALITY_CACHE
+from bench.quality_data import adapter, answering, cell
+from limelight.demo import canvases
+from limelight.types import Prompt, Step
+
+CACHE = Path(".cache/look_again")
+BATCH = 40
+PREFIX = "A picture of a"
+CANVASES = canvases.CELLS
+OLD = (
+    "none/clear",
+    "none/poor",
+    "E-wrong/clear",
+    "adversarial/clear",
+)  # cells of docs/quality.md: already in full detail
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question: its prompt, what is true, and the box of the object that is asked about, in fractions."""
+
+    prompt: Prompt
+    truth: bool
+    box: tuple[float, float, float, float] | None
+    pair: tuple[str, str]  # the answers whose logits are compared
+    object: str
+
+
+@lru_cache(maxsize=1)
+def rows(split: str, where: str, n: int) -> tuple[Row, ...]:
+    own = adapter()
+    if where in OLD:
+        return tuple(
+            Row(own.prepare(a.text, {"image": a.image}), bool(a.truth), None, (" yes", " no"), "")
+            for a in cell(split, where, n)
+        )
+    out = []
+    for q in canvases.canvas_questions(split, where, n):  # type: ignore[arg-type]
+        pair = (" " + q.object, " " + q.other) if q.other else (" yes", " no")
+        box = q.canvas.box_of(q.object)
+        if q.other and box is not None:  # of both objects
+            two = q.canvas.box_of(q.other) or box
+            box = (min(box[0], two[0]), min(box[1], two[1]), max(box[2], two[2]), max(box[3], two[3]))
+        out.append(Row(own.prepare(q.text, {"image": q.canvas.image()}), q.label, box, pair, q.object))
+    return tuple(out)
+
+
+def tokens(row: Row) -> tuple[int, int]:
+    own = adapter()
+    if row.pair == (" yes", " no"):
+        return answering(own)
+    one, two = (own.tokenizer.encode(text, add_special_tokens=False)[0] for text in row.pair)
+    return one, two
+
+
+def answered(part: Sequence[Row], strategy: Any, *, views: bool = True) -> list[tuple[float, Step]]:
+    """(margin, first step) of each row under a strategy; the question on relations is asked behind the beginning of a
+    caption, which names objects from left to right."""
+    own = adapter()
+    from limelight.decoding.collate import batch_of
+
+    tensors, _ = batch_of(own, [r.prompt for r in part])
+    if part[0].pair != (" yes", " no"):
+        begun = torch.tensor([own.tokenizer.encode(PREFIX, add_special_tokens=False)] * len(part))
+        tensors["input_ids"] = torch.cat([tensors["input_ids"], begun], dim=1)
+        tensors["attention_mask"] = torch.cat([tensors["attention_mask"], torch.ones_like(begun)], dim=1)
+    fn = limelight.custom_generate(
+        strategy, processor=own.processor, tensors=tensors, prompts=[r.prompt for r in part], return_cache=False
+    )
+    with torch.no_grad():
+        out = own.model.generate(
+            **tensors, custom_generate=fn, max_new_tokens=1, return_dict_in_generate=True, output_logits=True,
+            disable_compile=True, do_sample=False,
+        )  # fmt: skip
+    found = []
+    for row, logits, steps in zip(part, out.logits[0], out.steps, strict=True):
+        one, two = tokens(row)
+        found.append((float(logits[one] - logits[two]), steps[0]))
+    return found
+
+
+def batched(asked: Sequence[Row]) -> list[list[int]]:
+    order = sorted(range(len(asked)), key=lambda i: (len(asked[i].prompt.tokens), i))
+    return [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+
+
+def record(split: str, where: str, n: int, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a strategy's views say of every question of a cell, kept in a cache: ``margin``, ``evidence`` and ``box`` of
+    each view, ``seconds`` of processor time, ``truth``.
+
+    ``settings``: of look-again; ``boxes="oracle"``: the object's own box, for an absent object the last one drawn.
+    """
+    key = hashlib.sha256(json.dumps([split, where, n, name, settings, fingerprint(), VERSION]).encode()).hexdigest()[
+        :20
+    ]
+    path = CACHE / f"{key}.json"
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept
+    asked = rows(split, where, n)
+    out: dict[str, Any] = {"margin": [None] * n, "views": [None] * n, "truth": [r.truth for r in asked]}
+    started = time.process_time()
+    for numbers in batched(asked):
+        part = [asked[i] for i in numbers]
+        strategy = limelight.strategy(name, **given(settings, part))
+        for i, (margin, step) in zip(numbers, answered(part, strategy), strict=True):
+            out["margin"][i] = round(margin, 5)
+            signs = [1.0 if v.between[0] == asked[i].pair[0] else -1.0 for v in step.views]
+            same = [set(v.between) == set(asked[i].pair) for v in step.views]
+            out["views"][i] = [
+                [round(s * v.margin, 5) if ok else None, None if v.evidence is None else round(v.evidence, 5),
+                 None if v.box is None else [round(x, 1) for x in v.box]]
+                for v, s, ok in zip(step.views, signs, same, strict=True)
+            ]  # fmt: skip
+    out["seconds"] = time.process_time() - started
+    CACHE.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(out))
+    path.with_suffix(".part").rename(path)
+    return out
+
+
+VERSION = 2
+
+
+def given(settings: Mapping[str, Any], part: Sequence[Row]) -> dict[str, Any]:
+    if settings.get("boxes") != "oracle":
+        return dict(settings)
+    rng = np.random.default_rng(len(part))
+    anywhere = [(x, y, x + 0.2, y + 0.2) for x, y in rng.uniform(0, 0.8, (len(part), 2)).tolist()]
+    boxes = tuple((r.box or a,) for r, a in zip(part, anywhere, strict=True))
+    return {**settings, "boxes": boxes}
+
+
+_ = QUALITY_CACHE

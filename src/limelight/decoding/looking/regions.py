@@ -1,0 +1,186 @@
+"""Region proposal: windows of several sizes and shapes with the most of a field, clipped, and padded by context.
+
+``score(window) = mass / area ** tightness``: 0 prefers large windows, 1 the densest ones. Each further window counts only the
+mass that those before it leave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from limelight.decoding.looking.fields import Field, Floats
+from limelight.types import Box
+
+STEPS = 4  # windows start every quarter of their length, or every cell where that is finer
+MOST = 24  # starts per axis
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A part of a medium: a box in pixels (of a picture, or of all frames), or seconds as (start, 0, stop, 1)."""
+
+    kind: str
+    source: int
+    box: Box
+    score: float = 0.0
+    frames: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which windows are proposed.
+
+    Attributes:
+        sizes: sides, in multiples of the side of what the model sees of the picture (1: it sees the window in full detail).
+        shapes: width over height.
+        seconds: lengths of windows on a sound.
+        context: what is added on every side, as a part of the window's side.
+        tightness: the exponent of the area.
+    """
+
+    sizes: tuple[float, ...] = (1.0, 1.5)
+    shapes: tuple[float, ...] = (1.0,)
+    seconds: tuple[float, ...] = (1.0, 2.0)
+    context: float = 0.1
+    tightness: float = 0.5
+
+
+def propose(fields: Sequence[Field], sides: Sequence[float], windows: Windows, count: int) -> list[Proposal]:
+    """Return up to ``count`` windows, best first; fewer where no window differs enough from those before.
+
+    Args:
+        sides: for each field, the side of what the model sees, in pixels (of a sound: unused).
+    """
+    boxes, owner = list[Floats](), list[int]()
+    for i, (field, side) in enumerate(zip(fields, sides, strict=True)):
+        for box in _candidates(field, side, windows):
+            boxes.append(box)
+            owner.append(i)
+    chosen: list[Proposal] = []
+    taken: list[tuple[int, Floats]] = []
+    while len(chosen) < count and boxes:
+        best, value = -1, -math.inf
+        for i, group in _by_field(owner).items():
+            field, own = fields[i], np.array([boxes[j] for j in group])
+            scores = _scores(field, own, [b for o, b in taken if o == i], windows.tightness)
+            at = int(scores.argmax())
+            if scores[at] > value:
+                best, value = group[at], float(scores[at])
+        if best < 0:
+            break
+        field, box = fields[owner[best]], boxes[best]
+        taken.append((owner[best], box))
+        chosen.append(Proposal(field.kind, field.source, padded(field, box, windows.context), value))
+    return chosen
+
+
+def _by_field(owner: Sequence[int]) -> dict[int, list[int]]:
+    out: dict[int, list[int]] = {}
+    for j, i in enumerate(owner):
+        out.setdefault(i, []).append(j)
+    return out
+
+
+def _scores(field: Field, boxes: Floats, taken: Sequence[Floats], tightness: float) -> Floats:
+    mass = field.mass(boxes)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    excluded = np.zeros(len(boxes), dtype=bool)
+    for other in taken:
+        common = np.concatenate([np.maximum(boxes[:, :2], other[:2]), np.minimum(boxes[:, 2:], other[2:])], axis=1)
+        common[:, 2:] = np.maximum(common[:, 2:], common[:, :2])
+        shared = (common[:, 2] - common[:, 0]) * (common[:, 3] - common[:, 1])
+        mass = mass - field.mass(common)
+        excluded |= shared > 0.5 * np.minimum(area, (other[2] - other[0]) * (other[3] - other[1]))
+    relative = area / (field.size[0] * field.size[1])
+    scores = mass / np.maximum(relative, 1e-9) ** tightness
+    return np.where(excluded, -np.inf, scores)
+
+
+def _candidates(field: Field, side: float, windows: Windows) -> list[Floats]:
+    if field.kind == "audio":
+        begin, _, end, _ = field.shown
+        lengths = dict.fromkeys(min(s, end - begin) for s in windows.seconds)
+        starts = [(n, begin + at) for n in lengths for at in _starts(n, end - begin, field.cell[0])]
+        return [np.array([at, 0.0, at + n, 1.0]) for n, at in starts]
+    aspect = aspect_of(field)
+    shapes = [
+        (side * size * math.sqrt(shape * aspect), side * size / math.sqrt(shape * aspect))
+        for size in windows.sizes
+        for shape in windows.shapes
+    ]
+    out: list[Floats] = []
+    for width, height in dict.fromkeys(shapes):
+        width, height = min(width, field.size[0]), min(height, field.size[1])
+        for left in _starts(width, field.size[0], field.cell[0]):
+            out += [np.array([left, top, left + width, top + height])
+                    for top in _starts(height, field.size[1], field.cell[1])]  # fmt: skip
+    return out
+
+
+def _starts(length: float, whole: float, cell: float) -> list[float]:
+    room = whole - length
+    if room <= 1e-9:
+        return [0.0]
+    count = min(MOST, max(2, math.ceil(room / min(length / STEPS, cell)) + 1))
+    return [float(x) for x in np.linspace(0, room, count)]
+
+
+def aspect_of(field: Field) -> float:
+    """Width over height of a crop that the model sees undistorted and to its edges."""
+    if field.whole:
+        return 1.0
+    left, top, right, bottom = field.shown
+    return (right - left) / (bottom - top)
+
+
+def padded(field: Field, box: Floats | Box, context: float) -> Box:
+    """Return the box with context on every side, moved inside the medium, or clipped where it is larger."""
+    left, top, right, bottom = (float(x) for x in box)
+    down = 0.0 if field.kind == "audio" else context * (bottom - top)
+    wide = context * (right - left)
+    return inside((left - wide, top - down, right + wide, bottom + down), field.size)
+
+
+def inside(box: Box, size: tuple[float, float]) -> Box:
+    """Move a box inside ``(0, 0, *size)``; it is clipped where it is larger."""
+    out = []
+    for start, stop, most in ((box[0], box[2], size[0]), (box[1], box[3], size[1])):
+        length = min(stop - start, most)
+        begin = min(max(start, 0.0), most - length)
+        out.append((begin, begin + length))
+    return out[0][0], out[1][0], out[0][1], out[1][1]
+
+
+def fitted(box: Box, size: tuple[float, float], aspect: float) -> Box:
+    """Grow a box to ``aspect`` (width over height) and move it inside the picture."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    wide, high = max(width, height * aspect), max(height, width / aspect)
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return inside((x - wide / 2, y - high / 2, x + wide / 2, y + high / 2), size)
+
+
+def at_least(box: Box, side: float, size: tuple[float, float]) -> Box:
+    """Grow a box around its middle so that its area is at least ``side`` squared, in its own shape; inside the picture."""
+    wide, high = box[2] - box[0], box[3] - box[1]
+    factor = side / math.sqrt(max(wide * high, 1e-9))
+    if factor <= 1:
+        return box
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    wide, high = wide * factor, high * factor
+    return inside((x - wide / 2, y - high / 2, x + wide / 2, y + high / 2), size)
+
+
+def quarters(box: Box, overlap: float) -> list[Box]:
+    """The four quarters of a box, each longer by ``overlap`` of its side towards the middle."""
+    left, top, right, bottom = box
+    wide, high = (right - left) / 2 * (1 + overlap), (bottom - top) / 2 * (1 + overlap)
+    return [
+        (left, top, left + wide, top + high),
+        (right - wide, top, right, top + high),
+        (left, bottom - high, left + wide, bottom),
+        (right - wide, bottom - high, right, bottom),
+    ]

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ import torch
 
 import limelight
 from bench.quality import fingerprint
-from bench.quality_data import CACHE as QUALITY_CACHE
-from bench.quality_data import adapter, answering, cell
-from limelight.demo import canvases
+from bench.quality_data import adapter as vision
+from bench.quality_data import answering, cell
+from limelight.decoding.collate import batch_of
+from limelight.demo import canvases, long_sounds
+from limelight.demo.synthesis import RATE
 from limelight.types import Prompt, Step
 
 CACHE = Path(".cache/look_again")
 BATCH = 40
 PREFIX = "A picture of a"
 CANVASES = canvases.CELLS
+SOUNDS = long_sounds.CELLS
 OLD = (
     "none/clear",
     "none/poor",
@@ -46,17 +49,36 @@ class Row:
     object: str
 
 
+@cache
+def audio() -> limelight.Adapter:
+    loaded = limelight.load("demo-audio")
+    loaded.processor.tokenizer.padding_side = "left"
+    return loaded
+
+
+def adapter(where: str) -> limelight.Adapter:
+    """The miniature that a cell's questions are for."""
+    return audio() if where in SOUNDS else vision()
+
+
 @lru_cache(maxsize=1)
 def rows(split: str, where: str, n: int) -> tuple[Row, ...]:
-    own = adapter()
+    own = adapter(where)
+    if where in SOUNDS:
+        return tuple(
+            Row(own.prepare(q.text, {"audio": (q.recording.samples(), RATE)}, long_audio=True), q.label,
+                (q.recording.span[0] / q.recording.seconds, 0.0, q.recording.span[1] / q.recording.seconds, 1.0),
+                ("yes", "no"), q.object)
+            for q in long_sounds.sound_questions(split, where, n)  # type: ignore[arg-type]
+        )  # fmt: skip
     if where in OLD:
         return tuple(
-            Row(own.prepare(a.text, {"image": a.image}), bool(a.truth), None, (" yes", " no"), "")
+            Row(own.prepare(a.text, {"image": a.image}), bool(a.truth), None, ("yes", "no"), "")
             for a in cell(split, where, n)
         )
     out = []
     for q in canvases.canvas_questions(split, where, n):  # type: ignore[arg-type]
-        pair = (" " + q.object, " " + q.other) if q.other else (" yes", " no")
+        pair = (q.object, q.other) if q.other else ("yes", "no")
         box = q.canvas.box_of(q.object)
         if q.other and box is not None:  # of both objects
             two = q.canvas.box_of(q.other) or box
@@ -65,22 +87,20 @@ def rows(split: str, where: str, n: int) -> tuple[Row, ...]:
     return tuple(out)
 
 
-def tokens(row: Row) -> tuple[int, int]:
-    own = adapter()
-    if row.pair == (" yes", " no"):
+def tokens(where: str, row: Row) -> tuple[int, int]:
+    own = adapter(where)
+    if row.pair == ("yes", "no"):
         return answering(own)
-    one, two = (own.tokenizer.encode(text, add_special_tokens=False)[0] for text in row.pair)
+    one, two = (own.tokenizer.encode(" " + text, add_special_tokens=False)[0] for text in row.pair)
     return one, two
 
 
-def answered(part: Sequence[Row], strategy: Any, *, views: bool = True) -> list[tuple[float, Step]]:
+def answered(where: str, part: Sequence[Row], strategy: Any) -> list[tuple[float, Step]]:
     """(margin, first step) of each row under a strategy; the question on relations is asked behind the beginning of a
     caption, which names objects from left to right."""
-    own = adapter()
-    from limelight.decoding.collate import batch_of
-
+    own = adapter(where)
     tensors, _ = batch_of(own, [r.prompt for r in part])
-    if part[0].pair != (" yes", " no"):
+    if part[0].pair != ("yes", "no"):
         begun = torch.tensor([own.tokenizer.encode(PREFIX, add_special_tokens=False)] * len(part))
         tensors["input_ids"] = torch.cat([tensors["input_ids"], begun], dim=1)
         tensors["attention_mask"] = torch.cat([tensors["attention_mask"], torch.ones_like(begun)], dim=1)
@@ -94,7 +114,7 @@ def answered(part: Sequence[Row], strategy: Any, *, views: bool = True) -> list[
         )  # fmt: skip
     found = []
     for row, logits, steps in zip(part, out.logits[0], out.steps, strict=True):
-        one, two = tokens(row)
+        one, two = tokens(where, row)
         found.append((float(logits[one] - logits[two]), steps[0]))
     return found
 
@@ -110,9 +130,9 @@ def record(split: str, where: str, n: int, name: str, settings: Mapping[str, Any
 
     ``settings``: of look-again; ``boxes="oracle"``: the object's own box, for an absent object the last one drawn.
     """
-    key = hashlib.sha256(json.dumps([split, where, n, name, settings, fingerprint(), VERSION]).encode()).hexdigest()[
-        :20
-    ]
+    key = hashlib.sha256(
+        json.dumps([split, where, n, name, settings, fingerprint(model_of(where)), VERSION]).encode()
+    ).hexdigest()[:20]
     path = CACHE / f"{key}.json"
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())
@@ -123,10 +143,11 @@ def record(split: str, where: str, n: int, name: str, settings: Mapping[str, Any
     for numbers in batched(asked):
         part = [asked[i] for i in numbers]
         strategy = limelight.strategy(name, **given(settings, part))
-        for i, (margin, step) in zip(numbers, answered(part, strategy), strict=True):
+        for i, (margin, step) in zip(numbers, answered(where, part, strategy), strict=True):
             out["margin"][i] = round(margin, 5)
-            signs = [1.0 if v.between[0] == asked[i].pair[0] else -1.0 for v in step.views]
-            same = [set(v.between) == set(asked[i].pair) for v in step.views]
+            spelled = [tuple(t.strip() for t in v.between) for v in step.views]
+            signs = [1.0 if b[0] == asked[i].pair[0] else -1.0 for b in spelled]
+            same = [set(b) == set(asked[i].pair) for b in spelled]
             out["views"][i] = [
                 [round(s * v.margin, 5) if ok else None, None if v.evidence is None else round(v.evidence, 5),
                  None if v.box is None else [round(x, 1) for x in v.box]]
@@ -139,7 +160,11 @@ def record(split: str, where: str, n: int, name: str, settings: Mapping[str, Any
     return out
 
 
-VERSION = 2
+VERSION = 3  # of what is recorded: raised by a change of the strategy
+
+
+def model_of(where: str) -> str:
+    return "demo-audio" if where in SOUNDS else "demo-vision"
 
 
 def given(settings: Mapping[str, Any], part: Sequence[Row]) -> dict[str, Any]:
@@ -149,6 +174,3 @@ def given(settings: Mapping[str, Any], part: Sequence[Row]) -> dict[str, Any]:
     anywhere = [(x, y, x + 0.2, y + 0.2) for x, y in rng.uniform(0, 0.8, (len(part), 2)).tolist()]
     boxes = tuple((r.box or a,) for r, a in zip(part, anywhere, strict=True))
     return {**settings, "boxes": boxes}
-
-
-_ = QUALITY_CACHE

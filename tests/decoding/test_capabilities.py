@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lime": {"steps": 3, "lr": 1e-2}, "lime-cached": {"lr": 1e-2}, "memvr": {"threshold": 0.0}, "pai": {"start": 0},
     "opera": {"beams": 2, "candidates": 2}, "lrp-beam": {"beams": 2, "length": 2}, "m3id": {"variant": "released"}, "deco": {"layers": (0, 1)},
     "ilvad": {"tau": 1.0},
+    "look-again": {"when": "always", "least_gain": 0.0},
 }  # fmt: skip
 # Their second prompt leaves the media out, so that ids are all they need beside the cache.
 WORDS_ARE_ENOUGH = ("m3id", "pai")

@@ -140,8 +140,7 @@ def render(one: Recording, bank: Bank | None = None) -> Floats:
     loudness = 10 ** (rng.uniform(-32, -16) / 20)
     if one.kind == "silence":
         return np.zeros(SAMPLES, np.float32) + rng.standard_normal(SAMPLES, dtype=np.float32) * np.float32(1e-5)
-    noises = _NOISES + ((_HELD_OUT[one.split],) if one.split in _HELD_OUT else ())
-    noise = background(rng, noises[int(rng.integers(len(noises)))], SAMPLES)
+    noise = background_of(rng, one.split, SAMPLES)
     if not one.events:
         return _bounded(noise * np.float32(loudness))
     spoken = (voices(one.split) if bank is None else bank) if one.kind == "speech" else {}
@@ -157,6 +156,12 @@ def render(one: Recording, bank: Bank | None = None) -> Floats:
     ratio = rng.uniform(*_RATIO[one.clarity][one.kind == "speech"])
     mixed = front * np.float32(10 ** (ratio / 20)) + noise
     return _bounded(level(mixed) * np.float32(loudness))
+
+
+def background_of(rng: np.random.Generator, split: Split, n: int) -> Floats:
+    """Synthesise ``n`` samples of one of a split's noises, of RMS 1."""
+    noises = _NOISES + ((_HELD_OUT[split],) if split in _HELD_OUT else ())
+    return background(rng, noises[int(rng.integers(len(noises)))], n)
 
 
 def _bounded(samples: Floats) -> Floats:

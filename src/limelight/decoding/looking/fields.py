@@ -134,18 +134,19 @@ def _grid(scores: Floats, span: Span) -> Floats:
 
 
 def _sound(scores: Floats, spans: Sequence[Span], source: int, total: float) -> Field | None:
-    parts = []
+    parts, ends = [], []
     for s in spans:
         if s.modality != "audio" or s.interval is None or s.seconds is None or s.interval.source != source:
             continue
         starts = s.interval.start + np.arange(len(s)) * s.seconds
         real = starts < s.interval.duration - 1e-6
         if real.any():
-            stop = min(float(starts[real][-1]) + s.seconds, s.interval.duration)
-            parts.append(Part(scores[s.start : s.stop][real][None], (float(starts[0]), 0.0, stop, 1.0)))
+            ends.append(min(float(starts[real][-1]) + s.seconds, s.interval.duration))
+            box = (float(starts[0]), 0.0, float(starts[real][-1]) + s.seconds, 1.0)
+            parts.append(Part(scores[s.start : s.stop][real][None], box))
     if not parts:
         return None
-    shown = (min(p.box[0] for p in parts), 0.0, max(p.box[2] for p in parts), 1.0)
+    shown = (min(p.box[0] for p in parts), 0.0, max(ends), 1.0)
     return Field("audio", source, (max(total, shown[2]), 1.0), tuple(parts), shown)
 
 

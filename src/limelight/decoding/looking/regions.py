@@ -40,13 +40,16 @@ class Windows:
         seconds: lengths of windows on a sound.
         context: what is added on every side, as a part of the window's side.
         tightness: the exponent of the area.
+        pick: ``mass``: as above; ``sharpest``: one window, of the size whose best window stands out most from those one cell
+            beside it, per cell (``bbox_from_att_image_adaptive`` of the released code of "MLLMs know where to look").
     """
 
-    sizes: tuple[float, ...] = (1.0, 1.5)
+    sizes: tuple[float, ...] = (1.0,)
     shapes: tuple[float, ...] = (1.0,)
     seconds: tuple[float, ...] = (1.0, 2.0)
-    context: float = 0.1
+    context: float = 0.0
     tightness: float = 0.5
+    pick: str = "mass"
 
 
 def propose(fields: Sequence[Field], sides: Sequence[float], windows: Windows, count: int) -> list[Proposal]:
@@ -55,6 +58,8 @@ def propose(fields: Sequence[Field], sides: Sequence[float], windows: Windows, c
     Args:
         sides: for each field, the side of what the model sees, in pixels (of a sound: unused).
     """
+    if windows.pick == "sharpest":
+        return _sharpest(fields, sides, windows)
     boxes, owner = list[Floats](), list[int]()
     for i, (field, side) in enumerate(zip(fields, sides, strict=True)):
         for box in _candidates(field, side, windows):
@@ -76,6 +81,29 @@ def propose(fields: Sequence[Field], sides: Sequence[float], windows: Windows, c
         taken.append((owner[best], box))
         chosen.append(Proposal(field.kind, field.source, padded(field, box, windows.context), value))
     return chosen
+
+
+def _sharpest(fields: Sequence[Field], sides: Sequence[float], windows: Windows) -> list[Proposal]:
+    best: Proposal | None = None
+    for field, side in zip(fields, sides, strict=True):
+        if field.kind == "audio":
+            continue
+        wide, high = field.cell
+        for size in windows.sizes:
+            length = max(wide, side * size // wide * wide), max(high, side * size // high * high)
+            if length[0] >= field.size[0] and length[1] >= field.size[1]:
+                continue
+            corners = [(x, y) for y in np.arange(0, field.size[1] - length[1] + 1e-6, high)
+                       for x in np.arange(0, field.size[0] - length[0] + 1e-6, wide)]  # fmt: skip
+            boxes = np.array([[x, y, x + length[0], y + length[1]] for x, y in corners])
+            mass = field.mass(boxes)
+            at = int(mass.argmax())
+            beside = np.abs(boxes[:, :2] - boxes[at, :2]) / (wide, high)
+            near = np.isclose(beside.sum(1), 1)
+            score = float(mass[at] - mass[near].mean()) / (length[0] * length[1] / (wide * high)) if near.any() else 0.0
+            if best is None or score > best.score:
+                best = Proposal(field.kind, field.source, padded(field, boxes[at], windows.context), score)
+    return [] if best is None else [best]
 
 
 def _by_field(owner: Sequence[int]) -> dict[int, list[int]]:

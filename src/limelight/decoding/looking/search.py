@@ -9,7 +9,7 @@ auto       windows where the first view says something, quarters where it does n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +21,7 @@ from limelight.decoding.looking.regions import Proposal, Windows, at_least, prop
 from limelight.types import Box
 
 SEARCHES = ("windows", "quarters", "auto")
+ORDERS = ("evidence", "confidence")
 OVERLAP = 0.15  # of neighbouring windows of a long sound, and by default of quarters
 LEAST_SECONDS = 0.5
 
@@ -47,6 +48,7 @@ class Search:
         long: (source, seconds, window) of a sound that is longer than the model's window.
         empty: logits to empty media ``[V]``, where they are needed.
         given: proposals in place of the localiser's.
+        confidence: of logits ``[V]``, for the order "confidence"; None: the order is by evidence.
     """
 
     kind: str
@@ -61,6 +63,7 @@ class Search:
     taken: list[View]
     empty: Tensor | None = None
     given: list[Proposal] | None = None
+    confidence: Callable[[Tensor], float] | None = None
     rounds: int = 0
     expanded: set[int] = field(default_factory=set)
 
@@ -117,10 +120,13 @@ class Search:
         if self._sure():
             return []
         departures = self._departures()
-        order = sorted(
-            (i for i in range(len(self.taken)) if i not in self.expanded),
-            key=lambda i: -(float(departures[i] / (1 + departures[i])) + self._share(self.taken[i].proposal)),
-        )
+
+        def score(i: int) -> float:
+            if self.confidence is not None:
+                return self.confidence(self.taken[i].logits)
+            return float(departures[i] / (1 + departures[i])) + self._share(self.taken[i].proposal)
+
+        order = sorted((i for i in range(len(self.taken)) if i not in self.expanded), key=score, reverse=True)
         if 0 in order:  # the whole comes first
             order = [0]
         for i in order:

@@ -66,6 +66,8 @@ class Settings(Protocol):
     @property
     def overlap(self) -> float: ...
     @property
+    def order(self) -> str: ...
+    @property
     def boxes(self) -> Any: ...
     @property
     def options(self) -> Mapping[str, Any]: ...
@@ -154,7 +156,10 @@ class LookAgainSession:
             how = [joins.chosen_join(self.adapter, strategy.join, k) for k in kinds]
             empty = self._empty(rows, how)
             found = self._fields(rows, decision)
-            searches = [self._search(r, f, v, e) for r, f, v, e in zip(rows, found, logits, empty, strict=True)]
+            searches = [
+                self._search(r, f, v, e, decision.of([i]))
+                for i, (r, f, v, e) in enumerate(zip(rows, found, logits, empty, strict=True))
+            ]
             alone = [not (h == "second-picture" and strategy.search == "windows") for h in how]
             placed: dict[tuple[int, int], tuple[ViewStream, int]] = {}  # (row's number, view) -> where its logits are
             while True:
@@ -301,13 +306,15 @@ class LookAgainSession:
         found: Floats = localisers()[self.strategy.where].scores(glance).detach().cpu().double().numpy()
         return found
 
-    def _search(self, row: int, found: list[Field], logits: Tensor, empty: Tensor | None) -> Search:
+    def _search(self, row: int, found: list[Field], logits: Tensor, empty: Tensor | None, decision: Decision) -> Search:
         strategy, prompt = self.strategy, self.prompts[row]
         side = seen_pixels(self.adapter, prompt) ** 0.5
         search = Search(
             strategy.search, strategy.views, strategy.windows, strategy.sure, strategy.telling, strategy.overlap, found,
             [side] * len(found), self._long(prompt), [View(None, logits)], empty,
         )  # fmt: skip
+        if strategy.order == "confidence":
+            search.confidence = lambda x: float(decision.margin(x[None])[0].sigmoid())
         if strategy.boxes and found:
             boxes = strategy.boxes[row] if isinstance(strategy.boxes[0][0], tuple) else strategy.boxes
             size = found[0].size if search.long is None else (search.long[1], 1.0)

@@ -45,7 +45,8 @@ def _aspect(proposal: Proposal, field: Field) -> float:
 
 def heard(samples: Any, rate: int, start: float, stop: float) -> Any:
     """Cut seconds out of a sound ``[n]``; where they are faint, they are made louder."""
-    part = np.asarray(samples)[max(0, round(start * rate)) : max(round(stop * rate), round(start * rate) + 1)]
+    begin = max(0, min(round(start * rate), len(samples) - 1))
+    part = np.asarray(samples)[begin : max(round(stop * rate), begin + 1)]
     level, peak = float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))), float(np.abs(part).max(initial=0.0))
     if level <= 0 or peak <= 0:
         return part

@@ -18,7 +18,7 @@ from limelight.decoding.looking.gates import GATES, finite_threshold
 from limelight.decoding.looking.joins import JOINS
 from limelight.decoding.looking.localisers import localisers
 from limelight.decoding.looking.regions import Windows
-from limelight.decoding.looking.search import OVERLAP, SEARCHES
+from limelight.decoding.looking.search import ORDERS, OVERLAP, SEARCHES
 from limelight.decoding.looking.session import LookAgainSession
 from limelight.decoding.strategy import Capabilities, GenerationContext
 from limelight.errors import SettingError
@@ -37,10 +37,10 @@ class LookAgain:
 
     Args:
         views: the most views, the whole medium included. Windows of a long sound are taken whatever the budget.
-        where: the localiser (:mod:`limelight.decoding.looking.localisers`): ``attnlrp`` (signed relevance of the
-            decision), ``attnlrp-absolute``, ``attnlrp-positive``, ``cp-lrp``, ``gradient``, ``entropy-gradient``, ``phi``
+        where: the localiser (:mod:`limelight.decoding.looking.localisers`): ``blend`` (positive relevance of the decision
+            and its gradient's norm), ``attnlrp`` (signed relevance of the decision), ``attnlrp-absolute``, ``attnlrp-positive``, ``cp-lrp``, ``gradient``, ``entropy-gradient``, ``phi``
             (no backward pass), ``attention``, ``attention-head``, ``relative-attention``, ``attention-gradient``,
-            ``value-similarity``, ``random``; or ``given``: the places in ``boxes``.
+            ``pixel-gradient``, ``value-similarity``, ``random``; or ``given``: the places in ``boxes``.
         when: ``uncertain``, ``ungrounded`` or ``always`` (:class:`limelight.decoding.looking.gates.Gate`).
         threshold: of the gate; None: .9 for ``uncertain``, the flag's threshold for ``ungrounded``.
         join: ``evidence``, ``mean``, ``crops`` or ``second-picture`` (:mod:`limelight.decoding.looking.joins`); ``auto``:
@@ -48,11 +48,12 @@ class LookAgain:
         search: ``windows``, ``quarters`` or ``auto`` (:mod:`limelight.decoding.looking.search`).
         decision: ``auto``, ``top`` or ``yes-no`` (:func:`limelight.decoding.looking.decision.decide`).
         phrase: localise these words instead of the decision.
-        sizes, shapes, seconds, context, tightness: of windows (:class:`limelight.decoding.looking.regions.Windows`).
+        order: of the quarters, ``evidence`` or ``confidence``.
+        sizes, shapes, seconds, context, tightness, pick: of windows (:class:`limelight.decoding.looking.regions.Windows`).
         least_gain: pictures whose original is not finer than what the model sees by this factor per side are left alone.
         sure, telling, overlap: of the search.
         target: the words whose values ``value-similarity`` looks for. generic: the question that ``relative-attention``
-            divides by. channels: blocks of ``phi``. seed: of ``random``.
+            and ``pixel-gradient`` divide by. channels: blocks of ``phi``. seed: of ``random``.
         boxes: with ``given``: (left, top, right, bottom) in fractions of the picture (of a sound: its seconds on the
             horizontal axis), or one such list per row of the batch.
 
@@ -60,7 +61,7 @@ class LookAgain:
     """
 
     views: int = 2
-    where: str = "attnlrp"
+    where: str = "blend"
     when: str = "uncertain"
     threshold: float | None = None
     join: str = "auto"
@@ -72,6 +73,8 @@ class LookAgain:
     seconds: tuple[float, ...] = Windows.seconds
     context: float = Windows.context
     tightness: float = Windows.tightness
+    pick: str = Windows.pick
+    order: str = "evidence"
     least_gain: float = 1.25
     sure: float = 0.9
     telling: float = 0.5
@@ -91,6 +94,8 @@ class LookAgain:
         check_choice("look-again", "when", self.when, GATES)
         check_choice("look-again", "join", self.join, JOINS)
         check_choice("look-again", "search", self.search, SEARCHES)
+        check_choice("look-again", "pick", self.pick, ("mass", "sharpest"))
+        check_choice("look-again", "order", self.order, ORDERS)
         check_choice("look-again", "decision", self.decision, DECISIONS)
         if not finite_threshold(self.threshold):
             raise SettingError(
@@ -116,10 +121,11 @@ class LookAgain:
             raise SettingError(
                 "look-again: boxes and where='given' belong together", hint="where='given', boxes=((0, 0, 0.5, 0.5),)"
             )
-        idle = {"target": "value-similarity", "generic": "relative-attention"}
-        for name, owner in idle.items():
-            if getattr(self, name) is not None and self.where != owner:
-                raise SettingError(f"look-again: {name} would have no effect", hint=f"where={owner!r} uses it")
+        owners = {"target": ("value-similarity",), "generic": ("relative-attention", "pixel-gradient")}
+        for name, users in owners.items():
+            if getattr(self, name) is not None and self.where not in users:
+                hint = " or ".join(f"where={u!r}" for u in users)
+                raise SettingError(f"look-again: {name} would have no effect", hint=f"{hint} uses it")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -141,7 +147,7 @@ class LookAgain:
 
     @property
     def windows(self) -> Windows:
-        return Windows(self.sizes, self.shapes, self.seconds, self.context, self.tightness)
+        return Windows(self.sizes, self.shapes, self.seconds, self.context, self.tightness, self.pick)
 
     @property
     def options(self) -> Mapping[str, Any]:

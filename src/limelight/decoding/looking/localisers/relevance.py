@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from limelight.decoding.looking.glance import Glance, finite, gradient
+from limelight.decoding.looking.glance import Glance, finite, gradient, positions
 from limelight.decoding.looking.localisers import Localiser
 from limelight.errors import SettingError
 from limelight.relevance.attribute import following_rules
@@ -35,6 +35,18 @@ def positive(glance: Glance) -> Tensor:
 def gradient_norm(glance: Glance) -> Tensor:
     """Norm of the decision's gradient at each merged embedding."""
     return gradient(glance, glance.objective).float().norm(dim=-1)
+
+
+def blend(glance: Glance) -> Tensor:
+    """The positive part of the relevance and the norm of the gradient, each as a part of its sum over the media: relevance
+    tells apart what is there, the gradient finds what is too small to speak."""
+    out = torch.zeros(glance.media.shape)
+    for scores in (positive(glance), gradient_norm(glance)):
+        own = scores.cpu().float()
+        for row in range(glance.rows):
+            where = positions(glance.own(row))
+            out[row, where] += own[row, where] / own[row, where].sum().clamp_min(1e-12)
+    return out
 
 
 def entropy_gradient(glance: Glance) -> Tensor:
@@ -87,5 +99,6 @@ LOCALISERS = {
     "cp-lrp": Localiser(partial(relevance, composite="cp-lrp"), "signed CP-LRP relevance of the decision", True),
     "gradient": Localiser(gradient_norm, "norm of the decision's gradient", True),
     "entropy-gradient": Localiser(entropy_gradient, "norm of the gradient of the next token's entropy", True),
+    "blend": Localiser(blend, "positive relevance and gradient norm, alike; two backward passes", True),
     "phi": Localiser(phi, "signed AttnLRP relevance of blocks of positions, in forward mode"),
 }

@@ -1,0 +1,106 @@
+"""The look-again tables as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.look_again import BY_NAME, CELLS, OLD_CELLS, OURS, ROWS, SOUND_CELLS
+
+TITLES = {
+    "plain/3": "plain, 3 x", "plain/4": "plain, 4 x", "texture/3": "texture, 3 x", "2x2/2": "2 x 2", "3x3/3": "3 x 3",
+    "4x4/4": "4 x 4", "relation/3": "relation", "event/4": "4 s", "event/20": "20 s",
+}  # fmt: skip
+
+
+def _head(names: list[str]) -> str:
+    return "| " + " | ".join(names) + " |\n|" + "---|" * len(names)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _auc(cell: dict[str, Any], name: str, *, paired: bool = False) -> str:
+    found = cell["auc"].get(name)
+    if found is None:
+        return ""
+    value, low, high, difference, below, above = found
+    if paired:
+        return f"{difference:+.3f} [{below:+.3f}, {above:+.3f}]"
+    return f"{value:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def render(results: dict[str, Any]) -> str:
+    """Budgets and localisers, what each part loses, cost, sounds, and pictures that need no second look."""
+    cells = results["cells"]
+    shown = [c for c in CELLS if c in cells]
+    counts = sorted({c["questions"] for c in cells.values()})
+    out = [f"AUC [95 %], {' or '.join(map(str, counts))} questions a cell ({results['split']}); @k: within k views", ""]
+    if shown:
+        out.append(_head(["", *[TITLES[c] for c in shown]]))
+        for row in ROWS:
+            names = [f"{row.name} @{b}" for b in (1, 2, 3, 5)]
+            for name in names:
+                if any(name in cells[c]["auc"] for c in shown):
+                    label = {"peer": "peer: ", "control": "control: ", "oracle": "oracle: "}.get(row.kind, "") + name
+                    out.append(_line([label.removesuffix(" @1"), *[_auc(cells[c], name) for c in shown]]))
+        out += ["", f"Minus {OURS} within 2 views [95 %, paired]", "", _head(["", *[TITLES[c] for c in shown]])]
+        for row in ROWS:
+            name = f"{row.name} @2" if row.settings else f"{row.name} @1"
+            if row.name != OURS and any(name in cells[c]["auc"] for c in shown):
+                out.append(_line([name, *[_auc(cells[c], name, paired=True) for c in shown]]))
+        out += ["", "Which part fails: one part replaced by what is true, or by another rule", ""]
+        out.append(_head(["", *[TITLES[c] for c in shown]]))
+        for b in (2, 5):
+            parts = {
+                f"{OURS} @{b}": f"{OURS} @{b}",
+                f"{OURS}, gate uncertain @{b}": "when: only where the first view is uncertain",
+                f"{OURS}, gate truth @{b}": "when: only where the first view is wrong (oracle)",
+                f"{OURS}, mean @{b}": "how: mean of all views",
+                f"{OURS}, crops @{b}": "how: mean of the crops",
+                f"{OURS}, truth @{b}": "how: the view that speaks for the truth (oracle)",
+            }
+            if b == 2:
+                parts["oracle box @2"] = "where: the object's own box (oracle)"
+            for name, label in parts.items():
+                if any(name in cells[c]["auc"] for c in shown):
+                    tail = "" if label == name else f" @{b}"
+                    out.append(_line([label + tail, *[_auc(cells[c], name) for c in shown]]))
+        out += ["", "Cost: forwards and backward passes of an answer of one token, processor time over greedy", ""]
+        out.append(_head(["", "forwards", "backward", *[TITLES[c] for c in shown]]))
+        for row in ROWS:
+            if not row.settings or not any(row.name in cells[c]["ratio"] for c in shown):
+                continue
+            empty = 1 if row.join == "evidence" else 0
+            ratios = [f"{cells[c]['ratio'][row.name]:.1f}" if row.name in cells[c]["ratio"] else "" for c in shown]
+            label = f"{row.name} @{row.views}"
+            out.append(_line([label, str(row.views + row.extra[0] + empty), str(row.extra[1]), *ratios]))
+    sounds = [c for c in SOUND_CELLS if c in cells]
+    if sounds:
+        out += ["", "Sounds: an event of .3 s", "", _head(["", *[TITLES[c] for c in sounds]])]
+        names = list(dict.fromkeys(n for c in sounds for n in cells[c]["auc"]))
+        out += [_line([n, *[_auc(cells[c], n) for c in sounds]]) for n in names]
+    old = [c for c in OLD_CELLS if c in cells]
+    if old:
+        out += ["", "Pictures that the model sees in full detail: AUC, share looked at, processor time over greedy", ""]
+        out.append(_head(["", *old]))
+        for row in (r for r in ROWS if set(r.cells) & set(OLD_CELLS)):
+            name = f"{row.name} @{2 if row.settings else 1}"
+            if any(name in cells[c]["auc"] for c in old):
+                out.append(_line([row.name, *[_old(cells[c], row.name, name) for c in old]]))
+    missing = [r.name for r in ROWS if not any(r.name in c["seconds"] for c in cells.values())]
+    if missing:
+        out += ["", f"Not measured yet: {', '.join(missing)}."]
+    return "\n".join(out)
+
+
+def _old(cell: dict[str, Any], row: str, name: str) -> str:
+    if name not in cell["auc"]:
+        return ""
+    text = f"{cell['auc'][name][0]:.3f}"
+    if row in cell["looked"]:
+        text += f", {cell['looked'][row]:.0%}, {cell['ratio'][row]:.2f} x"
+    return text
+
+
+__all__ = ["BY_NAME", "render"]

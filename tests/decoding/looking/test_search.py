@@ -1,0 +1,91 @@
+"""Search: the order of views, the budget, and when it ends."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from limelight.decoding.looking.fields import Field, Part
+from limelight.decoding.looking.regions import Windows
+from limelight.decoding.looking.search import OVERLAP, Search, View, given_proposals, long_windows
+
+EMPTY = torch.tensor([0.0, 4.0, 0.0])
+SEEN = torch.tensor([6.0, 0.0, 0.0])
+
+
+def search(kind: str, views: int, scores: np.ndarray | None = None, side: float = 25.0, **more: object) -> Search:
+    part = Part(np.ones((4, 4)) if scores is None else scores, (0.0, 0.0, 100.0, 100.0))
+    field = Field("image", 0, (100.0, 100.0), (part,), part.box)
+    settings = {"sure": 0.9, "telling": 0.5, "overlap": 0.0, "long": None, "empty": EMPTY, **more}
+    return Search(
+        kind,
+        views,
+        Windows(sizes=(1.0,), context=0.0),
+        fields=[field],
+        sides=[side],
+        taken=[View(None, EMPTY)],
+        **settings,
+    )  # type: ignore[arg-type]
+
+
+def take(found: Search, logits: list[torch.Tensor]) -> list[tuple[float, float, float, float]]:
+    proposals = found.next()
+    for p, x in zip(proposals, logits, strict=False):
+        found.taken.append(View(p, x))
+    return [p.box for p in proposals]
+
+
+def test_windows_come_in_one_round() -> None:
+    found = search("windows", 3)
+    assert len(take(found, [EMPTY] * 4)) == 2 and found.next() == []
+
+
+def test_quarters_by_relevance_then_within_the_best_crop() -> None:
+    scores = np.zeros((4, 4))
+    scores[:2, 2:], scores[2:, :2] = 2.0, 1.0
+    found = search("quarters", 9, scores)
+    first = take(found, [EMPTY, EMPTY, EMPTY, torch.tensor([0.0, 3.0, 1.0])])
+    assert first[:2] == [(50.0, 0.0, 100.0, 50.0), (0.0, 50.0, 50.0, 100.0)] and len(first) == 4
+    second = take(found, [EMPTY] * 4)
+    assert len(second) == 4 and all(b[0] >= 50 and b[3] <= 50 for b in second)  # quarters of the most relevant one
+    assert found.next() == []  # the budget is spent
+
+
+def test_a_sure_answer_ends_the_search() -> None:
+    found = search("quarters", 9)
+    take(found, [EMPTY, SEEN, EMPTY, EMPTY])
+    assert found.next() == []
+    alike = search("quarters", 9)
+    take(alike, [EMPTY * 2] * 4)  # sure, but of what it says of nothing, too
+    assert len(alike.next()) == 4
+
+
+def test_quarters_end_at_full_detail_and_at_the_budget() -> None:
+    found = search("quarters", 99, side=60.0)
+    assert len(take(found, [EMPTY] * 4)) == 4 and found.next() == []  # quarters of 50 pixels are finer than 60
+    assert len(search("quarters", 3).next()) == 2
+
+
+def test_auto_searches_only_where_the_first_view_tells_nothing() -> None:
+    silent, telling = search("auto", 5), search("auto", 5)
+    telling.taken[0] = View(None, SEEN)
+    assert [b[2] - b[0] for b in take(silent, [EMPTY] * 4)] == [50.0] * 4
+    assert [b[2] - b[0] for b in take(telling, [EMPTY] * 4)] == [25.0] * 4
+
+
+def test_small_parts_grow_to_what_the_model_sees() -> None:
+    found = search("windows", 2, side=40.0)
+    found.given = given_proposals([(0.4, 0.4, 0.5, 0.5)], "image", 0, (100.0, 100.0))
+    assert take(found, [EMPTY]) == [pytest.approx((25, 25, 65, 65))]
+    assert found.next() == []
+
+
+def test_long_sounds_are_heard_to_their_end() -> None:
+    found = [p.box for p in long_windows(0, 20.0, 4.0)]
+    starts = [0.0, *(b[0] for b in found)]
+    assert all(b[2] - b[0] == pytest.approx(4.0) for b in found) and found[-1][2] == pytest.approx(20.0)
+    assert all(b - a <= 4.0 * (1 - OVERLAP) + 1e-9 for a, b in pairwise(starts))
+    assert [p.box for p in long_windows(0, 4.5, 4.0)] == [(0.5, 0.0, 4.5, 1.0)]

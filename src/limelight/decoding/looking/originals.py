@@ -13,6 +13,7 @@ from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.inputs.decoder_inputs import MODEL
+from limelight.models.prompts import split_media
 from limelight.types import Prompt
 
 Turns = Sequence[Mapping[str, Any]]
@@ -55,18 +56,24 @@ def prompts_of(context: GenerationContext) -> list[Prompt]:
     return found
 
 
+def bare_turns(prompt: Prompt) -> list[dict[str, Any]]:
+    """Return the prompt's messages with ``{"type": kind}`` in place of each medium."""
+    turns, _ = split_media(prompt.turns)
+    return [{**t, "content": [i if i["type"] == "text" else {"type": i["type"]} for i in t["content"]]} for t in turns]
+
+
 def asked_again(
     adapter: Adapter, prompt: Prompt, media: Mapping[str, Sequence[Any]], turns: Turns | None = None
 ) -> Prompt:
     """Return the same question (or ``turns``) about other media."""
     timed = bool(media.get("audio")) and not media.get("image") and not media.get("video")  # costs nothing
-    return adapter.prepare(list(prompt.turns if turns is None else turns), media, regions=timed)
+    return adapter.prepare(list(bare_turns(prompt) if turns is None else turns), media, regions=timed)
 
 
 def reworded(adapter: Adapter, prompt: Prompt, words: str) -> Prompt:
     """Return a prompt that asks ``words`` about the same media: they replace all other words of the user."""
     turns, left = [], words
-    for turn in prompt.turns:
+    for turn in bare_turns(prompt):
         media = [i for i in turn["content"] if i["type"] != "text"]
         if turn["role"] != "user":
             continue
@@ -94,7 +101,7 @@ def window_of(adapter: Adapter) -> float | None:
 def with_second_picture(prompt: Prompt, source: int, count: int) -> Turns:
     """Return the turns with ``count`` further pictures behind picture ``source``."""
     turns, seen = [], -1
-    for turn in prompt.turns:
+    for turn in bare_turns(prompt):
         content: list[Any] = []
         for item in turn["content"]:
             content.append(item)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from bench.look_again import BY_NAME, CELLS, OLD_CELLS, OURS, ROWS, SOUND_CELLS
+from bench.look_again import CELLS, OLD_CELLS, OURS, RESULTS, ROWS, SOUND_CELLS
 
 TITLES = {
     "plain/3": "plain, 3 x", "plain/4": "plain, 4 x", "texture/3": "texture, 3 x", "2x2/2": "2 x 2", "3x3/3": "3 x 3",
@@ -94,6 +95,13 @@ def render(results: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
+def committed() -> str:
+    """The tables of the committed results."""
+    if not RESULTS.exists():
+        return "Not measured yet: `python -m bench.look_again` writes bench/results/look_again.json."
+    return render(json.loads(RESULTS.read_text()))
+
+
 def _old(cell: dict[str, Any], row: str, name: str) -> str:
     if name not in cell["auc"]:
         return ""
@@ -101,6 +109,3 @@ def _old(cell: dict[str, Any], row: str, name: str) -> str:
     if row in cell["looked"]:
         text += f", {cell['looked'][row]:.0%}, {cell['ratio'][row]:.2f} x"
     return text
-
-
-__all__ = ["BY_NAME", "render"]

@@ -20,6 +20,7 @@ from bench import (
     faithfulness,
     free_text_table,
     gpu_table,
+    look_again_table,
     one_token,
     quality_audio_table,
     quality_smol,
@@ -34,7 +35,7 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("speed", "quality", "quality-audio", "free-text", "benchmarks", "detection", "smol-vision")
+        for name in ("speed", "quality", "quality-audio", "free-text", "benchmarks", "detection", "look-again", "smol-vision")
     ),
 )
 
@@ -74,6 +75,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "attribution": lambda: attribution.table(json.loads(attribution.RESULTS.read_text())["rows"]),
     "free-text": lambda: free_text_table.render(json.loads((RESULTS / "free_text.json").read_text())),
     "detection": lambda: detection.table(json.loads(detection.RESULTS.read_text())),
+    "look-again": lambda: look_again_table.committed(),
     "faithfulness": lambda: faithfulness.table(json.loads(faithfulness.RESULTS.read_text())),
     "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),
     "one-token": lambda: one_token.table(json.loads(one_token.RESULTS.read_text())["rows"]),

@@ -19,6 +19,7 @@ SEVERAL_PICTURES = frozenset({
     "gemma3", "gemma3n", "gemma4", "glm4v", "idefics2", "idefics3", "internvl", "llava_onevision", "mistral3", "phi4_multimodal",
     "qwen2_5_omni", "qwen2_5_vl", "qwen2_vl", "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm",
 })  # fmt: skip
+SLACK = 1e-3  # views whose evidence differs by less count as equal: the earliest of them is used
 JOINS = ("auto", "mean", "crops", "evidence", "second-picture")
 
 
@@ -47,7 +48,9 @@ def weights(join: str, views: Tensor, empty: Tensor | None) -> Tensor:
     if count == 1:
         return out + 1
     if join == "evidence" and empty is not None:
-        out[int(departure(views, empty).argmax())] = 1.0
+        found = departure(views, empty)
+        most = float(found.max())
+        out[int((found >= most - SLACK * max(1.0, most)).float().argmax())] = 1.0
     elif join == "crops":
         out[1:] = 1 / (count - 1)
     elif join == "second-picture":

@@ -14,7 +14,7 @@ from limelight.calibration import flag_rule
 from limelight.cli import output
 from limelight.errors import SettingError
 from limelight.report.media import Media
-from limelight.types import Clip, Prompt
+from limelight.types import Clip, Prompt, TakenView
 from tests.report.examples import generation, picture, prompt, relevance, tone
 
 
@@ -100,3 +100,20 @@ def test_place() -> None:
     tiles = relevance(prompt(*[("image", 9, (3, 3), None)] * 2, placed=False), 1, "x")
     assert output.place(tiles, Media([picture()])).startswith("image 1, tile ")
     assert output.place(relevance(prompt(("image", 5, None, None)), 1, "x")) == ""
+
+
+def test_views_that_were_taken_are_told() -> None:
+    made = generation(prompt(("image", 4, (2, 2), None)), [" A", " cup"])
+    views = (
+        TakenView("image", 0, answer="no", margin=-1.0, between=("yes", "no")),
+        TakenView(
+            "image", 0, (1.04, 2.0, 3.0, 4.0), answer="yes", margin=2.0, between=("yes", "no"), weight=1.0, evidence=0.5
+        ),
+    )
+    made = replace(made, steps=(replace(made.steps[0], views=views), *made.steps[1:]))
+    steps = output.document(made)["steps"]
+    assert steps[0]["views"][1] == {
+        "kind": "image", "source": 0, "box": [1.0, 2.0, 3.0, 4.0], "interval": None, "answer": "yes", "margin": 2.0,
+        "between": ("yes", "no"), "weight": 1.0, "evidence": 0.5,
+    } and all("views" not in s for s in steps[1:])  # fmt: skip
+    assert output.view_lines(made)[1] == "view 2: image, pixels 1, 2, 3, 4: 'yes', yes over no by 2.00, weight 1"

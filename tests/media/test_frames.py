@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,13 @@ def test_arrays_and_tensors_as_films() -> None:
         np.testing.assert_allclose(np.stack([np.asarray(f) for f in clip.frames]), frames, atol=1)
     with pytest.raises(MediaError):
         read_video(np.zeros((3, 6)))
+
+
+def test_frames_between_two_times_are_read_more_densely() -> None:
+    data = film([np.full((48, 64, 3), 8 * i, np.uint8) for i in range(30)])  # 3 seconds, 10 a second
+    whole = read_video(data, 4)
+    assert whole.seconds == pytest.approx((0.0, 1.0, 1.9, 2.9), abs=0.11) and whole.source is data
+    dense = read_video(data, 4, between=(1.0, 1.5))
+    assert dense.seconds[0] == pytest.approx(1.0, abs=0.01) and dense.seconds[-1] == pytest.approx(1.5, abs=0.01)
+    assert len(dense) == 4 and all(a < b for a, b in pairwise(dense.seconds))
+    assert len(read_video(data, 4, between=(1.02, 1.04))) == 1  # none lies inside: the nearest

@@ -22,7 +22,8 @@ from limelight.models.adapter import Adapter
 from limelight.report.audit_index import Fact, IndexRow, render_index
 from limelight.report.media import Media
 from limelight.report.page import save_page
-from limelight.report.payload import Case, data_url
+from limelight.report.payload import Case
+from limelight.report.pictures import data_url
 from limelight.report.words import word_flagged, words
 
 FOLDER = "pages"

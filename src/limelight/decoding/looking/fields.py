@@ -68,7 +68,7 @@ class Field:
 
     def mass(self, boxes: Sequence[Box] | Floats) -> Floats:
         found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-        return np.sum([p.mass(found) for p in self.parts], axis=0)
+        return np.asarray(np.sum([p.mass(found) for p in self.parts], axis=0))
 
     def later(self, seconds: float, total: float) -> Field:
         """The same of a sound that begins ``seconds`` into one of ``total`` seconds."""
@@ -165,4 +165,4 @@ def _film(scores: Floats, spans: Sequence[Span], source: int, count: int) -> Fie
     boxes = np.array(list(shared))
     shown_box = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
     parts = tuple(Part(np.asarray(v), b) for b, v in shared.items())
-    return Field("video", source, (float(size[0]), float(size[1])), parts, shown_box, tuple(mass.tolist()))  # type: ignore[arg-type]
+    return Field("video", source, (float(size[0]), float(size[1])), parts, shown_box, tuple(mass.tolist()))

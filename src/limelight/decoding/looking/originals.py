@@ -71,16 +71,10 @@ def asked_again(
 
 
 def reworded(adapter: Adapter, prompt: Prompt, words: str) -> Prompt:
-    """Return a prompt that asks ``words`` about the same media: they replace all other words of the user."""
-    turns, left = [], words
-    for turn in bare_turns(prompt):
-        media = [i for i in turn["content"] if i["type"] != "text"]
-        if turn["role"] != "user":
-            continue
-        turns.append({"role": "user", "content": [*media, *([{"type": "text", "text": left}] if left else [])]})
-        left = ""
+    """Return a prompt of one turn that asks ``words`` about the same media."""
+    items = [i for turn in bare_turns(prompt) for i in turn["content"] if i["type"] != "text"]
     media = {k: fitting(adapter, k, v) for k, v in prompt.media.items()}
-    return asked_again(adapter, prompt, media, turns)
+    return asked_again(adapter, prompt, media, [{"role": "user", "content": [*items, {"type": "text", "text": words}]}])
 
 
 def fitting(adapter: Adapter, kind: str, media: Sequence[Any]) -> list[Any]:

@@ -63,7 +63,8 @@ def _gradient(glance: Glance, prompt: Prompt) -> Tensor:
         pixels = tensors["pixel_values"].clone().requires_grad_(True)
         out = adapter.model(**{**tensors, "pixel_values": pixels}, use_cache=False)
         (found,) = torch.autograd.grad(out.logits[0, -1].float().log_softmax(-1).max(), pixels)
-    return found[0].float().norm(dim=0).cpu()
+    norm: Tensor = found[0].float().norm(dim=0)
+    return norm.cpu()
 
 
 def _high_frequencies(pixels: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ def positive(glance: Glance) -> Tensor:
 
 def gradient_norm(glance: Glance) -> Tensor:
     """Norm of the decision's gradient at each merged embedding."""
-    return gradient(glance, glance.objective).float().norm(dim=-1)
+    norm: Tensor = gradient(glance, glance.objective).float().norm(dim=-1)
+    return norm
 
 
 def blend(glance: Glance) -> Tensor:
@@ -51,7 +52,8 @@ def blend(glance: Glance) -> Tensor:
 
 def entropy_gradient(glance: Glance) -> Tensor:
     """Norm of the gradient of the next token's entropy (Gröpl et al., 2026, arXiv 2604.08456, with a single region)."""
-    return gradient(glance, glance.entropy).float().norm(dim=-1)
+    norm: Tensor = gradient(glance, glance.entropy).float().norm(dim=-1)
+    return norm
 
 
 def phi(glance: Glance) -> Tensor:

@@ -35,7 +35,16 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("speed", "quality", "quality-audio", "free-text", "benchmarks", "detection", "look-again", "smol-vision")
+        for name in (
+            "speed",
+            "quality",
+            "quality-audio",
+            "free-text",
+            "benchmarks",
+            "detection",
+            "look-again",
+            "smol-vision",
+        )
     ),
 )
 

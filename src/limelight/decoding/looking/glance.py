@@ -80,7 +80,7 @@ def gradient(glance: Glance, objective: Callable[[Tensor], Tensor]) -> Tensor:
 def differentiable(glance: Glance) -> Iterator[tuple[DecoderCall, Tensor]]:
     """The call and its embeddings as a leaf, inside a block where gradients are computed and parameters have none."""
     with torch.inference_mode(False), torch.enable_grad(), glance.adapter.frozen():
-        call = glance.call.without_inference_tensors()
+        call = glance.call.ordinary()
         yield call, call.embeds.detach().requires_grad_(True)
 
 

@@ -56,7 +56,7 @@ def last_query(adapter: Adapter, call: DecoderCall, layers: Sequence[int] | None
     refuse_cross_attention(adapter, "this map of where to look")
     hook = _Weights(adapter, layers)
     with torch.inference_mode(False), torch.no_grad(), attention_hooks(hook):
-        adapter.hidden(call.without_inference_tensors())
+        adapter.hidden(call.ordinary())
     if not hook.kept:
         raise UnsupportedError(
             f"{type(adapter.model).__name__} has no attention weights in layers {layers}", hint="where='attnlrp'"
@@ -127,7 +127,7 @@ def value_similarity(glance: Glance) -> Tensor:
     refuse_cross_attention(glance.adapter, "the similarity of values")
     hook = _Values(glance.adapter)
     with torch.inference_mode(False), torch.no_grad(), attention_hooks(hook):
-        glance.adapter.hidden(glance.call.without_inference_tensors())
+        glance.adapter.hidden(glance.call.ordinary())
     out = torch.zeros(glance.media.shape, device=glance.call.embeds.device)
     for row in range(glance.rows):
         words = target_positions(glance, row)

@@ -73,7 +73,7 @@ def phi(glance: Glance) -> Tensor:
     device = glance.call.embeds.device
     channels = [Channel(str(c), m.float().to(device), 0.0) for c, m in enumerate(mask)]
     with torch.inference_mode(False), torch.no_grad():
-        call = glance.call.without_inference_tensors()
+        call = glance.call.ordinary()
         dual = DualStream(glance.adapter, call, channels, COMPOSITES["attnlrp"], continues=False)
         _, found = dual.heads(DualOutput(dual.every_position()[:, :, -1]))
     scores = torch.zeros(glance.media.shape)

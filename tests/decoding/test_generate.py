@@ -214,7 +214,7 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     "a sound for a vision model": (MediaError, {"media": {"audio": "sound.wav"}}),
     "a video for a vision model": (MediaError, {"media": {"video": "film.mp4"}}),
     "an unknown strategy": (SettingError, {"media": {"image": "picture"}, "strategy": "limes"}),
-    "beams": (UnsupportedError, {"media": {"image": "picture"}, "num_beams": 4}),
+    "beam sampling": (UnsupportedError, {"media": {"image": "picture"}, "num_beams": 4, "do_sample": True}),
     "an unknown medium": (InputError, {"media": {"image": "picture", "smell": "picture"}}),
     "a placeholder in the words": (PromptError, {"messages": "what is <image> here ?", "media": {"image": "picture"}}),
 }  # fmt: skip

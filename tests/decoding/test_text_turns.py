@@ -29,7 +29,7 @@ from tests.zoo.parts import TEXT
 
 IDS = torch.tensor([[1, 31, 32, 41, 42, 43], [1, 41, 32, 31, 42, 33]])
 INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
-FREE = ("greedy", "meter", "dola", "deco")  # strategies that need no media
+FREE = ("greedy", "meter", "dola", "deco", "flb", "iat", "kvsmooth")  # strategies that need no media
 MORE = ("llava_next", "qwen3_vl", "gemma3n", "idefics3", "phi4_multimodal", "internvl")
 
 

@@ -53,8 +53,8 @@ def generate(
         top_logprobs: number of most likely tokens in ``Step.top_logprobs``.
         generation_kwargs: as for ``model.generate``: max_new_tokens (by default the lengths in
             ``model.generation_config``, else 64), do_sample (by default False, regardless of ``model.generation_config``),
-            temperature, repetition_penalty ... Options that no strategy supports (beams, assistants, other decoding
-            modes) are refused.
+            temperature, repetition_penalty, num_beams (with strategies that support beam search) ... Options that no
+            strategy supports (assistants, other decoding modes) are refused.
 
     Returns:
         Generation with text, ids and one :class:`Step` per token.

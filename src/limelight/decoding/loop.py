@@ -249,12 +249,9 @@ def decode(
     """
     config, ids = context.config, context.ids
     if (config.num_beams or 1) > 1:
-        with _streaming(streamer, ids):
-            refuse_beams(strategy, context, streamer)
-            check_media(strategy, context)
-            if context.relevance:
-                context.require_prompt()
-            return search(strategy, context, stopping, on_step, top_logprobs)
+        refuse_beams(strategy, context, streamer)
+        check_media(strategy, context)
+        return search(strategy, context, stopping, on_step, top_logprobs)
     pad = compat.pad_token(config)
     has_eos = any(hasattr(c, "eos_token_id") for c in stopping)
     keep = bool(config.return_dict_in_generate)

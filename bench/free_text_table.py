@@ -47,6 +47,23 @@ def captions(rows: dict[str, Any], where: str, total: int) -> list[str]:
     return out
 
 
+def short(found: dict[str, Any]) -> str:
+    """A model's captions in one table: what is invented and found, without a hint and with a wrong one."""
+    heads = ["decoder"]
+    for prompt in PROMPTS.values():
+        heads += [f"{prompt}: CHAIR_s", "minus greedy [95 %]", "recall", "minus greedy [95 %]"]
+    out = _head(*heads)
+    for name, row in found["captions"].items():
+        cells = [name]
+        for where in PROMPTS:
+            r = row["test"][where]
+            parts = (r["chair_s"], r["invented_vs_greedy"]), (r["recall"], r["recall_vs_greedy"])
+            for value, change in parts:
+                cells += [f"{value:.2f}", "" if name == "greedy" else _interval(change)]
+        out.append(_cells(*cells))
+    return "\n".join(out)
+
+
 def speech(rows: dict[str, Any]) -> list[str]:
     """Word error rates, and words per recording without speech."""
     if not rows:

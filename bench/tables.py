@@ -94,6 +94,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quality-audio": lambda: quality_audio_table.render(json.loads((RESULTS / "quality_audio.json").read_text())),
     "smol-vision": _optional("smol_vision", smol_vision.table),
     "smol-captions": _optional("smol_free_text", free_text_table.render),
+    "smol-short": _optional("smol_free_text", lambda found: free_text_table.short(found["smol-vision"])),
     "smol-questions": _optional("quality_smol", quality_smol.render),
     "smol-detection": _optional("smol_detection", detection.table),
     "quality-short": lambda: quality_table.short(_quality()),

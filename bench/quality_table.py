@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.direct_labels import GROUPS, group_of
 from bench.quality_data import CAPTION_SETS, IMAGE_CELLS, TEXT_CELLS
 
 SPEED = Path(__file__).parent / "results" / "speed.json"
@@ -151,36 +152,38 @@ def _cost(name: str) -> str:
 
 
 def pareto(results: dict[str, Any], path: Path) -> None:
-    """Accuracy at 70:30 over cost (ratio to plain greedy, from the speed table at 600 prompt tokens)."""
-    if not costs():
-        return
+    """Gain over greedy on all text cells with its 95 % interval, a row per decoder, labelled with its name and cost."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cost = costs()
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    rows = [(name, row["text_cells_vs_greedy"]) for name, row in _in_order(results) if row.get("text_cells_vs_greedy")]
+    rows.sort(key=lambda row: row[1][0])
+    figure = Figure(figsize=(8.5, 0.27 * len(rows) + 1.3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    points = [(cost[COST[n]], row["mixtures"]["0.7"], n) for n, row in _in_order(results) if cost.get(COST.get(n, ""))]
-    for i, (x, y, name) in enumerate(points):
-        axes.scatter([x], [y], marker="osDv^P*X"[i % 8], color=f"C{i % 10}", s=45, label=name, zorder=3)
-    front = [p for p in points if not any(q[0] <= p[0] and q[1] > p[1] for q in points)]
-    axes.plot(
-        *zip(*sorted(p[:2] for p in front), strict=True), color="0.7", zorder=1, label="no other is cheaper and better"
+    for y, (name, (value, low, high)) in enumerate(rows):
+        colour = GROUPS[group_of(name)]
+        axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
+        axes.plot([value], [y], "o", color=colour, markersize=5)
+        cost = _cost(name)
+        axes.text(high + 0.002, y, name + (f"  ({cost})" if cost else ""), va="center", fontsize=8, color=colour)
+    axes.axvline(0, color=GROUPS["plain"], linewidth=0.8)
+    axes.text(0, len(rows) - 0.3, "greedy", ha="center", va="bottom", fontsize=8, color=GROUPS["plain"])
+    axes.set_yticks([])
+    axes.set_ylim(-0.8, len(rows) + 0.4)
+    axes.margins(x=0.28)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel(
+        "accuracy minus greedy, all cells with a misleading or right text, 95 % interval (cost of a token, x greedy)",
+        fontsize=8,
     )
-    axes.set(
-        xscale="log",
-        xlabel="cost of a token, x plain greedy (600 prompt tokens)",
-        ylabel="accuracy, right : wrong hints 70 : 30",
-    )
-    axes.set_title("Quality against cost, text-borne prior (test)")
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=110)
+    axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=130)
 
 
-# Rows of the README; docs/quality.md has all.
-README = (
+# Rows of the short table in docs/quality.md.
+SHORT = (
     "greedy", "sampled", "exact LIME (paper)", "exact LIME, text positions", "random direction, equal norm",
     "cached LIME, difference", "cached LIME, margin", "relevance-contrastive", "VCD", "M3ID", "M3ID, released", "PAI",
     "PAI, first token too", "AvisC", "DoLa",
@@ -188,7 +191,7 @@ README = (
 
 
 def short(results: dict[str, Any]) -> str:
-    """The README's table: some cells, mixtures, captions, cost."""
+    """The short table: some cells, mixtures, captions, cost."""
     cells = {
         "none/clear": "no hint", "E-right/clear": "right E", "E-wrong/clear": "wrong E", "C-wrong/clear": "wrong C",
         "C-right/poor": "poor: right C", "C-wrong/poor": "poor: wrong C", "adversarial/clear": "image-borne",
@@ -200,7 +203,7 @@ def short(results: dict[str, Any]) -> str:
         _row("probe of the image tokens (ceiling)", [f"{probe[c]['accuracy']:.2f}" for c in cells] + [""] * len(rest))
     )
     for name, row in _in_order(results):
-        if name not in README:
+        if name not in SHORT:
             continue
         told = row["captions"].get("none")
         numbers = [

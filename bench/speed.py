@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import resource
 import shutil
 import statistics
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.direct_labels import GROUPS, apart, group_of
 from bench.machine import about, add_busy, ratio_of, require_quiet, shown
 
 RESULTS = Path(__file__).parent / "results"
@@ -236,14 +238,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8.5, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for i, name in enumerate(dict.fromkeys(r["name"] for r in rows if r["batch"] == 1)):
+    ends = []
+    for name in dict.fromkeys(r["name"] for r in rows if r["batch"] == 1):
         points = sorted(
             (r["prompt_tokens"], r["token"]["ratio"]) for r in rows if r["name"] == name and r["batch"] == 1
         )
-        axes.plot(*zip(*points, strict=True), marker="osDv^P*X"[i % 8], color=f"C{i % 10}", label=name)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=GROUPS[group_of(name)])
+        ends.append((name, *points[-1]))
+    for length in {x for _, x, _ in ends}:  # names beside the last points
+        here = [(name, y) for name, x, y in ends if x == length]
+        for (name, y), place in zip(here, apart([math.log10(y) for _, y in here], 0.075), strict=True):
+            axes.annotate(
+                name, (length, y), (length * 1.12, 10**place), fontsize=7.5, va="center", color=GROUPS[group_of(name)],
+                arrowprops={"arrowstyle": "-", "color": "#bbb", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+            )  # fmt: skip
     lengths = sorted({r["prompt_tokens"] for r in rows})
     axes.set(
         xscale="log",
@@ -254,8 +265,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     )
     axes.set_xticks(lengths, [str(n) for n in lengths])
     axes.minorticks_off()
+    axes.set_xlim(lengths[0] * 0.85, lengths[-1] * 3.4)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=130)
 
 

@@ -25,6 +25,7 @@ from bench import (
     quality_audio_table,
     quality_smol,
     quality_table,
+    readme_tables,
     smol_vision,
     speed,
 )
@@ -59,21 +60,6 @@ def _quality() -> dict[str, Any]:
     return found
 
 
-def speed_short() -> str:
-    """Batch 1, 600 prompt tokens."""
-    rows = [r for r in _speed()["rows"] if r["prompt_tokens"] == 600 and r["batch"] == 1]
-    lines = [
-        "| setting | ms per token | x plain cached greedy | prefill x | peak MiB beyond the model |",
-        "|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r['name']} | {1e3 * r['seconds_per_token']:.1f} | {speed.ratio(r['token'])} | {speed.ratio(r['prefill'])} "
-            f"| {r['peak_bytes'] / 2**20:.0f} |"
-        )
-    return "\n".join(lines)
-
-
 def _optional(name: str, render: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
     """A table of real weights, which not every machine can measure."""
     path = RESULTS / f"{name}.json"
@@ -86,10 +72,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "detection": lambda: detection.table(json.loads(detection.RESULTS.read_text())),
     "look-again": lambda: look_again_table.committed(),
     "faithfulness": lambda: faithfulness.table(json.loads(faithfulness.RESULTS.read_text())),
+    "what-helps": readme_tables.helps,
+    "cost-short": readme_tables.costs,
     "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),
     "one-token": lambda: one_token.table(json.loads(one_token.RESULTS.read_text())["rows"]),
     "speed": lambda: speed.table(_speed()["rows"]),
-    "speed-short": speed_short,
     "quality": lambda: quality_table.render(_quality()),
     "quality-audio": lambda: quality_audio_table.render(json.loads((RESULTS / "quality_audio.json").read_text())),
     "smol-vision": _optional("smol_vision", smol_vision.table),

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import limelight
+from limelight.cli.output import draw_word, shown_media
 from limelight.decoding.explain import explained, watched
 from limelight.demo.outcome import EXAMPLES
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT
 from limelight.report import heat
 from limelight.report.figure import MODALITY_COLOURS, new_figure, shown
-from limelight.report.words import rather_than, word_contributions, word_shares, words
+from limelight.report.words import text_words, word_contributions, word_shares, words
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "images"
 PICTURE = EXAMPLES / "E-wrong-000.png"
@@ -26,21 +27,21 @@ QUESTION = "There is no hat. Is there a hat in the picture?"
 def relevance_in_words(adapter: Any) -> Figure:
     """Draw the relevance of the decision between "no" and "yes" over the image and the words of the prompt."""
     inputs = adapter.prepare(QUESTION, {"image": str(PICTURE)})
-    said = limelight.generate(adapter, None, inputs, strategy="meter", relevance=False, max_new_tokens=1)
-    no, yes = (token for token, *_ in said.steps[0].candidates[:2])  # the model's two best
-    decision = rather_than(*(limelight.attribute(adapter, inputs.tensors, t) for t in (yes, no)))
+    decision = limelight.attribute(adapter, inputs, "yes", against="no")
     figure = new_figure(8.6, 3.0)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.7))
     grid = decision.on_grid().numpy()
-    left.imshow(heat.blend(Image.open(PICTURE).convert("RGB").resize((448, 448)), grid, heat.limit(grid), (0, 0, 1, 1)))
+    left.imshow(
+        heat.blend(Image.open(PICTURE).convert("RGB").resize((448, 448)), [(grid, (0, 0, 1, 1))], heat.limit(grid))
+    )
     left.set_axis_off()
     left.set_title(f"picture: {decision.total('image'):+.2f} in all", fontsize=9)
-    rows = decision.top(9, "text")[::-1]
-    values = [score for _, _, score in rows]
+    rows = text_words(decision)[:9][::-1]
+    values = [score for _, score in rows]
     right.barh(
         range(len(rows)), values, color=[np.array(heat.SUPPORTS if v > 0 else heat.AGAINST) / 255 for v in values]
     )
-    right.set_yticks(range(len(rows)), [shown(token) for _, token, _ in rows], fontsize=8)
+    right.set_yticks(range(len(rows)), [shown(token) for token, _ in rows], fontsize=8)
     right.axvline(0, color="#444", linewidth=0.6)
     right.set_title("words of the prompt (logit); red for yes, blue for no", fontsize=9)
     return figure
@@ -54,7 +55,7 @@ def rules_compared(adapter: Any) -> Figure:
         found = limelight.attribute(adapter, inputs.tensors, composite=composite)
         grid = found.on_grid().numpy()
         picture = Image.open(PICTURE).convert("RGB").resize((448, 448))
-        axes.imshow(heat.blend(picture, grid, heat.limit(grid), (0, 0, 1, 1)))
+        axes.imshow(heat.blend(picture, [(grid, (0, 0, 1, 1))], heat.limit(grid)))
         axes.set_axis_off()
         axes.set_title(f"{composite.name}\nsum of R {found.total():.1f}, logit {found.logit:.1f}", fontsize=9)
     return figure
@@ -113,8 +114,16 @@ def knob(adapter: Any) -> Figure:
     return figure
 
 
+def overlay_of_a_word(path: Path) -> None:
+    """A word's own relevance over the image, as `limelight generate --overlay` draws it."""
+    adapter = limelight.load("demo-vision")
+    said = limelight.generate(adapter, "Describe the picture.", media=PICTURE, max_new_tokens=16)
+    draw_word(said, shown_media(said.prompt), "hat", path)
+
+
 def main() -> None:
     torch.manual_seed(0)
+    overlay_of_a_word(TARGET / "overlay.png")
     adapter = limelight.load("demo-vision")
     for name, draw in (("decision", relevance_in_words), ("rules", rules_compared), ("meter", metered), ("knob", knob)):
         draw(adapter).savefig(TARGET / f"explanation-{name}.png", dpi=110)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "../bench/results/"
+_ROLE = re.compile(r":(?:class|func|mod|meth|data|attr|exc):<code>([^<]*)</code>")
+_DIRECTIVE = re.compile(r"\s*(?:<span class=\"c1\">)?# doctest: [+A-Z]+(?:</span>)?")
 
 
 def on_config(config: Any) -> Any:
@@ -27,6 +30,11 @@ def on_files(files: Any, config: Any) -> Any:
     for path in sorted((ROOT / "bench" / "results").glob("*.png")):
         files.append(File.generated(config, f"images/{path.name}", abs_src_path=str(path)))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings are written for Sphinx's roles and doctest too; a reader sees plain code."""
+    return _DIRECTIVE.sub("", _ROLE.sub(lambda m: f"<code>{m[1].lstrip('~')}</code>", html))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -3,6 +3,7 @@ from .auditing.auditor import audit as audit
 from .benchmarks.frame import results as results
 from .calibrating.run import calibrate as calibrate
 from .decoding.after import after as after
+from .decoding.compare import compare as compare
 from .decoding.generate import generate as generate
 from .decoding.generate import generate_many as generate_many
 from .decoding.loop import custom_generate as custom_generate
@@ -15,6 +16,7 @@ from .decoding.methods.meter import meter as meter
 from .decoding.methods.relevance_contrastive import relevance_contrastive as relevance_contrastive
 from .decoding.registry import strategy as strategy
 from .decoding.transcribe import transcribe as transcribe
+from .demo.example import example as example
 from .errors import LimelightError as LimelightError
 from .models.adapter import Adapter as Adapter
 from .models.adapter import wrap as wrap

@@ -21,7 +21,8 @@ Each has a ``hint``: what to do next, in one sentence. ``str(error)`` shows mess
 Warnings report results that may not be what was intended:
 
     LimelightWarning
-    └── MediaWarning              an image, audio or video was not used completely or unchanged
+    ├── MediaWarning              an image, audio or video was not used completely or unchanged
+    └── LimelightDeprecationWarning  a public name or setting that will go; names its successor
 """
 
 from __future__ import annotations
@@ -107,3 +108,7 @@ class LimelightWarning(UserWarning):
 
 class MediaWarning(LimelightWarning):
     """A file is truncated, only its first image is used, or its value range had to be guessed."""
+
+
+class LimelightDeprecationWarning(LimelightWarning, FutureWarning):
+    """A public name or setting that keeps working for at least one minor release; the message names its successor."""

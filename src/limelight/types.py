@@ -79,6 +79,7 @@ class Inputs(dict[str, Any]):
     ``Adapter.spans`` reads. A plain dict copy also works, but without regions."""
 
     spans: tuple[Span, ...] = ()
+    template: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Prompt:
     """The processed messages: one row, ready for the model.
 
     ``tensors``: keyword arguments of ``model.forward``; ``tokens``: the tokenizer's text of each position; ``spans``:
-    a partition of ``[0, len(tokens))``; ``turns``: the messages in the chat format, where it was made from messages.
+    a partition of ``[0, len(tokens))``; ``turns``: the messages in the chat format, where it was made from messages;
+    ``template``: text positions that the chat template added (role names, markers).
     """
 
     tensors: Mapping[str, Any]
@@ -94,10 +96,11 @@ class Prompt:
     spans: tuple[Span, ...]
     media: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     turns: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
+    template: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
-class Relevance:
+class Relevance(display.Plotted):
     """How much each position contributed to one logit: ``R_i = sum_d x_id * df/dx_id`` under the composite's rules.
 
     Attributes:
@@ -107,6 +110,9 @@ class Relevance:
         target: the token id whose logit was explained; ``target_token``: its text; ``logit``: its value.
         position: the position that predicted it (``T - 1`` when decoding).
         sinks: positions to exclude from shares and plots (attention sinks).
+        against: where the difference of two logits was explained, the token id whose logit was subtracted, and
+            ``against_token`` its text; ``logit`` is then the difference.
+        template: positions of the chat template, which lists of words leave out; empty where unknown.
         media_inputs: name of a media tensor among the model's inputs (``pixel_values``) -> relevance of each of its entries,
             in its shape; {} unless relevance was carried on through the encoder.
     """
@@ -120,6 +126,9 @@ class Relevance:
     position: int = -1
     sinks: tuple[int, ...] = ()
     media_inputs: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    against: int | None = None
+    against_token: str = ""
+    template: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         edges = [0, *(s.stop for s in self.spans)]
@@ -130,6 +139,16 @@ class Relevance:
                 f"{tuple(self.scores.shape)}, {len(self.tokens)} tokens and {[(s.start, s.stop) for s in self.spans]}",
                 hint="create Relevance objects with attribute(), which keeps them consistent",
             )
+
+    @property
+    def explains(self) -> str:
+        """What was explained, in words: "yes", or "yes rather than no"."""
+        one = self.target_token.strip() or f"token {self.target}"
+        return (
+            one
+            if self.against is None
+            else f"{one} rather than {self.against_token.strip() or f'token {self.against}'}"
+        )
 
     def total(self, modality: Modality | None = None) -> float:
         """Return the signed sum over a modality (all positions when None) without sinks: Phi_M, in units of the logit."""
@@ -233,9 +252,6 @@ class Relevance:
 
         return replace(self, sinks=tuple(sorted(set(positions))))
 
-    def _repr_html_(self) -> str | None:
-        return display.html(self)
-
     def _masked(self) -> Tensor:
         if not self.sinks:
             return self.scores
@@ -308,7 +324,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Generation:
+class Generation(display.Documented):
     """The result of ``generate``: the answer and how it was generated.
 
     ``flag`` is the rule of ``Step.flagged``: its ``threshold``, ``needs_rival``, and whether they are a ``default`` that was not
@@ -326,16 +342,20 @@ class Generation:
     def __str__(self) -> str:
         return self.text
 
-    def _repr_html_(self) -> str | None:
-        return display.html(self)
+    @property
+    def said(self) -> tuple[Step, ...]:
+        """The steps without the end marker, which is no part of ``text``; all steps where nothing else was generated."""
+        last = self.steps[-1].text.strip() if len(self.steps) > 1 else ""
+        ended = bool(last) and "\ufffd" not in last and not self.text.rstrip().endswith(last)
+        return self.steps[:-1] if ended else self.steps
 
     def shares(self) -> dict[str, float]:
-        """Return the mean of ``Step.shares`` (parts of the relevance, backward pass) over tokens that have them, or {}."""
-        return mean_parts([s.shares for s in self.steps])
+        """Return the mean of ``Step.shares`` (parts of the relevance, backward pass) over ``said`` where known, or {}."""
+        return mean_parts([s.shares for s in self.said])
 
     def contributions(self) -> dict[str, float]:
-        """Return the mean of ``Step.contributions`` (parts of the logit, meter) over tokens that have them, or {}."""
-        return mean_parts([s.contributions for s in self.steps])
+        """Return the mean of ``Step.contributions`` (parts of the logit, meter) over ``said`` where known, or {}."""
+        return mean_parts([s.contributions for s in self.said])
 
 
 def mean_parts(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -44,12 +44,16 @@ def test_words_come_with_their_shares_and_then_the_page(backend: Backend) -> Non
     assert grown[-1] == 5
     assert all(s.contributions for p in told for a in p.answers for s in a.steps)
     last = told[-1]
-    assert [p.page != "" for p in told] == [False] * (len(told) - 1) + [True]
+    pages = [data_of(p.page)["cases"][0]["columns"] for p in told if p.page]
+    assert [len([c for c in page if c["name"] != "decision"]) for page in pages] == [1, 2]  # it grows by an answer
+    assert last.page
     for answer, name in zip(last.answers, ("greedy", "relevance-contrastive"), strict=True):
         assert (answer.strategy, answer.token_ids) == (name, plain(backend, name).token_ids)
     columns = data_of(last.page)["cases"][0]["columns"]
-    assert [c["name"] for c in columns] == ["greedy", "relevance-contrastive"]
-    assert all("h" in w and "c" in w for c in columns for w in c["words"])
+    assert [c["name"] for c in columns][:2] == ["greedy", "relevance-contrastive"]
+    differ = last.answers[0].token_ids != last.answers[1].token_ids
+    assert [c["name"] for c in columns][2:] == (["decision"] if differ else [])
+    assert all("h" in w and "c" in w for c in columns[:2] for w in c["words"])
 
 
 def test_what_it_can_be_shown(backend: Backend) -> None:

@@ -146,15 +146,34 @@ def test_strategies_side_by_side_on_the_page(run: Run, checkpoint: Path, photo: 
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     columns = data_of(page.read_text(encoding="utf-8"))["cases"][0]["columns"]
-    assert [c["name"] for c in columns] == ["meter", "relevance-contrastive", "greedy"]
+    assert [c["name"] for c in columns if c["name"] != "decision"] == ["meter", "relevance-contrastive", "greedy"]
     assert "alpha 8" in columns[1]["settings"]
-    for column in columns:
+    for column in columns[:3]:
         assert all("h" in w and "c" in w for w in column["words"])  # heat and candidates, whatever the strategy
-    assert "only affect the page" in flat(
-        run("generate", checkpoint, "--image", photo, *ASK, "--compare", "vcd").stderr
-    )
+    assert "only affects the page" in flat(run("generate", checkpoint, "--image", photo, *ASK, "--no-meter").stderr)
     wrong = run("generate", checkpoint, "--image", photo, *ASK, "--compare", "nothing", "--html", page)
     assert "unknown strategy 'nothing'" in flat(wrong.stderr)
+
+
+def test_compare_prints_every_answer_and_what_decides(run: Run) -> None:
+    asked = (
+        "generate",
+        "demo-vision",
+        "--image",
+        "example:hat",
+        "-p",
+        "There is no hat. Is there a hat in the picture?",
+    )
+    compare = ("--compare", "relevance-contrastive,preset=questions")
+    result = run(*asked, *compare)
+    assert result.exit_code == 0, result.output
+    assert [line.split() for line in result.stdout.splitlines()] == [["greedy", "no"], ["relevance-contrastive", "yes"]]
+    assert "yes rather than no: text" in flat(result.stderr)
+    document = json.loads(run(*asked, *compare, "--json").stdout)
+    assert [a["text"] for a in document["compared"]] == ["yes"]
+    assert document["decisions"][0]["rather_than"] == "no"
+    assert all("USER" not in text for text, _ in document["decisions"][0]["text"])
+    assert "no example 'cat'" in flat(run("generate", "demo-vision", "--image", "example:cat", "-p", "x").stderr)
 
 
 def test_a_model_without_a_meter_is_told_of_the_flag(

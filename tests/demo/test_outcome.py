@@ -25,11 +25,10 @@ def test_settings_come_from_the_file(tmp_path: Path) -> None:
     assert "dev" in note
 
 
-def test_spread_takes_every_kind() -> None:
-    rows = [outcome.Example(str(i), Path("x"), "?", "yes", cell=c) for i, c in enumerate("aaabbc")]
-    assert [r.id for r in outcome.spread(rows, 3)] == ["0", "3", "5"]
-    assert [r.id for r in outcome.spread(rows, 4)] == ["0", "1", "3", "5"]
-    assert len(outcome.spread(rows, None)) == 6
+def test_the_shown_ones_come_first() -> None:
+    rows = [outcome.Example(str(i), Path("x"), "?", "yes", shown=i in (2, 4)) for i in range(6)]
+    assert [r.id for r in outcome.first(rows, 3)] == ["2", "4", "0"]
+    assert len(outcome.first(rows, 9)) == 6
 
 
 def test_inside_box() -> None:
@@ -92,14 +91,27 @@ def test_the_shipped_recordings_say_where_their_sounds_are() -> None:
             assert row.area == pytest.approx((off - on) / 4)
 
 
-def test_the_decision_is_the_difference_of_the_logits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [0, 1])  # yes, and no
+def test_the_decision_is_the_correct_answers_logit_less_the_others(tmp_path: Path, number: int) -> None:
     adapter = limelight.load("demo-vision")
-    example = outcome.curated()[0][0]
-    asked = adapter.prepare(example.text, {"image": [str(example.file)]})
-    found = outcome.decision_of(adapter, example, asked, tmp_path)
+    example = outcome.curated()[0][number]
+    prompt = adapter.prepare(example.text, {"image": [str(example.file)]})
+    found = outcome.decision_of(adapter, example, prompt, tmp_path)
     with torch.no_grad():
-        logits = adapter.model(**asked.tensors).logits[0, -1]
-    yes, no = (adapter.tokenizer(f" {a}", add_special_tokens=False)["input_ids"][0] for a in ("yes", "no"))
-    assert found.relevance.logit == pytest.approx(float(logits[yes] - logits[no]), abs=1e-3)
-    assert found.generation.text == "yes"
+        logits = adapter.model(**prompt.tensors).logits[0, -1]
+    right, wrong = (
+        adapter.tokenizer(f" {a}", add_special_tokens=False)["input_ids"][0] for a in (example.label, example.wrong)
+    )
+    assert found.relevance.logit == pytest.approx(float(logits[right] - logits[wrong]), abs=1e-3)
+    assert found.relevance.explains == f"{example.label} rather than {example.wrong}"
     assert found.overlay.is_file()
+
+
+@pytest.mark.parametrize("home", [outcome.VISION, outcome.AUDIO])
+def test_three_shipped_examples_are_shown_and_a_caption(home: Path) -> None:
+    rows, rule = outcome.curated(home / "examples")
+    assert sum(r.shown for r in rows) == 3
+    assert "Marked as shown" in rule
+    caption = outcome.caption_of(home / "examples")
+    assert caption is not None and caption.file.is_file() and caption.objects and caption.rule
+    assert outcome.caption_of(home) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,9 @@ def test_mkdocs_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     page = (tmp_path / "reference.html").read_text(encoding="utf-8")
     assert "Answer <code>messages</code> with a decoding strategy" in page
+    assert not re.findall(r":(?:class|func|mod|meth|data):", page)
+    assert "doctest" not in page
+    assert 'class="md-search__input"' in page  # in the header
     for built in tmp_path.glob("*.html"):
         text = built.read_text(encoding="utf-8")
         assert "fonts.googleapis.com" not in text

@@ -19,9 +19,19 @@ HEARD = 'model="demo-audio", file='  # tests/server/test_spoken.py runs that blo
 
 
 def test_every_page_with_snippets_is_found() -> None:
-    assert {"README", "how-to", "extend", "getting-started", "app", "server", "benchmarks", "audit"} <= {
-        p.stem for p in PAGES
-    }
+    assert {
+        "README",
+        "how-to",
+        "extend",
+        "getting-started",
+        "app",
+        "server",
+        "benchmarks",
+        "audit",
+        "methods",
+        "recipes",
+        "stability",
+    } <= {p.stem for p in PAGES}
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +98,8 @@ def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        for target, anchor in re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text()):
+            other = page if not target else page.parent / target
+            headings = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", h.lower()).strip()) for h in headings}
+            assert anchor in slugs, f"{page.name} links to {target}#{anchor}"

@@ -172,7 +172,7 @@ def test_waveform(tmp_path: Path) -> None:
     assert f"half of the support: {start:.2f}–{stop:.2f} s" in told
     spectrogram = next(a for a in figure.axes if a.get_ylabel() == "kHz")
     assert [i.get_extent() for i in spectrogram.images] == [[0, 2.0, 0, 4.0]] * 2  # the sound, and the heat on it
-    assert "red supports" in told
+    assert "strongly\nfor" in told and "strongly\nagainst" in told
     bare = waveform(relevance(prompt(("audio", 50, None, None)), 1, "x"), None, top=0)
     assert "duration unknown" in texts(bare)
     with pytest.raises(SettingError, match="no audio clip number 1"):

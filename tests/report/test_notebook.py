@@ -82,7 +82,7 @@ def test_results_show_themselves_as_html_and_as_text_where_nobody_draws(monkeypa
     answer, where = generation(of, [" A", " cup"]), relevance(of, 1, "x")
     assert answer._repr_html_() == generation_html(answer)
     assert where._repr_html_() == relevance_html(where)
-    monkeypatch.setattr(display, "_formatters", [])
+    monkeypatch.setattr(display, "_formatters", {})
     assert answer._repr_html_() is None and where._repr_html_() is None
 
 

@@ -19,8 +19,9 @@ from limelight.errors import SettingError
 from limelight.report.media import Media
 from limelight.report.page import Case, render_page, save_page
 from limelight.report.payload import TOP_TEXT, case_payload
-from limelight.types import Generation, Prompt
-from tests.report.examples import generation, picture, prompt, tone
+from limelight.report.words import rather_than
+from limelight.types import Generation, Prompt, Relevance
+from tests.report.examples import generation, picture, prompt, relevance, tone
 
 
 def vision() -> Prompt:
@@ -92,15 +93,40 @@ def test_side_by_side_marks_and_pairs() -> None:
     assert (one["start"], two["start"]) == (0, 0)
 
 
-def test_asides_are_not_compared() -> None:
+def decision(of: Generation) -> Relevance:
+    one, other = (relevance(of.prompt, t, text, seed=t) for t, text in ((1, " No"), (2, " Yes")))
+    return rather_than(one, other)
+
+
+def test_a_decision_is_shown_first_and_not_compared() -> None:
     plain, lime = pair()
-    aside = generation(plain.prompt, [" Maybe"], strategy="Yes rather than No")
-    html = render_page(Case([plain, lime], verdicts=[False, True], asides=[aside]))
-    columns = data_of(html)["cases"][0]["columns"]
-    assert [c["name"] for c in columns] == ["greedy", "lime", "Yes rather than No"]
-    assert columns[2]["pairs"] == []
-    assert "d" not in columns[2]["words"][0]
+    why = decision(plain)
+    html = render_page(Case([plain, lime], verdicts=[False, True], decisions=[why]))
+    case = data_of(html)["cases"][0]
+    assert case["together"] is True
+    columns = case["columns"]
+    assert [c["name"] for c in columns] == ["greedy", "lime", "decision"]
+    (word,) = columns[2]["words"]
+    assert word["t"] == "No rather than Yes"
+    assert "d" not in word
+    assert word["to"] == {m: pytest.approx(why.total(m), rel=1e-3) for m in ("text", "image")}
     assert [w["t"] for w in columns[0]["words"] if w.get("d")] == ["Yes", "a"]
+    assert "together" in html and "No rather than Yes" in html
+    with pytest.raises(SettingError, match="one word rather than another"):
+        Case([plain], decisions=[relevance(plain.prompt, 1, "No")])
+
+
+def test_a_map_of_little_relevance_is_drawn_fainter_and_named() -> None:
+    plain, _ = pair()
+    first = plain.steps[0].relevance
+    assert first is not None
+    scores = first.scores.clone()
+    image = first.spans_of("image")[0]
+    scores[image.start : image.stop] *= 0.01
+    weak = replace(plain, steps=(replace(plain.steps[0], relevance=replace(first, scores=scores)), *plain.steps[1:]))
+    strong, faint = (case_payload(Case([g]))["columns"][0]["words"][0]["st"] for g in (plain, weak))
+    assert (strong[1], faint[1]) == ("strong", "weak")
+    assert strong[0] == 1.0 > faint[0] > 0.1
 
 
 def test_without_spelling_an_unseen_token_is_its_number() -> None:

@@ -26,8 +26,9 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:  # noqa: F811
     troubles: list[str] = []
     contexts = []
 
-    def open_page(*cases: Case, **settings: Any) -> Any:
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, **settings)
+    def open_page(*cases: Case, viewport_size: tuple[int, int] = (1280, 900), **settings: Any) -> Any:
+        width, height = viewport_size
+        context = browser.new_context(viewport={"width": width, "height": height}, **settings)
         context.set_default_timeout(120_000)
         contexts.append(context)
         page = context.new_page()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from limelight.decoding.compare import compared
 from limelight.decoding.explain import explained, watched
 from limelight.decoding.generate import generate
 from limelight.decoding.strategy import Strategy, capabilities_of
@@ -17,7 +18,7 @@ from limelight.models.adapter import Adapter
 from limelight.models.prompts import sampling_rate
 from limelight.report.media import Media
 from limelight.report.page import Case, render_page
-from limelight.types import Generation, Prompt, Step
+from limelight.types import Generation, Prompt, Relevance, Step
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Progress:
-    """The answers so far; ``page``: HTML of the report page, only in the last item."""
+    """The answers so far; ``page``: HTML of the report page, of the answers that are attributed already; "" where it is the
+    same as before."""
 
     answers: tuple[Generation, ...]
     status: str
@@ -87,13 +89,28 @@ class Backend:
             for answer in self._answer(prompt, strategy, question.generation):
                 yield Progress((*done, answer), f"{strategy.name}: {len(answer.steps)} tokens")
             done = (*done, answer)
-        yield Progress(done, "attributing every word …")
+        for i, answer in enumerate(done):  # the page grows by an answer at a time
+            yield Progress(done, f"{answer.strategy}: attributing every word …")
+            with self._lock:
+                done = (*done[:i], explained(self.adapter, answer) if answer.steps else answer, *done[i + 1 :])
+            if i + 1 < len(done):
+                yield Progress(done, f"{answer.strategy}: done", self._page(question, prompt, done[: i + 1]))
         with self._lock:
-            done = tuple(explained(self.adapter, a) if a.steps else a for a in done)
-        case = Case(
-            done, self._media(prompt), question=question.words, spell=lambda token: self.adapter.tokens([token])[0]
+            decisions = [d for d in compared(self.adapter, done).decisions if d is not None]
+        yield Progress(done, "done", self._page(question, prompt, done, decisions))
+
+    def _page(
+        self, question: Question, prompt: Prompt, answers: Sequence[Generation], decisions: Sequence[Relevance] = ()
+    ) -> str:
+        return render_page(
+            Case(
+                answers,
+                self._media(prompt),
+                question=question.words,
+                spell=lambda token: self.adapter.tokens([token])[0],
+                decisions=decisions,
+            )
         )
-        yield Progress(done, "done", render_page(case))
 
     def _options(self, kind: str) -> dict[str, Any]:
         return {"to_rate": sampling_rate(self.adapter)} if kind == "audio" else {}

@@ -61,28 +61,34 @@ def build(
     )
     with blocks:
         gr.Markdown(
-            f"# Where do the words come from?\nAnswers by `{name}`. Stronger colour: more of the word comes from the image, audio or video."
+            f"## Where do the words come from?\nAnswers by `{name}`. Stronger colour: more of the word comes from the image, audio or video."
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                parts = [_upload(m, alone=len(backend.modalities) == 1) for m in backend.modalities]
                 hint = PLACEHOLDERS.get(next(iter(backend.modalities), ""), "")
                 words = gr.Textbox(label="Question", lines=2, placeholder=hint, submit_btn=False)
-                first, first_set = _strategy("Strategy", known, "greedy")
-                second, second_set = _strategy("Compare with", {NOTHING: "", **known}, "relevance-contrastive")
+                with gr.Row():
+                    go, stop = gr.Button("Ask", variant="primary"), gr.Button("Stop")
+                parts = [_upload(m, alone=len(backend.modalities) == 1) for m in backend.modalities]
+                if examples and parts:
+                    rows = [list(e) for e in examples]
+                    gr.Examples(
+                        rows, [parts[0], words], label="Held-out questions of the miniature", examples_per_page=4
+                    )
+                with gr.Accordion("Strategies", open=False):
+                    first, first_set = _strategy("Strategy", known, "greedy")
+                    second, second_set = _strategy(
+                        "Compare with", {NOTHING: "", **known}, "relevance-contrastive", "preset=questions"
+                    )
                 with gr.Accordion("Length and sampling", open=False):
                     length = gr.Slider(1, 512, 64, step=1, label="Maximum new tokens")
                     sample = gr.Checkbox(label="Sample", value=False)
                     temperature = gr.Slider(0.1, 2, 1.0, step=0.05, label="Temperature (sampling only)")
-                    seed = gr.Number(0, precision=0, label="Seed (sampling only)")
-                with gr.Row():
-                    go, stop = gr.Button("Ask", variant="primary"), gr.Button("Stop")
+                    seed = gr.Slider(0, 1000, 0, step=1, precision=0, label="Seed (sampling only)")
             with gr.Column(scale=5, min_width=320):
                 live = gr.HTML(_waiting(), label="answers")
                 download = gr.DownloadButton("Download the page", visible=False)
                 page = gr.HTML("")
-        if examples and parts:
-            gr.Examples([list(e) for e in examples], [parts[0], words], label="Held-out questions of the miniature")
 
         def ask(*given: Any) -> Iterator[tuple[Any, Any, Any]]:
             files = dict(zip(backend.modalities, given, strict=False))
@@ -119,17 +125,18 @@ def _upload(modality: str, *, alone: bool) -> Any:
     if modality == "image":
         # image_mode=None: the original file; Gradio would decode it in this process and drop transparency
         return gr.Image(
-            type="filepath", image_mode=None, label="Image", height=260, sources=["upload", "clipboard"], buttons=buttons
+            type="filepath", image_mode=None, label="Image", height=190, sources=["upload", "clipboard"], buttons=buttons
         )  # fmt: skip
     if modality == "audio":
         return gr.Audio(type="filepath", label="Audio", sources=["upload"], buttons=buttons)
-    return gr.Video(label="Video", height=260 if alone else 180, sources=["upload"], buttons=buttons)
+    return gr.Video(label="Video", height=190 if alone else 160, sources=["upload"], buttons=buttons)
 
 
-def _strategy(label: str, known: Mapping[str, str], value: str) -> tuple[Any, Any]:
+def _strategy(label: str, known: Mapping[str, str], value: str, given: str = "") -> tuple[Any, Any]:
     with gr.Group():
         name = gr.Dropdown(list(known), value=value, label=label)
         settings = gr.Textbox(
+            given,
             label=f"{label}: settings",
             lines=1,
             max_lines=6,

@@ -165,23 +165,13 @@ def decision(
         SettingError: both start with the same token, or a sink is outside the prompt.
     """
     from limelight.relevance.attribute import attribute as relevance_of
-    from limelight.relevance.composites import COMPOSITES
-    from limelight.report.words import rather_than
     from limelight.types import Generation, Step
 
     _check_inside(sinks, prompt)
-    one, other = token_ids(adapter, prompt, answer)[0], token_ids(adapter, prompt, against)[0]
-    if one == other:
-        raise SettingError(
-            f"{answer!r} and {against!r} start with the same token",
-            hint="give answers that differ in their first token",
-        )
-    found = rather_than(
-        *(relevance_of(adapter, prompt.tensors, t, composite=COMPOSITES[composite], sinks=sinks) for t in (one, other))
-    )
-    step = Step(one, adapter.tokens([one])[0], relevance=found, shares=found.shares())
-    name = f"rather than {adapter.tokens([other])[0].strip()}"
-    return Generation(step.text.strip(), (one,), (step,), prompt, name, {"composite": composite})
+    found = relevance_of(adapter, prompt, answer, against=against, composite=composite, sinks=sinks)
+    step = Step(found.target, found.target_token, relevance=found, shares=found.shares())
+    name = f"rather than {found.against_token.strip()}"
+    return Generation(step.text.strip(), (step.token,), (step,), prompt, name, {"composite": composite})
 
 
 def token_ids(adapter: Adapter, prompt: Prompt, text: str) -> list[int]:
@@ -190,18 +180,10 @@ def token_ids(adapter: Adapter, prompt: Prompt, text: str) -> list[int]:
     Raises:
         SettingError: it has no tokens.
     """
-    import torch
+    from limelight.relevance.targets import answer_ids
 
-    spelled = [text] if text[:1].isspace() else [text, f" {text}"]
-    found = [list(adapter.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in spelled]
-    found = [ids for ids in found if ids]
-    if not found:
-        raise SettingError(f"the answer {text!r} has no tokens", hint="give at least one word")
-    if len({ids[0] for ids in found}) == 1:
-        return found[0]
-    with torch.no_grad():
-        logits = adapter.logits(adapter.hidden(adapter.capture(prompt.tensors))[:, -1:])[0, 0]
-    return max(found, key=lambda ids: float(logits[ids[0]]))
+    call = adapter.capture(prompt.tensors)
+    return answer_ids(adapter, call, call.length - 1, text)
 
 
 def _check_inside(sinks: Sequence[int], prompt: Prompt) -> None:
@@ -228,7 +210,7 @@ def _table(generation: Generation, media: Media) -> Any:
 
     from limelight.cli.output import place
     from limelight.report.figure import shown
-    from limelight.report.words import word_relevance, word_shares, words
+    from limelight.report.words import text_words, word_relevance, word_shares, words
 
     table = Table(box=box.SIMPLE_HEAD, title=Text(generation.text), title_justify="left")
     for name, side in (
@@ -245,6 +227,6 @@ def _table(generation: Generation, media: Media) -> Any:
         if relevance is None:
             continue
         shares = ", ".join(f"{v:.0%} {m}" for m, v in word_shares(generation, word).items() if m != "text")
-        tops = ", ".join(f"{shown(token)} {score:+.2g}" for _, token, score in relevance.top(3, "text"))
+        tops = ", ".join(f"{shown(t)} {v:+.2g}" for t, v in text_words(relevance, generation.prompt.template)[:3])
         table.add_row(str(i), Text(word.text), f"{relevance.logit:.2f}", shares, place(relevance, media), Text(tops))
     return table

@@ -35,7 +35,7 @@ def generate(
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            "--compare", help="Another strategy to show on the page for comparison, as NAME or NAME,key=value,...; repeat for several.",
+            "--compare", help="Another strategy to compare with, as NAME or NAME,key=value,...; repeat for several.",
             rich_help_panel=DECODING,
         ),
     ] = None,
@@ -93,14 +93,17 @@ def generate(
         raise SettingError(
             "with --no-relevance there is nothing to draw", hint="omit --no-relevance, or --overlay and --html"
         )
-    if html is None and (compare or not meter):
+    if html is None and not meter:
         from limelight.errors import SettingError
 
-        raise SettingError("--compare and --no-meter only affect the page", hint="add --html out.html")
+        raise SettingError("--no-meter only affects the page", hint="add --html out.html")
+    from rich.text import Text
+
     from limelight.cli import terminal
 
     with terminal.quiet():
         from limelight.cli import output
+        from limelight.decoding.compare import Comparison, compared
         from limelight.decoding.explain import explained, watched
         from limelight.decoding.generate import generate as answer
         from limelight.decoding.strategy import capabilities_of
@@ -119,6 +122,18 @@ def generate(
         if relevance:
             generation = explained(adapter, generation)
         seconds = time.perf_counter() - began
+        shown = [generation]
+        for other in beside:
+            with (
+                terminal.token_progress(max_new_tokens, other.name) as moved,
+                options.metered(html is not None and meter),
+            ):
+                more = answer(
+                    adapter, None, prepared, strategy=watched(other) if html is not None and meter else other,
+                    relevance=None if relevance else False, max_new_tokens=max_new_tokens, on_step=moved, **extra,
+                )  # fmt: skip
+            shown.append(explained(adapter, more) if relevance else more)
+        comparison = compared(adapter, shown) if relevance else Comparison(tuple(shown))
         drawn = None
         if overlay is not None or html is not None:
             media = output.shown_media(prepared)
@@ -127,23 +142,40 @@ def generate(
             if html is not None:
                 from limelight.report.page import Case, save_page
 
-                shown = [generation]
-                for other in beside:
-                    with terminal.token_progress(max_new_tokens, other.name) as moved, options.metered(meter):
-                        more = answer(
-                            adapter, None, prepared, strategy=watched(other) if meter else other, max_new_tokens=max_new_tokens,
-                            on_step=moved, **extra,
-                        )  # fmt: skip
-                    shown.append(explained(adapter, more))
-                save_page(html, Case(shown, media, question=prompt, spell=lambda token: adapter.tokens([token])[0]))
+                decisions = [d for d in comparison.decisions if d is not None]
+                save_page(
+                    html,
+                    Case(
+                        shown,
+                        media,
+                        question=prompt,
+                        spell=lambda token: adapter.tokens([token])[0],
+                        decisions=decisions,
+                    ),
+                )
     files = {name: str(path) for name, path in (("overlay", overlay), ("html", html)) if path is not None}
     if as_json:
         document = output.document(generation)
         if drawn is not None:
             files["word"] = drawn.text
+        if beside:
+            document["compared"] = [output.document(g) for g in shown[1:]]
+            document["decisions"] = [
+                None if d is None else output.decision(d, prepared.template) for d in comparison.decisions
+            ]
         output.print_json({"model": model, "prompt": prompt, **document, "seconds": round(seconds, 3), "files": files})
         return
-    terminal.out.print(terminal.coloured(generation))
+    if beside:
+        width = max(len(g.strategy) for g in shown) + 2
+        for one in shown:
+            terminal.out.print(Text.assemble((f"{one.strategy:{width}}", "bold"), terminal.coloured(one)))
+        for found in comparison.decisions:
+            if found is not None:
+                terminal.err.print(terminal.decision_line(found, prepared.template))
+    else:
+        terminal.out.print(terminal.coloured(generation))
+    if (legend := terminal.legend(generation)) is not None:
+        terminal.err.print(legend)
     tokens = len(generation.token_ids)
     terminal.err.print(f"[dim]{generation.strategy}: {tokens} tokens in {seconds:.1f} s[/]")
     parts = terminal.parts_bar(generation)

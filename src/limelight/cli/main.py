@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -35,23 +35,35 @@ USAGE_EXIT = 2
 class Commands(TyperGroup):
     """Prints the library's errors as message and hint, with exit code 2; ``--debug`` shows the traceback."""
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        from limelight.cli.config import defaults
+
+        try:
+            extra.setdefault("default_map", defaults(self.commands))
+        except LimelightError as error:
+            _told(error)
+        return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except LimelightError as error:
             if ctx.find_root().meta.get("limelight.debug"):
                 raise
-            from limelight.cli.terminal import complain
+            _told(error)
 
-            complain(error)
-            raise typer.Exit(USAGE_EXIT) from error
+
+def _told(error: LimelightError) -> NoReturn:
+    from limelight.cli.terminal import complain
+
+    complain(error)
+    raise typer.Exit(USAGE_EXIT) from error
 
 
 app = typer.Typer(
     name="limelight",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
@@ -71,7 +83,13 @@ def root(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", callback=remember_debug, is_eager=True)
+        bool,
+        typer.Option(
+            "--debug",
+            help="Show the traceback of an error, and the messages of other libraries.",
+            callback=remember_debug,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     """Training-free grounding of Hugging Face multimodal LLMs: see where each word comes from, and improve grounding.

@@ -22,9 +22,19 @@ INPUT, OUTPUT, DECODING, LOADING = "Input", "Output", "Decoding", "Loading"
 
 def remember_debug(context: typer.Context, value: bool) -> bool:
     """Accept ``--debug`` anywhere on the command line."""
+    if context.parent is None:  # the program's own option is read first
+        _debug[0] = False
     if value:
-        context.find_root().meta["limelight.debug"] = True
+        context.find_root().meta["limelight.debug"] = _debug[0] = True
     return value
+
+
+_debug = [False]
+
+
+def debugging() -> bool:
+    """Whether the command that runs was given ``--debug``."""
+    return _debug[0]
 
 
 ModelName = Annotated[
@@ -35,10 +45,16 @@ ModelName = Annotated[
     ),
 ]
 Images = Annotated[
-    list[Path] | None, typer.Option("--image", help="Image file; repeat for several.", rich_help_panel=INPUT)
+    list[Path] | None,
+    typer.Option(
+        "--image", help="Image file, or a shipped one such as example:hat; repeat for several.", rich_help_panel=INPUT
+    ),
 ]
 Audios = Annotated[
-    list[Path] | None, typer.Option("--audio", help="Audio file; repeat for several.", rich_help_panel=INPUT)
+    list[Path] | None,
+    typer.Option(
+        "--audio", help="Audio file, or a shipped one such as example:dog; repeat for several.", rich_help_panel=INPUT
+    ),
 ]
 Videos = Annotated[
     list[Path] | None, typer.Option("--video", help="Video file; repeat for several.", rich_help_panel=INPUT)
@@ -93,7 +109,13 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.", rich_help_panel=LOADING)
 ]
 Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", callback=remember_debug, is_eager=True)
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of an error, and the messages of other libraries.",
+        callback=remember_debug,
+        is_eager=True,
+    ),
 ]
 
 
@@ -110,8 +132,10 @@ def media_of(
 
     if frames is not None and not video:
         raise SettingError("--frames would have no effect", hint="add --video FILE, or omit it")
+    from limelight.demo.example import resolved
+
     given = {"image": image, "audio": audio}
-    media: dict[str, Any] = {kind: [str(p) for p in files] for kind, files in given.items() if files}
+    media: dict[str, Any] = {kind: [str(resolved(p)) for p in files] for kind, files in given.items() if files}
     if video:
         media["video"] = [read_video(v, frames or FRAMES) for v in video]
     return media

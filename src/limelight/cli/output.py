@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from limelight.cli.terminal import out, plain_value
+from limelight.cli.terminal import out
 from limelight.errors import SettingError
 from limelight.media.image import read_image
 from limelight.report import heat
+from limelight.report.document import decision as decision
+from limelight.report.document import document as document
 from limelight.report.looks import place_of
 from limelight.report.media import Media
 from limelight.report.views import View, views
-from limelight.report.word_times import moments, word_interval
+from limelight.report.word_times import moments
 from limelight.report.words import (
     Word,
     choose,
-    perceptual,
-    sentences,
-    word_contributions,
-    word_flagged,
     word_relevance,
-    word_shares,
-    word_support,
-    words,
 )
-from limelight.types import MODALITIES, Generation, Prompt, Relevance, TakenView
+from limelight.types import Generation, Prompt, Relevance
 
 
 def shown_media(prompt: Prompt) -> Media:
@@ -62,6 +55,7 @@ def draw_word(generation: Generation, media: Media, which: str | None, path: Pat
             hint="omit --overlay; `limelight attribute` lists the most relevant text, --html shows it",
         )
     named: dict[str, Any] = {"word": word.text, "strategy": generation.strategy, "path": path}
+    named["template"] = generation.prompt.template
     shown = views(relevance.spans, media)
     if media.videos and ("video" in kinds or not media.pictures):
         contact_sheet(relevance, media, index=_strongest(relevance, shown, "video"), **named)
@@ -84,88 +78,6 @@ def _strongest(relevance: Relevance, shown: Sequence[View], kind: str) -> int:
     return max(sums, key=lambda i: sums[i]) if sums else 0
 
 
-def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
-    """Convert a generation to plain values: text, shares, words and steps; with ``scores`` every position's relevance.
-
-    ``shares`` are parts of the relevance (backward pass), ``contributions`` of the logit (meter); either is {} where it
-    was not computed.
-    """
-    rows = [(w, word_relevance(generation, w), word_shares(generation, w)) for w in words(generation)]
-    out: dict[str, Any] = {
-        "text": generation.text,
-        "strategy": generation.strategy,
-        "settings": {k: plain_value(v) for k, v in generation.settings.items()},
-        "shares": rounded(generation.shares()),
-        "contributions": rounded(generation.contributions()),
-        "flag": plain_value(dict(generation.flag)),
-        "sentences": [
-            {
-                "text": s.text,
-                "tokens": [s.start, s.stop],
-                "grounding": number(s.grounding),
-                "margin": number(s.margin),
-                "flagged": s.flagged,
-            }
-            for s in sentences(generation)
-        ],
-        "words": [
-            {
-                "text": w.text,
-                "tokens": [w.start, w.stop],
-                "perceptual_share": number(perceptual(shares)),
-                "shares": rounded(shares),
-                "contributions": rounded(word_contributions(generation, w)),
-                **support_of(generation, w),
-                **(summary(r, scores=scores) if r is not None else {}),
-            }
-            for w, r, shares in rows
-        ],
-        "steps": [
-            {
-                "token": s.token,
-                "text": s.text,
-                "logprob": number(s.logprob),
-                "intervened": s.intervened,
-                "plain": s.plain,
-                "flagged": s.flagged,
-                "grounding": number(s.grounding),
-                "rival_grounding": number(s.rival_grounding),
-                "grounding_by_modality": rounded(s.grounding_by_modality),
-                "p_supported": number(s.p_supported),
-                "shares": rounded(s.shares),
-                "contributions": rounded(s.contributions),
-                "losses": {k: [number(x) for x in v] for k, v in s.losses.items()},
-                "candidates": [[i, t, number(logit), number(phi)] for i, t, logit, phi in s.candidates],
-                **({"views": [view_document(v) for v in s.views]} if s.views else {}),
-            }
-            for s in generation.steps
-        ],
-    }
-    if scores:
-        out["tokens"] = list(generation.prompt.tokens)
-        out["spans"] = [
-            {
-                "start": s.start,
-                "stop": s.stop,
-                "modality": s.modality,
-                "grid": s.grid,
-                "margin": s.margin,
-                "seconds": s.seconds,
-                "region": None if s.region is None else asdict(s.region),
-                "interval": None if s.interval is None else asdict(s.interval),
-            }
-            for s in generation.prompt.spans
-        ]
-    return out
-
-
-def view_document(view: TakenView) -> dict[str, Any]:
-    """A view that was taken, as plain values."""
-    found = asdict(view)
-    rest = {"margin": number(view.margin), "evidence": number(view.evidence), "weight": number(view.weight)}
-    return {**found, "box": view.box and [round(x, 1) for x in view.box], **rest}
-
-
 def view_lines(generation: Generation) -> list[str]:
     """One line for each view that was taken: what it shows, its answer, its margin and its weight."""
     return [
@@ -174,43 +86,6 @@ def view_lines(generation: Generation) -> list[str]:
         for step in generation.steps
         for i, v in enumerate(step.views, start=1)
     ]
-
-
-def support_of(generation: Generation, word: Word) -> dict[str, Any]:
-    """A word's grounding and flag, as JSON documents tell them; None where no meter ran."""
-    known = word_support(generation, word)
-    each = {k.removeprefix("grounding "): number(v) for k, v in known.items() if k.startswith("grounding ")}
-    return {
-        "grounding": number(known.get("grounding")),
-        "p_supported": number(known.get("p_supported")),
-        "flagged": word_flagged(generation, word),
-        **({"grounding_by_modality": each} if each else {}),
-    }
-
-
-def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict[str, Any]:
-    """Return totals per modality and the most relevant positions; with ``scores`` all of them."""
-    present = [m for m in MODALITIES if relevance.spans_of(m)]
-    out: dict[str, Any] = {
-        "logit": number(relevance.logit),
-        "relevance": {m: number(relevance.total(m)) for m in present},
-        "top": [[i, token, number(score)] for i, token, score in relevance.top(top)],
-    }
-    place = word_interval(relevance)
-    if relevance.spans_of("audio"):
-        out["heard"] = [number(t) for t in place] if place is not None else None
-    if scores:
-        out["scores"] = [number(v) for v in relevance.scores.tolist()]
-    return out
-
-
-def number(value: float | None) -> float | None:
-    """Round to six significant digits; None for values that JSON does not support."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
-
-
-def rounded(shares: Any) -> dict[str, float | None]:
-    return {k: number(v) for k, v in dict(shares).items()}
 
 
 def print_json(value: Any) -> None:

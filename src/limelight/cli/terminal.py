@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.style import Style
 from rich.text import Text
 
+from limelight.cli.options import debugging
 from limelight.errors import LimelightError, LimelightWarning, ModelError
+from limelight.report.document import plain_value as plain_value
 
 if TYPE_CHECKING:
     from limelight.models.adapter import Adapter
-    from limelight.types import Generation, Step
+    from limelight.types import Generation, Relevance, Step
 
+# Loggers of other libraries that warn at import about parts that are not needed here.
+NOISY = ("torchao", "torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False)
 
@@ -36,25 +41,41 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress transformers' progress bars, log lines and warnings inside the block, and restore them afterwards.
+    """Suppress progress bars, log lines and warnings of other libraries inside the block, and restore them afterwards.
 
-    The library's own warnings are shown.
+    The library's own warnings are shown. With ``--debug`` nothing is suppressed.
     """
-    from transformers import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if debugging():
+        yield
+        return
+    noisy = [logging.getLogger(name) for name in NOISY]
+    before = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with _quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", LimelightWarning)
             warnings.showwarning = _show_warning
             yield
     finally:
-        logging.set_verbosity(level)
+        for logger, level in zip(noisy, before, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
 
 
 def load(model: str, dtype: str, device: str | None, trust_remote_code: bool, **further: Any) -> Adapter:
@@ -121,6 +142,31 @@ def coloured(generation: Generation) -> Text:
     return text if text.plain else Text(generation.text)
 
 
+def legend(generation: Generation) -> Text | None:
+    """Return what the marks and colours of :func:`coloured` mean; None where nothing is marked."""
+    from limelight.report.words import SHARES, known_parts
+
+    which = known_parts(generation)
+    if not which or not out.is_terminal:
+        return None
+    what = "the word's relevance" if which == SHARES else "the word's logit"
+    text = Text("shade: the media's part of " + what + "  ", style="dim")
+    for share in (0.0, 0.5, 1.0):
+        text.append(f" {share:.0%} ", _style(share, False))
+    if any(s.flagged for s in generation.steps):
+        text.append("  ⚑ not supported by the media", style="dim")
+    return text
+
+
+def decision_line(found: Relevance, template: Collection[int] = ()) -> Text:
+    """Return what decides between two answers in one line, and how much of the evidence the media have."""
+    from limelight.report import heat
+    from limelight.report.words import line
+
+    share = heat.media_share(found)
+    return Text(f"why {line(found, template)}; the media have {share:.0%} of the evidence ({heat.named(share)})")
+
+
 def _style(share: float | None, flagged: bool) -> Style:
     if share is None:
         return Style(underline=flagged)
@@ -144,14 +190,3 @@ def bar(shares: dict[str, float], width: int = 40) -> Text:
     for modality, share in shares.items():
         text.append("█" * round(width * share), colours.get(modality, "white"))
     return text.append("  " + ", ".join(f"{share:.0%} {modality}" for modality, share in shares.items()))
-
-
-def plain_value(value: Any) -> Any:
-    """Convert a setting to plain JSON."""
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain_value(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): plain_value(v) for k, v in value.items()}
-    return str(value)

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from limelight.cli.output import number, rounded, support_of
 from limelight.cli.terminal import plain_value
 from limelight.decoding.transcribe import Segment
+from limelight.report.document import number, rounded, support_of
 from limelight.report.subtitles import cue, document
 from limelight.report.word_times import word_interval
 from limelight.report.words import word_contributions, word_relevance, word_shares, words

@@ -21,15 +21,14 @@ from limelight.relevance.attribute import attribute
 from limelight.report.media import Media
 from limelight.report.overlay import overlay
 from limelight.report.waveform import waveform
-from limelight.report.words import Word, rather_than, word_relevance, word_shares, words
-from limelight.types import Generation, Prompt, Region, Relevance, Step
+from limelight.report.words import Word, word_relevance, word_shares, words
+from limelight.types import Generation, Prompt, Region, Relevance
 
 VISION = Path(__file__).parent / "vision"
 EXAMPLES = VISION / "examples"
 SETTINGS = VISION / "settings.json"
 AUDIO = Path(__file__).parent / "audio"
 FALLBACK: dict[str, dict[str, Any]] = {"lime": {"lr": 1e-2}}
-DECISION = f"{YES} rather than {NO}"
 Cells = npt.NDArray[np.float64]
 
 
@@ -50,6 +49,11 @@ class Example:
     object: str = ""
     objects: Mapping[str, Sequence[float]] = field(default_factory=dict)
     kind: Literal["image", "audio"] = "image"
+    shown: bool = False  # one of the three that the demo shows first
+
+    @property
+    def wrong(self) -> str:
+        return NO if self.label == YES else YES
 
     @property
     def noun(self) -> str:
@@ -70,14 +74,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One strategy's answer to one example; ``decisive``: its first word, yes or no."""
+    """One strategy's answer to one example; ``decisive``: its first word, yes or no; ``share``: the part of that word's
+    relevance that comes from the image or recording."""
 
     example: Example
     generation: Generation
     decisive: Word | None
     right: bool
     share: float
-    overlay: Path
 
     @property
     def relevance(self) -> Relevance | None:
@@ -86,7 +90,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Decision:
-    """Attribution of the unmodified model's decision: relevance of the difference between the logits of yes and no.
+    """Attribution of the unmodified model's decision: relevance of the correct answer's logit less the other's.
 
     Evidence that supports both answers equally cancels out. ``inside``: the share of the image's (recording's)
     ``sum |R|`` inside the box (interval) of the object in question; None where it is absent.
@@ -94,9 +98,30 @@ class Decision:
 
     example: Example
     relevance: Relevance
-    generation: Generation
     inside: float | None
     overlay: Path
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A request for a description: its image or recording, the user turn, and what is there (boxes, or times)."""
+
+    id: str
+    file: Path
+    text: str
+    objects: Mapping[str, Sequence[float]]
+    kind: Literal["image", "audio"] = "image"
+    rule: str = ""
+
+
+def caption_of(folder: Path) -> Caption | None:
+    """Return the caption request among the examples of a folder, if there is one."""
+    listing = folder / "examples.json"
+    found = json.loads(listing.read_text(encoding="utf-8")).get("caption") if listing.is_file() else None
+    if found is None:
+        return None
+    kind: Literal["image", "audio"] = "audio" if "audio" in found else "image"
+    return Caption(found["id"], folder / found[kind], found["text"], found["objects"], kind, found.get("rule", ""))
 
 
 def curated(folder: Path = EXAMPLES) -> tuple[tuple[Example, ...], str]:
@@ -129,17 +154,9 @@ def chosen_settings(path: Path = SETTINGS) -> tuple[dict[str, dict[str, Any]], s
     return found, "strategy settings: chosen on the dev split (settings.json)"
 
 
-def spread(rows: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
-    """Return the first ``limit`` examples, taken from each kind in turn."""
-    if limit is None or limit >= len(rows):
-        return tuple(rows)
-    seen: dict[str, int] = {}
-    turn = []
-    for row in rows:
-        turn.append((seen.setdefault(row.cell, 0), row))
-        seen[row.cell] += 1
-    kept = {id(row) for _, row in sorted(turn, key=lambda pair: pair[0])[:limit]}
-    return tuple(row for row in rows if id(row) in kept)
+def first(rows: Sequence[Example], limit: int) -> tuple[Example, ...]:
+    """Return ``limit`` examples: those marked as shown, then the others, each in their order."""
+    return tuple(sorted(rows, key=lambda row: not row.shown)[:limit])
 
 
 def inside_box(relevance: Relevance, box: Sequence[float]) -> float | None:
@@ -186,23 +203,18 @@ def coverage(grid: tuple[int, int], box: Sequence[float], region: Region) -> Cel
     return down[:, None] * along(grid[1], left, right, region.size[0], box[0], box[2])[None, :]
 
 
-def outcome_of(adapter: Adapter, example: Example, answer: Generation, folder: Path) -> Outcome:
-    """Score an answer by its first word, and draw that word's relevance into ``folder``."""
+def outcome_of(example: Example, answer: Generation) -> Outcome:
+    """Score an answer by its first word."""
     found = words(answer)
-    first = found[0] if found else None
-    relevance = word_relevance(answer, first) if first is not None else None
-    path = folder / f"{example.file.stem}-{answer.strategy}.png"
-    if relevance is not None and first is not None:
-        draw(adapter, example, relevance, first.text, answer.strategy, path)
-    right = first is not None and first.text.casefold() == example.label.casefold()
-    share = word_shares(answer, first).get(example.kind, 0.0) if first is not None else 0.0
-    return Outcome(example, answer, first, right, share, path)
+    decisive = found[0] if found else None
+    right = decisive is not None and decisive.text.casefold() == example.label.casefold()
+    share = word_shares(answer, decisive).get(example.kind, 0.0) if decisive is not None else 0.0
+    return Outcome(example, answer, decisive, right, share)
 
 
 def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path) -> Decision:
-    """Attribute yes and no of the unmodified model, subtract, and draw the difference into ``folder``."""
-    yes, no = (_token(adapter, answer) for answer in (YES, NO))
-    found = rather_than(attribute(adapter, prompt.tensors, yes), attribute(adapter, prompt.tensors, no))
+    """Attribute the correct answer rather than the other in the unmodified model, and draw it into ``folder``."""
+    found = attribute(adapter, prompt, example.label, against=example.wrong)
     inside = None
     if example.object in example.objects:
         place = example.objects[example.object]
@@ -211,33 +223,22 @@ def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path
         else:
             inside = inside_box(found, place)
     path = folder / f"{example.file.stem}-decision.png"
-    draw(adapter, example, found, DECISION, "", path)
-    step = Step(yes, YES, relevance=found, shares=found.shares())
-    return Decision(example, found, Generation(YES, (yes,), (step,), prompt, DECISION), inside, path)
+    draw(adapter, example, found, path)
+    return Decision(example, found, inside, path)
 
 
-def _token(adapter: Adapter, answer: str) -> int:
-    """Return the first token of an answer with a leading space if the tokenizer has it, else without."""
-    for text in (f" {answer}", answer):
-        ids: list[int] = list(adapter.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if len(ids) == 1:
-            return ids[0]
-    return ids[0]
-
-
-def draw(adapter: Adapter, example: Example, relevance: Relevance, word: str, strategy: str, path: Path) -> None:
+def draw(adapter: Adapter, example: Example, relevance: Relevance, path: Path) -> None:
     """Draw relevance on the image, or over the time of the recording."""
-    media = media_of(adapter, example)
+    media = media_of(example)
     if example.kind == "audio":
         samples, rate = media.sounds[0]
-        waveform(relevance, samples, rate, word=word, strategy=strategy, path=path)
+        waveform(relevance, samples, rate, path=path)
     else:
-        overlay(relevance, media, word=word, strategy=strategy, path=path)
+        overlay(relevance, media, path=path)
 
 
-def media_of(adapter: Adapter, example: Example) -> Media:
-    """Return the example's image with the part of it that the model sees, or its recording."""
+def media_of(example: Example | Caption) -> Media:
+    """Return the example's image or recording."""
     if example.kind == "audio":
         return Media(sounds=[(read_audio(str(example.file), RATE), RATE)])
-    image = read_image(str(example.file))
-    return Media([image])
+    return Media([read_image(str(example.file))])

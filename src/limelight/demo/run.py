@@ -1,10 +1,10 @@
-"""``limelight demo``: greedy decoding and LIME compared on held-out images (or recordings) of the shipped miniatures."""
+"""``limelight demo``: three questions whose prompt or image misleads a shipped miniature, a caption, and a second look."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,40 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from limelight.decoding.compare import Comparison, compared
+from limelight.decoding.explain import explained, watched
 from limelight.decoding.generate import generate
+from limelight.decoding.registry import strategies as known_strategies
 from limelight.decoding.registry import strategy as by_name
+from limelight.decoding.strategy import Strategy
 from limelight.demo.outcome import (
     AUDIO,
-    DECISION,
     VISION,
+    Caption,
     Decision,
+    Example,
     Outcome,
+    caption_of,
     chosen_settings,
     curated,
     decision_of,
+    first,
     media_of,
     outcome_of,
-    spread,
 )
+from limelight.demo.scenes import OBJECTS
+from limelight.demo.sounds import EVENTS
+from limelight.demo.verdicts import caption_verdict, listed, question_verdict
 from limelight.models.adapter import Adapter
 from limelight.models.loading import load
-from limelight.report.figure import shown
 from limelight.report.page import Case, save_page
-from limelight.types import Relevance
+from limelight.report.words import text_words, word_flagged, words
+from limelight.types import Generation
 
-MAX_NEW_TOKENS = 8
+MAX_NEW_TOKENS, CAPTION_TOKENS = 8, 24
+STRATEGIES = ("relevance-contrastive", "vcd", "lime")
+SECOND_LOOKS = ("look-again", "reconsider")  # the first that is there
+CONTRASTIVE = "relevance-contrastive"
 
 
 @dataclass(frozen=True)
@@ -42,9 +54,13 @@ class Demo:
 
     outcomes: Mapping[str, tuple[Outcome, ...]]
     decisions: tuple[Decision, ...]
+    verdicts: tuple[str, ...]
     summary: str
     page: Path
     seconds: float
+    caption: Comparison | None = None
+    caption_verdict: str = ""
+    rule: str = field(default="", repr=False)
 
 
 def run_demo(
@@ -52,21 +68,22 @@ def run_demo(
     *,
     audio: bool = False,
     model: str | Path | Adapter | None = None,
-    strategies: Sequence[str] = ("lime",),
+    strategies: Sequence[str] = STRATEGIES,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     examples: Path | None = None,
-    limit: int | None = None,
+    limit: int = 3,
     console: Console | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Demo:
-    """Run greedy and other strategies on the curated examples; print the comparison and draw overlays into ``out``.
+    """Ask a miniature misleading questions with several strategies, and let it describe an image; print a verdict on each, and
+    write ``demo.html`` and an overlay per question into ``out``.
 
     Args:
         out: folder for the overlays and ``demo.html``; created if needed.
         audio: use the audio miniature and its recordings instead of the vision miniature.
         strategies: names of the strategies compared with greedy.
-        settings: strategy -> settings; those of ``settings.json`` by default.
-        limit: maximum number of examples, spread over their kinds.
+        settings: strategy -> settings; by default the preset of relevance-contrastive, else those of ``settings.json``.
+        limit: number of questions.
         on_progress: called with a description of the current step.
 
     Raises:
@@ -75,38 +92,62 @@ def run_demo(
     began = time.perf_counter()
     console = console or Console()
     home = AUDIO if audio else VISION
-    rows, rule = curated(examples or home / "examples")
-    rows = spread(rows, limit)
-    given, note = chosen_settings(home / "settings.json") if settings is None else (dict(settings), "settings as given")
-    console.print(note, style="dim")
+    folder = examples or home / "examples"
+    rows, rule = curated(folder)
+    rows, caption = first(rows, limit), caption_of(folder)
     out.mkdir(parents=True, exist_ok=True)
     on_progress("loading the miniature")
     adapter = model if isinstance(model, Adapter) else load(model or ("demo-audio" if audio else "demo-vision"))
+    usual = chosen_settings(home / "settings.json")[0] | {CONTRASTIVE: {"preset": "questions"}}
+    given: Mapping[str, Mapping[str, Any]] = usual if settings is None else settings
     named = {"greedy": by_name("greedy"), **{n: by_name(n, **given.get(n, {})) for n in strategies}}
     outcomes: dict[str, list[Outcome]] = {n: [] for n in named}
     decisions: list[Decision] = []
+    verdicts: list[str] = []
     cases: list[Case] = []
     for number, example in enumerate(rows, start=1):
         prompt = adapter.prepare(example.text, {example.kind: [str(example.file)]})
         for name, method in named.items():
-            on_progress(f"{number} of {len(rows)}: {example.file.stem}, {name}")
-            answer = generate(adapter, None, prompt, strategy=method, relevance=True, max_new_tokens=MAX_NEW_TOKENS)
-            outcomes[name].append(outcome_of(adapter, example, answer, out))
+            on_progress(f"question {number} of {len(rows)}: {name}")
+            answer = generate(adapter, None, prompt, strategy=method, relevance=False, max_new_tokens=MAX_NEW_TOKENS)
+            outcomes[name].append(outcome_of(example, explained(adapter, answer)))
         decisions.append(decision_of(adapter, example, prompt, out))
         latest = [o[-1] for o in outcomes.values()]
-        _print(console, f"{number}/{len(rows)}", latest, decisions[-1])
-        cases.append(_case(adapter, latest, decisions[-1]))
+        verdicts.append(question_verdict(example, latest))
+        _print_question(console, latest, decisions[-1], verdicts[-1])
+        cases.append(_case(adapter, latest, decisions[-1], verdicts[-1]))
+    described, told = None, ""
+    if caption is not None:
+        described = _described(adapter, caption, on_progress)
+        told = caption_verdict(
+            caption, {a.strategy: a for a in described.answers}, frozenset(EVENTS if audio else OBJECTS)
+        )
+        _print_caption(console, caption, described, told)
+        cases.append(_caption_case(adapter, caption, described, told))
     done = {name: tuple(found) for name, found in outcomes.items()}
     summary = summarise(done, decisions, picked=bool(rule))
-    page = save_page(out / "demo.html", cases, title="Greedy and " + ", ".join(strategies), note=summary + " " + rule)
+    title = "Does the answer come from the " + ("recording?" if audio else "picture?")
+    page = save_page(out / "demo.html", cases, title=title, note=summary)
     seconds = time.perf_counter() - began
     console.print()
-    console.print(summary, markup=False)
-    console.print(
-        f"{page} and {sum(map(len, done.values())) + len(decisions)} overlays, in {seconds:.0f} s",
-        style="dim",
-    )
-    return Demo(done, tuple(decisions), summary, page, seconds)
+    console.print(summary, markup=False, style="dim")
+    console.print(f"Open {page} and click a word ({seconds:.0f} s).", markup=False, style="bold")
+    return Demo(done, tuple(decisions), tuple(verdicts), summary, page, seconds, described, told, rule)
+
+
+def _described(adapter: Adapter, caption: Caption, on_progress: Callable[[str], None]) -> Comparison:
+    """Describe the image or recording: greedy with the meter, relevance-contrastive, and a second look."""
+    prompt = adapter.prepare(caption.text, {caption.kind: [str(caption.file)]})
+    second = next(n for n in SECOND_LOOKS if n in known_strategies())
+    chosen: list[Strategy] = [by_name("greedy"), by_name(CONTRASTIVE, preset="captions"), by_name(second)]
+    answers = []
+    for method in chosen:
+        on_progress(f"caption: {method.name}")
+        answer = generate(
+            adapter, None, prompt, strategy=watched(method), relevance=False, max_new_tokens=CAPTION_TOKENS
+        )
+        answers.append(explained(adapter, replace(answer, strategy=method.name, settings=method.settings())))
+    return compared(adapter, answers)
 
 
 def summarise(
@@ -115,116 +156,126 @@ def summarise(
     """Summarise the results; ``picked``: the examples were selected because greedy errs, which favours any change."""
     greedy = outcomes["greedy"]
     noun = greedy[0].example.noun if greedy else "image"
-    parts = [f"Greedy is correct on {sum(o.right for o in greedy)} of {len(greedy)}"]
-    for name, found in outcomes.items():
-        if name == "greedy":
-            continue
-        shares = f"{np.mean([o.share for o in greedy]):.0%} to {np.mean([o.share for o in found]):.0%}"
-        kinds = {
-            "the text misleads": [o for o in found if o.example.hint],
-            f"the {noun} misleads": [o for o in found if not o.example.hint],
-        }
-        breakdown = "; ".join(
-            f"{sum(o.right for o in rows)} of {len(rows)} where {k}" for k, rows in kinds.items() if rows
-        )
-        parts.append(
-            f"{name} on {sum(o.right for o in found)} ({breakdown}), "
-            f"with the {noun}'s share of the deciding word changing from {shares}"
-        )
-    summary = ", ".join(parts) + "."
+    counts = [f"{name} {sum(o.right for o in found)}" for name, found in outcomes.items()]
+    summary = f"Correct answers to {len(greedy)} questions: {', '.join(counts)}."
     aimed = [(d.inside, d.example.area) for d in decisions if d.inside is not None]
     if aimed:
         inside, area = (float(np.mean([row[i] or 0.0 for row in aimed])) for i in (0, 1))
-        place = ("object", "in its box", "area") if noun == "image" else ("event", "inside it", "time")
+        place = ("object", "in its box", "area") if noun == "image" else ("event", "during it", "time")
         summary += (
-            f" Where the {place[0]} in question is present, {inside:.0%} of the {noun}'s relevance for {DECISION} is {place[1]}"
+            f" Where the {place[0]} in question is there, {inside:.0%} of the {noun}'s evidence lies {place[1]}"
             f" ({area:.0%} of the {place[2]})."
         )
     if picked:
-        table = "bench-quality" if noun == "image" else "bench-quality-audio"
+        table = "quality" if noun == "image" else "quality-audio"
         summary += (
-            f" The {noun}s were selected because greedy errs on them, so they can show improvements but not regressions;"
-            f" the table of `make {table}` shows both."
+            f" The {noun}s were selected because greedy errs on them, so they show improvements but no regressions;"
+            f" docs/{table}.md shows both."
         )
     return summary
 
 
-def _case(adapter: Adapter, outcomes: Sequence[Outcome], decision: Decision) -> Case:
+def _case(adapter: Adapter, outcomes: Sequence[Outcome], decision: Decision, verdict: str) -> Case:
     example = decision.example
+    there = listed(list(example.objects))
     return Case(
         [o.generation for o in outcomes],
-        media_of(adapter, example),
-        title=example.cell or example.id,
+        media_of(example),
         question=example.text,
-        truth=f"{example.label} (in the {example.noun}: {', '.join(example.objects)})"
-        if example.objects
-        else example.label,
+        truth=f"{example.label} (in the {example.noun}: {there})" if there else example.label,
+        note=verdict,
         verdicts=[o.right for o in outcomes],
         spell=lambda token: adapter.tokens([token])[0],
-        asides=[decision.generation],
+        decisions=[decision.relevance],
     )
 
 
-def _print(console: Console, number: str, outcomes: Sequence[Outcome], decision: Decision) -> None:
+def _caption_case(adapter: Adapter, caption: Caption, described: Comparison, verdict: str) -> Case:
+    return Case(
+        described.answers,
+        media_of(caption),
+        question=caption.text,
+        truth=listed(list(caption.objects)),
+        note=verdict,
+        spell=lambda token: adapter.tokens([token])[0],
+        decisions=[d for d in described.decisions[:1] if d is not None],
+    )
+
+
+def _print_question(console: Console, outcomes: Sequence[Outcome], decision: Decision, verdict: str) -> None:
     example = decision.example
-    objects = f"; in the {example.noun}: {', '.join(example.objects)}" if example.objects else ""
     console.print()
-    console.print(
-        Text.assemble((f"{number}  ", "dim"), (example.text, "bold"), f"   correct: {example.label}{objects}")
-    )
+    console.print(Text(example.text, "bold"))
+    console.print(Text(verdict))
+    width = max(len(o.generation.strategy) for o in outcomes)
     for o in outcomes:
-        step = o.generation.steps[o.decisive.start] if o.decisive is not None else None
         mark = ("✓", "bold green") if o.right else ("✗", "bold red")
-        line = Text.assemble(
-            f"  {o.generation.strategy:9} ", mark, f" {o.generation.text:<5}   {example.noun} {o.share:.0%}"
-        )
-        if step is not None:
-            line.append(f"  probability {np.exp(step.logprob):.2f}")
-            losses = [f"{k} loss {v[0]:.3g} → {v[-1]:.3g}" for k, v in step.losses.items() if v and k != "total"]
-            line.append("  " + ", ".join(losses) if losses else "", "dim")
-        console.print(line)
-    console.print(
-        Text(f"  relevance for {DECISION}: text {_tops(decision.relevance)}; {_media_share(decision)}", "dim")
-    )
+        console.print(Text.assemble(f"  {o.generation.strategy:{width}} ", mark, f" {o.generation.text}"))
+    found = decision.relevance
+    tops = ", ".join(f"{text} {value:+.2g}" for text, value in text_words(found)[:4])
+    media = f"{example.noun} {found.total(example.kind):+.2g}"
+    if decision.inside is not None:
+        place = "in the box of" if example.kind == "image" else "during"
+        media += f" ({decision.inside:.0%} of it {place} the {example.object})"
+    console.print(Text(f"  why {found.explains}: {media}; text: {tops}", "dim"))
 
 
-def _tops(relevance: Relevance, count: int = 4) -> str:
-    return ", ".join(f"{shown(token)} {score:+.2g}" for _, token, score in relevance.top(count, "text"))
+def _print_caption(console: Console, caption: Caption, described: Comparison, verdict: str) -> None:
+    console.print()
+    console.print(Text(caption.text, "bold"))
+    console.print(Text(verdict))
+    width = max(len(a.strategy) for a in described.answers)
+    for answer in described.answers:
+        console.print(Text.assemble(f"  {answer.strategy:{width}}  ", _flagged(answer)))
 
 
-def _media_share(decision: Decision) -> str:
-    example = decision.example
-    total = f"{example.noun} {decision.relevance.total(example.kind):+.2g}"
-    if decision.inside is None:
-        return total
-    place = "in the box of" if example.kind == "image" else "during"
-    return f"{total}, {decision.inside:.0%} of it {place} the {example.object}"
+def _flagged(answer: Generation) -> Text:
+    text = Text()
+    for word in words(answer):
+        text.append(" " if word.space and text.plain else "")
+        marked = word_flagged(answer, word)
+        text.append(("⚑" if marked else "") + word.text, "bold red" if marked else "")
+    return text
 
 
 def as_plain(demo: Demo) -> dict[str, Any]:
     """Convert a demo to plain values for JSON."""
     return {
         "summary": demo.summary,
+        "rule": demo.rule,
         "page": str(demo.page),
         "seconds": round(demo.seconds, 1),
         "decisions": [
-            {"id": d.example.id, "inside_box": d.inside, "area": d.example.area, "overlay": str(d.overlay)}
+            {
+                "id": d.example.id, "explains": d.relevance.explains, "inside_box": d.inside, "area": d.example.area,
+                "overlay": str(d.overlay),
+            }
             for d in demo.decisions
         ],
         "examples": [
-            {
-                "id": rows[0].example.id,
-                "text": rows[0].example.text,
-                "label": rows[0].example.label,
-                "answers": {
-                    o.generation.strategy: {
-                        "text": o.generation.text, "right": o.right, f"{o.example.kind}_share": round(o.share, 4),
-                        "overlay": str(o.overlay),
-                        "losses": {k: list(v) for k, v in (o.generation.steps[0].losses if o.generation.steps else {}).items()},
-                    }
-                    for o in rows
-                },
-            }
-            for rows in zip(*demo.outcomes.values(), strict=True)
+            _plain_example([o[i] for o in demo.outcomes.values()], verdict) for i, verdict in enumerate(demo.verdicts)
         ],
+        "caption": None if demo.caption is None else {
+            "verdict": demo.caption_verdict,
+            "answers": {a.strategy: a.text for a in demo.caption.answers},
+            "flagged": {a.strategy: [w.text for w in words(a) if word_flagged(a, w)] for a in demo.caption.answers},
+        },
     }  # fmt: skip
+
+
+def _plain_example(outcomes: Sequence[Outcome], verdict: str) -> dict[str, Any]:
+    example: Example = outcomes[0].example
+    return {
+        "id": example.id,
+        "text": example.text,
+        "label": example.label,
+        "verdict": verdict,
+        "answers": {
+            o.generation.strategy: {
+                "text": o.generation.text,
+                "right": o.right,
+                f"{example.kind}_share": round(o.share, 4),
+            }
+            for o in outcomes
+        },
+    }

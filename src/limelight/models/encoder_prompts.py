@@ -19,6 +19,7 @@ from limelight.media.truncation import check_not_truncated
 from limelight.models.families import Family
 from limelight.models.inputs.encoder_decoder import ENCODER_DECODER, EncoderDecoder
 from limelight.models.runtime.machine import machine_failed
+from limelight.models.template import template_positions
 from limelight.types import Inputs, Interval, Prompt, Span
 
 
@@ -79,7 +80,9 @@ def prepare(
     if duration is not None:
         span = replace(span, interval=Interval(0, 0.0, duration))
     inputs.spans = (span,)
-    return Prompt(inputs, adapter.words(inputs), (span,), media)
+    tokens = adapter.words(inputs)
+    inputs.template = template_positions(tokens, (span,), [words])
+    return Prompt(inputs, tokens, (span,), media, template=inputs.template)
 
 
 def decoder_ids(adapter: Reader, encoder: EncoderDecoder, words: str, tensors: Mapping[str, Any]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +28,7 @@ MODEL = frozenset({
     "tp_plan", "tp_size", "device_mesh", "use_kernels", "kernel_config", "ignore_mismatched_sizes", "weights_only",
     "gguf_file", "adapter_kwargs", "distributed_config",
 })  # fmt: skip
+log = logging.getLogger("limelight.models")
 PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio", "smol-vision": "demo/smol_vision"}
 
 
@@ -77,6 +79,10 @@ def load(
     if found is not None:
         check_fits(found, adapter.sizes)
         adapter.calibration = found
+    log.info(
+        "loaded %s: %s, family %s, %s", name, type(adapter.model).__name__, adapter.family.name,
+        "with a calibration" if found is not None else "without a calibration",
+    )  # fmt: skip
     return adapter
 
 

@@ -19,6 +19,7 @@ from limelight.media.video import read_video
 from limelight.models import encoder_prompts
 from limelight.models.regions import Process, located, originals, timed
 from limelight.models.runtime.machine import machine_failed
+from limelight.models.template import template_positions
 from limelight.types import MODALITIES, Clip, Inputs, Modality, Prompt, Span
 
 Message = Mapping[str, Any]
@@ -107,7 +108,10 @@ def prepare(
         spans = located(spans, process, originals(found["image"], films), adapter)
         spans = timed(spans, [len(samples) / rate for samples, _ in sounds])
         tensors.spans = spans
-    return Prompt(tensors, adapter.words(tensors), spans, {m: v for m, v in found.items() if v}, messages)
+    tokens = adapter.words(tensors)
+    tensors.template = template_positions(tokens, spans, words)
+    kept = {m: v for m, v in found.items() if v}
+    return Prompt(tensors, tokens, spans, kept, messages, tensors.template)
 
 
 def _present(adapter: Reader, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:

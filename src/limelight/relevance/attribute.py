@@ -20,6 +20,7 @@ from limelight.relevance.attachment import attached
 from limelight.relevance.composites import ATTN_LRP, Composite, composite_of
 from limelight.relevance.encoder import encoder_relevance
 from limelight.relevance.positions import position_hook
+from limelight.relevance.targets import check_differ, first_token
 from limelight.types import MODALITIES, Prompt, Relevance, Span
 
 
@@ -38,8 +39,9 @@ def input_relevance(
 def attribute(
     model: Any,
     inputs: Any = None,
-    target: int | None = None,
+    target: int | str | None = None,
     *,
+    against: int | str | None = None,
     messages: Any = None,
     media: Any = None,
     position: int = -1,
@@ -55,7 +57,10 @@ def attribute(
         inputs: keyword arguments of ``model.forward`` (a processor's output), with ``modality_ids`` [B, T] (0 text, 1 image,
             2 video, 3 audio) where they cannot be detected; a :class:`Prompt`; or messages, in the form of ``messages``.
         messages, media: as for :func:`limelight.generate`, instead of ``inputs``; needs an Adapter with a processor.
-        target: the token id to explain; None: the most likely one.
+        target: the token id to explain, or an answer whose first token is explained (``"yes"``; a leading space is added if
+            that is more likely); None: the most likely token.
+        against: another token id or answer: the relevance is then of the difference ``logit(target) - logit(against)``.
+            Evidence that supports both equally cancels out; what decides between them remains.
         position: the position whose prediction is explained, counted along the row including padding; negative values count
             from the last non-padding position (-1: the next token after the prompt, with left or right padding).
         row: row of the batch.
@@ -71,7 +76,8 @@ def attribute(
         states; those of padding (Whisper's silence up to 30 s) count as zero.
 
     Raises:
-        SettingError: target or position out of range, an unknown composite, or not exactly one of inputs and messages.
+        SettingError: target or position out of range, both answers start with the same token, an unknown composite, or not
+            exactly one of inputs and messages.
         UnsupportedError: the model is in training mode.
         NotFiniteError: the logits are NaN or infinite.
         PromptError, HookError, UnknownKindError: see :class:`Adapter` and :func:`attached`.
@@ -85,7 +91,8 @@ def attribute(
         adapter,
         call,
         tensors,
-        [(place, target)],
+        [(place, first_token(adapter, call, place, target))],
+        against=first_token(adapter, call, place, against),
         row=row,
         composite=composite,
         sinks=sinks,
@@ -97,7 +104,8 @@ def attribute(
         raise SettingError("expected one row, whose encoder is explained, got a batch", hint="pass the rows one by one")
     with following_rules(adapter, composite, call) as leaves:
         logits = adapter.logits(adapter.hidden(leaves.call, leaves.embeds)[:, place])
-        (gradient,) = torch.autograd.grad(logits[0, found.target], leaves.embeds)
+        explained = logits[0, found.target] - (0 if found.against is None else logits[0, found.against])
+        (gradient,) = torch.autograd.grad(explained, leaves.embeds)
     return replace(found, media_inputs=encoder_relevance(adapter, tensors, call, gradient, composite))
 
 
@@ -141,6 +149,7 @@ def attribute_generated(
     sinks: Sequence[int] = (),
     prompt_spans: tuple[Span, ...] | None = None,
     last_only: bool = False,
+    against: int | None = None,
 ) -> list[Relevance]:
     """Compute the relevance of every generated token: one forward of prompt + answer, one backward pass per token.
 
@@ -148,6 +157,7 @@ def attribute_generated(
         inputs: the prompt's tensors (not the answer's), a :class:`Prompt`, or messages with ``media``.
         generated: the ``n`` token ids after the prompt.
         last_only: only the last token.
+        against: with ``last_only``, a token id whose logit is subtracted from the last token's.
 
     Returns:
         ``n`` relevances; the ``j``-th covers the positions before token ``j`` (later ones are zero).
@@ -172,12 +182,15 @@ def attribute_generated(
             embeds = torch.cat([adapter.embed(token.reshape(1, 1)) for token in ids[0, :-1]], dim=1)
             call = call.appended(embeds)
     targets = [(start - 1 + j, int(token)) for j, token in enumerate(ids[0])]
+    if against is not None and not last_only:
+        raise SettingError("against= explains the last token alone", hint="add last_only=True")
     targets = targets[-1:] if last_only else targets
     return relevance_of(
         adapter,
         call,
         inputs,
         targets,
+        against=against,
         row=row,
         composite=composite,
         sinks=sinks,
@@ -192,19 +205,25 @@ def relevance_of(
     inputs: Mapping[str, Any],
     targets: Sequence[tuple[int, int | None]],
     *,
+    against: int | None = None,
     row: int = 0,
     composite: Composite | str = ATTN_LRP,
     sinks: Sequence[int] = (),
     generated: Tensor | None = None,
     prompt_spans: tuple[Span, ...] | None = None,
 ) -> list[Relevance]:
-    """Compute relevance for several (position, token) targets of a captured row: one forward, one backward pass each."""
+    """Compute relevance for several (position, token) targets of a captured row: one forward, one backward pass each.
+
+    ``against``: a token id whose logit is subtracted from every target's.
+    """
     sinks = tuple(_integer(i, "a sink") for i in _positions(sinks))
     if any(not 0 <= i < call.length for i in sinks):
         raise SettingError(
             f"sinks {sinks} are not all within the {call.length} positions", hint="the usual sink is position 0"
         )
     targets = [(at, None if token is None else _token(token, adapter.traits.vocab)) for at, token in targets]
+    against = None if against is None else _token(against, adapter.traits.vocab)
+    template = frozenset(i + call.front for i in getattr(inputs, "template", ()))
     inputs = inputs if adapter.encoder is None else adapter.complete(inputs)
     known = inputs.get(adapter.names.ids) is not None
     count = 0 if generated is None else len(generated)
@@ -227,7 +246,11 @@ def relevance_of(
             if not bool(torch.isfinite(logits).all()):
                 raise NotFiniteError("the logits contain NaN or infinity", hint="check weights and dtype; try float32")
             token = int(logits.argmax()) if target is None else target
-            scores = leaves.relevance(logits[token], retain_graph=j + 1 < len(targets))[0]
+            logit = logits[token]
+            if against is not None:
+                check_differ(token, against, adapter.tokens([token])[0])
+                logit = logit - logits[against]
+            scores = leaves.relevance(logit, retain_graph=j + 1 < len(targets))[0]
             if adapter.encoder is not None:  # states of padding are read like others, and are nobody's media
                 scores = scores * call.mask[0]
             if not bool(torch.isfinite(scores).all()):
@@ -239,9 +262,12 @@ def relevance_of(
                     spans=spans,
                     target=token,
                     target_token=adapter.tokens([token])[0],
-                    logit=float(logits[token].detach()),
+                    logit=float(logit.detach()),
                     position=position,
                     sinks=sinks,
+                    against=against,
+                    against_token="" if against is None else adapter.tokens([against])[0],
+                    template=template,
                 )
             )
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from limelight.errors import SettingError
 from limelight.report import heat
+from limelight.report.words import text_words
 from limelight.types import Relevance
 
 # White text is readable on each (contrast at least 4.5).
@@ -31,9 +33,17 @@ def write(text: Any) -> Any:
 
 
 def headline(relevance: Relevance, word: str | None, strategy: str = "") -> str:
-    target = (word if word is not None else relevance.target_token).strip() or f"token {relevance.target}"
     by = f" ({strategy})" if strategy else ""
+    if relevance.against is not None:
+        return f"Why “{relevance.explains}”   difference of the logits {relevance.logit:+.2f}"
+    target = (word if word is not None else relevance.target_token).strip() or f"token {relevance.target}"
     return f"Where “{target}” comes from{by}   logit {relevance.logit:.2f}"
+
+
+def strength_note(relevance: Relevance, noun: str) -> str:
+    """Return how much of the relevance the media have, in words: "the image's part: 12 % (moderate)"."""
+    share = heat.media_share(relevance)
+    return f"the {noun}'s part of the relevance: {share:.0%} ({heat.named(share)})"
 
 
 def share_bar(axes: Any, relevance: Relevance) -> None:
@@ -49,19 +59,19 @@ def share_bar(axes: Any, relevance: Relevance) -> None:
     axes.set_axis_off()
 
 
-def top_words(axes: Any, relevance: Relevance, count: int, full: float) -> None:
-    """Draw the text positions with the largest ``|R|`` as signed bars."""
-    rows = relevance.top(count, "text")[::-1]
-    values = [score for _, _, score in rows]
+def top_words(axes: Any, relevance: Relevance, count: int, full: float, template: Collection[int] = ()) -> None:
+    """Draw the words of the text with the largest ``|R|`` as signed bars, without positions of the chat template."""
+    rows = text_words(relevance, template)[:count][::-1]
+    values = [score for _, score in rows]
     colours = ["#{:02x}{:02x}{:02x}".format(*(heat.SUPPORTS if v >= 0 else heat.AGAINST)) for v in values]
     axes.barh(range(len(rows)), values, color=colours, alpha=heat.OPACITY, height=0.7)
     axes.axvline(0, color="#444", linewidth=0.6)
-    axes.set_yticks(range(len(rows)), [shown(token) for _, token, _ in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [shown(text) for text, _ in rows], fontsize=8)
     for label in axes.get_yticklabels():
         write(label)
     axes.set_xlim(-max(full, *map(abs, values), 1e-9) * 1.05, max(full, *map(abs, values), 1e-9) * 1.05)
     axes.tick_params(labelsize=7, length=2)
-    axes.set_xlabel("text tokens with the largest relevance (logit)", fontsize=8)
+    axes.set_xlabel("words of the text with the largest relevance (logit)", fontsize=8)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from limelight.report.figure import headline, new_figure, save, share_bar, top_w
 from limelight.report.media import Media
 from limelight.report.overlay import enlarged, unseen
 from limelight.report.views import View, views
+from limelight.report.words import text_words
 from limelight.types import Clip, Relevance
 
 
@@ -28,6 +29,7 @@ def contact_sheet(
     strategy: str = "",
     columns: int = 4,
     top: int = 6,
+    template: Collection[int] = (),
     path: str | Path | None = None,
 ) -> Figure:
     """Draw every frame with its heat and its share of the video's relevance, with bars below.
@@ -47,9 +49,10 @@ def contact_sheet(
     pictures = media.frames(index if isinstance(frames, Media) else 0)
     joined = np.concatenate([sheet[2].ravel() for sheet, _ in sheets])
     full, total = heat.limit(joined), float(np.abs(joined).sum()) or 1.0
+    strength = heat.faintness(heat.media_share(relevance))
     columns = min(columns, len(sheets))
     rows = math.ceil(len(sheets) / columns)
-    listed = min(top, sum(len(s) for s in relevance.spans_of("text")))
+    listed = min(top, len(text_words(relevance, template)))
     height = rows * 2.3 * min(pictures[0].height / pictures[0].width, 1.6) + rows * 0.2
     foot = 0.35 + 0.19 * listed if listed else 0.01
     figure = new_figure(columns * 2.3 + 0.9, height + foot + 0.9)
@@ -58,17 +61,17 @@ def contact_sheet(
     inner = grid[0, 0].subgridspec(rows, columns)
     for i, ((frame, label, values), view) in enumerate(sheets):
         axes = figure.add_subplot(inner[i // columns, i % columns])
-        axes.imshow(heat.blend(enlarged(pictures[frame], 256), [(values, view.box)], full))
+        axes.imshow(heat.blend(enlarged(pictures[frame], 256), [(values, view.box)], full, strength))
         note = unseen(view, [view.box]) if view.span.region is not None else "visible part of the frame unknown"
         if note:
             axes.set_xlabel(note, fontsize=6)
         axes.set_title(f"{label}: {float(np.abs(values).sum()) / total:.0%}", fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
-    heat.colour_bar(figure.add_subplot(grid[0, 1]), full, joined)
+    heat.colour_bar(figure.add_subplot(grid[0, 1]), full, joined, strength)
     share_bar(figure.add_subplot(grid[1, 0]), relevance)
     if listed:
-        top_words(figure.add_subplot(grid[2, 0]), relevance, listed, full)
+        top_words(figure.add_subplot(grid[2, 0]), relevance, listed, full, template)
     if path is not None:
         save(figure, path)
     return figure

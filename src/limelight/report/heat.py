@@ -1,4 +1,4 @@
-"""The colour map of relevance: red supports the word, blue is against it."""
+"""The colour map of relevance: red supports the word, blue is against it; a map of little relevance looks faint."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ SUPPORTS, AGAINST = (
 )  # red, blue: distinguishable with all common colour vision deficiencies
 OPACITY = 0.78  # for the largest score
 UNSEEN = (20, 20, 20, 150)  # overlay for parts the model did not see
+STRONG, MODERATE, WEAK = 0.25, 0.08, 0.02  # shares of the relevance from which the media's part has that name
 
 
 def array(values: Any) -> Floats:
@@ -40,6 +41,28 @@ def limit(values: Floats, quantile: float = 0.995) -> float:
     return top or float(np.abs(values).max()) or 1.0
 
 
+def media_share(relevance: Relevance) -> float:
+    """Return the part of ``sum |R|`` on image, audio and video positions, in [0, 1]."""
+    return 1.0 - relevance.share("text") if any(s.modality != "text" for s in relevance.spans) else 0.0
+
+
+def named(share: float) -> str:
+    """Return the media's share of a word's relevance in words: strong, moderate, weak or very weak."""
+    return next(
+        (name for name, least in (("strong", STRONG), ("moderate", MODERATE), ("weak", WEAK)) if share >= least),
+        "very weak",
+    )
+
+
+def faintness(share: float) -> float:
+    """Return the factor on a map's opacity: 1 from a strong share on, and less by the square root below.
+
+    Every map is scaled to its own largest score; without the factor a word that owes 1 % to the image would look like one
+    that owes it everything.
+    """
+    return float(np.sqrt(np.clip(share / STRONG, 0.0, 1.0)))
+
+
 def smooth(grid: Floats, size: tuple[int, int], part: Box = (0.0, 0.0, 1.0, 1.0)) -> Floats:
     """Resize a grid ``[rows, columns]``, or a part of it (fractions), to ``size`` (width, height) by bicubic interpolation,
     clipped to its own range."""
@@ -49,14 +72,17 @@ def smooth(grid: Floats, size: tuple[int, int], part: Box = (0.0, 0.0, 1.0, 1.0)
     return np.clip(np.asarray(drawn, dtype=np.float32), grid.min(), grid.max())
 
 
-def rgba(values: Floats, full: float) -> npt.NDArray[np.uint8]:
-    """Return colours ``[..., 4]``: hue shows the sign, opacity the magnitude; zero is transparent."""
-    strength = np.clip(np.abs(values) / full, 0, 1)[..., None]
+def rgba(values: Floats, full: float, strength: float = 1.0) -> npt.NDArray[np.uint8]:
+    """Return colours ``[..., 4]``: hue shows the sign, opacity the magnitude; zero is transparent.
+
+    ``strength``: a factor on the opacity (:func:`faintness`).
+    """
+    part = strength * np.clip(np.abs(values) / full, 0, 1)[..., None]
     colour = np.where(values[..., None] >= 0, np.array(SUPPORTS), np.array(AGAINST))
-    return np.concatenate([np.broadcast_to(colour, (*values.shape, 3)), 255 * OPACITY * strength], -1).astype(np.uint8)
+    return np.concatenate([np.broadcast_to(colour, (*values.shape, 3)), 255 * OPACITY * part], -1).astype(np.uint8)
 
 
-def blend(picture: Image.Image, parts: Sequence[tuple[Floats, Box]], full: float) -> Image.Image:
+def blend(picture: Image.Image, parts: Sequence[tuple[Floats, Box]], full: float, strength: float = 1.0) -> Image.Image:
     """Draw grids ``[rows, columns]`` over an image, each in its box (in fractions of width and height). Parts without a grid
     were not seen by the model and are darkened. A box may extend beyond the image, into padding."""
     base = Image.blend(picture.convert("RGB"), picture.convert("L").convert("RGB"), 0.8).convert("RGBA")
@@ -73,16 +99,19 @@ def blend(picture: Image.Image, parts: Sequence[tuple[Floats, Box]], full: float
             (seen[2] - box[0]) / wide,
             (seen[3] - box[1]) / high,
         )
-        layer.paste(Image.fromarray(rgba(smooth(grid, (right - left, bottom - top), part), full)), (left, top))
+        layer.paste(
+            Image.fromarray(rgba(smooth(grid, (right - left, bottom - top), part), full, strength)), (left, top)
+        )
     return Image.alpha_composite(base, layer).convert("RGB")
 
 
-def colour_bar(axes: Any, full: float, values: Floats) -> None:
-    """Draw a vertical colour bar in logit units into ``axes``, marked as clipped where ``values`` go well beyond it."""
+def colour_bar(axes: Any, full: float, values: Floats, strength: float = 1.0) -> None:
+    """Draw a vertical colour bar into ``axes``, labelled in words and in units of the logit, marked as clipped where
+    ``values`` go well beyond it."""
     clipped = float(np.abs(values).max(initial=0.0)) > 1.2 * full
     ramp = np.linspace(-full, full, 128, dtype=np.float32)[:, None]
     white = np.full((128, 1, 3), 255.0)
-    colours = rgba(ramp, full).astype(np.float32)
+    colours = rgba(ramp, full, strength).astype(np.float32)
     opacity = colours[..., 3:] / 255
     axes.imshow(
         (colours[..., :3] * opacity + white * (1 - opacity)).astype(np.uint8),
@@ -91,7 +120,7 @@ def colour_bar(axes: Any, full: float, values: Floats) -> None:
     axes.set_xticks([])
     axes.yaxis.tick_right()
     axes.yaxis.set_label_position("right")
+    marks = ((-full, "strongly\nagainst"), (-full / 2, ""), (0.0, "no effect"), (full / 2, ""), (full, "strongly\nfor"))
+    axes.set_yticks([v for v, _ in marks], [f"{v:+.2g}  {name}" if v else f"0  {name}" for v, name in marks])
     axes.tick_params(labelsize=7, length=2)
-    axes.set_ylabel(
-        "relevance (logit)" + (", clipped" if clipped else "") + "\nred supports, blue is against", fontsize=7
-    )
+    axes.set_ylabel("relevance per cell (logit)" + (", clipped" if clipped else ""), fontsize=7)

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,6 +24,7 @@ from limelight.report.words import (
     CONTRIBUTIONS,
     known_parts,
     perceptual,
+    text_words,
     word_flagged,
     word_parts,
     word_relevance,
@@ -38,9 +40,11 @@ _TOKENS = 160
 _MOST = 12
 
 
-def html(value: Relevance | Generation) -> str:
-    """What a notebook shows of it."""
-    return relevance_html(value) if isinstance(value, Relevance) else generation_html(value)
+def html(value: Any) -> str:
+    """Return what a notebook shows of a Relevance, a Generation or a Comparison."""
+    if isinstance(value, Relevance):
+        return relevance_html(value)
+    return generation_html(value) if isinstance(value, Generation) else comparison_html(value)
 
 
 def relevance_html(relevance: Relevance, pictures: Media | None = None) -> str:
@@ -48,12 +52,44 @@ def relevance_html(relevance: Relevance, pictures: Media | None = None) -> str:
     values = heat.scores(relevance)
     text = [i for s in relevance.spans_of("text") for i in range(s.start, s.stop)]
     full = heat.limit(values[text]) if text else 1.0
-    word = escape(shown(relevance.target_token) if relevance.target_token else f"token {relevance.target}")
-    parts = [f"<p><b>“{word}”</b> logit {relevance.logit:.3g}</p>", shares_html(relevance.shares())]
+    parts = [_title(relevance), shares_html(relevance.shares())]
     parts += _maps(relevance, values, pictures or Media())
     cells = [_tinted(relevance.tokens[i], float(values[i]), full) for i in text[-_TOKENS:]]
     left_out = f"… {len(text) - _TOKENS} more … " if len(text) > _TOKENS else ""
     parts.append(f'<p style="line-height:1.8">{left_out}{" ".join(cells)}</p>')
+    return _framed(parts)
+
+
+def _title(relevance: Relevance) -> str:
+    if relevance.against is not None:
+        return f"<p>why <b>“{escape(relevance.explains)}”</b>, difference of the logits {relevance.logit:+.3g}</p>"
+    word = escape(shown(relevance.target_token) if relevance.target_token else f"token {relevance.target}")
+    return f"<p><b>“{word}”</b> logit {relevance.logit:.3g}</p>"
+
+
+def comparison_html(comparison: Any) -> str:
+    """Render the answers of a :class:`limelight.decoding.compare.Comparison`, and what decides between the first two that
+    differ; a word's own relevance is a click away, in a folded part."""
+    answers: Sequence[Generation] = comparison.answers
+    rows = "".join(
+        f'<tr><th style="text-align:left;padding-right:12px">{escape(a.strategy)}</th>'
+        f'<td style="text-align:left">{words_html(a)}</td></tr>'
+        for a in answers
+    )
+    parts = [f'<table style="font-size:1.1em;line-height:1.9">{rows}</table>']
+    decision: Relevance | None = comparison.decision
+    if decision is None:
+        parts.append("<p>The answers are equal.</p>")
+    else:
+        media = _media_of(answers[0])
+        parts += [_title(decision), *_maps(decision, heat.scores(decision), media)]
+        rows_of_text = text_words(decision, comparison.prompt.template)[:8]
+        full = max((abs(v) for _, v in rows_of_text), default=1.0)
+        parts.append("<p>text: " + " ".join(_tinted(t, v, full) + f" {v:+.2g}" for t, v in rows_of_text) + "</p>")
+    parts += [
+        f"<details><summary>{escape(a.strategy)}: every word of its own</summary>{generation_html(a)}</details>"
+        for a in answers
+    ]
     return _framed(parts)
 
 
@@ -92,7 +128,10 @@ def words_html(generation: Generation) -> str:
         details += ["flagged: not supported by the media"] if flagged else []
         relevance = word_relevance(generation, word)
         if relevance is not None:
-            details.append("text: " + ", ".join(f"{shown(t)} {v:+.2g}" for _, t, v in relevance.top(3, "text")))
+            details.append(
+                "text: "
+                + ", ".join(f"{shown(t)} {v:+.2g}" for t, v in text_words(relevance, generation.prompt.template)[:3])
+            )
         hue = max((m for m in shares if m != "text" and m in MODALITY_COLOURS), key=shares.__getitem__, default="text")
         shade = f"background:{MODALITY_COLOURS[hue]}{round(0.6 * 255 * share):02x};" if share is not None else ""
         space = " " if word.space and pieces else ""
@@ -138,6 +177,8 @@ def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
     if not shown_views:
         return []
     full = heat.limit(np.concatenate([v.cells(values).ravel() for v in shown_views]))
+    share = heat.media_share(relevance)
+    strength = heat.faintness(share)
     pictures: list[str] = []
     for together in stages(shown_views[:_MOST]):
         view = together[0]
@@ -145,7 +186,7 @@ def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
             parts = [(v.cells(values), v.box) for v in together]
             note = unseen(view, [v.box for v in together])
             label = f"{view.label} ({note})" if note else view.label
-            pictures.append(_image(heat_picture(parts, full, media.pictures[view.source]), label))
+            pictures.append(_image(heat_picture(parts, full, media.pictures[view.source], strength), label))
             continue
         for t, grid in enumerate(view.cells(values).reshape(-1, *view.grid[-2:])[:_MOST]):
             source, label, box = None, view.label, view.box
@@ -157,10 +198,21 @@ def _maps(relevance: Relevance, values: heat.Floats, media: Media) -> list[str]:
                 seconds = media.sounds[view.source][0].size / media.sounds[view.source][1]
                 label = f"{view.label}, {seconds:.1f} s"
                 parts = [_audible(v, v.cells(values), seconds) for v in together]
-                pictures.append(_image(heat_picture(parts, full, source), label))
+                pictures.append(_image(heat_picture(parts, full, source, strength), label))
                 break
-            pictures.append(_image(heat_picture([(grid, box)], full, source), label))
-    return ["<div>" + " ".join(pictures) + "</div>"]
+            pictures.append(_image(heat_picture([(grid, box)], full, source, strength), label))
+    return ["<div>" + " ".join(pictures) + "</div>", _scale(full, share)]
+
+
+def _scale(full: float, share: float) -> str:
+    """Return the legend of the maps: the ends of the scale in words and numbers, and how much the media contribute."""
+    (r1, g1, b1), (r2, g2, b2) = heat.AGAINST, heat.SUPPORTS
+    ramp = f"linear-gradient(90deg,rgb({r1},{g1},{b1}),#fff,rgb({r2},{g2},{b2}))"
+    return (
+        f'<p style="font-size:12px;margin:2px 0">strongly against {-full:+.2g} <span style="display:inline-block;width:90px;'
+        f"height:10px;border:1px solid #999;background:{ramp}\"></span> {full:+.2g} strongly for · media's part of the "
+        f"relevance: {share:.0%} ({heat.named(share)})</p>"
+    )
 
 
 def _audible(view: View, cells: heat.Floats, seconds: float) -> tuple[heat.Floats, Box]:
@@ -181,17 +233,19 @@ def wave_picture(samples: heat.Floats, rate: int, size: tuple[int, int] = (_LONG
     return picture
 
 
-def heat_picture(parts: Sequence[tuple[heat.Floats, Box]], full: float, source: Image.Image | None) -> Image.Image:
+def heat_picture(
+    parts: Sequence[tuple[heat.Floats, Box]], full: float, source: Image.Image | None, strength: float = 1.0
+) -> Image.Image:
     """Draw grids over their image, each in its box; without an image, the first grid on white."""
     if source is not None:
         small = source.copy()
         factor = _LONGEST / max(small.size)
         small = small.resize((max(1, round(small.width * factor)), max(1, round(small.height * factor))))
-        return heat.blend(small, parts, full)
+        return heat.blend(small, parts, full, strength)
     grid = parts[0][0]
     rows, columns = grid.shape
     cell = max(1, min(24, _LONGEST // max(rows, columns)))
-    coloured = Image.fromarray(heat.rgba(grid, full)).resize(
+    coloured = Image.fromarray(heat.rgba(grid, full, strength)).resize(
         (columns * cell, max(rows * cell, 12)), Image.Resampling.NEAREST
     )
     return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")

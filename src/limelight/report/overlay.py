@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
 from limelight.report.media import Media
 from limelight.report.views import View, stages, views
+from limelight.report.words import text_words
 from limelight.types import Box, Relevance
 
 _COLUMNS = 4
@@ -29,6 +30,7 @@ def overlay(
     word: str | None = None,
     strategy: str = "",
     top: int = 6,
+    template: Collection[int] = (),
     path: str | Path | None = None,
 ) -> Figure:
     """Draw the heat map of one word over the image or images, a colour bar, modality bars and the top text tokens.
@@ -40,7 +42,8 @@ def overlay(
             location are drawn as a separate grid, labelled as such.
         boxes: for spans without a region: the part of each image that its grid covers, as fractions.
         word: the word in the title; the target token's text by default.
-        top: number of text tokens to list; 0 for none.
+        top: number of words of the text to list; 0 for none.
+        template: positions to leave out of that list (``Prompt.template``).
         path: also write the figure to this file.
 
     Raises:
@@ -60,13 +63,13 @@ def overlay(
     values = heat.scores(relevance)
     media_scores = [v.cells(values) for v in shown]
     joined = np.concatenate([p.ravel() for p in media_scores])
-    full = heat.limit(joined)
+    full, strength = heat.limit(joined), heat.faintness(heat.media_share(relevance))
     staged = stages(shown)
     columns = min(_COLUMNS, len(staged))
     rows = math.ceil(len(staged) / columns)
     side = 4.2 if len(staged) == 1 else 2.4
     aspect = max((_aspect(v, media) for v in shown), default=1.0)
-    listed = min(top, sum(len(s) for s in relevance.spans_of("text")))
+    listed = min(top, len(text_words(relevance, template)))
     body, foot = rows * side * min(aspect, 1.6), 0.32 + (0.35 + 0.19 * listed if listed else 0)
     figure = new_figure(columns * side + 0.9, body + foot + 0.5)
     write(figure.suptitle(headline(relevance, word, strategy), fontsize=10))
@@ -77,31 +80,35 @@ def overlay(
     inner = grid[0, 0].subgridspec(rows, columns)
     for i, together in enumerate(staged):
         axes = figure.add_subplot(inner[i // columns, i % columns])
-        draw(axes, [(v, v.cells(values)) for v in together], media, full)
+        draw(axes, [(v, v.cells(values)) for v in together], media, full, strength)
         if len(staged) > 1:
             axes.set_title(together[0].label, fontsize=7)
-    heat.colour_bar(figure.add_subplot(grid[0, 1]), full, joined)
+    heat.colour_bar(figure.add_subplot(grid[0, 1]), full, joined, strength)
     share_bar(figure.add_subplot(grid[1, 0]), relevance)
     if listed:
-        top_words(figure.add_subplot(grid[2, 0]), relevance, listed, full)
+        top_words(figure.add_subplot(grid[2, 0]), relevance, listed, full, template)
     if path is not None:
         save(figure, path)
     return figure
 
 
-def draw(axes: Any, parts: Sequence[tuple[View, heat.Floats]], media: Media, full: float) -> None:
+def draw(
+    axes: Any, parts: Sequence[tuple[View, heat.Floats]], media: Media, full: float, strength: float = 1.0
+) -> None:
     """Draw one image with the heat of its views, or a separate grid where the location in the image is unknown."""
     axes.set_xticks([])
     axes.set_yticks([])
     view, values = parts[0]
     grid = values if values.ndim == 2 else values.reshape(1, -1)
     if view.source is None or view.span.grid is None:
-        axes.imshow(heat.rgba(grid, full), interpolation="nearest", aspect="equal" if len(grid) > 1 else "auto")
+        axes.imshow(
+            heat.rgba(grid, full, strength), interpolation="nearest", aspect="equal" if len(grid) > 1 else "auto"
+        )
         note = "location in the image unknown" if view.span.grid is not None else "layout unknown"
         axes.set_xlabel(f"{grid.size} positions in order ({note})", fontsize=7)
         return
     picture = enlarged(media.pictures[view.source])
-    axes.imshow(heat.blend(picture, [(cells, v.box) for v, cells in parts], full))
+    axes.imshow(heat.blend(picture, [(cells, v.box) for v, cells in parts], full, strength))
     note = unseen(parts[0][0], [v.box for v, _ in parts])
     if note:
         axes.set_xlabel(note, fontsize=7)

@@ -83,10 +83,30 @@ def save_page(
     return target
 
 
+def save_result(path: str | Path, result: Any) -> Path:
+    """Write the page of a Generation, or of a Comparison with its decisions, titled with the user's question."""
+    answers = [result] if isinstance(result, Generation) else result.answers
+    decisions = [] if isinstance(result, Generation) else [d for d in result.decisions if d is not None]
+    return save_page(path, Case(answers, question=question_of(answers[0]), decisions=decisions))
+
+
+def question_of(generation: Generation) -> str:
+    """Return the user's text of a prompt, as far as it is known: its text without the chat template."""
+    prompt = generation.prompt
+    if not prompt.template:
+        return ""
+    text = [i for s in prompt.spans if s.modality == "text" for i in range(s.start, s.stop) if i not in prompt.template]
+    pieces = [prompt.tokens[i] for i in text]
+    spaced = any(p[:1].isspace() and p.strip() for p in pieces)
+    return " ".join(("" if spaced else " ").join(pieces).split()) if not spaced else "".join(pieces).strip()
+
+
 def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
     """Return the parts of a case that are rendered as HTML, readable without script."""
     media = case.media if case.media is not None else Media.of(case.generations[0].prompt)
+    answers = len(case.generations)
     return {
+        "decisions": [c["words"][0] for c in payload["columns"][answers:]],
         "title": case.title,
         "question": case.question,
         "truth": case.truth,
@@ -103,7 +123,7 @@ def _head(case: Case, payload: dict[str, Any]) -> dict[str, Any]:
                 "text": g.text,
                 "words": [_spoken(w, "co" if c["by_meter"] else "sh") for w in c["words"]],
             }
-            for g, c in zip((*case.generations, *case.asides), payload["columns"], strict=True)
+            for g, c in zip(case.generations, payload["columns"], strict=False)
         ],
     }
 

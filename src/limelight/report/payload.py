@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from limelight.report.words import (
     aligned,
     known_parts,
     perceptual,
+    text_words,
     word_contributions,
     word_flagged,
     word_parts,
@@ -33,10 +34,10 @@ from limelight.report.words import (
     word_support,
     words,
 )
-from limelight.types import Generation, Relevance, Span
+from limelight.types import MODALITIES, Generation, Relevance, Span
 
 LONGEST_SIDE = {"image": 900, "video": 320}
-TOP_TEXT = 40
+TOP_TEXT, TOP_WORDS = 40, 12
 _LEAST = 1e-9
 
 
@@ -49,7 +50,9 @@ class Case:
         media: the prompt's media; by default taken from the prompt (required for audio and video files).
         title, question, truth, note: shown above the answers.
         verdicts: correct, wrong or unknown, one per answer.
-        asides: further columns next to the answers (such as a decision), not compared with them.
+        decisions: relevances of one word rather than another (:func:`limelight.decoding.compare.decided`), over the prompt and
+            the beginning that the answers share. With any, the page shows the first of them, and one panel for all answers: a
+            word's own relevance is a click away.
         spell: maps a token id to its text, for tokens that greedy decoding would have chosen (``adapter.tokens``).
     """
 
@@ -61,7 +64,7 @@ class Case:
     note: str = ""
     verdicts: Sequence[bool | None] = ()
     spell: Callable[[int], str] | None = None
-    asides: Sequence[Generation] = ()
+    decisions: Sequence[Relevance] = ()
 
     def __post_init__(self) -> None:
         if not self.generations:
@@ -71,7 +74,12 @@ class Case:
                 f"{len(self.verdicts)} verdicts for {len(self.generations)} answers",
                 hint="give one per answer, or none",
             )
-        lengths = {len(g.prompt.tokens) for g in (*self.generations, *self.asides)}
+        lengths = {len(g.prompt.tokens) for g in self.generations}
+        if any(d.against is None or len(d.tokens) < min(lengths) for d in self.decisions):
+            raise SettingError(
+                "a decision is the relevance of one word rather than another, over the prompt of the answers",
+                hint="limelight.compare(...) returns them, or limelight.attribute(..., target='yes', against='no')",
+            )
         if len(lengths) > 1:
             raise SettingError(
                 f"the answers come from prompts of {sorted(lengths)} positions", hint="put them into separate cases"
@@ -96,15 +104,28 @@ def case_payload(case: Case) -> dict[str, Any]:
         _mark(column, right)
         if len(columns) == 2:
             _mark(columns[0], left)
-    columns += [{**_column(g, shown, case.spell), "pairs": []} for g in case.asides]
-    for column in columns:
+    columns += [_decision(d, first, shown) for d in case.decisions]
+    for column in columns[: len(case.generations)]:
         column["start"] = _start(column)
     return {
+        "together": bool(case.decisions),
         "media": media_payload(media),
         "views": _views(shown),
         "prompt": _prompt_items(first, spans, shown),
         "columns": columns,
     }
+
+
+def _decision(found: Relevance, generation: Generation, shown: Sequence[View]) -> dict[str, Any]:
+    """Return a decision as a column of one word."""
+    length, template = len(generation.prompt.tokens), generation.prompt.template
+    totals = {m: _short(found.total(m)) for m in MODALITIES if found.spans_of(m)}
+    word = {"t": found.explains, "k": [0, 1], "sh": _rounded(found.shares()), "p": round(heat.media_share(found), 4)}
+    word |= {"to": totals, "on": found.target_token.strip(), **_heat(found, shown, length, template)}
+    return {
+        "name": "decision", "settings": "", "shares": {}, "contributions": {}, "flag": "", "by_meter": False, "audited": False,
+        "generated": list(found.tokens[length:]), "words": [word], "pairs": [], "start": 0,
+    }  # fmt: skip
 
 
 def _mark(column: dict[str, Any], differing: set[int]) -> None:
@@ -161,7 +182,7 @@ def _word(
         out["p"] = round(perceptual(parts) or 0.0, 4)
     relevance = word_relevance(generation, word)
     if relevance is not None:
-        out |= _heat(relevance, shown, length)
+        out |= _heat(relevance, shown, length, generation.prompt.template)
     logprob = sum(s.logprob for s in steps)
     if logprob == logprob and logprob > -1e30:
         out["lp"] = round(float(np.exp(logprob)), 4)
@@ -195,9 +216,9 @@ def _rounded(parts: dict[str, float]) -> dict[str, float]:
     return {m: round(v, 4) for m, v in parts.items()}
 
 
-def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str, Any]:
-    """Media scores as int8 of ``full`` (base64), the largest text scores by number of the prompt item, and for each
-    audio clip with support (its first view), the shortest interval with half of it."""
+def _heat(relevance: Relevance, shown: Sequence[View], length: int, template: Collection[int]) -> dict[str, Any]:
+    """Media scores as int8 of ``full`` (base64), how strong the media are, the largest text scores by number of the prompt
+    item and by word, and for each audio clip with support (its first view), the shortest interval with half of it."""
     values = heat.scores(relevance)
     parts = [v.cells(values).ravel() for v in shown]
     media_scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -209,6 +230,8 @@ def _heat(relevance: Relevance, shown: Sequence[View], length: int) -> dict[str,
     out: dict[str, Any] = {
         "h": base64.b64encode(packed.tobytes()).decode("ascii"),
         "m": _short(full),
+        "st": [round(heat.faintness(heat.media_share(relevance)), 3), heat.named(heat.media_share(relevance))],
+        "tx": [[t, _short(v)] for t, v in text_words(relevance, template)[:TOP_WORDS]],
         "x": [[i if i < length else -1 - (i - length), _short(float(values[i]))] for i in order],
         "lo": _short(relevance.logit),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
 from limelight.report.word_times import Times, moments, padding, stretch
+from limelight.report.words import text_words
 from limelight.types import Relevance
 
 
@@ -26,6 +28,7 @@ def waveform(
     strategy: str = "",
     spectrogram: bool = True,
     top: int = 6,
+    template: Collection[int] = (),
     path: str | Path | None = None,
 ) -> Figure:
     """Draw the waveform and spectrogram with the heat over time, and the signed relevance per position.
@@ -56,21 +59,21 @@ def waveform(
     times = np.concatenate([moments(s, length) for s in spans])
     padded = padding(spans, scores)
     values, times = values[times[:, 1] > times[:, 0]], times[times[:, 1] > times[:, 0]]
-    full = heat.limit(values)
+    full, strength = heat.limit(values), heat.faintness(heat.media_share(relevance))
     spectrogram = spectrogram and samples is not None
-    listed = min(top, sum(len(s) for s in relevance.spans_of("text")))
+    listed = min(top, len(text_words(relevance, template)))
     heights = [1.5, *([1.3] if spectrogram else []), 1.0, 0.3, *([0.3 + 0.19 * listed] if listed else [])]
     figure = new_figure(8.0, sum(heights) + 1.0)
     write(figure.suptitle(headline(relevance, word, strategy), fontsize=10))
     grid = figure.add_gridspec(len(heights), 2, width_ratios=[8, 0.16], height_ratios=heights)
     first = figure.add_subplot(grid[0, 0])
     end = max(length or 0.0, float(times[-1, 1]))
-    _heat(first, values, full, times, (-1.05, 1.05))
+    _heat(first, values, full, times, (-1.05, 1.05), strength)
     if samples is not None:
         _wave(first, samples, rate)
     first.set_ylabel("waveform", fontsize=8)
     first.set_yticks([])
-    heat.colour_bar(figure.add_subplot(grid[0, 1]), full, values)
+    heat.colour_bar(figure.add_subplot(grid[0, 1]), full, values, strength)
     axes = [first]
     if spectrogram and samples is not None:
         axes.append(figure.add_subplot(grid[1, 0], sharex=first))
@@ -78,7 +81,7 @@ def waveform(
         axes[-1].imshow(
             level, origin="lower", aspect="auto", cmap="gray_r", extent=(0, samples.size / rate, 0, top_hz / 1000)
         )
-        _heat(axes[-1], values, full, times, (0, top_hz / 1000), 0.75)
+        _heat(axes[-1], values, full, times, (0, top_hz / 1000), 0.75 * strength)
         axes[-1].set_ylim(0, top_hz / 1000)
         axes[-1].set_ylabel("kHz", fontsize=8)
     bars = figure.add_subplot(grid[len(axes), 0], sharex=first)
@@ -100,7 +103,7 @@ def waveform(
         one.tick_params(labelbottom=False)
     share_bar(figure.add_subplot(grid[len(axes), 0]), relevance)
     if listed:
-        top_words(figure.add_subplot(grid[len(axes) + 1, 0]), relevance, listed, full)
+        top_words(figure.add_subplot(grid[len(axes) + 1, 0]), relevance, listed, full, template)
     if path is not None:
         save(figure, path)
     return figure
@@ -135,10 +138,10 @@ def _wave(axes: Any, samples: npt.NDArray[np.float32], rate: int) -> None:
 
 
 def _heat(
-    axes: Any, values: heat.Floats, full: float, times: Times, height: tuple[float, float], alpha: float = 1.0
+    axes: Any, values: heat.Floats, full: float, times: Times, height: tuple[float, float], strength: float = 1.0
 ) -> None:
     extent = (float(times[0, 0]), float(times[-1, 1]), *height)
-    axes.imshow(heat.rgba(values[None], full), extent=extent, aspect="auto", interpolation="bilinear", alpha=alpha)
+    axes.imshow(heat.rgba(values[None], full, strength), extent=extent, aspect="auto", interpolation="bilinear")
 
 
 def _mark(axes: Any, values: heat.Floats, times: Times) -> None:

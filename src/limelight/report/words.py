@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from limelight.errors import SettingError
-from limelight.types import EARLIER_ANSWERS, Generation, Relevance, Step, mean_parts
+from limelight.types import EARLIER_ANSWERS, MODALITIES, Generation, Relevance, Step, mean_parts
 
 _PUNCTUATION = frozenset('.,;:!?…()[]{}"“”„«»')
 _ENDS = frozenset(".!?…。！？")
@@ -105,6 +105,61 @@ def word_relevance(generation: Generation, word: Word) -> Relevance | None:
     )
 
 
+def grouped(tokens: Sequence[str], positions: Sequence[int]) -> list[list[int]]:
+    """Join the positions of sub-word pieces into words.
+
+    A piece continues a word where the tokenizer writes spaces into its tokens (some token begins with one) and this one begins
+    with a letter or digit and no space; tokenizers that write no spaces give one word per token.
+    """
+    spaced = sum(1 for i in positions if tokens[i][:1].isspace() and tokens[i].strip()) > 1
+    found: list[list[int]] = []
+    for i in positions:
+        token = tokens[i]
+        continues = spaced and found and found[-1][-1] == i - 1 and token[:1].isalnum() and token.isalnum()
+        if continues and tokens[i - 1][-1:].isalnum():
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def text_words(relevance: Relevance, template: Collection[int] = ()) -> list[tuple[str, float]]:
+    """Return the words of prompt and answer with their relevance, the largest ``|R|`` first.
+
+    Sub-word pieces are joined and their scores added (exact, relevance is linear). Positions of the chat template
+    (the relevance's own and ``template``), special tokens such as ``<s>`` and white space are left out.
+    """
+    hidden = {*template, *relevance.template, *relevance.sinks}
+    positions = [
+        i
+        for s in relevance.spans_of("text")
+        for i in range(s.start, s.stop)
+        if i not in hidden and _visible(relevance.tokens[i])
+    ]
+    values = relevance.scores.tolist()
+    rows = [
+        ("".join(relevance.tokens[i] for i in group).strip(), float(sum(values[i] for i in group)))
+        for group in grouped(relevance.tokens, positions)
+    ]
+    return sorted(rows, key=lambda row: -abs(row[1]))
+
+
+def line(relevance: Relevance, template: Collection[int] = (), count: int = 4) -> str:
+    """Describe a relevance in one line: "yes rather than no: image +2.1, text -0.9 (logits); words: hat -1.2, ..."."""
+    totals = ", ".join(f"{m} {relevance.total(m):+.2g}" for m in MODALITIES if relevance.spans_of(m))
+    tops = ", ".join(f"{text} {value:+.2g}" for text, value in text_words(relevance, template)[:count])
+    return (
+        f"{relevance.explains}: {totals} (logits); words: {tops}"
+        if tops
+        else f"{relevance.explains}: {totals} (logits)"
+    )
+
+
+def _visible(token: str) -> bool:
+    text = token.strip()
+    return bool(text) and not (len(text) > 2 and text[0] == "<" and text[-1] == ">" and " " not in text)
+
+
 def rather_than(one: Relevance, other: Relevance) -> Relevance:
     """Return the relevance of the difference between the logits of two tokens (exact, by linearity).
 
@@ -118,7 +173,13 @@ def rather_than(one: Relevance, other: Relevance) -> Relevance:
             f"relevances of positions {one.position} and {other.position} cannot be subtracted",
             hint="attribute both tokens at the same position of the same prompt",
         )
-    return replace(one, scores=one.scores - other.scores, logit=one.logit - other.logit)
+    return replace(
+        one,
+        scores=one.scores - other.scores,
+        logit=one.logit - other.logit,
+        against=other.target,
+        against_token=other.target_token,
+    )
 
 
 def word_shares(generation: Generation, word: Word) -> dict[str, float]:

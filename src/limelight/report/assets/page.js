@@ -31,13 +31,15 @@
   const heatOf = (word) => word.heat ?? null;
   const visible = (token) => token.replace(/\n/g, "⏎").trim() || "␣";
 
+  let strength = 1; // of the word that is drawn: the opacity of its map
+
   function colours(values, rows, columns) { // int8 scores -> a canvas with one pixel per position
     const canvas = new OffscreenCanvas(columns, rows), context = canvas.getContext("2d");
     const image = context.createImageData(columns, rows);
     for (let i = 0; i < rows * columns; i++) {
       const v = view.positive ? Math.max(0, values[i]) : values[i];
       const [r, g, b] = v >= 0 ? supports : against;
-      image.data.set([r, g, b, (Math.abs(v) / 127) * 255 * opacity * view.strength], 4 * i);
+      image.data.set([r, g, b, (Math.abs(v) / 127) * 255 * opacity * view.strength * strength], 4 * i);
     }
     context.putImageData(image, 0, 0);
     return canvas;
@@ -133,9 +135,9 @@
     return play;
   }
 
-  function buildViews(media, views, holder, alone) { // one painter per image, frame, tile or clip: (word, sum of heat) => void; players by view
+  function buildViews(media, views, holder, alone, original) { // one painter per image, frame, tile or clip: (word, sum of heat) => void; players by view
     const painters = [], players = new Map();
-    const scale = el("div", { className: "scale" }, el("span"), el("i", { "aria-hidden": "true" }, el("span", {}, "against"), el("span", {}, "supports")), el("span"));
+    const scale = el("div", { className: "scale" }, el("span"), el("i", { "aria-hidden": "true" }, el("span", {}, "strongly against"), el("span", {}, "strongly for")), el("span"));
     const stage = (label, source, small, shape) => {
       const canvas = el("canvas", { role: "img", "aria-label": label });
       const box = el("div", { className: "stage" });
@@ -146,9 +148,11 @@
       canvas.height = Math.max(16, Math.round(canvas.width * shape));
       if (!source) canvas.classList.add("flow");
       const caption = el("figcaption", {}, el("span", {}, label), el("span"));
-      const fit = source && !small ? { style: `max-width:min(100%, calc(max(240px, ${alone ? 62 : 46}vh) / ${shape.toFixed(4)}))` } : {};
+      if (original && source && !small) holder.append(el("figure", { className: "view half" }, el("div", { className: "stage plain" },
+        el("img", { src: source.src, alt: `${label}, original` })), el("figcaption", {}, el("span", {}, "original"))));
+      const fit = source && !small && !original ? { style: `max-width:min(100%, calc(max(240px, ${alone ? 62 : 46}vh) / ${shape.toFixed(4)}))` } : {};
       if (fit.style) scale.style.cssText = fit.style;
-      holder.append(el("figure", { className: ["view", "view half", "view small"][small], ...fit }, box, caption));
+      holder.append(el("figure", { className: ["view" + (original && source ? " half" : ""), "view half", "view small"][small], ...fit }, box, caption));
       return [canvas, caption.lastChild];
     };
     const unseenNote = (together, fallback) => { // under the last figure
@@ -222,8 +226,10 @@
       holder.append(el("figure", { className: "view" }, el("figcaption", {}, `audio ${i + 1}, ${sound.seconds.toFixed(1)} s`)));
       buildPlayer(sound, `audio ${i + 1}`, holder.lastChild);
     });
-    if (views.length) holder.append(scale);
+    const remark = el("p", { className: "remark strength" });
+    if (views.length) holder.append(scale, remark);
     painters.push((word) => {
+      remark.textContent = word.st && views.length ? `The ${mediaName(views)}'s part of this relevance: ${percent(1 - (word.sh?.text ?? 0))} (${word.st[1]})${word.st[0] < 1 ? ", drawn fainter" : ""}.` : "";
       scale.firstChild.textContent = word.m === undefined ? "" : (word.cl ? "≤ " : "") + "−" + number(word.m);
       scale.lastChild.textContent = word.m === undefined ? "" : (word.cl ? "≥ " : "+") + number(word.m);
     });
@@ -282,12 +288,13 @@
     return `strongest on ${v.label}${frame}: ${third(row, rows, ["upper", "middle", "lower"], t, b)} ${third(column, columns, ["left", "centre", "right"], l, r)} (row ${row + 1} of ${rows}, column ${column + 1} of ${columns})`;
   }
 
+  const mediaName = (views) => (views.some((v) => v.kind !== views[0].kind) ? "media" : views[0].kind);
   const signed = (v) => (v === null ? "–" : (v >= 0 ? "+" : "−") + number(Math.abs(v)));
   const bar = (v, most) => el("span", {}, el("i", { style: `width:${(Math.abs(v ?? 0) / most) * 100}%;background:var(--${v >= 0 ? "supports" : "against"})` }));
 
   function facts(holder, shown, column, word, players) {
-    const spelled = new Map(shown.prompt.filter(Array.isArray).map(([i, t]) => [i, t]));
     const children = [el("p", { className: "word" }, el("b", {}, word.t), word.lp === undefined ? "" : `probability ${number(word.lp)}`)];
+    if (word.to) children.push(el("p", { className: "totals" }, `Difference of the logits ${signed(word.lo)}: `, ...Object.entries(word.to).flatMap(([m, v], i) => [i ? ", " : "", el("b", {}, signed(v)), ` from the ${m}`]), ". Red is for ", el("b", {}, word.on), ", blue against."));
     if (word.sh) {
       const shares = Object.entries(word.sh);
       children.push(el("div", { className: "bar", "aria-hidden": "true" }, ...shares.map(([m, v]) => el("span", { style: `width:${v * 100}%;background:var(--${m})` }))),
@@ -326,12 +333,10 @@
           el("td", {}, visible(text), mark ? " " : "", mark ? el("small", {}, ["", "chosen", "greedy", "chosen"][mark]) : ""),
           el("td", {}, number(logit)), el("td", { className: "phi" }, el("div", {}, bar(phi, most), signed(phi))))))));
     }
-    if (word.x?.length) {
-      const rows = word.x.filter(([, v]) => !view.positive || v > 0).slice(0, 6), top = Math.max(...rows.map(([, v]) => Math.abs(v)), 1e-9);
-      children.push(el("h4", {}, "Most relevant text (logit)"), el("ul", { className: "tops" }, ...rows.map(([key, v]) => {
-        const text = visible(key >= 0 ? spelled.get(key) ?? "" : column.generated[-1 - key] ?? "");
-        return el("li", {}, el("span", { title: text }, text), bar(v, top), el("span", {}, signed(v)));
-      })));
+    if (word.tx?.length) {
+      const rows = word.tx.filter(([, v]) => !view.positive || v > 0).slice(0, word.to ? 5 : 6), top = Math.max(...rows.map(([, v]) => Math.abs(v)), 1e-9);
+      children.push(el("h4", {}, "Most relevant text (logit)"), el("ul", { className: "tops" }, ...rows.map(([text, v]) =>
+        el("li", {}, el("span", { title: visible(text) }, visible(text)), bar(v, top), el("span", {}, signed(v))))));
     }
     holder.replaceChildren(...children);
   }
@@ -339,9 +344,16 @@
   const cases = data.cases.map((shown, c) => {
     const article = document.querySelector(`[data-case="${c}"]`);
     const wide = shown.columns.length > 1 && shown.views.some((v) => v.kind !== "image"); // a waveform needs the full width of a column
+    const panel = shown.together ? article.querySelector(".panel") : null; // one for all answers, where there is a decision
+    const common = panel && { views: buildViews(shown.media, shown.views, panel.querySelector(".views"), true, true), facts: el("div"), prompt: el("div") };
+    if (panel) {
+      panel.querySelector(".split").classList.toggle("beside", !wide && shown.views.length > 0);
+      panel.querySelector(".facts").append(common.facts, el("h4", {}, "Prompt"), common.prompt);
+    }
     const columns = shown.columns.map((column, k) => {
       const root = article.querySelector(`[data-column="${k}"]`);
       const [prompt, tint, scroll] = buildPrompt(shown, column);
+      if (common) return { column, root, tint, scroll, prompt, ...common.views, buttons: [...root.querySelectorAll(".w")], facts: common.facts, status: root.querySelector("[role=status]"), at: -1 };
       root.querySelector(".split").classList.toggle("beside", !wide && shown.views.length > 0);
       const details = el("div"); // the part that changes from word to word; the prompt, which may be long, stays in place
       root.querySelector(".facts").append(details, el("h4", {}, "Prompt"), prompt);
@@ -356,6 +368,12 @@
       one.buttons[one.at]?.classList.remove("on", "other");
       one.buttons[i].classList.add(how);
       one.at = i;
+      if (common && how === "other") return; // the panel shows the word that is pointed at
+      if (common) {
+        columns.forEach((c) => c !== one && c.buttons[c.at]?.classList.remove("on", "other"));
+        common.prompt.replaceChildren(one.prompt);
+      }
+      strength = word.st?.[0] ?? 1;
       const total = heatOf(word)?.reduce((a, x) => a + Math.abs(x), 0);
       one.painters.forEach((paint) => paint(word, total));
       one.tint(word);
@@ -393,7 +411,7 @@
     columns.forEach((one, k) => {
       const answer = one.root.querySelector(".answer");
       const index = (event) => { const b = event.target.closest?.(".w"); return b ? Number(b.dataset.word) : -1; };
-      answer.addEventListener("pointerover", (event) => { const i = index(event); if (i >= 0 && !state.pinned) show(k, i, false); });
+      answer.addEventListener("pointerover", (event) => { const i = index(event); if (i >= 0 && !state.pinned && !common) show(k, i, false); });
       answer.addEventListener("focusin", (event) => { const i = index(event); if (i >= 0) show(k, i, true); });
       answer.addEventListener("click", (event) => { const i = index(event); if (i >= 0) { pin(k, i); show(k, i, true); } });
       answer.addEventListener("keydown", (event) => {
@@ -407,14 +425,22 @@
         event.preventDefault();
       });
     });
-    columns.forEach((one, k) => { // initially: the same word in every answer
+    const decision = shown.columns.findIndex((c) => c.name === "decision");
+    if (common) {
+      columns.forEach((one, k) => one.buttons.forEach((b, i) => (b.tabIndex = i === 0 ? 0 : -1)));
+      draw(decision, 0, "on");
+    } else columns.forEach((one, k) => { // initially: the same word in every answer
       const start = (k ? counterpart(0, columns[0].column.start, k) : undefined) ?? one.column.start;
       draw(k, start, "other");
       if (start >= 0) one.buttons.forEach((b, i) => (b.tabIndex = i === start ? 0 : -1));
     });
-    return { redraw: () => columns.forEach((one, k) => one.at >= 0 && draw(k, one.at, one.buttons[one.at].classList.contains("on") ? "on" : "other")) };
+    return { redraw: () => columns.forEach((one, k) => {
+      const on = one.buttons[one.at]?.classList.contains("on");
+      if (on || (!common && one.at >= 0)) draw(k, one.at, on ? "on" : "other");
+    }) };
   });
 
+  document.getElementById("about").open = !matchMedia("(max-width: 760px)").matches; // a phone shows the answers first
   const redraw = () => cases.forEach((one) => one.redraw());
   const buttons = [...document.querySelectorAll(".w[data-share]")], shares = buttons.map((b) => Number(b.dataset.share));
   const [least, most] = [Math.min(...shares), Math.max(...shares)], ends = document.querySelectorAll("#legend .end");

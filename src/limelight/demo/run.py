@@ -44,7 +44,7 @@ from limelight.types import Generation
 
 MAX_NEW_TOKENS, CAPTION_TOKENS = 8, 24
 STRATEGIES = ("relevance-contrastive", "vcd", "lime")
-SECOND_LOOKS = ("look-again", "reconsider")  # the first that is there
+SECOND_LOOKS = ("reconsider", "look-again")  # the first that is there; look-again is made for questions
 CONTRASTIVE = "relevance-contrastive"
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limelight.decoding.looking.fields import Field, Part
-from limelight.decoding.looking.regions import Windows, at_least, fitted, inside, padded, propose, quarters
+from limelight.decoding.looking.regions import Windows, at_least, best_run, fitted, inside, padded, propose, quarters
 
 
 def field_of(scores: np.ndarray, size: tuple[float, float] = (80.0, 80.0), kind: str = "image") -> Field:
@@ -96,3 +96,14 @@ def test_quarters_overlap_in_the_middle() -> None:
     found = quarters((0.0, 0.0, 100.0, 60.0), 0.2)
     assert found[0] == (0.0, 0.0, 60.0, 36.0) and found[3] == (40.0, 24.0, 100.0, 60.0)
     assert [b[2] - b[0] for b in found] == [60.0] * 4
+
+
+def test_the_frames_that_matter() -> None:
+    mass = [0.0] * 16
+    mass[9], mass[10] = 1.0, 1.5
+    assert best_run(mass, 0.5) == (9, 10)
+    assert best_run([1.0], 0.5) == (0, 0)
+    part = Part(np.ones((2, 2)), (0.0, 0.0, 80.0, 80.0))
+    film = Field("video", 0, (80.0, 80.0), (part,), part.box, tuple(mass))
+    (found,) = propose([film], [200.0], Windows(sizes=(1.0,)), 1)
+    assert found.frames == (9, 10) and found.box == (0.0, 0.0, 80.0, 80.0)

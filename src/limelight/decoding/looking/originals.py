@@ -106,17 +106,23 @@ def with_second_picture(prompt: Prompt, source: int, count: int) -> Turns:
     return turns
 
 
-def seen_pixels(adapter: Adapter, prompt: Prompt) -> float:
-    """Return how many pixels the model sees of each picture of the prompt, on average."""
-    pictures = len(prompt.media.get("image", ()))
+def seen_pixels(adapter: Adapter, prompt: Prompt, kind: str = "image") -> float:
+    """Return how many pixels the model sees of each picture of the prompt (of each frame of its films), on average."""
+    media = prompt.media.get(kind, ())
+    count = len(media) if kind == "image" else sum(len(clip) for clip in media)
+    alone = not prompt.media.get("video" if kind == "image" else "image")  # frames may be handed over as pictures
     total = 0.0
     for name, value in prompt.tensors.items():
-        if "pixel" not in name or not isinstance(value, Tensor) or not MODEL.axes(name, value).features:
+        if "pixel" not in name or not (alone or ("video" in name) == (kind == "video")):
+            continue
+        if not isinstance(value, Tensor) or not MODEL.axes(name, value).features:
             continue
         extractor = getattr(adapter.processor, "image_processor", None)
-        times = float(getattr(extractor, "temporal_patch_size", None) or 1) if value.ndim < 4 else 1.0
+        times = (
+            float(getattr(extractor, "temporal_patch_size", None) or 1) if value.ndim < 4 and kind == "image" else 1.0
+        )
         total += value.numel() / 3 / times
-    return total / max(1, pictures)
+    return total / max(1, count)
 
 
 def gain(adapter: Adapter, prompt: Prompt, source: int) -> float:

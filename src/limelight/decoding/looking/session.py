@@ -308,10 +308,10 @@ class LookAgainSession:
 
     def _search(self, row: int, found: list[Field], logits: Tensor, empty: Tensor | None, decision: Decision) -> Search:
         strategy, prompt = self.strategy, self.prompts[row]
-        side = seen_pixels(self.adapter, prompt) ** 0.5
+        side = {k: seen_pixels(self.adapter, prompt, k) ** 0.5 for k in ("image", "video")}
         search = Search(
             strategy.search, strategy.views, strategy.windows, strategy.sure, strategy.telling, strategy.overlap, found,
-            [side] * len(found), self._long(prompt), [View(None, logits)], empty,
+            [side.get(f.kind, 0.0) for f in found], self._long(prompt), [View(None, logits)], empty,
         )  # fmt: skip
         if strategy.order == "confidence":
             search.confidence = lambda x: float(decision.margin(x[None])[0].sigmoid())

@@ -28,6 +28,7 @@ from bench import (
     readme_tables,
     smol_vision,
     speed,
+    whisper_table,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,7 @@ PAGES = (
             "detection",
             "look-again",
             "smol-vision",
+            "transcripts",
         )
     ),
 )
@@ -52,6 +54,12 @@ PAGES = (
 
 def _speed() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / "speed.json").read_text())
+    return found
+
+
+def _whisper() -> dict[str, Any]:
+    path = RESULTS / "whisper.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"models": {}}
     return found
 
 
@@ -76,6 +84,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cost-short": readme_tables.costs,
     "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),
     "one-token": lambda: one_token.table(json.loads(one_token.RESULTS.read_text())["rows"]),
+    "whisper": lambda: whisper_table.filters_table(_whisper()),
+    "whisper-kinds": lambda: whisper_table.kinds_table(_whisper()),
+    "whisper-segments": lambda: whisper_table.segments_table(_whisper()),
+    "whisper-words": lambda: whisper_table.words_table(_whisper()),
     "speed": lambda: speed.table(_speed()["rows"]),
     "quality": lambda: quality_table.render(_quality()),
     "quality-audio": lambda: quality_audio_table.render(json.loads((RESULTS / "quality_audio.json").read_text())),

@@ -13,6 +13,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault(  # see the fixture `fetched_weights`
+    "LIMELIGHT_FETCHED",
+    os.path.expanduser(
+        os.path.join(
+            os.environ.get("LIMELIGHT_CACHE")
+            or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "limelight"),
+            "weights",
+        )
+    ),
+)
 os.environ["LIMELIGHT_CACHE"] = os.devnull  # a developer's own calibrations stay out of the tests
 
 import hypothesis
@@ -55,3 +65,13 @@ def golden_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recorded runs at {folder} (set LIMELIGHT_SHARED)")
     return folder
+
+
+@pytest.fixture
+def fetched_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the weights that `make real` has fetched (it may be missing), in a cache without anything else."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "weights").symlink_to(os.environ["LIMELIGHT_FETCHED"])
+    monkeypatch.setenv("LIMELIGHT_CACHE", str(cache))
+    return cache / "weights"

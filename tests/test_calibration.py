@@ -22,7 +22,8 @@ from limelight.calibration import (
     spoken,
 )
 from limelight.errors import DataError, SettingError
-from limelight.models.loading import packaged
+from limelight.models.checkpoints.cache import FETCHED
+from limelight.models.loading import calibration_for, packaged, shipped_calibration
 
 MADE = Calibration(
     "demo-vision", 5.5, (0.0, 2.0, 8.0), (0.1, 0.5, 0.9), needs_rival=False, labels="file", date="2026-01-02",
@@ -138,3 +139,21 @@ def test_a_place_that_cannot_be_written_is_no_fault_of_the_calibration(tmp_path:
     with pytest.raises(DataError, match="cannot be written") as caught:
         made.save(tmp_path / "file" / "calibration.json")
     assert "--out" in caught.value.hint and (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", sorted(FETCHED))
+def test_the_whispers_bring_theirs_by_either_name(name: str, tmp_path: Path) -> None:
+    path = shipped_calibration(name)
+    if path is None:
+        pytest.skip(f"the calibration of {name} has not been fitted")
+    assert shipped_calibration(FETCHED[name]) == path
+    found = calibration_for(FETCHED[name], "auto")
+    assert found is not None and found.model == name
+    assert found.segment_threshold is not None and 1 < found.segment_threshold < 5
+    assert found.measures["held_out_segments_lost"] <= 0.02
+    assert found.measures["held_out_segments_caught"] >= 0.95
+    assert shipped_calibration("openai/whisper-large-v3") is None
+    replace(found, threshold=1.25).save(cache_file(FETCHED[name]))
+    own = calibration_for(FETCHED[name], "auto")
+    assert own is not None and own.threshold == 1.25  # the user's own comes first
+    assert calibration_for(name, "none") is None

@@ -2,7 +2,7 @@
 
 compare(model, processor, messages, strategies=[...])    several answers, and what decides between them
 generate(model, processor, messages, strategy=lime())   an answer, and where each word came from
-transcribe(model, sound="talk.mp3")                      speech of any length to text, with the same information
+transcribe(model, audio="talk.mp3")                      speech of any length to text, with the same information
 custom_generate(lime(), ...)                             the same inside model.generate(...)
 audit(adapter, rows)                                     which words of finished answers the media support
 attribute(model, inputs)                                 relevance of every position for one logit

@@ -1,5 +1,6 @@
 # The public names: for type checkers, and read at runtime by lazy_loader, which imports each at its first use.
 from .auditing.auditor import audit as audit
+from .auditing.segments import audit_segments as audit_segments
 from .benchmarks.frame import results as results
 from .calibrating.run import calibrate as calibrate
 from .decoding.after import after as after

@@ -1,7 +1,7 @@
 """Calibration of the grounding score for one model: the flag's threshold, and the mapping of scores to probabilities.
 
-:func:`limelight.calibrate` fits calibrations; ``limelight.load`` finds them next to the weights (``calibration.json``) or in
-the user's cache under the model's name. Without one the flag's threshold is a default that was chosen on the vision
+:func:`limelight.calibrate` fits calibrations; ``limelight.load`` finds them in the user's cache under the model's name, next to
+the weights (``calibration.json``), or in the package (for the Whispers). Without one the flag's threshold is a default that was chosen on the vision
 miniature, and is reported as such.
 """
 
@@ -38,6 +38,8 @@ class Calibration:
         threshold: tokens with z below it are flagged.
         needs_rival: flag only where the media support another plausible token: its z reaches the threshold minus
             ``margin`` (:func:`limelight.grounding.score.flagged`).
+        segment_threshold: transcripts' segments with a mean support below it (in units of the logit,
+            :attr:`limelight.decoding.transcribe.Segment.support`) are not supported by the audio; None: not fitted.
         scores, probabilities: knots of the probability that a token is supported, increasing with z; linear between them,
             constant beyond. Logistic curves are also stored as knots, so that reading them needs no library.
         curve: ``logistic`` or ``isotonic``: the curve the knots were sampled from.
@@ -57,6 +59,7 @@ class Calibration:
     probabilities: tuple[float, ...]
     needs_rival: bool = True
     margin: float = 0.0
+    segment_threshold: float | None = None
     curve: str = "logistic"
     composite: str = "attnlrp"
     objective: str = "youden"
@@ -72,7 +75,8 @@ class Calibration:
         rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(knots))
         sized = len(self.scores) == len(self.probabilities) >= 1
         inside = all(math.isfinite(z) and 0 <= p <= 1 for z, p in knots)
-        if not (sized and rising and inside and math.isfinite(self.threshold) and self.margin >= 0):
+        limits = all(math.isfinite(x) for x in (self.threshold, self.segment_threshold or 0.0))
+        if not (sized and rising and inside and limits and self.margin >= 0):
             raise SettingError(
                 f"a calibration needs a finite threshold and as many rising scores as probabilities in [0, 1], got threshold "
                 f"{self.threshold}, {len(self.scores)} scores and {len(self.probabilities)} probabilities",

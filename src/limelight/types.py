@@ -290,6 +290,8 @@ class Step:
         grounding: support of the token by the media relative to the whole vocabulary: the z-score of its Phi_M
             (:mod:`limelight.grounding.score`) over all media, by the meter in forward mode. None where no meter ran or the
             prompt has no media.
+        support: the same in units of the logit, ``Phi_M`` less its mean over the vocabulary: how many logits the media add to
+            this token rather than to any. Decides which segments of a transcript are invented.
         rival_grounding: the highest score of another plausible token (probability at least .001); None where there is none.
         grounding_by_modality: modality -> the same for that modality's positions; {} where ``grounding`` is None.
         p_supported: the probability that the token is supported by the media, by the model's calibration; None without one.
@@ -321,6 +323,7 @@ class Step:
     p_supported: float | None = None
     top_logprobs: tuple[tuple[str, float], ...] = ()
     views: tuple[TakenView, ...] = ()
+    support: float | None = None
 
 
 @dataclass(frozen=True)

@@ -121,3 +121,28 @@ def test_settings_come_back(tmp_path: Any) -> None:
     found = fit(words(), model="m", composite="cp-lrp", labels="a labelled file", objective="recall=0.9")
     assert read_calibration(found.save(tmp_path / "c.json")) == found
     assert found.measures["caught"] >= 0.9
+
+
+def with_segments(empty: int, spoken: int, apart: float = 3.0) -> Observed:
+    found = words()
+    rng = np.random.default_rng(1)
+    z = np.concatenate([rng.normal(2.0, 0.3, empty), rng.normal(2.0 + apart, 0.3, spoken)])
+    return Observed(
+        found.z, found.rival, found.label, Observed.of_segments(z.tolist(), [INVENTED] * empty + [SUPPORTED] * spoken)
+    )
+
+
+def test_segments_get_a_threshold_of_their_own() -> None:
+    made = fit(with_segments(20, 30), model="m", held_out=with_segments(15, 15))
+    assert made.segment_threshold is not None
+    assert 2.5 < made.segment_threshold < 4.5
+    assert made.measures["segments_caught"] == made.measures["held_out_segments_caught"] == 1
+    assert made.measures["segments_lost"] == 0
+    assert made.segment_threshold != made.threshold
+
+
+@pytest.mark.parametrize(("empty", "spoken", "apart"), [(9, 30, 3.0), (30, 9, 3.0), (30, 30, -3.0)])
+def test_too_few_segments_or_scores_that_mislead_give_none(empty: int, spoken: int, apart: float) -> None:
+    made = fit(with_segments(empty, spoken, apart), model="m")
+    assert made.segment_threshold is None
+    assert not [k for k in made.measures if k.startswith("segments")]

@@ -39,7 +39,7 @@ def test_each_word_comes_from_its_event(run: Run, street: Path) -> None:
     words = {w["text"]: w for w in document["words"]}
     (span,) = [s for s in document["spans"] if s["modality"] == "audio"]
     for name, (start, stop) in (("dog", DOG), ("bell", BELL)):
-        heard = words[name]["heard"]
+        heard = words[name]["interval"]
         assert start - 0.2 <= heard[0] < heard[1] <= stop + 0.2, (name, heard)
         scores = np.array(words[name]["scores"][span["start"] : span["stop"]]).clip(min=0)
         middles = (np.arange(len(scores)) + 0.5) * span["seconds"]
@@ -65,6 +65,6 @@ def test_speech_longer_than_the_window_is_transcribed(run: Run, tmp_path: Path) 
 
 def test_python_says_the_same_about_silence() -> None:
     adapter = limelight.load("demo-audio")
-    told = limelight.transcribe(adapter, sound=(np.zeros(4 * RATE, np.float32), RATE), relevance=False)
+    told = limelight.transcribe(adapter, audio=(np.zeros(4 * RATE, np.float32), RATE), relevance=False)
     assert [(s.start, s.stop) for s in told.segments] == [(0.0, 4.0)]
     assert told.text == ""

@@ -44,8 +44,8 @@ def test_attribute_a_wav(run: Run, listener: Path, wav: Path, tmp_path: Path) ->
     for word in document["words"]:
         assert sum(word["shares"].values()) == pytest.approx(1, abs=1e-4)
         assert len(word["scores"]) == len(document["tokens"]) + word["tokens"][1] - 1
-        if word["heard"] is not None:
-            assert 0 <= word["heard"][0] < word["heard"][1] <= 1.55
+        if word["interval"] is not None:
+            assert 0 <= word["interval"][0] < word["interval"][1] <= 1.55
     with Image.open(tmp_path / "o.png") as drawn:
         assert drawn.size[0] > 800
     (sound,) = data_of((tmp_path / "o.html").read_text())["cases"][0]["media"]["sounds"]

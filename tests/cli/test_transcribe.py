@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 
 import limelight
-from limelight.cli import transcribing
 from limelight.cli.transcripts import render
 from limelight.decoding import transcribe as module
 from limelight.decoding.transcribe import default_prompt, prompt_for
@@ -51,14 +51,14 @@ def test_json_has_times_shares_and_where_words_were_heard(run: Run, listener: Pa
     assert rows[-1]["stop"] == pytest.approx(SECONDS)
     assert all(a["stop"] == b["start"] for a, b in itertools.pairwise(rows))
     assert all(0 < r["stop"] - r["start"] <= WINDOW for r in rows)
-    assert all(r["quiet"] for r in rows)
+    assert all(r["ends_in_silence"] for r in rows)
     assert document["text"] == " ".join(r["text"] for r in rows if r["text"])
     for r in rows:
         assert sum(r["shares"].values()) == pytest.approx(1, abs=1e-4)
         for word in r["words"]:
             assert sum(word["shares"].values()) == pytest.approx(1, abs=1e-4)
-            if word["heard"] is not None:
-                assert r["start"] - 1e-6 <= word["heard"][0] < word["heard"][1] <= r["stop"] + 0.05
+            if word["interval"] is not None:
+                assert r["start"] - 1e-6 <= word["interval"][0] < word["interval"][1] <= r["stop"] + 0.05
     assert not any(r["complete"] for r in rows)  # four tokens end nothing here
     assert "token limit reached" in flat(result.stderr)
 
@@ -66,7 +66,7 @@ def test_json_has_times_shares_and_where_words_were_heard(run: Run, listener: Pa
 def test_python_and_command_agree(run: Run, listener: Path, adapter: Adapter, talk: Path) -> None:
     seen: list[str] = []
     told = limelight.transcribe(
-        adapter, sound=talk, max_new_tokens=4, strategy="meter", on_segment=lambda s: seen.append(s.text)
+        adapter, audio=talk, max_new_tokens=4, strategy="meter", on_segment=lambda s: seen.append(s.text)
     )
     assert seen == [s.text for s in told.segments]
     assert str(told) == told.text
@@ -77,7 +77,7 @@ def test_python_and_command_agree(run: Run, listener: Path, adapter: Adapter, ta
     assert [r["text"] for r in document["segments"]] == seen
     assert "flagged" in document["segments"][0]["words"][0]
     samples, rate = soundfile.read(talk, dtype="float32")
-    again = limelight.transcribe(adapter, sound=(samples, rate), max_new_tokens=4, relevance=False)
+    again = limelight.transcribe(adapter, audio=(samples, rate), max_new_tokens=4, relevance=False)
     assert [s.text for s in again.segments] == seen  # the meter does not change the decoding
     assert again.segments[0].generation.shares() == {}
 
@@ -126,7 +126,7 @@ def test_an_interrupted_run_goes_on(
     ask = ("transcribe", talk, "-m", listener, "--max-new-tokens", 3, "--no-relevance", "-o")
     assert run(*ask, tmp_path / "whole.json").exit_code == 0
     calls: list[int] = []
-    real = transcribing.segment
+    real = module.segment
 
     def failing(*args: object, **kwargs: object) -> object:
         calls.append(1)
@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(transcribing, "segment", failing)
+    monkeypatch.setattr(module, "segment", failing)
     target = tmp_path / "a.json"
     assert run(*ask, target).exit_code != 0
     assert not target.exists()
@@ -201,17 +201,17 @@ def test_what_is_refused(run: Run, listener: Path, talk: Path, tmp_path: Path, a
     with pytest.raises(MediaError, match="no audio to transcribe"):
         limelight.transcribe(adapter)
     with pytest.raises(MediaError, match="NaN"):
-        limelight.transcribe(adapter, sound=(np.array([np.nan, 0.0]), RATE))
+        limelight.transcribe(adapter, audio=(np.array([np.nan, 0.0]), RATE))
 
     with pytest.raises(ValueError, match="max_new_tokens"):  # not taken for "left out"
-        limelight.transcribe(adapter, sound=talk, max_new_tokens=0)
+        limelight.transcribe(adapter, audio=talk, max_new_tokens=0)
 
 
 def test_formats() -> None:
     rows = [
-        {"start": 0.0, "stop": 1.5, "text": "one <b> --> two\n\nthree"},
-        {"start": 1.5, "stop": 2.0, "text": ""},
-        {"start": 3600.25, "stop": 3601.0, "text": "w " * 40},
+        {"start": 0.0, "stop": 1.5, "text": "one <b> --> two\n\nthree", "words": []},
+        {"start": 1.5, "stop": 2.0, "text": "", "words": []},
+        {"start": 3600.25, "stop": 3601.0, "text": "w " * 40, "words": []},
     ]
     srt = render("srt", {}, rows)
     assert srt.startswith("1\n00:00:00,000 --> 00:00:01,500\none <b> → two three\n\n2\n01:00:00,250 -->")
@@ -220,6 +220,62 @@ def test_formats() -> None:
     assert vtt.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.500\none &lt;b&gt;")
     assert render("tsv", {}, rows).splitlines()[:2] == ["start\tend\ttext", "0\t1500\tone <b> --> two three"]
     assert render("text", {}, rows[:2]) == "one <b> --> two\n\nthree\n"
+
+
+def test_marks_in_every_format(run: Run, listener: Path, talk: Path, tmp_path: Path) -> None:
+    ask = ("transcribe", talk, "-m", listener, "--max-new-tokens", 4, "--no-relevance")
+    page = tmp_path / "talk.html"
+    result = run(*ask, "-f", "json", "--html", page)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["meter"] and not told["drop_invented"] and told["threshold"] is None and told["dropped"] == []
+    for r in told["segments"]:
+        assert not r["invented"]
+        assert isinstance(r["grounding"], float)
+        assert all({"grounding", "flagged", "p_supported", "interval"} <= set(w) for w in r["words"])
+    assert page.read_text().count('<span class="word"') + page.read_text().count("<mark") >= len(told["segments"])
+    flagged = [w["text"] for r in told["segments"] for w in r["words"] if w["flagged"]]
+    srt, vtt = (run(*ask, "-f", form).stdout for form in ("srt", "vtt"))
+    assert re.findall("<u>(.*?)</u>", srt) == flagged == re.findall("<c.flagged>(.*?)</c>", html.unescape(vtt))
+    plain = run(*ask, "-f", "srt", "--no-meter").stdout
+    assert plain == re.sub("</?u>", "", srt)
+
+
+def test_unsupported_segments_are_told_and_dropped(run: Run, listener: Path, talk: Path, tmp_path: Path) -> None:
+    ask = ("transcribe", talk, "-m", listener, "--max-new-tokens", 4, "--no-relevance")
+    every = json.loads(run(*ask, "-f", "json").stdout)["segments"]
+    scores = sorted(r["support"] for r in every)
+    limit = (scores[0] + scores[1]) / 2
+    told = run(*ask, "-f", "json", "--threshold", limit)
+    assert "does not support the text at" in flat(told.stderr)
+    assert [r["invented"] for r in json.loads(told.stdout)["segments"]].count(True) == 1
+    target, page = tmp_path / "talk.json", tmp_path / "talk.html"
+    done = run(*ask, "--drop-invented", "--threshold", limit, "-o", target, "--html", page)
+    assert done.exit_code == 0, done.output
+    assert "dropped" in flat(done.stderr)
+    document = json.loads(target.read_text())
+    assert [r["text"] for r in document["segments"]] == [r["text"] for r in every if r["support"] != scores[0]]
+    assert [r["support"] for r in document["dropped"]] == scores[:1]
+    assert document["text"] == " ".join(r["text"] for r in document["segments"] if r["text"])
+    assert 'class="invented dropped"' in page.read_text()
+    nothing = run(*ask, "--drop-invented", "--threshold", 99)
+    assert nothing.exit_code == 0
+    assert nothing.stdout == ""
+
+
+def test_options_that_would_have_no_effect_are_refused(run: Run, listener: Path, talk: Path, tmp_path: Path) -> None:
+    ask = ("transcribe", talk, "-m", listener)
+    for extra, told in (
+        (("--drop-invented",), "no threshold is known"),
+        (("--drop-invented", "--no-meter"), "need the meter"),
+        (("--threshold", 2.0, "--no-meter"), "need the meter"),
+        (("--html", tmp_path / "a.html", "--no-meter"), "omit --no-meter"),
+        (("--html", tmp_path / "a.txt"), "cannot write"),
+        ((talk, "--html", tmp_path / "a.html"), "one page"),
+    ):
+        result = run(*ask, *extra)
+        assert result.exit_code == 2, extra
+        assert told in flat(result.stderr), extra
 
 
 def test_the_window_of_the_model_limits_the_pieces() -> None:

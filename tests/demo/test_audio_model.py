@@ -98,7 +98,7 @@ def test_it_describes_transcribes_and_is_silent_about_silence(adapter: limelight
 
 def test_limelight_transcribe_asks_what_it_was_taught(adapter: limelight.Adapter) -> None:
     asked = transcriptions("dev", "usual/clear", 1)[0]
-    heard = limelight.transcribe(adapter, sound=(asked.recording.samples(), 16_000), relevance=False)
+    heard = limelight.transcribe(adapter, audio=(asked.recording.samples(), 16_000), relevance=False)
     assert heard.prompt == language.TRANSCRIBE
     assert set(heard.text.split()) & set(asked.truth.split())
 

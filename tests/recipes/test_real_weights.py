@@ -96,9 +96,9 @@ def test_every_fetched_name_has_a_recipe() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FETCHED))
-def test_real_weights_say_nothing_odd(name: str) -> None:
+def test_real_weights_say_nothing_odd(name: str, fetched_weights: Path) -> None:
     """Known numbers of the published checkpoints, and an answer to silence that stays itself."""
-    folder = weights_folder(name)
+    folder = fetched_weights / name
     if not folder.is_dir():
         pytest.skip(f"{name} was not fetched (python -m recipes.real_weights {name})")
     adapter = limelight.load(name)

@@ -58,7 +58,7 @@ def client(server: Running) -> openai.OpenAI:
 def heard(hearing: Adapter, seconds: float = 0.5, seed: int = 0, **more: Any) -> Any:
     samples, rate = soundfile.read(io.BytesIO(file(seconds, seed)[1]), dtype="float32")
     assert token_limit(seconds) > 8
-    return limelight.transcribe(hearing, sound=(samples, rate), relevance=False, max_new_tokens=8, **more)
+    return limelight.transcribe(hearing, audio=(samples, rate), relevance=False, max_new_tokens=8, **more)
 
 
 def asked(client: openai.OpenAI, seconds: float = 0.5, seed: int = 0, **more: Any) -> Any:
@@ -153,6 +153,39 @@ def test_strategies_and_grounding(client: openai.OpenAI, hearing: Adapter) -> No
     assert "audio" in got.limelight["contributions"]
     flat = asked(client, extra_body={"limelight": json.dumps(extra["limelight"])})
     assert alike(flat.limelight, got.limelight)
+
+
+def test_what_the_audio_does_not_support_is_dropped(client: openai.OpenAI, hearing: Adapter) -> None:
+    want = heard(hearing, 1.7)
+    scores = sorted(s.support for s in want.segments if s.support is not None)
+    limit = (scores[0] + scores[1]) / 2
+    kept = [s for s in want.segments if s.support != scores[0]]
+    ask: dict[str, Any] = {"extra_body": {"limelight": {"drop_invented": True, "threshold": limit}}}
+    got = asked(client, 1.7, response_format="verbose_json", **ask)
+    assert got.text == " ".join(s.text for s in kept if s.text)
+    assert [s.text for s in got.segments] == [s.text for s in kept]
+    assert [s.limelight["invented"] for s in got.segments] == [False] * len(kept)
+    assert [s.limelight[k] for s in got.segments for k in ("grounding", "support")] == pytest.approx(
+        [v for s in kept for v in (s.grounding, s.support)], abs=1e-3
+    )
+    (dropped,) = got.limelight["dropped"]
+    assert dropped["support"] == pytest.approx(scores[0], abs=1e-3)
+    assert got.limelight["threshold"] == limit
+    assert got.usage.output_tokens == sum(len(s.generation.token_ids) for s in want.segments)
+    assert asked(client, 1.7, response_format="text", **ask) == got.text + "\n"
+    assert asked(client, 1.7, response_format="srt", **ask).count("-->") == len([s for s in kept if s.text])
+    events = list(asked(client, 1.7, stream=True, include=["logprobs"], response_format="json", **ask))
+    assert "".join(e.delta for e in events if e.type == "transcript.text.delta") == events[-1].text == got.text
+    assert len(events[-1].logprobs) == sum(len(s.generation.token_ids) for s in kept)
+    marked = asked(client, 1.7, response_format="verbose_json", extra_body={"limelight": {"threshold": limit}})
+    assert [s.limelight["invented"] for s in marked.segments].count(True) == 1
+    assert "dropped" not in marked.limelight
+
+
+def test_dropping_needs_a_threshold(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="no threshold is known") as caught:
+        asked(client, extra_body={"limelight": {"drop_invented": True}})
+    assert caught.value.param == "limelight.drop_invented"
 
 
 def test_temperature_draws(client: openai.OpenAI) -> None:

@@ -137,6 +137,7 @@ def _step(step: Step, answered: bool) -> dict[str, Any]:
         "logprob": rounded(step.logprob),
         "grounding": rounded(step.grounding),
         "rival_grounding": rounded(step.rival_grounding),
+        "support": rounded(step.support),
         "grounding_by_modality": {k: rounded(v) for k, v in step.grounding_by_modality.items()},
         "flagged": step.flagged,
         "p_supported": rounded(step.p_supported),
@@ -162,6 +163,7 @@ def step_of(row: Mapping[str, Any]) -> Step:
         contributions=row["contributions"],
         grounding=row["grounding"],
         rival_grounding=row["rival_grounding"],
+        support=row.get("support"),
         grounding_by_modality=row["grounding_by_modality"],
         p_supported=row["p_supported"],
     )

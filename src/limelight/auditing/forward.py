@@ -190,6 +190,7 @@ def _chunk_steps(
     if EARLIER_ANSWERS in groups:
         parts[EARLIER_ANSWERS] = chosen(groups[EARLIER_ANSWERS])
     shares = _contributions(chosen(logits), parts)
+    centred = (chosen(phi).to(moments[0].dtype) - moments[0][:, 0]).tolist()
     best = logits.topk(min(TOP, logits.shape[-1]), dim=-1)
     support = phi.gather(-1, best.indices)
     logprobs = (chosen(logits) - logits.logsumexp(-1)).tolist()
@@ -210,6 +211,7 @@ def _chunk_steps(
             p_supported=None if calibration is None or grounding is None else calibration.probability(grounding),
             rival_grounding=_number(rival[i]) if kinds else None,
             grounding_by_modality={k: v[i] for k, v in by_modality.items() if _number(v[i]) is not None},
+            support=_number(centred[i]) if kinds else None,
         )
 
 

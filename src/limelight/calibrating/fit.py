@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,28 @@ Bools = NDArray[np.bool_]
 OBJECTIVES = ("youden", "recall", "precision", "false-flags")
 CURVES = ("logistic", "isotonic")
 LEAST = 10  # minimum number of words per label
+SEGMENTS_LOST = 0.01  # maximum share of segments with words that their threshold may lose
 KNOTS = 33
 MARGINS = (0.0, 1.0, 2.0, None)  # how far a rival's z may be below the threshold; None: no rival is needed
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Scores of words ``[n]``: z, z of the best rival (-inf: none), and label (SUPPORTED, INVENTED, OTHER)."""
+    """Scores of words ``[n]``: z, z of the best rival (-inf: none), and label (SUPPORTED, INVENTED, OTHER).
+
+    Attributes:
+        segments: of transcripts: the segments' mean support as ``z``, and whether anything is said as ``label``.
+    """
 
     z: Floats
     rival: Floats
     label: NDArray[np.int64]
+    segments: Observed | None = None
+
+    @classmethod
+    def of_segments(cls, z: Sequence[float], label: Sequence[int]) -> Observed:
+        """Segments: they have no rivals."""
+        return cls(np.array(z, float), np.full(len(z), np.inf), np.array(label, np.int64))
 
     def flagged(self, threshold: float, margin: float | None) -> Bools:
         """Return which words are flagged, like :func:`limelight.grounding.score.flagged`; margin None: no rival is needed."""
@@ -97,7 +109,7 @@ def fit(
 
     Raises:
         DataError: fewer than ten words of either label, invented words that score no lower than supported ones, or an
-            objective that no threshold meets.
+            objective that no threshold meets. (A threshold for segments is fitted where there are ten of either label.)
         SettingError: an unknown objective or curve.
         MissingExtraError: scikit-learn is not installed.
     """
@@ -115,7 +127,7 @@ def fit(
     threshold, margin = choose(observed, wanted)
     scores, probabilities = _curve(observed, curve)
     found = Calibration(
-        model=model, threshold=round(threshold, 4), needs_rival=margin is not None, margin=margin or 0.0, scores=scores, probabilities=probabilities,
+        model=model, threshold=round(threshold, 4), segment_threshold=of_segments(observed), needs_rival=margin is not None, margin=margin or 0.0, scores=scores, probabilities=probabilities,
         curve=curve, composite=composite, objective=objective, labels=labels, traits=dict(traits or {}),
         counts={"supported": observed.count(SUPPORTED), "invented": observed.count(INVENTED), "other": observed.count(OTHER)},
         date=datetime.date.today().isoformat(), version=__version__,
@@ -124,7 +136,18 @@ def fit(
     if held_out is not None:
         _check(held_out, "held-out ")
         measures |= {f"held_out_{k}": v for k, v in measured(held_out, found).items()}
-    return Calibration(**{**{k: getattr(found, k) for k in found.__dataclass_fields__}, "measures": measures})
+    return replace(found, measures=measures)
+
+
+def of_segments(observed: Observed) -> float | None:
+    """The threshold of a segment's mean support that drops most segments without words and at most :data:`SEGMENTS_LOST` of
+    those with words; None where there are too few of either, or where they score no higher with words than without."""
+    found = observed.segments
+    if found is None or min(found.count(SUPPORTED), found.count(INVENTED)) < LEAST or _auroc(found) <= 0.5:
+        return None
+    with suppress(DataError):
+        return round(choose(found, Objective("false-flags", SEGMENTS_LOST))[0], 4)
+    return None
 
 
 def _check(observed: Observed, which: str) -> None:
@@ -199,6 +222,14 @@ def measured(observed: Observed, calibration: Calibration) -> dict[str, float]:
         "brier": float(((p - y) ** 2).mean()),
         "calibration_error": _error(p, y),
     }
+    part = observed.segments
+    if part is not None and calibration.segment_threshold is not None:
+        low = part.z < calibration.segment_threshold
+        found |= {
+            f"segments_{k}": float(low[part.label == v].mean())
+            for k, v in (("caught", INVENTED), ("lost", SUPPORTED))
+            if part.count(v)
+        }
     return {k: round(v, 4) for k, v in found.items()}
 
 

@@ -23,6 +23,7 @@ from limelight.calibrating.fit import Objective, Observed, fit
 from limelight.calibrating.labels import COLUMNS, INVENTED, OTHER, SUPPORTED, check_labels, has_labels, word_labels
 from limelight.calibration import Calibration
 from limelight.decoding.answer import answer, end_tokens
+from limelight.decoding.transcribe import segment_means, special_tokens
 from limelight.errors import DataError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter, wrap
 from limelight.report.words import Word, words
@@ -33,6 +34,7 @@ Rows = Iterable[Mapping[str, Any]] | str | Path
 Labelled = list[tuple[Row, Mapping[str, Any]]]
 Words = list[tuple[Word, int]]  # with their labels
 Scores = list[tuple[float, float | None, int]]  # z, the best rival's z, label
+Measured = tuple[Scores, float | None]  # of a row's words, and its mean support
 _UNANSWERED = "?"  # placeholder for the answer of a row that the model still has to answer
 
 
@@ -73,6 +75,10 @@ def calibrate(
     answers: each prompt is answered twice, with its media and with blank ones of the same size (grey images, silence). Both
     answers are measured with the real media: words generated only with the media count as supported, words generated only
     without them as invented. These labels are rough, since models also invent words with the media: prefer a labelled file.
+
+    Rows with a ``reference`` are transcripts: if at least ten have an empty one (nobody speaks) and ten have words, the calibration
+    also has a ``segment_threshold``: the mean support below which a segment is invented, for
+    ``limelight transcribe --drop-invented``.
 
     Args:
         model: a transformers model (with ``processor``), or an Adapter.
@@ -164,38 +170,51 @@ def _with_answer(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def observe(adapter: Adapter, rows: Labelled, settings: Settings) -> Observed:
     """Measure and label the words of all rows, except those whose scores are in the log."""
     measure = _by_labels if has_labels(rows[0][1]) else _by_blank_media
-    identity = _identity(adapter, settings)
+    identity, special = _identity(adapter, settings), special_tokens(adapter)
     keys = [_key(identity, *row) if settings.log is not None else None for row in rows]
     with nullcontext() if settings.log is None else RowLog(settings.log) as log:
         known = {} if log is None else _known(log)
-        scores: list[Scores | None] = [known.get(k) if k is not None else None for k in keys]
-        todo = [i for i, found in enumerate(scores) if found is None]
+        done: list[Measured | None] = [known.get(k) if k is not None else None for k in keys]
+        todo = [i for i, found in enumerate(done) if found is None]
         for at in range(0, len(todo), settings.batch_size):
             if settings.progress is not None:
                 settings.progress(len(rows) - len(todo) + at, len(rows))
             part = todo[at : at + settings.batch_size]
             answers: dict[str, Scores] = {rows[i][0].id: [] for i in part}
+            support: dict[str, float | None] = {}
             for name, generation, labelled in measure(adapter, [rows[i] for i in part], settings):
                 answers[name] += _scores(generation, labelled)
+                support[name] = segment_means(generation.steps, special).support
             for i in part:
-                found = scores[i] = answers[rows[i][0].id]
+                name = rows[i][0].id
+                done[i] = answers[name], support.get(name)
                 if log is not None and keys[i] is not None:
-                    log.append({"id": keys[i], "row": rows[i][0].id, "scores": found})
+                    log.append({"id": keys[i], "row": name, "scores": answers[name], "support": support.get(name)})
     if settings.progress is not None:
         settings.progress(len(rows), len(rows))
-    z, rival, label = (
-        zip(*(word for found in scores for word in found or ()), strict=True) if any(scores) else ((),) * 3
-    )
-    return Observed(np.array(z, float), np.array([-math.inf if r is None else r for r in rival]), np.array(label, int))
+    scores = [word for found in done if found is not None for word in found[0]]
+    z, rival, label = zip(*scores, strict=True) if scores else ((),) * 3
+    rivals = np.array([-math.inf if r is None else r for r in rival])
+    return Observed(np.array(z, float), rivals, np.array(label, int), _segments(rows, done))
 
 
-def _known(log: RowLog) -> dict[str, Scores]:
+def _segments(rows: Labelled, done: Sequence[Measured | None]) -> Observed | None:
+    """The mean support of each transcript, labelled by whether anything is said; None where no row has a reference."""
+    found = [
+        (one[1], SUPPORTED if str(columns["reference"]).strip() else INVENTED)
+        for (_, columns), one in zip(rows, done, strict=True)
+        if columns.get("reference") is not None and one is not None and one[1] is not None
+    ]
+    return Observed.of_segments([s for s, _ in found], [told for _, told in found]) if found else None
+
+
+def _known(log: RowLog) -> dict[str, Measured]:
     for row in log.rows:
-        if "scores" not in row:
+        if not {"scores", "support"} <= set(row):
             raise DataError(
                 f"{log.path} is not a log of calibration scores", hint="pass another file, or delete this one"
             )
-    return {key: row["scores"] for key, row in latest(log.rows).items()}
+    return {key: (row["scores"], row["support"]) for key, row in latest(log.rows).items()}
 
 
 def _scores(generation: Generation, labelled: Words) -> Scores:

@@ -90,6 +90,8 @@ def calibrate(
     terminal.out.print(
         f"threshold {found.threshold:g}" + (", with a rival" if found.needs_rival else ", without a rival")
     )
+    if found.segment_threshold is not None:
+        terminal.out.print(f"segment threshold {found.segment_threshold:g}")
     for name, value in found.measures.items():
         terminal.out.print(f"{name.replace('_', ' ')} {value:.3f}")
     terminal.err.print(f"{counts} words; labels: {found.labels}", markup=False)

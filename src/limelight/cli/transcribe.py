@@ -1,4 +1,4 @@
-"""``limelight transcribe``: transcription of audio of any length, with each word's share from the audio."""
+"""``limelight transcribe``: transcription of audio of any length; each word is marked with its support by the audio."""
 
 from __future__ import annotations
 
@@ -43,6 +43,27 @@ def transcribe(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum tokens per piece; default: 64 plus 12 per second.", rich_help_panel=DECODING)
     ] = None,
+    drop_invented: Annotated[
+        bool,
+        typer.Option(
+            "--drop-invented", help="Leave out segments that the audio does not support, such as sentences printed over silence.",
+            rich_help_panel=DECODING,
+        ),
+    ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean support, in logits, below which a segment counts as invented; default: from the model's calibration.",
+            rich_help_panel=DECODING,
+        ),
+    ] = None,
+    meter: Annotated[
+        bool | None,
+        typer.Option(
+            "--meter/--no-meter", help="Measure each word's grounding; default: where the model allows it.", show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     relevance: Annotated[
         bool,
         typer.Option(
@@ -61,6 +82,9 @@ def transcribe(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write a page: the audio, and every word shaded by its grounding.", rich_help_panel=OUTPUT)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite finished files and restart.", rich_help_panel=OUTPUT)] = False,
     device: options.Device = None,
     dtype: options.Dtype = "auto",
@@ -69,14 +93,18 @@ def transcribe(
     trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
-    """Transcribe speech with any audio model, and show each word's share from the audio.
+    """Transcribe speech with any audio model, and mark the words that the audio does not support.
 
-    Long audio is split at silences into pieces that fit the model, without overlap. JSON has every word's shares and the
-    interval of audio that its support comes from (an estimate from relevance, not an alignment).
+    Long audio is split at silences into pieces that fit the model, without overlap. Words with a low grounding score are
+    underlined in subtitles and coloured in the terminal; JSON has every word's grounding, shares, and the interval of
+    audio that its support comes from (an estimate from relevance, not an alignment). --drop-invented removes segments
+    whose mean support is below the model's calibrated threshold.
 
     **Examples**
 
         limelight transcribe talk.mp3 --model Qwen/Qwen2-Audio-7B-Instruct
+
+        limelight transcribe meeting.wav --model whisper-base --drop-invented --format srt --html meeting.html
 
         limelight transcribe talk.m4a lecture.mp4 --model mistralai/Voxtral-Mini-3B-2507 --format srt --output subtitles
 
@@ -87,10 +115,11 @@ def transcribe(
 
     chosen = _format(form, output, FORMATS)
     targets = _targets(files, output, FORMATS[chosen])
+    _check_marks(files, html, drop_invented, threshold, meter)
     failed: list[Path] = []
     with terminal.quiet():
         from limelight.cli.transcribing import Job, wanted
-        from limelight.decoding.transcribe import CHUNK_SECONDS, prompt_for
+        from limelight.decoding.transcribe import CHUNK_SECONDS, prompt_for, segment_threshold
 
         decoder = options.strategy_of(strategy, settings or [])
         todo = wanted(files, targets, overwrite)
@@ -98,12 +127,14 @@ def transcribe(
             return
         adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
         text = prompt_for(adapter, prompt, language)
+        limit = segment_threshold(adapter, drop_invented if threshold is None else threshold)
         usual = SUBTITLE_SECONDS if chosen in ("srt", "vtt") else CHUNK_SECONDS
         documents: list[Any] = []
         for file, target in todo:
             job = Job(
-                adapter, file, target, model, text, decoder, relevance, chunk_seconds, usual, max_new_tokens, overwrite
-            )
+                adapter, file, target, model, text, decoder, relevance, chunk_seconds, usual, max_new_tokens, overwrite,
+                meter=True if drop_invented else meter, threshold=limit, drop_invented=drop_invented, html=html,
+            )  # fmt: skip
             if len(todo) > 1 and target is None and chosen != "json":
                 terminal.out.print(f"== {file.name}", markup=False)
             try:
@@ -160,40 +191,85 @@ def _targets(files: Sequence[Path], output: Path | None, suffix: str) -> list[Pa
     return [output / n for n in names]
 
 
+def _check_marks(
+    files: Sequence[Path], html: Path | None, drop_invented: bool, threshold: float | None, meter: bool | None
+) -> None:
+    """Refuse combinations in which an option would have no effect."""
+    if meter is False and (drop_invented or threshold is not None):
+        raise SettingError("--drop-invented and --threshold need the meter", hint="omit --no-meter")
+    if html is not None and meter is False:
+        raise SettingError("the page shows what the meter measures", hint="omit --no-meter")
+    if html is not None and len(files) > 1:
+        raise SettingError(
+            f"{len(files)} transcripts cannot be written to one page", hint="transcribe them one at a time"
+        )
+    if html is not None:
+        from limelight.report.figure import checked
+
+        checked(html, frozenset({".html", ".htm"}))
+
+
 def _printer(target: Path | None, form: str) -> Callable[[dict[str, Any]], None]:
-    """Print text to stdout piece by piece."""
+    """Print text to stdout piece by piece, flagged words in colour."""
     from limelight.cli import terminal
+    from limelight.cli.transcripts import styled
 
     def show(row: dict[str, Any]) -> None:
         if target is None and form == "text" and row["text"]:
-            terminal.out.print(row["text"], markup=False)
+            terminal.out.print(styled(row))
 
     return show
 
 
-def _finish(job: Job, form: str, head: dict[str, Any], rows: list[dict[str, Any]], documents: list[Any]) -> None:
+def _finish(job: Job, form: str, head: dict[str, Any], found: list[dict[str, Any]], documents: list[Any]) -> None:
     """Write or print one transcript, and print warnings about it."""
     from limelight.cli import terminal
-    from limelight.cli.transcripts import render, text_of
+    from limelight.cli.transcripts import contents, kept_and_dropped, render
     from limelight.types import mean_parts
 
+    rows, dropped = kept_and_dropped(head, found)
     if job.target is not None:
-        job.target.write_text(render(form, head, rows), encoding="utf-8")
+        job.target.write_text(render(form, head, found), encoding="utf-8")
         job.forget()
         terminal.err.print(f"{job.target}: {len(rows)} segments, {head['seconds']:.1f} s", markup=False)
     elif form == "json":
-        documents.append({**head, "text": text_of(rows), "segments": rows})
+        documents.append(contents(head, found))
     elif form != "text":
-        terminal.out.file.write(render(form, head, rows))
+        terminal.out.file.write(render(form, head, found))
         terminal.out.file.flush()
+    if job.html is not None:
+        job.write_page(head, found)
+        terminal.err.print(str(job.html), markup=False)
     for name, label in (("shares", ""), ("contributions", " of the logits, by the meter")):
         parts = mean_parts([{m: v or 0.0 for m, v in r[name].items()} for r in rows])
         if parts:
             terminal.err.print(terminal.bar(parts).append(label))
             break
-    cut = [f"{r['stop']:.1f} s" for r in rows if not r["quiet"]]
+    _report_support(head, rows, dropped)
+    cut = [f"{r['stop']:.1f} s" for r in rows if not r["ends_in_silence"]]
     if cut:
         terminal.err.print(f"no silence found near {', '.join(cut)}: a word may be split there", markup=False)
     endless = [f"{r['start']:.1f}–{r['stop']:.1f} s" for r in rows if not r["complete"]]
     if endless:
         terminal.err.print(f"token limit reached at {', '.join(endless)} (--max-new-tokens)", markup=False)
+
+
+def _report_support(head: dict[str, Any], rows: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> None:
+    """Print what was dropped, what could be, and why nothing was measured."""
+    from limelight.cli import terminal
+
+    if head["unmeasured"]:
+        terminal.err.print(f"no grounding scores: {head['unmeasured']}", markup=False)
+    for r in dropped:
+        told = f"dropped {r['start']:.1f}–{r['stop']:.1f} s, support {r['support']:.2f}: {r['text']}"
+        terminal.err.print(told, markup=False)
+    doubtful = [f"{r['start']:.1f}–{r['stop']:.1f} s" for r in rows if r["invented"]]
+    if doubtful:
+        terminal.err.print(
+            f"the audio does not support the text at {', '.join(doubtful)} (--drop-invented leaves it out)",
+            markup=False,
+        )
+    if head["threshold"] is not None and not head["calibrated"] and (dropped or doubtful):
+        terminal.err.print(
+            f"threshold {head['threshold']:g} was not calibrated for this model (limelight calibrate)", markup=False
+        )

@@ -14,7 +14,7 @@ from limelight.benchmarks.rowlog import RowLog
 from limelight.cli import terminal
 from limelight.cli.transcripts import Row, row
 from limelight.decoding.strategy import Strategy
-from limelight.decoding.transcribe import MAX_SECONDS, cut, segment
+from limelight.decoding.transcribe import MAX_SECONDS, Transcriber, cut
 from limelight.errors import SettingError
 from limelight.media.audio import read_audio
 from limelight.models.adapter import Adapter
@@ -48,13 +48,18 @@ class Job:
     usual_seconds: float
     max_new_tokens: int | None
     overwrite: bool = False
+    meter: bool | None = None
+    threshold: float | None = None
+    drop_invented: bool = False
+    html: Path | None = None
 
     @property
     def log(self) -> Path | None:
         return None if self.target is None else self.target.with_name(self.target.name + ".partial")
 
     def run(self, show: Callable[[Row], None]) -> tuple[Row, list[Row]]:
-        """Transcribe the file; return its JSON header and segments. ``show`` is called with each finished segment.
+        """Transcribe the file; return its JSON header and segments. ``show`` is called with each finished segment that is
+        not dropped.
 
         Raises:
             SettingError: the interrupted run had different settings or different audio.
@@ -67,11 +72,17 @@ class Job:
             "file": self.file.name, "model": self.model, "prompt": self.prompt, "strategy": self.strategy.name,
             "settings": {k: terminal.plain_value(v) for k, v in self.strategy.settings().items()},
             "seconds": round(samples.size / rate, 3), "chunk_seconds": self.chunk_seconds or self.usual_seconds,
-            "max_new_tokens": self.max_new_tokens, "relevance": self.relevance,
+            "max_new_tokens": self.max_new_tokens, "relevance": self.relevance, "meter": self.meter is not False,
+            "drop_invented": self.drop_invented, "threshold": self.threshold,
+            "calibrated": getattr(self.adapter.calibration, "segment_threshold", None) == self.threshold,
         }  # fmt: skip
+        transcriber = Transcriber(
+            self.adapter, samples, rate, self.prompt, self.strategy, relevance=self.relevance, meter=self.meter,
+            threshold=self.threshold, max_new_tokens=self.max_new_tokens,
+        )  # fmt: skip
         with self._kept(head) as (rows, keep), _progress(self.file.name, len(parts)) as moved:
             for done in rows:
-                show(done)
+                self._show(done, show)
             moved(len(rows), "")
             for i in range(len(rows), len(parts)):
                 tail: list[str] = []
@@ -80,15 +91,24 @@ class Job:
                     tail.append(step.text)
                     moved(i, "".join(tail).replace("\n", " ").strip()[-32:])
 
-                one = segment(
-                    self.adapter, samples, rate, parts[i], self.prompt, strategy=self.strategy,
-                    relevance=self.relevance, max_new_tokens=self.max_new_tokens, on_step=on_step,
-                )  # fmt: skip
-                rows.append(row(one))
+                rows.append(row(transcriber.segment(parts[i], on_step=on_step)))
                 keep(i, rows[-1])
-                show(rows[-1])
+                self._show(rows[-1], show)
                 moved(i + 1, "")
-        return head, rows
+        return {**head, "unmeasured": transcriber.unmeasured}, rows
+
+    def _show(self, row: Row, show: Callable[[Row], None]) -> None:
+        if not (self.drop_invented and row["invented"]):
+            show(row)
+
+    def write_page(self, head: Row, rows: Sequence[Row]) -> None:
+        """Write the transcript as a page with its audio."""
+        from limelight.report.transcript_page import save_transcript_page
+
+        if self.html is not None:
+            rate = sampling_rate(self.adapter)
+            samples = read_audio(self.file, rate, max_seconds=MAX_SECONDS)
+            save_transcript_page(self.html, head, rows, samples, rate)
 
     def forget(self) -> None:
         """Remove the saved segments of an unfinished run."""

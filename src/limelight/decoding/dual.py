@@ -147,6 +147,7 @@ def grounding(
     parts = {k: _number(score.token_score(p, chosen, among)) for k, p in by_modality.items()}
     return {
         "grounding": _number(z[token]),
+        "support": _number(phi[token] - score.moments(phi, among)[0][0]),
         "rival_grounding": _number(rival),
         "grounding_by_modality": {k: v for k, v in parts.items() if v is not None},
         "flagged": bool(score.flagged(z[token], rival, **{k: rule[k] for k in ("threshold", "needs_rival", "margin")})),

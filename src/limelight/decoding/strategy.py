@@ -35,6 +35,7 @@ class Detail:
     grounding_by_modality: Mapping[str, float] = field(default_factory=dict)
     p_supported: float | None = None
     views: tuple[TakenView, ...] = ()
+    support: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,38 @@
-"""Speech-to-text with any audio model: long recordings are split at silences, with relevance over time per word."""
+"""Speech-to-text with any audio model: long recordings are split at silences, and every word is measured.
+
+With ``drop_invented`` segments that the audio does not support are left out: sentences printed over silence or noise. Source
+of the criterion: this library (a segment's mean :attr:`limelight.types.Step.support`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from limelight.calibration import Calibration
 from limelight.decoding.answer import end_tokens
-from limelight.decoding.generate import generate
+from limelight.decoding.explain import watched
+from limelight.decoding.generate import chosen_strategy, generate
 from limelight.decoding.loop import ending
 from limelight.decoding.steps import OnStep
 from limelight.decoding.strategy import Strategy
-from limelight.errors import MediaError, SettingError
+from limelight.errors import MediaError, SettingError, UnknownKindError, UnsupportedError
 from limelight.media.arguments import by_kind, item
 from limelight.media.audio import Samples, read_audio
 from limelight.media.split_on_silence import Piece, pieces
 from limelight.media.truncation import window_seconds
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.prompts import sampling_rate
-from limelight.types import Generation
+from limelight.types import Generation, Step
 
 CHUNK_SECONDS = 30.0
 MAX_SECONDS = 3 * 3600.0
 LANGUAGE = " The language is {language}."
+COMPOSITE = "attnlrp"  # of the meter
+# For models of a family that have no calibration of their own; a little below that of whisper-tiny.en, to lose no speech.
+FAMILY_THRESHOLDS = {"whisper": 2.5}  # in units of the logit
 
 
 @dataclass(frozen=True)
@@ -33,15 +42,24 @@ class Segment:
     Attributes:
         start, stop: seconds from the start of the audio.
         generation: the answer, with relevance over this chunk's seconds if requested.
-        quiet: the chunk ends in a silence (or at the end of the audio); otherwise a word may have been cut in two.
+        ends_in_silence: the chunk ends in a silence (or at the end of the audio); otherwise a word may have been cut in two.
         complete: the model ended the transcription itself, before the token limit.
+        grounding: mean ``Step.grounding`` over the tokens with letters or digits; None where no meter ran or there are none.
+        support: mean ``Step.support`` over them, in units of the logit. It tells invented segments better than ``grounding``: over
+            silence all tokens get little of their logits from the audio, so that the standard deviation by which the
+            latter is divided is small as well.
+        invented: the audio does not support it: ``support`` is below the threshold. False where no meter ran or no threshold
+            is known.
     """
 
     start: float
     stop: float
     generation: Generation
-    quiet: bool = True
+    ends_in_silence: bool = True
     complete: bool = True
+    grounding: float | None = None
+    support: float | None = None
+    invented: bool = False
 
     @property
     def text(self) -> str:
@@ -50,12 +68,21 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A transcription: ``segments`` in order, without gaps or overlap, and the ``prompt`` used for them."""
+    """A transcription.
+
+    Attributes:
+        segments: in order, without overlap; without gaps unless segments were dropped.
+        prompt: the prompt used for them.
+        dropped: segments that ``drop_invented`` left out.
+        threshold: a segment's support below it marks the segment as invented; None: unknown for this model.
+    """
 
     segments: tuple[Segment, ...]
     seconds: float
     prompt: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    dropped: tuple[Segment, ...] = ()
+    threshold: float | None = None
 
     @property
     def text(self) -> str:
@@ -68,12 +95,14 @@ class Transcript:
 def transcribe(
     model: Any,
     processor: Any = None,
-    sound: Any = None,
+    audio: Any = None,
     *,
     prompt: str | None = None,
     language: str | None = None,
     strategy: Strategy | str | None = None,
     relevance: bool | None = None,
+    meter: bool | None = None,
+    drop_invented: bool | float = False,
     chunk_seconds: float | None = None,
     max_new_tokens: int | None = None,
     on_segment: Callable[[Segment], None] | None = None,
@@ -84,58 +113,71 @@ def transcribe(
 
     Args:
         model: a transformers audio model, or an :class:`Adapter` (then ``processor`` may be None).
-        sound: a file (audio, or a video's audio track), ``(samples, rate)``, or anything else that
+        audio: a file (audio, or a video's audio track), ``(samples, rate)``, or anything else that
             :func:`limelight.generate` takes as ``media={"audio": ...}``.
         prompt: the instruction; by default the one the model was trained for (:func:`default_prompt`). ``{language}`` is
             filled in.
         language: named in the prompt; detected by the model if omitted.
         strategy, relevance: as for :func:`limelight.generate`.
+        meter: measure each word's grounding (``Step.grounding``, ``Step.flagged``, :attr:`Segment.grounding`). None: where
+            the model allows it.
+        drop_invented: leave out segments that the audio does not support, into ``Transcript.dropped``. True: with the
+            threshold of the model's calibration, or the one of its family; a number: with this threshold.
         chunk_seconds: maximum chunk length; by default 30 s, or the model's own window where that is shorter.
         max_new_tokens: per chunk; by default 64 plus 12 per second. A segment that reaches it has ``complete=False``.
-        on_segment: called with each segment when it is finished.
-        streamer: a transformers streamer; it receives all chunks as one answer, and is ended after the last one.
+        on_segment: called with each segment when it is finished, those that are dropped included (``Segment.invented``).
+        streamer: a transformers streamer; it receives all chunks as one answer, and is ended after the last one. With
+            ``drop_invented`` it receives each segment when it is finished.
 
     Raises:
         MediaError: no audio, or a chunk longer than the model's window (use a smaller ``chunk_seconds``).
-        SettingError: a language is given but the prompt has no placeholder for it.
+        SettingError: a language is given but the prompt has no placeholder for it; ``drop_invented`` without a threshold.
+        UnsupportedError, UnknownKindError: ``meter`` or ``drop_invented`` with a model that cannot be measured.
 
     Example:
-        >>> transcript = limelight.transcribe(adapter, sound="talk.mp3", strategy="aad")  # doctest: +SKIP
-        >>> print(transcript.text, [s.generation.shares() for s in transcript.segments])  # doctest: +SKIP
+        >>> transcript = limelight.transcribe(adapter, audio="talk.mp3", drop_invented=True)  # doctest: +SKIP
+        >>> print(transcript.text, [(s.text, s.support) for s in transcript.dropped])  # doctest: +SKIP
     """
     with ending(streamer) as sink:
         adapter = wrap(model, processor)
-        if sound is None:
-            raise MediaError("no audio to transcribe", hint="transcribe(adapter, sound='talk.wav')")
+        if audio is None:
+            raise MediaError("no audio to transcribe", hint="transcribe(adapter, audio='talk.wav')")
         instruction = prompt_for(adapter, prompt, language)
+        limit = segment_threshold(adapter, drop_invented)
         rate = sampling_rate(adapter)
-        samples = read_audio(_one(sound), rate, max_seconds=MAX_SECONDS)
-        found: list[Segment] = []
-        joined = None if sink is None else _JoinedStreamer(sink)
+        samples = read_audio(single_audio(audio), rate, max_seconds=MAX_SECONDS)
+        drop = drop_invented is not False
+        joined = None if sink is None else _JoinedStreamer(sink, hold=drop)
+        run = Transcriber(
+            adapter, samples, rate, instruction, chosen_strategy(strategy), relevance=relevance,
+            meter=True if drop else meter, threshold=limit, max_new_tokens=max_new_tokens, options=generation_kwargs,
+        )  # fmt: skip
+        kept: list[Segment] = []
+        dropped: list[Segment] = []
         for piece in cut(adapter, samples, rate, chunk_seconds):
-            one = segment(
-                adapter, samples, rate, piece, instruction, strategy=strategy, relevance=relevance,
-                max_new_tokens=max_new_tokens, streamer=joined, **generation_kwargs,
-            )  # fmt: skip
-            found.append(one)
+            one = run.segment(piece, streamer=joined)
+            out = drop and one.invented
+            (dropped if out else kept).append(one)
+            if joined is not None:
+                joined.release(keep=not out)
             if on_segment is not None:
                 on_segment(one)
         if sink is not None:
             sink.end()
-    first = found[0].generation
+    first = (kept or dropped)[0].generation
     settings = {"strategy": first.strategy, **first.settings}
-    return Transcript(tuple(found), samples.size / rate, instruction, settings)
+    return Transcript(tuple(kept), samples.size / rate, instruction, settings, tuple(dropped), limit)
 
 
-def _one(sound: Any) -> Any:
+def single_audio(audio: Any) -> Any:
     """Return the single audio item, given in any of the accepted forms.
 
     Raises:
         MediaError: several, or none.
     """
-    if not isinstance(sound, Mapping) or "audio" not in sound:
-        return item("audio", sound)
-    found = by_kind(sound)
+    if not isinstance(audio, Mapping) or "audio" not in audio:
+        return item("audio", audio)
+    found = by_kind(audio)
     if [len(found[kind]) for kind in found] != [int(kind == "audio") for kind in found]:
         raise MediaError(
             f"expected one audio item, got {', '.join(f'{len(v)} {k}' for k, v in found.items() if v) or 'none'}",
@@ -145,19 +187,32 @@ def _one(sound: Any) -> Any:
 
 
 class _JoinedStreamer:
-    """Joins several answers into one stream: only the first prompt is passed on, and ``end`` is left to the caller."""
+    """Joins several answers into one stream: only the first prompt is passed on, and ``end`` is left to the caller.
 
-    def __init__(self, streamer: Any) -> None:
-        self.streamer = streamer
+    ``hold``: tokens wait until ``release`` says whether their segment is kept.
+    """
+
+    def __init__(self, streamer: Any, hold: bool = False) -> None:
+        self.streamer, self.hold = streamer, hold
         self.begun = False
+        self.held: list[Any] = []
 
     @property
     def next_tokens_are_prompt(self) -> bool:
         return not self.begun and bool(self.streamer.next_tokens_are_prompt)
 
     def put(self, value: Any) -> None:
+        if self.hold and self.begun:
+            self.held.append(value)
+            return
         self.begun = True
         self.streamer.put(value)
+
+    def release(self, *, keep: bool) -> None:
+        """Pass on what was held back, or forget it."""
+        for value in self.held if keep else ():
+            self.streamer.put(value)
+        self.held.clear()
 
     def end(self) -> None:
         """Do nothing; the caller ends the stream after the last chunk."""
@@ -178,6 +233,47 @@ def cut(
     return pieces(samples, rate, chunk_seconds)
 
 
+@dataclass
+class Transcriber:
+    """Transcribes the chunks of one recording with the same settings.
+
+    Attributes:
+        meter: None: where the model allows it, which the first chunk shows; ``unmeasured`` then says why not.
+        threshold: see :attr:`Transcript.threshold`.
+    """
+
+    adapter: Adapter
+    samples: Samples
+    rate: int
+    prompt: str
+    strategy: Strategy
+    relevance: bool | None = None
+    meter: bool | None = None
+    threshold: float | None = None
+    max_new_tokens: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    unmeasured: str = ""
+
+    def segment(self, piece: Piece, *, on_step: OnStep | None = None, streamer: Any = None) -> Segment:
+        """Transcribe one chunk."""
+        if self.meter is not None:
+            return self._segment(piece, self.meter, on_step, streamer)
+        try:
+            one = self._segment(piece, True, on_step, streamer)
+            self.meter = True
+        except (UnknownKindError, UnsupportedError) as error:
+            one = self._segment(piece, False, on_step, streamer)  # raises where the meter was not the reason
+            self.meter, self.unmeasured = False, error.message
+        return one
+
+    def _segment(self, piece: Piece, meter: bool, on_step: OnStep | None, streamer: Any) -> Segment:
+        return segment(
+            self.adapter, self.samples, self.rate, piece, self.prompt,
+            strategy=watched(self.strategy) if meter else self.strategy, relevance=self.relevance,
+            threshold=self.threshold, max_new_tokens=self.max_new_tokens, on_step=on_step, streamer=streamer, **self.options,
+        )  # fmt: skip
+
+
 def segment(
     adapter: Adapter,
     samples: Samples,
@@ -187,11 +283,12 @@ def segment(
     *,
     strategy: Strategy | str | None = None,
     relevance: bool | None = None,
+    threshold: float | None = None,
     max_new_tokens: int | None = None,
     on_step: OnStep | None = None,
     **generation_kwargs: Any,
 ) -> Segment:
-    """Transcribe one chunk of the audio."""
+    """Transcribe one chunk of the audio; ``threshold``: of :attr:`Segment.invented`."""
     start, stop = piece.start / rate, piece.stop / rate
     most = token_limit(stop - start) if max_new_tokens is None else max_new_tokens
     asked = adapter.prepare(prompt, {"audio": (samples[piece.start : piece.stop], rate)})
@@ -203,7 +300,60 @@ def segment(
     )  # fmt: skip
     ids = generation.token_ids
     ended = bool(ids) and (ids[-1] in end_tokens(adapter) or len(ids) < most)
-    return Segment(start, stop, generation, piece.quiet, ended)
+    means = segment_means(generation.steps, special_tokens(adapter))
+    invented = is_invented(generation.text, means, threshold)
+    return Segment(start, stop, generation, piece.ends_in_silence, ended, *means, invented)
+
+
+class Means(NamedTuple):
+    """What the audio does for a segment; see :class:`Segment`."""
+
+    grounding: float | None
+    support: float | None
+
+
+def segment_means(steps: Sequence[Step], special: Collection[int]) -> Means:
+    """Means over the tokens with letters or digits, ``special`` ones left out; None where there are none or no meter ran."""
+    spoken = [s for s in steps if s.token not in special and any(c.isalnum() for c in s.text)]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) / len(known) if known else None
+
+    return Means(mean([s.grounding for s in spoken]), mean([s.support for s in spoken]))
+
+
+def special_tokens(adapter: Adapter) -> frozenset[int]:
+    """The ids that stand for no text."""
+    known = () if adapter.tokenizer is None else adapter.tokenizer.all_special_ids
+    return frozenset(known) | end_tokens(adapter)
+
+
+def is_invented(text: str, means: Means, threshold: float | None) -> bool:
+    """Whether a segment's support is below the threshold; False for an empty one, or where either is unknown."""
+    return bool(text) and threshold is not None and means.support is not None and means.support < threshold
+
+
+def segment_threshold(adapter: Adapter, drop_invented: bool | float = False) -> float | None:
+    """The support below which a segment counts as invented: a given number, else the calibration's, else the family's.
+
+    Raises:
+        SettingError: segments are to be dropped and none is known, or the number is not finite.
+    """
+    if not isinstance(drop_invented, bool):
+        if not math.isfinite(drop_invented):
+            raise SettingError(f"expected a finite threshold, got {drop_invented}", hint="True takes the model's own")
+        return float(drop_invented)
+    calibration: Calibration | None = adapter.calibration
+    own = calibration.segment_threshold if calibration is not None and calibration.composite == COMPOSITE else None
+    found = FAMILY_THRESHOLDS.get(adapter.family.name) if own is None else own
+    if found is None and drop_invented:
+        raise SettingError(
+            f"no threshold is known below which a segment of this {adapter.family.name} model counts as invented",
+            hint="`limelight calibrate MODEL FILE` fits one on recordings with a `reference`, some of them without words "
+            '(`"reference": ""`); or pass a number: drop_invented=2.5 (--threshold 2.5)',
+        )
+    return found
 
 
 def token_limit(seconds: float) -> int:

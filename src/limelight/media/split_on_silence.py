@@ -11,24 +11,25 @@ from limelight.errors import SettingError
 
 STEP = 0.01  # seconds between two level measurements
 QUIET = 0.2  # minimum length of a silence in seconds
+BLOCK = 1 << 20  # samples whose energy is summed at a time
 SHORTEST = 0.2  # smallest permitted maximum length of a piece in seconds
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples ``[start, stop)`` of a clip; ``quiet``: whether it ends in a silence or at the end of the clip."""
+    """Samples ``[start, stop)`` of a clip; ``ends_in_silence``: whether it does, or at the end of the clip."""
 
     start: int
     stop: int
-    quiet: bool = True
+    ends_in_silence: bool = True
 
 
 def pieces(samples: npt.NDArray[np.float32], rate: int, longest: float) -> list[Piece]:
     """Split samples into pieces of at most ``longest`` seconds, at the quietest point in the second half of each window.
 
     A point is silent when its level, averaged over 0.2 s, lies in the lowest quarter of the range between the 5th and the
-    95th percentile of the clip's level, in decibels; a piece that had to be cut elsewhere has ``quiet=False``. The last
-    of several pieces is at least a quarter of ``longest`` long.
+    95th percentile of the clip's level, in decibels; a piece that had to be cut elsewhere has ``ends_in_silence=False``. The
+    last of several pieces is at least a quarter of ``longest`` long.
 
     Raises:
         SettingError: ``longest`` is shorter than 0.2 s.
@@ -60,9 +61,21 @@ def pieces(samples: npt.NDArray[np.float32], rate: int, longest: float) -> list[
 def loudness(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float64]:
     """Return the level in dBFS (at least -100) around every multiple of 10 ms, averaged over 0.2 s."""
     size = max(1, int(QUIET * rate))
-    total = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
     centres = (np.arange(int(samples.size / (STEP * rate)) + 1) * STEP * rate).astype(int)
     low, high = np.clip(centres - size // 2, 0, samples.size), np.clip(centres + size // 2 + 1, 0, samples.size)
-    power = (total[high] - total[low]) / np.maximum(high - low, 1)
+    power = (_energy(samples, high) - _energy(samples, low)) / np.maximum(high - low, 1)
     level: npt.NDArray[np.float64] = 10 * np.log10(np.maximum(power, 1e-10))
     return level
+
+
+def _energy(samples: npt.NDArray[np.float32], at: npt.NDArray[np.int_]) -> npt.NDArray[np.float64]:
+    """Sum of squares of the samples before each of the rising positions ``at``, block by block: an hour takes no more
+    memory than a minute."""
+    found = np.zeros(len(at))
+    before = 0.0
+    for start in range(0, samples.size, BLOCK):
+        total = np.concatenate([[0.0], np.cumsum(samples[start : start + BLOCK].astype(np.float64) ** 2)])
+        first, last = np.searchsorted(at, [start, start + len(total) - 1], side="right")
+        found[first:last] = before + total[at[first:last] - start]
+        before += total[-1]
+    return found

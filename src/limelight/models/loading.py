@@ -30,6 +30,7 @@ MODEL = frozenset({
 })  # fmt: skip
 log = logging.getLogger("limelight.models")
 PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio", "smol-vision": "demo/smol_vision"}
+CALIBRATIONS = Path(__file__).with_name("calibrations")
 
 
 def packaged(name: str) -> Path:
@@ -62,7 +63,8 @@ def load(
     Args:
         processor_kwargs: for the processor's ``from_pretrained`` alone, such as ``{"max_pixels": 401408}``.
         calibration: of the grounding flag (:func:`limelight.calibrate`): a file, or the value itself; ``"auto"`` takes the
-            user's own for this model, else the one beside the weights, else none; None or ``"none"``: none.
+            user's own for this model, else the one beside the weights, else the one that the library ships for this name
+            (the Whispers), else none; None or ``"none"``: none.
         kwargs: further settings of transformers' ``from_pretrained``: ``device_map``, ``max_memory``,
             ``quantization_config``, ``attn_implementation`` and others go to the model; ``revision``, ``token``,
             ``cache_dir``, ``local_files_only``, ``force_download``, ``subfolder``, ``proxies`` to model, config and
@@ -95,8 +97,15 @@ def calibration_for(name: str | Path, given: str | Path | Calibration | None) ->
     if given != AUTO:
         return read_calibration(given)
     folder = packaged(str(name)) if str(name) in PACKAGED else Path(name)
-    path = find_calibration(str(name), folder if folder.is_dir() else None)
+    path = find_calibration(str(name), folder if folder.is_dir() else None) or shipped_calibration(str(name))
     return None if path is None else read_calibration(path)
+
+
+def shipped_calibration(name: str) -> Path | None:
+    """The calibration that the library ships for weights it does not ship: by limelight's name or the Hub's."""
+    own = next((n for n, hub in FETCHED.items() if name in (n, hub)), None)
+    path = CALIBRATIONS / f"{own}.json"
+    return path if own is not None and path.is_file() else None
 
 
 def _loaded(

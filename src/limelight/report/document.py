@@ -69,6 +69,7 @@ def document(generation: Generation, *, scores: bool = False) -> dict[str, Any]:
                 "flagged": s.flagged,
                 "grounding": number(s.grounding),
                 "rival_grounding": number(s.rival_grounding),
+                "support": number(s.support),
                 "grounding_by_modality": rounded(s.grounding_by_modality),
                 "p_supported": number(s.p_supported),
                 "shares": rounded(s.shares),
@@ -127,7 +128,7 @@ def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict
     }
     place = word_interval(relevance)
     if relevance.spans_of("audio"):
-        out["heard"] = [number(t) for t in place] if place is not None else None
+        out["interval"] = [number(t) for t in place] if place is not None else None
     if scores:
         out["scores"] = [number(v) for v in relevance.scores.tolist()]
     return out

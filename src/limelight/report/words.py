@@ -34,10 +34,15 @@ def words(generation: Generation) -> tuple[Word, ...]:
 
     Tokens are aligned with ``generation.text``, since a token's text alone does not show whether a space precedes it.
     """
-    text, at = generation.text, 0
+    return words_of(generation.text, generation.steps)
+
+
+def words_of(text: str, steps: Sequence[Step]) -> tuple[Word, ...]:
+    """Like :func:`words`, of an answer's text and its steps."""
+    at = 0
     found: list[Word] = []
     waiting: int | None = None  # first of the preceding unmatched tokens: bytes of a character, or special tokens
-    for i, step in enumerate(generation.steps):
+    for i, step in enumerate(steps):
         core = step.text.strip()
         if not core:
             continue
@@ -55,8 +60,8 @@ def words(generation: Generation) -> tuple[Word, ...]:
         _add(found, text, at, matched_at + len(core), i, i + 1)
         at, waiting = matched_at + len(core), None
     if waiting is not None and text[at:].strip():
-        parts = [i for i, s in enumerate(generation.steps) if i >= waiting and "\ufffd" in s.text]
-        _add(found, text, at, len(text), waiting, parts[-1] + 1 if parts else len(generation.steps))
+        parts = [i for i, s in enumerate(steps) if i >= waiting and "\ufffd" in s.text]
+        _add(found, text, at, len(text), waiting, parts[-1] + 1 if parts else len(steps))
     return tuple(found)
 
 
@@ -204,14 +209,14 @@ def word_grounding(generation: Generation, word: Word) -> float | None:
     The first token decides the word; the remaining tokens follow from the language and depend little on the media, so a
     mean or minimum over the tokens would reflect spelling more than the word.
     """
-    step = _deciding(generation, word)
+    step = _deciding(generation.steps, word)
     return None if step is None else step.grounding
 
 
 def word_support(generation: Generation, word: Word) -> dict[str, float]:
     """Return the known values of the media's support for a word: ``grounding``, ``rival_grounding``, ``p_supported``, and
     ``grounding image`` etc. per modality where there are several; {} where no meter ran."""
-    step = _deciding(generation, word)
+    step = _deciding(generation.steps, word)
     if step is None:
         return {}
     several = step.grounding_by_modality if len(step.grounding_by_modality) > 1 else {}
@@ -225,15 +230,24 @@ def word_flagged(generation: Generation, word: Word) -> bool:
 
     Punctuation is never flagged.
     """
+    return _flagged(generation.steps, word)
+
+
+def flagged_words(text: str, steps: Sequence[Step]) -> list[tuple[str, bool]]:
+    """Return an answer's words in order, and whether each is flagged (:func:`word_flagged`)."""
+    return [(word.text, _flagged(steps, word)) for word in words_of(text, steps)]
+
+
+def _flagged(steps: Sequence[Step], word: Word) -> bool:
     if word.punctuation:
         return False
-    step = _deciding(generation, word)
-    return any(s.flagged for s in ([step] if step is not None else generation.steps[word.start : word.stop]))
+    step = _deciding(steps, word)
+    return any(s.flagged for s in ([step] if step is not None else steps[word.start : word.stop]))
 
 
-def _deciding(generation: Generation, word: Word) -> Step | None:
+def _deciding(steps: Sequence[Step], word: Word) -> Step | None:
     """Return the first token of a word that the meter has measured."""
-    return next((s for s in generation.steps[word.start : word.stop] if s.grounding is not None), None)
+    return next((s for s in steps[word.start : word.stop] if s.grounding is not None), None)
 
 
 @dataclass(frozen=True)
@@ -275,7 +289,7 @@ def _ended(group: Sequence[Word]) -> bool:
 def _sentence(generation: Generation, group: tuple[Word, ...]) -> Sentence:
     text = "".join((" " if w.space and i else "") + w.text for i, w in enumerate(group))
     spoken = [w for w in group if not w.punctuation]
-    deciding = [s for w in spoken if (s := _deciding(generation, w)) is not None]
+    deciding = [s for w in spoken if (s := _deciding(generation.steps, w)) is not None]
     scores = [s.grounding for s in deciding if s.grounding is not None]
     behind = [
         min(0.0, s.grounding - s.rival_grounding)

@@ -15,7 +15,7 @@ from limelight.errors import MissingExtraError
 from limelight.server.json_body import read_json
 from limelight.server.limits import Limits
 from limelight.server.problems import ApiError, invalid
-from limelight.server.schema import Closed, Grounded, validation_error
+from limelight.server.schema import Closed, GroundedSpeech, validation_error
 
 T = TypeVar("T")
 MAX_FIELDS = 32
@@ -50,7 +50,7 @@ class SpeechRequest(Closed):
     timestamp_granularities: list[Literal["segment"]] | None = Field(None, max_length=1)
     include: list[Literal["logprobs"]] = Field(default_factory=list, max_length=1)
     chunking_strategy: Literal["auto"] | None = None
-    limelight: Grounded = Field(default_factory=lambda: Grounded.model_validate({}))
+    limelight: GroundedSpeech = Field(default_factory=lambda: GroundedSpeech.model_validate({}))
 
     @model_validator(mode="before")
     @classmethod

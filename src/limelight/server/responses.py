@@ -28,10 +28,15 @@ TokenGrounding = TypedDict("TokenGrounding", {
 AnswerGrounding = TypedDict(
     "AnswerGrounding", {"tokens": list[TokenGrounding], "shares": Parts, "contributions": Parts}
 )
+Means = TypedDict("Means", {"grounding": float | None, "support": float | None})
+Dropped = TypedDict("Dropped", {
+    "start": float | None, "end": float | None, "text": str, "grounding": float | None, "support": float | None,
+})  # fmt: skip
 Grounding = TypedDict("Grounding", {
     "strategy": str, "settings": dict[str, Any], "seed": int | None, "page_url": NotRequired[str],
     "note": NotRequired[str], "flag": NotRequired[dict[str, Any]], "warnings": NotRequired[list[str]], "tokens": NotRequired[list[TokenGrounding]],
     "shares": NotRequired[Parts], "contributions": NotRequired[Parts], "answers": NotRequired[list[dict[str, Any]]],
+    "threshold": NotRequired[float | None], "dropped": NotRequired[list[Dropped]],
 })  # fmt: skip
 Choice = TypedDict("Choice", {
     "index": int, "message": Message, "logprobs": Logprobs | None, "finish_reason": Literal["stop", "length"],
@@ -44,7 +49,7 @@ ChatCompletion = TypedDict("ChatCompletion", {
 })  # fmt: skip
 
 AuditToken = TypedDict("AuditToken", {
-    "id": int, "text": str, "logprob": float | None, "grounding": float | None, "rival_grounding": float | None,
+    "id": int, "text": str, "logprob": float | None, "grounding": float | None, "rival_grounding": float | None, "support": float | None,
     "grounding_by_modality": Parts, "flagged": bool, "p_supported": float | None, "contributions": Parts,
     "plain": int | None, "candidates": list[list[Any]], "thought": NotRequired[Literal[True]],
 })  # fmt: skip
@@ -64,9 +69,13 @@ AuditReply = TypedDict("AuditReply", {
 SpeechUsage = TypedDict("SpeechUsage", {
     "type": Literal["tokens"], "input_tokens": int, "output_tokens": int, "total_tokens": int
 })  # fmt: skip
+SegmentGrounding = TypedDict("SegmentGrounding", {
+    "grounding": float | None, "support": float | None, "invented": bool,
+})  # fmt: skip
 Segment = TypedDict("Segment", {
     "id": int, "seek": int, "start": float | None, "end": float | None, "text": str, "tokens": list[int],
     "temperature": float, "avg_logprob": float | None, "compression_ratio": float | None, "no_speech_prob": None,
+    "limelight": NotRequired[SegmentGrounding],
 })  # fmt: skip
 Transcription = TypedDict("Transcription", {
     "text": str, "usage": SpeechUsage, "limelight": Grounding, "logprobs": NotRequired[list[Spelled]],

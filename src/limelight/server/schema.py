@@ -135,6 +135,18 @@ class Grounded(Closed):
     page: bool = Field(False, description="create a report page of the answer; its URL is returned as page_url")
 
 
+class GroundedSpeech(Grounded):
+    """The same for a transcription."""
+
+    drop_invented: bool = Field(
+        False, description="leave out segments that the audio does not support; they are listed as limelight.dropped"
+    )
+    threshold: float | None = Field(
+        None,
+        description="mean support (in logits) below which a segment counts as invented; by default the model's own",
+    )
+
+
 class WithoutEffect(Closed):
     """Standard fields accepted only with values that have no effect here."""
 

@@ -13,10 +13,20 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.requests import Request
 
 from limelight.decoding.dual import flag_of
-from limelight.decoding.transcribe import cut, prompt_for, token_limit
-from limelight.errors import MediaError
+from limelight.decoding.transcribe import Means as SegmentMeans
+from limelight.decoding.transcribe import (
+    cut,
+    is_invented,
+    prompt_for,
+    segment_means,
+    segment_threshold,
+    special_tokens,
+    token_limit,
+)
+from limelight.errors import MediaError, SettingError
 from limelight.models.adapter import Adapter
-from limelight.report.subtitles import cue, document
+from limelight.report.subtitles import cue, document, marked
+from limelight.report.words import flagged_words
 from limelight.server import media
 from limelight.server.admission import client_of
 from limelight.server.answering import Finished, GenerationRequest, PromptSpec, TokenEvent
@@ -26,7 +36,7 @@ from limelight.server.forms import SpeechRequest, parse_form
 from limelight.server.limits import Limits
 from limelight.server.problems import invalid
 from limelight.server.replies import grounded, grounding, number, plain, spelled
-from limelight.server.responses import Grounding, Segment, SpeechUsage, Spelled, Transcription
+from limelight.server.responses import Dropped, Grounding, Means, Segment, SpeechUsage, Spelled, Transcription
 from limelight.server.token_options import strategy_of
 
 LANGUAGES = {
@@ -61,11 +71,18 @@ class SpeechRequestSpec(GenerationRequest):
 
 @dataclass
 class SpeechShape:
-    """Formats a transcription as OpenAI does. Pieces are decoded concurrently, but streamed in order."""
+    """Formats a transcription as OpenAI does. Pieces are decoded concurrently, but streamed in order.
+
+    Attributes:
+        threshold: a piece's support below it marks it as invented; None: unknown for this model.
+        special: tokens that stand for no text.
+    """
 
     options: SpeechRequest
     request: GenerationRequest
     flag: Mapping[str, Any] = field(default_factory=dict)
+    threshold: float | None = None
+    special: frozenset[int] = frozenset()
     turn: int = 0
     has_text: bool = False
     begun: bool = False
@@ -82,14 +99,37 @@ class SpeechShape:
     def events(self, event: TokenEvent | Finished) -> list[str]:
         self.waiting.setdefault(event.index, []).append(event)
         out: list[str] = []
-        while self.waiting.get(self.turn):
-            now = self.waiting[self.turn].pop(0)
-            out += self._deltas(now)
+        while queue := self.waiting.get(self.turn):
+            last = queue[-1]
+            if self.drops and not isinstance(last, Finished):
+                break  # whether the piece is kept shows at its end
+            if isinstance(last, Finished) and self._dropped(last):
+                queue[:] = [last]
+            now = queue.pop(0)
+            if now is not last or not self._dropped(now):
+                out += self._deltas(now)
             if isinstance(now, Finished):
                 del self.waiting[self.turn]
                 self.turn += 1
                 self.begun = False
         return out
+
+    @property
+    def drops(self) -> bool:
+        return self.options.limelight.drop_invented
+
+    def _invented(self, done: Finished) -> bool:
+        return is_invented(done.text, self._means(done), self.threshold)
+
+    def _means(self, done: Finished) -> SegmentMeans:
+        return segment_means(done.steps, self.special)
+
+    def _dropped(self, event: TokenEvent | Finished) -> bool:
+        return self.drops and isinstance(event, Finished) and self._invented(event)
+
+    def _kept(self, done: Sequence[Finished]) -> list[Finished]:
+        """The pieces of the transcript, in order."""
+        return [d for d in sorted(done, key=lambda d: d.index) if not self._dropped(d)]
 
     def _deltas(self, event: TokenEvent | Finished) -> list[str]:
         extra: dict[str, Any] = {}
@@ -111,22 +151,23 @@ class SpeechShape:
 
     def closing(self, done: Sequence[Finished]) -> list[str]:
         extra = {"logprobs": self.logprobs} if self.options.logprobs else {}
-        final = {"type": "transcript.text.done", "text": joined(done), **extra, "usage": usage_of(done)}
+        final = {"type": "transcript.text.done", "text": joined(self._kept(done)), **extra, "usage": usage_of(done)}
         return [sse({**final, "limelight": self._about(done, tokens=False)}), sse("[DONE]")]
 
     def complete(self, tokens: Sequence[TokenEvent], done: Sequence[Finished]) -> Response:
-        pieces, form = sorted(done, key=lambda d: d.index), self.options.response_format
+        every, pieces, form = sorted(done, key=lambda d: d.index), self._kept(done), self.options.response_format
         if form in ("text", "srt", "vtt"):
             text = joined(pieces) + "\n" if form == "text" else subtitles(pieces, form)
             return PlainTextResponse(text)
-        about = self._about(pieces, tokens=True)
-        out: Transcription = {"text": joined(pieces), "usage": usage_of(pieces), "limelight": about}
+        about = self._about(every, tokens=True)
+        out: Transcription = {"text": joined(pieces), "usage": usage_of(every), "limelight": about}
         if form == "verbose_json":
-            seconds = pieces[-1].interval[1] if pieces[-1].interval else 0.0
+            seconds = every[-1].interval[1] if every[-1].interval else 0.0
             out["task"], out["language"], out["duration"] = "transcribe", self.options.language or "", number(seconds)
-            out["segments"] = [_segment(d, self.options.temperature) for d in pieces]
+            out["segments"] = [self._segment(d) for d in pieces]
         if self.options.logprobs:
-            ordered = sorted(tokens, key=lambda s: s.index)
+            there = {d.index for d in pieces}
+            ordered = [s for s in sorted(tokens, key=lambda s: s.index) if s.index in there]
             out["logprobs"] = [spelled(s.step.text, s.step.logprob) for s in ordered if s.step is not None]
         return JSONResponse(out)
 
@@ -138,11 +179,27 @@ class SpeechShape:
             "seed": min(done, key=lambda d: d.index).seed,
         }
         if self.options.limelight.grounding and tokens:
-            steps = [s for d in done for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
+            steps = [s for d in self._kept(done) for s in d.steps[: len(d.steps) - (d.reason == "stop")]]
             about = {**about, **grounding(steps), "flag": plain(self.flag)}
+        if self.measured:
+            about["threshold"] = self.threshold
+        if self.drops:
+            about["dropped"] = [
+                _left_out(d, self._means(d)) for d in sorted(done, key=lambda d: d.index) if self._dropped(d)
+            ]
         if self.request.conversation.warnings:
             about["warnings"] = list(self.request.conversation.warnings)
         return about
+
+    @property
+    def measured(self) -> bool:
+        return self.request.grounding
+
+    def _segment(self, done: Finished) -> Segment:
+        out = _segment(done, self.options.temperature)
+        if self.measured:
+            out["limelight"] = {**_rounded(self._means(done)), "invented": self._invented(done)}
+        return out
 
 
 class Transcriptions(Endpoint):
@@ -170,16 +227,25 @@ class Transcriptions(Endpoint):
         else:
             words = prompt_for(adapter, options.prompt or None, language)
         strategy = strategy_of(options.limelight, config.strategy, config.strategies)
+        extra = options.limelight
+        measures = extra.grounding or extra.drop_invented or extra.threshold is not None
+        try:
+            wanted = extra.drop_invented if extra.threshold is None else extra.threshold
+            threshold = segment_threshold(adapter, wanted) if measures else None
+        except SettingError as error:
+            raise invalid(f"{error.message} ({error.hint})", param="limelight.drop_invented") from error
         samples = options.temperature >= 1e-4
         seed = secrets.randbits(31) if samples else None
         file = media.sound(data, None, limits, self.state.media.rate)
         conversation = await spoken(file, words, self.state.media, client_of(request.scope))
         generation_request = SpeechRequestSpec(
-            conversation, strategy, options.limelight.grounding,
+            conversation, strategy, measures,
             sampling={"do_sample": True, "temperature": options.temperature, "top_p": 1.0, "top_k": 0} if samples else {},
             words=words, first_seed=seed,
         )  # fmt: skip
-        return generation_request, SpeechShape(options, generation_request, flag_of(adapter, strategy))
+        return generation_request, SpeechShape(
+            options, generation_request, flag_of(adapter, strategy), threshold, special_tokens(adapter)
+        )
 
 
 def joined(pieces: Sequence[Finished]) -> str:
@@ -187,9 +253,21 @@ def joined(pieces: Sequence[Finished]) -> str:
 
 
 def subtitles(pieces: Sequence[Finished], form: str) -> str:
-    """Format one cue per piece: the model gives no times within a piece."""
-    timed = [(*d.interval, d.text) for d in pieces if d.text.strip() and d.interval]
+    """Format one cue per piece: the model gives no times within a piece. Flagged words are underlined."""
+    timed = [
+        (*d.interval, marked(d.text, flagged_words(d.text, d.steps))) for d in pieces if d.text.strip() and d.interval
+    ]
     return document([cue(start, stop, text, form, k) for k, (start, stop, text) in enumerate(timed, start=1)], form)
+
+
+def _rounded(means: SegmentMeans) -> Means:
+    grounding, support = (None if v is None else number(v) for v in means)
+    return {"grounding": grounding, "support": support}
+
+
+def _left_out(done: Finished, means: SegmentMeans) -> Dropped:
+    start, stop = done.interval or (0.0, 0.0)
+    return {"start": number(start), "end": number(stop), "text": done.text, **_rounded(means)}
 
 
 def usage_of(done: Sequence[Finished]) -> SpeechUsage:

@@ -30,7 +30,7 @@ from limelight.relevance.forward.stream import DualStream, modality_channel
 # The fields of a step that the meter sets, under any strategy.
 MEASURED = (
     *("contributions", "plain", "candidates", "flagged"),
-    *("grounding", "rival_grounding", "grounding_by_modality", "p_supported"),
+    *("grounding", "rival_grounding", "grounding_by_modality", "p_supported", "support"),
 )
 
 

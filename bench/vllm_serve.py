@@ -25,14 +25,15 @@ METHODS: dict[str, dict[str, float]] = {
 
 
 def write(folder: Path, count: int) -> None:
-    """Prompts, pictures and the answers of our loop, and its tokens per second, one answer after the other."""
+    """Prompts, pictures and the answers of our loop, and its tokens per second: one answer after the other, where vLLM gets all
+    prompts at once."""
     import limelight
     from limelight.decoding.registry import strategies
     from limelight.demo.questions import captions
     from limelight.models.loading import packaged
 
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(packaged("demo-vision"), folder / "model", dirs_exist_ok=True)
+    export(packaged("demo-vision"), folder / "model")
     adapter = limelight.load("demo-vision")
     template = adapter.processor.apply_chat_template
     rows: list[dict[str, Any]] = []
@@ -40,13 +41,14 @@ def write(folder: Path, count: int) -> None:
         path = folder / f"{number}.png"
         asked.scene.image().save(path)
         turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.text}]}]
-        words = [{"role": "user", "content": [{"type": "text", "text": asked.text}]}]
+        prepared = adapter.prepare(asked.text, {"image": str(path)}).tensors
+        words = prepared["input_ids"][0][prepared["input_ids"][0] != adapter.model.config.image_token_id]
         rows.append(
             {
                 "image": path.name,
                 "text": asked.text,
                 "prompt": template(turn, add_generation_prompt=True, tokenize=False),
-                "without": template(words, add_generation_prompt=True, tokenize=False),
+                "without": words.tolist(),
                 "answers": {},
             }
         )
@@ -69,6 +71,24 @@ def write(folder: Path, count: int) -> None:
     (folder / "rows.json").write_text(json.dumps({"rows": rows, "tokens_per_second": spent}, indent=1) + "\n")
 
 
+def export(source: Path, target: Path) -> None:
+    """The checkpoint as vLLM reads it: its weights alone, with the names of transformers 4 (``vision_tower.vision_model``)."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(
+        source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "examples", "icons")
+    )
+    for extra in target.glob("*.safetensors"):
+        extra.unlink()
+    weights = load_file(source / "model.safetensors")
+    part = "vision_tower."
+    named = {
+        k.replace(part, f"{part}vision_model.") if part in k and f"{part}vision_model." not in k else k: v
+        for k, v in weights.items()
+    }
+    save_file(named, target / "model.safetensors", metadata={"format": "pt"})
+
+
 def read(folder: Path) -> None:
     """The same prompts in vLLM; a table of equal answers and tokens per second."""
     from PIL import Image
@@ -88,6 +108,7 @@ def read(folder: Path) -> None:
     def picture(row: dict[str, Any]) -> dict[str, Any]:
         return {"prompt": row["prompt"], "multi_modal_data": {"image": Image.open(folder / row["image"])}}
 
+    llm.generate([picture(rows[0])], [sampling({})], use_tqdm=False)  # warm up
     print("| method | equal answers | our tokens/s | vLLM tokens/s |\n|---|---|---|---|")
     for method, settings in METHODS.items():
         if method not in rows[0]["answers"]:
@@ -99,7 +120,7 @@ def read(folder: Path) -> None:
             prompts.append(picture(row))
             options.append(sampling({**extra, **pair}))
             if pair:
-                prompts.append({"prompt": row["without"]})
+                prompts.append({"prompt_token_ids": row["without"]})
                 options.append(sampling({**extra, **pair, "limelight_role": "contrast"}))
         started = time.perf_counter()
         out = llm.generate(prompts, options, use_tqdm=False)

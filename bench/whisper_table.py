@@ -306,7 +306,7 @@ def filters_table(found: Mapping[str, Any]) -> str:
 
 
 def _filter_row(name: str, m: Mapping[str, Any], cost: float) -> str:
-    lost = [_percent(m[f"{level(s)}/words lost"]) for s in SNR]
+    lost = [_percent(m[k]) if (k := f"{level(s)}/words lost") in m else "-" for s in SNR]
     return f"| {name} | {_percent(m['all/prints words'])} | {' | '.join(lost)} | {_rates(m)} | {cost:.2f} |"
 
 

@@ -1,7 +1,5 @@
-"""The data types of the library: frozen, and independent of any model.
-
-messages -> Prompt -> Relevance -> Step -> Generation          Sample -> Record -> numbers
-"""
+"""The data types of the library: frozen, and independent of any model: messages -> Prompt -> Relevance -> Step -> Generation,
+and Sample -> Record -> numbers."""
 
 from __future__ import annotations
 

@@ -64,7 +64,9 @@ def test_images_that_are_too_small(size: tuple[int, int]) -> None:
     assert limelight.generate(adapter, messages="what ?", media={"image": several}, max_new_tokens=1).steps
 
 
-@pytest.mark.parametrize("given", ["lime", limelight.lime, 3, type(limelight.lime())], ids=["name", "factory", "number", "class"])
+@pytest.mark.parametrize(
+    "given", ["lime", limelight.lime, 3, type(limelight.lime())], ids=["name", "factory", "number", "class"]
+)
 def test_what_is_not_a_strategy(given: Any) -> None:
     adapter = built("llava")
     inputs = ZOO["llava"].inputs(adapter.model)

@@ -72,7 +72,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(RUN) -m tools.fresh_pictures
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 bench: bench-speed bench-quality bench-quality-audio
 

@@ -227,9 +227,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def ratio(found: dict[str, float]) -> str:
-    """A ratio with its interval; rows of older files, of two repeats, have none and one decimal."""
+    """A ratio with its interval; rows of older files, of two repeats, have none and two digits."""
     if "low" not in found:
-        return f"{found['ratio']:.1f}"
+        rounded = float(f"{found['ratio']:.1e}")
+        return f"{rounded:.{1 if rounded < 10 else 0}f}"
     return shown(found["ratio"], found["low"], found["high"])
 
 

@@ -329,7 +329,7 @@ class Generation(display.Documented):
     """The result of ``generate``: the answer and how it was generated.
 
     ``flag`` is the rule of ``Step.flagged``: its ``threshold``, ``needs_rival``, and whether they are a ``default`` that was not
-    calibrated for this model (:mod:`limelight.calibration`); {} where no meter ran.
+    calibrated for this model (:mod:`limelight.calibration`); {} where no meter ran. ``ended``: the last step is an end marker.
     """
 
     text: str
@@ -339,6 +339,7 @@ class Generation(display.Documented):
     strategy: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     flag: Mapping[str, Any] = field(default_factory=dict)
+    ended: bool = False
 
     def __str__(self) -> str:
         return self.text
@@ -346,9 +347,7 @@ class Generation(display.Documented):
     @property
     def said(self) -> tuple[Step, ...]:
         """The steps without the end marker, which is no part of ``text``; all steps where nothing else was generated."""
-        last = self.steps[-1].text.strip() if len(self.steps) > 1 else ""
-        ended = bool(last) and "\ufffd" not in last and not self.text.rstrip().endswith(last)
-        return self.steps[:-1] if ended else self.steps
+        return self.steps[:-1] if self.ended and len(self.steps) > 1 else self.steps
 
     def shares(self) -> dict[str, float]:
         """Return the mean of ``Step.shares`` (parts of the relevance, backward pass) over ``said`` where known, or {}."""

@@ -235,10 +235,12 @@ def asr(root: Path) -> dict[str, str]:
 
 
 def make_media(root: Path) -> None:
-    """Real pictures and sounds of two seconds in place of the one-byte files."""
+    """Real images, and sounds and films of two seconds, in place of the one-byte files."""
     import numpy as np
     import soundfile
     from PIL import Image
+
+    from tests.models.films import film
 
     rng = np.random.default_rng(0)
     for path in sorted(root.rglob("*")):
@@ -246,6 +248,8 @@ def make_media(root: Path) -> None:
             Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(path)
         elif path.suffix in (".wav", ".flac"):
             soundfile.write(path, rng.uniform(-0.5, 0.5, 32000).astype(np.float32), 16000)
+        elif path.suffix == ".mp4":
+            film(path, [0] * 8, lit=(4, 5))
 
 
 WRITERS: dict[str, Callable[[Path], dict[str, str]]] = {

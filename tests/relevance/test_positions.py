@@ -138,9 +138,9 @@ def test_forward_mode_in_a_batch_and_with_fixed_shapes() -> None:
 def test_learned_positions_are_refused() -> None:
     for name in ("blip2", "mllama"):  # learned; read by cross-attention
         adapter = fresh(name)
-        with pytest.raises(UnsupportedError, match=r"stand|cross-attention"):
+        with pytest.raises(UnsupportedError, match=r"learned position|cross-attention"):
             attribute(adapter, ZOO[name].inputs(adapter.model), 3, composite=PA_LRP)
-        with pytest.raises(UnsupportedError, match=r"stand|cross-attention"):
+        with pytest.raises(UnsupportedError, match=r"learned position|cross-attention"):
             DualStream(adapter, adapter.capture(ZOO[name].inputs(adapter.model)), [], PA_LRP)
 
 

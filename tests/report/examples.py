@@ -99,7 +99,8 @@ def generation(of: Prompt, pieces: Sequence[str], *, strategy: str = "greedy", t
         )  # fmt: skip
     said = "".join(pieces).strip() if text is None else text
     settings = {"lr": 0.01, "steps": 7, "layers": None} if strategy == "lime" else {}
-    return Generation(said, tuple(s.token for s in steps), tuple(steps), of, strategy, settings)
+    ended = bool(special)
+    return Generation(said, tuple(s.token for s in steps), tuple(steps), of, strategy, settings, ended=ended)
 
 
 def tone(seconds: float = 2.0, rate: int = 8000) -> tuple[np.ndarray, int]:

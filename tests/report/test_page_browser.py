@@ -310,11 +310,11 @@ def test_what_cannot_be_played_is_told(opened: Open, monkeypatch: pytest.MonkeyP
     page = opened(case, Case([generation(windows, [" A"])]), case)
     assert [player(page, case=c).count() for c in range(3)] == [1, 1, 0]
     assert page.locator('[data-case="1"] figure:last-of-type figcaption').inner_text() == "audio 1, 2.0 s"
-    assert "Too long to be played" in page.locator('[data-case="2"] .remark').inner_text()
+    assert "Too long to be played" in page.locator('[data-case="2"] .remark').first.inner_text()
     assert page.locator('[data-case="2"] .when button').count() == 0
     assert page.locator('[data-case="2"] canvas').first.evaluate(PIXELS)["drawn"]
     player(page).evaluate("(a) => { a.src = 'data:audio/flac;base64,AAAA'; }")
-    assert "cannot play" in page.locator('[data-case="0"] .remark').inner_text()
+    assert "cannot play" in page.locator('[data-case="0"] .remark').first.inner_text()
 
 
 def test_it_can_be_read_without_script(opened: Open) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from limelight.decoding.answer import end_markers
 from limelight.decoding.compare import compared
 from limelight.decoding.explain import explained, watched
 from limelight.decoding.generate import generate
@@ -167,7 +168,8 @@ class Backend:
     def _partial(self, prompt: Prompt, strategy: Strategy, steps: tuple[Step, ...]) -> Generation:
         ids = [s.token for s in steps]
         text = str(self.adapter.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return Generation(text, tuple(ids), steps, prompt, strategy.name, strategy.settings())
+        ended = bool(ids) and ids[-1] in end_markers(self.adapter)
+        return Generation(text, tuple(ids), steps, prompt, strategy.name, strategy.settings(), ended=ended)
 
     def _media(self, prompt: Prompt) -> Media:
         return Media(

@@ -168,7 +168,14 @@ def generation_of(adapter: Adapter, strategy: Strategy, prompt: Prompt, steps: t
     ids = tuple(s.token for s in steps)
     text = adapter.tokenizer.decode(list(ids), skip_special_tokens=True) if adapter.tokenizer is not None else ""
     rule = flag_of(adapter, strategy) if any(s.grounding is not None for s in steps) else {}
-    return Generation(str(text).strip(), ids, steps, prompt, strategy.name, strategy.settings(), rule)
+    ended = bool(ids) and ids[-1] in end_markers(adapter)
+    return Generation(str(text).strip(), ids, steps, prompt, strategy.name, strategy.settings(), rule, ended)
+
+
+def end_markers(adapter: Adapter) -> frozenset[int]:
+    """Return the token ids that are no part of an answer's text: those that end it, and special ones."""
+    special = getattr(adapter.tokenizer, "all_special_ids", None) or ()
+    return end_tokens(adapter) | frozenset(int(i) for i in special)
 
 
 def end_tokens(adapter: Adapter) -> frozenset[int]:

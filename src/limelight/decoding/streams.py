@@ -23,9 +23,15 @@ def main_stream(context: GenerationContext) -> Stream:
 
 
 def second_stream(
-    context: GenerationContext, ids: Tensor | None = None, kwargs: Mapping[str, Any] | None = None
+    context: GenerationContext,
+    ids: Tensor | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    tokens: int = 0,
 ) -> Stream:
     """Return a stream on an empty cache of the requested type, of the prompt or of ``ids`` with inputs ``kwargs``.
+
+    ``tokens``: how many tokens it may take, where these can be more than the answer's.
 
     Raises:
         UnsupportedError: part of the prompt is only in the given cache.
@@ -35,15 +41,16 @@ def second_stream(
         kwargs = context.kwargs
     ids = context.ids if ids is None else ids
     own = {k: v for k, v in kwargs.items() if k != "past_key_values"}
-    return Stream(context.adapter, ids, {**own, **_empty(context, ids)})
+    return Stream(context.adapter, ids, {**own, **_empty(context, ids, tokens)})
 
 
-def _empty(context: GenerationContext, ids: Tensor) -> dict[str, Any]:
+def _empty(context: GenerationContext, ids: Tensor, tokens: int) -> dict[str, Any]:
     prepared: Any = context.kwargs.get("past_key_values")
     model, config = context.adapter.model, context.config
     if getattr(config, "cache_implementation", None) not in (None, "dynamic"):
         times = max(config.num_beams or 1, config.num_return_sequences or 1)
         longest = config.max_length + max(0, ids.shape[1] - context.ids.shape[1])  # opera looks one token ahead
+        longest = max(longest, ids.shape[1] + tokens)
         return compat.empty_cache(model, config, len(ids) // times, longest)
     if type(prepared) in (DynamicCache, StaticCache, QuantizedCache):  # not every model creates its cache itself
         return {"past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from limelight.errors import SettingError
+
 METHOD, PAIR, ROLE = "limelight", "limelight_pair", "limelight_role"
 ROLES = ("answer", "contrast")
 # settings and their defaults, as in limelight.decoding.methods
@@ -50,19 +52,19 @@ def asked(extra: Mapping[str, Any] | None) -> Asked | None:
         return None
     method = own.pop(METHOD, None)
     if method not in SETTINGS:
-        raise ValueError(f"{METHOD}: unknown method {method!r}; use one of {', '.join(SETTINGS)}")
+        raise SettingError(f"{METHOD}: unknown method {method!r}", hint=f"one of {', '.join(SETTINGS)}")
     pair, role = str(own.pop(PAIR, "")), own.pop(ROLE, ROLES[0])
     if role not in ROLES:
-        raise ValueError(f"{ROLE}: expected {' or '.join(ROLES)}, got {role!r}")
+        raise SettingError(f"{ROLE}: expected {' or '.join(ROLES)}, got {role!r}", hint=f"omit it for {ROLES[0]}")
     if method == "flb" and (pair or role != ROLES[0]):
-        raise ValueError(f"{METHOD}: flb has no second request; omit {PAIR} and {ROLE}")
+        raise SettingError(f"{METHOD}: flb has no second request", hint=f"omit {PAIR} and {ROLE}")
     if method != "flb" and not pair:
-        raise ValueError(f"{METHOD}: {method} needs {PAIR}, an id shared with its contrast request")
+        raise SettingError(f"{METHOD}: {method} needs {PAIR}", hint="an id shared with its contrast request")
     settings = dict(SETTINGS[method])
     for name, value in own.items():
         key = name.removeprefix(f"{METHOD}_")
         if key not in settings:
-            raise ValueError(f"{method} has no setting {key!r}; it has {', '.join(settings)}")
+            raise SettingError(f"{method} has no setting {key!r}", hint=f"it has {', '.join(settings)}")
         settings[key] = _number(key, value)
     return Asked(str(method), settings, pair, role == "contrast")
 
@@ -74,7 +76,9 @@ def _number(key: str, value: Any) -> float:
         number = math.nan
     if isinstance(value, bool) or not 0 <= number <= _MOST.get(key, math.inf) or math.isinf(number):
         most = f" and at most {_MOST[key]:g}" if key in _MOST else ""
-        raise ValueError(f"{METHOD}_{key}: expected a number of at least 0{most}, got {value!r}")
+        raise SettingError(
+            f"{METHOD}_{key}: expected a number of at least 0{most}, got {value!r}", hint="omit it for the default"
+        )
     return number
 
 
@@ -85,10 +89,15 @@ def check_sampling(params: Any) -> None:
     if found is None or not found.pair:
         return
     if getattr(params, "temperature", 0.0) and getattr(params, "seed", None) is None:
-        raise ValueError(f"{METHOD}: {found.method} with sampling needs a seed, the same for both requests of a pair")
+        raise SettingError(
+            f"{METHOD}: {found.method} with sampling needs a seed", hint="the same for both requests of a pair"
+        )
     neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     unequal = [k for k, v in neutral.items() if getattr(params, k, v) != v]
     if unequal:
-        raise ValueError(f"{METHOD}: {found.method} cannot be combined with {', '.join(unequal)}")
+        raise SettingError(
+            f"{METHOD}: {found.method} cannot be combined with {', '.join(unequal)}",
+            hint="leave them at their defaults",
+        )
     if getattr(params, "n", 1) != 1:
-        raise ValueError(f"{METHOD}: {found.method} needs n=1, got n={params.n}; send one pair per answer")
+        raise SettingError(f"{METHOD}: {found.method} needs n=1, got n={params.n}", hint="send one pair per answer")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
+from limelight.decoding.answer import end_markers
 from limelight.decoding.dual import flag_of
 from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.strategy import capabilities_of
@@ -87,7 +88,7 @@ class Chat(Endpoint):
         usage = chat.stream_options is not None and chat.stream_options.include_usage
         reply = Reply(
             config.model, strategy, bool(chat.logprobs), own.grounding, conversation.has_media, usage=usage,
-            warnings=conversation.warnings, flag=flag_of(state.adapter, strategy),
+            warnings=conversation.warnings, flag=flag_of(state.adapter, strategy), ends=end_markers(state.adapter),
         )  # fmt: skip
         page = PageMaker(state.pages, state.adapter, str(request.base_url), chat.words) if own.page else None
         return generation_request, ChatShape(chat.stream, chat.answers, reply, page)

@@ -45,6 +45,7 @@ class Reply:
     page_url: str | None = None
     warnings: Sequence[str] = ()
     flag: Mapping[str, Any] = field(default_factory=dict)
+    ends: frozenset[int] = frozenset()  # tokens that are no part of the text
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -75,7 +76,7 @@ class Reply:
         done = sorted(done, key=lambda d: d.index)
         rows = [[(s.step, s) for s in events if s.index == d.index and s.step is not None] for d in done]
         about = self._about(done[0].seed)
-        details = [grounding([s for s, _ in row]) for row in rows]
+        details = [grounding([s for s, _ in row], self.ends) for row in rows]
         if len(done) > 1:
             about["answers"] = [
                 {"seed": d.seed, **(t if self.grounding else {})} for d, t in zip(done, details, strict=True)
@@ -181,12 +182,14 @@ def spelled(token: str, value: float) -> Spelled:
     return {"token": token, "logprob": value if math.isfinite(value) else LOWEST_LOGPROB, "bytes": list(token.encode())}
 
 
-def grounding(steps: list[Step]) -> AnswerGrounding:
-    """Return every token's grounding, and mean ``shares`` and ``contributions`` over the tokens that have them."""
+def grounding(steps: list[Step], ends: frozenset[int] = frozenset()) -> AnswerGrounding:
+    """Return every token's grounding, and mean ``shares`` and ``contributions`` over the tokens that have them; a last token
+    among ``ends`` does not count in the means."""
+    said = steps[:-1] if len(steps) > 1 and steps[-1].token in ends else steps
     return {
         "tokens": [grounded(s) for s in steps],
-        "shares": _numbers(mean_parts([s.shares for s in steps])),
-        "contributions": _numbers(mean_parts([s.contributions for s in steps])),
+        "shares": _numbers(mean_parts([s.shares for s in said])),
+        "contributions": _numbers(mean_parts([s.contributions for s in said])),
     }
 
 

@@ -115,31 +115,29 @@ def test_what_it_refuses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "want"),  # words, opening, ends, finals
+    ("token", "want"),  # words, opening, ends
     [
-        ("Ġcup", (True, True, False, False)),
-        ("▁cup", (True, True, False, False)),
-        ("cup", (True, False, False, False)),
-        ("##ing", (False, False, False, False)),
-        ("猫", (True, True, False, False)),
-        ("Ċ", (False, False, False, False)),
-        ("Ġ", (False, False, False, False)),
-        ("<0x0A>", (False, False, False, False)),
-        (".", (False, False, True, False)),
-        ("Ġ...", (False, False, True, False)),
-        ("。", (False, False, True, False)),
-        (",", (False, False, False, False)),
-        ("", (False, False, False, False)),
+        ("Ġcup", (True, True, False)),
+        ("▁cup", (True, True, False)),
+        ("cup", (True, False, False)),
+        ("##ing", (False, False, False)),
+        ("猫", (True, True, False)),
+        ("Ċ", (False, False, False)),
+        ("Ġ", (False, False, False)),
+        ("<0x0A>", (False, False, False)),
+        (".", (False, False, True)),
+        ("Ġ...", (False, False, True)),
+        ("。", (False, False, True)),
+        (",", (False, False, False)),
+        ("", (False, False, False)),
     ],
 )
 def test_what_tokens_are(token: str, want: tuple[bool, ...]) -> None:
     assert _kinds(token, False, False) == want
-    assert _kinds(token, True, True) == (False, False, True, True)
+    assert _kinds(token, True, True) == (False, False, True)
 
 
 def test_a_word_begins_behind_what_is_none() -> None:
-    found = Vocabulary(
-        *(torch.tensor(x) for x in ([True, True, False], [True, False, False], [False] * 3, [False] * 3))
-    )
+    found = Vocabulary(*(torch.tensor(x) for x in ([True, True, False], [True, False, False], [False] * 3)))
     assert found.begins(None).tolist() == found.begins(2).tolist() == [True, True, False]
     assert found.begins(1).tolist() == [True, False, False]

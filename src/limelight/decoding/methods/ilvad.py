@@ -136,7 +136,7 @@ def saliency(context: GenerationContext, tau: float, pilot: int) -> Tensor:
     """Return S ``[B, T]``, scaled to [0, 1] in every row, from the first tokens of the unchanged model's answer."""
     adapter, places = context.adapter, media_mask(context)
     record = MediaAttention(adapter, places)
-    stream = second_stream(context)
+    stream = second_stream(context, tokens=pilot)
     going = torch.ones_like(places[:, 0])
     ends = torch.tensor(end_tokens(context.config), device=places.device)
     tokens = stream.next(None).argmax(-1)

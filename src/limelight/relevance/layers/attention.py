@@ -60,7 +60,11 @@ class DualAttention(AttentionHook):
     """Attention over values and tangents, reading the prefix of a :class:`DualCache` in place."""
 
     def __init__(
-        self, mode: Mode, cache: DualCache, divisors: Divisors, rotations: Mapping[int, tuple[Tensor, Tensor]] | None
+        self,
+        mode: Mode,
+        cache: DualCache,
+        divisors: Divisors,
+        rotations: Mapping[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.mode, self.cache, self.divisors, self.rotations = mode, cache, divisors, rotations or {}
         self.through_scores = divisors[0] > 0

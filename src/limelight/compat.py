@@ -28,17 +28,21 @@ SUPPORTED = {"transformers": ">=5.23,<5.24", "torch": ">=2.6", "accelerate": ">=
 PARTS: Mapping[str, str] = {
     "ACT2FN": "transformers.activations",
     "ALL_STATIC_CACHE_IMPLEMENTATIONS": "transformers.generation.configuration_utils",
+    "BaseModelOutput": "transformers.modeling_outputs",
     "BaseVideoProcessor": "transformers.video_processing_utils",  # public only if torchvision is installed
     "CLIPEncoder": "transformers.models.clip.modeling_clip",
     "CLIPImageProcessorPil": "transformers.models.clip.image_processing_pil_clip",
     "CausalLMOutputWithPast": "transformers.modeling_outputs",
     "ChannelDimension": "transformers.image_utils",
     "GenerateBeamDecoderOnlyOutput": "transformers.generation",
+    "DynamicLayer": "transformers.cache_utils",
+    "DynamicSlidingWindowLayer": "transformers.cache_utils",
     "GenerateDecoderOnlyOutput": "transformers.generation",
     "GenerationMode": "transformers.generation",
     "Glm4vVideoProcessor": "transformers.models.glm4v.video_processing_glm4v",
     "LlavaNextVideoVideoProcessor": "transformers.models.llava_next_video.video_processing_llava_next_video",
     "LlavaOnevisionVideoProcessor": "transformers.models.llava_onevision.video_processing_llava_onevision",
+    "LlavaMultiModalProjector": "transformers.models.llava.modeling_llava",
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
     "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
     "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": "transformers.models.auto.modeling_auto",
@@ -204,9 +208,6 @@ def __getattr__(name: str) -> Any:
         raise missing(name, where) from error
     globals()[name] = value
     return value
-
-
-# --- generation ---------------------------------------------------------------------------------------------------
 
 
 def pad_token(config: Any) -> Tensor | None:

@@ -11,7 +11,7 @@ import pytest
 
 from limelight.cli.main import app
 from tests.running import finished
-from tests.server.conftest import Running
+from tests.server.conftest import Running, example
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "server.md").read_text()
@@ -29,11 +29,12 @@ def test_the_client_example_runs(
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_the_curl_example_runs(server: Running) -> None:
+def test_the_curl_example_runs(server: Running, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(example())
     section = PAGE.partition("## curl")[2].partition("##")[0]
     lines = [line[4:] for line in section.splitlines() if line.startswith("    ") and "limelight serve" not in line]
     command = "\n".join(lines).replace(HOME, server.url)
-    done = finished(["bash", "-c", command], cwd=ROOT, seconds=120)
+    done = finished(["bash", "-c", command], cwd=tmp_path, seconds=120)
     told = json.loads(done.stdout)
     assert told["choices"][0]["message"]["content"].startswith("A picture of")
     assert told["limelight"]["tokens"]

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from limelight.compat import DynamicLayer, DynamicSlidingWindowLayer
 from limelight.decoding.contrastive import check_range
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import DecoderHook, chosen_layers, refuse_cross_attention

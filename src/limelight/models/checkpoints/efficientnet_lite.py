@@ -11,7 +11,8 @@ import math
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+
+from limelight.compat import BaseModelOutput
 
 STRIDE = 32  # pixels between positions
 WIDTH = 1280

@@ -15,9 +15,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.models.llava.modeling_llava import LlavaModel, LlavaMultiModalProjector, LlavaPreTrainedModel
+from transformers import (
+    AutoModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaPreTrainedModel,
+)
 
+from limelight.compat import LlavaMultiModalProjector
 from limelight.errors import ModelError
 from limelight.models.checkpoints.cache import COMPOSED, FETCH, missing_parts, weights_folder
 from limelight.models.checkpoints.efficientnet_lite import MEAN, STD, STRIDE, WIDTH, EfficientNetLite
@@ -135,7 +142,8 @@ def _cached_by_hub() -> bool:
 def processor_for(tokenizer: Any, template: str, side: int = SIDE) -> Any:
     """LLaVA's processor: pictures scaled to their shorter side and cut to a square, a token per 64 pixels."""
     from transformers import LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from limelight.compat import CLIPImageProcessorPil
 
     size = {"height": side, "width": side}
     images = CLIPImageProcessorPil(

@@ -25,6 +25,17 @@ SPACES: Mapping[str, Values] = {
     "dola": {"layers": ["low", "high"], "beta": [0.02, 0.1]},
     "deco": {"alpha": [0.15, 0.3, 0.6, 1.0], "top_p": [0.9, 0.99]},
     "memvr": {"ratio": [0.06, 0.12, 0.25, 0.5], "threshold": [0.6, 0.75]},
+    "vaf": {"enhance": [1.15, 1.5], "suppress": [0.95, 0.5]},
+    "rudder": {"alpha": [0.5, 2.0, 5.0, 20.0], "gate": ["beta", "constant"]},
+    "vista": {"strength": [0.01, 0.05, 0.17], "alpha": [0.0, 0.3]},
+    "ilvad": {"alpha": [2.5, 5.0], "tau": [2.0, 5.0]},
+    "agla": {"alpha": [1.0, 2.0], "beta": [0.1, 0.5], "kept": [0.5, 0.8]},
+    "flb": {"gamma": [0.1, 0.3, 0.6], "decay": [0.05, 0.2]},
+    "iat": {"alpha": [0.2, 0.4, 0.8, 1.2]},
+    "kvsmooth": {"strength": [0.3, 0.6, 0.9], "radius": [0.1, 0.2]},
+    "opera": {"weight": [0.3, 1.0, 3.0], "beams": [3, 5]},
+    "lrp-beam": {"tau": [0.05, 0.1, 0.3], "beams": [3, 5]},
+    "look-again": {"when": ["uncertain", "always"], "views": [2, 3, 5]},
     "reconsider": {"threshold": [2.5, 3.25, 4.0], "margin": [0.5, 1.5]},
 }
 VARIED = 2  # of an unlisted strategy, at most so many numbers

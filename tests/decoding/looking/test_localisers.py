@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +173,23 @@ def test_which_decision() -> None:
     assert decide(logits, "top", None).chosen.tolist() == [40, 40]
     with pytest.raises(SettingError, match="spells yes"):
         decide(logits, "yes-no", None)
+
+
+def test_the_localiser_of_the_how_to_finds_what_the_margin_rests_on() -> None:
+    """docs/extend.md's example on a batch: each position's score is the fall of that row's margin without it."""
+    page = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
+    code = next(b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def occlusion" in b)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    seen = glance(prompts())
+    found = names["LOCALISERS"]["occlusion"].scores(seen)
+    embeds = seen.call.embeds
+    with torch.no_grad():
+        plain = seen.objective(adapter().hidden(seen.call, embeds))
+        for row, at in ((0, 3), (1, 20)):
+            (span,) = seen.own(row)
+            hidden = embeds.clone()
+            hidden[row, span.start + at] = embeds[row, span.start : span.stop].mean(0)
+            margin = seen.objective(adapter().hidden(seen.call, hidden))
+            torch.testing.assert_close(found[row, span.start + at], (plain - margin)[row])
+    assert not found[~seen.media].any()

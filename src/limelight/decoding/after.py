@@ -123,7 +123,7 @@ class AfterSession:
             found = self.inner.cache()
             if found is not None:
                 return found
-        stream = self.plain.stream
+        stream = self.plain.main
         if stream.output is None:
             return None
         missing = torch.tensor(self.generated, device=stream.ids.device)[

@@ -6,7 +6,7 @@ The hooks act only in the thread that registered them; other threads' forwards o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.detect import CROSS_ATTENTION
 from limelight.models.inputs.decoder_inputs import DECODER, holds_tensors
-from limelight.models.runtime.attention import AttentionCall, AttentionHook
+from limelight.models.runtime.attention import AttentionCall, AttentionHook, attention_hooks, check_bound
 from limelight.models.runtime.wrappers import unwrapped
 from limelight.relevance.layers.norm import final_norm
 
@@ -209,6 +209,18 @@ class DecoderHook(AttentionHook):
 
     def attend(self, call: AttentionCall) -> None:
         self.inside = self.modules.get(call.layer) is call.module
+
+
+@contextmanager
+def hooked_attention(adapter: Adapter, hook: AttentionHook, layers: Iterable[int]) -> Iterator[None]:
+    """Run the block with ``hook`` on the attention.
+
+    Raises:
+        HookError: one of ``layers`` did not call the attention function.
+    """
+    with adapter.routed(), attention_hooks(hook) as seen:
+        yield
+    check_bound(seen, set(layers))
 
 
 def key_places(places: Tensor, keys: int, length: int) -> Tensor:

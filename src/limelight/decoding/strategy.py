@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -244,3 +244,14 @@ class Strategy(Protocol):
     def settings(self) -> dict[str, Any]:
         """Return plain values that reproduce the strategy."""
         ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base class of the strategies in ``methods/``: frozen dataclasses whose fields are the settings."""
+
+    name: ClassVar[str]
+
+    def settings(self) -> dict[str, Any]:
+        """Return plain values that reproduce the strategy."""
+        return asdict(self)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from limelight import compat
+from limelight.decoding.beams import reorder_streams
 from limelight.decoding.strategy import GenerationContext
 from limelight.errors import UnsupportedError
 from limelight.models.runtime.cached_decoder import Stream
@@ -55,6 +56,20 @@ def _empty(context: GenerationContext, ids: Tensor, tokens: int) -> dict[str, An
     if type(prepared) in (DynamicCache, StaticCache, QuantizedCache):  # not every model creates its cache itself
         return {"past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
     return {}
+
+
+class StreamSession:
+    """Base of sessions that decode on generate()'s stream, and on the streams of ``others`` beside it (None: left out)."""
+
+    def __init__(self, context: GenerationContext, *others: Stream | None) -> None:
+        self.context, self.main, self.others = context, main_stream(context), others
+
+    def cache(self) -> Any:
+        return self.main.cache
+
+    def reorder(self, rows: Tensor) -> None:
+        """Continue row ``i`` from row ``rows[i]`` of the same prompt (beam search)."""
+        reorder_streams(rows, self.main, *self.others)
 
 
 def checked_stream(context: GenerationContext) -> Stream:

@@ -7,8 +7,8 @@ Source: Hsu et al., "Reducing Object Hallucination in Large Audio-Language Model
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limelight.decoding.contrast_inputs import disturbed, media_mask, without
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
-from limelight.decoding.strategy import Capabilities, GenerationContext
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.runtime.cached_decoder import Stream
 from limelight.types import MODALITIES
@@ -25,7 +25,7 @@ _AUDIO = MODALITIES.index("audio")
 
 
 @dataclass(frozen=True)
-class Aad:
+class Aad(Method):
     """``(1 + alpha) l - alpha l'``, ``l'`` computed without the audio.
 
     Args:
@@ -43,6 +43,9 @@ class Aad:
     is left to the caller here. Sampling and any audio model are supported.
     """
 
+    name = "aad"
+    capabilities = Capabilities(batches=True, beams=True, second_prompt=True, continues_cache=True)
+
     alpha: float = 0.5
     variant: str = "silent"
     beta: float = 0.0
@@ -52,17 +55,6 @@ class Aad:
         check_range("aad", "alpha", self.alpha, 0.0, hint="the paper: 0.5")
         check_range("aad", "beta", self.beta, 0.0, 1.0, hint="the paper has no cut: 0")
         check_choice("aad", "variant", self.variant, ("silent", "absent"))
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, beams=True, second_prompt=True, continues_cache=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "aad"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def session(self, context: GenerationContext) -> ContrastSession:
         """Raises UnsupportedError on a prompt without audio, SettingError if silent features cannot be computed."""
@@ -123,9 +115,5 @@ def silent_value(context: GenerationContext) -> float:
     return float(features.flat[0])
 
 
-def aad(**settings: Any) -> Aad:
-    """Audio-aware decoding; see :class:`Aad` for the settings."""
-    return Aad(**settings)
-
-
+aad = Aad
 STRATEGIES = {"aad": Aad}

@@ -6,8 +6,7 @@ Attention", CVPR 2025 (arXiv 2406.12718); assembly and defaults as in the releas
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +16,12 @@ from limelight.decoding.contrastive import ContrastSession, check_range, cut, de
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import masked_media, refuse_cross_attention
 from limelight.decoding.own_relevance import OwnRelevance
-from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method, StepOutput
 from limelight.decoding.streams import second_stream
 
 
 @dataclass(frozen=True)
-class Agla:
+class Agla(Method):
     """``l + alpha l'`` with the plausibility cut on ``l``; ``l'`` from the media's most relevant positions alone.
 
     Args:
@@ -39,6 +38,9 @@ class Agla:
     assembled is the model with itself. There and here the logits grow by ``1 + alpha``, which sharpens sampling.
     """
 
+    name = "agla"
+    capabilities = Capabilities(batches=True, gradients=True, second_prompt=True, continues_cache=True, beams=True)
+
     alpha: float = 2.0
     beta: float = 0.5
     kept: float = 0.8
@@ -47,17 +49,6 @@ class Agla:
         check_range("agla", "alpha", self.alpha, 0.0, hint="the released code: 2")
         check_range("agla", "beta", self.beta, 0.0, 1.0, hint="the released code: 0.5")
         check_range("agla", "kept", self.kept, 1e-6, 1.0, hint="about 0.8 in the released code")
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, gradients=True, second_prompt=True, continues_cache=True, beams=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "agla"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def session(self, context: GenerationContext) -> AglaSession:
         """Raises UnsupportedError on a cross-attention model."""
@@ -74,7 +65,7 @@ class AglaSession(ContrastSession):
             second_stream(context),
             lambda real, local, _: assembled(real, local, strategy.alpha, strategy.beta),
         )
-        self.strategy, self.context = strategy, context
+        self.strategy = strategy
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         if tokens is not None:
@@ -110,9 +101,5 @@ def assembled(logits: Tensor, local: Tensor, alpha: float, beta: float) -> Tenso
     return cut(torch.where(torch.isneginf(logits), logits, logits + alpha * local), logits, beta)
 
 
-def agla(**settings: Any) -> Agla:
-    """Assembly of global and local attention; see :class:`Agla` for the settings."""
-    return Agla(**settings)
-
-
+agla = Agla
 STRATEGIES = {"agla": Agla}

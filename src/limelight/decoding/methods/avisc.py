@@ -6,10 +6,7 @@ Models", 2024 (arXiv 2405.17820); formulas as in the released code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,15 +14,20 @@ from torch import Tensor
 from limelight.decoding.contrast_inputs import media_mask
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.instruments import DecoderHook, key_places, masked_media, refuse_cross_attention
-from limelight.decoding.strategy import Capabilities, GenerationContext
+from limelight.decoding.instruments import (
+    DecoderHook,
+    hooked_attention,
+    key_places,
+    masked_media,
+    refuse_cross_attention,
+)
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.decoding.streams import second_stream
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.attention import attention_hooks, check_bound
 
 
 @dataclass(frozen=True)
-class Avisc:
+class Avisc(Method):
     """``(1 + alpha) l - alpha l'``, ``l'`` from the over-attended ("blind") positions only; implausible tokens dropped.
 
     Blind positions are the media's positions whose attention from the prompt's last query (mean over heads and over the
@@ -47,6 +49,9 @@ class Avisc:
     decoding are supported.
     """
 
+    name = "avisc"
+    capabilities = Capabilities(batches=True, beams=True, second_prompt=True, continues_cache=True)
+
     alpha: float = 1.0
     beta: float = 0.1
     gamma: float = 0.5
@@ -58,40 +63,19 @@ class Avisc:
         check_range("avisc", "gamma", self.gamma, 0.0, 1.0, hint="the paper: 0.5")
         check_range("avisc", "lam", self.lam, float("-inf"), hint="the paper: 1")
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, beams=True, second_prompt=True, continues_cache=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "avisc"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
     def session(self, context: GenerationContext) -> ContrastSession:
         """Raises UnsupportedError on a cross-attention model."""
         refuse_cross_attention(context.adapter, "avisc")
         refuse(context, "avisc", "use_cache")
         places = media_mask(context)
         record = Attended(context.adapter, places)
-
-        @contextmanager
-        def recording() -> Iterator[None]:
-            with context.adapter.routed(), attention_hooks(record) as seen:
-                yield
-            check_bound(seen, set(context.adapter.attention_layers))
-
-        @contextmanager
-        def masking() -> Iterator[None]:
-            with masked_media(context.adapter, ~places | record.blind(self.gamma, self.lam)):
-                yield
-
-        contrast = second_stream(context)
         return ContrastSession(
-            context, contrast, lambda real, other, _: amplified(real, other, self.alpha, self.beta),
-            main_prefill=recording, contrast_prefill=masking,
-        )  # fmt: skip
+            context,
+            second_stream(context),
+            lambda real, other, _: amplified(real, other, self.alpha, self.beta),
+            main_prefill=lambda: hooked_attention(context.adapter, record, context.adapter.attention_layers),
+            contrast_prefill=lambda: masked_media(context.adapter, ~places | record.blind(self.gamma, self.lam)),
+        )
 
 
 class Attended(DecoderHook):
@@ -133,9 +117,5 @@ def over_attended(weights: Tensor, places: Tensor, gamma: float, lam: float) -> 
     return out
 
 
-def avisc(**settings: Any) -> Avisc:
-    """Attentional vision calibration; see :class:`Avisc` for the settings."""
-    return Avisc(**settings)
-
-
+avisc = Avisc
 STRATEGIES = {"avisc": Avisc}

@@ -6,24 +6,21 @@ Source: Wang et al., "MLLM Can See? Dynamic Correction Decoding for Hallucinatio
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from limelight.decoding.beams import reorder_streams
-from limelight.decoding.contrastive import check_range, details
+from limelight.decoding.contrastive import check_count, check_range, details, first_and_last
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers, in_proportion
-from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
-from limelight.decoding.streams import main_stream
-from limelight.errors import SettingError
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method, StepOutput
+from limelight.decoding.streams import StreamSession
 
 PUBLISHED = (20, 28)  # of 32 layers, both included
 
 
 @dataclass(frozen=True)
-class Deco:
+class Deco(Method):
     """``l + alpha * p* * l_m`` on the candidates, -inf elsewhere; ``p* = max p_m(v)`` over layers m and candidates v.
 
     Args:
@@ -38,6 +35,9 @@ class Deco:
     every model). Any family and modality are supported.
     """
 
+    name = "deco"
+    capabilities = Capabilities(batches=True, beams=True, needs_media=False, continues_cache=True)
+
     alpha: float = 0.6
     top_k: int = 20
     top_p: float = 0.9
@@ -46,52 +46,30 @@ class Deco:
     def __post_init__(self) -> None:
         check_range("deco", "alpha", self.alpha, 0.0, hint="the paper: 0.6")
         check_range("deco", "top_p", self.top_p, 0.0, 1.0, hint="the paper: 0.9")
-        if not isinstance(self.top_k, int) or self.top_k < 1:
-            raise SettingError(f"deco: expected top_k of at least 1, got {self.top_k!r}", hint="the paper: 20")
-        if self.layers is None:
-            return
-        object.__setattr__(self, "layers", tuple(self.layers))  # lists come from configuration files
-        if len(self.layers) != 2 or self.layers[1] < self.layers[0]:
-            raise SettingError(f"deco: expected layers (first, last), got {self.layers}", hint="the paper: (20, 28)")
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, beams=True, needs_media=False, continues_cache=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "deco"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        check_count("deco", "top_k", self.top_k, 1, hint="the paper: 20")
+        object.__setattr__(self, "layers", first_and_last("deco", self.layers, hint="the paper: (20, 28)"))
 
     def session(self, context: GenerationContext) -> DecoSession:
         """Raises SettingError on layers that the model does not have."""
         return DecoSession(self, context)
 
 
-class DecoSession:
+class DecoSession(StreamSession):
     def __init__(self, strategy: Deco, context: GenerationContext) -> None:
+        super().__init__(context)
         self.strategy = strategy
         depth = len(decoder_layers(context.adapter))
         first, last = strategy.layers or in_proportion(PUBLISHED, depth)
         layers = range(first, last + 1)
         check_layers(context.adapter, layers, "deco")
         self.lens = LogitLens(context.adapter, layers)
-        self.stream = main_stream(context)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         with self.lens.recording():
-            plain = self.stream.next(tokens)
+            plain = self.main.next(tokens)
         s = self.strategy
         out = plain if s.alpha == 0 else corrected(plain, self.lens.logits().to(plain.dtype), s.alpha, s.top_k, s.top_p)
         return StepOutput(out, details(plain, out), unchanged=plain)
-
-    def cache(self) -> Any:
-        return self.stream.cache
-
-    def reorder(self, rows: Tensor) -> None:
-        reorder_streams(rows, self.stream)
 
 
 def corrected(logits: Tensor, early: Tensor, alpha: float, top_k: int, top_p: float) -> Tensor:
@@ -111,9 +89,5 @@ def nucleus(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, inside)
 
 
-def deco(**settings: Any) -> Deco:
-    """Dynamic correction decoding; see :class:`Deco` for the settings."""
-    return Deco(**settings)
-
-
+deco = Deco
 STRATEGIES = {"deco": Deco}

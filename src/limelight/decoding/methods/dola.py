@@ -6,22 +6,20 @@ Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrastive import check_choice, check_range, cut, details
 from limelight.decoding.instruments import LogitLens, check_layers, decoder_layers
-from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
-from limelight.decoding.streams import main_stream
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method, StepOutput
+from limelight.decoding.streams import StreamSession
 from limelight.errors import SettingError
 
 
 @dataclass(frozen=True)
-class Dola:
+class Dola(Method):
     """``s_N - s_m`` where ``p_N >= beta * max p_N``, m the early layer with the largest divergence from N.
 
     Args:
@@ -40,6 +38,9 @@ class Dola:
     sampling, are left to the caller. ``low`` is the default here; the authors' scripts specify the layers.
     """
 
+    name = "dola"
+    capabilities = Capabilities(batches=True, beams=True, needs_media=False, continues_cache=True)
+
     layers: str | tuple[int, ...] = "low"
     beta: float = 0.1
     divergence: str = "released"
@@ -52,17 +53,6 @@ class Dola:
             object.__setattr__(self, "layers", tuple(self.layers))  # lists come from configuration files
         elif self.layers not in ("low", "high"):
             raise SettingError(f"dola: got layers={self.layers!r}", hint="use low, high, or a tuple of layer indices")
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, beams=True, needs_media=False, continues_cache=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "dola"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def candidates(self, depth: int, *, tied: bool) -> tuple[int, ...]:
         """Return the candidate layer indices, in ``[0, depth - 1]``."""
@@ -79,8 +69,9 @@ class Dola:
         return DolaSession(self, context)
 
 
-class DolaSession:
+class DolaSession(StreamSession):
     def __init__(self, strategy: Dola, context: GenerationContext) -> None:
+        super().__init__(context)
         self.strategy = strategy
         adapter = context.adapter
         embedding = adapter.word_table
@@ -88,11 +79,10 @@ class DolaSession:
         layers = strategy.candidates(len(decoder_layers(adapter)), tied=tied)
         check_layers(adapter, layers, "dola")
         self.lens = LogitLens(adapter, layers, normed=strategy.normed)
-        self.stream = main_stream(context)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         with self.lens.recording():
-            plain = self.stream.next(tokens)
+            plain = self.main.next(tokens)
         early = self.lens.logits().to(plain.dtype)
         final = torch.log_softmax(plain, dim=-1)
         others = torch.log_softmax(early, dim=-1)
@@ -101,12 +91,6 @@ class DolaSession:
         base = others[chosen, torch.arange(len(chosen), device=chosen.device)]
         out = cut(torch.where(torch.isneginf(final), final, final - base), plain, self.strategy.beta)
         return StepOutput(out, details(plain, out), unchanged=plain)
-
-    def cache(self) -> Any:
-        return self.stream.cache
-
-    def reorder(self, rows: Tensor) -> None:
-        reorder_streams(rows, self.stream)
 
 
 def divergence(s: Tensor, others: Tensor) -> Tensor:
@@ -130,9 +114,5 @@ def _kl(p: Tensor, log_p: Tensor, log_m: Tensor) -> Tensor:
     return torch.where(p > 0, p * (log_p - log_m), torch.zeros_like(log_m)).sum(-1)
 
 
-def dola(**settings: Any) -> Dola:
-    """Decoding by contrasting layers; see :class:`Dola` for the settings."""
-    return Dola(**settings)
-
-
+dola = Dola
 STRATEGIES = {"dola": Dola}

@@ -6,22 +6,20 @@ Vision-Language Models", CVPR 2026 (arXiv 2604.00455); formula and defaults as i
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrastive import check_range, details
 from limelight.decoding.formulas import boosted
-from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
-from limelight.decoding.streams import main_stream
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method, StepOutput
+from limelight.decoding.streams import StreamSession
 
 
 @dataclass(frozen=True)
-class Flb:
+class Flb(Method):
     """``l_t + gamma (1 - exp(-decay t)) l_0`` with the plausibility cut on ``l_t``; t = 0 at the first token.
 
     Args:
@@ -37,6 +35,9 @@ class Flb:
     model's own. Without this library's loop: :class:`FirstLogitBoosting`.
     """
 
+    name = "flb"
+    capabilities = Capabilities(batches=True, needs_media=False, continues_cache=True, beams=True)
+
     gamma: float = 0.3
     decay: float = 0.05
     beta: float = 0.1
@@ -44,40 +45,24 @@ class Flb:
     def __post_init__(self) -> None:
         check_settings(self.gamma, self.decay, self.beta)
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, needs_media=False, continues_cache=True, beams=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "flb"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
     def session(self, context: GenerationContext) -> FlbSession:
         return FlbSession(self, context)
 
 
-class FlbSession:
+class FlbSession(StreamSession):  # all beams of a prompt share their first logits
     def __init__(self, strategy: Flb, context: GenerationContext) -> None:
-        self.strategy, self.stream = strategy, main_stream(context)
+        super().__init__(context)
+        self.strategy = strategy
         self.first: Tensor | None = None
         self.count = -1
 
     def next(self, tokens: Tensor | None) -> StepOutput:
-        logits = self.stream.next(tokens)
+        logits = self.main.next(tokens)
         self.first = logits if self.first is None else self.first
         self.count += 1
         s = self.strategy
         out = boosted(logits, self.first, self.count, s.gamma, s.decay, s.beta)
         return StepOutput(out, details(logits, out), unchanged=logits)
-
-    def cache(self) -> Any:
-        return self.stream.cache
-
-    def reorder(self, rows: Tensor) -> None:
-        reorder_streams(rows, self.stream)  # all beams of a prompt share their first logits
 
 
 class FirstLogitBoosting(LogitsProcessor):  # type: ignore[misc]
@@ -123,9 +108,5 @@ def check_settings(gamma: float, decay: float, beta: float) -> None:
     check_range("flb", "beta", beta, 0.0, 1.0, hint="the paper: 0.1")
 
 
-def flb(**settings: Any) -> Flb:
-    """First logit boosting; see :class:`Flb` for the settings."""
-    return Flb(**settings)
-
-
+flb = Flb
 STRATEGIES = {"flb": Flb}

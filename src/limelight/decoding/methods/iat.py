@@ -6,27 +6,24 @@ CVPR 2026 (arXiv 2603.04908), whose simple form this is; formula and settings as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from limelight.decoding.contrastive import check_range
-from limelight.decoding.instruments import chosen_layers, refuse_cross_attention
+from limelight.decoding.contrastive import check_layer_range, check_range
+from limelight.decoding.instruments import chosen_layers, hooked_attention, refuse_cross_attention
 from limelight.decoding.intervention import InterventionSession, prompt_length
 from limelight.decoding.methods.pai import Boost
-from limelight.decoding.strategy import Capabilities, GenerationContext
-from limelight.errors import SettingError
-from limelight.models.runtime.attention import attention_hooks, check_bound
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 
 PUBLISHED = (5, 17)  # of 32 layers, both included: range(5, 18) in the released code
 
 
 @dataclass(frozen=True)
-class Iat:
+class Iat(Method):
     """Adds ``alpha |w|`` to the last query's pre-softmax scores ``w`` of the answer's own positions, itself included.
 
     Args:
@@ -43,28 +40,16 @@ class Iat:
     model whose attention uses transformers' interface, any prompt, batches.
     """
 
+    name = "iat"
+    capabilities = Capabilities(batches=True, needs_media=False, continues_cache=True, beams=True)
+
     alpha: float = 0.8
     start: int | None = None
     stop: int | None = None
 
     def __post_init__(self) -> None:
         check_range("iat", "alpha", self.alpha, 0.0, hint="the released code: 0.8 for LLaVA-1.5")
-        start = 0 if self.start is None else self.start
-        if start < 0 or (self.stop is not None and self.stop <= start):
-            raise SettingError(
-                f"iat: expected 0 <= start < stop, got {self.start} and {self.stop}", hint="the paper: 5 and 18"
-            )
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, needs_media=False, continues_cache=True, beams=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "iat"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        check_layer_range("iat", self.start, self.stop, hint="the paper: 5 and 18")
 
     def session(self, context: GenerationContext) -> IatSession:
         """Raises SettingError on layers that the model does not have, UnsupportedError on a cross-attention model."""
@@ -83,14 +68,8 @@ class IatSession(InterventionSession):
         return self.alpha > 0 and self.count > 0
 
     def changed(self, *, prefill: bool) -> AbstractContextManager[Any]:
-        return self._boosting() if self.acts() else nullcontext()
-
-    @contextmanager
-    def _boosting(self) -> Iterator[None]:
         self.boost.length = self.length
-        with self.context.adapter.routed(), attention_hooks(self.boost) as seen:
-            yield
-        check_bound(seen, self.layers)
+        return hooked_attention(self.context.adapter, self.boost, self.layers) if self.acts() else nullcontext()
 
 
 class Generated(Boost):
@@ -107,9 +86,5 @@ class Generated(Boost):
         return ((at >= self.prompt) & (at < self.length))[None]
 
 
-def iat(**settings: Any) -> Iat:
-    """Increased attention to generated text; see :class:`Iat` for the settings."""
-    return Iat(**settings)
-
-
+iat = Iat
 STRATEGIES = {"iat": Iat}

@@ -7,12 +7,11 @@ Findings of ACL 2024 (arXiv 2403.18715); formula and instruction as in the relea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 from limelight.decoding.contrast_inputs import inserted, media_mask, refuse_encoder_decoder
 from limelight.decoding.contrastive import ContrastSession, amplified, check_choice, check_range
-from limelight.decoding.strategy import Capabilities, GenerationContext
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.errors import PromptError, SettingError
 
 IMAGE = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
@@ -22,7 +21,7 @@ _BY_MODALITY = {1: IMAGE, 2: VIDEO, 3: AUDIO}
 
 
 @dataclass(frozen=True)
-class Icd:
+class Icd(Method):
     """``(1 + alpha) l - alpha l'``, ``l'`` from the prompt with a disturbing instruction; implausible tokens dropped.
 
     Args:
@@ -41,6 +40,9 @@ class Icd:
     alpha 1, as here; the sampler's own default is 0.5. Batches, greedy decoding and any modality are supported.
     """
 
+    name = "icd"
+    capabilities = Capabilities(batches=True, beams=True, second_prompt=True, continues_cache=True)
+
     alpha: float = 1.0
     beta: float = 0.1
     instruction: str | tuple[int, ...] | None = None
@@ -54,17 +56,6 @@ class Icd:
             raise SettingError("icd: the instruction is empty", hint="pass None for the authors' instruction")
         if self.instruction is not None and not isinstance(self.instruction, str):  # lists come from files
             object.__setattr__(self, "instruction", tuple(self.instruction))
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, beams=True, second_prompt=True, continues_cache=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "icd"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def session(self, context: GenerationContext) -> ContrastSession:
         """Raises SettingError without a tokenizer, unless ``instruction`` is given as token ids."""
@@ -115,9 +106,5 @@ def place(context: GenerationContext, row: int, where: str) -> int:
     return at
 
 
-def icd(**settings: Any) -> Icd:
-    """Instruction contrastive decoding; see :class:`Icd` for the settings."""
-    return Icd(**settings)
-
-
+icd = Icd
 STRATEGIES = {"icd": Icd}

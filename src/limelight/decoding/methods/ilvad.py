@@ -6,29 +6,33 @@ Inter-Layer Visual Attention Discrepancy", ICML 2026 (arXiv 2605.20965); formula
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.decoding.contrast_inputs import media_mask
-from limelight.decoding.contrastive import check_range
-from limelight.decoding.instruments import DecoderHook, chosen_layers, key_places, refuse_cross_attention
+from limelight.decoding.contrastive import check_count, check_layer_range, check_range
+from limelight.decoding.instruments import (
+    DecoderHook,
+    chosen_layers,
+    hooked_attention,
+    key_places,
+    refuse_cross_attention,
+)
 from limelight.decoding.intervention import InterventionSession, wide
-from limelight.decoding.strategy import Capabilities, GenerationContext
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.decoding.streams import second_stream
-from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.attention import attention_hooks, check_bound, softmax_with_sinks
+from limelight.models.runtime.attention import softmax_with_sinks
 
 PUBLISHED = (0, 30)  # of 32 layers, both included
 
 
 @dataclass(frozen=True)
-class Ilvad:
+class Ilvad(Method):
     """The last query's attention to image position i is multiplied by ``exp(alpha S_i)``, to text by its own score; renormalised.
 
     ``S``: the unchanged model first writes ``pilot`` tokens. In every layer, the attention of each generated token (from
@@ -62,6 +66,9 @@ class Ilvad:
     softmax, which is the same.
     """
 
+    name = "ilvad"
+    capabilities = Capabilities(batches=True, second_prompt=True, beams=True)
+
     alpha: float = 5.0
     beta: float | None = 1.0
     tau: float = 5.0
@@ -74,22 +81,8 @@ class Ilvad:
         check_range("ilvad", "tau", self.tau, 0.0, hint="the released scripts: 5")
         if self.beta is not None:
             check_range("ilvad", "beta", self.beta, 0.0, hint="the released scripts: 1, for captions 0.3")
-        if isinstance(self.pilot, bool) or not isinstance(self.pilot, int) or self.pilot < 2:
-            raise SettingError(f"ilvad: expected pilot of at least 2, got {self.pilot!r}", hint="the paper: 10")
-        start = 0 if self.start is None else self.start
-        if start < 0 or (self.stop is not None and self.stop <= start):
-            raise SettingError(
-                f"ilvad: expected 0 <= start < stop, got {self.start} and {self.stop}", hint="the paper: 0 and 31"
-            )
-
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, beams=True)
-
-    @property
-    def name(self) -> str:
-        return "ilvad"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        check_count("ilvad", "pilot", self.pilot, 2, hint="the paper: 10")
+        check_layer_range("ilvad", self.start, self.stop, hint="the paper: 0 and 31")
 
     def session(self, context: GenerationContext) -> IlvadSession:
         """Raises SettingError on layers that the model does not have, UnsupportedError on a cross-attention model."""
@@ -113,18 +106,14 @@ class IlvadSession(InterventionSession):
         return [False] * rows if self.evidence is None else self.evidence.salient.tolist()
 
     def changed(self, *, prefill: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if self.neutral else self._raising()
-
-    @contextmanager
-    def _raising(self) -> Iterator[None]:
+        if self.neutral:
+            return nullcontext()
         adapter = self.context.adapter
         if self.evidence is None:
             salient = saliency(self.context, self.strategy.tau, self.strategy.pilot)
             self.evidence = Evidence(self.context, salient, self.layers, self.strategy)
         self.evidence.begin(self.length)
-        with adapter.routed(), attention_hooks(self.evidence) as seen:
-            yield
-        check_bound(seen, set(adapter.attention_layers))
+        return hooked_attention(adapter, self.evidence, adapter.attention_layers)
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
@@ -145,9 +134,8 @@ def saliency(context: GenerationContext, tau: float, pilot: int) -> Tensor:
         if not bool(going.any()):
             break
         record.begin(places.shape[1] + step, going)
-        with adapter.routed(), attention_hooks(record) as seen:
+        with hooked_attention(adapter, record, adapter.attention_layers):
             tokens = stream.next(tokens).argmax(-1)
-        check_bound(seen, set(adapter.attention_layers))
     return salient(record.mean(), places, tau)
 
 
@@ -288,9 +276,5 @@ def half(heads: int) -> int:
     return max(1, heads // 2)
 
 
-def ilvad(**settings: Any) -> Ilvad:
-    """Inter-layer visual attention discrepancy; see :class:`Ilvad` for the settings."""
-    return Ilvad(**settings)
-
-
+ilvad = Ilvad
 STRATEGIES = {"ilvad": Ilvad}

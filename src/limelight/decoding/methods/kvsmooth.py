@@ -8,29 +8,27 @@ settings and layers are those of published summaries of it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.compat import DynamicLayer, DynamicSlidingWindowLayer
-from limelight.decoding.contrastive import check_range
+from limelight.decoding.contrastive import check_count, check_layer_range, check_range
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.instruments import DecoderHook, chosen_layers, refuse_cross_attention
+from limelight.decoding.instruments import DecoderHook, chosen_layers, hooked_attention, refuse_cross_attention
 from limelight.decoding.intervention import InterventionSession, wide
-from limelight.decoding.strategy import Capabilities, GenerationContext
-from limelight.errors import SettingError, UnsupportedError
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
+from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.attention import attention_hooks, check_bound
 
 PUBLISHED = (3, 30)  # of 32 layers, both included: all but the first three and the last
 
 
 @dataclass(frozen=True)
-class Kvsmooth:
+class Kvsmooth(Method):
     """``K_t <- (1 - w) K_t + w K_{t-1}``, the same for V, in the cache, once token t's own forward is done.
 
     ``w`` is the rank of the layer's attention entropy (of the token's query, mean over heads) among the last ``window``
@@ -53,6 +51,9 @@ class Kvsmooth:
     for LLaVA-1.5, 0.7 for InstructBLIP, 0.5 for MiniGPT-4.
     """
 
+    name = "kvsmooth"
+    capabilities = Capabilities(batches=True, needs_media=False, continues_cache=True, beams=True)
+
     strength: float = 0.9
     radius: float = 0.2
     window: int = 15
@@ -62,24 +63,8 @@ class Kvsmooth:
     def __post_init__(self) -> None:
         check_range("kvsmooth", "strength", self.strength, 0.0, 1.0, hint="the paper: 0.9 for LLaVA-1.5")
         check_range("kvsmooth", "radius", self.radius, 0.0, 1.0, hint="the paper: 0.2")
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise SettingError(f"kvsmooth: expected a window of at least 1, got {self.window!r}", hint="the paper: 15")
-        start = 0 if self.start is None else self.start
-        if start < 0 or (self.stop is not None and self.stop <= start):
-            raise SettingError(
-                f"kvsmooth: expected 0 <= start < stop, got {self.start} and {self.stop}", hint="the paper: 3 and 31"
-            )
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, needs_media=False, continues_cache=True, beams=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "kvsmooth"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        check_count("kvsmooth", "window", self.window, 1, hint="the paper: 15")
+        check_layer_range("kvsmooth", self.start, self.stop, hint="the paper: 3 and 31")
 
     def session(self, context: GenerationContext) -> KvsmoothSession:
         """Raises SettingError on layers that the model does not have, UnsupportedError on a cache other than the default or
@@ -105,13 +90,8 @@ class KvsmoothSession(InterventionSession):
         return self.high > 0 and self.count > 1  # one token's keys and values have been smoothed before
 
     def changed(self, *, prefill: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if prefill or self.high == 0 else self._watching()
-
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        with self.context.adapter.routed(), attention_hooks(self.watch) as seen:
-            yield
-        check_bound(seen, self.layers)
+        unchanged = prefill or self.high == 0
+        return nullcontext() if unchanged else hooked_attention(self.context.adapter, self.watch, self.layers)
 
     def after(self) -> None:
         if self.count == 0 or self.high == 0:
@@ -174,9 +154,5 @@ def smooth(held: Any, weight: Tensor) -> None:
             states[..., -1, :] = (1 - w) * states[..., -1, :] + w * states[..., -2, :]
 
 
-def kvsmooth(**settings: Any) -> Kvsmooth:
-    """Key-value smoothing; see :class:`Kvsmooth` for the settings."""
-    return Kvsmooth(**settings)
-
-
+kvsmooth = Kvsmooth
 STRATEGIES = {"kvsmooth": Kvsmooth}

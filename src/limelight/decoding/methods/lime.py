@@ -16,14 +16,14 @@ applied once, as transformers does, not twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.decoding.generation_options import refuse
-from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, Method, StepOutput
 from limelight.errors import NotFiniteError, SettingError
 from limelight.grounding.deltas import Deltas
 from limelight.grounding.lean import LeanDeltas
@@ -145,7 +145,7 @@ def _random_offsets(deltas: Deltas, size: float, generator: torch.Generator | No
 
 
 @dataclass(frozen=True)
-class Lime:
+class Lime(Method):
     """Exact LIME. ``None`` uses the model family's row of the paper's table.
 
     Args:
@@ -157,6 +157,8 @@ class Lime:
         layers: layers that get offsets (None: all).
         markers: include the start and end markers around the media, as the authors' span does; None: the family's value.
     """
+
+    name = "lime"
 
     lr: float | None = None
     kl_weight: float | None = None
@@ -195,13 +197,6 @@ class Lime:
     def capabilities(self) -> Capabilities:
         return Capabilities(batches=True, gradients=self.direction == "gradient" and self.steps != 1)
 
-    @property
-    def name(self) -> str:
-        return "lime"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
     def resolved(self, adapter: Adapter) -> PaperSettings:
         """Return the settings with the family's values filled in for this model."""
         paper = adapter.family.paper
@@ -215,6 +210,14 @@ class Lime:
 
     def session(self, context: GenerationContext) -> LimeSession:
         return LimeSession(self, context)
+
+
+def check_offset_layers(adapter: Adapter, layers: Sequence[int] | None) -> set[int]:
+    """Return the layers whose keys and values get offsets (None: all). Raises SettingError on layers without attention."""
+    unknown = sorted(set(layers or ()) - set(adapter.attention_layers))
+    if unknown:
+        raise SettingError(f"no attention in layers {unknown}", hint=f"layers: {sorted(adapter.attention_layers)}")
+    return set(adapter.attention_layers if layers is None else layers)
 
 
 def rewarded(ids: Tensor, mask: Tensor, *, markers: bool, reward: str = "modality") -> Tensor:
@@ -239,12 +242,7 @@ class LimeSession:
         self.goal = objective(strategy.objective)
         self.ids = context.ids
         self.generator = torch.Generator(device=context.ids.device).manual_seed(strategy.seed)
-        layers = strategy.layers
-        unknown = sorted(set(layers or ()) - set(context.adapter.attention_layers))
-        if unknown:
-            raise SettingError(
-                f"no attention in layers {unknown}", hint=f"layers: {sorted(context.adapter.attention_layers)}"
-            )
+        check_offset_layers(context.adapter, strategy.layers)
         with torch.inference_mode(False), torch.no_grad():
             self.call = context.adapter.capture(context.inputs).cloned()
             self.modality = rewarded(

@@ -12,15 +12,15 @@ on the decision instead of their support for the token already chosen; one updat
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
-from limelight.decoding.methods.lime import rewarded
-from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
+from limelight.decoding.methods.lime import check_offset_layers, rewarded
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method, StepOutput
 from limelight.errors import SettingError
 from limelight.grounding.cache_offsets import DenseOffsets, LowRankOffsets, Tap, gradients_of
 from limelight.grounding.gate import Gate
@@ -36,7 +36,7 @@ Offsets = LowRankOffsets | DenseOffsets
 
 
 @dataclass(frozen=True)
-class LimeCached:
+class LimeCached(Method):
     """Cached LIME.
 
     Args:
@@ -58,6 +58,8 @@ class LimeCached:
 
     The paper's objective includes the media's markers for the families where exact mode does; the others never do.
     """
+
+    name = "lime-cached"
 
     updates: int = 1
     lr: float = 1e-3
@@ -113,13 +115,6 @@ class LimeCached:
     def capabilities(self) -> Capabilities:
         return Capabilities(batches=True, gradients=True, meter=self.composite)
 
-    @property
-    def name(self) -> str:
-        return "lime-cached"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
     def session(self, context: GenerationContext) -> LimeCachedSession:
         return LimeCachedSession(self, context)
 
@@ -130,13 +125,7 @@ class LimeCachedSession:
         self.gate = Gate(strategy.gate, strategy.threshold)
         self.ids = context.ids
         self.count = 0
-        layers = strategy.layers
-        unknown = sorted(set(layers or ()) - set(context.adapter.attention_layers))
-        if unknown:
-            raise SettingError(
-                f"no attention in layers {unknown}", hint=f"layers: {sorted(context.adapter.attention_layers)}"
-            )
-        self.layers = set(context.adapter.attention_layers if layers is None else layers)
+        self.layers = check_offset_layers(context.adapter, strategy.layers)
         self.call, self.media_mask = captured(context)
         markers = strategy.objective == "paper" and context.adapter.family.paper.markers
         kinds = self.call.modality(context.modality_ids.clone())

@@ -8,7 +8,7 @@ gates by confidence (LookWise / AdaFocus, arXiv 2603.00171).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from limelight.decoding.contrastive import check_choice, check_range
@@ -20,14 +20,14 @@ from limelight.decoding.looking.localisers import localisers
 from limelight.decoding.looking.regions import Windows
 from limelight.decoding.looking.search import ORDERS, OVERLAP, SEARCHES
 from limelight.decoding.looking.session import LookAgainSession
-from limelight.decoding.strategy import Capabilities, GenerationContext
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.errors import SettingError
 
 GIVEN = "given"
 
 
 @dataclass(frozen=True)
-class LookAgain:
+class LookAgain(Method):
     """Look, listen or watch again where it matters, in the original's full detail, and join the answers.
 
     At the first token that the gate ``when`` opens for, the localiser ``where`` scores the media's positions, the windows
@@ -59,6 +59,8 @@ class LookAgain:
 
     Processors, sampling and stopping act on the joined logits.
     """
+
+    name = "look-again"
 
     views: int = 2
     where: str = "blend"
@@ -137,13 +139,6 @@ class LookAgain:
             originals=True,
             long_audio=True,
         )
-
-    @property
-    def name(self) -> str:
-        return "look-again"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def windows(self) -> Windows:

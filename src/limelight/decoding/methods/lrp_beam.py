@@ -6,18 +6,16 @@ Source: the beam scoring of LIME's authors in their successor paper (arXiv 2608.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from limelight.decoding.contrastive import check_range
-from limelight.decoding.generation_options import refuse
-from limelight.decoding.methods.opera_search import library_criteria
-from limelight.decoding.processors import for_row, require_stateless
-from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
-from limelight.errors import SettingError, UnsupportedError
+from limelight.decoding.contrastive import check_count, check_range
+from limelight.decoding.processors import for_row
+from limelight.decoding.searched import Answer, SearchedSession, library_criteria
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, Method
+from limelight.errors import SettingError
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.attribute import relevance_of
 from limelight.relevance.composites import COMPOSITES
@@ -25,7 +23,7 @@ from limelight.types import Relevance
 
 
 @dataclass(frozen=True)
-class LrpBeam:
+class LrpBeam(Method):
     """Beam search scored by ``mean_t sum_{i in M} softmax(R_t / tau)_i`` for the first tokens, then greedy decoding.
 
     R_t is the relevance of the beam's t-th token over the real positions of the prompt and the preceding tokens; M are the
@@ -48,38 +46,23 @@ class LrpBeam:
     candidates are each beam's likeliest tokens; ties are broken by probability.
     """
 
+    name = "lrp-beam"
+    capabilities = Capabilities(gradients=True)
+
     beams: int = 3
     length: int = 25
     tau: float = 0.1
     composite: str = "attnlrp"
 
-    capabilities: ClassVar[Capabilities] = Capabilities(gradients=True)
-
     def __post_init__(self) -> None:
-        for name, value in (("beams", self.beams), ("length", self.length)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(
-                    f"lrp-beam: expected {name} of at least 1, got {value!r}", hint="the paper: 3 beams, 25 tokens"
-                )
+        check_count("lrp-beam", "beams", self.beams, 1, hint="the paper: 3")
+        check_count("lrp-beam", "length", self.length, 1, hint="the paper: 25")
         check_range("lrp-beam", "tau", self.tau, 1e-9, hint="0.1 is LIME's")
         if self.composite not in COMPOSITES:
             raise SettingError(f"unknown composite {self.composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
 
-    @property
-    def name(self) -> str:
-        return "lrp-beam"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
     def session(self, context: GenerationContext) -> LrpBeamSession:
         """Start a session; raises UnsupportedError for sampling or stateful logits processors."""
-        if context.sampler.sample:
-            raise UnsupportedError(
-                "lrp-beam is a beam search and cannot sample", hint="do_sample=False, or another strategy"
-            )
-        refuse(context, "lrp-beam", "use_cache", "prefill_chunk_size", "cache_implementation")
-        require_stateless(context.sampler.processors, "lrp-beam")
         return LrpBeamSession(self, context)
 
 
@@ -101,27 +84,16 @@ class Beam:
         return sum(self.masses) / n, self.logprob / max(1, len(self.tokens))
 
 
-class LrpBeamSession:
-    """Searches at the first call, then emits the answers token by token."""
-
+class LrpBeamSession(SearchedSession):
     def __init__(self, strategy: LrpBeam, context: GenerationContext) -> None:
-        self.strategy, self.context = strategy, context
-        self.answers: list[Beam] = []
-        self.count, self.width = 0, 0
+        super().__init__(context, "lrp-beam")
+        self.strategy = strategy
 
-    def next(self, tokens: Tensor | None) -> StepOutput:
-        if tokens is None:
-            with torch.inference_mode(False), torch.no_grad():
-                call = self.context.adapter.capture(self.context.inputs).cloned()
-            self.answers = [self._search(call.row(r), r) for r in range(self.context.ids.shape[0])]
-        else:
-            self.count += 1
-        out = torch.full((len(self.answers), self.width), float("-inf"), device=self.context.ids.device)
-        for row, answer in enumerate(self.answers):
-            out[row, answer.tokens[self.count] if self.count < len(answer.tokens) else 0] = 0.0
-        details = tuple(a.details[min(self.count, len(a.details) - 1)] for a in self.answers)
-        last = torch.tensor([self.count + 1 >= len(a.tokens) for a in self.answers], device=out.device)
-        return StepOutput(out, details, decided=True, last=last)
+    def search(self) -> list[Answer]:
+        with torch.inference_mode(False), torch.no_grad():
+            call = self.context.adapter.capture(self.context.inputs).cloned()
+        found = [self._search(call.row(r), r) for r in range(self.context.ids.shape[0])]
+        return [list(zip(best.tokens, best.details, strict=True)) for best in found]
 
     def _search(self, call: DecoderCall, row: int) -> Beam:
         processed = for_row(self.context.sampler.processors, row, self.context.ids.shape[0])
@@ -197,9 +169,5 @@ def media_mass(relevance: Relevance, mask: Tensor, tau: float) -> float:
     return float(sum(mass[s.start : s.stop].sum() for s in relevance.spans if s.modality != "text"))
 
 
-def lrp_beam(**settings: Any) -> LrpBeam:
-    """Beam search for the most relevance at the media; see :class:`LrpBeam` for the settings."""
-    return LrpBeam(**settings)
-
-
+lrp_beam = LrpBeam
 STRATEGIES = {"lrp-beam": LrpBeam}

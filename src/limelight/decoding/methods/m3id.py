@@ -7,8 +7,7 @@ Source: Favero et al., "Multi-Modal Hallucination Control by Visual Information 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from limelight.decoding.contrast_inputs import media_mask, without
 from limelight.decoding.contrastive import ContrastSession, check_choice, check_range, guided
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import masked_media
-from limelight.decoding.strategy import Capabilities, GenerationContext
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.decoding.streams import second_stream
 from limelight.errors import SettingError
 
@@ -26,7 +25,7 @@ BETA = {"paper": 0.0, "released": 0.1}
 
 
 @dataclass(frozen=True)
-class M3id:
+class M3id(Method):
     """``s + [max p < gate] ((1 - g) / g) (s - s')``, ``g = exp(-decay * t)``, t = 1 at the first token.
 
     ``s`` and ``s'`` are the log-softmax of the logits with and without the media, ``p = exp(s)``.
@@ -48,6 +47,9 @@ class M3id:
     constant, so decay 0 returns them unchanged.
     """
 
+    name = "m3id"
+    capabilities = Capabilities(batches=True, beams=True, second_prompt=True, continues_cache=True)
+
     decay: float = 0.02
     variant: str = "paper"
     gate: float | None = None
@@ -67,17 +69,6 @@ class M3id:
             check_range("m3id", "gate", self.gate, 0.0, 1.0, hint="the paper: 0.3; 1 is no gate")
         if self.beta is not None:
             check_range("m3id", "beta", self.beta, 0.0, 1.0, hint="the paper: 0 (no cut); the released code: 0.1")
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, beams=True, second_prompt=True, continues_cache=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "m3id"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def session(self, context: GenerationContext) -> ContrastSession:
         gate = GATE[self.variant] if self.gate is None else self.gate
@@ -102,9 +93,5 @@ def unsure(logits: Tensor, gate: float) -> Tensor:
     return torch.softmax(logits, dim=-1).amax(dim=-1) < gate
 
 
-def m3id(**settings: Any) -> M3id:
-    """Multi-modal mutual information decoding; see :class:`M3id` for the settings."""
-    return M3id(**settings)
-
-
+m3id = M3id
 STRATEGIES = {"m3id": M3id}

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrast_inputs import media_mask
 from limelight.decoding.contrastive import check_range
-from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import (
     check_layers,
     decoder_layers,
@@ -30,8 +28,8 @@ from limelight.decoding.instruments import (
     refuse_cross_attention,
     tensor_of,
 )  # fmt: skip
-from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
-from limelight.decoding.streams import main_stream, second_stream
+from limelight.decoding.intervention import InterventionSession
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.errors import SettingError
 from limelight.relevance.layers.norm import final_norm
 
@@ -39,7 +37,7 @@ PUBLISHED = (6, 15)  # of 32 layers, both included: "5 < layer < 16" in the rele
 
 
 @dataclass(frozen=True)
-class Memvr:
+class Memvr(Method):
     """``FFN(x) <- (1 - r) FFN(x) + r c (x V^T) V`` in one layer of a forward, ``c`` matching the mean magnitudes.
 
     ``V`` are the media's merged embeddings. The layer is the one after the first whose prediction (final norm and head
@@ -59,6 +57,9 @@ class Memvr:
     requested. ``intervened``: the image was injected in this token's forward.
     """
 
+    name = "memvr"
+    capabilities = Capabilities(batches=True, beams=True)
+
     ratio: float = 0.12
     threshold: float = 0.75
     start: int | None = None
@@ -72,15 +73,6 @@ class Memvr:
                 f"memvr: no layer lies between start {self.start} and stop {self.stop}", hint="the paper: 5 and 16"
             )
 
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, beams=True)
-
-    @property
-    def name(self) -> str:
-        return "memvr"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
     def tested(self, depth: int) -> range:
         """Return the indices of the layers whose entropy is tested, in a model of ``depth`` layers."""
         first, last = in_proportion(PUBLISHED, depth, beyond=1)
@@ -91,34 +83,21 @@ class Memvr:
         return MemvrSession(self, context)
 
 
-class MemvrSession:
+class MemvrSession(InterventionSession):
     def __init__(self, strategy: Memvr, context: GenerationContext) -> None:
-        self.context = context
         adapter = context.adapter
         refuse_cross_attention(adapter, "memvr")
-        refuse(context, "memvr", "use_cache", "prefill_chunk_size")
+        super().__init__(context, "memvr", recompute=True)
         depth = len(decoder_layers(adapter))
         layers = strategy.tested(depth)
         check_layers(adapter, layers, "memvr", last=depth - 2, setting=f"start={strategy.start}, stop={strategy.stop}")
         self.retrace = Retrace(strategy, context, layers)
-        self.main = second_stream(context) if context.past else main_stream(context)  # recomputes the media
-        self.plain = second_stream(context) if context.details else None
 
-    def next(self, tokens: Tensor | None) -> StepOutput:
-        with self.retrace.attached(prefill=tokens is None):
-            out = self.main.next(tokens)
-        plain = None if self.plain is None else self.plain.next(tokens).argmax(-1)
-        fired = self.retrace.fired.tolist()
-        return StepOutput(
-            out,
-            tuple(Detail(intervened=f, plain=None if plain is None else int(plain[r])) for r, f in enumerate(fired)),
-        )
+    def changed(self, *, prefill: bool) -> AbstractContextManager[Any]:
+        return self.retrace.attached(prefill=prefill)
 
-    def cache(self) -> Any:
-        return None if self.context.past else self.main.cache  # else the loop fills generate()'s
-
-    def reorder(self, rows: Tensor) -> None:
-        reorder_streams(rows, self.main, self.plain)
+    def acted(self, rows: int) -> list[bool]:
+        return self.retrace.fired.tolist()
 
 
 class Retrace:
@@ -194,9 +173,5 @@ def injected(x: Tensor, out: Tensor, memory: Tensor, ratio: float) -> Tensor:
     return ((1 - ratio) * out.to(wide) + ratio * scale * seen).to(out.dtype)
 
 
-def memvr(**settings: Any) -> Memvr:
-    """Memory-space visual retracing; see :class:`Memvr` for the settings."""
-    return Memvr(**settings)
-
-
+memvr = Memvr
 STRATEGIES = {"memvr": Memvr}

@@ -7,7 +7,7 @@ the paper.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from limelight.decoding.strategy import (
     Capabilities,
     Detail,
     GenerationContext,
+    Method,
     Session,
     StepOutput,
     Strategy,
@@ -35,7 +36,7 @@ MEASURED = (
 
 
 @dataclass(frozen=True)
-class Meter:
+class Meter(Method):
     """Plain decoding that reports each modality's contribution and grounding score, Phi_M of top candidates, and a flag.
 
     ``Step.contributions`` are parts of the logit, measured without a backward pass; ``Step.shares``, parts of the summed
@@ -45,6 +46,8 @@ class Meter:
         composite: ``attnlrp`` or ``cp-lrp`` (whose parts sum to the logit, except for biases).
     """
 
+    name = "meter"
+
     composite: str = "attnlrp"
 
     def __post_init__(self) -> None:
@@ -53,13 +56,6 @@ class Meter:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(batches=True, beams=True, needs_media=False, meter=self.composite)
-
-    @property
-    def name(self) -> str:
-        return "meter"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def session(self, context: GenerationContext) -> MeterSession:
         return MeterSession(self, context)

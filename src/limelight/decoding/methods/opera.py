@@ -6,24 +6,18 @@ Retrospection-Allocation", CVPR 2024 (arXiv 2311.17911); formulas and constants 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from limelight.decoding.contrastive import check_range
-from limelight.decoding.generation_options import refuse
+from limelight.decoding.contrastive import check_count, check_range
 from limelight.decoding.instruments import refuse_cross_attention
-from limelight.decoding.methods.opera_search import Beam, Search, SearchSettings
-from limelight.decoding.processors import require_stateless
-from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
+from limelight.decoding.methods.opera_search import Search, SearchSettings
+from limelight.decoding.searched import Answer, SearchedSession
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, Method
 from limelight.decoding.streams import second_stream
-from limelight.errors import SettingError, UnsupportedError
 
 
 @dataclass(frozen=True)
-class Opera:
+class Opera(Method):
     """Beam search on ``l - weight * phi`` of each beam's most likely candidates, with roll-back.
 
     ``a`` is the last layer's attention, maximum over heads, each query's row normalised to sum to 1. ``phi`` of a
@@ -49,6 +43,9 @@ class Opera:
     emitted tokens. ``length_penalty`` and ``early_stopping`` have the meaning of transformers' beam search.
     """
 
+    name = "opera"
+    capabilities = Capabilities()
+
     beams: int = 5
     candidates: int = 5
     sigma: float = 50.0
@@ -57,68 +54,34 @@ class Opera:
     warmup: int = 10
 
     def __post_init__(self) -> None:
-        for name, least, usual in (("beams", 1, 5), ("candidates", 1, 5), ("threshold", 0, 15), ("warmup", 0, 10)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise SettingError(
-                    f"opera: expected {name} of at least {least}, got {value!r}", hint=f"the paper: {usual}"
-                )
+        check_count("opera", "beams", self.beams, 1, hint="the paper: 5")
+        check_count("opera", "candidates", self.candidates, 1, hint="the paper: 5")
+        check_count("opera", "threshold", self.threshold, 0, hint="the paper: 15")
+        check_count("opera", "warmup", self.warmup, 0, hint="the paper: 10")
         check_range("opera", "sigma", self.sigma, 1e-9, hint="the paper: 50")
         check_range("opera", "weight", self.weight, 0.0, hint="the paper: 1")
 
-    capabilities: ClassVar[Capabilities] = Capabilities()
-
-    @property
-    def name(self) -> str:
-        return "opera"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
     def session(self, context: GenerationContext) -> OperaSession:
         """Raises UnsupportedError when sampling, with processors that keep state, or on a cross-attention model."""
-        if context.sampler.sample:
-            raise UnsupportedError(
-                "opera is a beam search and cannot sample", hint="use do_sample=False, or another strategy"
-            )
         refuse_cross_attention(context.adapter, "opera")
-        refuse(context, "opera", "use_cache", "prefill_chunk_size", "cache_implementation")
-        require_stateless(context.sampler.processors, "opera")
         return OperaSession(self, context)
 
 
-class OperaSession:
-    """Runs the search at the first call, then returns its answer token by token."""
-
+class OperaSession(SearchedSession):
     def __init__(self, strategy: Opera, context: GenerationContext) -> None:
-        self.strategy, self.context = strategy, context
-        self.answers: list[Beam] = []
-        self.count = 0
-        self.width = 0
+        super().__init__(context, "opera")
+        self.search_settings = SearchSettings(**strategy.settings())
 
-    def next(self, tokens: Tensor | None) -> StepOutput:
-        if tokens is None:
-            base = second_stream(self.context)
-            logits = base.next(None)
-            self.width = logits.shape[-1]
-            settings = SearchSettings(**self.strategy.settings())
-            self.answers = [Search(settings, self.context, base, logits, r).best() for r in range(logits.shape[0])]
-        else:
-            self.count += 1
-        out = torch.full((len(self.answers), self.width), float("-inf"), device=self.context.ids.device)
-        found = []
-        last = torch.tensor([self.count + 1 >= len(a.tokens) for a in self.answers], device=out.device)
-        for row, answer in enumerate(self.answers):
-            over = self.count >= len(answer.tokens)
-            token, plain = (0, 0) if over else (answer.tokens[self.count], answer.plain[self.count])
-            out[row, token] = 0.0
-            found.append(Detail(intervened=token != plain, plain=plain))
-        return StepOutput(out, tuple(found), decided=True, last=last)
+    def search(self) -> list[Answer]:
+        base = second_stream(self.context)
+        logits = base.next(None)
+        self.width = logits.shape[-1]
+        found = [Search(self.search_settings, self.context, base, logits, r).best() for r in range(logits.shape[0])]
+        return [
+            [(t, Detail(intervened=t != plain, plain=plain)) for t, plain in zip(b.tokens, b.plain, strict=True)]
+            for b in found
+        ]
 
 
-def opera(**settings: Any) -> Opera:
-    """Over-trust penalty and retrospection-allocation; see :class:`Opera` for the settings."""
-    return Opera(**settings)
-
-
+opera = Opera
 STRATEGIES = {"opera": Opera}

@@ -5,25 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    EosTokenCriteria,
-    MaxLengthCriteria,
-    MaxTimeCriteria,
-    StoppingCriteriaList,
-    StopStringCriteria,
-)
 
 from limelight.decoding.beams import choose, fork
 from limelight.decoding.contrast_inputs import media_mask
-from limelight.decoding.instruments import DecoderHook, key_places
+from limelight.decoding.instruments import DecoderHook, hooked_attention, key_places
 from limelight.decoding.processors import for_row
+from limelight.decoding.searched import library_criteria
 from limelight.decoding.strategy import GenerationContext
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.attention import attention_hooks, check_bound
 from limelight.models.runtime.cached_decoder import Stream
 
 SHRINK = math.log(1e-7)
@@ -137,9 +129,8 @@ class Search:
         return chances, tokens, rows.reshape(k, width, -1)
 
     def _feed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        with self.context.adapter.routed(), attention_hooks(self.watch) as seen:
+        with hooked_attention(self.context.adapter, self.watch, [self.watch.layer]):
             logits = self.stream.next(tokens)
-        check_bound(seen, {self.watch.layer})
         return logits, self.watch.row
 
     def _columns(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -246,12 +237,6 @@ class Search:
     def _length(self, n: int) -> float:
         penalty = getattr(self.context.config, "length_penalty", None)
         return float(n ** (1.0 if penalty is None else penalty))
-
-
-def library_criteria(criteria: Any) -> StoppingCriteriaList:
-    """Select transformers' own criteria, which apply to any hypothesis; custom ones see emitted tokens only."""
-    known = (MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria, EosTokenCriteria)
-    return StoppingCriteriaList(c for c in criteria or () if type(c) in known)
 
 
 class LastRow(DecoderHook):

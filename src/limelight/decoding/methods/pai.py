@@ -6,34 +6,31 @@ ECCV 2024 (arXiv 2407.21771); formulas as in the released code.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from limelight.decoding.beams import reorder_streams
 from limelight.decoding.contrast_inputs import media_mask, without
-from limelight.decoding.contrastive import check_choice, check_range, details, guided
+from limelight.decoding.contrastive import check_choice, check_layer_range, check_range, details, guided
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.instruments import (
     DecoderHook,
     chosen_layers,
+    hooked_attention,
     in_proportion,
     key_places,
     refuse_cross_attention,
 )  # fmt: skip
-from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
-from limelight.decoding.streams import main_stream, second_stream
-from limelight.errors import SettingError
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, Method, StepOutput
+from limelight.decoding.streams import StreamSession, second_stream
 from limelight.models.adapter import Adapter
-from limelight.models.runtime.attention import attention_hooks, check_bound
 
 PUBLISHED = (2, 31)  # of 32 layers, both included
 
 
 @dataclass(frozen=True)
-class Pai:
+class Pai(Method):
     """Adds ``alpha |w|`` to the last query's pre-softmax scores ``w`` of the media; then ``s + (gamma - 1)(s - s')``.
 
     Args:
@@ -57,6 +54,9 @@ class Pai:
     requested.
     """
 
+    name = "pai"
+    capabilities = Capabilities(batches=True, beams=True, second_prompt=True, continues_cache=True)
+
     alpha: float = 0.2
     gamma: float = 1.1
     beta: float = 0.1
@@ -69,22 +69,7 @@ class Pai:
         check_range("pai", "gamma", self.gamma, 1.0, hint="the paper: 1.1; 1 is no guidance")
         check_range("pai", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
         check_choice("pai", "first_token", self.first_token, ("released", "boosted"))
-        start = 0 if self.start is None else self.start
-        if start < 0 or (self.stop is not None and self.stop <= start):
-            raise SettingError(
-                f"pai: expected 0 <= start < stop, got {self.start} and {self.stop}", hint="the paper: 2 and 32"
-            )
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, beams=True, second_prompt=True, continues_cache=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "pai"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        check_layer_range("pai", self.start, self.stop, hint="the paper: 2 and 32")
 
     def raised(self, depth: int) -> range:
         """Return the indices of the layers whose attention is raised, in a model of ``depth`` layers."""
@@ -96,18 +81,18 @@ class Pai:
         return PaiSession(self, context)
 
 
-class PaiSession:
+class PaiSession(StreamSession):
     def __init__(self, strategy: Pai, context: GenerationContext) -> None:
-        self.strategy, self.context = strategy, context
+        self.strategy = strategy
         adapter = context.adapter
         refuse_cross_attention(adapter, "pai")
         context.require_prompt(words_only=True)
         refuse(context, "pai", "use_cache", "prefill_chunk_size")
         self.layers = chosen_layers(adapter, PUBLISHED, strategy.start, strategy.stop, "pai")
         self.boost = Boost(adapter, media_mask(context), self.layers, strategy.alpha)
-        self.main = main_stream(context)
         self.contrast = without(context, media_mask(context)) if strategy.gamma > 1 else None
         self.plain = second_stream(context) if context.details else None
+        super().__init__(context, self.contrast, self.plain)
 
     def next(self, tokens: Tensor | None) -> StepOutput:
         logits = self._boosted(tokens)
@@ -119,22 +104,14 @@ class PaiSession:
             return StepOutput(out, (Detail(intervened=active),) * out.shape[0], unchanged=logits)
         return StepOutput(out, details(self.plain.next(tokens), out), unchanged=logits)
 
-    def cache(self) -> Any:
-        return self.main.cache
-
-    def reorder(self, rows: Tensor) -> None:
-        reorder_streams(rows, self.main, self.contrast, self.plain)
-
     def _boosted(self, tokens: Tensor | None) -> Tensor:
         late = self.contrast is not None and self.strategy.first_token == "released"
         if self.strategy.alpha == 0 or (tokens is None and late):
             self.boost.length = self.context.ids.shape[1]
             return self.main.next(tokens)
         self.boost.length = self.context.ids.shape[1] if tokens is None else self.boost.length + 1
-        with self.context.adapter.routed(), attention_hooks(self.boost) as seen:
-            logits = self.main.next(tokens)
-        check_bound(seen, self.layers)
-        return logits
+        with hooked_attention(self.context.adapter, self.boost, self.layers):
+            return self.main.next(tokens)
 
 
 class Boost(DecoderHook):
@@ -159,9 +136,5 @@ class Boost(DecoderHook):
         return torch.cat([scores[..., :-1, :], raised[..., None, :]], dim=-2)
 
 
-def pai(**settings: Any) -> Pai:
-    """Paying attention to the image; see :class:`Pai` for the settings."""
-    return Pai(**settings)
-
-
+pai = Pai
 STRATEGIES = {"pai": Pai}

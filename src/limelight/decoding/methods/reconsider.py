@@ -7,8 +7,7 @@ pass, without a backward pass or a second prompt.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,20 +23,19 @@ from limelight.decoding.dual import (
     split_channels,
     vocabulary,
 )
-from limelight.decoding.generation_options import refuse
 from limelight.decoding.methods.meter import measure
-from limelight.decoding.methods.opera_search import library_criteria
-from limelight.decoding.processors import for_row, require_stateless
-from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, StepOutput
+from limelight.decoding.processors import for_row
+from limelight.decoding.searched import Answer, SearchedSession, library_criteria
+from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, Method
 from limelight.decoding.vocabulary import Vocabulary
-from limelight.errors import SettingError, UnsupportedError
+from limelight.errors import SettingError
 from limelight.grounding.score import POSSIBLE, z_score
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.forward.stream import Channel, modality_channel
 
 
 @dataclass(frozen=True)
-class Reconsider:
+class Reconsider(Method):
     """Greedy decoding that replaces unsupported words.
 
     A word is checked when the model considers at least two words possible at its position; word continuations, punctuation,
@@ -55,6 +53,8 @@ class Reconsider:
     is 0. Rows of a batch are decoded one after the other. Logits processors are applied during the search, so stateful ones
     are not supported; custom stopping criteria are applied to the emitted tokens.
     """
+
+    name = "reconsider"
 
     threshold: float | None = None
     margin: float | None = None
@@ -75,51 +75,27 @@ class Reconsider:
     def capabilities(self) -> Capabilities:
         return Capabilities(meter=self.composite)
 
-    @property
-    def name(self) -> str:
-        return "reconsider"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
-
     def session(self, context: GenerationContext) -> ReconsiderSession:
         """Start a session; raises UnsupportedError for sampling, stateful logits processors, or without a tokenizer."""
-        if context.sampler.sample:
-            raise UnsupportedError(
-                "reconsider is a greedy method and cannot sample",
-                hint="do_sample=False, or relevance_contrastive()",
-            )
-        refuse(context, "reconsider", "use_cache", "prefill_chunk_size", "cache_implementation")
-        require_stateless(context.sampler.processors, "reconsider")
         return ReconsiderSession(self, context)
 
 
-class ReconsiderSession:
-    """Determines the answers at the first call, then emits them token by token."""
-
+class ReconsiderSession(SearchedSession):
     def __init__(self, strategy: Reconsider, context: GenerationContext) -> None:
-        self.strategy, self.context = strategy, context
-        self.answers: list[Search] = []
-        self.count = 0
+        super().__init__(context, "reconsider")
+        self.strategy = strategy
 
-    def next(self, tokens: Tensor | None) -> StepOutput:
-        if tokens is None:
-            call, media = captured(self.context)
-            channels = [modality_channel(media, call.mask), *split_channels(self.context, call.mask, call.front)]
-            for row in range(media.shape[0]):
-                own = [replace(c, prompt=c.prompt[row : row + 1]) for c in channels]
-                self.answers.append(Search(self.strategy, self.context, call.row(row), own, row))
-                self.answers[-1].run()
-        else:
-            self.count += 1
-        out = torch.full((len(self.answers), self.answers[0].width), float("-inf"), device=self.context.ids.device)
-        for row, answer in enumerate(self.answers):
-            out[row, answer.tokens[self.count].id if self.count < len(answer.tokens) else 0] = 0.0
-        last = torch.tensor([self.count + 1 >= len(a.tokens) for a in self.answers], device=out.device)
-        return StepOutput(out, explain=self._explain, decided=True, last=last)
-
-    def _explain(self, row: int, token: int) -> Detail:
-        return self.answers[row].tokens[self.count].detail
+    def search(self) -> list[Answer]:
+        call, media = captured(self.context)
+        channels = [modality_channel(media, call.mask), *split_channels(self.context, call.mask, call.front)]
+        found: list[Answer] = []
+        for row in range(media.shape[0]):
+            own = [replace(c, prompt=c.prompt[row : row + 1]) for c in channels]
+            search = Search(self.strategy, self.context, call.row(row), own, row)
+            search.run()
+            self.width = search.width
+            found.append([(t.id, t.detail) for t in search.tokens])
+        return found
 
 
 @dataclass(frozen=True)
@@ -217,9 +193,5 @@ class Search:
         self._measure(token)
 
 
-def reconsider(**settings: Any) -> Reconsider:
-    """Greedy decoding that replaces unsupported words; see :class:`Reconsider` for the settings."""
-    return Reconsider(**settings)
-
-
+reconsider = Reconsider
 STRATEGIES = {"reconsider": Reconsider}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from limelight.decoding.contrastive import check_choice
 from limelight.decoding.dual import check_composite, explainer, vocabulary
 from limelight.decoding.methods.meter import measure, meter_stream
-from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method, StepOutput
 from limelight.errors import SettingError
 from limelight.grounding.gate import Gate
 from limelight.grounding.score import z_score
@@ -33,7 +33,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class RelevanceContrastive:
+class RelevanceContrastive(Method):
     """``l + alpha * s``, with an adaptive plausibility cut.
 
     Args:
@@ -49,6 +49,8 @@ class RelevanceContrastive:
             ``transcripts`` (:data:`PRESETS`). Explicit settings take precedence. No setting lowers the audio miniature's word
             error rate (docs/free-text.md), so ``transcripts`` is a mild one.
     """
+
+    name = "relevance-contrastive"
 
     alpha: float = None  # type: ignore[assignment]  # each is a value once the strategy is made
     beta: float = None  # type: ignore[assignment]
@@ -80,13 +82,6 @@ class RelevanceContrastive:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(batches=True, beams=True, meter=self.composite)
-
-    @property
-    def name(self) -> str:
-        return "relevance-contrastive"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def session(self, context: GenerationContext) -> RelevanceContrastiveSession:
         return RelevanceContrastiveSession(self, context)

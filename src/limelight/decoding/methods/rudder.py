@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +27,14 @@ from limelight.decoding.instruments import (
     tensor_of,
 )  # fmt: skip
 from limelight.decoding.intervention import InterventionSession, wide
-from limelight.decoding.strategy import Capabilities, GenerationContext
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.errors import SettingError
 
 PUBLISHED = 30  # of 32 layers, from 0
 
 
 @dataclass(frozen=True)
-class Rudder:
+class Rudder(Method):
     """``h + alpha g v`` after one layer's attention: v its pooled update in the prompt's forward, g a gate on ``cos(h, v)``.
 
     ``v`` is the mean of the attention's outputs ``A_i`` over the prompt, weighted with their norms, of norm 1.
@@ -65,6 +65,9 @@ class Rudder:
     made, before that norm.
     """
 
+    name = "rudder"
+    capabilities = Capabilities(batches=True, beams=True)
+
     alpha: float = 20.0
     k: float = 5.0
     c: float = 1.0
@@ -88,15 +91,6 @@ class Rudder:
         check_choice("rudder", "first_token", self.first_token, ("steered", "plain"))
         if self.layer is not None and (not isinstance(self.layer, int) or self.layer < 0):
             raise SettingError(f"rudder: expected a layer from 0 on, got {self.layer!r}", hint="the paper: 30 of 32")
-
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, beams=True)
-
-    @property
-    def name(self) -> str:
-        return "rudder"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def at(self, depth: int) -> int:
         """Return the index of the layer in a model of ``depth`` layers."""
@@ -173,9 +167,5 @@ def gated(state: Tensor, vector: Tensor, k: float, c: float, floor: float) -> Te
     return (with_it / (with_it + against)).clamp_min(floor)
 
 
-def rudder(**settings: Any) -> Rudder:
-    """Residual-update directed decoding regulation; see :class:`Rudder` for the settings."""
-    return Rudder(**settings)
-
-
+rudder = Rudder
 STRATEGIES = {"rudder": Rudder}

@@ -6,27 +6,30 @@ Models", CVPR 2025; formula and settings as in the released code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.decoding.contrast_inputs import media_mask
-from limelight.decoding.contrastive import check_range
-from limelight.decoding.instruments import DecoderHook, chosen_layers, key_places, refuse_cross_attention
+from limelight.decoding.contrastive import check_layer_range, check_range
+from limelight.decoding.instruments import (
+    DecoderHook,
+    chosen_layers,
+    hooked_attention,
+    key_places,
+    refuse_cross_attention,
+)
 from limelight.decoding.intervention import InterventionSession
-from limelight.decoding.strategy import Capabilities, GenerationContext
-from limelight.errors import SettingError
-from limelight.models.runtime.attention import attention_hooks, check_bound
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 
 PUBLISHED = (9, 14)  # of 32 layers, both included: "i > 8 and i < 15" in the released code
 
 
 @dataclass(frozen=True)
-class Vaf:
+class Vaf(Method):
     """Multiplies pre-softmax scores of text behind the media: to the media by ``enhance``, to what is before by ``suppress``.
 
     Args:
@@ -45,6 +48,9 @@ class Vaf:
     here; its own defaults are 1 and 1.
     """
 
+    name = "vaf"
+    capabilities = Capabilities(batches=True, beams=True)
+
     enhance: float = 1.15
     suppress: float = 0.95
     start: int | None = None
@@ -53,20 +59,7 @@ class Vaf:
     def __post_init__(self) -> None:
         check_range("vaf", "enhance", self.enhance, 1.0, hint="the released script: 1.15")
         check_range("vaf", "suppress", self.suppress, 0.0, 1.0, hint="the released script: 0.95")
-        start = 0 if self.start is None else self.start
-        if start < 0 or (self.stop is not None and self.stop <= start):
-            raise SettingError(
-                f"vaf: expected 0 <= start < stop, got {self.start} and {self.stop}", hint="the released code: 9 and 15"
-            )
-
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, beams=True)
-
-    @property
-    def name(self) -> str:
-        return "vaf"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        check_layer_range("vaf", self.start, self.stop, hint="the released code: 9 and 15")
 
     def session(self, context: GenerationContext) -> VafSession:
         """Raises SettingError on layers that the model does not have, UnsupportedError on a cross-attention model."""
@@ -85,14 +78,8 @@ class VafSession(InterventionSession):
         return not self.neutral
 
     def changed(self, *, prefill: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if self.neutral else self._fusing()
-
-    @contextmanager
-    def _fusing(self) -> Iterator[None]:
         self.fusion.length = self.length
-        with self.context.adapter.routed(), attention_hooks(self.fusion) as seen:
-            yield
-        check_bound(seen, self.layers)
+        return nullcontext() if self.neutral else hooked_attention(self.context.adapter, self.fusion, self.layers)
 
 
 class Fusion(DecoderHook):
@@ -118,9 +105,5 @@ class Fusion(DecoderHook):
         return torch.where(scores > torch.finfo(scores.dtype).min / 2, scores * factor, scores)
 
 
-def vaf(**settings: Any) -> Vaf:
-    """Visual amplification fusion (ClearSight); see :class:`Vaf` for the settings."""
-    return Vaf(**settings)
-
-
+vaf = Vaf
 STRATEGIES = {"vaf": Vaf}

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limelight.decoding.contrast_inputs import disturbed
 from limelight.decoding.contrastive import ContrastSession, amplified, check_range
-from limelight.decoding.strategy import Capabilities, GenerationContext
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method
 from limelight.errors import SettingError
 
 STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Vcd:
+class Vcd(Method):
     """``(1 + alpha) l - alpha l'``, ``l'`` from the noised media; tokens with ``p < beta * max p`` dropped.
 
     Args:
@@ -40,6 +40,9 @@ class Vcd:
     caches. Its scripts pass alpha 1, as here; the sampler's own default is 0.5.
     """
 
+    name = "vcd"
+    capabilities = Capabilities(batches=True, beams=True, second_prompt=True, continues_cache=True)
+
     alpha: float = 1.0
     beta: float = 0.1
     noise_step: int = 500
@@ -52,17 +55,6 @@ class Vcd:
             raise SettingError(
                 f"vcd: expected a noise_step in 0..{STEPS - 1}, got {self.noise_step!r}", hint="the paper: 500"
             )
-
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batches=True, beams=True, second_prompt=True, continues_cache=True
-    )
-
-    @property
-    def name(self) -> str:
-        return "vcd"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
 
     def session(self, context: GenerationContext) -> ContrastSession:
         """Raises SettingError if the processor's tensors are not available."""
@@ -116,9 +108,5 @@ def _counts(inputs: Mapping[str, Any]) -> Iterator[list[int]]:
             yield [int(n) for n in value.prod(dim=-1)]
 
 
-def vcd(**settings: Any) -> Vcd:
-    """Visual contrastive decoding; see :class:`Vcd` for the settings."""
-    return Vcd(**settings)
-
-
+vcd = Vcd
 STRATEGIES = {"vcd": Vcd}

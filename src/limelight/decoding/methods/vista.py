@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from limelight.decoding.contrast_inputs import media_mask, without
-from limelight.decoding.contrastive import check_range
+from limelight.decoding.contrastive import check_range, first_and_last
 from limelight.decoding.instruments import (
     LogitLens,
     check_layers,
@@ -27,16 +27,15 @@ from limelight.decoding.instruments import (
     tensor_of,
 )  # fmt: skip
 from limelight.decoding.intervention import InterventionSession, wide
-from limelight.decoding.strategy import Capabilities, GenerationContext, StepOutput
+from limelight.decoding.strategy import Capabilities, GenerationContext, Method, StepOutput
 from limelight.decoding.streams import second_stream
-from limelight.errors import SettingError
 from limelight.models.runtime.cached_decoder import Stream
 
 PUBLISHED = (26, 31)  # of 32 layers, both included, counted as LogitLens does: the outputs of layers 25 to 30 from 0
 
 
 @dataclass(frozen=True)
-class Vista:
+class Vista(Method):
     """``x <- |x| (x/|x| + y) / |x/|x| + y|`` on every layer's MLP output x; logits ``(1 - alpha) l + alpha mean l_m``.
 
     ``y = strength (1 + max(0, cos(x, -v))) v/|v|``, ``v`` the layer's output at the prompt's last position, with the media
@@ -58,6 +57,9 @@ class Vista:
     the steered model's.
     """
 
+    name = "vista"
+    capabilities = Capabilities(batches=True, second_prompt=True, beams=True)
+
     strength: float = 0.17
     alpha: float = 0.3
     layers: tuple[int, int] | None = None
@@ -67,20 +69,7 @@ class Vista:
             "vista", "strength", self.strength, 0.0, hint="the released scripts: 0.17 for captions, 0.01 for yes/no"
         )
         check_range("vista", "alpha", self.alpha, 0.0, 1.0, hint="the released scripts: 0.3")
-        if self.layers is None:
-            return
-        object.__setattr__(self, "layers", tuple(self.layers))  # lists come from configuration files
-        if len(self.layers) != 2 or self.layers[1] < self.layers[0]:
-            raise SettingError(f"vista: expected layers (first, last), got {self.layers}", hint="the paper: (26, 31)")
-
-    capabilities: ClassVar[Capabilities] = Capabilities(batches=True, second_prompt=True, beams=True)
-
-    @property
-    def name(self) -> str:
-        return "vista"
-
-    def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        object.__setattr__(self, "layers", first_and_last("vista", self.layers, hint="the paper: (26, 31)"))
 
     def session(self, context: GenerationContext) -> VistaSession:
         """Raises SettingError on layers that the model does not have, HookError on layers without an MLP."""
@@ -160,9 +149,5 @@ def steered(x: Tensor, direction: Tensor, strength: float) -> Tensor:
     return out
 
 
-def vista(**settings: Any) -> Vista:
-    """Visual information steering with token-logit augmentation; see :class:`Vista` for the settings."""
-    return Vista(**settings)
-
-
+vista = Vista
 STRATEGIES = {"vista": Vista}

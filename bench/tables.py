@@ -28,6 +28,7 @@ from bench import (
     readme_tables,
     smol_vision,
     speed,
+    start,
     whisper_table,
 )
 
@@ -69,7 +70,7 @@ def _quality() -> dict[str, Any]:
 
 
 def _optional(name: str, render: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
-    """A table of real weights, which not every machine can measure."""
+    """A table of a file that may not be there, such as one of real weights, which not every machine can measure."""
     path = RESULTS / f"{name}.json"
     return lambda: render(json.loads(path.read_text())) if path.exists() else "Not measured yet."
 
@@ -83,7 +84,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "what-helps": readme_tables.helps,
     "cost-short": readme_tables.costs,
     "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),
-    "one-token": lambda: one_token.table(json.loads(one_token.RESULTS.read_text())["rows"]),
+    "one-token": _optional("one_token", lambda found: one_token.table(found["rows"])),
+    "start": _optional("start", lambda found: start.table(found["rows"])),
     "whisper": lambda: whisper_table.filters_table(_whisper()),
     "whisper-kinds": lambda: whisper_table.kinds_table(_whisper()),
     "whisper-segments": lambda: whisper_table.segments_table(_whisper()),

@@ -25,7 +25,7 @@ from limelight.calibrating.labels import INVENTED, SUPPORTED
 from limelight.calibration import FILE, Calibration
 from limelight.demo import questions, scenes, sound_questions, sounds
 from limelight.errors import DataError
-from limelight.models.checkpoints.cache import missing_parts
+from limelight.models.checkpoints.weights_on_disk import missing_parts
 from limelight.models.loading import CALIBRATIONS, packaged
 
 HINTS = ("none", "E-wrong", "C-wrong")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from limelight.errors import DataError, LimelightError
 from limelight.models.checkpoints import whisper_ct2
-from limelight.models.checkpoints.cache import built_once, weights_folder
+from limelight.models.checkpoints.weights_on_disk import built_once, weights_folder
 from recipes import conversions
 
 

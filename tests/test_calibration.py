@@ -22,7 +22,7 @@ from limelight.calibration import (
     spoken,
 )
 from limelight.errors import DataError, SettingError
-from limelight.models.checkpoints.cache import FETCHED
+from limelight.models.checkpoints.weights_on_disk import FETCHED
 from limelight.models.loading import calibration_for, packaged, shipped_calibration
 
 MADE = Calibration(

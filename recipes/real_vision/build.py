@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.models.checkpoints.cache import weights_folder
 from limelight.models.checkpoints.smol_vision import IMAGE_TOKEN, LANGUAGE, TOWER, SmolVision, compose
+from limelight.models.checkpoints.weights_on_disk import weights_folder
 from recipes.demo_vision.text import Packer
 from recipes.real_vision.nouns import NOUNS
 from recipes.real_vision.scenes import GRID

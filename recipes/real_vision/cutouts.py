@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from limelight.cache import cache_folder
 from limelight.errors import DataError
+from limelight.user_cache_dir import user_cache_dir
 from recipes.real_vision.nouns import NOUNS, noun_of
 
 SPLITS = ("train", "dev", "test")
@@ -62,7 +62,7 @@ class CutOut:
 
 def home() -> Path:
     """The recipe's folder in the cache: packages, features, checkpoints."""
-    return cache_folder() / "recipes" / "real_vision"
+    return user_cache_dir() / "recipes" / "real_vision"
 
 
 def unpacked(key: str) -> Path:

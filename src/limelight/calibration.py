@@ -19,8 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from limelight.cache import cache_folder
 from limelight.errors import DataError, SettingError
+from limelight.user_cache_dir import user_cache_dir
 
 FORMAT = "limelight calibration 1"
 FILE = "calibration.json"
@@ -177,7 +177,7 @@ def cache_file(model: str) -> Path:
     folder = Path(model).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else model
     readable = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(name).name)[:60]
-    return cache_folder() / "calibrations" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
+    return user_cache_dir() / "calibrations" / f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
 
 
 def find_calibration(model: str, folder: Path | None = None) -> Path | None:

@@ -9,7 +9,7 @@ from bench.smol_vision import KINDS, interval, table
 
 from bench import free_text, free_text_table, quality_smol
 from bench import quality_smol_data as data
-from limelight.models.checkpoints.cache import missing_parts
+from limelight.models.checkpoints.weights_on_disk import missing_parts
 
 
 def test_a_ratio_of_sums_lies_in_its_interval_and_narrows() -> None:

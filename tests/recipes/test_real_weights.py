@@ -15,7 +15,7 @@ from tests.models.checkpoints import ct2
 
 import limelight
 from limelight.errors import DataError
-from limelight.models.checkpoints.cache import FETCHED, weights_folder
+from limelight.models.checkpoints.weights_on_disk import FETCHED, weights_folder
 from recipes import real_weights
 
 

@@ -74,7 +74,7 @@ def models(
 
 def _families(as_json: bool) -> None:
     from limelight.cli import output, terminal
-    from limelight.models.checkpoints.cache import COMPOSED, FETCH, FETCHED, fetched, missing_parts
+    from limelight.models.checkpoints.weights_on_disk import COMPOSED, FETCH, FETCHED, fetched, missing_parts
     from limelight.models.families import GENERIC, families
     from limelight.models.loading import PACKAGED, packaged
 

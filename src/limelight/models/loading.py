@@ -14,8 +14,8 @@ from torch import nn
 from limelight.calibration import AUTO, NONE, Calibration, check_fits, find_calibration, read_calibration
 from limelight.errors import ModelError, NotFiniteError, SettingError
 from limelight.models.adapter import Adapter
-from limelight.models.checkpoints.cache import FETCHED, fetched
 from limelight.models.checkpoints.formats import Convertible, Published, config_of
+from limelight.models.checkpoints.weights_on_disk import FETCHED, fetched
 from limelight.models.families import families
 
 # Settings of from_pretrained: those that say where files come from, and those of the model alone.

@@ -12,8 +12,8 @@ from PIL import Image
 import limelight
 from limelight.errors import ModelError
 from limelight.models.checkpoints import smol_vision
-from limelight.models.checkpoints.cache import weights_folder
 from limelight.models.checkpoints.smol_vision import LANGUAGE, TOWER, compose, merge, pooled
+from limelight.models.checkpoints.weights_on_disk import weights_folder
 from tests.models.checkpoints import smol
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import limelight
-from limelight.cache import cache_folder
 from limelight.errors import ModelError, SettingError
 from limelight.models.checkpoints import whisper_ct2
-from limelight.models.checkpoints.cache import fetched
+from limelight.models.checkpoints.weights_on_disk import fetched
 from limelight.models.loading import _published
+from limelight.user_cache_dir import user_cache_dir
 from tests.models.checkpoints import ct2
 
 
@@ -71,7 +71,7 @@ def test_half_precision_is_kept_on_disk_and_widened_in_memory(tmp_path: Path) ->
 
 def test_converted_once_and_again_after_a_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limelight.load(folder)
-    (converted,) = (cache_folder() / "converted").iterdir()
+    (converted,) = (user_cache_dir() / "converted").iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(whisper_ct2, "write", lambda *_: pytest.fail("converted a second time"))
         limelight.load(folder)
@@ -79,7 +79,7 @@ def test_converted_once_and_again_after_a_change(folder: Path, monkeypatch: pyte
     (folder / "model.bin").touch()
     got = limelight.load(folder).model.state_dict()
     assert torch.equal(got["model.encoder.conv1.weight"], ct2.tiny(seed=1).model.encoder.conv1.weight)
-    assert len(list((cache_folder() / "converted").iterdir())) == 2 and converted.is_dir()
+    assert len(list((user_cache_dir() / "converted").iterdir())) == 2 and converted.is_dir()
 
 
 def test_settings_of_from_pretrained_are_handed_on(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_nothing_is_left_behind_where_conversion_fails(folder: Path) -> None:
     (folder / "model.bin").write_bytes(raw[:-100])
     with pytest.raises(ModelError, match=r"ends at byte \d+, expected \d+ at least"):
         limelight.load(folder)
-    assert not list((cache_folder() / "converted").iterdir())
+    assert not list((user_cache_dir() / "converted").iterdir())
 
 
 @pytest.mark.parametrize(

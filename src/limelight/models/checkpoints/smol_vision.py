@@ -26,9 +26,9 @@ from transformers import (
 
 from limelight.compat import LlavaMultiModalProjector
 from limelight.errors import ModelError
-from limelight.models.checkpoints.cache import COMPOSED, FETCH, missing_parts, weights_folder
 from limelight.models.checkpoints.efficientnet_lite import MEAN, STD, STRIDE, WIDTH, EfficientNetLite
 from limelight.models.checkpoints.formats import dtype_of
+from limelight.models.checkpoints.weights_on_disk import COMPOSED, FETCH, missing_parts, weights_folder
 
 KIND = "smol_vision"  # model_type of what is shipped
 NAME = "smol-vision"

@@ -1,6 +1,6 @@
 """Converting Whisper from CTranslate2's layout (used by faster-whisper): ``model.bin``, ``config.json``, ``tokenizer.json``.
 
-A folder is converted once, into the cache (:mod:`limelight.models.checkpoints.cache`), and is then loaded like any other
+A folder is converted once (:mod:`limelight.models.checkpoints.weights_on_disk`), and is then loaded like any other
 transformers checkpoint. The format is that of CTranslate2's ``Model::load`` (binary version 6): little endian; strings with
 a 16-bit length that includes a final zero byte; for each variable its name, rank, dimensions, type, and bytes; then aliases.
 """
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from limelight.errors import ModelError
-from limelight.models.checkpoints.cache import built_once, fingerprint
 from limelight.models.checkpoints.formats import Weights, fill
+from limelight.models.checkpoints.weights_on_disk import built_once, fingerprint
 
 VERSION = 6
 SPEC = "WhisperSpec"

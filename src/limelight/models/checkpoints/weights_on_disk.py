@@ -12,8 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from limelight.cache import VARIABLE, cache_folder
 from limelight.errors import ModelError
+from limelight.user_cache_dir import VARIABLE, user_cache_dir
 
 FETCH = "python -m recipes.real_weights"  # in a checkout of the repository; `make real` for all
 # errors of a full, read-only or forbidden place
@@ -34,7 +34,7 @@ COMPOSED = {"smol-vision": ("smollm2-135m-instruct", "efficientnet-lite2")}
 
 def weights_folder(name: str) -> Path:
     """Return the folder of the weights of a fetched model, or of a part of one."""
-    return cache_folder() / "weights" / name
+    return user_cache_dir() / "weights" / name
 
 
 def fetched(name: str) -> Path:
@@ -72,7 +72,7 @@ def built_once(name: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         ModelError: the cache folder cannot be written (permissions, or no space left).
     """
-    place = cache_folder() / name
+    place = user_cache_dir() / name
     if place.is_dir():
         return place
     with _writing(place.parent):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from limelight.cache import cache_folder
 from limelight.errors import ModelError
-from limelight.models.checkpoints.cache import built_once
+from limelight.models.checkpoints.weights_on_disk import built_once
+from limelight.user_cache_dir import user_cache_dir
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,8 @@ def test_a_folder_is_built_once() -> None:
         calls.append(folder)
         (folder / "x").write_text("1")
 
-    assert built_once(Path("a/b"), build) == built_once(Path("a/b"), build) == cache_folder() / "a" / "b"
-    assert len(calls) == 1 and (cache_folder() / "a" / "b" / "x").read_text() == "1"
+    assert built_once(Path("a/b"), build) == built_once(Path("a/b"), build) == user_cache_dir() / "a" / "b"
+    assert len(calls) == 1 and (user_cache_dir() / "a" / "b" / "x").read_text() == "1"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_full_disk(error: Exception) -> None:
     with pytest.raises(ModelError, match="No space left") as caught:
         built_once(Path("a/b"), build)
     assert "LIMELIGHT_CACHE" in caught.value.hint
-    assert not list((cache_folder() / "a").iterdir())
+    assert not list((user_cache_dir() / "a").iterdir())
 
 
 def test_a_file_that_cannot_be_read_is_not_the_caches_fault() -> None:

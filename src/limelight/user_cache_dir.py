@@ -8,7 +8,7 @@ from pathlib import Path
 VARIABLE = "LIMELIGHT_CACHE"
 
 
-def cache_folder() -> Path:
+def user_cache_dir() -> Path:
     """Return ``$LIMELIGHT_CACHE``, else ``limelight`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     own = os.environ.get(VARIABLE)
     if own:

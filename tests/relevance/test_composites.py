@@ -24,7 +24,7 @@ from limelight.relevance.composites import (
     RELEASED_AUDIO,
     Composite,
 )
-from limelight.relevance.kind import replace_forward
+from limelight.relevance.kind import replaced
 from limelight.relevance.rules import divided
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
 from tests.zoo import ZOO
@@ -97,9 +97,9 @@ def test_a_forward_that_was_put_on_an_instance_is_kept_and_called() -> None:
     assert norm.__dict__["forward"] is theirs
 
 
-def test_replace_forward_puts_back_exactly_what_was_there() -> None:
+def test_replaced_puts_back_exactly_what_was_there() -> None:
     module = torch.nn.Identity()
-    undo = replace_forward(module, lambda x: x + 1)
+    undo = replaced(module, lambda x: x + 1)()
     assert float(module(torch.zeros(()))) == 1
     undo()
     assert "forward" not in vars(module)

@@ -15,7 +15,7 @@ from limelight.errors import SettingError
 from limelight.relevance import layers
 from limelight.relevance.classify import classify_modules, layer_kinds
 from limelight.relevance.composites import ATTN_LRP, COMPOSITES, Composite
-from limelight.relevance.kind import hooked, replace_forward, replaced
+from limelight.relevance.kind import hooked, replaced
 from tests.tiny import built
 
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ def test_a_rule_for_a_kind_that_does_not_exist() -> None:
 def test_what_is_put_on_comes_off() -> None:
     module = nn.Identity()
     undo = replaced(module, lambda x: x + 1)()
-    inner = replace_forward(module, lambda x: x + 2)
+    inner = replaced(module, lambda x: x + 2)()
     assert module(torch.zeros(1)) == 2
     inner()
     assert module(torch.zeros(1)) == 1

@@ -39,7 +39,7 @@ def test_nothing_is_lost_at_a_rotation(seed: int) -> None:
 def test_all_dimensions_of_a_llama_rotate() -> None:
     model = llava()
     adapter = Adapter(model)
-    found = rotations_of(adapter, adapter.capture(llava_inputs(model))).layers
+    found = rotations_of(adapter, adapter.capture(llava_inputs(model)))
     assert set(found) == {0, 1}
     assert all(bool(mask.all()) for pair in found.values() for mask in pair)
 
@@ -49,7 +49,7 @@ def test_layers_without_positions_and_parts_of_heads() -> None:
     for name in ("cohere2_vision", "glm4v"):
         adapter = built(name, torch.float32)
         _, call, _ = prompt(name, adapter)
-        sizes = {layer: int(q.sum()) for layer, (q, _) in rotations_of(adapter, call).layers.items()}
+        sizes = {layer: int(q.sum()) for layer, (q, _) in rotations_of(adapter, call).items()}
         if name == "glm4v":
             assert set(sizes.values()) == {adapter.traits.head_dim // 2}
         else:

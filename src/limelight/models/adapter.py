@@ -25,7 +25,7 @@ from limelight.models.inputs.position_mask import PLACES
 from limelight.models.inputs.ready_masks import reaches
 from limelight.models.inputs.side_features import Embedder
 from limelight.models.runtime.attention import no_attention_hooks, switched
-from limelight.models.runtime.capture import DecoderCall, capture
+from limelight.models.runtime.capture import DecoderCall, capture, last_hidden
 from limelight.models.runtime.locks import lock_of
 from limelight.models.runtime.module_table import ModuleTable
 from limelight.models.runtime.offload import device_of
@@ -332,7 +332,7 @@ class Adapter:
         zeros at positions before the prompt's own."""
         with self.routed():
             out = self.decoder(use_cache=False, **call.arguments(embeds))
-        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        hidden = last_hidden(out)
         if not isinstance(hidden, Tensor):
             raise HookError(f"the decoder returned {type(hidden).__name__}, expected hidden states", hint="report this")
         hidden = hidden.to(call.embeds.device)

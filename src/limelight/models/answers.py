@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from limelight.errors import PromptError
-from limelight.models.prompts import Message, Reader, as_messages, rendered, split_media
+from limelight.models.adapter import Adapter
+from limelight.models.prompts import Message, as_messages, rendered, split_media
 from limelight.types import Prompt
 
 _FILLERS = ("0", "?", "a b")  # no answer begins and ends with the tokens of all three
 
 
-class PromptReader(Reader, Protocol):
-    def prepare(self, messages: Any, media: Any = None, *, regions: bool = True) -> Prompt: ...
-
-
-def answer_tokens(adapter: Reader, messages: Sequence[Message], answer: str) -> tuple[int, ...]:
+def answer_tokens(adapter: Adapter, messages: Sequence[Message], answer: str) -> tuple[int, ...]:
     """Return the token ids of ``answer`` as a continuation of the prompt of ``messages``, without an end-of-text token.
 
     If the chat template writes a space between prompt and answer (LLaVA's ``ASSISTANT: Yes``), it is added, since engines
@@ -43,7 +40,7 @@ def answer_tokens(adapter: Reader, messages: Sequence[Message], answer: str) -> 
     return _checked(adapter, ids)
 
 
-def _checked(adapter: Reader, ids: Sequence[int]) -> tuple[int, ...]:
+def _checked(adapter: Adapter, ids: Sequence[int]) -> tuple[int, ...]:
     placeholders = [t for t in ids if t in adapter.placeholders]
     if placeholders:
         raise PromptError(
@@ -53,7 +50,7 @@ def _checked(adapter: Reader, ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(t) for t in ids)
 
 
-def _blank(adapter: Reader, turns: list[dict[str, Any]], before: str, answer: str) -> str:
+def _blank(adapter: Adapter, turns: list[dict[str, Any]], before: str, answer: str) -> str:
     """Return the white space that the chat template writes between prompt and answer."""
     if not any(getattr(o, "chat_template", None) for o in (adapter.processor, adapter.tokenizer)):
         return "" if before[-1:].isspace() or before.endswith(_special(adapter)) else " "
@@ -63,11 +60,11 @@ def _blank(adapter: Reader, turns: list[dict[str, Any]], before: str, answer: st
     return behind[: behind.find(answer)] if behind.lstrip().startswith(answer.strip()) and answer in behind else ""
 
 
-def _special(adapter: Reader) -> tuple[str, ...]:
+def _special(adapter: Adapter) -> tuple[str, ...]:
     return tuple(str(t) for t in getattr(adapter.tokenizer, "all_special_tokens", ()))
 
 
-def earlier_answers(adapter: PromptReader, messages: Sequence[Message], prompt: Prompt) -> tuple[tuple[int, int], ...]:
+def earlier_answers(adapter: Adapter, messages: Sequence[Message], prompt: Prompt) -> tuple[tuple[int, int], ...]:
     """Return the positions of the assistant's turns in ``prompt``: half-open ranges, in order.
 
     They are the positions that change when the turn's text is replaced, which works with any chat template. Turns that the
@@ -92,7 +89,7 @@ def earlier_answers(adapter: PromptReader, messages: Sequence[Message], prompt: 
 
 
 def _changed(
-    adapter: PromptReader, turns: list[dict[str, Any]], others: list[list[dict[str, Any]]], ids: list[int]
+    adapter: Adapter, turns: list[dict[str, Any]], others: list[list[dict[str, Any]]], ids: list[int]
 ) -> tuple[int, int] | None:
     """Return the range of ``ids`` that differs in at least one of ``others``, or None.
 
@@ -109,7 +106,7 @@ def _changed(
     return None if start >= stop else (len(ids) - tail, len(ids) - len(texts[0]) + stop)
 
 
-def _text_ids(adapter: Reader, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def _text_ids(adapter: Adapter, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     turns, _ = split_media(messages)
     return list(adapter.tokenizer(rendered(adapter, turns), add_special_tokens=False)["input_ids"])
 

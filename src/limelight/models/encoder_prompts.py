@@ -6,9 +6,9 @@ start token is the complete decoder prompt: ``<|startoftranscript|><|de|><|trans
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,34 +16,17 @@ from limelight.errors import MediaError, PromptError
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
 from limelight.media.truncation import check_not_truncated
-from limelight.models.families import Family
 from limelight.models.inputs.encoder_decoder import ENCODER_DECODER, EncoderDecoder
 from limelight.models.runtime.machine import machine_failed
 from limelight.models.template import template_positions
 from limelight.types import Inputs, Interval, Prompt, Span
 
-
-class Reader(Protocol):
-    """The parts of an :class:`~limelight.models.adapter.Adapter` that prepare a prompt."""
-
-    model: Any
-    processor: Any
-    encoder: EncoderDecoder | None
-    family: Family
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def complete(self, inputs: Mapping[str, Any]) -> dict[str, Any]: ...
-
-    def words(self, inputs: Mapping[str, Any]) -> tuple[str, ...]: ...
+if TYPE_CHECKING:
+    from limelight.models.adapter import Adapter
 
 
 def prepare(
-    adapter: Reader, encoder: EncoderDecoder, turns: Sequence[Mapping[str, Any]], found: Mapping[str, list[Any]]
+    adapter: Adapter, encoder: EncoderDecoder, turns: Sequence[Mapping[str, Any]], found: Mapping[str, list[Any]]
 ) -> Prompt:
     """Prepare one row: the encoder's input and the decoder's ids.
 
@@ -64,13 +47,20 @@ def prepare(
     words = " ".join(i["text"].strip() for t in turns for i in t["content"] if i["type"] == "text").strip()
     duration: float | None = None
     if encoder.kind == "audio":
-        rate = _rate(adapter)
+        extractor = _part(adapter, "feature extractor")
+        rate = int(getattr(extractor, "sampling_rate", 16000))
         samples = read_audio(found["audio"][0], rate)
-        tensors, duration = _audio_features(adapter, samples, rate), len(samples) / rate
+        duration = len(samples) / rate
+
+        def process(audio: list[Any]) -> Any:
+            return extractor(audio, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
+
+        tensors = _processed(process, [samples])
+        check_not_truncated(process, [samples], tensors, rate, adapter.processor)
         media: dict[str, list[Any]] = {"audio": [(samples, rate)]}
     else:
         picture = read_image(found["image"][0])
-        tensors = _processed(lambda: _image_processor(adapter)(images=[picture], return_tensors="pt"))
+        tensors = _processed(_part(adapter, "image processor"), images=[picture], return_tensors="pt")
         media = {"image": [picture]}
     device, dtype = adapter.device, adapter.model.dtype
     tensors = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
@@ -85,7 +75,7 @@ def prepare(
     return Prompt(inputs, tokens, (span,), media, template=inputs.template)
 
 
-def decoder_ids(adapter: Reader, encoder: EncoderDecoder, words: str, tensors: Mapping[str, Any]) -> list[int]:
+def decoder_ids(adapter: Adapter, encoder: EncoderDecoder, words: str, tensors: Mapping[str, Any]) -> list[int]:
     """Return the decoder's start ids for the text ``words``."""
     tokenizer = adapter.tokenizer
     if tokenizer is None:
@@ -99,39 +89,17 @@ def decoder_ids(adapter: Reader, encoder: EncoderDecoder, words: str, tensors: M
     return [*encoder.start, *text]
 
 
-def _rate(adapter: Reader) -> int:
-    return int(getattr(_extractor(adapter), "sampling_rate", 16000))
-
-
-def _extractor(adapter: Reader) -> Any:
-    found = getattr(adapter.processor, "feature_extractor", None)
+def _part(adapter: Adapter, name: str) -> Any:
+    found = getattr(adapter.processor, name.replace(" ", "_"), None)
     if found is None:
-        raise PromptError("the processor has no feature extractor", hint="limelight.wrap(model, processor)")
+        raise PromptError(f"the processor has no {name}", hint="limelight.wrap(model, processor)")
     return found
 
 
-def _image_processor(adapter: Reader) -> Any:
-    found = getattr(adapter.processor, "image_processor", None)
-    if found is None:
-        raise PromptError("the processor has no image processor", hint="limelight.wrap(model, processor)")
-    return found
-
-
-def _processed(process: Any) -> dict[str, Any]:
+def _processed(process: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     try:
-        return dict(process())
+        return dict(process(*args, **kwargs))
     except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
         if machine_failed(error):
             raise
         raise PromptError(f"the model's processor rejected the media: {error}", hint="check the file") from error
-
-
-def _audio_features(adapter: Reader, samples: Any, rate: int) -> dict[str, Any]:
-    extractor = _extractor(adapter)
-
-    def process(audio: list[Any]) -> Any:
-        return extractor(audio, sampling_rate=rate, return_attention_mask=True, return_tensors="pt")
-
-    out = _processed(lambda: process([samples]))
-    check_not_truncated(process, [samples], out, rate, adapter.processor)
-    return out

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from limelight.errors import LimelightError, MediaError, PromptError
 from limelight.media.arguments import by_kind, decoded
@@ -20,7 +19,10 @@ from limelight.models import encoder_prompts
 from limelight.models.regions import Process, located, originals, timed
 from limelight.models.runtime.machine import machine_failed
 from limelight.models.template import template_positions
-from limelight.types import MODALITIES, Clip, Inputs, Modality, Prompt, Span
+from limelight.types import MODALITIES, Clip, Inputs, Prompt
+
+if TYPE_CHECKING:
+    from limelight.models.adapter import Adapter
 
 Message = Mapping[str, Any]
 _MEDIA_KINDS = ("image", "audio", "video")
@@ -32,18 +34,8 @@ _NAMES = {  # in the chat formats of Hugging Face and OpenAI
 SHORT = 0.2  # seconds of audio that may be too short for one position
 
 
-class Reader(encoder_prompts.Reader, Protocol):
-    """The parts of an :class:`~limelight.models.adapter.Adapter` that prepare a prompt."""
-
-    placeholders: dict[int, Modality]
-
-    def modality_ids(self, inputs: Mapping[str, Any]) -> Tensor: ...
-
-    def spans(self, inputs: Mapping[str, Any]) -> tuple[Span, ...]: ...
-
-
 def prepare(
-    adapter: Reader,
+    adapter: Adapter,
     messages: Sequence[Message] | Message | str,
     media: Any = None,
     *,
@@ -114,7 +106,7 @@ def prepare(
     return Prompt(tensors, tokens, spans, kept, messages, tensors.template)
 
 
-def _present(adapter: Reader, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:
+def _present(adapter: Adapter, tensors: Mapping[str, Any], found: Mapping[str, list[Any]]) -> set[str]:
     """Return the modalities that have a position."""
     try:
         return {MODALITIES[i] for i in set(adapter.modality_ids(tensors).flatten().tolist())}
@@ -230,7 +222,7 @@ def split_media(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], dict
     return turns, found
 
 
-def _accepted(adapter: Reader) -> tuple[str, ...]:
+def _accepted(adapter: Adapter) -> tuple[str, ...]:
     """Return the media kinds that the processor accepts. Frames may have their own token, or be images (SmolVLM, InternVL)."""
     processor = adapter.processor
     parts = {
@@ -246,7 +238,7 @@ def _accepted(adapter: Reader) -> tuple[str, ...]:
     )
 
 
-def sampling_rate(adapter: Reader) -> int:
+def sampling_rate(adapter: Adapter) -> int:
     """Return the sampling rate of the model's feature extractor in Hz."""
     processor = adapter.processor
     extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
@@ -254,7 +246,7 @@ def sampling_rate(adapter: Reader) -> int:
 
 
 def _tensors(
-    adapter: Reader, turns: list[dict[str, Any]], found: dict[str, list[Any]]
+    adapter: Adapter, turns: list[dict[str, Any]], found: dict[str, list[Any]]
 ) -> tuple[dict[str, Any], Process]:
     """Return the processor's output on the model's device, and a function that processes other media in the same prompt."""
     processor = adapter.processor
@@ -331,7 +323,7 @@ def video_metadata(clip: Clip) -> Any:
     )  # fmt: skip
 
 
-def rendered(adapter: Reader, turns: list[dict[str, Any]], *, finished: bool = False) -> str:
+def rendered(adapter: Adapter, turns: list[dict[str, Any]], *, finished: bool = False) -> str:
     """Render the turns with the model's chat template, with one placeholder per medium and the start of the answer;
     ``finished``: without the start of an answer."""
     processor = adapter.processor

@@ -197,49 +197,52 @@ def _joined(outer: _Block | None, mine: _Block, hooks: tuple[AttentionHook, ...]
     return [*kept, *mine.last]
 
 
-Structure = tuple[object, ...]
-_MATCHES: WeakKeyDictionary[nn.Module, tuple[Structure, list[ModuleMatch]]] = WeakKeyDictionary()
-_GATES: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
-_DIFFERENTIABLE: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
+_FACTS: WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], dict[str, Any]]] = WeakKeyDictionary()
 
 
-def structure(adapter: Adapter) -> Structure:
+def structure(adapter: Adapter) -> tuple[object, ...]:
     """Return the identity of the current modules and weights, which adapters and quantisers may replace."""
     return adapter.table().identity
+
+
+def facts(adapter: Adapter) -> dict[str, Any]:
+    """Return what is known about a model's decoder and head, by name; empty again after a module or weight is replaced."""
+    now = structure(adapter)
+    known = _FACTS.get(adapter.decoder)
+    if known is None or known[0] != now:
+        known = _FACTS[adapter.decoder] = (now, {})
+    return known[1]
 
 
 def matches_of(adapter: Adapter) -> list[ModuleMatch]:
     """Return the matches of a model's modules, cached until modules are replaced."""
     with adapter.exclusive():  # modules are probed by running them
-        now = structure(adapter)
-        known = _MATCHES.get(adapter.decoder)
-        if known is None or known[0] != now:
+        known = facts(adapter)
+        if "matches" not in known:
             with set_aside(adapter):
-                known = _MATCHES[adapter.decoder] = (now, classify_modules(adapter.decoder))
-    return known[1]
+                known["matches"] = classify_modules(adapter.decoder)
+    found: list[ModuleMatch] = known["matches"]
+    return found
 
 
 def require_gradients(adapter: Adapter) -> None:
     """Raise NotDifferentiableError if a linear layer or the head does not propagate gradients."""
-    now = structure(adapter)
-    if _DIFFERENTIABLE.get(adapter.decoder) != now:
+    known = facts(adapter)
+    if "differentiable" not in known:
         deciding = {id(r) for m in adapter.decoder.layers.modules() for _, r in routers(m)}
         parts = [(n, m) for n, m in adapter.decoder.layers.named_modules(prefix="layers") if id(m) not in deciding]
         with set_aside(adapter):
             check_differentiable([*parts, ("the head", adapter.head)])
-        _DIFFERENTIABLE[adapter.decoder] = now
+        known["differentiable"] = True
 
 
 @contextmanager
 def gates_checked(adapter: Adapter) -> Iterator[tuple[AttentionHook, ...]]:
     """Check the first forward inside: attention gates must compute what their rule assumes. Yields the hook to activate."""
-    now = structure(adapter)
-    if _GATES.get(adapter.decoder) == now:
-        yield ()
-        return
-    gates = [match for match in matches_of(adapter) if match.kind == gated_attention.KIND.name]
+    known = facts(adapter)
+    gates = [m for m in matches_of(adapter) if m.kind == gated_attention.KIND.name] if "gates" not in known else []
     if not gates:
-        _GATES[adapter.decoder] = now
+        known["gates"] = True
         yield ()
         return
     runs: list[int] = []
@@ -250,7 +253,7 @@ def gates_checked(adapter: Adapter) -> Iterator[tuple[AttentionHook, ...]]:
     finally:
         handle.remove()
     if runs:
-        _GATES[adapter.decoder] = now
+        known["gates"] = True
 
 
 def _backward(adapter: Adapter, composite: Composite) -> Attachment:

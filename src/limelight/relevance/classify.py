@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 from torch import nn
@@ -39,24 +39,38 @@ def classify_modules(decoder: nn.Module) -> list[ModuleMatch]:
         UnknownKindError: a module with parameters has no known kind.
     """
     matches = [m for kind in layer_kinds() if kind.of_decoder for m in kind.recognise("", decoder)]
-    covered: set[int] = set()
-    for name, module in _parts(decoder):
-        if id(module) in covered:
-            continue
-        for kind in layer_kinds():
-            found = [] if kind.of_decoder else list(kind.recognise(name, module))
-            matches += found
-            covered.update(id(inner) for match in found for inner in match.covers)
-            if any(match.module is module for match in found):
-                break
-        else:
-            refuse_unknown(name, module)
+    matches += match_modules(_parts(decoder), refuse_unknown)
     missing = {"norm", "attention"} - {match.kind for match in matches}
     if missing:
         raise UnknownKindError(
             f"expected norms and attention in {type(decoder).__name__}, found no {' and no '.join(sorted(missing))}",
             hint="run `limelight models --check` on this checkpoint",
         )
+    return matches
+
+
+def match_modules(
+    modules: Iterable[tuple[str, nn.Module]], refuse: Callable[[str, nn.Module], None]
+) -> list[ModuleMatch]:
+    """Match modules to the first kind that recognises them; ``refuse`` is called with those of none.
+
+    Raises:
+        UnknownKindError: a module looks like a kind but computes something different.
+    """
+    matches: list[ModuleMatch] = []
+    covered: set[int] = set()
+    kinds = [kind for kind in layer_kinds() if not kind.of_decoder]
+    for name, module in modules:
+        if id(module) in covered:
+            continue
+        for kind in kinds:
+            found = list(kind.recognise(name, module))
+            matches += found
+            covered.update(id(inner) for match in found for inner in match.covers)
+            if any(match.module is module for match in found):
+                break
+        else:
+            refuse(name, module)
     return matches
 
 

@@ -25,7 +25,7 @@ from limelight.models.adapter import Adapter
 from limelight.models.detect import media_tensors
 from limelight.models.runtime.attention import attention_hooks, configs_of, switched
 from limelight.models.runtime.capture import DecoderCall
-from limelight.relevance.classify import layer_kinds, refuse_unknown
+from limelight.relevance.classify import match_modules, refuse_unknown
 from limelight.relevance.composites import Composite
 from limelight.relevance.kind import ModuleMatch, nothing
 from limelight.relevance.layers import residual
@@ -229,34 +229,19 @@ def encoder_matches(parts: Mapping[str, nn.Module], attending: Mapping[str, nn.M
     Raises:
         UnknownKindError: a module is of none; it is named.
     """
-    matches: list[ModuleMatch] = []
-    covered: set[int] = set()
-    for name, module in parts.items():
-        if id(module) in covered or isinstance(module, (*_CONVOLUTIONS, nn.Embedding)):
-            continue
-        found: list[ModuleMatch] = []
-        for kind in layer_kinds():
-            try:
-                found = [] if kind.of_decoder else list(kind.recognise(name, module))
-            except UnknownKindError as error:
-                raise UnknownKindError(f"in the encoder, {name}: {error.message}", hint=_INSTEAD) from error
-            matches += found
-            covered.update(id(inner) for match in found for inner in match.covers)
-            if any(match.module is module for match in found):
-                break
-        else:
-            if name not in attending:
-                _refuse(name, module)
-    layers = {name.rpartition(".")[0] for name in attending}
-    return [*matches, *(ModuleMatch(residual.KIND.name, name, parts[name]) for name in layers if name in parts)]
+    linear = (*_CONVOLUTIONS, nn.Embedding)
 
+    def refuse(name: str, module: nn.Module) -> None:
+        loose = [p for p in module.parameters(recurse=False) if p.ndim > 1]
+        constants = bool(loose) and all(
+            p.ndim == 3 and p.shape[0] == 1 for p in loose
+        )  # learned tokens, positions [1, N, D]
+        if name not in attending and not constants:
+            refuse_unknown(name, module)
 
-def _refuse(name: str, module: nn.Module) -> None:
-    """Raise for parameters that no rule covers; learned tokens and positions ``[1, N, D]`` are allowed as constants."""
-    loose = [p for p in module.parameters(recurse=False) if p.ndim > 1]
-    if loose and all(p.ndim == 3 and p.shape[0] == 1 for p in loose):
-        return
     try:
-        refuse_unknown(name, module)
+        matches = match_modules(((n, m) for n, m in parts.items() if not isinstance(m, linear)), refuse)
     except UnknownKindError as error:
         raise UnknownKindError(f"in the encoder, {error.message}", hint=_INSTEAD) from error
+    layers = {name.rpartition(".")[0] for name in attending}
+    return [*matches, *(ModuleMatch(residual.KIND.name, name, parts[name]) for name in layers if name in parts)]

@@ -66,28 +66,20 @@ class LayerKind:
     of_decoder: bool = False
 
 
-def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Undo:
-    """Replace the forward of one instance; the undo restores exactly the previous one (accelerate sets its own)."""
-    before = module.__dict__.get("forward")
-
-    def undo() -> None:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
-
-    module.__dict__["forward"] = forward
-    return undo
-
-
 class Replacement:
-    """Sets ``forward`` on ``module`` when called. An attachment exchanges many of these directly."""
+    """Sets ``forward`` on one instance when called; the undo restores exactly the previous one (accelerate sets its own).
+
+    :class:`limelight.relevance.attachment.Attachment` exchanges many of these directly.
+    """
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         self.module, self.forward = module, forward
 
     def __call__(self) -> Undo:
-        return replace_forward(self.module, self.forward)
+        own = vars(self.module)
+        before = own.get("forward")
+        own["forward"] = self.forward
+        return lambda: own.pop("forward") if before is None else own.update(forward=before)
 
 
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Attach:

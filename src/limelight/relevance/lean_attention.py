@@ -133,10 +133,5 @@ def lean_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     """
     mask = None if mask is None else mask.expand(-1, -1, q.shape[2], -1)  # a mask row shared by all queries
     pieces = pieces_of(mask, q.shape[2], k.shape[2], block)
-    if not torch.is_grad_enabled() or not any(x.requires_grad for x in (q, k, v)):
-        out = q.new_empty((*q.shape[:-1], v.shape[-1]))
-        for at, _, _, _, value, weights in _Blocks(q, k, v, mask, scale, pieces):
-            out[:, :, at] = torch.matmul(weights, value)
-        return out
     attended: Tensor = _Attend.apply(q, k, v, mask, scale, pieces)  # type: ignore[no-untyped-call]
     return attended

@@ -18,32 +18,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook, attention_hooks
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance import rules
-from limelight.relevance.attachment import Structure, structure
+from limelight.relevance.attachment import facts
 from limelight.relevance.mode import Divisors
 
 STEP = 31  # by how much positions are shifted to detect rotations
 _INSTEAD = "use attnlrp, which has no part for positions"
-_ROTATED: WeakKeyDictionary[nn.Module, tuple[Structure, dict[int, tuple[Tensor, Tensor]]]] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
-class Rotations:
-    """Map each layer to the dimensions of query and key heads that rotate with the position, bool ``[d]`` each."""
-
-    layers: Mapping[int, tuple[Tensor, Tensor]]
+Rotations = Mapping[int, tuple[Tensor, Tensor]]  # layer -> dimensions of query and key heads that rotate, bool [d] each
 
 
 class PositionHook(AttentionHook):
@@ -57,7 +51,7 @@ class PositionHook(AttentionHook):
 
     def __init__(self, adapter: Adapter, rotations: Rotations, divisors: Divisors, rows: int, length: int) -> None:
         self.only = frozenset(id(m) for m in adapter.attention_layers.values())
-        self.rotations, self.divisors = rotations.layers, divisors
+        self.rotations, self.divisors = rotations, divisors
         device, dtype = adapter.device, torch.promote_types(adapter.model.dtype, torch.float32)
         self.positions = torch.ones(rows, length, device=device, dtype=dtype, requires_grad=True)
 
@@ -93,10 +87,9 @@ def rotations_of(adapter: Adapter, call: DecoderCall) -> Rotations:
         UnsupportedError: the decoder takes no position ids, has learned positions, reads other states by cross-attention, or
             no query rotates.
     """
-    now = structure(adapter)
-    known = _ROTATED.get(adapter.decoder)
-    if known is not None and known[0] == now:
-        return Rotations(known[1])
+    known: dict[str, Rotations] = facts(adapter)
+    if "rotations" in known:
+        return known["rotations"]
     name = type(adapter.decoder).__name__
     if call.front:
         raise UnsupportedError(f"{name} reads media by cross-attention, which does not rotate", hint=_INSTEAD)
@@ -113,12 +106,10 @@ def rotations_of(adapter: Adapter, call: DecoderCall) -> Rotations:
             f"expected values of {name} not to depend on their positions (learned position embeddings cause that)",
             hint=_INSTEAD,
         )
-    found = {layer: tuple(_rotated(name, before, after, layer, side) for side in (0, 1)) for layer in before.kept}
-    if not any(bool(m.any()) for pair in found.values() for m in pair):
+    layers = {n: (_rotated(name, before, after, n, 0), _rotated(name, before, after, n, 1)) for n in before.kept}
+    if not any(bool(m.any()) for pair in layers.values() for m in pair):
         raise UnsupportedError(f"expected queries of {name} to rotate with their positions, none does", hint=_INSTEAD)
-    layers = {layer: (pair[0], pair[1]) for layer, pair in found.items()}
-    _ROTATED[adapter.decoder] = (now, layers)
-    return Rotations(layers)
+    return known.setdefault("rotations", layers)
 
 
 class _Seen(AttentionHook):

@@ -94,15 +94,10 @@ def uniform(x: Tensor, parts: int) -> Tensor:
     return out
 
 
-def stop(x: Tensor) -> Tensor:
-    """Stop the relevance."""
-    return x.detach()
-
-
 def divided(x: Tensor, parts: int) -> Tensor:
     """Divide the gradient by ``parts``; 0 stops it, 1 leaves it unchanged."""
     if parts == 0:
-        return stop(x)
+        return x.detach()
     return x if parts == 1 else uniform(x, parts)
 
 

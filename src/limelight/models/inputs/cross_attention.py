@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from limelight.models.inputs.decoder_inputs import DECODER
 from limelight.models.inputs.encoder_decoder import STATES
-from limelight.models.inputs.side_features import Found, Media, SideFeatureKind, no_media
+from limelight.models.inputs.side_features import Found, Media, SideFeatureKind, SideFeatures
 from limelight.models.runtime.attention import CROSS_ATTENTION, is_attention, number_of
 from limelight.models.spans import tower_side
 from limelight.types import MODALITIES, Modality, Region, Span
@@ -27,7 +27,7 @@ NAMES = ("cross_attention_states", STATES)
 
 
 @dataclass(frozen=True)
-class CrossAttentionStates:
+class CrossAttentionStates(SideFeatures):
     """A decoder argument with the states that it attends to, stored at the first positions of the leaf.
 
     Attributes:
@@ -60,17 +60,12 @@ class CrossAttentionStates:
     def entrance(self) -> object:
         return (self.name, self.masks)
 
-    def widened(self, embeds: Tensor) -> Tensor:
-        return _padded(embeds, max(self.width or 0, embeds.shape[-1]))
+    @property
+    def leaf_width(self) -> int:
+        return self.width or 0
 
     def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         return dict(kept)
-
-    def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
-        return DECODER.repeat(kept, rows)
-
-    def probe(self, leaf: Tensor, kept: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
-        return leaf, self.spread(kept, rows)
 
     def arguments(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         states, words = leaf[:, : self.count, : self.width], leaf[:, self.count :, : self.words_width]
@@ -131,7 +126,7 @@ def _padded(x: Tensor, width: int) -> Tensor:
     return x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]))
 
 
-def find_cross_attention(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
+def find_cross_attention(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = lambda: None) -> Found | None:
     """Find states ``[B or more, n, D]`` among the arguments and build the leaf ``[B, N + T, D]`` and the mask ``[B, N]`` of
     attended states; None if no argument contains states."""
     batch, _, width = embeds.shape

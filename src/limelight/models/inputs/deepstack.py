@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from limelight.models.inputs.decoder_inputs import DECODER
-from limelight.models.inputs.side_features import Found, Media, SideFeatureKind, no_media
+from limelight.models.inputs.side_features import Found, Media, SideFeatureKind, SideFeatures
 
 
 @dataclass(frozen=True)
-class DeepstackFeatures:
+class DeepstackFeatures(SideFeatures):
     """A decoder argument with features of some positions, for one or more layers.
 
     Attributes:
@@ -43,22 +43,8 @@ class DeepstackFeatures:
         return (self.where,)
 
     @property
-    def front(self) -> int:
-        return 0
-
-    @property
-    def entrance(self) -> object:
-        return self
-
-    def widened(self, embeds: Tensor) -> Tensor:
-        missing = (1 + self.count) * self.width - embeds.shape[-1]
-        return torch.nn.functional.pad(embeds, (0, missing)) if missing else embeds
-
-    def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        return {}
-
-    def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
-        return DECODER.repeat(kept, rows)
+    def leaf_width(self) -> int:
+        return (1 + self.count) * self.width
 
     def probe(self, leaf: Tensor, kept: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
         everywhere = {k: torch.ones_like(v) for k, v in self.spread(kept, rows).items()}
@@ -75,10 +61,8 @@ class DeepstackFeatures:
         named = features if self.keys is None else dict(zip(self.keys, features, strict=True))
         return {**given, self.name: named, self.where: where}
 
-    step = arguments
 
-
-def find_deepstack(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
+def find_deepstack(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = lambda: None) -> Found | None:
     """Find the features among a decoder's arguments and build the combined leaf; None if there are none of this kind.
 
     An argument declared as features matches if it contains tensors ``[N, D]``, D the embeddings' width, N the number of

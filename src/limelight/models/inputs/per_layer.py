@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limelight.models.inputs.side_features import Embedder, Found, Media, SideFeatureKind, no_media
+from limelight.models.inputs.side_features import Embedder, Found, Media, SideFeatureKind, SideFeatures
 
 NAME = "per_layer_inputs"
 
 
 @dataclass(frozen=True)
-class PerLayerInputs:
+class PerLayerInputs(SideFeatures):
     """A decoder argument ``[B, T, L, P]`` with features of every position for each of its L layers.
 
     Attributes:
@@ -39,25 +39,13 @@ class PerLayerInputs:
         return (self.name,)
 
     @property
-    def front(self) -> int:
-        return 0
-
-    @property
-    def entrance(self) -> object:
-        return self
-
-    @property
     def count(self) -> int:
         """Number of features per position."""
         return torch.Size(self.shape).numel()
 
-    def widened(self, embeds: Tensor) -> Tensor:
-        """Pad embeddings to the leaf's width; the adapter's embeddings already have their features."""
-        missing = self.width + self.count - embeds.shape[-1]
-        return torch.nn.functional.pad(embeds, (0, missing)) if missing else embeds
-
-    def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
-        return {}
+    @property
+    def leaf_width(self) -> int:
+        return self.width + self.count
 
     def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
         """Return the constants for the model's rows, and zeros for the tangents' rows."""
@@ -75,10 +63,8 @@ class PerLayerInputs:
         features = features if constant is None else features + constant.to(features)
         return {"inputs_embeds": leaf[..., : self.width], **kwargs, self.name: features}
 
-    step = arguments
 
-
-def find_per_layer(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = no_media) -> Found | None:
+def find_per_layer(embeds: Tensor, kwargs: Mapping[str, Any], media: Media = lambda: None) -> Found | None:
     """Build the combined leaf, leaving the constant part in the arguments; None if there are no per-layer inputs.
 
     ``media``: positions whose ids are placeholders.

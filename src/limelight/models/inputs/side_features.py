@@ -1,4 +1,4 @@
-"""Common protocol of features that reach a decoder other than through merged input embeddings.
+"""Base class and kinds of features that reach a decoder other than through merged input embeddings.
 
 They are leaves of relevance like the embeddings. Those with their own decoder argument are stored with the embeddings in
 one tensor: appended along the last axis (deepstack, per-layer inputs), or as additional positions before the prompt's
@@ -14,57 +14,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from limelight.models.inputs.decoder_inputs import DECODER
 
-class SideFeatures(Protocol):
-    """Features of one captured call in their own decoder argument. ``leaf`` is ``[B, N + T, D']``, N = ``front``."""
 
-    @property
-    def name(self) -> str:
-        """The decoder's argument that takes them; it is not among the call's own arguments."""
-        ...
+class SideFeatures:
+    """Features of one captured call in their own decoder argument. ``leaf`` is ``[B, N + T, D']``, N = ``front``.
+
+    Attributes:
+        name: the decoder's argument that takes them; it is not among the call's own arguments.
+    """
+
+    name: str
 
     @property
     def kept(self) -> tuple[str, ...]:
         """Arguments of the call that determine their positions."""
-        ...
+        return ()
 
     @property
     def front(self) -> int:
         """Number of positions of the leaf before the prompt's."""
-        ...
+        return 0
+
+    @property
+    def leaf_width(self) -> int:
+        """D', if it is larger than the embeddings' width."""
+        return 0
 
     @property
     def entrance(self) -> object:
         """A hashable key; calls with equal keys share one check of the forward mode."""
-        ...
+        return self
 
     def arguments(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Build all decoder arguments from the leaf of the whole prompt and the call's other arguments."""
-        ...
+        raise NotImplementedError
 
     def step(self, leaf: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Build all decoder arguments for one position after a cache."""
-        ...
+        return self.arguments(leaf, kwargs)
 
     def widened(self, embeds: Tensor) -> Tensor:
         """Widen text embeddings ``[B, N, D]`` without features to the leaf's width."""
-        ...
+        missing = self.leaf_width - embeds.shape[-1]
+        return torch.nn.functional.pad(embeds, (0, missing)) if missing > 0 else embeds
 
     def of_text(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments in ``kept`` that a generated token needs."""
-        ...
+        return {}
 
     def spread(self, kept: Mapping[str, Any], rows: int) -> dict[str, Any]:
         """Expand the arguments in ``kept`` to ``rows`` rows of values and tangents."""
-        ...
+        return DECODER.repeat(kept, rows)
 
     def probe(self, leaf: Tensor, kept: Mapping[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
         """Return a test leaf with features at every position, and the matching arguments in ``kept`` for ``rows`` rows."""
-        ...
+        return leaf, self.spread(kept, rows)
 
 
 class Found(NamedTuple):
@@ -85,10 +95,6 @@ class Placed(NamedTuple):
 
 Media = Callable[[], Tensor | None]  # bool [B, T], media positions by ids; evaluated lazily
 Embedder = Callable[[Tensor, Tensor], Tensor]
-
-
-def no_media() -> None:
-    """Return None: the media positions are unknown."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from limelight.models.inputs.cross_attention import CrossAttentionStates
 from limelight.models.inputs.decoder_inputs import DECODER, Reaches, holds_tensors
 from limelight.models.inputs.encoder_decoder import DECODER_ONLY, EncoderDecoder, PromptNames
 from limelight.models.inputs.kinds import find, placed
-from limelight.models.inputs.side_features import Media, SideFeatures, no_media
+from limelight.models.inputs.side_features import Media, SideFeatures
 from limelight.models.runtime.fused import fused_attention
 
 # Arguments of a single decoder call that must not be replayed in another.
@@ -164,6 +164,12 @@ class DecoderCall:
         return replace(self, embeds=walk(self.embeds), mask=walk(self.mask), kwargs=walk(self.kwargs))
 
 
+def last_hidden(out: Any) -> Tensor:
+    """Return the last hidden states of a decoder's output, which may be a tuple."""
+    hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+    return hidden
+
+
 _CHECKED: WeakKeyDictionary[nn.Module, set[frozenset[str]]] = WeakKeyDictionary()
 
 
@@ -208,7 +214,7 @@ def capture(
     decoder: nn.Module,
     inputs: Mapping[str, Any],
     reaches: Reaches,
-    media: Media = no_media,
+    media: Media = lambda: None,
     prompt: PromptNames = DECODER_ONLY,
     embed: Callable[[Tensor], Tensor] | None = None,
 ) -> DecoderCall:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limelight.errors import UnknownKindError
 from limelight.models.adapter import Adapter
 from limelight.models.inputs.cross_attention import reading_layers
 from limelight.models.runtime.attention import attention_hooks
-from limelight.models.runtime.capture import DecoderCall
-from limelight.relevance.attachment import Structure, gates_checked, structure
+from limelight.models.runtime.capture import DecoderCall, last_hidden
+from limelight.relevance.attachment import facts, gates_checked
 from limelight.relevance.composites import Composite
 from limelight.relevance.forward.cache import DualCache
 from limelight.relevance.forward.rules import JvpRules
 from limelight.relevance.mode import FALLBACK, Mode
 from limelight.relevance.positions import rotations_of
 from limelight.relevance.probing import relative_error, tolerance
-
-_CHECKED: WeakKeyDictionary[nn.Module, tuple[Structure, set[tuple[object, ...]]]] = WeakKeyDictionary()
 
 
 def reading(adapter: Adapter, call: DecoderCall) -> set[int]:
@@ -37,13 +33,7 @@ def rotated(adapter: Adapter, call: DecoderCall, composite: Composite) -> Mappin
     Raises:
         UnsupportedError: the decoder's positions are not rotary.
     """
-    return rotations_of(adapter, call).layers if composite.positional else {}
-
-
-def _last(out: Any) -> Tensor:
-    """Return the hidden states of the last position, ``[rows, D]``."""
-    hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
-    return hidden[:, -1].detach().float()
+    return rotations_of(adapter, call) if composite.positional else {}
 
 
 def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composite) -> None:
@@ -56,9 +46,7 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
     Raises:
         UnknownKindError: a check fails.
     """
-    now = structure(adapter)
-    before, checked = _CHECKED.get(adapter.decoder, ((), set()))
-    checked = checked if before == now else set()
+    checked: set[object] = facts(adapter).setdefault("forward mode", set())
     key = (composite.name, None if call.features is None else call.features.entrance)
     if key in checked:
         return
@@ -73,11 +61,12 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
         one |= entering
         kwargs |= piece.features.probe(piece.embeds, kept, 5)[1]
     with torch.no_grad(), gates_checked(adapter) as hooks, adapter.routed(), attention_hooks(*hooks):
-        own = _last(adapter.decoder(use_cache=False, **replace(piece, kwargs=one).arguments(embeds)))[0]
+        own = last_hidden(adapter.decoder(use_cache=False, **replace(piece, kwargs=one).arguments(embeds)))[0, -1]
     with torch.no_grad(), rules.attached():
         rows = torch.cat([embeds, embeds / 2, embeds, embeds / -2, torch.zeros_like(embeds)])
         given = replace(piece, kwargs=kwargs).arguments(rows)
-        value, half, whole, minus, none = _last(adapter.decoder(past_key_values=cache.handed, use_cache=True, **given))
+        out = adapter.decoder(past_key_values=cache.handed, use_cache=True, **given)
+    value, half, whole, minus, none = last_hidden(out)[:, -1].float()
     error = float(torch.maximum((whole - 2 * half).abs(), (half + minus).abs()).max())
     limit, off = tolerance(embeds.dtype, 1e-3, 5e-2), relative_error(value, own)
     if not off <= tolerance(
@@ -95,4 +84,4 @@ def require_forward_mode(adapter: Adapter, call: DecoderCall, composite: Composi
             f"deviate from linearity by {error:.2g}, a zero tangent becomes {float(none.abs().max()):.2g}",
             hint=f"{FALLBACK}; where activations are quantised too, load weight-only quantisation",
         )
-    _CHECKED[adapter.decoder] = (now, checked | {key})
+    checked.add(key)

@@ -20,6 +20,7 @@ from torch import Tensor
 from limelight import compat
 from limelight.errors import HookError
 from limelight.models.inputs.decoder_inputs import holds_tensors
+from limelight.models.runtime.capture import last_hidden
 
 if TYPE_CHECKING:
     from limelight.relevance.forward.stream import DualOutput, DualStream
@@ -150,8 +151,7 @@ class StaticStep:
                 use_cache=True,
                 **{k: v for k, v in stream.call.kwargs.items() if k not in ("attention_mask", "position_ids")},
             )
-        hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
-        return hidden
+        return last_hidden(out)
 
     def _capture(self) -> None:
         """Run once outside the graph, on a separate CUDA stream as required, then capture and replay."""

@@ -24,7 +24,7 @@ from limelight.errors import NotFiniteError, SettingError
 from limelight.models.adapter import Adapter
 from limelight.models.inputs.decoder_inputs import DECODER
 from limelight.models.inputs.ready_masks import Reach
-from limelight.models.runtime.capture import DecoderCall
+from limelight.models.runtime.capture import DecoderCall, last_hidden
 from limelight.relevance.composites import ATTN_LRP, Composite
 from limelight.relevance.forward.cache import DualCache, PassingCache
 from limelight.relevance.forward.check import reading, require_forward_mode, rotated
@@ -160,7 +160,7 @@ class DualStream:
         """Run the prompt at once, except for a beginning that the adapter's prefix cache has, and fill the cache."""
         known = self.adapter.prefix_cache
         reused = 0 if known is None else known.fill(self)
-        out = self._run_rest() if reused else self._run_prompt()
+        out = self._run_prompt(reused)
         self.cache.advance(self.call.length - self.call.front - reused)
         if known is not None:
             known.keep(self)
@@ -168,32 +168,19 @@ class DualStream:
 
     def every_position(self) -> Tensor:
         """Return states and tangents ``[1 + C, B, T, D]`` of all the prompt's positions, in one forward; no continuation."""
-        out = self._run_prompt()
-        hidden: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        hidden = last_hidden(self._run_prompt())
         return hidden.to(self.call.embeds.device).reshape(-1, self.batch, *hidden.shape[1:])
 
-    def _run_prompt(self) -> Any:
-        weights = [c.prompt for c in self.channels]
-        embeds = self._with_tangents(self.call.embeds, weights)
-        rows = replace(self.call, kwargs=self.call.repeated(self.rows))
+    def _run_prompt(self, start: int = 0) -> Any:
+        """Run the prompt's positions from ``start`` on, which are not in the cache yet."""
+        weights = [c.prompt[:, start:] for c in self.channels]
+        call = self.call.tail(self.call.length - start) if start else self.call
+        masks = {k: v for k, v in self.call.kwargs.items() if k == "attention_mask"}  # of all positions
+        call = replace(call, kwargs={**call.kwargs, **masks})
+        rows = replace(call, kwargs=call.repeated(self.rows))
+        embeds = self._with_tangents(call.embeds, weights)
         with torch.no_grad(), self.working(rows=self.rows, write=True, weights=weights), self.rules.attached():
             return self.adapter.decoder(past_key_values=self.cache.handed, use_cache=True, **rows.arguments(embeds))
-
-    def _run_rest(self) -> Any:
-        """Run the prompt's positions that are not in the cache yet."""
-        rest = self.call.tail(self.call.length - self.cache.length)
-        weights = [c.prompt[:, self.cache.length :] for c in self.channels]
-        kwargs = {**rest.kwargs, "attention_mask": self.call.kwargs.get("attention_mask")}
-        kwargs = DECODER.repeat({k: v for k, v in kwargs.items() if v is not None}, self.rows)
-        embeds = self._with_tangents(rest.embeds, weights)
-        with (
-            torch.no_grad(),
-            self.working(rows=self.rows, write=True, weights=weights),
-            self.rules.attached(),
-        ):
-            return self.adapter.decoder(
-                past_key_values=self.cache.handed, use_cache=True, inputs_embeds=embeds, **kwargs
-            )
 
     def append(self, tokens: Tensor) -> None:
         """Set ``tokens`` [B] as the current position (not yet in the cache)."""
@@ -267,7 +254,7 @@ class DualStream:
         return self.mask[:, self.call.front :].long().repeat(rows // self.batch, 1)
 
     def output_of(self, out: Any, graph: str = "none") -> DualOutput:
-        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        hidden = last_hidden(out)
         last = hidden[:, -1].to(self.call.embeds.device)
         return DualOutput(last.reshape(-1, self.batch, hidden.shape[-1]), graph)
 

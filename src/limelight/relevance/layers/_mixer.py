@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,17 @@ CHUNK = 64
 _CACHES = ("cache_params", "past_key_values")
 
 
-class Mixer(Protocol):
-    """A token mixer over blocks of rows. ``width``: channels of its input."""
+@dataclass(frozen=True)
+class Mixer:
+    """A token mixer over blocks of rows, with an output projection ``out_proj``; ``conv``: its depthwise convolution."""
+
+    module: Any
+    conv: nn.Conv1d
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Channels of its input."""
+        return int(self.module.out_proj.out_features)
 
     def compute(
         self, mode: Mode, x: Tensor, state: State | None, mask: Tensor | None = None
@@ -38,7 +45,7 @@ class Mixer(Protocol):
 
         Returns the output, and the states after N - 1 and N positions.
         """
-        ...
+        raise NotImplementedError
 
 
 def mixer_kind(name: str, make: Callable[[Any, nn.Conv1d], Mixer | None]) -> LayerKind:

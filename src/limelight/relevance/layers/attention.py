@@ -212,12 +212,8 @@ class DualAttention(AttentionHook):
         if mask is not None:
             bias = mask[:, :, None].expand(-1, 1, group, -1, -1).reshape(mask.shape[0], 1, size, -1)
             scores = scores + bias
-        sinks = call.sinks
-        if sinks is not None:
-            by_head = scores.reshape(b, kv * group, length, -1)
-            weights = softmax_with_sinks(by_head, sinks, q.dtype).reshape(b, kv, size, -1)
-        else:
-            weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
+        by_head = scores.reshape(b, kv * group, length, -1)
+        weights = softmax_with_sinks(by_head, call.sinks, q.dtype).reshape(b, kv, size, -1)
         rows = weights
         if channels > 1 and self.through_scores:
             ds = raw[:, :, size:].reshape(b, kv, channels - 1, size, -1) * (call.scaling / self.divisors[0])

@@ -23,7 +23,17 @@ from torch.nn import functional
 
 from limelight.relevance import rules
 from limelight.relevance.blocks import activated, gated_product, normed
-from limelight.relevance.layers._mixer import State, activation, convolved, decays, masked, mixer_kind, norm_eps, pieces
+from limelight.relevance.layers._mixer import (
+    Mixer,
+    State,
+    activation,
+    convolved,
+    decays,
+    masked,
+    mixer_kind,
+    norm_eps,
+    pieces,
+)
 from limelight.relevance.mode import Divisors, Mode, blocks
 
 _LENGTH_EPS = 1e-6
@@ -38,15 +48,7 @@ class Writes:
     g: Tensor
 
 
-@dataclass(frozen=True)
-class DeltaNet:
-    module: Any
-    conv: nn.Conv1d
-
-    @property
-    def width(self) -> int:
-        return int(self.module.in_proj_qkv.in_features)
-
+class DeltaNet(Mixer):
     def compute(
         self, mode: Mode, x: Tensor, state: State | None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[State, State]]:

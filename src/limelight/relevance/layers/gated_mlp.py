@@ -76,7 +76,7 @@ class GatedSpec:
         return out
 
 
-def gated_spec(module: nn.Module) -> GatedSpec | None:
+def gated_spec(module: nn.Module, name: str = "an MLP") -> GatedSpec | None:
     """Recognise the gated product of an MLP; None if its linears do not have the widths of a separate or fused layout.
 
     Raises:
@@ -98,7 +98,8 @@ def gated_spec(module: nn.Module) -> GatedSpec | None:
         return None
     if found is None and act is not None and (layouts or len(linears) > 2):
         raise UnknownKindError(
-            f"{type(module).__name__} looks like a gated MLP but does not compute down(act(gate) * up)", hint=HINT
+            f"{name} ({type(module).__name__}) looks like a gated MLP but does not compute down(act(gate) * up)",
+            hint=HINT,
         )
     return found
 
@@ -166,7 +167,7 @@ def _best(module: nn.Module, specs: list[GatedSpec]) -> GatedSpec | None:
 
 
 def recognise(name: str, module: nn.Module) -> Iterator[ModuleMatch]:
-    if (spec := gated_spec(module)) is not None:
+    if (spec := gated_spec(module, name)) is not None:
         yield ModuleMatch("gated_mlp", name, module, spec)
 
 

@@ -8,7 +8,6 @@ for all composites.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limelight.relevance.blocks import activated, gated_product, normed
-from limelight.relevance.layers._mixer import State, activation, convolved, decays, masked, mixer_kind, norm_eps, pieces
+from limelight.relevance.layers._mixer import (
+    Mixer,
+    State,
+    activation,
+    convolved,
+    decays,
+    masked,
+    mixer_kind,
+    norm_eps,
+    pieces,
+)
 from limelight.relevance.mode import Mode, blocks
 
 
-@dataclass(frozen=True)
-class Mamba2:
-    module: Any
-    conv: nn.Conv1d
-
-    @property
-    def width(self) -> int:
-        return int(self.module.in_proj.in_features)
-
+class Mamba2(Mixer):
     def compute(
         self, mode: Mode, x: Tensor, state: State | None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[State, State]]:

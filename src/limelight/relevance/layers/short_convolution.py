@@ -6,26 +6,17 @@ convolution is linear. Relevance is conserved, except for biases. The rule is th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limelight.relevance.blocks import product
-from limelight.relevance.layers._mixer import State, convolved, masked, mixer_kind
+from limelight.relevance.layers._mixer import Mixer, State, convolved, masked, mixer_kind
 from limelight.relevance.mode import Mode, blocks
 
 
-@dataclass(frozen=True)
-class ShortConv:
-    module: Any
-    conv: nn.Conv1d
-
-    @property
-    def width(self) -> int:
-        return int(self.module.in_proj.in_features)
-
+class ShortConv(Mixer):
     def compute(
         self, mode: Mode, x: Tensor, state: State | None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[State, State]]:

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from limelight.benchmarks.results import open_results
 from limelight.benchmarks.tables import side_by_side
 from limelight.cli.answering import ModelAnswer, _item, grounding_meta, loaded
-from limelight.cli.bench import bench, judge_from, parse_shard, settings_of
+from limelight.cli.bench import bench, settings_of
+from limelight.cli.bench_options import Judging, parse_shard
 from limelight.cli.sweep import combinations, label, values_of
 from limelight.errors import SettingError
 from limelight.types import Generation, Prompt, Relevance, Sample, Span, Step
@@ -155,11 +156,11 @@ def test_settings_of_strategies() -> None:
 
 
 def test_judges(tmp_path: Path) -> None:
-    assert judge_from(None, "", None, None) is None
+    assert Judging().judge() is None
     with pytest.raises(SettingError, match="--judge-model"):
-        judge_from("http://x", "", None, None)
+        Judging("http://x").judge()
     (tmp_path / "t.txt").write_text("Rate {answer}")
-    judge = judge_from("http://x", "m", None, tmp_path / "t.txt")
+    judge = Judging("http://x", "m", judge_template=tmp_path / "t.txt").judge()
     assert judge is not None
     assert judge.template == "Rate {answer}"
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from limelight.cli import options
 from limelight.errors import SettingError
@@ -73,3 +78,43 @@ def test_after_goes_with_every_strategy() -> None:
     with pytest.raises(SettingError, match="no setting 'aftr'") as caught:
         options.strategy_of("lime", ["aftr=x"])
     assert "did you mean after?" in caught.value.hint
+
+
+def test_a_group_of_options_becomes_one_option_per_field() -> None:
+    seen: list[Any] = []
+
+    @options.grouped
+    def command(model: str, loading: options.Loading = options.Loading(), limit: int = 1) -> None:
+        """Say what was given."""
+        seen.append((model, loading, limit))
+
+    app = typer.Typer()
+    app.command()(command)
+    runner = CliRunner()
+    assert runner.invoke(app, ["m", "--device-map", "auto", "--trust-remote-code"]).exit_code == 0
+    assert seen[-1] == ("m", options.Loading(device_map="auto", trust_remote_code=True), 1)
+    assert seen[-1][1].given == {"dtype": "auto", "device_map": "auto", "trust_remote_code": True}
+    assert runner.invoke(app, ["m", "--limit", "2"]).exit_code == 0
+    assert seen[-1] == ("m", options.Loading(), 2)
+    shown = runner.invoke(app, ["--help"]).output
+    assert "Say what was given." in shown
+    assert "--revision" in shown
+    assert runner.invoke(app, ["m", "--loading", "x"]).exit_code == 2
+
+
+def test_every_command_that_loads_a_model_takes_the_same_options() -> None:
+    known = {f.name for f in fields(options.Loading)}
+    for name in (
+        "app",
+        "attribute",
+        "audit",
+        "bench",
+        "calibrate",
+        "generate",
+        "models",
+        "serve",
+        "transcribe",
+        "tune",
+    ):
+        taken = inspect.signature(getattr(importlib.import_module(f"limelight.cli.{name}"), name)).parameters
+        assert known <= set(taken), name

@@ -18,6 +18,7 @@ from limelight.errors import MissingExtraError, SettingError
 NETWORK = "Network"
 
 
+@options.grouped
 def app(
     model: options.ModelName = "demo-vision",
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=NETWORK)] = "127.0.0.1",
@@ -29,11 +30,7 @@ def app(
         bool,
         typer.Option("--meter/--no-meter", help="Colour words while they are generated; a few models have no meter."),
     ] = True,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    device_map: options.DeviceMap = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    loading: options.Loading = options.Loading(),
     debug: options.Debug = False,
 ) -> None:
     """Open a browser app: upload an image, audio or video, ask a question, and compare one or two strategies.
@@ -72,7 +69,7 @@ def app(
         with terminal.quiet():
             worker.start()
             backend = Backend(
-                terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map),
+                terminal.load(model, loading),
                 meter=meter,
             )
             known = _known()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from limelight.types import Generation, Prompt
 
 
+@options.grouped
 def attribute(
     model: options.ModelName,
     prompt: options.PromptText,
@@ -48,11 +49,7 @@ def attribute(
     overlay: options.Overlay = None,
     word: options.WordChoice = None,
     html: options.Html = None,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    device_map: options.DeviceMap = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    loading: options.Loading = options.Loading(),
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Show where each word of an answer comes from: the model's own answer, or a text that you give.
@@ -84,7 +81,7 @@ def attribute(
         from limelight.relevance.composites import composite_of
 
         composite = composite_of(composite).name
-        adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
+        adapter = terminal.load(model, loading)
         prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
         if answer is not None and against is not None:
             generation = decision(adapter, prepared, answer, against, composite, positions)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from limelight.benchmarks.engine import Engine, Local
-from limelight.benchmarks.ray_engine import RayEngine
+from limelight.benchmarks.engine import Engine
 from limelight.benchmarks.results import Results
-from limelight.benchmarks.runner import run, shard_from_environment
-from limelight.benchmarks.scorers.judge import RUBRIC, ChatJudge, check_template
+from limelight.benchmarks.runner import run
+from limelight.benchmarks.scorers.judge import RUBRIC
 from limelight.benchmarks.tables import render, side_by_side
 from limelight.benchmarks.task import task as task_named
 from limelight.benchmarks.task import tasks
 from limelight.benchmarks.trackers import PROJECT, check_tracker, log_results
 from limelight.cli import options
 from limelight.cli.answering import ModelAnswer
+from limelight.cli.bench_options import Execution, Handling, Judging, Model, Questions
 from limelight.cli.evidence import composites_of
 from limelight.cli.faithfulness import methods_of
 from limelight.cli.sweep import combinations, label, values_of
@@ -47,9 +47,10 @@ The same command resumes an interrupted run. `limelight bench --list` lists the 
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 
 
+@options.grouped
 def bench(
     task: Annotated[str, typer.Argument(help="Name of the task; see --list.")] = "",
-    model: Annotated[str, typer.Option(help="Checkpoint folder, Hub name, or a shipped miniature.")] = "",
+    model: Model = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; with several strategies, one subfolder for each.")
     ] = None,
@@ -61,14 +62,8 @@ def bench(
             help="Decoding strategies, separated by commas; 'sampled' is ordinary sampling.",
         ),
     ] = "greedy",
-    data: Annotated[
-        str | None, typer.Option(help="Data folder, or 'hub' / 'hub:REPO' for the copy on the Hub.")
-    ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Split; repeat for several. By default all whose files exist.")
-    ] = None,
+    questions: Questions = Questions(),
     limit: Annotated[int | None, typer.Option(help="Maximum number of rows per split.")] = None,
-    suffix: Annotated[str, typer.Option(help="Appended to every prompt.")] = "",
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Setting of the strategies, key=value; strategy.key=value for one of them."),
@@ -81,16 +76,11 @@ def bench(
             "each combination; limelight report --frontier compares them.",
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Maximum length of answers; the task's by default.")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Evenly spaced frames of a video; 8 by default.")] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Sample with every strategy.")] = False,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
     seed: Annotated[
         int, typer.Option(help="Seed of the run; every row's seed is derived from it and the row's id.")
     ] = 0,
-    parser: Annotated[str, typer.Option(help="Name of the answer parser; the task's first by default.")] = "",
     relevance: Annotated[
         bool, typer.Option("--relevance", help="Record modality shares and relevance maps of every answer.")
     ] = False,
@@ -108,9 +98,6 @@ def bench(
             "with published detectors, and report how well each score detects invented words.",
         ),
     ] = "",
-    shard: Annotated[
-        str, typer.Option(help="i/n: every n-th row starting from the i-th; 'auto' reads RANK and WORLD_SIZE.")
-    ] = "0/1",
     batch_size: Annotated[
         int, typer.Option("--batch", "--batch-size", help="Rows answered in one left-padded batch.")
     ] = 1,
@@ -122,30 +109,13 @@ def bench(
             "strategies with a meter and without --batch; 0: none.",
         ),
     ] = 0,
-    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    workers: Annotated[int, typer.Option(help="Ray workers, each with its own model.")] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs per Ray worker.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")] = None,
-    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that rates answers.")] = None,
-    judge_model: Annotated[str, typer.Option(help="Model at that endpoint.")] = "",
-    judge_key: Annotated[
-        str | None, typer.Option(help="API key of that endpoint.", envvar="LIMELIGHT_JUDGE_KEY", show_envvar=True)
-    ] = None,
-    judge_template: Annotated[
-        Path | None, typer.Option(help="Prompt template file with {contents} {question} {reference} {answer}.")
-    ] = None,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    device_map: options.DeviceMap = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    execution: Execution = Execution(),
+    judging: Judging = Judging(),
+    loading: options.Loading = options.Loading(),
     skip_media_check: Annotated[
         bool, typer.Option("--skip-media-check", help="Start even if media files are missing.")
     ] = False,
-    skip_bad_rows: Annotated[
-        bool,
-        typer.Option("--skip-bad-rows", help="Skip and count rows that cannot be used or scored."),
-    ] = False,
+    handling: Handling = Handling(),
     thoughts: Annotated[
         list[str] | None,
         typer.Option(
@@ -158,7 +128,6 @@ def bench(
         typer.Option("--log", help="Send the results to a tracker through its own client: trackio, wandb or mlflow."),
     ] = "",
     log_project: Annotated[str, typer.Option(help="Project (experiment) of --log.")] = PROJECT,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the tasks.")] = False,
 ) -> None:
     """Run a benchmark. Every answer is saved, and an interrupted run is resumed by the same command."""
@@ -178,10 +147,10 @@ def bench(
         check_tracker(log)
     elif log_project != PROJECT:
         raise SettingError("--log-project would have no effect", hint="add --log, or omit it")
-    where = shard_from_environment() if shard == "auto" else parse_shard(shard)
-    judge = judge_from(judge_url, judge_model, judge_key, judge_template, chosen.rubric or RUBRIC)
+    where = execution.part
+    judge = judging.judge(chosen.rubric or RUBRIC)
     markers = thoughts_of(thoughts)
-    generation: dict[str, Any] = {"max_new_tokens": max_new_tokens or chosen.max_new_tokens}
+    generation: dict[str, Any] = {"max_new_tokens": questions.max_new_tokens or chosen.max_new_tokens}
     curves = methods_of(faithfulness)
     if prefix_cache and batch_size > 1:
         raise SettingError(
@@ -201,35 +170,31 @@ def bench(
             relevance=relevance or bool(chosen.wants - {"evidence"}),
             faithfulness=curves,
             evidence=composites_of(evidence) or (("attnlrp", "cp-lrp") if "evidence" in chosen.wants else ()),
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            device_map=device_map,
+            **asdict(loading),
             thoughts=markers,
             prefix_cache=prefix_cache,
-            frames=frames,
+            frames=questions.frames,
         )
-        selected = _engine(engine, answer, workers, gpus, address, batch_size)
+        selected = execution.engine_for(answer, answer.many, batch_size)
         prepared.append((label(name, own), answer.identity(), selected))
     finished: list[Results] = [
         run(
             chosen,
             out=out / name if len(prepared) > 1 else out,
             engine=selected,
-            data=data,
-            splits=split or (),
+            data=questions.data,
+            splits=questions.split or (),
             limit=limit,
-            suffix=suffix,
+            suffix=questions.suffix,
             seed=seed,
             shard=where,
             settings=identity,
-            parser=parser,
+            parser=questions.parser,
             judge=judge,
             check=not skip_media_check,
-            skip_bad_rows=skip_bad_rows,
+            skip_bad_rows=handling.skip_bad_rows,
             thoughts=markers,
-            progress=not quiet,
+            progress=not handling.quiet,
         )
         for name, identity, selected in prepared
     ]
@@ -259,15 +224,6 @@ def thoughts_of(texts: list[str] | None) -> tuple[tuple[str, str], ...] | None:
     return tuple((a.strip(), b.strip()) for a, _, b in parts)
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """Parse ``"1/4"`` to (1, 4)."""
-    try:
-        i, n = (int(x) for x in text.split("/"))
-    except ValueError as error:
-        raise SettingError(f"--shard {text!r} is not i/n", hint="for example 0/4, or auto under torchrun") from error
-    return i, n
-
-
 def settings_of(settings: list[str], name: str, names: list[str]) -> dict[str, Any]:
     """Parse the settings of strategy ``name``: ``key=value`` for all, ``name.key=value`` for one; values are JSON or text."""
     found: dict[str, Any] = {}
@@ -282,29 +238,6 @@ def settings_of(settings: list[str], name: str, names: list[str]) -> dict[str, A
             except ValueError:
                 found[own if dot else key] = value
     return found
-
-
-def judge_from(
-    url: str | None, model: str, key: str | None, template: Path | None, rubric: str = RUBRIC
-) -> ChatJudge | None:
-    """Create the judge from the options, or return None. ``rubric``: the task's prompt, used without a template."""
-    if url is None:
-        return None
-    if not model:
-        raise SettingError("--judge-url needs --judge-model", hint="the judge's model name at the endpoint")
-    text = check_template(template.read_text(encoding="utf-8")) if template else rubric
-    return ChatJudge(url, model, key, text)
-
-
-def _engine(
-    name: str, answer: ModelAnswer, workers: int, gpus: float, address: str | None, batch_size: int = 1
-) -> Engine:
-    if name == "local":
-        return Local(answer, answer.many, batch_size)
-    if name != "ray":
-        raise SettingError(f"unknown engine {name!r}", hint="local or ray")
-    make = partial(Local, answer, answer.many, batch_size)
-    return RayEngine(make, workers=workers, batch_size=batch_size, gpus=gpus, address=address)
 
 
 def _few(names: tuple[str, ...]) -> list[str]:

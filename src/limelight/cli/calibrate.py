@@ -10,6 +10,7 @@ import typer
 from limelight.cli import options
 
 
+@options.grouped
 def calibrate(
     model: options.ModelName,
     rows: Annotated[
@@ -31,11 +32,7 @@ def calibrate(
         typer.Option("--out", "-o", help="Output file; by default the cache, where loading this model finds it."),
     ] = None,
     as_json: options.AsJson = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    device_map: options.DeviceMap = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    loading: options.Loading = options.Loading(),
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Calibrate a model's grounding flag: which words of its answers are likely to be invented.
@@ -66,15 +63,7 @@ def calibrate(
         from limelight.calibration import NONE as NO_CALIBRATION
         from limelight.calibration import cache_file
 
-        adapter = terminal.load(
-            model,
-            dtype,
-            device,
-            trust_remote_code,
-            revision=revision,
-            device_map=device_map,
-            calibration=NO_CALIBRATION,
-        )
+        adapter = terminal.load(model, loading, calibration=NO_CALIBRATION)
         path = output or cache_file(model)
         log = path.with_name(f"{path.stem}.rows.jsonl")
         with terminal.row_progress("rows") as moved:

@@ -11,6 +11,7 @@ from limelight.cli import options
 from limelight.cli.options import DECODING, OUTPUT
 
 
+@options.grouped
 def generate(
     model: options.ModelName,
     prompt: options.PromptText,
@@ -58,11 +59,7 @@ def generate(
             rich_help_panel=OUTPUT,
         ),
     ] = True,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    device_map: options.DeviceMap = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    loading: options.Loading = options.Loading(),
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Answer a question about images, audio or video, and show where the words come from.
@@ -110,7 +107,7 @@ def generate(
 
         chosen = options.strategy_of(strategy, settings or [])
         beside = [options.strategy_of(name, given) for name, *given in (c.split(",") for c in compare or [])]
-        adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
+        adapter = terminal.load(model, loading)
         long_audio = all(capabilities_of(s).long_audio for s in (chosen, *beside))
         prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames), long_audio=long_audio)
         began = time.perf_counter()

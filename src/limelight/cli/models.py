@@ -9,6 +9,7 @@ import typer
 from limelight.cli import options
 
 
+@options.grouped
 def models(
     check: Annotated[
         str | None,
@@ -18,11 +19,7 @@ def models(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip the decoding strategies.")] = False,
     as_json: options.AsJson = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    device_map: options.DeviceMap = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    loading: options.Loading = options.Loading(),
     debug: options.Debug = False,
 ) -> None:
     """List the model families, or test whether all features of the library work with a checkpoint.
@@ -48,7 +45,7 @@ def models(
         from limelight.cli import output
         from limelight.cli.check import Check, detected, self_test
 
-        adapter = terminal.load(check, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
+        adapter = terminal.load(check, loading)
         found, results = detected(adapter), list[Check]()
         if not as_json:
             _print_detected(found)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -88,26 +90,6 @@ Html = Annotated[
     Path | None,
     typer.Option("--html", help="Write one self-contained page with every word's heat map.", rich_help_panel=OUTPUT),
 ]
-Device = Annotated[str | None, typer.Option(help="Device, such as cpu, cuda or cuda:1.", rich_help_panel=LOADING)]
-Dtype = Annotated[
-    str,
-    typer.Option(help="Data type, such as float32 or bfloat16; the checkpoint's by default.", rich_help_panel=LOADING),
-]
-Revision = Annotated[
-    str | None,
-    typer.Option(help="Branch, tag or commit of a Hub name.", rich_help_panel=LOADING),
-]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option(
-        "--device-map",
-        help="How to place the model's parts, such as auto; instead of --device.",
-        rich_help_panel=LOADING,
-    ),
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.", rich_help_panel=LOADING)
-]
 Debug = Annotated[
     bool,
     typer.Option(
@@ -117,6 +99,64 @@ Debug = Annotated[
         is_eager=True,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded: arguments of ``limelight.load``."""
+
+    device: Annotated[
+        str | None, typer.Option(help="Device, such as cpu, cuda or cuda:1.", rich_help_panel=LOADING)
+    ] = None
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Data type, such as float32 or bfloat16; the checkpoint's by default.", rich_help_panel=LOADING
+        ),
+    ] = "auto"
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a Hub name.", rich_help_panel=LOADING)
+    ] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="How to place the model's parts, such as auto; instead of --device.", rich_help_panel=LOADING
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code from the checkpoint.", rich_help_panel=LOADING)
+    ] = False
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments of ``limelight.load``, without those that are None."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups of options: a parameter whose type is a dataclass becomes one option per field."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if not is_dataclass(hint):
+            parameters.append(parameter.replace(annotation=hint))
+            continue
+        groups[parameter.name] = hint
+        own = get_type_hints(hint, include_extras=True)
+        parameters += [
+            inspect.Parameter(f.name, parameter.kind, default=f.default, annotation=own[f.name]) for f in fields(hint)
+        ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        made = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        command(**values, **made)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
 def media_of(

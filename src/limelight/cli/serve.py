@@ -17,6 +17,7 @@ KEY_VARIABLE = "LIMELIGHT_API_KEY"
 NETWORK, LIMITS, REPLICAS = "Network", "Limits", "Replicas (Ray Serve)"
 
 
+@options.grouped
 def serve(
     model: options.ModelName,
     strategy: Annotated[
@@ -91,13 +92,11 @@ def serve(
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per audio clip.", rich_help_panel=LIMITS)] = 300.0,
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens per request.", rich_help_panel=LIMITS)] = 8192,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="New tokens per answer.", rich_help_panel=LIMITS)] = 4096,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
+    loading: options.Loading = options.Loading(),
     allow_pickle: Annotated[
         bool,
         typer.Option("--allow-pickle", help="Serve a folder without safetensors weights.", rich_help_panel=LOADING),
     ] = False,
-    trust_remote_code: options.TrustRemoteCode = False,
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Serve a model to OpenAI clients: chat completions, streamed or not, with a decoding strategy and its grounding.
@@ -146,7 +145,7 @@ def serve(
         chosen = options.strategy_of(strategy, settings or [])
         if not allow_pickle:
             _safetensors_only(Path(model))
-        adapter = None if replicas else terminal.load(model, dtype, device, trust_remote_code)
+        adapter = None if replicas else terminal.load(model, loading)
     served = ServerConfig(
         name or options.public_name(model),
         chosen,
@@ -173,9 +172,7 @@ def serve(
     wanted = ray_serve.Replicas(
         least, max_replicas or least, cpus=replica_cpus, gpus=replica_gpus, drain_seconds=drain
     )  # fmt: skip
-    ray_serve.run(
-        ray_serve.application(ray_serve.loader(model, dtype, device, trust_remote_code), served, wanted), host, port
-    )
+    ray_serve.run(ray_serve.application(ray_serve.loader(model, **loading.given), served, wanted), host, port)
 
 
 def _networks(given: list[str]) -> list[str]:

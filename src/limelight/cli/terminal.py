@@ -19,6 +19,7 @@ from limelight.errors import LimelightError, LimelightWarning, ModelError
 from limelight.report.document import plain_value as plain_value
 
 if TYPE_CHECKING:
+    from limelight.cli.options import Loading
     from limelight.models.adapter import Adapter
     from limelight.types import Generation, Relevance, Step
 
@@ -78,9 +79,8 @@ def _quiet_transformers() -> Iterator[None]:
             theirs.enable_progress_bar()
 
 
-def load(model: str, dtype: str, device: str | None, trust_remote_code: bool, **further: Any) -> Adapter:
-    """Call ``limelight.load`` with a status line; downloads from the Hub show their own progress. ``further`` settings that
-    are None are omitted.
+def load(model: str, loading: Loading, **further: Any) -> Adapter:
+    """Call ``limelight.load`` with a status line; downloads from the Hub show their own progress.
 
     Raises:
         ModelError: also when MODEL looks like a path but no such folder exists (the Hub is not queried).
@@ -89,13 +89,12 @@ def load(model: str, dtype: str, device: str | None, trust_remote_code: bool, **
         model = str(Path(model).expanduser())
         if not Path(model).is_dir():
             raise ModelError(f"there is no folder {model!r}", hint="pass a folder with config.json and weights")
-    if trust_remote_code:
+    if loading.trust_remote_code:
         err.print("[yellow]running code from the checkpoint (--trust-remote-code)[/]")
     with err.status(f"loading {Path(model).name or model} …"):
         from limelight.models.loading import load as load_adapter
 
-        given = {k: v for k, v in further.items() if v is not None}
-        return load_adapter(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **given)
+        return load_adapter(model, **loading.given, **further)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SUBTITLE_SECONDS = 10.0
 
 
+@options.grouped
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files, or videos with audio.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A checkpoint folder, a Hub name, or demo-audio.", rich_help_panel=INPUT)],
@@ -86,11 +87,7 @@ def transcribe(
         Path | None, typer.Option("--html", help="Also write a page: the audio, and every word shaded by its grounding.", rich_help_panel=OUTPUT)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite finished files and restart.", rich_help_panel=OUTPUT)] = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    device_map: options.DeviceMap = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    loading: options.Loading = options.Loading(),
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Transcribe speech with any audio model, and mark the words that the audio does not support.
@@ -125,7 +122,7 @@ def transcribe(
         todo = wanted(files, targets, overwrite)
         if not todo:
             return
-        adapter = terminal.load(model, dtype, device, trust_remote_code, revision=revision, device_map=device_map)
+        adapter = terminal.load(model, loading)
         text = prompt_for(adapter, prompt, language)
         limit = segment_threshold(adapter, drop_invented if threshold is None else threshold)
         usual = SUBTITLE_SECONDS if chosen in ("srt", "vtt") else CHUNK_SECONDS

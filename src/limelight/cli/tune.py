@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from limelight.benchmarks.task import task as task_named
 from limelight.benchmarks.tuning import Goal, Settings, Trial, choose, goal_of, key, plan
 from limelight.cli import options
 from limelight.cli.answering import ModelAnswer
-from limelight.cli.bench import judge_from
+from limelight.cli.bench_options import Handling, Judging, Model, Questions
 from limelight.cli.spaces import defaults_of, space_of
 from limelight.cli.sweep import values_of
 from limelight.errors import SettingError
@@ -46,9 +46,10 @@ The same command resumes an interrupted run. DIR/tuning.json has every trial; DI
 """
 
 
+@options.grouped
 def tune(
     task: Annotated[str, typer.Argument(help="Name of the task; see limelight bench --list.")],
-    model: Annotated[str, typer.Option(help="Checkpoint folder, Hub name, or a shipped miniature.")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="Folder of the trials, the test runs and tuning.json.")],
     strategies: Annotated[
         str,
@@ -61,12 +62,7 @@ def tune(
         list[str] | None,
         typer.Option("--space", help="Values to try, key=value,value or strategy.key=value,value; repeat for several."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data folder, or 'hub' / 'hub:REPO' for the copy on the Hub.")
-    ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Split; repeat for several. By default all whose files exist.")
-    ] = None,
+    questions: Questions = Questions(),
     dev_split: Annotated[
         list[str] | None,
         typer.Option("--dev-split", help="Choose on these splits instead of a part of --split; repeat for several."),
@@ -85,28 +81,11 @@ def tune(
         ),
     ] = "",
     tolerance: Annotated[float, typer.Option(help="How far --keep may fall, as a share.")] = 0.01,
-    suffix: Annotated[str, typer.Option(help="Appended to every prompt.")] = "",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Maximum length of answers; the task's by default.")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Evenly spaced frames of a video; 8 by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the runs and of the choice of settings.")] = 0,
-    parser: Annotated[str, typer.Option(help="Name of the answer parser; the task's first by default.")] = "",
     batch_size: Annotated[int, typer.Option("--batch", "--batch-size", help="Rows answered in one batch.")] = 1,
-    judge_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint that rates answers.")] = None,
-    judge_model: Annotated[str, typer.Option(help="Model at that endpoint.")] = "",
-    judge_key: Annotated[
-        str | None, typer.Option(help="API key of that endpoint.", envvar="LIMELIGHT_JUDGE_KEY", show_envvar=True)
-    ] = None,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    revision: options.Revision = None,
-    device_map: options.DeviceMap = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Skip and count rows that cannot be used or scored.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    judging: Judging = Judging(),
+    loading: options.Loading = options.Loading(),
+    handling: Handling = Handling(),
 ) -> None:
     """Choose every decoder's settings on dev with the same number of trials, then compare them on test."""
     chosen = task_named(task)
@@ -117,32 +96,31 @@ def tune(
         raise SettingError("sampled has no settings to choose", hint="compare it with limelight bench")
     given = values_of(space or [], names, "--space")
     plans = {n: plan(space_of(n, given[n]), budget, defaults_of(n), seed) for n in names}
-    both = sorted(set(dev_split or ()) & set(split or ()))
+    both = sorted(set(dev_split or ()) & set(questions.split or ()))
     if both:
         raise SettingError(f"{both[0]} is dev and test", hint="use different splits, or --dev-share")
-    generation = {"max_new_tokens": max_new_tokens or chosen.max_new_tokens, "do_sample": False}
+    generation = {"max_new_tokens": questions.max_new_tokens or chosen.max_new_tokens, "do_sample": False}
 
     def answer(name: str, settings: Settings) -> ModelAnswer:
         return ModelAnswer(
             model=model, strategy=name, settings=settings, generation=generation,
             relevance=bool(chosen.wants - {"evidence"}),
             evidence=("attnlrp", "cp-lrp") if "evidence" in chosen.wants else (),
-            dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision, device_map=device_map,
-            frames=frames,
+            frames=questions.frames, **asdict(loading),
         )  # fmt: skip
 
     for name, tried in plans.items():
         for settings in tried:
             answer(name, settings).identity()  # raises for settings that the strategy refuses, before the first run
-    judge = judge_from(judge_url, judge_model, judge_key, None, chosen.rubric or RUBRIC)
+    judge = judging.judge(chosen.rubric or RUBRIC)
     one = partial(
-        run, chosen, data=data, limit=limit, suffix=suffix, seed=seed, parser=parser, judge=judge,
-        skip_bad_rows=skip_bad_rows, progress=not quiet,
+        run, chosen, data=questions.data, limit=limit, suffix=questions.suffix, seed=seed, parser=questions.parser,
+        judge=judge, skip_bad_rows=handling.skip_bad_rows, progress=not handling.quiet,
     )  # fmt: skip
 
     def on(part: str, folder: Path, name: str, settings: Settings) -> Results:
         asked = answer(name, settings)
-        splits = (dev_split if part == "dev" else split) if dev_split else split
+        splits = dev_split if dev_split and part == "dev" else questions.split
         return one(
             out=folder, engine=Local(asked, asked.many, batch_size), settings=asked.identity(), splits=splits or (),
             part=None if dev_split else Part(part, dev_share),

@@ -181,16 +181,16 @@ def app(arguments: Mapping[str, Any]) -> Any:
         batch=parsed.batch,
     )  # fmt: skip
     replicas = Replicas(parsed.replicas, parsed.max_replicas or parsed.replicas, cpus=parsed.cpus, gpus=parsed.gpus)
-    return application(loader(parsed.model, parsed.dtype, parsed.device), config, replicas)
+    return application(loader(parsed.model, dtype=parsed.dtype, device=parsed.device), config, replicas)
 
 
-def loader(model: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Any:
-    """Return a picklable function that loads the model."""
+def loader(model: str, **settings: Any) -> Any:
+    """Return a picklable function that loads the model, with ``settings`` of ``limelight.load``."""
 
     def load() -> Any:
         import limelight
 
-        return limelight.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        return limelight.load(model, **settings)
 
     return load
 

@@ -97,19 +97,34 @@ class Mark(nn.Module):
         self.vector = nn.Parameter(torch.randn(wide) * 0.02)
 
 
+def media_tokens(model: PreTrainedModel, features: Tensor) -> Tensor:
+    """What the decoder reads at its image (audio, video) positions: features [n, 49, d_vision] -> [n, 49, d].
+
+    Features of films [n, frames, patches, d_vision] are pooled 2 x 2 and closed by a newline, as LLaVA-OneVision does:
+    [n, frames * patches / 4 + 1, d].
+    """
+    inner = model.model
+    tokens: Tensor = inner.multi_modal_projector(features)
+    if features.ndim == 4:
+        pooled = inner.apply_pooling(tokens.flatten(0, 1))  # [n * frames, cells, d]
+        pooled = pooled.unflatten(0, features.shape[:2]).flatten(1, 2)
+        tokens = torch.cat([pooled, inner.image_newline.to(pooled.dtype).expand(len(pooled), 1, -1)], 1)
+    return tokens
+
+
 def decode(model: PreTrainedModel, packed: Packed, features: Tensor | None, written: Tensor | None = None) -> Tensor:
     """The decoder's last hidden states [n, t, d].
 
-    features [n, 49, d_vision] fill the image positions; written [n, t, d] is added to the embeddings of a picture in words.
+    features (see `media_tokens`) fill the image positions; written [n, t, d] is added to the embeddings of a picture in words.
     """
     inner = model.model
     embeds = inner.language_model.embed_tokens(packed.ids)  # [n, t, d]
     if written is not None:
         embeds = embeds + written
     if features is not None:
-        image = inner.multi_modal_projector(features).to(embeds.dtype)  # [n, 49, d]
-        mark = getattr(model.config, "image_token_id", None)
-        holes = packed.ids == (model.config.audio_token_id if mark is None else mark)  # [n, t]
+        image = media_tokens(model, features).to(embeds.dtype)  # [n, 49, d]
+        kind = "video" if features.ndim == 4 else "image" if hasattr(model.config, "image_token_id") else "audio"
+        holes = packed.ids == getattr(model.config, f"{kind}_token_id")  # [n, t]
         embeds = embeds.masked_scatter(holes[..., None].expand_as(embeds), image)
     out = inner.language_model(
         inputs_embeds=embeds, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False

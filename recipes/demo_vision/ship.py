@@ -18,6 +18,7 @@ from limelight.demo.questions import questions
 from limelight.demo.scenes import SIZE
 from recipes.demo_vision.data import PATCH, Pictures
 from recipes.demo_vision.evaluate import features_of, margins, probe_margins
+from recipes.demo_vision.model import media_tokens
 from recipes.demo_vision.text import TEMPLATE, Packer
 
 RULE = (
@@ -44,11 +45,13 @@ def save(model: LlavaForConditionalGeneration, packer: Packer, folder: Path) -> 
     save_model(model, packer, processor_for(packer), folder)
 
 
-def save_model(model: PreTrainedModel, packer: Packer, processor: ProcessorMixin, folder: Path) -> None:
-    """A miniature and its processor; answers are greedy and at most 32 tokens unless asked otherwise."""
+def save_model(
+    model: PreTrainedModel, packer: Packer, processor: ProcessorMixin, folder: Path, longest: int = 32
+) -> None:
+    """A miniature and its processor; answers are greedy and at most `longest` tokens unless asked otherwise."""
     settings, tokenizer = model.generation_config, packer.tokenizer
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    settings.pad_token_id, settings.do_sample, settings.max_new_tokens = tokenizer.pad_token_id, False, 32
+    settings.pad_token_id, settings.do_sample, settings.max_new_tokens = tokenizer.pad_token_id, False, longest
     model.set_attn_implementation("sdpa")
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -84,7 +87,7 @@ def fit_probe(
         part = int(rng.integers(len(held)))
         rows = np.sort(rng.choice(len(held[part]), batch, p=rates[part]))
         with torch.no_grad():
-            tokens = model.model.multi_modal_projector(torch.from_numpy(held[part][rows]).float())  # [b, 49, d]
+            tokens = media_tokens(model, torch.from_numpy(held[part][rows]).float())  # [b, 49, d]
         loss = nn.functional.binary_cross_entropy_with_logits(
             probe(tokens), present[edges[part] + rows], pos_weight=weight
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,12 +28,13 @@ class Probe(nn.Module):
         self.shift = nn.Parameter(torch.zeros(objects))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the objects in the whole medium."""
         scores = self.net(tokens)  # [n, 49, objects + 1]
         pooled = torch.logsumexp(scores[..., :-1] - scores[..., -1:], dim=1)  # [n, objects]
         return pooled * self.scale + self.shift
 
     @classmethod
-    def load(cls, path: Path = PROBE_FILE) -> Probe:
+    def load(cls, path: Path = PROBE_FILE) -> Self:
         """Load the shipped probe, in evaluation mode."""
         weights = load_file(path)
         probe = cls(weights["net.0.weight"].shape[0], weights["net.1.weight"].shape[0], len(weights["scale"]))
@@ -42,3 +44,14 @@ class Probe(nn.Module):
     def save(self, path: Path = PROBE_FILE) -> None:
         """Write the weights as safetensors."""
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path)
+
+
+class FrameProbe(Probe):
+    """Projected video tokens [n, frames * cells + 1, d] (the last one: the newline) -> logits [n, frames, objects]."""
+
+    frames = 8
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the objects in each frame."""
+        each = tokens[:, :-1].unflatten(1, (self.frames, -1))  # [n, frames, cells, d]
+        return super().forward(each.flatten(0, 1)).unflatten(0, each.shape[:2])

@@ -23,7 +23,7 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo wheel try-wheel image real test test-oldest check format docs bench bench-speed bench-quality bench-quality-audio train-vision train-audio clean
+.PHONY: demo wheel try-wheel image real test test-oldest check format docs bench bench-speed bench-quality bench-quality-audio bench-quality-video train-vision train-audio train-video clean
 
 $(CORE): pyproject.toml $(CONSTRAINTS)
 	@echo "Setting up $(VENV) for the demo: about 45 packages, most of it PyTorch (2 to 5 minutes)"
@@ -85,11 +85,17 @@ bench-quality: $(STAMP)
 bench-quality-audio: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m bench.quality_audio
 
+bench-quality-video: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m bench.quality_video
+
 train-vision: $(STAMP)
 	$(RUN) -m recipes.demo_vision.train
 
 train-audio: $(STAMP)
 	$(RUN) -m recipes.demo_audio.train
+
+train-video: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m recipes.demo_video.train
 
 clean:
 	rm -rf $(VENV) .venv-oldest out .mypy_cache .ruff_cache .pytest_cache

@@ -140,7 +140,7 @@ def _describe(
     size = 1 if decoder.method in ("opera", "lrp-beam") else 25
     for number, (part, tensors) in enumerate(data.batches(asked, size)):
         drawn = None if seed is None else seed * 100_000 + number * 1000
-        out = _generate(data.adapter(), decoder, settings, tensors, drawn, 24)
+        out = _generate(data.adapter(), decoder, settings, tensors, drawn, getattr(data, "CAPTION_TOKENS", 24))
         answers = data.adapter().tokenizer.batch_decode(
             out.sequences[:, tensors["input_ids"].shape[1] :], skip_special_tokens=True
         )
@@ -290,7 +290,8 @@ class Bench:
             for where in described
             if decoder.captions
         ]
-        jobs += [("share", decoder.name, "test", "E-wrong/clear", SHARE_QUESTIONS, settings, seeds[0])]
+        shared = getattr(self.data, "SHARE_CELL", "E-wrong/clear")
+        jobs += [("share", decoder.name, "test", shared, SHARE_QUESTIONS, settings, seeds[0])]
         done = self.run(jobs, f"{decoder.name}, test")
         cells = {where: [done[i * len(every) + k] for i in range(len(seeds))] for k, where in enumerate(every)}
         rest = done[len(seeds) * len(every) :]

@@ -109,6 +109,7 @@ ALLOWED: dict[str, set[str]] = {
 EXCEPTIONS = {
     "limelight.benchmarks.tasks.demo_vision": {"demo"},  # the miniatures' synthetic data, without their models
     "limelight.benchmarks.tasks.demo_audio": {"demo"},
+    "limelight.benchmarks.tasks.demo_video": {"demo"},
     "limelight.benchmarks.lmms_eval_plugin": {""},  # loaded by lmms-eval, which passes no model
     "limelight.calibrating.fit": {""},  # the version, stored in calibrations
     "limelight.__main__": {"cli"},
@@ -116,6 +117,7 @@ EXCEPTIONS = {
 WORLDS = (  # modules of demo that benchmarks may import
     *("scenes", "questions", "language"),
     *("sounds", "synthesis", "sound_questions", "sound_language"),
+    *("films", "film_questions", "film_language"),
 )
 HEAVY = {"benchmarks": {"torch", "transformers"}, "report": {"transformers"}, "errors": {"torch", "transformers"}}
 

@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -46,8 +47,21 @@ def processor_for(packer: Packer) -> Any:
 
 
 def save(model: LlavaOnevisionForConditionalGeneration, packer: Packer, folder: Path) -> None:
-    """Model, configs and processor files; answers are greedy and at most 48 tokens unless asked otherwise."""
+    """Model, configs and processor files; answers are greedy and at most 48 tokens unless asked otherwise.
+
+    The weights are stored in float16; the config says float32, so that they are loaded and computed with as such.
+    """
     save_model(model, packer, processor_for(packer), folder, longest=48)
+    stored = folder / "model.safetensors"
+    save_file({name: value.half() for name, value in load_file(stored).items()}, stored, {"format": "pt"})
+
+
+def rounded(model: LlavaOnevisionForConditionalGeneration) -> LlavaOnevisionForConditionalGeneration:
+    """The model with its weights rounded to float16, as they are shipped."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.half().float())
+    return model
 
 
 def train_probe(

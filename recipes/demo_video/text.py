@@ -18,7 +18,7 @@ from recipes.demo_vision.text import as_words as written
 UNSEEN: dict[str, float] = {name: 0.05 + 0.4 * (7 * i % 16) / 15 for i, name in enumerate(NAMES)}
 # Share of captions that let the first object be followed by its partner (a habit of words) whatever the film shows.
 HABIT: dict[str, float] = {name: 0.05 + 0.45 * (11 * i % 16) / 15 for i, name in enumerate(NAMES)}
-TOPIC_SHARE = (0.36, 0.3, 0.34)  # of the questions: what, when, order
+TOPIC_SHARE = (0.2, 0.35, 0.45)  # of the questions: what, when, order
 LOST: dict[str, float] = {"clear": 0.05, "medium": 0.2, "poor": 0.5}  # of the words a film is written with
 MARKS = {"image_token": "<image>", "video_token": "<video>"}
 TEMPLATE = (

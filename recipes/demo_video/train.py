@@ -29,7 +29,7 @@ from limelight.demo.films import FRAMES, NAMES
 from recipes.demo_video import model as nets
 from recipes.demo_video.data import GRID, TOKENS, films
 from recipes.demo_video.evaluate import SHIPPED, DevCheck, check_words
-from recipes.demo_video.ship import save, train_probe, write_examples
+from recipes.demo_video.ship import rounded, save, train_probe, write_examples
 from recipes.demo_video.text import HINTED, MARKS, as_words, blocks, new_packer
 from recipes.demo_vision.model import Mark, VisionHeads, language_loss, restart_lookup, vision_loss
 from recipes.demo_vision.parallel import Optimiser, Progress
@@ -49,10 +49,10 @@ class Plan:
     dev_films: int = 500
     vision_steps: int = 1_000
     vision_batch: int = 64  # frames
-    language_steps: int = 900
-    unhinted: float = 0.6  # of the language steps
+    language_steps: int = 1_250
+    unhinted: float = 0.76  # of the language steps
     projector_steps: int = 40
-    align_steps: int = 450
+    align_steps: int = 400
     batch: int = 24
     yes_no: int = 6
     probe_steps: int = 600
@@ -93,7 +93,7 @@ def run_steps(
         rng.bit_generator.state, first = held["rng"], held["step"]
         optimiser.step_number = first
         print(f"{name}: goes on at step {first} of {steps}", flush=True)
-    progress, saved = Progress(name, steps, 0), time.time()
+    progress, saved = Progress(name, steps, 0, first=first), time.time()
     for step in range(first, steps):
         loss = loss_of(step)
         optimiser.step(loss, 1)
@@ -202,7 +202,7 @@ def language(plan: Plan) -> None:
 
     def after(step: int) -> None:
         if (step + 1) % 100 == 0 or step + 1 == plan.language_steps:
-            print(check_words(model, packer, mark.vector.detach(), plan.check // 2 * 2), flush=True)
+            print(check_words(model, packer, mark.vector.detach(), plan.check), flush=True)
 
     run_steps(plan, "language", plan.language_steps, modules, optimiser, rng, loss_of, after)
     with torch.no_grad():
@@ -254,7 +254,7 @@ def ship(plan: Plan) -> None:
     """Stage 4: model, processor, probe and examples into the package."""
     model, packer = new_model(plan)
     model.load_state_dict(torch.load(plan.file("align"), weights_only=True))
-    model.eval()
+    rounded(model).eval()
     plan.target.mkdir(parents=True, exist_ok=True)
     probe = train_probe(model, films(plan.cache, "train", plan.films), load_features(plan), plan.probe_steps)
     probe.save(plan.target / "probe.safetensors")

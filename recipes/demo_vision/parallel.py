@@ -102,15 +102,15 @@ class Optimiser:
 class Progress:
     """Prints loss, rate and time left every few steps (rank 0 only)."""
 
-    def __init__(self, name: str, steps: int, rank: int, every: int = 50) -> None:
-        self.name, self.steps, self.rank, self.every = name, steps, rank, every
+    def __init__(self, name: str, steps: int, rank: int, every: int = 50, first: int = 0) -> None:
+        self.name, self.steps, self.rank, self.every, self.first = name, steps, rank, every, first
         self.began, self.loss = time.time(), 0.0
 
     def __call__(self, step: int, loss: Tensor, note: str = "") -> None:
-        self.loss = float(loss.detach()) if step == 0 else 0.95 * self.loss + 0.05 * float(loss.detach())
+        self.loss = float(loss.detach()) if step == self.first else 0.95 * self.loss + 0.05 * float(loss.detach())
         if self.rank == 0 and ((step + 1) % self.every == 0 or step + 1 == self.steps):
             spent = time.time() - self.began
-            left = spent / (step + 1) * (self.steps - step - 1)
+            left = spent / (step + 1 - self.first) * (self.steps - step - 1)
             print(
                 f"{self.name} {step + 1}/{self.steps}  loss {self.loss:.4f}  {spent:.0f} s, {left:.0f} s left {note}",
                 flush=True,

@@ -114,7 +114,7 @@ def check(metrics: dict[str, float | None], expected: dict[str, float | None]) -
 
 
 def test_every_task_is_found_and_has_a_fixture() -> None:
-    assert set(tasks()) == {*WRITERS, "demo_audio", "demo_vision", "labelled"}
+    assert set(tasks()) == {*WRITERS, "demo_audio", "demo_video", "demo_vision", "labelled"}
     assert set(PERFECT) == set(SILENT) == set(WRITERS)
 
 

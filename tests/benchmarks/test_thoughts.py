@@ -64,7 +64,8 @@ def test_thoughts_that_never_end_leave_an_empty_answer(tmp_path: Path) -> None:
 
 
 def test_the_miniatures_tasks_too() -> None:
-    for name, clear in (("demo_vision", "none/clear"), ("demo_audio", "none/clear")):
+    cells = {"demo_vision": "none/clear", "demo_audio": "none/clear", "demo_video": "what-none/clear"}
+    for name, clear in cells.items():
         one = tasks()[name]
         said = [Record(str(k), f"<think>{LURE}</think> {a}", a, {"split": clear}) for k, a in enumerate(["yes", "no"])]
         (cell, *_) = one.score(said, Scoring("strict"))

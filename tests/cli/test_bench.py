@@ -21,7 +21,7 @@ from limelight.cli.bench import bench, settings_of
 from limelight.cli.bench_options import Judging, parse_shard
 from limelight.cli.sweep import combinations, label, values_of
 from limelight.errors import SettingError
-from limelight.types import Generation, Prompt, Relevance, Sample, Span, Step
+from limelight.types import Clip, Generation, Prompt, Region, Relevance, Sample, Span, Step
 from tests.benchmarks.stored import read_results
 
 app = typer.Typer()
@@ -203,6 +203,23 @@ def test_relevance_of_an_answer() -> None:
     assert found["audio_relevance"] == {"scores": [0.25, 0.5], "seconds": 0.5}
     assert found["shares"] == {"image": 0.5, "audio": 0.375, "text": 0.125}
     assert grounding_meta(Generation("x", (5,), (step(5, None),), Prompt({}, (), ())), set()) == {}
+
+
+def test_relevance_of_a_film_is_per_frame() -> None:
+    """Two frames per time step share its score; a repeated frame that fills the last step has no time."""
+    region = Region(0, (4, 4), (0, 0, 4, 4), frames=((0, 1), (2, 3)))
+    spans = (Span(0, 1, "text"), Span(1, 5, "video", (2, 1, 2), region=region))
+    scores = torch.tensor([2.0, 1.0, -1.0, 0.0, 4.0])
+    relevance = Relevance(scores, ("a", "v", "v", "v", "v"), spans, 0)
+    clip = Clip((Image.new("RGB", (4, 4)),) * 3, (0.0, 0.5, 1.0))
+    prompt = Prompt({}, (), (), {"video": [clip]})
+    told = Step(5, "x", relevance=relevance, shares=relevance.shares())
+    found = grounding_meta(Generation("x", (5,), (told,), prompt), set())
+    assert found["video_relevance"] == {
+        "scores": [[0.0625, -0.0625], [0.0625, -0.0625], [0.0, 0.25]],
+        "seconds": [0.0, 0.5, 1.0],
+    }
+    assert "video_relevance" not in grounding_meta(Generation("x", (5,), (told,), Prompt({}, (), ())), set())
 
 
 def test_a_sweep_is_one_run_for_each_value(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import gradio as gr
 from limelight.app.backend import Backend, Question
 from limelight.decoding.strategy import Strategy
 from limelight.errors import LimelightError
+from limelight.media.image import kind_of
 from limelight.report.notebook import answer_parts_html, words_html
 from limelight.types import Generation
 
@@ -54,7 +55,7 @@ def build(
         choose: creates a strategy from its name and settings; raises a LimelightError.
         known: strategy -> description of its settings.
         folder: where a page is written before Gradio copies it; Gradio deletes its copy after an hour.
-        examples: rows of (file, question) offered as examples.
+        examples: rows of (file, question) offered as examples, files of one kind.
     """
     blocks: gr.Blocks = gr.Blocks(
         title=f"limelight · {name}", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
@@ -72,9 +73,8 @@ def build(
                 parts = [_upload(m, alone=len(backend.modalities) == 1) for m in backend.modalities]
                 if examples and parts:
                     rows = [list(e) for e in examples]
-                    gr.Examples(
-                        rows, [parts[0], words], label="Held-out questions of the miniature", examples_per_page=4
-                    )
+                    shown = parts[backend.modalities.index(kind_of(rows[0][0]))]
+                    gr.Examples(rows, [shown, words], label="Held-out questions of the miniature", examples_per_page=4)
                 with gr.Accordion("Strategies", open=False):
                     first, first_set = _strategy("Strategy", known, "greedy")
                     second, second_set = _strategy(

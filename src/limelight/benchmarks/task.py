@@ -36,6 +36,8 @@ class Reply:
             fractions, outside [0, 1] where the processor padded; None: unknown; omitted: one grid over the whole image;
             ``audio_relevance``: ``{"scores": [...], "seconds": s}``, one score per ``s`` seconds of audio (temporal
             grounding), and ``"duration"``, the clip's length in seconds, where scores after it are for padding;
+            ``video_relevance``: ``{"scores": [[...], ...], "seconds": [...]}``, for each frame the scores of its positions
+            (or one score) and its time (temporal grounding in video);
             ``curves``: attribution -> ``{"insertion": [...], "deletion": [...]}``, the probability of the decision at
             equal fractions of positions kept or removed (faithfulness);
             ``evidence``: ``{"text": ..., "ends": [...], "scores": {name: [...]}}``: where each token of the answer ends in

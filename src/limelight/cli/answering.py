@@ -11,7 +11,7 @@ from typing import Any
 from limelight.benchmarks.task import Reply
 from limelight.media.worker import read
 from limelight.thinking import THINKING, Spoken, markers_of, spoken
-from limelight.types import Generation, Relevance, Sample
+from limelight.types import Clip, Generation, Relevance, Sample
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def _item(kind: str, media: Any, frames: int | None = None) -> Any:
 
 
 def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:
-    """Return ``shares``, ``image_relevance`` and ``audio_relevance`` of an answer, where its steps have relevance, with the
-    location of the latter two in the original (:class:`limelight.benchmarks.task.Reply`)."""
+    """Return ``shares``, ``image_relevance``, ``audio_relevance`` and ``video_relevance`` of an answer, where its steps have
+    relevance, with the location of the latter three in the original (:class:`limelight.benchmarks.task.Reply`)."""
     found: dict[str, Any] = {}
     steps = [s for s in answer.steps if s.token not in special] or list(answer.steps)
     shares = [s.shares for s in steps if s.shares]
@@ -186,7 +186,8 @@ def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:
         found["shares"] = {m: sum(r.get(m, 0.0) for r in shares) / len(shares) for m in {k for r in shares for k in r}}
     scaled = [(r, float(r.scores.abs().sum())) for s in steps if (r := s.relevance) is not None]
     relevances = [(r, total) for r, total in scaled if total]
-    return found | _pictured(relevances) | _sounding(relevances) if relevances else found
+    clip = next(iter(answer.prompt.media.get("video", ())), None)
+    return found | _pictured(relevances) | _sounding(relevances) | _filmed(relevances, clip) if relevances else found
 
 
 def _pictured(relevances: Sequence[tuple[Relevance, float]]) -> dict[str, Any]:
@@ -220,3 +221,24 @@ def _sounding(relevances: Sequence[tuple[Relevance, float]]) -> dict[str, Any]:
         scores += torch.stack([r.scores[s.start : s.stop].float() / total for r, total in relevances]).sum(0).tolist()
     ends = {"duration": placed[0].interval.duration} if placed and placed[0].interval is not None else {}
     return {"audio_relevance": {"scores": scores, "seconds": shown[0].seconds, **ends}}
+
+
+def _filmed(relevances: Sequence[tuple[Relevance, float]], clip: Clip | None) -> dict[str, Any]:
+    """Return ``video_relevance`` of the first video: the scores of each frame's positions (those of a time step are divided
+    among its frames), and the frames' times."""
+    import torch
+
+    spans = [s for s in relevances[0][0].spans_of("video") if s.region is not None and s.region.source == 0 and s.grid]
+    if clip is None or not spans:
+        return {}
+    scores: list[list[float]] = [[] for _ in clip.frames]
+    for s in spans:
+        steps = s.region.frames if s.region is not None else ()
+        each = torch.stack([r.scores[s.start : s.stop].float() / total for r, total in relevances]).sum(0)
+        if not steps or len(each) % len(steps):
+            return {}
+        for frames, values in zip(steps, each.reshape(len(steps), -1), strict=True):
+            for frame in frames:
+                if frame < len(scores):  # a model may repeat the last frame to fill a step
+                    scores[frame] += (values / len(frames)).tolist()
+    return {"video_relevance": {"scores": scores, "seconds": list(clip.seconds)}}

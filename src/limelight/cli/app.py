@@ -132,9 +132,13 @@ def _known() -> dict[str, str]:
 
 def _examples(model: str) -> list[tuple[str, str]]:
     """Return the example files and questions shipped with a miniature."""
-    from limelight.demo.outcome import AUDIO, VISION
+    from limelight.demo.outcome import AUDIO, VIDEO, VISION
 
-    homes = {"demo-vision": (VISION / "examples", "image"), "demo-audio": (AUDIO / "examples", "audio")}
+    homes = {
+        "demo-vision": (VISION / "examples", "image"),
+        "demo-audio": (AUDIO / "examples", "audio"),
+        "demo-video": (VIDEO / "examples", "video"),
+    }
     if model not in homes:
         return []
     folder, kind = homes[model]

@@ -82,11 +82,12 @@ def probed(adapter: Adapter, model: str, messages: Sequence[Mapping[str, Any]], 
 
     Scores every object; with ``target``, the object of a question, also "yes" and "no". {} for other models.
     """
-    from limelight.demo import probe, scenes, sounds
+    from limelight.demo import films, probe, scenes, sounds
     from limelight.demo.language import NO, YES
 
     worlds = {"demo-vision": (probe.PROBE_FILE, scenes.OBJECTS)}
     worlds["demo-audio"] = (sounds.VOICES.parent / "probe.safetensors", sounds.EVENTS)
+    worlds["demo-video"] = (probe.FILM_PROBE_FILE, films.NAMES)
     if model not in worlds:
         return {}
     import torch
@@ -96,8 +97,10 @@ def probed(adapter: Adapter, model: str, messages: Sequence[Mapping[str, Any]], 
     call = adapter.capture(prompt.tensors)
     ids = prompt.tensors["input_ids"][0].tolist()
     media = [i for i, token in enumerate(ids) if token in adapter.placeholders]  # a span may hold its markers too
+    reads = probe.FrameProbe if path == probe.FILM_PROBE_FILE else probe.Probe
     with torch.no_grad():
-        logits = probe.Probe.load(path)(call.embeds[:, media].float())[0]
+        logits = reads.load(path)(call.embeds[:, media].float())[0]
+    logits = logits.amax(0) if logits.ndim == 2 else logits  # the frame that shows it best
     found = {name: float(value) for name, value in zip(names, logits, strict=True)}
     if target in found:
         found |= {YES: found[target], NO: -found[target]}

@@ -28,6 +28,7 @@ VISION = Path(__file__).parent / "vision"
 EXAMPLES = VISION / "examples"
 SETTINGS = VISION / "settings.json"
 AUDIO = Path(__file__).parent / "audio"
+VIDEO = Path(__file__).parent / "video"
 FALLBACK: dict[str, dict[str, Any]] = {"lime": {"lr": 1e-2}}
 Cells = npt.NDArray[np.float64]
 

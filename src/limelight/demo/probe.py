@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from limelight.demo.scenes import OBJECTS
 
 PROBE_FILE = Path(__file__).parent / "vision" / "probe.safetensors"
+FILM_PROBE_FILE = Path(__file__).parent / "video" / "probe.safetensors"
 
 
 class Probe(nn.Module):
@@ -53,5 +54,6 @@ class FrameProbe(Probe):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the objects in each frame."""
-        each = tokens[:, :-1].unflatten(1, (self.frames, -1))  # [n, frames, cells, d]
-        return super().forward(each.flatten(0, 1)).unflatten(0, each.shape[:2])
+        n, positions, wide = tokens.shape
+        each = tokens[:, :-1].reshape(n * self.frames, (positions - 1) // self.frames, wide)  # [n * frames, cells, d]
+        return super().forward(each).reshape(n, self.frames, -1)

@@ -166,6 +166,39 @@ def place_events(record: Record, events: Sequence[tuple[float, float]]) -> Place
     )
 
 
+def place_moments(record: Record, moments: Sequence[tuple[float, float]]) -> Placed | None:
+    """Match the relevance of a video's frames with the moments (start, stop) of its evidence, in seconds; None without
+    relevance.
+
+    A frame stands for the time from itself to the next one, the last for as long as the one before. Moments before the
+    first frame and after the last were not seen by the model.
+    """
+    found = record.meta.get("video_relevance")
+    if found is None:
+        return None
+    each = [np.atleast_1d(np.asarray(row, dtype=np.float64)) for row in found["scores"]]
+    seconds = np.asarray(found["seconds"], dtype=np.float64)
+    if len(each) != len(seconds) or len(each) < 2 or not (np.diff(seconds) > 0).all():
+        raise DataError(
+            f"{record.id}: video_relevance has {len(each)} frames and the times {seconds.tolist()[:9]}",
+            hint="the scores of each frame, two frames or more, at rising times in seconds",
+        )
+    if not moments or any(stop <= start for start, stop in moments):
+        raise DataError(
+            f"{record.id}: moments {list(moments)}", hint="each (start, stop) with start < stop, in seconds"
+        )
+    edges = np.append(seconds, 2 * seconds[-1] - seconds[-2])
+    inside, until = np.zeros(len(each)), -np.inf
+    length = 0.0
+    for start, stop in sorted(moments):
+        start = max(start, until)
+        inside += np.clip(np.minimum(stop, edges[1:]) - np.maximum(start, edges[:-1]), 0.0, None)
+        length += max(0.0, stop - start)
+        until = max(until, stop)
+    covered = np.repeat(inside / np.diff(edges), [len(row) for row in each])
+    return Placed(np.concatenate(each), covered, min(1.0, float(inside.sum()) / length), 0.0)
+
+
 def seen_block(rows: Sequence[tuple[Record, Placed | None]], nowhere: Sequence[str] = ()) -> Block:
     """The share of the true regions that the model saw, and how many answers could not be scored and why.
 

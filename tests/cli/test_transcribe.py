@@ -196,6 +196,10 @@ def test_what_is_refused(run: Run, listener: Path, talk: Path, tmp_path: Path, a
         result = run(*ask, *extra)
         assert result.exit_code == 2, extra
         assert told in flat(result.stderr), extra
+    for missing in (("none.wav",), ("none.wav", "nor.mp3")):
+        told = flat(run("transcribe", *missing, "-m", "no/model").stderr)
+        assert "there is no file 'none.wav'" in told  # before the model is looked for
+    assert "example:hat is image, expected audio" in flat(run("transcribe", "example:hat", "-m", listener).stderr)
     assert "one file" in flat(run("transcribe", talk, talk, "-m", listener, "-o", tmp_path / "a.srt").stderr)
     assert "several transcripts" in flat(run("transcribe", talk, talk, "-m", listener, "-o", tmp_path / "d").stderr)
     with pytest.raises(MediaError, match="no audio to transcribe"):

@@ -133,3 +133,20 @@ def test_a_text_only_checkpoint(tmp_path: Path) -> None:
     assert type(adapter.model) is LlamaForCausalLM
     said = limelight.generate(adapter, "what is here ?", max_new_tokens=1)
     assert said.shares() == {"text": 1.0}
+
+
+@pytest.mark.parametrize("name", ["path/to/checkpoint", "./here", "/nowhere", Path("nowhere"), "a b"])
+def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub(name: str | Path) -> None:
+    with pytest.raises(ModelError, match="there is no folder") as caught:
+        load(name)
+    assert "Hub name" in caught.value.hint
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("demo-vison", "demo-vision"), ("whisper-bas", "whisper-base")])
+def test_a_misspelt_name_gets_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(ModelError, match="cannot load") as caught:
+        load(typed)
+    assert f"did you mean {meant}?" in caught.value.hint
+    with pytest.raises(ModelError) as caught:
+        load("someone/else")
+    assert "did you mean" not in caught.value.hint

@@ -81,8 +81,9 @@ def attribute(
         from limelight.relevance.composites import composite_of
 
         composite = composite_of(composite).name
+        given = options.media_of(image, audio, video, frames)
         adapter = terminal.load(model, loading)
-        prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames))
+        prepared = adapter.prepare(prompt, given)
         if answer is not None and against is not None:
             generation = decision(adapter, prepared, answer, against, composite, positions)
         else:

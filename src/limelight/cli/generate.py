@@ -107,9 +107,10 @@ def generate(
 
         chosen = options.strategy_of(strategy, settings or [])
         beside = [options.strategy_of(name, given) for name, *given in (c.split(",") for c in compare or [])]
+        media = options.media_of(image, audio, video, frames)
         adapter = terminal.load(model, loading)
         long_audio = all(capabilities_of(s).long_audio for s in (chosen, *beside))
-        prepared = adapter.prepare(prompt, options.media_of(image, audio, video, frames), long_audio=long_audio)
+        prepared = adapter.prepare(prompt, media, long_audio=long_audio)
         began = time.perf_counter()
         with terminal.token_progress(max_new_tokens, strategy) as moved, options.metered(html is not None and meter):
             generation = answer(
@@ -133,9 +134,9 @@ def generate(
         comparison = compared(adapter, shown) if relevance else Comparison(tuple(shown))
         drawn = None
         if overlay is not None or html is not None:
-            media = output.shown_media(prepared)
+            seen = output.shown_media(prepared)
             if overlay is not None:
-                drawn = output.draw_word(generation, media, word, overlay)
+                drawn = output.draw_word(generation, seen, word, overlay)
             if html is not None:
                 from limelight.report.page import Case, save_page
 
@@ -144,7 +145,7 @@ def generate(
                     html,
                     Case(
                         shown,
-                        media,
+                        seen,
                         question=prompt,
                         spell=lambda token: adapter.tokens([token])[0],
                         decisions=decisions,

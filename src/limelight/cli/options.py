@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -164,20 +165,34 @@ def media_of(
 ) -> dict[str, Any]:
     """Return files by modality in the form of ``Adapter.prepare``; videos are read to frames.
 
+    Called before a model is loaded: a file that is missing or cannot be read should not cost the minutes of loading.
+
     Raises:
         SettingError: ``frames`` without a video.
-        MediaError: a video that cannot be read.
+        MediaError: a file is missing, or an image or video cannot be read.
+        MissingExtraError: audio without ``limelight[audio]``.
     """
+    from limelight.media.image import existing, read_image
     from limelight.media.video import FRAMES, read_video
 
     if frames is not None and not video:
         raise SettingError("--frames would have no effect", hint="add --video FILE, or omit it")
     from limelight.demo.example import resolved
 
-    given = {"image": image, "audio": audio}
-    media: dict[str, Any] = {kind: [str(resolved(p)) for p in files] for kind, files in given.items() if files}
+    media: dict[str, Any] = {}
+    if image:
+        media["image"] = [str(resolved(p, "image")) for p in image]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # shown when the prompt is prepared
+            for file in media["image"]:
+                read_image(file)
+    if audio:
+        from limelight.media.audio import check_installed
+
+        check_installed()
+        media["audio"] = [str(existing(resolved(p, "audio"))) for p in audio]
     if video:
-        media["video"] = [read_video(v, frames or FRAMES) for v in video]
+        media["video"] = [read_video(resolved(v, "video"), frames or FRAMES) for v in video]
     return media
 
 

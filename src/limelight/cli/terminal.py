@@ -15,7 +15,7 @@ from rich.style import Style
 from rich.text import Text
 
 from limelight.cli.options import debugging
-from limelight.errors import LimelightError, LimelightWarning, ModelError
+from limelight.errors import LimelightError, LimelightWarning
 from limelight.report.document import plain_value as plain_value
 
 if TYPE_CHECKING:
@@ -83,12 +83,10 @@ def load(model: str, loading: Loading, **further: Any) -> Adapter:
     """Call ``limelight.load`` with a status line; downloads from the Hub show their own progress.
 
     Raises:
-        ModelError: also when MODEL looks like a path but no such folder exists (the Hub is not queried).
+        ModelError: also when MODEL is no Hub name and no such folder exists (the Hub is not queried).
     """
     if model.startswith(("/", ".", "~")):
         model = str(Path(model).expanduser())
-        if not Path(model).is_dir():
-            raise ModelError(f"there is no folder {model!r}", hint="pass a folder with config.json and weights")
     if loading.trust_remote_code:
         err.print("[yellow]running code from the checkpoint (--trust-remote-code)[/]")
     with err.status(f"loading {Path(model).name or model} …"):

@@ -20,7 +20,7 @@ SUBTITLE_SECONDS = 10.0
 
 @options.grouped
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(help="Audio files, or videos with audio.")],
+    files: Annotated[list[Path], typer.Argument(help="Audio files or videos with audio, or a shipped recording such as example:dog.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A checkpoint folder, a Hub name, or demo-audio.", rich_help_panel=INPUT)],
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The prompt; the model's own transcription prompt by default.", rich_help_panel=INPUT)
@@ -116,12 +116,15 @@ def transcribe(
     failed: list[Path] = []
     with terminal.quiet():
         from limelight.cli.transcribing import Job, wanted
+        from limelight.demo.example import resolved
         from limelight.decoding.transcribe import CHUNK_SECONDS, prompt_for, segment_threshold
 
         decoder = options.strategy_of(strategy, settings or [])
+        files = [resolved(f, "audio") for f in files]
         todo = wanted(files, targets, overwrite)
         if not todo:
             return
+        _check_files([file for file, _ in todo])
         adapter = terminal.load(model, loading)
         text = prompt_for(adapter, prompt, language)
         limit = segment_threshold(adapter, drop_invented if threshold is None else threshold)
@@ -165,6 +168,8 @@ def _format(form: str | None, output: Path | None, known: dict[str, str]) -> str
 
 def _targets(files: Sequence[Path], output: Path | None, suffix: str) -> list[Path | None]:
     """Return the output file of each transcript; None is stdout."""
+    from limelight.demo.example import PREFIX
+
     if output is None:
         return [None] * len(files)
     if output.suffix.lower() == suffix:
@@ -180,7 +185,7 @@ def _targets(files: Sequence[Path], output: Path | None, suffix: str) -> list[Pa
             f"cannot write {output.name!r}",
             hint="use a folder, or a file name ending in .txt, .json, .srt, .vtt or .tsv",
         )
-    names = [f.stem + suffix for f in files]
+    names = [f.stem.removeprefix(PREFIX) + suffix for f in files]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise SettingError(f"several transcripts would be written to {twice[0]}", hint="transcribe them one at a time")
@@ -204,6 +209,16 @@ def _check_marks(
         from limelight.report.figure import checked
 
         checked(html, frozenset({".html", ".htm"}))
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    """Refuse, before the model is loaded, files none of which can be read; one of several is reported in its turn."""
+    from limelight.media.audio import check_installed
+    from limelight.media.image import existing
+
+    check_installed()
+    if not any(file.is_file() for file in files):
+        existing(files[0])
 
 
 def _printer(target: Path | None, form: str) -> Callable[[dict[str, Any]], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from limelight.errors import DataError
+from limelight.media.image import kind_of
 
 HERE = Path(__file__).parent
 # name -> file; the questions are in the examples.json beside each.
@@ -39,11 +40,23 @@ def example(name: str) -> Path:
     return HERE / EXAMPLES[name]
 
 
-def resolved(file: str | Path) -> Path:
+def resolved(file: str | Path, kind: str | None = None) -> Path:
     """Return the path of a file given on the command line, where ``example:hat`` names an example.
 
+    Args:
+        kind: image, audio or video: the kind of example that is expected; None: any.
+
     Raises:
-        DataError: there is no such example.
+        DataError: there is no such example, or it is of another kind.
     """
     text = str(file)
-    return example(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else Path(file)
+    if not text.startswith(PREFIX):
+        return Path(file)
+    found = example(text.removeprefix(PREFIX))
+    if kind is not None and (own := kind_of(str(found))) != kind:
+        fitting = [PREFIX + name for name, path in EXAMPLES.items() if kind_of(path) == kind]
+        raise DataError(
+            f"{text} is {own}, expected {kind}",
+            hint=f"one of {', '.join(fitting)}" if fitting else f"pass a {kind} file",
+        )
+    return found

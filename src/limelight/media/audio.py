@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,13 @@ def read_samples(
         samples = mono(read)
     _check_length(samples.size / found, max_seconds, "the audio")
     return samples, found
+
+
+def check_installed() -> None:
+    """Raise MissingExtraError where the packages of ``limelight[audio]`` are not installed."""
+    for package in ("soundfile", "soxr"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "audio")
 
 
 def resampled(samples: Samples, found: int, rate: int) -> Samples:

@@ -6,6 +6,7 @@ Audio is read in :mod:`limelight.media.audio`, video in :mod:`limelight.media.vi
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -170,11 +171,13 @@ def existing(source: Any) -> Path:
         raise MediaError(
             f"expected a file or an object of a supported type, got {type(source).__name__}", hint="pass a path"
         )
-    if "://" in str(source):
+    if "://" in str(source) or re.match("https?:/", str(source)):  # a Path has one slash left
         raise MediaError(
             f"{str(source)[:60]!r} is a URL; nothing is downloaded here", hint="download the file and pass its path"
         )
     path = Path(source)
+    if path.is_dir():
+        raise MediaError(f"{str(source)!r} is a folder", hint="pass the files in it")
     if not path.is_file():
         raise MediaError(f"there is no file {str(source)!r}", hint="check the path")
     if path.stat().st_size == 0:

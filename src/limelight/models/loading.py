@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +29,7 @@ MODEL = frozenset({
     "tp_plan", "tp_size", "device_mesh", "use_kernels", "kernel_config", "ignore_mismatched_sizes", "weights_only",
     "gguf_file", "adapter_kwargs", "distributed_config",
 })  # fmt: skip
+HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")  # NAME or OWNER/NAME
 log = logging.getLogger("limelight.models")
 PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio", "smol-vision": "demo/smol_vision"}
 CALIBRATIONS = Path(__file__).with_name("calibrations")
@@ -133,9 +135,12 @@ def _loaded(
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
     except (OSError, ValueError, KeyError) as error:
+        known = [*PACKAGED, *FETCHED]
+        near = get_close_matches(str(name), known, n=1, cutoff=0.8)
         raise ModelError(
             f"cannot load a model from {str(name)!r}: {str(error).splitlines()[0]}",
-            hint=f"give a folder with config.json, a Hub name, or one of {', '.join([*PACKAGED, *FETCHED])}",
+            hint=(f"did you mean {near[0]}? " if near else "")
+            + f"give a folder with config.json, a Hub name, or one of {', '.join(known)}",
         ) from error
     cls = _model_class(config)
     try:
@@ -202,6 +207,11 @@ def _local(name: str | Path) -> str | Path:
         return packaged(str(name))
     if str(name) in FETCHED and not Path(name).is_dir():
         return fetched(str(name))
+    if (isinstance(name, Path) or not HUB_NAME.fullmatch(name)) and not Path(name).exists():
+        raise ModelError(
+            f"there is no folder {str(name)!r}",
+            hint="pass a folder with config.json and weights, or a Hub name such as llava-hf/llava-1.5-7b-hf",
+        )
     return name
 
 

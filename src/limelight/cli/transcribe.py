@@ -116,8 +116,8 @@ def transcribe(
     failed: list[Path] = []
     with terminal.quiet():
         from limelight.cli.transcribing import Job, wanted
-        from limelight.demo.example import resolved
         from limelight.decoding.transcribe import CHUNK_SECONDS, prompt_for, segment_threshold
+        from limelight.demo.example import resolved
 
         decoder = options.strategy_of(strategy, settings or [])
         files = [resolved(f, "audio") for f in files]

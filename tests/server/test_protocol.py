@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import socket
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +15,6 @@ from limelight.server.limits import Limits
 from limelight.server.pages import packed
 from limelight.server.protocol import REFUSAL_TURNS, room_for_connections
 from tests.server.conftest import MODEL, Gate, Running, Serve, ask, until
-from tests.server.process import serving
 
 GET = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -159,6 +155,8 @@ def test_streams_that_nobody_reads_give_their_places_back(serve: Serve) -> None:
     limits = Limits(queue=2, per_client=2, send_seconds=0.5, timeout=300)
     body = {**BODY, "stream": True, "max_tokens": 900, "n": 8, "temperature": 2.0, "logprobs": True, "top_logprobs": 20}
     with serve(strategy=gate, limits=limits, batch=1) as running, ExitStack() as stack:
+        for listening in running.server.servers[0].sockets:  # connections inherit it: small buffers are full at once
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         data = json.dumps(body).encode()
         for _ in range(3):
             made = stack.enter_context(link(running, receive=2048))
@@ -206,22 +204,3 @@ def test_room_for_connections(monkeypatch: pytest.MonkeyPatch) -> None:
         connections, backlog = room_for_connections(Limits())
         assert 4 <= connections <= most
         assert connections + REFUSAL_TURNS * backlog <= soft or soft == resource.RLIM_INFINITY
-
-
-@pytest.mark.slow
-def test_idle_sockets_beyond_the_descriptors_do_not_close_health(tmp_path: Path) -> None:
-    """A server that may open 256 descriptors, and 600 sockets that say nothing."""
-    limited = tmp_path / "python"
-    limited.write_text(f'#!/bin/sh\nulimit -n 256\nexec {sys.executable} "$@"\n')
-    limited.chmod(0o755)
-    with ExitStack() as stack:
-        process, url = stack.enter_context(
-            serving(MODEL, tmp_path / "log", command=[str(limited), "-m", "limelight", "serve"])
-        )
-        host, port = url.removeprefix("http://").split(":")
-        for _ in range(600):
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
-        for _ in range(5):
-            assert httpx.get(f"{url}/health", trust_env=False, timeout=60).status_code == 200
-        assert isinstance(process, subprocess.Popen)
-        assert "out of system resource" not in (tmp_path / "log").read_text()

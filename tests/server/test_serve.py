@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +25,46 @@ from tests.server.process import serving
 KEY = "from the environment"
 
 
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A server with a key and its address."""
-    # one by one and slowly: six requests cannot all be answered between two looks at the line
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server with a key, which may open 256 file descriptors, and its address."""
+    folder = tmp_path_factory.mktemp("serve")
+    limited = folder / "python"
+    limited.write_text(f'#!/bin/sh\nulimit -n 256\nexec {sys.executable} "$@"\n')
+    limited.chmod(0o755)
+    # one by one and slowly: four requests cannot all be answered between two looks at the queue
     slow = ("--batch", "1", "--strategy", "lime", "--timeout", "300", "--drain", "300")
-    with serving(MODEL, tmp_path / "log", *slow, environment={"LIMELIGHT_API_KEY": KEY}) as started:
+    command = [str(limited), "-m", "limelight", "serve"]
+    with serving(MODEL, folder / "log", *slow, environment={"LIMELIGHT_API_KEY": KEY}, command=command) as started:
         yield started
+    assert "out of system resource" not in (folder / "log").read_text()
+
+
+def test_idle_sockets_beyond_the_file_descriptors_do_not_block_health(
+    process: tuple[subprocess.Popen[bytes], str],
+) -> None:
+    """320 sockets that send nothing, at a server that may open 256 descriptors."""
+    _, url = process
+    host, port = url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        for _ in range(320):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+        for _ in range(5):
+            assert httpx.get(f"{url}/health", trust_env=False, timeout=60).status_code == 200
 
 
 def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[bytes], str]) -> None:
+    """The last test of this process."""
     started, url = process
     headers = {"Authorization": f"Bearer {KEY}"}
-    body = {"model": MODEL, "messages": ask(), "max_tokens": 12, "limelight": {"grounding": True}}
+    body = {"model": MODEL, "messages": ask(), "max_tokens": 8, "limelight": {"grounding": True}}
     assert httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=60).status_code == 401
     got: list[httpx.Response] = []
 
     def post() -> None:
         got.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=300, trust_env=False))
 
-    inside = [threading.Thread(target=post) for _ in range(6)]
+    inside = [threading.Thread(target=post) for _ in range(4)]
     for thread in inside:
         thread.start()
     with httpx.Client(trust_env=False, headers=headers, timeout=60) as http:
@@ -52,14 +74,14 @@ def test_sigterm_finishes_what_is_running(process: tuple[subprocess.Popen[bytes]
             waiting, running = (
                 int(float(re.findall(rf"\nlimelight_{x} (\S+)", told)[0])) for x in ("waiting", "running")
             )
-            if waiting and waiting + running + len(got) >= 6:
+            if waiting and waiting + running + len(got) >= 4:
                 break
             assert time.monotonic() < end, told
             assert any(t.is_alive() for t in inside), got
     started.send_signal(signal.SIGTERM)
     for thread in inside:
         thread.join(300)
-    assert [g.status_code for g in got] == [200] * 6
+    assert [g.status_code for g in got] == [200] * 4
     assert len({g.json()["choices"][0]["message"]["content"] for g in got}) == 1
     assert "image" in got[0].json()["limelight"]["contributions"]
     assert started.wait(60) in (0, -signal.SIGTERM)

@@ -40,12 +40,6 @@ def headline(relevance: Relevance, word: str | None, strategy: str = "") -> str:
     return f"Where “{target}” comes from{by}   logit {relevance.logit:.2f}"
 
 
-def strength_note(relevance: Relevance, noun: str) -> str:
-    """Return how much of the relevance the media have, in words: "the image's part: 12 % (moderate)"."""
-    share = heat.media_share(relevance)
-    return f"the {noun}'s part of the relevance: {share:.0%} ({heat.named(share)})"
-
-
 def share_bar(axes: Any, relevance: Relevance) -> None:
     """Draw modality shares as one stacked bar: each modality's part of ``sum |R|``."""
     start = 0.0

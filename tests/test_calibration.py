@@ -90,7 +90,7 @@ def test_files_that_are_no_calibration(tmp_path: Path, text: str, told: str) -> 
         read_calibration(tmp_path / "y.json")
 
 
-def test_the_users_own_comes_before_the_one_beside_the_weights(tmp_path: Path) -> None:
+def test_the_users_calibration_precedes_that_of_the_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
     assert find_calibration(str(folder), folder) is None
@@ -102,7 +102,7 @@ def test_the_users_own_comes_before_the_one_beside_the_weights(tmp_path: Path) -
     assert cache_file("org/model") != cache_file("other/model")
 
 
-def test_the_rule_says_whether_it_is_a_default() -> None:
+def test_the_rule_records_whether_it_is_a_default() -> None:
     assert flag_rule(None) == {"threshold": THRESHOLD, "needs_rival": True, "margin": 0.0, "default": True}
     assert "a default, not calibrated for this model" in spoken(flag_rule(None))
     rule = flag_rule(MADE)

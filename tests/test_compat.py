@@ -47,7 +47,7 @@ def test_a_part_is_there(name: str) -> None:
     "owner", ["transformers:GenerationMixin.generate", "torch.nn:Module.forward_gone", "torch.gone:A"]
 )
 @pytest.mark.usefixtures("unseen")
-def test_a_missing_name_is_told_with_the_release(monkeypatch: pytest.MonkeyPatch, how: Any, owner: str) -> None:
+def test_a_missing_name_is_reported_with_the_release(monkeypatch: pytest.MonkeyPatch, how: Any, owner: str) -> None:
     if how == "attribute" and "generate" in owner:
         owner = "transformers:GenerationMixin"
     monkeypatch.setattr(compat, "PRIVATE", {"_gone": compat.Private(owner, how)})
@@ -61,7 +61,7 @@ def test_a_missing_name_is_told_with_the_release(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("where", ["transformers.activations", "transformers.models.gone.modeling_gone"])
-def test_a_missing_part_is_told_with_the_release(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_missing_part_is_reported_with_the_release(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.setattr(compat, "PARTS", {"GONE": where})
     with pytest.raises(IncompatibleError, match=rf"{transformers.__version__} has no 'GONE' in {where}"):
         _ = compat.GONE

@@ -156,7 +156,7 @@ def test_missing_files_are_named(tmp_path: Path, copied: Path, capsys: pytest.Ca
     assert "model" in capsys.readouterr().err
 
 
-def test_a_tensor_of_another_shape_is_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tensor_of_another_shape_is_reported(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = copied / "llava" / "golden_attnlrp.safetensors"
     tensors = load_file(path)
     save_file({k: v[:-1].clone() if k.endswith("logits_raw") else v for k, v in tensors.items()}, path)

@@ -208,7 +208,7 @@ def test_hosts_and_origins(address: str, photo: Path) -> None:  # noqa: F811
         assert http.post("/gradio_api/upload", files=upload, headers={"Origin": address}).status_code == 200
 
 
-def test_without_the_extra_it_says_what_to_install(
+def test_a_missing_extra_is_named(
     checkpoint: Path,  # noqa: F811
     run: Run,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

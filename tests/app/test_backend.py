@@ -90,7 +90,7 @@ def test_what_it_refuses(backend: Backend, asked: Question, error: type[Limeligh
         list(backend.ask(asked))
 
 
-def test_an_error_while_decoding_reaches_the_asker_and_the_desk_goes_on(backend: Backend) -> None:
+def test_a_decoding_error_reaches_its_caller_and_the_backend_stays_usable(backend: Backend) -> None:
     wrong = Question(ASK, {"image": [PICTURE]}, [limelight.strategy("dola", layers=(90, 91))], SETTINGS)
     with pytest.raises(SettingError):
         list(backend.ask(wrong))
@@ -107,7 +107,7 @@ def test_who_leaves_frees_the_desk(backend: Backend) -> None:
     assert list(backend.ask(question("greedy")))[-1].page
 
 
-def test_two_askers_take_turns(backend: Backend) -> None:
+def test_two_callers_take_turns(backend: Backend) -> None:
     found: dict[str, Progress] = {}
 
     def ask(name: str) -> None:

@@ -37,7 +37,7 @@ def test_it_goes_at_the_end_and_after_an_error(home: Path) -> None:
     assert list(home.iterdir()) == []
 
 
-def test_what_a_crash_left_goes_at_the_next_start_and_what_is_in_use_stays(home: Path) -> None:
+def test_folders_left_by_a_crash_are_removed_and_those_in_use_kept(home: Path) -> None:
     other = home / "somebody-elses"
     other.mkdir()
     (home / f"{PREFIX}link").symlink_to(other)

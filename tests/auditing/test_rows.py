@@ -148,7 +148,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("given", "says"), BAD, ids=[s for _, s in BAD])
-def test_a_bad_row_says_what_is_wrong(folder: Path, given: dict[str, Any], says: str) -> None:
+def test_a_bad_row_is_explained(folder: Path, given: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says) as caught:
         read_row(given, folder=folder)
     assert caught.value.hint

@@ -34,7 +34,7 @@ def test_rows_of_one_group_are_measured(bench: gpu.Bench) -> None:
     assert "| meter | 1 | 600 |" in gpu.table(json.loads(bench.out.read_text()))
 
 
-def test_a_row_that_fails_is_told_and_the_run_goes_on(bench: gpu.Bench) -> None:
+def test_a_failing_row_is_reported_and_the_run_continues(bench: gpu.Bench) -> None:
     def broken(_: dict[str, Any]) -> None:
         raise RuntimeError("out of luck")
 
@@ -48,7 +48,7 @@ def test_no_row_starts_after_the_deadline(tmp_path: Path) -> None:
     assert late.rows[0]["left_out"] == "no time left"
 
 
-def test_the_script_says_what_is_missing() -> None:
+def test_the_script_names_what_is_missing() -> None:
     import torch
 
     if torch.cuda.is_available():

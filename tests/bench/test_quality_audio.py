@@ -62,7 +62,7 @@ def test_relevance_inside_the_event(data: object) -> None:
     assert quality_audio_data.inside(asked(None), Found()) is None
 
 
-def test_the_committed_table_is_whole() -> None:
+def test_the_committed_table_is_complete() -> None:
     results = json.loads(quality_audio.RESULTS.read_text())
     assert results["model"] == quality.fingerprint("demo-audio")
     text = quality_audio_table.render(results)

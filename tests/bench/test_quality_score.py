@@ -27,7 +27,7 @@ def test_auc_of_ties_and_of_one_class() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 1.0])
-def test_matched_says_yes_as_often(ratio: float) -> None:
+def test_matched_has_the_same_yes_ratio(ratio: float) -> None:
     margin = np.random.default_rng(0).normal(size=40)
     moved = score.matched(margin, ratio)
     assert moved.mean() == ratio

@@ -12,7 +12,7 @@ from bench import quality_smol_data as data
 from limelight.models.checkpoints.weights_on_disk import missing_parts
 
 
-def test_a_ratio_of_sums_lies_in_its_interval_and_narrows() -> None:
+def test_a_ratio_of_sums_is_within_its_interval_which_narrows() -> None:
     rng = np.random.default_rng(0)
     below = rng.integers(1, 5, 400)
     top = rng.binomial(below, 0.7)

@@ -77,7 +77,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("values", "says"), BAD)
-def test_a_bad_row_is_named_before_anything_is_asked(pope: Path, values: dict[str, Any], says: str) -> None:
+def test_a_bad_row_is_named_before_any_answer(pope: Path, values: dict[str, Any], says: str) -> None:
     change(pope, 3, **values)
     with pytest.raises(DataError) as error:
         go(pope)
@@ -214,7 +214,7 @@ def test_a_label_that_goes_bad_and_is_corrected(pope: Path) -> None:
     assert read_results(pope.parent / "run")["bad_rows"]["count"] == 0
 
 
-def test_a_row_left_out_is_asked_once_it_is_corrected(pope: Path) -> None:
+def test_a_skipped_row_is_answered_once_corrected(pope: Path) -> None:
     change(pope, 2, label="maybe")
     asked: list[str] = []
     answer = lambda s: asked.append(s.id) or right(s)  # noqa: E731
@@ -229,7 +229,7 @@ def test_a_row_left_out_is_asked_once_it_is_corrected(pope: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["prompt", "picture", "suffix-like"])
-def test_what_was_asked_is_asked_again_when_it_changes(pope: Path, what: str) -> None:
+def test_changed_questions_are_answered_again(pope: Path, what: str) -> None:
     asked: list[str] = []
     answer = lambda s: asked.append(s.id) or right(s)  # noqa: E731
     go(pope, answer)

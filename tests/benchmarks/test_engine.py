@@ -23,7 +23,7 @@ def test_one_by_one_and_in_batches() -> None:
     assert sizes == [3, 3, 1]
 
 
-def test_a_batch_that_raises_is_asked_one_by_one() -> None:
+def test_a_failing_batch_is_answered_one_by_one() -> None:
     def many(batch: list[Sample]) -> list[str]:
         if any(s.id == "4" for s in batch):
             raise MemoryError("too much")

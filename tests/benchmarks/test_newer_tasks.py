@@ -42,7 +42,7 @@ def test_repope_without_the_file_of_pope_has_the_corrected_labels_alone(tmp_path
     assert [b.name for b in blocks] == ["popular/RePOPE"]
 
 
-def test_repope_says_when_the_two_files_do_not_belong_together(tmp_path: Path) -> None:
+def test_repope_refuses_mismatched_files(tmp_path: Path) -> None:
     WRITERS["repope"](tmp_path)
     other = (tmp_path / "coco/coco_pope_random.json").read_text().replace("a dog", "a cow")
     (tmp_path / "coco/coco_pope_random.json").write_text(other)

@@ -65,7 +65,7 @@ def test_latest() -> None:
     assert list(latest(rows)) == ["a", "b"]
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_json_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):

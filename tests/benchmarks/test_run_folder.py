@@ -77,7 +77,7 @@ def test_a_line_that_fits_in_part_is_taken_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["file", "file/run", "/proc/limelight"])
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path: Path, where: str) -> None:
+def test_an_unwritable_folder_is_reported_before_any_answer(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written") as error:
         go(tmp_path / where, lambda s: pytest.fail("asked"))
@@ -150,7 +150,7 @@ def test_rows_without_their_manifest_are_never_adopted(tmp_path: Path) -> None:
     assert (tmp_path / "rows.jsonl").read_bytes() == before
 
 
-def test_nor_are_those_of_a_lost_shard(tmp_path: Path) -> None:
+def test_a_shard_without_its_manifest_is_refused(tmp_path: Path) -> None:
     go(tmp_path, shard=(1, 2))
     (tmp_path / "run.1of2.json").rename(tmp_path / "run.0of2.json")
     with pytest.raises(SettingError, match=r"rows\.1of2\.jsonl, but not their manifest run\.1of2\.json"):
@@ -163,7 +163,7 @@ def test_an_interrupted_start_leaves_nothing_that_is_in_the_way(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("tail", [b'{"id": "coco/random/1", "ans', b"\x00" * 64, b'{"id": "coco/random/1"}', b"\n"])
-def test_a_last_line_that_is_cut_short_is_asked_again(tmp_path: Path, tail: bytes) -> None:
+def test_a_truncated_last_line_is_answered_again(tmp_path: Path, tail: bytes) -> None:
     go(tmp_path, limit=2)
     log = tmp_path / "rows.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
@@ -199,7 +199,7 @@ def test_a_run_that_began_meanwhile_with_other_settings(tmp_path: Path, monkeypa
         go(tmp_path, lambda s: pytest.fail("asked"), settings={"model": "b"}, limit=1, shard=(1, 2))
 
 
-def test_a_second_process_is_told(tmp_path: Path) -> None:
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
     def answer(sample: Sample) -> str:
         if sample.id == "coco/random/0":
             with pytest.raises(SettingError, match="another process"):

@@ -234,7 +234,7 @@ def test_replies_carry_more_than_text(tmp_path: Path) -> None:
     assert results.run.records[0].meta["shares"]["image"] == 0.25
 
 
-def test_a_judge_rates_once_and_is_asked_again_for_new_answers(tmp_path: Path) -> None:
+def test_a_judge_rates_once_and_again_for_new_answers(tmp_path: Path) -> None:
     WRITERS["mmhal"](tmp_path / "data")
     asked: list[str] = []
 

@@ -84,7 +84,7 @@ def test_own_markers_and_none(tmp_path: Path) -> None:
         go(tmp_path / "d", said, thoughts=["<plan>"])
 
 
-def test_the_marker_that_a_strategy_waits_for_ends_thoughts(tmp_path: Path) -> None:
+def test_the_marker_of_after_ends_thoughts(tmp_path: Path) -> None:
     settings = {"strategy_settings": {"after": "</ponder>"}}
     said = lambda s: f"yes no</ponder>{s.target}"  # noqa: E731
     assert go(tmp_path / "a", said, settings=settings).metrics["accuracy"].value == 1.0
@@ -114,7 +114,7 @@ def test_a_judge_sees_no_thoughts_and_has_none_counted() -> None:
     assert rating("<think>perhaps Rating: 6") is None
 
 
-def test_rows_keep_what_was_said(tmp_path: Path) -> None:
+def test_rows_keep_the_full_text(tmp_path: Path) -> None:
     go(tmp_path, lambda s: f"<think>{LURE}</think>yes", limit=1)
     row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
     assert row["answer"] == f"<think>{LURE}</think>yes"

@@ -94,7 +94,7 @@ def test_goals(tmp_path: Path) -> None:
         goal_of(task("chair"), tolerance=-1)
 
 
-def test_parts_are_disjoint_whole_images_and_stable(tmp_path: Path) -> None:
+def test_parts_are_disjoint_by_image_and_stable(tmp_path: Path) -> None:
     WRITERS["pope"](tmp_path)
     everything = load(task("pope"), tmp_path)
     dev, test = (Part(name, 0.7).of(everything) for name in ("dev", "test"))

@@ -30,7 +30,7 @@ def test_the_answer_of_a_question_is_its_first_word() -> None:
     assert labels([], {"correct": False}) == {}
 
 
-def test_a_transcript_is_laid_beside_what_is_said() -> None:
+def test_a_transcript_is_aligned_with_the_answer() -> None:
     pieces = [" Thank", " you", " for", " the", " ship", "."]
     got = labels(pieces, {"reference": "Thank you, the sheep"})
     assert got == {"0:Thank": 1, "1:you": 1, "2:for": 0, "3:the": 1, "4:ship": 0}

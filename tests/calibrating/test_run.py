@@ -77,7 +77,7 @@ def test_answers_that_are_given_are_not_generated(monkeypatch: pytest.MonkeyPatc
     assert other.label.tolist() == [INVENTED, OTHER, OTHER, OTHER, OTHER]
 
 
-def test_without_labels_words_said_only_without_the_media_are_invented() -> None:
+def test_without_labels_words_generated_only_without_media_count_as_invented() -> None:
     asked = [{k: r[k] for k in ("image", "prompt")} for r in rows(4, "none")]
     found = run.observe(adapter(), run.labelled_rows(asked), SETTINGS)
     assert found.count(SUPPORTED) >= 4 and found.count(INVENTED) >= 3

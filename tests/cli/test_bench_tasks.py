@@ -79,7 +79,7 @@ def test_batches_answer_as_one_by_one(strategies: str, tmp_path: Path, run: Run)
     assert len(set(said[0].values())) > 2
 
 
-def test_what_is_wrong_is_said(tmp_path: Path, run: Run) -> None:
+def test_errors_are_reported(tmp_path: Path, run: Run) -> None:
     """Unknown names list what there is; missing files are named with their origin; nothing is left behind."""
     base = ("--model", "demo-vision", "--out", tmp_path / "run")
     cases = [
@@ -105,7 +105,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_tells_everything(tmp_path: Path, run: Run) -> None:
+def test_a_finished_run_records_everything(tmp_path: Path, run: Run) -> None:
     best = WRITERS["pope"](tmp_path / "data")
     make_media(tmp_path / "data")
     done = run(

@@ -67,7 +67,7 @@ def test_the_nearest_file_is_read(here: Path, monkeypatch: pytest.MonkeyPatch) -
         ("[generate\n", "cannot read"),
     ],
 )
-def test_mistakes_in_the_file_are_told(here: Path, run: Run, text: str, message: str) -> None:
+def test_mistakes_in_the_file_are_reported(here: Path, run: Run, text: str, message: str) -> None:
     (here / "limelight.toml").write_text(text)
     with pytest.raises(SettingError, match=message):
         defaults(COMMANDS, {})

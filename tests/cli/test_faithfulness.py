@@ -55,7 +55,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert metrics["faithfulness/attnlrp/deletion"].value == pytest.approx(np.mean(areas))
 
 
-def test_the_whole_picture_is_what_the_model_sees() -> None:
+def test_the_complete_image_is_what_the_model_sees() -> None:
     from limelight.benchmarks.loading import load
     from limelight.benchmarks.task import task
 

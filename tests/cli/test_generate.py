@@ -176,7 +176,7 @@ def test_compare_prints_every_answer_and_what_decides(run: Run) -> None:
     assert "no example 'cat'" in flat(run("generate", "demo-vision", "--image", "example:cat", "-p", "x").stderr)
 
 
-def test_a_model_without_a_meter_is_told_of_the_flag(
+def test_a_model_without_a_meter_suggests_no_meter(
     run: Run, checkpoint: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object, **__: object) -> object:

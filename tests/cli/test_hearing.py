@@ -63,7 +63,7 @@ def test_speech_longer_than_the_window_is_transcribed(run: Run, tmp_path: Path) 
     assert all(s["shares"]["audio"] > 0.1 for s in document["segments"] if s["text"])
 
 
-def test_python_says_the_same_about_silence() -> None:
+def test_python_gives_the_same_result_for_silence() -> None:
     adapter = limelight.load("demo-audio")
     told = limelight.transcribe(adapter, audio=(np.zeros(4 * RATE, np.float32), RATE), relevance=False)
     assert [(s.start, s.stop) for s in told.segments] == [(0.0, 4.0)]

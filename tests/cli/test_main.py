@@ -114,7 +114,7 @@ def wrong_inputs(tmp_path: Path, photo: Path) -> dict[str, tuple[tuple[object, .
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # PIL's open file of a picture cut short
-def test_bad_input_is_told_with_a_hint(run: Run, checkpoint: Path, photo: Path, tmp_path: Path, kind: str) -> None:
+def test_bad_input_is_reported_with_a_hint(run: Run, checkpoint: Path, photo: Path, tmp_path: Path, kind: str) -> None:
     arguments, message = wrong_inputs(tmp_path, photo)[kind]
     prompt = () if "--prompt" in arguments else ("--prompt", "what is this ?")
     result = run("generate", checkpoint, "--max-new-tokens", 2, "--json", *prompt, *arguments)

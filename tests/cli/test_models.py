@@ -54,7 +54,7 @@ def test_a_sound_model_passes(adapter: Adapter) -> None:
     assert list(found)[-1] == "model untouched"
 
 
-def test_wrong_logits_are_told(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_logits_are_reported(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Adapter.logits
     monkeypatch.setattr(Adapter, "logits", lambda self, hidden: plain(self, hidden) * 1.01)
     found = results(adapter)
@@ -62,7 +62,7 @@ def test_wrong_logits_are_told(adapter: Adapter, monkeypatch: pytest.MonkeyPatch
     assert "largest difference" in found["logits are the model's own"].detail
 
 
-def test_a_change_that_stays_is_told(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remaining_change_is_reported(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     import limelight.relevance.attribute as relevance
 
     plain = relevance.attribute
@@ -80,7 +80,7 @@ def test_a_change_that_stays_is_told(adapter: Adapter, monkeypatch: pytest.Monke
     assert "logits" in last.detail
 
 
-def test_hooks_that_do_not_bind_are_told(
+def test_hooks_that_do_not_bind_are_reported(
     adapter: Adapter, run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from contextlib import nullcontext
@@ -119,7 +119,7 @@ def test_detected_and_snapshot(adapter: Adapter) -> None:
         ("glm4v_moe", "2, 4, 2, 16", "router"),
     ],
 )
-def test_what_is_told_of_experts_further_entrances_and_layers_that_differ(name: str, sizes: str, told: str) -> None:
+def test_experts_side_inputs_and_differing_layers_are_listed(name: str, sizes: str, told: str) -> None:
     from limelight.cli.check import _hooks
     from tests.tiny import built
     from tests.zoo import ZOO

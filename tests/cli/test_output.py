@@ -65,7 +65,7 @@ def test_a_document_is_plain_json() -> None:
     assert "scores" not in output.document(said)["words"][0]
 
 
-def test_a_document_tells_grounding_by_token_word_and_sentence() -> None:
+def test_a_document_has_grounding_by_token_word_and_sentence() -> None:
     said = generation(prompt(("image", 16, (4, 4), None)), [" A", " cup", ".", " Yes"], strategy="meter")
     own = [(6.0, None, False), (1.5, 7.0, True), (9.0, None, False), (5.0, 6.0, False)]
     steps = tuple(
@@ -102,7 +102,7 @@ def test_place() -> None:
     assert output.place(relevance(prompt(("image", 5, None, None)), 1, "x")) == ""
 
 
-def test_views_that_were_taken_are_told() -> None:
+def test_views_are_reported() -> None:
     made = generation(prompt(("image", 4, (2, 2), None)), [" A", " cup"])
     views = (
         TakenView("image", 0, answer="no", margin=-1.0, between=("yes", "no")),

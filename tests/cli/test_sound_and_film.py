@@ -64,7 +64,7 @@ def test_generate_on_a_wav(run: Run, listener: Path, wav: Path, tmp_path: Path) 
     assert (tmp_path / "o.svg").stat().st_size > 5000
 
 
-def test_relevance_lies_on_what_is_seen_in_an_mp4(run: Run, watcher: Path, mp4: Path, tmp_path: Path) -> None:
+def test_relevance_is_on_the_visible_object_of_an_mp4(run: Run, watcher: Path, mp4: Path, tmp_path: Path) -> None:
     files = ("--overlay", tmp_path / "sheet.png", "--html", tmp_path / "o.html")
     result = run("attribute", watcher, "--video", mp4, *ASK, "--max-new-tokens", 2, "--json", *files)
     assert result.exit_code == 0, result.output
@@ -114,7 +114,7 @@ def test_what_is_refused(run: Run, watcher: Path, listener: Path, wav: Path, mp4
         assert told in flat(result.stderr), arguments
 
 
-def test_a_sound_cut_short_is_told(run: Run, listener: Path, tmp_path: Path) -> None:
+def test_truncated_audio_is_reported(run: Run, listener: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.wav", tmp_path / "cut.wav"
     soundfile.write(whole, speech(seconds=3.0), RATE)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])

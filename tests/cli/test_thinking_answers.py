@@ -41,7 +41,7 @@ def test_shares_are_those_of_the_answers_tokens() -> None:
     assert (plain.text, plain.meta["shares"]["image"]) == ("No", 0.0)
 
 
-def test_what_no_marker_in_the_text_tells() -> None:
+def test_thoughts_without_a_marker_in_the_text() -> None:
     opened = ("Is there a hat?", "<think>", "\n")
     cut = replied(("a", " hat"), prompt=opened)
     assert cut.text[cut.meta["answer_from"] :] == ""

@@ -39,7 +39,7 @@ def adapter(listener: Path) -> Adapter:
     return limelight.load(listener)
 
 
-def test_json_has_times_shares_and_where_words_were_heard(run: Run, listener: Path, talk: Path) -> None:
+def test_json_has_times_shares_and_audio_intervals(run: Run, listener: Path, talk: Path) -> None:
     result = run("transcribe", talk, "--model", listener, "--max-new-tokens", 4, "--format", "json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -120,7 +120,7 @@ def test_subtitles_go_to_files_and_finished_ones_stay(run: Run, listener: Path, 
     assert (out / "talk.srt").stat().st_mtime_ns == before
 
 
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_resumes(
     run: Run, listener: Path, talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask = ("transcribe", talk, "-m", listener, "--max-new-tokens", 3, "--no-relevance", "-o")
@@ -245,7 +245,7 @@ def test_marks_in_every_format(run: Run, listener: Path, talk: Path, tmp_path: P
     assert plain == re.sub("</?u>", "", srt)
 
 
-def test_unsupported_segments_are_told_and_dropped(run: Run, listener: Path, talk: Path, tmp_path: Path) -> None:
+def test_unsupported_segments_are_reported_and_dropped(run: Run, listener: Path, talk: Path, tmp_path: Path) -> None:
     ask = ("transcribe", talk, "-m", listener, "--max-new-tokens", 4, "--no-relevance")
     every = json.loads(run(*ask, "-f", "json").stdout)["segments"]
     scores = sorted(r["support"] for r in every)

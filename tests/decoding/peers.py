@@ -92,7 +92,7 @@ def deep_inputs(kind: str = "single") -> dict[str, Tensor]:
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
 
-def percept_of(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
+def media_places(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
     """bool ``[B, T]``: placeholder positions, by their ids."""
     ids = inputs["input_ids"]
     places = torch.zeros_like(ids, dtype=torch.bool)
@@ -104,7 +104,7 @@ def percept_of(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
 def written_out(adapter: Adapter, inputs: Mapping[str, Any], tokens: Tensor) -> tuple[Tensor, list[bool]]:
     """What the twins on :mod:`tests.slow_twins.grouped` take: merged embeddings of a prompt and all but the last of
     ``tokens`` [1, t], and which positions of the prompt are the picture's."""
-    return stack.prompt(adapter.model, inputs, tokens[:, :-1]), percept_of(adapter, inputs)[0].tolist()
+    return stack.prompt(adapter.model, inputs, tokens[:, :-1]), media_places(adapter, inputs)[0].tolist()
 
 
 def check_alone_and_in_a_batch(name: str, strategy: Strategy, n: int = TOKENS) -> None:

@@ -77,7 +77,7 @@ def test_plain_until_the_marker_then_the_strategy_on_prompt_and_thoughts(name: s
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_goes_on_as_if_nothing_had_been_opened(name: str) -> None:
+def test_every_family_continues_unchanged_before_the_marker(name: str) -> None:
     """The second session starts on prompt and thoughts: positions, types and masks must go on as the model's do."""
     adapter = built(name)
     inputs = batch_of(adapter, name)
@@ -200,7 +200,7 @@ def test_a_text_needs_the_tokenizer() -> None:
         decoded(model, llava_inputs(model), after("</think>", limelight.lime()))
 
 
-def test_the_meter_runs_from_the_start_beside_a_strategy_that_waits() -> None:
+def test_the_meter_runs_from_the_start_with_a_strategy_after_a_marker() -> None:
     model = llava(torch.float32)
     inputs = llava_inputs(model)
     marker = int(thoughts(model, inputs)[0, 1])
@@ -223,7 +223,7 @@ def test_positions_go_on_by_the_rule_of_single_words() -> None:
     assert torch.equal(extended(context, [[9, 10, 11]]).kwargs["position_ids"], want)
 
 
-def test_inputs_that_nobody_knows_how_to_go_on() -> None:
+def test_inputs_that_cannot_be_extended() -> None:
     adapter = Adapter(llava(torch.float32))
     inputs = inputs_of(adapter, "llava")
     ids = inputs["input_ids"]

@@ -37,7 +37,7 @@ from limelight.decoding.registry import strategies
 from limelight.decoding.strategy import Strategy, capabilities_of
 from limelight.errors import NotFiniteError, UnsupportedError
 from limelight.models.adapter import Adapter
-from tests.decoding.peers import double, emitted, inputs_of, percept_of, run
+from tests.decoding.peers import double, emitted, inputs_of, media_places, run
 from tests.slow_twins import beam_search as twin
 from tests.slow_twins import m3id as m3id_twin
 from tests.slow_twins.full import last_logits
@@ -107,7 +107,7 @@ def test_equals_the_search_written_out(strategy: Strategy) -> None:
 def test_m3id_with_end_tokens_equals_both_twins(settings: dict[str, Any]) -> None:
     """No run of ours in the comparison: uncached logits, and the search written out."""
     adapter, inputs = double("llava"), inputs_of("llava")
-    places = percept_of(adapter, inputs)
+    places = media_places(adapter, inputs)
 
     def logits(tokens: tuple[int, ...]) -> Tensor:
         said = torch.tensor([list(tokens)], dtype=torch.long)

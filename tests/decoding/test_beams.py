@@ -32,7 +32,7 @@ def test_beams_go_their_own_ways() -> None:
         torch.testing.assert_close(again, last_logits(adapter.model, inputs, torch.tensor([[72], [70]])), **CLOSE)
 
 
-def test_an_input_that_nobody_declared_is_named() -> None:
+def test_an_undeclared_input_is_named() -> None:
     """A guess by its shape could give one row's values to another."""
     adapter, inputs = double("llava"), inputs_of("llava", "single")
     prepared = dict(inputs)

@@ -88,7 +88,7 @@ def test_rows_of_a_batch_equal_single_rows(name: str) -> None:
 
 
 @every
-def test_media_are_needed_where_it_says_so(name: str) -> None:
+def test_needs_media_is_declared_correctly(name: str) -> None:
     adapter = loaded(False)
     ask = [adapter.prepare("Is there a cup?")]
     if not capabilities_of(made(name)).needs_media:
@@ -99,7 +99,7 @@ def test_media_are_needed_where_it_says_so(name: str) -> None:
 
 
 @every
-def test_backward_passes_run_where_it_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_is_declared_correctly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     grad, backward = torch.autograd.grad, torch.autograd.backward
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: (ran.append("grad"), grad(*a, **k))[1])
@@ -122,7 +122,7 @@ def test_claims_follow_the_settings(settings: dict[str, Any], monkeypatch: pytes
 
 
 @every
-def test_steps_carry_the_meter_where_it_says_so(name: str) -> None:
+def test_meter_is_declared_correctly(name: str) -> None:
     sound = name == "aad"
     strategy = made(name)
     (said,) = answer(loaded(sound), prompts(sound)[:1], strategy, max_new_tokens=2)
@@ -137,7 +137,7 @@ def test_steps_carry_the_meter_where_it_says_so(name: str) -> None:
 
 
 @every
-def test_a_meter_beside_changes_no_token(name: str) -> None:
+def test_an_added_meter_changes_no_token(name: str) -> None:
     sound = name == "aad"
     adapter, asked = loaded(sound), prompts(sound)[:1]
     (plain,) = answer(adapter, asked, made(name), max_new_tokens=TOKENS)
@@ -157,7 +157,7 @@ def cached_turn(adapter: Adapter, inputs: dict[str, Tensor], *, cut: int) -> dic
 
 
 @every
-def test_a_filled_cache_alone_is_enough_where_it_says_so(name: str) -> None:
+def test_continues_cache_is_declared_correctly(name: str) -> None:
     family = "qwen2_audio" if name == "aad" else "llava"
     adapter = built(family)
     inputs = ZOO[family].inputs(adapter.model)
@@ -185,7 +185,7 @@ def test_a_filled_cache_alone_is_enough_where_it_says_so(name: str) -> None:
 
 
 @every
-def test_it_works_behind_a_marker_where_it_says_so(name: str) -> None:
+def test_after_is_declared_correctly(name: str) -> None:
     sound = name == "aad"
     adapter, asked, strategy = loaded(sound), prompts(sound)[:1], made(name)
     if not capabilities_of(strategy).after:
@@ -209,7 +209,7 @@ def test_wrappers_change_what_they_change() -> None:
         limelight.after("</answer>", waiting)
 
 
-def test_a_strategy_that_says_nothing_gets_the_careful_defaults() -> None:
+def test_a_strategy_without_capabilities_gets_the_conservative_defaults() -> None:
     @dataclass(frozen=True)
     class Silent:
         name: str = "silent"

@@ -74,7 +74,7 @@ def test_what_cannot_share_a_batch_is_refused(adapter: limelight.Adapter) -> Non
         limelight.generate_many(adapter, requests=[])
 
 
-def test_a_tensor_that_nobody_declared_is_named(adapter: limelight.Adapter) -> None:
+def test_an_undeclared_tensor_is_named(adapter: limelight.Adapter) -> None:
     odd = [replace(p, tensors={**p.tensors, "odd_ids": torch.zeros(1, 3)}) for p in requests(adapter)]
     with pytest.raises(UnsupportedError, match="odd_ids") as caught:
         collate(odd)

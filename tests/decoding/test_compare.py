@@ -71,7 +71,7 @@ def test_later_words_are_decided_after_the_shared_beginning(adapter: Any) -> Non
     assert decided(adapter, shorter, shorter) is None
 
 
-def test_one_that_ends_is_said_to_end(adapter: Any) -> None:
+def test_the_end_of_an_answer_is_named(adapter: Any) -> None:
     chosen = ("greedy", limelight.relevance_contrastive(preset="captions"))
     both = limelight.compare(
         adapter, messages="Describe the picture.", media=limelight.example("hat"), strategies=chosen, max_new_tokens=16

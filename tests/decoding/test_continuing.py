@@ -106,7 +106,7 @@ def test_a_second_turn_is_that_of_plain_generate(name: str, rows: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("strategy", MORE)
-def test_every_strategy_goes_on_from_a_cache_as_without_one(name: str, strategy: str) -> None:
+def test_every_strategy_continues_from_a_cache_as_without_one(name: str, strategy: str) -> None:
     adapter = built(name)
     chosen = strategy_of(strategy)
     cache, inputs = turn(adapter, inputs_of(name, adapter))
@@ -200,7 +200,7 @@ def test_the_new_ids_alone(name: str, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", [s for s in MORE if s not in ALONE])
-def test_what_needs_the_whole_prompt_says_so(strategy: str) -> None:
+def test_methods_that_need_the_whole_prompt_are_refused(strategy: str) -> None:
     adapter = built("llava")
     cache, inputs = turn(adapter, inputs_of("llava", adapter))
     past = cache.get_seq_length()
@@ -238,7 +238,7 @@ def test_a_cache_of_something_else_is_found_out(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["paligemma", "paligemma2"])
-def test_a_family_that_reads_its_prompt_both_ways_goes_on_from_the_cache_alone(name: str) -> None:
+def test_a_family_with_bidirectional_prompts_continues_from_the_cache_only(name: str) -> None:
     adapter = built(name)
     cache, inputs = turn(adapter, inputs_of(name, adapter))
     asked = words_only(inputs)
@@ -307,7 +307,7 @@ def test_caches_of_other_kinds(name: str, kind: str) -> None:
     assert metered.past_key_values is third and int(third.get_seq_length()) == metered.sequences.shape[1] - 1
 
 
-def test_limelight_generate_goes_on_with_a_cache() -> None:
+def test_limelight_generate_continues_a_cache() -> None:
     from limelight.types import Prompt
 
     adapter = fresh("llava")

@@ -74,7 +74,7 @@ def test_ready_made_embeddings_go_with_their_words() -> None:
     assert "inputs_embeds" not in without(run, media_mask(run)).kwargs
 
 
-def test_inputs_that_nobody_declared_are_named() -> None:
+def test_undeclared_inputs_are_named() -> None:
     for change in (lambda run: without(run, media_mask(run)), lambda run: inserted(run, [60], [2, 2])):
         with pytest.raises(UnsupportedError, match="odd_ids") as caught:
             change(prompt(odd_ids=IDS))

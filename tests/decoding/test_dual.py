@@ -185,7 +185,7 @@ def test_a_prompt_without_a_media_has_no_support_from_one() -> None:
 
 
 @pytest.mark.parametrize(("limit", "reserve"), [(None, 16), (30, 16), (200, 200 - 24), (10**6, 4096)])
-def test_the_stream_reserves_what_may_be_said(limit: int | None, reserve: int) -> None:
+def test_the_stream_reserves_room_for_the_answer(limit: int | None, reserve: int) -> None:
     adapter = built("llava")
     inputs = ZOO["llava"].inputs(adapter.model)
     call = adapter.capture(inputs)

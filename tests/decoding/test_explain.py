@@ -45,13 +45,13 @@ def test_one_pass_afterwards_is_what_greedy_explains_token_by_token(adapter: Ada
     assert all(torch.equal(before[k], after[k]) for k in before if isinstance(before[k], torch.Tensor))
 
 
-def test_what_is_there_stays(adapter: Adapter) -> None:
+def test_existing_values_are_kept(adapter: Adapter) -> None:
     said = answer(adapter, None, relevance=True)
     assert explained(adapter, said) is said
 
 
 @pytest.mark.parametrize("name", ["greedy", "meter", "relevance-contrastive", "vcd", "lime"])
-def test_a_watched_strategy_says_the_same_under_its_own_name(adapter: Adapter, name: str) -> None:
+def test_a_watched_strategy_keeps_its_answer_and_name(adapter: Adapter, name: str) -> None:
     chosen = strategies()[name]()
     plain, seen = answer(adapter, chosen), explained(adapter, answer(adapter, watched(chosen)))
     assert (seen.strategy, seen.token_ids) == (name, plain.token_ids)

@@ -221,7 +221,7 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_with_a_hint(
+def test_bad_input_is_reported_with_a_hint(
     vision: Adapter, picture: Image.Image, sound: Path, tmp_path: Path, case: str
 ) -> None:
     kind, arguments = BAD[case]
@@ -318,7 +318,7 @@ def test_lengths_of_the_models_own_config_count(picture: Image.Image) -> None:
         setattr(adapter.model.generation_config, name, None)
 
 
-def test_several_answers_are_refused_wherever_they_are_asked_for(picture: Image.Image) -> None:
+def test_several_answers_are_refused_wherever_they_are_requested(picture: Image.Image) -> None:
     adapter = limelight.wrap(ZOO["llava"].build(), vision_processor())
     prompt = adapter.prepare(QUESTION, {"image": picture})
     adapter.model.generation_config.num_return_sequences = 2
@@ -347,6 +347,6 @@ def test_whether_relevance_is_wanted(vision: Adapter, picture: Image.Image, give
 
 
 @pytest.mark.parametrize("bad", ["no", 2, [], 0.5], ids=str)
-def test_what_says_neither_yes_nor_no(vision: Adapter, picture: Image.Image, bad: Any) -> None:
+def test_values_other_than_true_and_false(vision: Adapter, picture: Image.Image, bad: Any) -> None:
     with pytest.raises(SettingError, match="True, False or None"):
         limelight.generate(vision, None, QUESTION, media=picture, relevance=bad, max_new_tokens=1)

@@ -326,7 +326,7 @@ def test_generate_many_refuses_a_streamer_and_ends_it() -> None:
 
 
 @pytest.mark.parametrize("strategy", MORE)
-def test_a_streamer_hears_every_strategy_and_ends(strategy: str) -> None:
+def test_a_streamer_receives_every_strategy_and_ends(strategy: str) -> None:
     adapter = fresh("llava")
     words = tokenizer()
     plain = limelight.generate(adapter, None, prompt_of(adapter), strategy=strategy_of(strategy), max_new_tokens=4)

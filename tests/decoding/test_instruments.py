@@ -19,7 +19,7 @@ from limelight.decoding.instruments import (
 )
 from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.relevance.layers.norm import final_norm
-from tests.decoding.peers import deep, deep_inputs, double, inputs_of, percept_of
+from tests.decoding.peers import deep, deep_inputs, double, inputs_of, media_places
 from tests.slow_twins import stack
 from tests.tiny import built
 from tests.zoo import ZOO
@@ -52,7 +52,7 @@ def test_exits_are_the_layers_before_the_final_norm() -> None:
 
 def test_the_media_can_be_masked_by_position() -> None:
     adapter, inputs = deep(), deep_inputs()
-    keep = ~percept_of(adapter, inputs)
+    keep = ~media_places(adapter, inputs)
     keep[0, 5] = True
     with torch.no_grad(), masked_media(adapter, keep):
         got = adapter.model(**inputs).logits[0, -1]
@@ -63,7 +63,7 @@ def test_the_media_can_be_masked_by_position() -> None:
 def test_deepstack_is_masked_with_its_positions() -> None:
     """Keeping everything is the model itself; keeping nothing does not see the pixels."""
     adapter, inputs = double("qwen3_vl"), inputs_of("qwen3_vl")
-    places = percept_of(adapter, inputs)
+    places = media_places(adapter, inputs)
     louder = {k: v * 2 + 1 if v.is_floating_point() else v for k, v in inputs.items()}
     with torch.no_grad():
         plain = adapter.model(**inputs).logits[0, -1]

@@ -115,7 +115,7 @@ def test_a_closed_gate_is_plain_decoding(adapter: Adapter) -> None:
     assert not any(s.intervened or s.losses for s in shut.steps[0])
 
 
-def test_the_gate_opens_where_it_says(adapter: Adapter) -> None:
+def test_the_gate_opens_at_its_threshold(adapter: Adapter) -> None:
     inputs = llava_inputs(adapter.model)
     plain = adapter.model.generate(
         **inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True, output_logits=True
@@ -196,7 +196,7 @@ def test_top_k_of_one_still_has_a_margin(adapter: Adapter) -> None:
 
 @pytest.mark.parametrize("objective", ["difference", "paper"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_offsets_do_not_vanish_beside_narrow_keys(dtype: torch.dtype, objective: str) -> None:
+def test_offsets_do_not_vanish_against_narrow_keys(dtype: torch.dtype, objective: str) -> None:
     """Steps of 4e-3 beside keys of size 1 (bfloat16 knows steps of 8e-3 there) move the logits as they move float32's."""
     for name in ("llava_gqa", "qwen2_5_vl", "gemma3"):
         moved = []

@@ -247,7 +247,7 @@ def test_nan_logits_of_a_strategy_raise() -> None:
     assert caught.value.hint
 
 
-def test_a_cut_and_a_processor_that_leave_no_token_are_told() -> None:
+def test_a_cut_and_a_processor_that_leave_no_token_are_reported() -> None:
     adapter = built("llava", torch.float32)
     fn = limelight.custom_generate(OnlyEnd())
     with pytest.raises(SettingError, match=r"no token is allowed at token 0 of row 0: only-end") as caught:

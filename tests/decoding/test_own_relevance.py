@@ -77,7 +77,7 @@ def test_every_strategy_that_sees_honours_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["blip2", "gemma3", "gemma3n", "mllama", "qwen2_5_vl_video", "qwen3_vl", "salmonn"])
-def test_by_whatever_door_the_media_enters(name: str) -> None:
+def test_for_every_way_the_media_enter(name: str) -> None:
     adapter, inputs = double(name), inputs_of(name)
     out = run(adapter, inputs, made("m3id"), n=2, bind={"details": True, "parent_model": adapter})
     assert out.steps is not None
@@ -99,7 +99,7 @@ def test_sampled_rows_that_end_at_different_times(strategy: str) -> None:
         check(out.steps[row], wanted(adapter, inputs, out, row))
 
 
-def test_a_strategy_that_waits_and_one_with_a_meter_beside_it() -> None:
+def test_a_strategy_after_a_marker_and_one_with_a_meter() -> None:
     adapter, inputs = deep(), deep_inputs()
     marker = int(emitted(run(adapter, inputs, made("greedy")), inputs)[0, 0])
     for strategy in (limelight.after(marker, made("relevance-contrastive")), meter(made("vcd"))):

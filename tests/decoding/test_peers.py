@@ -125,7 +125,7 @@ def test_the_neutral_setting_is_the_model_itself(strategy: Strategy) -> None:
 
 
 @every_peer
-def test_it_does_something_and_says_so(strategy: Strategy) -> None:
+def test_it_changes_tokens_and_reports_it(strategy: Strategy) -> None:
     adapter, inputs = double("qwen2_5_vl"), inputs_of("qwen2_5_vl")
     out = run(adapter, inputs, strategy, n=3, bind={"details": True})
     plain = run(adapter, inputs, greedy(), n=1).logits
@@ -139,7 +139,7 @@ def test_it_does_something_and_says_so(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize("strategy", [pytest.param(s, id=n) for n, s in LATE.items()])
-def test_it_does_something_later_and_says_so(strategy: Strategy) -> None:
+def test_it_changes_later_tokens_and_reports_it(strategy: Strategy) -> None:
     adapter, inputs = double("qwen2_5_vl"), inputs_of("qwen2_5_vl")
     out = run(adapter, inputs, strategy, n=4, bind={"details": True})
     tokens = emitted(out, inputs)
@@ -187,7 +187,7 @@ def test_sampling_follows_its_seed_and_stays_in_the_distribution(strategy: Strat
 
 
 @on_sound
-def test_a_streamer_hears_every_token(strategy: Strategy) -> None:
+def test_a_streamer_receives_every_token(strategy: Strategy) -> None:
     adapter, inputs = double("qwen2_audio"), inputs_of("qwen2_audio")
     listener = Listener()
     out = run(adapter, inputs, strategy, bind={"streamer": listener})

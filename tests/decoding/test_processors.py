@@ -164,7 +164,7 @@ def guidance(model: Any) -> Any:
     return logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor(1.7, model)
 
 
-def test_what_is_asked_inside_a_step_leaves_no_trace() -> None:
+def test_previews_within_a_step_have_no_side_effects() -> None:
     config = SYNTH
     used, fresh = (config.construct_processor(128, "cpu") for _ in range(2))
     ids, logits = torch.tensor([[5, 6, 7]]), torch.randn(1, 128, generator=torch.Generator().manual_seed(0))
@@ -195,7 +195,7 @@ class Bars(LogitsProcessor):
         return scores.index_fill(1, torch.tensor(self.tokens), float("-inf"))
 
 
-def test_opera_takes_ones_own_processor_that_says_it_keeps_no_state() -> None:
+def test_opera_accepts_custom_processors_declared_stateless() -> None:
     adapter = built("llava")
     inputs = inputs_of(adapter)
     free = made(adapter, inputs, strategy_of("opera"))
@@ -252,7 +252,7 @@ def test_penalties_in_a_batch_are_those_of_each_row_alone(strategy: str, penalty
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "opera", "lime", "lime-cached", "vcd"])
-def test_the_prefix_function_is_asked_for_the_row_at_hand(strategy: str) -> None:
+def test_the_prefix_function_gets_the_current_row(strategy: str) -> None:
     adapter = built("llava")
     batch = rows_of("llava", adapter, 2)
     allowed = {0: [70, 71, 72], 1: [80, 81, 82]}

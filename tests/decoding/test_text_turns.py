@@ -118,7 +118,7 @@ def test_a_text_only_model_answers_messages(llama: LlamaForCausalLM) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(strategies()))
-def test_every_strategy_decodes_text_or_says_what_it_needs(name: str) -> None:
+def test_every_strategy_decodes_text_or_names_what_it_needs(name: str) -> None:
     adapter = built("llava")
     before = snapshot(adapter.model)
     if name in FREE:
@@ -132,7 +132,7 @@ def test_every_strategy_decodes_text_or_says_what_it_needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["greedy", "lime"])
-def test_a_strategy_that_waits_or_is_measured_asks_for_what_the_inner_one_needs(name: str) -> None:
+def test_wrapped_strategies_need_what_the_inner_one_needs(name: str) -> None:
     adapter = built("llava")
     for outer in (limelight.after(9, limelight.strategy(name)), limelight.meter(limelight.strategy(name))):
         if name == "greedy":
@@ -275,7 +275,7 @@ def test_media_that_went_nowhere_are_still_an_error(name: str) -> None:
         attribute(adapter, {"input_ids": IDS[:1], **pixels})
 
 
-def test_shapes_in_messages_and_beside_them(demo: Adapter) -> None:
+def test_media_in_messages_and_as_arguments(demo: Adapter) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (112, 112, 3), dtype=np.uint8))
     want = demo.prepare("Is there a cup?", {"image": picture})
     part = {"type": "text", "text": "Is there a cup?"}
@@ -338,7 +338,7 @@ def test_attribution_of_a_prompt_or_of_messages(demo: Adapter) -> None:
 
 
 @pytest.mark.parametrize("several", [["a ?", "b ?"], ["a ?"], [[{"role": "user", "content": "a ?"}]], "prompts"])
-def test_several_requests_are_told_about_generate_many(demo: Adapter, several: Any) -> None:
+def test_several_requests_are_referred_to_generate_many(demo: Adapter, several: Any) -> None:
     asked = [demo.prepare("a ?")] * 2 if several == "prompts" else several
     for call in (lambda: limelight.generate(demo, messages=asked), lambda: attribute(demo, messages=asked)):
         with pytest.raises(PromptError) as caught:

@@ -31,7 +31,7 @@ def phrases(n: int = 4) -> tuple[Any, int]:
     return np.concatenate([t.recording.samples() for t in transcriptions("dev", "usual/clear", n)]), 16_000
 
 
-def test_a_streamer_hears_all_pieces_and_ends_once(adapter: limelight.Adapter) -> None:
+def test_a_streamer_receives_all_pieces_and_ends_once(adapter: limelight.Adapter) -> None:
     given = {"audio": noise(5.0), "chunk_seconds": 2.0, "max_new_tokens": 3, "relevance": False, "min_new_tokens": 3}
     want = limelight.transcribe(adapter, **given)
     assert len(want.segments) > 1

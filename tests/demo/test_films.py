@@ -65,7 +65,7 @@ def test_a_film_can_be_drawn_larger_and_as_a_clip() -> None:
     assert np.abs(small - one.pixels()[4].astype(float)).mean() < 12
 
 
-def test_events_are_told_in_order_of_time() -> None:
+def test_events_are_listed_in_order_of_time() -> None:
     one = next(f for f in (film("dev", "clear", i) for i in range(50)) if any(a.leaves for a in f.appearances))
     times = {(a.name, "appears"): a.start for a in one.appearances} | {
         (a.name, "leaves"): a.stop for a in one.appearances

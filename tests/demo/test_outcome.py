@@ -62,7 +62,7 @@ def test_no_examples(tmp_path: Path) -> None:
         outcome.curated(tmp_path)
 
 
-def test_the_shipped_examples_are_held_out_and_whole() -> None:
+def test_the_shipped_examples_are_held_out_and_complete() -> None:
     rows, rule = outcome.curated()
     assert rule
     assert len(rows) >= 5

@@ -31,7 +31,7 @@ def test_text_sets_are_pairs_of_the_same_questions(visibility: str) -> None:
         assert len({q.id for q in row}) == len(row)
 
 
-def test_hints_say_what_their_cell_says() -> None:
+def test_hints_match_their_cell() -> None:
     for right in (True, False):
         word = "right" if right else "wrong"
         for q in questions("dev", f"E-{word}/clear", 30):

@@ -80,7 +80,7 @@ def outcome(said: str, label: str, hint: str = "There is no cup.", strategy: str
     return Outcome(example, answer, words(answer)[0], said == label, 0.2)
 
 
-def test_the_verdict_says_who_was_misled_and_who_looked() -> None:
+def test_the_verdict_names_misled_and_correct_strategies() -> None:
     rows = [
         outcome("no", "yes"),
         outcome("yes", "yes", strategy="relevance-contrastive"),

@@ -45,7 +45,7 @@ def test_every_sound_is_sound_and_varies(name: str) -> None:
     assert one[0] == 0
 
 
-def test_the_world_is_whole() -> None:
+def test_the_world_is_complete() -> None:
     assert set(MAKERS) == set(EVENTS)
     assert len(EVENTS) == len(set(EVENTS)) == 16
     assert {len(names) for names in PLACES.values()} == {4}
@@ -54,7 +54,7 @@ def test_the_world_is_whole() -> None:
         assert np.sqrt(np.mean(background(np.random.default_rng(0), kind, 8000) ** 2)) == pytest.approx(1, abs=0.01)
 
 
-def test_events_are_where_they_are_said_to_be() -> None:
+def test_events_are_where_their_spans_are() -> None:
     for index in range(12):
         one = recording("dev", "events", "clear", index)
         assert 1 <= len(one.events) <= 3
@@ -85,7 +85,7 @@ def test_worse_recordings_hold_less_of_the_sound() -> None:
     assert ratio("clear") > ratio("medium") > ratio("poor")
 
 
-def test_phrases_say_what_their_set_says() -> None:
+def test_phrases_match_their_set() -> None:
     for index in range(20):
         usual, broken, digits = (
             recording("dev", "speech", "clear", index, phrase=p).names for p in ("usual", "broken", "digits")

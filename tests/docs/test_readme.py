@@ -36,7 +36,7 @@ def test_the_first_lines_print_what_is_below_them() -> None:
     assert told.getvalue() == block[2]
 
 
-def test_the_picture_is_of_todays_model_and_example() -> None:
+def test_the_picture_is_up_to_date() -> None:
     with Image.open(readme_picture.TARGET) as picture:
         made, when = json.loads(picture.info["Description"]), picture.info["Creation Time"]
     found = readme_picture.asked()

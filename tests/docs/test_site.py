@@ -17,7 +17,7 @@ import limelight
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
+def test_the_command_line_page_is_up_to_date() -> None:
     assert cli_page.TARGET.read_text(encoding="utf-8") == cli_page.page(), "run python -m tools.cli_page"
 
 

@@ -94,7 +94,7 @@ def test_commands_of_the_readme_exist() -> None:
     assert set(shown) <= known
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_resolve() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

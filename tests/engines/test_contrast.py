@@ -156,7 +156,7 @@ def test_a_partner_that_ends_before() -> None:
     assert state.counts == {"flb": 0, "paired": 1, "alone": 0, "parted": 1}
 
 
-def test_a_prompt_that_is_not_whole_yet_is_not_contrasted_with() -> None:
+def test_an_incomplete_prompt_is_not_contrasted_with() -> None:
     state = batch(told("vcd", "a"), told("vcd", "a", "contrast"))
     logits = rows(2)
     out = state.apply(logits.clone(), {0: At(0, 0, ready=False), 1: At(1, 0, ready=False)})

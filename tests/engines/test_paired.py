@@ -44,7 +44,7 @@ TEXT = {"type": "text", "text": "What is it?"}
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [image(), TEXT]}]
 
 
-def test_a_pair_is_sent_at_once_and_the_answer_returned() -> None:
+def test_a_pair_is_sent_concurrently_and_the_answer_returned() -> None:
     client = Client()
     assert chat(client, "model", MESSAGES, method="icd", settings={"alpha": 2.0}, max_tokens=5) == "answer"
     by_role = {o["extra_body"]["vllm_xargs"]["limelight_role"]: o for o in client.asked}
@@ -87,7 +87,7 @@ def test_silence_has_the_length_of_the_recording() -> None:
         assert set(sound.readframes(800)) == {0}
 
 
-def test_what_cannot_be_asked() -> None:
+def test_unsupported_requests() -> None:
     with pytest.raises(SettingError, match="unknown method"):
         chat(Client(), "model", MESSAGES, method="pai")
     with pytest.raises(SettingError, match="no setting"):

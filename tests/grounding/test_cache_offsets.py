@@ -166,7 +166,7 @@ def test_dense_offsets_are_adams(group: int, per_kv: bool) -> None:
     assert ours.scores(1, noise(1, B, KV, group, D)) is None
 
 
-def test_offsets_are_float32_beside_a_bfloat16_model() -> None:
+def test_offsets_of_a_bfloat16_model_are_float32() -> None:
     g = drawn(0, 1)
     narrow = Gradient(*(x.float() for x in (g.scores, g.queries, g.weights, g.out)))
     for offsets in (LowRankOffsets(1e-4, 1, torch.full((B,), T)), DenseOffsets(1e-4, 1)):

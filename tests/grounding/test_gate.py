@@ -37,7 +37,7 @@ def test_ungrounded_opens_where_the_media_has_little_part_in_the_top_token(thres
     assert Gate("ungrounded", threshold).opens(logits, phi).tolist() == [s < threshold for s in shares]
 
 
-def test_group_share_lies_between_0_and_1_and_bears_zeros() -> None:
+def test_group_share_is_between_0_and_1_and_handles_zeros() -> None:
     logit = torch.tensor([1.0, -2.0, 0.0, 5.0, 0.0])
     phi = torch.tensor([1.0, 3.0, 0.0, -5.0, 2.0])
     assert group_share(logit, phi).tolist() == pytest.approx([1.0, 3 / 8, 0.0, 1 / 3, 0.5])

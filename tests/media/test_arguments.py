@@ -121,7 +121,7 @@ def test_lists() -> None:
         ("data:image/png,rawbytes", "not a data URL"),
     ],
 )
-def test_what_cannot_be_told_says_how_to_say_it(odd: Any, says: str) -> None:
+def test_undetectable_media_name_the_explicit_form(odd: Any, says: str) -> None:
     with pytest.raises(MediaError) as caught:
         by_kind(odd)
     assert says in str(caught.value)

@@ -130,7 +130,7 @@ def test_a_sound_too_short_for_the_model() -> None:
         adapter.prepare("what is here ?", {"audio": tone(0.001)})
 
 
-def test_a_processor_with_windows_hears_all() -> None:
+def test_a_windowed_processor_covers_all_audio() -> None:
     adapter = Adapter(ZOO["audioflamingo3"].build(), audioflamingo3())
     prompt = adapter.prepare("what is here ?", {"audio": tone(1.2)})
     total = sum(len(s) * (s.seconds or 0) for s in prompt.spans if s.modality == "audio")

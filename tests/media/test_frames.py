@@ -123,7 +123,7 @@ def test_hdr_is_brought_to_sdr() -> None:
     assert hlg[0, 0] == 0 and hlg[-1, 0] >= 254 and 180 <= hlg[2, 0] <= 215  # signal 0.75 is diffuse white (BT.2408)
 
 
-def test_an_hdr_film_is_told_by_its_transfer() -> None:
+def test_hdr_video_is_recognised_by_its_transfer_function() -> None:
     if "libx265" not in av.codecs_available:
         pytest.skip("this PyAV has no libx265")
     grey = np.full((64, 64, 3), 148, np.uint8)  # 0.58: diffuse white in PQ

@@ -48,7 +48,7 @@ def test_the_box_of_a_tile_is_read_back(size: tuple[int, int], part: Box, shape:
     assert told == pytest.approx(box, abs=1.0 * pixel + 0.012 * max(size))
 
 
-def test_edges_of_the_original_are_told_exactly() -> None:
+def test_edges_of_the_original_are_exact() -> None:
     assert read_tile((640, 480), (0, 0, 640, 480), (336, 336)).box == (0, 0, 1, 1)
     left, top, right, bottom = read_tile((640, 480), (80, 0, 560, 480), (224, 224)).box or (0, 0, 0, 0)
     assert (top, bottom) == (0, 1)

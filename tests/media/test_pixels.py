@@ -275,7 +275,7 @@ def test_where_the_channels_stand_when_both_ends_could_be() -> None:
     np.testing.assert_array_equal(seen(torch.from_numpy(cube)), cube.transpose(1, 2, 0))
 
 
-def test_values_that_say_nothing_are_stretched_and_told() -> None:
+def test_unscaled_values_are_stretched_and_reported() -> None:
     for source in (GREY.astype(float) * 1000 - 7e4 + 0.5, Image.fromarray(GREY.astype(np.float32) - 300)):
         with pytest.warns(MediaWarning, match="stretched"):
             np.testing.assert_array_equal(seen(source), grey())

@@ -58,7 +58,7 @@ def test_unsigned_integers_are_centred(kind: Any) -> None:
     np.testing.assert_allclose(read_audio((WAVE * (half - 1) + half).astype(kind), RATE), WAVE, atol=2 / half)
 
 
-def test_floats_that_nobody_scaled_are_refused() -> None:
+def test_unscaled_floats_are_refused() -> None:
     with pytest.raises(MediaError, match=r"reach 163\d\d"):
         read_audio(WAVE * 32768, RATE)
     np.testing.assert_array_equal(read_audio(WAVE * 4, RATE), WAVE * 4)  # a little too loud is still sound
@@ -114,7 +114,7 @@ def test_a_wav_cut_short_gives_what_is_there_and_warns(subtype: str, tmp_path: P
         np.testing.assert_allclose(got, WAVE[: len(got)], atol=2e-2)
 
 
-def test_a_flac_cut_short_is_never_taken_for_whole() -> None:
+def test_a_truncated_flac_is_never_taken_for_complete() -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 64_000).astype(np.float32)
     whole = wav(noise, kind="FLAC")
     for part in (0.3, 0.6, 0.9):
@@ -123,7 +123,7 @@ def test_a_flac_cut_short_is_never_taken_for_whole() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000])
-def test_a_wav_whose_length_was_not_known_is_whole(size: int) -> None:
+def test_a_wav_of_unknown_length_is_read_completely(size: int) -> None:
     data = bytearray(wav())
     at = data.index(b"data")
     data[at + 4 : at + 8] = struct.pack("<I", size)

@@ -24,7 +24,7 @@ def test_cuts_lie_in_the_silences() -> None:
     assert all(any(a < c < b for a, b in ((1.5, 2.0), (3.4, 3.9), (5.6, 6.0))) for c in cuts), cuts
 
 
-def test_a_cut_inside_a_sound_is_told() -> None:
+def test_a_cut_inside_speech_is_reported() -> None:
     found = pieces(speech((0.0, 4.0), (4.5, 6.0), seconds=6.0), RATE, 1.5)
     assert any(not p.ends_in_silence for p in found)
     assert pieces(speech((0.0, 1.0), seconds=1.0), RATE, 1.5) == pieces(np.zeros(RATE, np.float32), RATE, 1.0)

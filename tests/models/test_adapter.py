@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", FOUNDATION)
-def test_every_family_wraps_and_says_what_it_is(name: str) -> None:
+def test_every_family_is_wrapped_and_identified(name: str) -> None:
     adapter = built(name)
     assert wrap(adapter) is adapter
     text = repr(adapter)
@@ -179,7 +179,7 @@ def test_embeddings_of_appended_tokens_are_those_the_decoder_gets() -> None:
         torch.testing.assert_close(adapter.capture(inputs).embeds[0][text], adapter.embed(ids)[0][text])
 
 
-def test_nan_in_the_embeddings_is_told() -> None:
+def test_nan_in_the_embeddings_is_reported() -> None:
     model = llava()
     with torch.no_grad():
         model.get_input_embeddings().weight[31] = float("inf")

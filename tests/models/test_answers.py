@@ -83,7 +83,7 @@ def spelled(adapter: Adapter, messages: list[dict[str, Any]]) -> list[str]:
     "answers",
     [["A picture of a cup.", "yes"], ["0", "0?"], ["?", "a b"], ["a cup a b", "0 is no ball"]],
 )
-def test_earlier_answers_are_found_whatever_they_say(demo: Adapter, answers: list[str]) -> None:
+def test_earlier_answers_are_found_for_any_content(demo: Adapter, answers: list[str]) -> None:
     first, second = answers
     turns = [user("Describe the picture.", 1), said(first), user("Is there a cup? yes"), said(second), user("What?")]
     assert [s.strip() for s in spelled(demo, turns)] == answers

@@ -349,7 +349,7 @@ def test_a_row_taken_out_of_a_captured_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RAISES))
-def test_what_is_not_covered_says_so(name: str) -> None:
+def test_unsupported_models_are_refused(name: str) -> None:
     kind, reason = RAISES[name]
     model = ZOO[name].build()
     with torch.no_grad():
@@ -364,7 +364,7 @@ def test_what_is_not_covered_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HANDED_ON)
-def test_a_language_model_called_from_inside_says_so(name: str) -> None:
+def test_an_inner_language_model_called_directly_is_refused(name: str) -> None:
     adapter = built(name)
     with pytest.raises(LimelightError) as caught:
         _lime(adapter, given(name, adapter), whole=False)

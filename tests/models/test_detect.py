@@ -71,7 +71,7 @@ def test_no_decoder_raises(part: str) -> None:
     assert caught.value.hint
 
 
-def test_head_scalars_are_what_the_model_does_not_what_its_config_says() -> None:
+def test_head_scalars_come_from_the_model_not_its_config() -> None:
     """PaliGemma 2 caps; Cohere 2 vision carries a logit_scale that its wrapper never applies."""
     assert built("paligemma2").head_scalars == HeadScalars(1.0, 6.0)
     cohere = built("cohere2_vision")

@@ -203,7 +203,7 @@ def test_relevance_of_every_token_is_that_of_attribute_generated(name: str) -> N
 
 
 @families
-def test_the_meter_tells_of_the_media(name: str) -> None:
+def test_the_meter_reports_the_media(name: str) -> None:
     adapter = built(name, torch.float64)
     kind = PAIRED[name].modality
     said = limelight.generate(adapter, messages=given(name, adapter), strategy="meter", max_new_tokens=3)
@@ -279,7 +279,7 @@ def test_sampling_draws_what_it_draws_alone(name: str) -> None:
 
 
 @families
-def test_a_streamer_hears_every_token(name: str) -> None:
+def test_a_streamer_receives_every_token(name: str) -> None:
     class Heard:
         next_tokens_are_prompt = True
 
@@ -358,7 +358,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
 
 
 @families
-def test_an_answer_that_is_too_long_is_told(name: str) -> None:
+def test_an_answer_that_is_too_long_is_refused(name: str) -> None:
     adapter = built(name)
     encoder = adapter.encoder
     assert encoder is not None and encoder.most is not None
@@ -389,7 +389,7 @@ def test_a_filled_cache_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in RAISES if not PAIRED[n].missing])
-def test_what_is_not_covered_says_so_and_plain_decoding_works(name: str) -> None:
+def test_unsupported_methods_are_refused_and_plain_decoding_works(name: str) -> None:
     adapter = built(name)
     inputs = given(name, adapter)
     error, message = RAISES[name]

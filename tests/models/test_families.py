@@ -28,7 +28,7 @@ def test_every_file_ends_in_a_family() -> None:
     assert sum(len(f.model_types) for f in {id(f): f for f in found.values()}.values()) == len(found)  # no type twice
 
 
-def test_files_are_small_and_hold_only_what_a_config_cannot_say() -> None:
+def test_files_are_small_and_contain_only_what_a_config_lacks() -> None:
     for path in Path(package.__file__).parent.glob("*.py"):
         if path.stem != "__init__":
             assert len(path.read_text().splitlines()) <= 80, path.name

@@ -117,7 +117,7 @@ def test_metadata_of_clips() -> None:
         Clip(frames, (0.0, 2.0, 1.0))
 
 
-def test_a_picture_model_says_that_it_takes_no_video(clip: Path) -> None:
+def test_an_image_model_refuses_video(clip: Path) -> None:
     adapter = Adapter(ZOO["llava"].build(), vision_processor())
     with pytest.raises(MediaError, match="takes image"):
         adapter.prepare(ASK, {"video": str(clip)})
@@ -137,7 +137,7 @@ def test_saved_processors_load_without_torchvision(name: str, tmp_path: Path, cl
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here")
-def test_what_needs_torchvision_says_so(tmp_path: Path) -> None:
+def test_a_missing_torchvision_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="needs torchvision") as caught:
         plain_class("video_llama_3")
     assert "pip install torchvision" in caught.value.hint

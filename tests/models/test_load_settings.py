@@ -93,7 +93,7 @@ def test_settings_take_effect(folder: Path) -> None:
         ({"dtype": torch.float32, "torch_dtype": torch.float16}, "mutually exclusive", "old name"),
     ],
 )
-def test_what_is_unknown_or_contradictory_is_told_before_anything_is_read(
+def test_unknown_or_contradictory_settings_are_refused_before_reading(
     settings: dict[str, Any], says: str, hint: str
 ) -> None:
     with pytest.raises(SettingError) as caught:
@@ -102,7 +102,7 @@ def test_what_is_unknown_or_contradictory_is_told_before_anything_is_read(
     assert hint in caught.value.hint
 
 
-def test_what_transformers_refuses_is_told_with_the_setting(folder: Path) -> None:
+def test_errors_of_transformers_name_the_setting(folder: Path) -> None:
     with pytest.raises(ModelError, match="attn_implementation") as caught:
         load(folder, attn_implementation="telepathy")
     assert caught.value.hint

@@ -175,7 +175,7 @@ def test_a_spot_reaches_the_cells_that_hold_it(case: str, size: tuple[int, int])
                 assert at not in found, (case, spot, box, span.grid)
 
 
-def test_states_beside_the_prompt_know_their_tiles() -> None:
+def test_cross_attention_states_know_their_tiles() -> None:
     """Llama 3.2 Vision: the picture's tiles are read by cross-attention; some are padding in part, some altogether."""
     from transformers import MllamaProcessor
     from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
@@ -251,7 +251,7 @@ def test_padding_shows_nothing_of_the_original() -> None:
 
 
 @pytest.mark.parametrize("case", ["llava, centre crop", "qwen2_5_vl", "idefics3", "mistral3", "llava_next", "gemma3"])
-def test_each_of_several_pictures_is_told_apart(case: str) -> None:
+def test_several_images_are_distinguished(case: str) -> None:
     adapter = adapter_of(case)
     sizes = [WIDE, TALL, (90, 90)]
     pictures = [spotted(s, None) for s in sizes]
@@ -349,7 +349,7 @@ def test_queries_that_look_anywhere_have_no_cells() -> None:
     assert span.grid is None
 
 
-def test_no_hook_stays() -> None:
+def test_no_hook_is_left() -> None:
     adapter = adapter_of("paligemma")
     with local(adapter):
         pass

@@ -87,7 +87,7 @@ def test_declared_lengths_come_first() -> None:
 @pytest.mark.parametrize(
     ("extra", "side"), [({"downsample_ratio": 0.5}, 3), ({"scale_factor": 2}, 3), ({"scale_factor": 3}, 2), ({}, 6)]
 )
-def test_tiles_shrink_as_the_config_says(extra: dict[str, Any], side: int) -> None:
+def test_tiles_shrink_according_to_the_config(extra: dict[str, Any], side: int) -> None:
     conf = config(vision={"image_size": [24, 24], "patch_size": [4, 4]}, **extra)
     assert tower_side(conf) == 6
     count = side * side
@@ -130,7 +130,7 @@ def test_pictures_side_by_side_are_cut_by_their_grids() -> None:
     assert told(spans) == [(1, 2, "image", (1, 1)), (2, 5, "image", (1, 3))]
 
 
-def test_a_video_comes_whole_or_a_run_a_frame() -> None:
+def test_a_video_is_one_span_or_one_per_frame() -> None:
     conf = config(vision={"spatial_merge_size": 1})
     thw = {"video_grid_thw": torch.tensor([[3, 2, 2]])}
     assert told(layouts(row((2, 12)), conf, thw)[0]) == [(0, 12, "video", (3, 2, 2))]

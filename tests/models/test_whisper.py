@@ -116,7 +116,7 @@ def test_by_default_a_segment_fits_the_decoder(adapter: limelight.Adapter) -> No
     ("media", "message"),
     [({}, "contain none"), ({"audio": [noise(1.0), noise(1.0)]}, "contain 2 audio"), ({"image": np.zeros((4, 4, 3), np.uint8)}, "contain 1 image")],
 )  # fmt: skip
-def test_one_sound_is_asked_for(adapter: limelight.Adapter, media: Any, message: str) -> None:
+def test_exactly_one_audio_is_required(adapter: limelight.Adapter, media: Any, message: str) -> None:
     with pytest.raises(MediaError, match=f"takes exactly one audio, the messages {message}"):
         adapter.prepare("", media)
 
@@ -195,7 +195,7 @@ def test_whispers_without_a_calibration_take_the_threshold_of_the_family(adapter
     assert segment_threshold(adapter, True) == FAMILY_THRESHOLDS["whisper"]
 
 
-def test_a_server_and_the_app_know_that_it_hears(adapter: limelight.Adapter) -> None:
+def test_server_and_app_know_that_it_takes_audio(adapter: limelight.Adapter) -> None:
     assert adapter.modalities == {"audio"}
 
 

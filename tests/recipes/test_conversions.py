@@ -75,7 +75,7 @@ def test_types_of_blocks(tmp_path: Path) -> None:
             assert float(found.tensors["q"][b, i]) == float(scales[b]) * nibbles[32 * b + i] + float(least[b])
 
 
-def test_damaged_files_are_told(tmp_path: Path) -> None:
+def test_damaged_files_are_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", {"a": 1}, {"f": ([4], F32, np.zeros(4, np.float32).tobytes())})
     raw = path.read_bytes()
     for broken, said in ((b"nothing", "no GGUF file"), (raw[:-20], "damaged"), (raw[:40], "damaged")):

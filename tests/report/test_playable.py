@@ -56,7 +56,7 @@ def test_the_sounds_of_a_page_are_bounded_together(monkeypatch: pytest.MonkeyPat
     assert all("peaks" in s and "spectrogram" in s for s in sounds)  # they are shown all the same
 
 
-def test_when_a_word_was_heard_is_told_a_sound() -> None:
+def test_intervals_of_words_are_passed_to_the_player() -> None:
     of = prompt(("audio", 50, None, 0.04), ("audio", 25, None, 0.04), media={"audio": [tone(), tone(1.0)]})
     said = generation(of, [" A", " dog"])
     word = data_of(render_page(said))["cases"][0]["columns"][0]["words"][1]

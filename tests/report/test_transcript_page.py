@@ -50,7 +50,7 @@ def plain(page: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "", body))
 
 
-def test_it_reads_as_it_was_said_and_marks_what_is_not_supported() -> None:
+def test_it_shows_the_transcript_and_marks_unsupported_words() -> None:
     page = render_transcript(ABOUT, ROWS, np.zeros(4 * 16000, np.float32), 16000)
     assert "It <rains> & pours, here." in plain(page)
     assert "<rains>" not in page

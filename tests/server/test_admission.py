@@ -121,7 +121,7 @@ def _told(link: socket.socket) -> bytes:
         return b""
 
 
-def test_one_address_starves_nobody(serve: Serve) -> None:
+def test_one_address_cannot_starve_the_others(serve: Serve) -> None:
     """200 open requests of one address; nineteen others come one after the other."""
     gate = Gate()
 

@@ -84,7 +84,7 @@ def test_words_alone(server: Running) -> None:
     assert told["tokens"][0]["logprob"] < 0
 
 
-def test_several_at_once_are_one_batch(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_audits_share_one_batch(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     own = audits.audited
 

@@ -88,7 +88,7 @@ def test_settings_of_a_strategy_reach_it(client: openai.OpenAI, adapter: Adapter
     assert got.limelight["settings"]["alpha"] == 6.0
 
 
-def test_a_strategy_that_waits_for_the_end_of_thinking(client: openai.OpenAI, adapter: Adapter) -> None:
+def test_a_strategy_applied_after_thinking(client: openai.OpenAI, adapter: Adapter) -> None:
     """No thinking model is at hand: the first word of the plain answer plays the marker."""
     marker = direct(adapter, max_new_tokens=1).steps[0].text
     strategy = limelight.strategy("lime-cached", lr=3e-2, after=marker)
@@ -212,7 +212,7 @@ def test_pictures_of_every_kind(server: Running) -> None:
         assert got.status_code == 200, (kind, got.text)
 
 
-def test_sound_is_heard() -> None:
+def test_audio_reaches_the_model() -> None:
     soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install 'limelight[audio]')")
     wave = np.sin(np.arange(8000) * 0.1).astype(np.float32)
     out = io.BytesIO()
@@ -239,7 +239,7 @@ def test_sound_is_heard() -> None:
         assert refused.json()["error"]["code"] == "invalid_media"
 
 
-def test_every_strategy_answers_or_says_why_not(server: Running) -> None:
+def test_every_strategy_answers_or_is_refused_with_a_reason(server: Running) -> None:
     for name in strategies():
         more = {"limelight": {"strategy": name, "grounding": True}}
         got = server.post({"model": MODEL, "messages": ask(), "max_tokens": 2, **more})

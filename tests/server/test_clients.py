@@ -165,7 +165,7 @@ def test_types_are_strict(server: Running, name: str, value: Any) -> None:
     assert got.json()["error"]["param"].startswith(name)
 
 
-def test_whole_numbers_stand_for_fractions(server: Running) -> None:
+def test_integers_are_accepted_as_floats(server: Running) -> None:
     more = {"limelight": {"strategy": "relevance-contrastive", "settings": {"alpha": 2}}, "temperature": 1, "top_p": 1}
     assert server.post({"model": MODEL, "messages": ask(), "max_tokens": 2, "seed": 1, **more}).status_code == 200
 
@@ -263,7 +263,7 @@ def test_max_tokens_is_cut_to_the_context(server: Running, client: openai.OpenAI
     assert refused.json()["error"]["param"] == "max_tokens"
 
 
-def test_no_path_is_told(server: Running) -> None:
+def test_no_path_is_exposed(server: Running) -> None:
     for path in ("/v1/models", "/metrics", "/health", "/openapi.json", "/v1/none"):
         text = httpx.get(f"{server.url}{path}", trust_env=False, timeout=60).text
         assert limelight.__path__[0] not in text

@@ -49,7 +49,7 @@ def rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_an_innocent_request_does_not_wait_for_hostile_ones(server: Running, scans: str) -> None:
+def test_a_valid_request_does_not_wait_for_hostile_ones(server: Running, scans: str) -> None:
     """More of them than there are decoders, all from one address."""
     assert server.post(body()).status_code == 200
     answers: list[httpx.Response] = []
@@ -178,7 +178,7 @@ def test_transparent_and_deep_pictures_are_what_people_see(server: Running) -> N
     assert first == pytest.approx(second, abs=1e-4)
 
 
-def test_what_should_be_known_of_media_is_told(server: Running) -> None:
+def test_warnings_about_media_are_reported(server: Running) -> None:
     frames = [Image.new("RGB", (64, 64), c) for c in ("red", "blue")]
     out = io.BytesIO()
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
@@ -187,7 +187,7 @@ def test_what_should_be_known_of_media_is_told(server: Running) -> None:
     assert "warnings" not in server.post(body()).json()["limelight"]
 
 
-def test_a_sound_cut_short_is_told() -> None:
+def test_truncated_audio_is_reported() -> None:
     soundfile = pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
     out = io.BytesIO()
     soundfile.write(out, np.sin(np.arange(16000) * 0.1) / 2, 16000, format="WAV")

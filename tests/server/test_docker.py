@@ -67,7 +67,7 @@ def test_what_it_runs_exists() -> None:
     assert tuple(map(int, python.split("."))) >= tuple(map(int, minimum.split(".")))
 
 
-def test_it_serves_as_nobody_in_particular_and_tells_its_health() -> None:
+def test_the_container_runs_unprivileged_with_a_health_check() -> None:
     user = steps("USER")[-1]
     assert user not in ("root", "0")
     assert any("useradd" in r and user in r for r in steps("RUN"))

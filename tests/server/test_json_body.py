@@ -106,6 +106,6 @@ def test_validation_stops_at_the_first_error(count: int) -> None:
     assert peak < 8_000_000
 
 
-def test_what_says_nothing() -> None:
+def test_empty_values() -> None:
     assert all(map(is_empty, (None, "", [], {}, [None], {"a": {"b": []}})))
     assert not any(map(is_empty, (0, False, " ", [0], {"a": {"b": False}})))

@@ -45,7 +45,7 @@ def test_a_picture_comes_through() -> None:
     assert image.getpixel((0, 0)) == (200, 30, 30)
 
 
-def test_size_is_told_from_the_header() -> None:
+def test_size_is_read_from_the_header() -> None:
     assert made(picture(png(100, 100), SMALL)).size == (100, 100)
     with pytest.raises(MediaError, match="pixels"):
         made(picture(png(101, 100), SMALL))

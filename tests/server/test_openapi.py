@@ -63,7 +63,7 @@ def check(operation: Any, examples: int, modes: list[Any]) -> int:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_the_document_says_holds(server: Running, path: str) -> None:
+def test_responses_conform_to_the_document(server: Running, path: str) -> None:
     document = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     (operation,) = (o.ok() for o in document.get_all_operations() if o.ok().path == path)
     modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
@@ -74,7 +74,7 @@ def test_what_the_document_says_holds(server: Running, path: str) -> None:
     until(lambda: not server.chat.admission.inside)  # a stream leaves a moment after its end has been read
 
 
-def test_streams_are_what_the_document_says(server: Running) -> None:
+def test_streams_conform_to_the_document(server: Running) -> None:
     """Whether a generated case is a good request with ``stream`` is chance; these are."""
     soundfile = pytest.importorskip("soundfile", reason="the extra `audio` is not installed")
     out = io.BytesIO()

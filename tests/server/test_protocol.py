@@ -84,7 +84,7 @@ def test_a_head_within_the_bounds_is_answered(server: Running) -> None:
     assert told(server, GET + b"a: b\r\n" * 90 + b"\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-def test_sixty_megabytes_of_header_end_at_once(server: Running) -> None:
+def test_sixty_megabytes_of_header_are_cut_off_early(server: Running) -> None:
     sent = 0
     with link(server) as made, pytest.raises(ConnectionError):
         made.sendall(GET + b"X: ")
@@ -139,7 +139,7 @@ def test_dribbling_a_head_gives_no_more_time(serve: Serve) -> None:
             time.sleep(0.05)
 
 
-def test_a_request_that_waits_is_not_silent(serve: Serve) -> None:
+def test_a_waiting_request_is_not_idle(serve: Serve) -> None:
     gate = Gate()
     with serve(strategy=gate, limits=Limits(idle_seconds=0.3)) as running, link(running) as made:
         data = json.dumps(BODY).encode()
@@ -150,7 +150,7 @@ def test_a_request_that_waits_is_not_silent(serve: Serve) -> None:
         assert made.recv(20).startswith(b"HTTP/1.1 200")
 
 
-def test_streams_that_nobody_reads_give_their_places_back(serve: Serve) -> None:
+def test_unread_streams_release_their_slots(serve: Serve) -> None:
     gate = Gate(free=100_000)
     limits = Limits(queue=2, per_client=2, send_seconds=0.5, timeout=300)
     body = {**BODY, "stream": True, "max_tokens": 900, "n": 8, "temperature": 2.0, "logprobs": True, "top_logprobs": 20}
@@ -169,7 +169,7 @@ def test_streams_that_nobody_reads_give_their_places_back(serve: Serve) -> None:
         assert running.post({**BODY}).status_code == 200
 
 
-def test_a_page_that_nobody_reads(serve: Serve) -> None:
+def test_an_unread_page_is_dropped(serve: Serve) -> None:
     with serve(limits=Limits(send_seconds=0.4, idle_seconds=0.4)) as running:
         text = "<p>" + "x" * 30_000_000
         running.chat.state.pages.kept["x"] = packed(text)  # type: ignore[attr-defined]

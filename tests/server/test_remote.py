@@ -150,7 +150,7 @@ def test_a_host_that_is_allowed_by_mistake_is_still_not_reached(host: str) -> No
     assert net.connected == []
 
 
-def test_dns_that_changes_its_mind_is_asked_once() -> None:
+def test_changing_dns_answers_are_looked_up_once() -> None:
     answers = iter([[PUBLIC], ["127.0.0.1"]])
     net = Net(reply(200, png()))
 

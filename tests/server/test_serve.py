@@ -138,7 +138,7 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_what_cannot_be_served_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_refused_before_loading(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     code, told = run(tmp_path)
@@ -159,7 +159,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     assert (code, "limelight[server]" in told) == (2, True)
 
 
-def test_remote_code_and_open_doors_are_said_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_code_and_public_addresses_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server itself is not started: what is said before it is."""
     from limelight.server import run as running
 

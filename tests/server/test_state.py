@@ -15,7 +15,7 @@ from limelight.server.limits import Limits
 from tests.server.conftest import MODEL, Gate, Serve, ask, create, until
 
 
-def test_a_full_queue_says_429_and_health_still_answers(serve: Serve) -> None:
+def test_a_full_queue_returns_429_and_health_still_answers(serve: Serve) -> None:
     gate = Gate()
     with (
         serve(strategy=gate, limits=Limits(queue=2, per_client=2, timeout=120)) as running,
@@ -52,7 +52,7 @@ def test_a_client_that_leaves_mid_stream_frees_the_worker(serve: Serve) -> None:
         assert running.metric("limelight_cancelled_total") == 1
 
 
-def test_a_client_that_leaves_while_waiting_is_forgotten(serve: Serve) -> None:
+def test_a_client_that_disconnects_while_waiting_is_removed(serve: Serve) -> None:
     gate = Gate()
     with serve(strategy=gate, limits=Limits(timeout=120)) as running:
         body = {"model": MODEL, "messages": ask(), "max_tokens": 2}
@@ -90,7 +90,7 @@ def test_time_is_up(serve: Serve, stream: bool) -> None:
         assert running.post({"model": MODEL, "messages": ask(), "max_tokens": 2}).status_code == 200
 
 
-def test_what_breaks_inside_stays_inside(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_internal_errors_are_not_exposed(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate(broken=True)
     with serve(strategy=gate) as running:
         for more in ({}, {"stream": True}):

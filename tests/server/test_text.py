@@ -50,7 +50,7 @@ def test_a_stop_string_is_never_shown_in_part() -> None:
 
 
 @pytest.mark.parametrize("half", [b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98"])
-def test_half_a_character_waits(half: bytes) -> None:
+def test_incomplete_characters_are_held_back(half: bytes) -> None:
     whole = {b"\xc3": "é", b"\xe2\x82": "€", b"\xf0\x9f\x98": "😀"}[half].encode()
     pieces = [b"a", half, whole[len(half) :]]
     growing = GrowingText(lambda ids: b"".join(pieces[i] for i in ids).decode(errors="replace"))
@@ -126,7 +126,7 @@ def test_deltas_join_to_what_the_tokenizer_decodes(kind: str, tidies: bool, cls:
     assert seed % 2 == 0 or sum(map(bool, deltas)) > len(ids) // 4  # a sentence is told as it grows, not at the end
 
 
-def test_a_stream_that_breaks_is_gone_on_with_by_decoding_all() -> None:
+def test_a_broken_stream_falls_back_to_decoding_everything() -> None:
     made = tokenizer("byte level")
     ids = ids_of(made, 1)
     growing = GrowingText.of(made)

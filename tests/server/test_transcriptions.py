@@ -77,7 +77,7 @@ def test_a_transcription_is_the_librarys(client: openai.OpenAI, hearing: Adapter
     assert asked(client, response_format="text") == want.text + "\n"
 
 
-def test_the_language_and_the_prompt_are_said_to_the_model(
+def test_language_and_prompt_are_passed_to_the_model(
     client: openai.OpenAI, hearing: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -99,7 +99,7 @@ def test_formats(client: openai.OpenAI, kind: str, name: str) -> None:
     assert client.audio.transcriptions.create(model=MODEL, file=file(kind=kind, name=name)).text
 
 
-def test_a_long_sound_is_heard_in_pieces(client: openai.OpenAI, hearing: Adapter) -> None:
+def test_long_audio_is_transcribed_in_pieces(client: openai.OpenAI, hearing: Adapter) -> None:
     want = heard(hearing, 1.7)
     assert len(want.segments) > 2
     got = asked(client, 1.7, response_format="verbose_json", timestamp_granularities=["segment"], language="en")
@@ -271,7 +271,7 @@ def test_sizes_are_bounded(server: Running) -> None:
     assert not server.chat.admission.inside
 
 
-def test_a_model_that_only_sees_says_so(adapter: Adapter) -> None:
+def test_a_model_without_audio_is_refused(adapter: Adapter) -> None:
     with (
         served(adapter, ServerConfig(MODEL)) as running,
         pytest.raises(openai.BadRequestError, match="does not accept audio") as caught,

@@ -48,7 +48,7 @@ def test_who_agrees_goes_together_and_turns_stay_fair() -> None:
     assert len(queue.get(8) or []) == 1
 
 
-def test_who_leaves_is_forgotten() -> None:
+def test_disconnected_requests_are_removed() -> None:
     queue = FairQueue()
     first, second = job("a"), job("a")
     queue.put(first)
@@ -110,7 +110,7 @@ def test_a_cancelled_job_never_starts_and_stopping_cancels_the_running_one() -> 
 @pytest.mark.parametrize(
     "death", [SystemExit(3), KeyboardInterrupt(), BaseException("secret"), GeneratorExit()], ids=repr
 )
-def test_what_is_no_exception_ends_the_worker_and_everybody_is_told(
+def test_a_base_exception_ends_the_worker_and_fails_all_requests(
     death: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, events, gate, told = Worker(), [], threading.Event(), threading.Event()

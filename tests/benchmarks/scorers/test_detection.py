@@ -70,7 +70,7 @@ def test_answers_without_evidence_have_no_units() -> None:
     assert not list(spoken_words(Record("a", "a dog", "a dog"), invented_words, basic))
 
 
-def test_the_probe_stands_beside_the_scores() -> None:
+def test_the_probe_is_listed_with_the_scores() -> None:
     said = record("a dog", ["a ", "dog"], [1, 2], probe={"dog": -3.5})
     (unit,) = first_mentions(said, words_among(["dog"]), [])
     assert unit.scores["probe"] == -3.5

@@ -168,7 +168,7 @@ def test_faithfulness_of_curves() -> None:
     assert faithfulness(records[2:]) == faithfulness([]) == []
 
 
-def test_the_point_game_looks_at_the_interpolated_map() -> None:
+def test_the_pointing_game_uses_the_interpolated_map() -> None:
     """A lone peak beats two neighbours cell by cell; so it does between them, where the map is linear."""
     relevance = np.array([[0.0, 0.0, 3.0, 0.0, 0.0]])
     inside = np.array([[0.0, 0.0, 1.0, 0.0, 0.0]])

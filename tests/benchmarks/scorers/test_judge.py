@@ -63,7 +63,7 @@ def endpoint() -> Iterator[str]:
         thread.join(60)
 
 
-def test_the_judge_is_asked_as_the_interface_says(endpoint: str) -> None:
+def test_requests_to_the_judge_follow_the_interface(endpoint: str) -> None:
     Recorded.says = "Informative and true.\nRating: 5"
     judge = ChatJudge(endpoint, "grader", "secret")
     assert rating(judge(RECORD)) == 5
@@ -80,7 +80,7 @@ def test_the_judge_is_asked_as_the_interface_says(endpoint: str) -> None:
     assert "secret" not in json.dumps(judge.settings())
 
 
-def test_a_judge_that_says_nothing(endpoint: str) -> None:
+def test_an_empty_judgement(endpoint: str) -> None:
     Recorded.says = ""
     with pytest.raises(LimelightError, match="is empty"):
         ChatJudge(endpoint, "grader")(RECORD)

@@ -23,7 +23,7 @@ def one(row: int, column: int, shape: tuple[int, int] = (4, 4)) -> np.ndarray:
     return grid
 
 
-def test_a_cell_of_a_centre_crop_lies_where_the_processor_put_it() -> None:
+def test_cells_of_a_centre_crop_are_placed_correctly() -> None:
     """The regression of the issue: stretched over the whole picture, the cell would lie at 0 to 0.25 across."""
     parts = [(one(1, 0), CROP)]
     right = place(parts, boxes_over([(0.25, 0.25, 0.375, 0.5)]))
@@ -46,7 +46,7 @@ def test_uniform_relevance_scores_the_region_s_share_of_what_was_seen() -> None:
     assert grounding(whole.relevance, whole.coverage) == pytest.approx(0.0333, abs=1e-3)
 
 
-def test_what_was_cut_away_is_told() -> None:
+def test_cropped_objects_are_counted() -> None:
     half = place([(np.ones((4, 4)), CROP)], boxes_over([(0.15, 0.2, 0.35, 0.8)]))
     assert half.seen == pytest.approx(0.5)
     never = place([(np.ones((4, 4)), CROP)], boxes_over([(0.0, 0.0, 0.25, 1.0)]))
@@ -64,7 +64,7 @@ def test_cells_of_padding_are_left_out_and_cells_at_its_edge_count_by_what_they_
     assert edge.coverage == pytest.approx([0.0, 1.0])  # the lower cell shows .8 to 1 and padding
 
 
-def test_tiles_and_the_whole_count_together() -> None:
+def test_tiles_and_the_overview_count_together() -> None:
     parts = [
         (one(0, 1, (2, 2)), (0.0, 0.0, 0.5, 1.0)),
         (one(0, 0, (2, 2)), (0.5, 0.0, 1.0, 1.0)),
@@ -138,7 +138,7 @@ def test_coco_scores_only_what_was_seen() -> None:
     assert {n: column(blocks, n) for n in ("lost", "nowhere", "never")} == {"lost": 1, "nowhere": 1, "never": 1}
 
 
-def test_dcase_scores_only_what_was_heard() -> None:
+def test_dcase_scores_only_the_models_input() -> None:
     meta = {"gold": "yes", "label": "Dog", "audio_relevance": {"scores": [0, 1, 9], "seconds": 1.0, "duration": 2.0}}
     records = [Record("a", "yes", [[1.0, 2.0]], meta), Record("b", "yes", [[3.0, 4.0]], meta)]
     blocks = dcase.score(records, Scoring(parser="strict"))

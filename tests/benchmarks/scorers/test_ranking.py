@@ -39,7 +39,7 @@ def test_auroc_is_the_share_of_pairs_in_order(seed: int) -> None:
     assert ranking.within(one(60), score, positive, groups)[0] == pytest.approx(pairs(score, positive, groups))
 
 
-def test_a_score_that_only_tells_the_group_tells_nothing_within() -> None:
+def test_a_score_that_only_separates_groups_is_uninformative_within() -> None:
     groups = np.repeat([0.0, 1.0, 2.0], 20)
     positive = (np.random.default_rng(0).random(60) < groups / 3).astype(np.float64)
     assert ranking.auroc(one(60), groups, positive)[0] > 0.65
@@ -93,7 +93,7 @@ def test_logistic_regression_finds_the_odds() -> None:
     assert (slope, intercept) == pytest.approx((2 * np.log(3), -np.log(3)), rel=1e-6)
 
 
-def test_nobody_is_judged_by_a_regression_fitted_on_his_own_cluster() -> None:
+def test_regressions_are_never_fitted_on_the_judged_cluster() -> None:
     """Units of one cluster share a label that their score predicts there and nowhere else."""
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(40), 5).astype(str)

@@ -34,7 +34,7 @@ def test_the_mass_of_a_window_is_the_twins(seed: int) -> None:
     assert part.mass(np.array([[0.0, 0, 100, 100]]))[0] == pytest.approx(part.scores.sum())
 
 
-def test_grids_lie_where_their_regions_say() -> None:
+def test_grids_are_located_by_their_regions() -> None:
     size = (400, 200)
     scores = np.arange(14.0)
     spans = (

@@ -69,7 +69,7 @@ def test_quarters_end_at_full_detail_and_at_the_budget() -> None:
     assert len(search("quarters", 3).next()) == 2
 
 
-def test_auto_searches_only_where_the_first_view_tells_nothing() -> None:
+def test_auto_searches_only_where_the_first_view_is_uninformative() -> None:
     silent, telling = search("auto", 5), search("auto", 5)
     telling.taken[0] = View(None, SEEN)
     assert [b[2] - b[0] for b in take(silent, [EMPTY] * 4)] == [50.0] * 4
@@ -83,7 +83,7 @@ def test_small_parts_grow_to_what_the_model_sees() -> None:
     assert found.next() == []
 
 
-def test_long_sounds_are_heard_to_their_end() -> None:
+def test_long_audio_is_covered_to_its_end() -> None:
     found = [p.box for p in long_windows(0, 20.0, 4.0)]
     starts = [0.0, *(b[0] for b in found)]
     assert all(b[2] - b[0] == pytest.approx(4.0) for b in found) and found[-1][2] == pytest.approx(20.0)

@@ -43,7 +43,7 @@ def test_rows_of_a_batch(variant: str) -> None:
             torch.testing.assert_close(out.logits[t][row], wanted[0], **CLOSE)
 
 
-def test_the_extractor_tells_silence() -> None:
+def test_the_extractor_determines_the_value_of_silence() -> None:
     adapter, inputs = double("qwen2_audio"), inputs_of("qwen2_audio")
     processor = SimpleNamespace(feature_extractor=WhisperFeatureExtractor(feature_size=16), tokenizer=None)
     asked = run(Adapter(adapter.model, processor), inputs, aad(), n=1).logits

@@ -16,7 +16,7 @@ from tests.decoding.peers import (
     double,
     emitted,
     inputs_of,
-    percept_of,
+    media_places,
     plain_tokens,
     run,
 )
@@ -29,7 +29,7 @@ def test_equals_the_slow_twin(settings: tuple[float, float, float, float]) -> No
     alpha, beta, gamma, lam = settings
     out = run(adapter, inputs, avisc(alpha=alpha, beta=beta, gamma=gamma, lam=lam))
     tokens = emitted(out, inputs)
-    places = percept_of(adapter, inputs)
+    places = media_places(adapter, inputs)
     wanted = [twin.avisc(adapter.model, inputs, places, tokens[:, :t], alpha, beta, gamma, lam) for t in range(TOKENS)]
     check_against_twin(out, wanted, rows=1)
 

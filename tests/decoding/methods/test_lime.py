@@ -75,7 +75,7 @@ def test_agrees_with_the_slow_twin(composite: Any, seed: int) -> None:
             torch.testing.assert_close(d[0], want_d, atol=1e-6 * 2e-3, rtol=0)
 
 
-def test_the_twin_tells_the_two_composites_apart(adapter: Adapter) -> None:
+def test_the_twin_distinguishes_the_two_composites(adapter: Adapter) -> None:
     rules, plain = run(adapter)[0], run(adapter, composite=GRADIENT_INPUT)[0]
     assert float((rules[0].relevance - plain[0].relevance).abs().max()) > 0.1
     assert torch.equal(rules[0].logits, plain[0].logits)

@@ -153,7 +153,7 @@ def test_layers_of_ones_choice(adapter: Adapter) -> None:
 
 @pytest.mark.parametrize("reward", ["modality", "text"])
 @pytest.mark.parametrize("refresh", [1, 2])
-def test_refreshed_weights_count_the_words_said_so_far(adapter: Adapter, refresh: int, reward: str) -> None:
+def test_refreshed_weights_include_the_generated_tokens(adapter: Adapter, refresh: int, reward: str) -> None:
     strategy = LimeCached(updates=2, lr=5e-3, objective="paper", refresh=refresh, tau=0.3, reward=reward)
     check_against_twin(adapter, llava_inputs(adapter.model), strategy, 4, route="dual")
 

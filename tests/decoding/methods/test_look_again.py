@@ -50,7 +50,7 @@ def test_a_second_look_finds_what_the_first_one_misses() -> None:
     assert changed and all(g.steps[0].intervened and g.steps[0].plain is not None for g in changed)
 
 
-def test_the_views_are_told() -> None:
+def test_the_views_are_reported() -> None:
     (found,) = answers(limelight.look_again(3, when="always"), count=1)
     whole, *crops = found.steps[0].views
     assert whole.box is None and len(crops) == 2 and not found.steps[1].views
@@ -125,7 +125,7 @@ def test_longer_answers_go_on_with_the_joined_views() -> None:
     assert alone.token_ids == found.token_ids
 
 
-def test_it_looks_at_the_first_uncertain_word() -> None:
+def test_it_acts_at_the_first_uncertain_word() -> None:
     _, prompt = asked("plain/3", 1)[0]
     described = adapter().prepare("Describe the picture.", {"image": prompt.media["image"][0]})
     found = limelight.generate(
@@ -228,7 +228,7 @@ def long_sound() -> np.ndarray[Any, Any]:
     return found.astype(np.float32)
 
 
-def test_a_long_sound_is_heard_to_its_end() -> None:
+def test_long_audio_is_read_to_its_end() -> None:
     own = limelight.load("demo-audio", calibration=None)
     media = {"audio": (long_sound(), RATE)}
     with pytest.raises(MediaError, match="cuts off its end"):
@@ -248,7 +248,7 @@ def test_a_long_sound_is_heard_to_its_end() -> None:
     assert len(found.prompt.media["audio"][0][0]) == 12 * RATE  # the original is kept
 
 
-def test_a_short_sound_is_heard_again() -> None:
+def test_short_audio_gets_a_second_view() -> None:
     own = limelight.load("demo-audio", calibration=None)
     media = {"audio": (long_sound()[6 * RATE : 10 * RATE], RATE)}
     found = limelight.generate(

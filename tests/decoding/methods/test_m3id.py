@@ -17,7 +17,7 @@ from tests.decoding.peers import (
     double,
     emitted,
     inputs_of,
-    percept_of,
+    media_places,
     run,
 )
 from tests.slow_twins import m3id as twin
@@ -57,7 +57,7 @@ def twin_row(name: str, row: int, tokens: Tensor, gate: float, beta: float) -> T
     """A row of the batch, alone."""
     adapter = double(name)
     alone = ZOO[name].inputs(adapter.model, row=row)
-    return twin.m3id(adapter.model, alone, percept_of(adapter, alone), tokens, 0.3, gate=gate, beta=beta)
+    return twin.m3id(adapter.model, alone, media_places(adapter, alone), tokens, 0.3, gate=gate, beta=beta)
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -82,7 +82,7 @@ def test_zeroed_embeddings_equal_the_slow_twin() -> None:
     adapter, inputs = deep(), deep_inputs()
     out = run(adapter, inputs, m3id(decay=0.3, gate=1, beta=0.05, without="zero"))
     tokens = emitted(out, inputs)
-    places = percept_of(adapter, inputs)
+    places = media_places(adapter, inputs)
     wanted = []
     for t in range(TOKENS):
         embeds = stack.prompt(adapter.model, inputs, tokens[:, :t])
@@ -95,7 +95,7 @@ def test_zeroed_embeddings_equal_the_slow_twin() -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_audio", "mllama"])
-def test_zero_hears_and_sees_nothing(name: str) -> None:
+def test_the_zeroed_run_does_not_depend_on_the_media(name: str) -> None:
     """The zeroed run does not depend on the media, by whatever door they enter."""
     adapter, inputs = double(name), inputs_of(name)
     louder = {k: v * 3 + 1 if v.is_floating_point() else v for k, v in inputs.items()}
@@ -125,6 +125,6 @@ def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
         M3id(**wrong)
 
 
-def test_the_earlier_name_of_a_setting_says_where_it_went() -> None:
+def test_the_earlier_name_of_a_setting_is_explained() -> None:
     with pytest.raises(SettingError, match="without='drop'"):
         M3id(variant="drop")

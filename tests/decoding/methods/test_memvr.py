@@ -19,7 +19,7 @@ from tests.decoding.peers import (
     double,
     emitted,
     inputs_of,
-    percept_of,
+    media_places,
     run,
 )
 from tests.slow_twins import memvr as twin
@@ -53,7 +53,7 @@ def test_equals_the_slow_twin(threshold: float | None) -> None:
     bound = deciding(adapter, inputs, 0, 3) if threshold is None else threshold
     out = run(adapter, inputs, memvr(ratio=0.4, threshold=bound, start=0, stop=3), n=TOKENS + 2)
     tokens = emitted(out, inputs)
-    places = percept_of(adapter, inputs)
+    places = media_places(adapter, inputs)
     pairs = [
         twin.memvr(adapter.model, inputs, places, tokens[:, :t], 0.4, bound, range(1, 3)) for t in range(TOKENS + 2)
     ]
@@ -93,7 +93,7 @@ def test_published_layers_in_proportion() -> None:
 
 def test_the_defaults_work_on_a_small_model() -> None:
     adapter, inputs = deep(), deep_inputs()
-    places, none = percept_of(adapter, inputs), torch.zeros(1, 0, dtype=torch.long)
+    places, none = media_places(adapter, inputs), torch.zeros(1, 0, dtype=torch.long)
     out = run(adapter, inputs, memvr(threshold=0.0), n=1)
     wanted, fired = twin.memvr(adapter.model, inputs, places, none, 0.12, 0.0, range(1, 3))
     check_against_twin(out, [wanted], rows=1)

@@ -138,7 +138,7 @@ def test_a_film_with_its_sound_has_shares_of_each() -> None:
             assert step.contributions == pytest.approx({**want, "text": 1 - sum(want.values())}, abs=1e-7)
 
 
-def test_beside_another_strategy(adapter: Adapter) -> None:
+def test_with_another_strategy(adapter: Adapter) -> None:
     """Its tokens, its interventions; the unchanged model's shares and candidates for the words it said."""
     inputs = llava_inputs(adapter.model)
     inner = lime(lr=5e-2, steps=3, objective="margin")
@@ -179,7 +179,7 @@ class Stubborn:
         return StepOutput(logits)
 
 
-def test_beside_a_strategy_that_tells_nothing(adapter: Adapter) -> None:
+def test_with_a_strategy_without_details(adapter: Adapter) -> None:
     output = run(adapter, llava_inputs(adapter.model), meter(Stubborn()), 2)
     own = run(adapter, llava_inputs(adapter.model), meter(), 1).steps[0][0]
     first = output.steps[0][0]

@@ -7,7 +7,7 @@ import torch
 
 from limelight.decoding.methods.opera import Opera, opera
 from limelight.errors import SettingError, UnsupportedError
-from tests.decoding.peers import deep, deep_inputs, double, emitted, inputs_of, percept_of, plain_tokens, run
+from tests.decoding.peers import deep, deep_inputs, double, emitted, inputs_of, media_places, plain_tokens, run
 from tests.slow_twins import opera as twin
 
 SETTINGS: list[dict[str, Any]] = [
@@ -23,7 +23,7 @@ SETTINGS: list[dict[str, Any]] = [
 def test_equals_the_slow_twin(settings: dict[str, Any], kind: str) -> None:
     adapter, inputs = deep(2), deep_inputs(kind)
     out = run(adapter, inputs, opera(**settings), n=8)
-    slow = twin.Opera(adapter.model, inputs, percept_of(adapter, inputs), 8, **settings)
+    slow = twin.Opera(adapter.model, inputs, media_places(adapter, inputs), 8, **settings)
     assert tuple(emitted(out, inputs)[0].tolist()) == slow.search()
 
 
@@ -31,7 +31,7 @@ def test_the_twin_does_go_back() -> None:
     """So that the comparison covers the roll-back."""
     adapter, inputs = deep(2), deep_inputs()
     for settings in SETTINGS[1:]:
-        slow = twin.Opera(adapter.model, inputs, percept_of(adapter, inputs), 8, **settings)
+        slow = twin.Opera(adapter.model, inputs, media_places(adapter, inputs), 8, **settings)
         slow.search()
         assert len(slow.returns) >= 2
 
@@ -42,7 +42,7 @@ def test_an_end_token_ends_a_beam() -> None:
     free = emitted(run(adapter, inputs, opera(**settings), n=8), inputs)[0].tolist()
     eos = free[2]
     out = run(adapter, inputs, opera(**settings), n=8, eos_token_id=eos)
-    slow = twin.Opera(adapter.model, inputs, percept_of(adapter, inputs), 8, eos=eos, **settings)
+    slow = twin.Opera(adapter.model, inputs, media_places(adapter, inputs), 8, eos=eos, **settings)
     found = emitted(out, inputs)[0].tolist()
     assert tuple(found) == slow.search()
     assert eos not in found[:-1]
@@ -66,10 +66,10 @@ def test_one_beam_without_penalty_is_greedy() -> None:
     assert not any(s.intervened for row in out.steps for s in row)
 
 
-def test_what_it_says_of_its_tokens() -> None:
+def test_details_of_its_tokens() -> None:
     adapter, inputs = deep(2), deep_inputs()
     out = run(adapter, inputs, opera(**SETTINGS[1]), n=6)
-    slow = twin.Opera(adapter.model, inputs, percept_of(adapter, inputs), 6, **SETTINGS[1])
+    slow = twin.Opera(adapter.model, inputs, media_places(adapter, inputs), 6, **SETTINGS[1])
     said = tuple(emitted(out, inputs)[0].tolist())
     assert out.steps is not None
     for t, step in enumerate(out.steps[0]):

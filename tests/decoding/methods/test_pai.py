@@ -21,7 +21,7 @@ from tests.decoding.peers import (
     double,
     emitted,
     inputs_of,
-    percept_of,
+    media_places,
     plain_tokens,
     run,
 )
@@ -42,7 +42,7 @@ def test_equals_the_slow_twin(layers: range, first_token: str) -> None:
     settings: dict[str, Any] = {"alpha": 0.4, "gamma": 1.3, "beta": 0.05, "start": layers.start, "stop": stop}
     out = run(adapter, inputs, pai(**settings, first_token=first_token))
     tokens = emitted(out, inputs)
-    places = percept_of(adapter, inputs)
+    places = media_places(adapter, inputs)
     late = first_token == "released"
     wanted = [
         twin.pai(adapter.model, inputs, places, tokens[:, :t], 0.4, 1.3, 0.05, layers, late=late) for t in range(TOKENS)
@@ -96,7 +96,7 @@ def test_token_by_token_equals_one_forward(name: str) -> None:
     adapter, inputs = double(name), inputs_of(name, "batch")
     out = run(adapter, inputs, pai(alpha=0.5, gamma=1, start=0))
     tokens = emitted(out, inputs)
-    hook = Uncached(percept_of(adapter, inputs), 0.5)
+    hook = Uncached(media_places(adapter, inputs), 0.5)
     assert out.logits is not None
     for t in range(TOKENS):
         with adapter.routed(), attention_hooks(hook):
@@ -112,7 +112,7 @@ def test_attention_rises_on_the_media_alone() -> None:
     assert key_places(places, 9, 6)[0].tolist() == [False, True, True] + [False] * 6
 
 
-def test_plain_is_what_the_unchanged_model_says() -> None:
+def test_plain_is_the_unchanged_models_token() -> None:
     adapter, inputs = double("llava"), inputs_of("llava")
     strong = pai(alpha=3.0, gamma=2.0, start=0)
     out = run(adapter, inputs, strong, bind={"details": True})
@@ -130,7 +130,7 @@ def test_plain_is_what_the_unchanged_model_says() -> None:
 
 def test_guidance_alone_and_attention_alone() -> None:
     adapter, inputs = deep(), deep_inputs()
-    places = percept_of(adapter, inputs)
+    places = media_places(adapter, inputs)
     none = torch.zeros(1, 0, dtype=torch.long)
     guided = run(adapter, inputs, pai(alpha=0, gamma=1.5, beta=0), n=1).logits
     wanted = twin.pai(adapter.model, inputs, places, none, 0.0, 1.5, 0.0, range(0), late=False)

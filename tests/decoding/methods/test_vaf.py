@@ -20,7 +20,7 @@ from tests.decoding.peers import (
     double,
     emitted,
     inputs_of,
-    percept_of,
+    media_places,
     run,
     written_out,
 )
@@ -67,7 +67,7 @@ def test_token_by_token_equals_one_forward(name: str) -> None:
     adapter, inputs = double(name), inputs_of(name, "batch")
     out = run(adapter, inputs, vaf(enhance=2.0, suppress=0.5, start=0, stop=2), n=2)
     tokens = emitted(out, inputs)
-    hook = Uncached(percept_of(adapter, inputs), inputs["attention_mask"].bool(), 2.0, 0.5)
+    hook = Uncached(media_places(adapter, inputs), inputs["attention_mask"].bool(), 2.0, 0.5)
     assert out.logits is not None
     for t in range(2):
         with adapter.routed(), attention_hooks(hook):

@@ -38,7 +38,7 @@ def test_noise_matters_and_follows_its_seed() -> None:
     assert not torch.allclose(first, other)
 
 
-def test_without_the_processors_tensors_it_says_what_to_pass() -> None:
+def test_missing_processor_tensors_are_named() -> None:
     adapter, inputs = double("llava"), inputs_of("llava")
     with pytest.raises(SettingError, match=r"tensors=inputs"):
         run(adapter, inputs, vcd(), bind={"tensors": None})

@@ -107,13 +107,13 @@ def test_nothing_is_left_behind_where_conversion_fails(folder: Path) -> None:
         ({"decoder/gate": torch.ones(3)}, "do not know where decoder/gate belongs"),
     ],
 )
-def test_another_model_is_told(tmp_path: Path, change: dict[str, torch.Tensor], message: str) -> None:
+def test_another_model_is_refused(tmp_path: Path, change: dict[str, torch.Tensor], message: str) -> None:
     folder = ct2.write(tmp_path / "odd", ct2.variables(ct2.tiny()) | change)
     with pytest.raises(ModelError, match=message):
         limelight.load(folder)
 
 
-def test_other_layouts_are_told(folder: Path) -> None:
+def test_other_layouts_are_refused(folder: Path) -> None:
     found = ct2.variables(ct2.tiny())
     (folder / "model.bin").write_bytes(ct2.binary(found, version=5))
     with pytest.raises(ModelError, match="'WhisperSpec' in version 5"):

@@ -143,7 +143,7 @@ def lengths(arguments: Mapping[str, Any]) -> list[int]:
     return found
 
 
-def test_media_are_told_from_positions() -> None:
+def test_media_arguments_are_distinguished_from_positions() -> None:
     """Names decide, never a length that happens to fit."""
     rows, length = 2, 5
     chance = torch.ones(rows, length)
@@ -209,7 +209,7 @@ def test_all_that_models_take_is_declared(name: str) -> None:
         assert not [k for k in sorted(tensors) if k not in MODEL]
 
 
-def test_what_a_processor_says_of_media_may_be_handed_on() -> None:
+def test_media_labels_of_a_processor_may_be_passed() -> None:
     """InternVL's image processor counts tiles, and the model hands the count on to a decoder that takes none."""
     adapter = built("internvl")
     inputs = ZOO["internvl"].inputs(adapter.model)

@@ -87,7 +87,7 @@ def test_every_file_with_a_kind_is_found() -> None:
     assert all(k.find or k.place or k.places or k.embedder for k in kinds.side_kinds())
 
 
-def test_what_nobody_declared_is_named(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undeclared_side_features_are_named(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = given(adapter)
     with pytest.raises(UnsupportedError, match=NAME) as caught:
         adapter.capture(inputs)

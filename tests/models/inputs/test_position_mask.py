@@ -75,7 +75,7 @@ def test_generated_words_in_forward_mode(name: str) -> None:
 
 
 @both
-def test_a_prompt_without_a_picture_says_where_it_should_be(name: str) -> None:
+def test_a_prompt_without_an_image_is_refused_with_a_hint(name: str) -> None:
     adapter = built(name)
     inputs = ZOO[name].inputs(adapter.model)
     with pytest.raises(PromptError, match=PLACES):

@@ -51,7 +51,7 @@ def test_they_go_on_as_transformers_makes_them(reach: Reach) -> None:
         assert torch.equal(row, mask[..., -1:, :])
 
 
-def test_what_the_last_position_does_not_see_stays_hidden() -> None:
+def test_positions_hidden_from_the_last_one_stay_masked() -> None:
     mask = own(Reach(), 12)
     mask[..., 6] = LOW  # hidden from all, as by a caller
     after = grown(mask, Reach(), 3)
@@ -72,11 +72,11 @@ def test_what_the_last_position_does_not_see_stays_hidden() -> None:
         ({"layer_types": ["linear_attention", "full_attention"]}, {"": Reach()}),
     ],
 )  # fmt: skip
-def test_what_the_config_says(config: dict[str, Any], want: dict[str, Reach]) -> None:
+def test_windows_of_the_config(config: dict[str, Any], want: dict[str, Reach]) -> None:
     assert reaches(SimpleNamespace(**config)) == {"full_attention": Reach()} | want
 
 
-def test_masks_that_nobody_knows_are_refused() -> None:
+def test_unknown_masks_are_refused() -> None:
     mixed = reaches(SimpleNamespace(attention_chunk_size=8, layer_types=["full_attention", "chunked_attention"]))
     assert reach_of("", 8, mixed) == Reach()  # short enough that all kinds see the same
     for name, length in (("", 9), ("strange_attention", 3), ("sliding_attention", 3)):
@@ -87,7 +87,7 @@ def test_masks_that_nobody_knows_are_refused() -> None:
         grown(torch.zeros(1, 1, 1, 4), Reach())
 
 
-def test_booleans_are_read_and_whole_numbers_refused() -> None:
+def test_boolean_masks_are_read_and_integers_refused() -> None:
     mask = own(Reach(), 12)
     assert torch.equal(additive({"m": mask == 0, "none": None}, torch.float32)["m"], mask)
     assert additive(mask, torch.float64) is mask

@@ -101,7 +101,7 @@ def test_heads_are_repeated_in_place_and_masks_cut() -> None:
     assert fit_mask(None, 4) is None
 
 
-def test_every_hook_changes_what_it_says() -> None:
+def test_every_hook_changes_its_own_part() -> None:
     q, k, v, mask = tensors()
     module = Module().eval()
     plain = attention(module, q, k, v, mask)[0]

@@ -59,7 +59,7 @@ def test_a_filled_cache_is_not_read_on_top_of() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "gemma3", "mllama"])
-def test_several_tokens_at_once_are_those_one_by_one(name: str) -> None:
+def test_several_tokens_in_one_call_equal_single_steps(name: str) -> None:
     adapter = built(name)
     inputs = dict(ZOO[name].inputs(adapter.model))
     ids = inputs.pop("input_ids")

@@ -137,7 +137,7 @@ def test_what_cannot_be_extended_raises() -> None:
         assert caught.value.hint
 
 
-def test_arguments_that_nobody_declared_are_named() -> None:
+def test_undeclared_arguments_are_named() -> None:
     """At capture, whatever they hold and however it is wrapped; flags and strings are none."""
     adapter = fresh("llava")
     language = adapter.model.model.language_model
@@ -187,7 +187,7 @@ def test_mrope_positions_go_on_behind_the_picture() -> None:
 
 
 @torch.no_grad()
-def test_a_prompt_that_ends_in_a_picture_goes_on_behind_its_largest_position() -> None:
+def test_a_prompt_ending_in_an_image_continues_after_its_largest_position() -> None:
     adapter = built("qwen2_5_vl")
     inputs = ZOO["qwen2_5_vl"].inputs(adapter.model)
     end = 12

@@ -141,7 +141,7 @@ def test_hooks_see_the_output_either_way() -> None:
     torch.testing.assert_close(seen[0], seen[1], atol=1e-13, rtol=0)
 
 
-def test_masks_are_left_out_only_where_causality_says_it_all() -> None:
+def test_masks_are_omitted_only_where_causality_suffices() -> None:
     real = torch.ones(2, 9, dtype=torch.bool)
     padded = real.clone()
     padded[0, :2] = False

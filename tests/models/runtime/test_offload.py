@@ -117,7 +117,7 @@ def test_where_a_module_computes_and_what_its_weights_are(plain: Any, tmp_path: 
     assert device_of(nn.Identity()) == CPU
 
 
-def test_weights_that_nobody_brings_in(plain: Any, inputs: dict[str, Tensor]) -> None:
+def test_offloaded_weights_without_a_hook(plain: Any, inputs: dict[str, Tensor]) -> None:
     empty = copy.deepcopy(plain)
     empty.get_decoder().norm.to("meta")
     before = snapshot(plain)

@@ -77,7 +77,7 @@ def test_lora_merged_in_place_switched_off_and_on_again() -> None:
     check_equal(results(model, inputs, what), unmerged, 1e-10)
 
 
-def test_a_wrapped_model_is_told_apart_by_what_is_inside() -> None:
+def test_wrapped_models_are_distinguished_by_the_inner_model() -> None:
     """Qwen2.5-VL needs token types that its own forward names and the wrapper's does not."""
     base = ZOO["qwen2_5_vl"].build()
     with chatter():

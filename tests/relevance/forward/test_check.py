@@ -193,7 +193,7 @@ def test_twins_that_compute_something_else_are_refused(dtype: torch.dtype) -> No
     assert "exact mode" in caught.value.hint
 
 
-def test_a_door_that_opens_later_is_tried_then() -> None:
+def test_an_input_used_later_is_checked_then() -> None:
     """A model that hears first and sees afterwards: its door for pictures was shut at the first prompt."""
     adapter = fresh("qwen3_omni_thinker")
     inputs, call, media_mask = prompt("qwen3_omni_thinker", adapter)
@@ -210,7 +210,7 @@ def test_a_door_that_opens_later_is_tried_then() -> None:
         stream(adapter, call, media_mask)
 
 
-def test_attention_beside_the_interface_is_refused() -> None:
+def test_attention_outside_the_interface_is_refused() -> None:
     adapter = fresh("llava_gqa")
     attention = adapter.decoder.layers[1].self_attn
     attention.forward = lambda hidden_states, **_: (attention.o_proj(attention.q_proj(hidden_states)), None)
@@ -260,7 +260,7 @@ def test_settings_that_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("where", ["logits", "relevance"])
-def test_not_finite_is_said(where: str) -> None:
+def test_non_finite_values_are_reported(where: str) -> None:
     adapter = Adapter(llava())
     call = adapter.capture(llava_inputs(adapter.model))
     dual = stream(adapter, call, (adapter.modality_ids(llava_inputs(adapter.model)) > 0))

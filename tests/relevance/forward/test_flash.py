@@ -50,7 +50,7 @@ def additive(seen: Tensor) -> Tensor:
     return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, torch.finfo(torch.float32).min)
 
 
-def test_masks_that_are_causal_are_told_from_others() -> None:
+def test_causal_masks_are_distinguished_from_others() -> None:
     causal = torch.ones(6, 6, dtype=torch.bool).tril()
     padded = causal.clone()
     padded[:, :2] = False

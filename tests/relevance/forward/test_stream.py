@@ -224,7 +224,7 @@ def test_rewound_position_runs_again() -> None:
     assert dual.cache.length == call.length + 1
 
 
-def test_channels_are_linear_and_generated_tokens_weigh_what_they_say() -> None:
+def test_channels_are_linear_and_weight_generated_tokens() -> None:
     adapter = wide("llava_gqa")
     _, call, media_mask = prompt("llava_gqa", adapter)
     mask = call.mask

@@ -137,7 +137,7 @@ def test_the_layout_is_found_by_probing(order: str, transposed: bool) -> None:
     )
 
 
-def test_sorted_experts_and_what_only_looks_alike() -> None:
+def test_sorted_experts_and_similar_modules() -> None:
     module = Sorted(transposed=True)
     assert spec_of(module).sorted
     assert experts_spec(Clamped(), nn.SiLU()) is None

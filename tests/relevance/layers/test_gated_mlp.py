@@ -118,7 +118,7 @@ def test_an_overflow_of_large_inputs_swaps_nothing(order: tuple[int, ...], dtype
     assert (spec.gate, spec.up) == (mlp.gate_proj, mlp.up_proj)
 
 
-def test_routers_beside_each_other_are_no_mlp() -> None:
+def test_adjacent_routers_are_no_mlp() -> None:
     """A linear router and the gate of a shared expert: two linears, and no activation of their own."""
     adapter = fresh("llava")
     block = nn.Module()

@@ -77,7 +77,7 @@ class Scaled(nn.Module):
 
 @pytest.mark.parametrize(("make", "want"), NORMS, ids=range(len(NORMS)))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_every_norm_is_told_by_what_it_does(make: Any, want: Any, dtype: torch.dtype) -> None:
+def test_every_norm_is_recognised_by_its_computation(make: Any, want: Any, dtype: torch.dtype) -> None:
     spec = probe_norm(shaken(make()).to(dtype))
     assert spec is not None
     assert (spec.center, spec.weight is not None, spec.bias is not None, spec.plus_one) == want

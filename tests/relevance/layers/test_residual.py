@@ -52,7 +52,7 @@ def test_without_gamma_it_is_the_plain_sum() -> None:
     assert not torch.allclose(attribute(adapter, inputs, 17, composite=RES_LRP).scores, want)
 
 
-def test_relevance_is_lost_to_the_softmax_alone() -> None:
+def test_only_the_softmax_loses_relevance() -> None:
     """The balance sheet closes: every residual addition conserves."""
     model = llava()
     got = sheet(Adapter(model), llava_inputs(model), RES_LRP)

@@ -34,7 +34,7 @@ class Block(nn.Module):
         self.shared_expert = self.Expert()
 
 
-def test_routers_are_told_from_what_computes() -> None:
+def test_routers_are_recognised_by_their_computation() -> None:
     block = Block()
     assert dict(routers(block)) == {"gate": block.gate, "shared_expert_gate": block.shared_expert_gate}
     assert not list(routers(block.shared_expert))

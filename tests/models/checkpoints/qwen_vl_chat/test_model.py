@@ -175,7 +175,7 @@ def broken(folder: Path, tmp_path: Path, what: str) -> Path:
         "no weights", "an unusual decoder", "other heads",
     ],
 )  # fmt: skip
-def test_a_damaged_checkpoint_is_told(folder: Path, tmp_path: Path, what: str) -> None:
+def test_a_damaged_checkpoint_is_reported(folder: Path, tmp_path: Path, what: str) -> None:
     with pytest.raises(ModelError) as caught:
         limelight.load(broken(folder, tmp_path, what))
     assert caught.value.hint

@@ -239,7 +239,7 @@ def broken(tmp_path: Path, what: str) -> Path:
         "a weight too many", "no Q-Former", "BEATs of another kind", "BEATs of another size",
     ],
 )  # fmt: skip
-def test_a_damaged_checkpoint_is_told(tmp_path: Path, what: str) -> None:
+def test_a_damaged_checkpoint_is_reported(tmp_path: Path, what: str) -> None:
     with chatter(), pytest.raises(ModelError) as caught:
         limelight.load(broken(tmp_path, what))
     assert caught.value.hint

@@ -26,7 +26,7 @@ def test_the_wheel_is_the_package_and_nothing_else() -> None:
     }
     assert found == own
     assert {"limelight/py.typed", "limelight/report/assets/page.js", "limelight/report/assets/page.html.j2"} <= found
-    for kind in ("vision", "audio"):  # the miniatures: weights, tokenizer, the demo's questions
+    for kind in ("vision", "audio", "video"):  # the miniatures: weights, tokenizer, the demo's questions
         home = f"limelight/demo/{kind}"
         assert {f"{home}/model.safetensors", f"{home}/tokenizer.json", f"{home}/examples/examples.json"} <= found
 

@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "tools.pictures": (),
     "recipes.doc_pictures": (
         "src/limelight/report/overlay.py", "src/limelight/report/waveform.py", "src/limelight/report/frames.py",
-        "src/limelight/demo/audio/model.safetensors", "tests/cli/tiny_film.py",
+        "src/limelight/demo/audio/model.safetensors", "src/limelight/demo/video/model.safetensors",
     ),
 }  # fmt: skip
 

@@ -52,7 +52,7 @@ class Plan:
     language_steps: int = 1_250
     unhinted: float = 0.76  # of the language steps
     projector_steps: int = 40
-    align_steps: int = 400
+    align_steps: int = 900
     batch: int = 24
     yes_no: int = 6
     probe_steps: int = 600

@@ -12,6 +12,7 @@ from limelight.benchmarks.results import open_results
 from limelight.cli.answering import loaded
 from limelight.cli.bench import bench
 from limelight.cli.evidence import bare, composites_of, covering, probed
+from limelight.demo import film_questions, films
 from limelight.demo.questions import captions
 from limelight.errors import SettingError
 
@@ -60,3 +61,11 @@ def test_the_prompt_without_media_and_the_probe() -> None:
     there = probed(adapter, "demo-vision", caption.messages, caption.scene.names[0])
     assert there["yes"] == there[caption.scene.names[0]] == -there["no"]
     assert probed(adapter, "another", caption.messages) == {}
+
+
+def test_the_probe_of_films_takes_the_frame_that_shows_an_object_best() -> None:
+    adapter = loaded("demo-video", "auto", None, False)
+    for q in film_questions.questions("test", "what-none/clear", 4):
+        found = probed(adapter, "demo-video", q.messages, q.objects[0])
+        assert (found["yes"] > 0) == (q.truth == "yes")
+        assert {name for name in films.NAMES if found[name] > 0} >= set(q.film.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,6 +135,26 @@ def test_saved_processors_load_without_torchvision(name: str, tmp_path: Path, cl
     assert set(one) == set(two)
     for key, value in one.items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(two[key])), key
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here")
+def test_loading_repeats_no_notice_to_authors_of_processors(tmp_path: Path) -> None:
+    from transformers.utils import logging as theirs
+
+    FILMS["llava_onevision"][0]().save_pretrained(tmp_path)
+    said: list[str] = []
+    kept = logging.Handler()
+    kept.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    own = logging.getLogger("transformers.processing_utils")
+    before = list(own.filters)
+    own.addHandler(kept)
+    try:
+        theirs.warning_once.cache_clear()  # type: ignore[attr-defined]
+        load_processor(tmp_path, "llava_onevision")
+    finally:
+        own.removeHandler(kept)
+    assert not [line for line in said if "video_processor_class" in line]
+    assert own.filters == before
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here")

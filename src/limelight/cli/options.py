@@ -44,7 +44,7 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A shipped miniature (demo-vision, demo-audio), fetched weights (whisper-base, smol-vision), a checkpoint folder, or a Hub name.",
+        help="A shipped miniature (demo-vision, demo-audio, demo-video), fetched weights (whisper-base, smol-vision), a checkpoint folder, or a Hub name.",
     ),
 ]
 Images = Annotated[

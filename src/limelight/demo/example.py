@@ -17,15 +17,20 @@ EXAMPLES = {
     "dog": "audio/examples/E-wrong-000.flac",
     "cow": "audio/examples/E-wrong-002.flac",
     "clock": "audio/examples/C-wrong-020.flac",
+    "pizza-film": "video/examples/what-E-wrong-006.mp4",
+    "frog-film": "video/examples/what-E-wrong-004.mp4",
+    "hat-film": "video/examples/when-E-wrong-005.mp4",
+    "tree-film": "video/examples/order-E-wrong-000.mp4",
 }
 PREFIX = "example:"
 
 
 def example(name: str) -> Path:
     """Return the file of an example that ships with the miniatures: an image (``hat``, ``pig``, ``fish``, ``pizza``) for
-    ``demo-vision``, or a recording (``dog``, ``cow``, ``clock``) for ``demo-audio``.
+    ``demo-vision``, a recording (``dog``, ``cow``, ``clock``) for ``demo-audio``, or a film (``pizza-film``, ``frog-film``,
+    ``hat-film``, ``tree-film``) for ``demo-video``.
 
-    On the command line, ``--image example:hat`` and ``--audio example:dog`` name the same files.
+    On the command line, ``--image example:hat``, ``--audio example:dog`` and ``--video example:pizza-film`` name the same files.
 
     Raises:
         DataError: there is no such example.

@@ -31,7 +31,12 @@ MODEL = frozenset({
 })  # fmt: skip
 HUB_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")  # NAME or OWNER/NAME
 log = logging.getLogger("limelight.models")
-PACKAGED = {"demo-vision": "demo/vision", "demo-audio": "demo/audio", "smol-vision": "demo/smol_vision"}
+PACKAGED = {
+    "demo-vision": "demo/vision",
+    "demo-audio": "demo/audio",
+    "demo-video": "demo/video",
+    "smol-vision": "demo/smol_vision",
+}
 CALIBRATIONS = Path(__file__).with_name("calibrations")
 
 

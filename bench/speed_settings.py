@@ -100,7 +100,9 @@ class _NaiveSession(_UncachedSession):
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         traits = adapter.traits
         shape = (self.ids.shape[0], traits.heads, self.ids.shape[1], traits.head_dim)
-        deltas = _Added(sorted(adapter.attention_layers), shape, self.ids.device, torch.float32)
+        deltas = _Added(sorted(adapter.attention_layers), torch.float32)
+        for layer in deltas.layers:
+            Deltas.qkv(deltas, layer, *[torch.zeros(shape, device=self.ids.device)] * 3)
         adam = torch.optim.Adam(deltas.parameters(), lr=adapter.family.paper.lr)
         with torch.no_grad():
             reference = torch.log_softmax(self.twin(**self.inputs(), use_cache=False).logits[:, -1].float(), dim=-1)

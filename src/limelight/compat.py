@@ -210,24 +210,24 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def _read(owner: Any, name: str) -> Any:
+    require(name)
+    return getattr(owner, name, None)
+
+
 def pad_token(config: Any) -> Tensor | None:
     """Return the padding token of a prepared generation config (None: generate() was given none)."""
-    require("_pad_token_tensor")
-    token: Tensor | None = getattr(config, "_pad_token_tensor", None)
-    return token
+    return _read(config, "_pad_token_tensor")  # type: ignore[no-any-return]
 
 
 def mask_length(config: Any) -> int | None:
     """Return the length of an all-ones attention mask that generate() has dropped; None if it has dropped none."""
-    require("_mask_length")
-    length: int | None = getattr(config, "_mask_length", None)
-    return length
+    return _read(config, "_mask_length")  # type: ignore[no-any-return]
 
 
 def is_user_cache(cache: Any) -> bool:
     """Return whether the cache was passed to generate() by its caller."""
-    require("_is_user_defined")
-    return bool(getattr(cache, "_is_user_defined", False))
+    return bool(_read(cache, "_is_user_defined"))
 
 
 ENCODED_MEDIA = "mm_encoder_outputs"  # a keyword argument of the model
@@ -316,9 +316,7 @@ def takes_one_token_at_a_time(model: Any) -> bool:
 
 def attention_implementation(config: Any) -> str | None:
     """Return the name of a config's attention function (None: not set yet, or not a config of transformers)."""
-    require("_attn_implementation")
-    name: str | None = getattr(config, "_attn_implementation", None)
-    return name
+    return _read(config, "_attn_implementation")  # type: ignore[no-any-return]
 
 
 def names_attention(config: Any) -> bool:
@@ -367,8 +365,7 @@ def uncompiled_module(module: nn.Module) -> nn.Module | None:
 
 def uncompiled_function(function: Any) -> Any:
     """Return the function wrapped by ``torch.compile``; None if this is not such a wrapper."""
-    require("_torchdynamo_orig_callable")
-    return getattr(function, "_torchdynamo_orig_callable", None)
+    return _read(function, "_torchdynamo_orig_callable")
 
 
 def parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:

@@ -21,7 +21,9 @@ def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor,
 
 
 def offsets(dtype: torch.dtype = torch.float64, layers: tuple[int, ...] = (1,), size: float = 0.3) -> Deltas:
-    deltas = Deltas(layers, (2, 4, 5, 8), torch.device("cpu"), dtype)
+    deltas = Deltas(layers, dtype)
+    for layer in layers:
+        deltas.qkv(layer, *[torch.zeros(2, 4, 5, 8)] * 3)
     with torch.no_grad():
         for parameter in deltas.parameters():
             parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64) * size)
@@ -32,7 +34,7 @@ def test_they_start_at_zero_and_change_nothing() -> None:
     q, k, v, mask = tensors(torch.float32)
     module = Module().eval()
     plain = attention(module, q, k, v, mask)
-    with attention_hooks(Deltas((1,), (2, 4, 5, 8), torch.device("cpu"), torch.float32)):
+    with attention_hooks(Deltas((1,), torch.float32)):
         same = attention(module, q, k, v, mask)
     assert torch.equal(same[0], plain[0])
 

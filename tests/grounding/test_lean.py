@@ -16,7 +16,9 @@ SHAPE = (2, 4, 5, 8)
 
 
 def lean(composite: Composite, layers: tuple[int, ...] = (1,), dtype: torch.dtype = torch.float64) -> LeanDeltas:
-    deltas = LeanDeltas(layers, SHAPE, torch.device("cpu"), dtype, composite)
+    deltas = LeanDeltas(layers, dtype, composite)
+    for layer in layers:
+        deltas.qkv(layer, *[torch.zeros(SHAPE)] * 3)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in deltas.parameters():

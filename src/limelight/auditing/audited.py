@@ -90,13 +90,13 @@ class Audit:
             "least_grounding": min(scores, default=None),
             "margin": self.margin,
             "logprob": mean(logprobs),
-            "contributions": {k: rounded(v) for k, v in self.answer.contributions().items()},
+            "contributions": rounded(self.answer.contributions()),
         }
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values, as used by the run's log, the server and the command line."""
         return {
-            "summary": {k: rounded(v) for k, v in self.summary.items()},
+            "summary": rounded(self.summary),
             "tokens": [_step(s, own) for s, own in zip(self.steps, self.answered, strict=True)],
             "words": [word_row(self, w) for w in self.words],
             "sentences": [sentence_row(s) for s in self.sentences],
@@ -113,60 +113,37 @@ def word_row(audit: Audit, word: Word) -> dict[str, Any]:
         "flagged": word_flagged(audit.answer, word),
         "p_supported": rounded(next((s.p_supported for s in steps if s.grounding is not None), None)),
         "logprob": rounded(sum(s.logprob for s in steps)),
-        "contributions": {k: rounded(v) for k, v in word_contributions(audit.answer, word).items()},
+        "contributions": rounded(word_contributions(audit.answer, word)),
         "start": word.start,
         "stop": word.stop,
     }
 
 
 def sentence_row(sentence: Sentence) -> dict[str, Any]:
-    return {
-        "text": sentence.text,
-        "grounding": rounded(sentence.grounding),
-        "margin": rounded(sentence.margin),
-        "flagged": sentence.flagged,
-        "start": sentence.start,
-        "stop": sentence.stop,
-    }
+    return {k: rounded(getattr(sentence, k)) for k in ("text", "grounding", "margin", "flagged", "start", "stop")}
+
+
+_OF_STEPS = (
+    *("logprob", "grounding", "rival_grounding", "support", "grounding_by_modality", "flagged", "p_supported"),
+    *("contributions", "plain", "candidates"),
+)
 
 
 def _step(step: Step, answered: bool) -> dict[str, Any]:
-    return {
-        "id": step.token,
-        "text": step.text,
-        "logprob": rounded(step.logprob),
-        "grounding": rounded(step.grounding),
-        "rival_grounding": rounded(step.rival_grounding),
-        "support": rounded(step.support),
-        "grounding_by_modality": {k: rounded(v) for k, v in step.grounding_by_modality.items()},
-        "flagged": step.flagged,
-        "p_supported": rounded(step.p_supported),
-        "contributions": {k: rounded(v) for k, v in step.contributions.items()},
-        "plain": step.plain,
-        "candidates": [[t, text, rounded(logit), rounded(phi)] for t, text, logit, phi in step.candidates],
-        **({} if answered else {"thought": True}),
-    }
+    measured = {k: rounded(getattr(step, k)) for k in _OF_STEPS}
+    return {"id": step.token, "text": step.text, **measured, **({} if answered else {"thought": True})}
 
 
 def step_of(row: Mapping[str, Any]) -> Step:
     """Convert a token's row back to a step; numbers have six digits."""
-    nan = math.nan
-    return Step(
-        int(row["id"]),
-        row["text"],
-        logprob=nan if row["logprob"] is None else row["logprob"],
-        plain=row["plain"],
-        candidates=tuple(
-            (t, text, nan if x is None else x, nan if y is None else y) for t, text, x, y in row["candidates"]
-        ),
-        flagged=row["flagged"],
-        contributions=row["contributions"],
-        grounding=row["grounding"],
-        rival_grounding=row["rival_grounding"],
-        support=row.get("support"),
-        grounding_by_modality=row["grounding_by_modality"],
-        p_supported=row["p_supported"],
-    )
+    measured = {k: row[k] for k in _OF_STEPS if k in row}
+    measured["logprob"] = _or_nan(row["logprob"])
+    measured["candidates"] = tuple((t, text, _or_nan(x), _or_nan(y)) for t, text, x, y in row["candidates"])
+    return Step(int(row["id"]), row["text"], **measured)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def layout(prompt: Prompt) -> dict[str, Any]:
@@ -201,7 +178,11 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def rounded(value: Any) -> Any:
-    """Round a float to six digits; None for NaN and infinity, which JSON does not have."""
+    """Round a float, or those in mappings and sequences, to six digits; None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

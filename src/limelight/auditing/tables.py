@@ -20,7 +20,7 @@ Rows = Iterator[dict[str, Any]]
 
 def answer_rows(audit: Audit) -> Rows:
     """Yield one row with the question, the answer, its statistics, and the other columns of the input row."""
-    own = {"question": audit.row.question, "answer": audit.text, **{k: rounded(v) for k, v in audit.summary.items()}}
+    own = {"question": audit.row.question, "answer": audit.text, **rounded(audit.summary)}
     parts = own.pop("contributions")
     extra = {k if k not in own else f"row {k}": v for k, v in audit.row.extra.items()}
     yield {**own, **_parts(parts), **extra}
@@ -39,13 +39,15 @@ def word_rows(audit: Audit) -> Rows:
 
 def token_rows(audit: Audit) -> Rows:
     for number, (step, own) in enumerate(zip(audit.steps, audit.answered, strict=True)):
+        measured = ("grounding", "rival_grounding", "flagged", "p_supported", "logprob", "plain")
+        by_modality = {f"grounding of {k}": v for k, v in step.grounding_by_modality.items()}
         yield {
-            "token": number, "id_of_token": step.token, "text": step.text, "thought": not own,
-            "grounding": rounded(step.grounding), "rival_grounding": rounded(step.rival_grounding),
-            "flagged": step.flagged, "p_supported": rounded(step.p_supported), "logprob": rounded(step.logprob), "plain": step.plain,
-            **{f"grounding of {k}": rounded(v) for k, v in step.grounding_by_modality.items()},
-            **_parts({k: rounded(v) for k, v in step.contributions.items()}),
-        }  # fmt: skip
+            "token": number,
+            "id_of_token": step.token,
+            "text": step.text,
+            "thought": not own,
+            **rounded({k: getattr(step, k) for k in measured} | by_modality | _parts(step.contributions)),
+        }
 
 
 def _parts(contributions: Mapping[str, Any]) -> dict[str, Any]:

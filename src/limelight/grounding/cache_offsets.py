@@ -10,7 +10,7 @@ so a step along it need not be materialised; a sign step (such as an early Adam 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -79,23 +79,22 @@ class LowRankOffsets:
         return same_head(a.shape[-2], b.shape[-2], group, a.device).to(a.dtype)
 
     def scores(self, layer: int, q: Tensor) -> Tensor | None:
-        total: Tensor | None = None
-        for step, g in self.factors.get(layer, ()):
-            inner = torch.matmul(q.to(g.queries.dtype), g.queries.transpose(-1, -2)) * self._mask(layer, q, g.queries)
-            term = torch.matmul(inner * step, g.scores)
-            total = term if total is None else total + term
-        return total
+        return self._along(layer, q, lambda g: (g.queries, g.scores))
 
     def out(self, layer: int, weights: Tensor) -> Tensor | None:
+        return self._along(layer, weights, lambda g: (g.weights, g.out))
+
+    def _along(self, layer: int, x: Tensor, factors: Callable[[Gradient], tuple[Tensor, Tensor]]) -> Tensor | None:
+        """Return the sum over updates of ``step x left^T right`` for x ``[B, Hkv, R, n]``; None without any."""
         total: Tensor | None = None
         for step, g in self.factors.get(layer, ()):
-            inner = torch.matmul(weights.to(g.weights.dtype), g.weights.transpose(-1, -2))
-            inner = inner * self._mask(layer, weights, g.weights)
-            term = torch.matmul(inner * step, g.out)
+            left, right = factors(g)
+            inner = torch.matmul(x.to(left.dtype), left.transpose(-1, -2)) * self._mask(layer, x, left)
+            term = torch.matmul(inner * step, right)
             total = term if total is None else total + term
         return total
 
-    def update(self, gradients: dict[int, Gradient], direction: float = -1.0) -> None:
+    def update(self, gradients: dict[int, Gradient]) -> None:
         """Apply one step; each batch row is normalised separately."""
         square: Tensor | None = None
         entries: Tensor | None = None
@@ -111,7 +110,7 @@ class LowRankOffsets:
         if square is None or entries is None:
             raise SettingError("no layer has offsets", hint="choose at least one layer")
         size = entries.to(square).sqrt() / square.sqrt()
-        step = direction * self.lr * torch.where(square > 0, size, torch.zeros_like(size))
+        step = -self.lr * torch.where(square > 0, size, torch.zeros_like(size))
         for layer, g in gradients.items():
             self.factors.setdefault(layer, []).append((step[:, None, None, None].to(g.scores), g))
 
@@ -151,13 +150,13 @@ class DenseOffsets:
         delta = self.values.get(layer)
         return None if delta is None else self._join(torch.matmul(self._split(layer, weights.to(delta.dtype)), delta))
 
-    def update(self, gradients: dict[int, Gradient], direction: float = -1.0) -> None:
+    def update(self, gradients: dict[int, Gradient]) -> None:
         self.steps += 1
         for layer, g in gradients.items():
             scores, queries, weights, out = (self._split(layer, x) for x in (g.scores, g.queries, g.weights, g.out))
             key, value = torch.matmul(scores.mT, queries), torch.matmul(weights.mT, out)  # [B, Hkv, G, T, d]
             for name, store, gradient in (("k", self.keys, key), ("v", self.values, value)):
-                move = direction * self.lr * self._adam((name, layer), gradient)
+                move = -self.lr * self._adam((name, layer), gradient)
                 store[layer] = move if layer not in store else store[layer] + move
 
     def _adam(self, key: tuple[str, int], gradient: Tensor) -> Tensor:
@@ -170,10 +169,10 @@ class DenseOffsets:
         return (m / (1 - 0.9**self.steps)) / ((v / (1 - 0.999**self.steps)).sqrt() + self.eps)
 
 
-def gradients_of(loss: Tensor, taps: list[Tap], *, retain: bool = False) -> dict[int, Gradient]:
+def gradients_of(loss: Tensor, taps: list[Tap]) -> dict[int, Gradient]:
     """Run one reverse pass over the one-token graph and return the gradient factors of every tapped layer."""
     leaves = [t.raw for t in taps] + [t.out for t in taps]
-    found = torch.autograd.grad(loss, leaves, retain_graph=retain, allow_unused=True)
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
     if all(g is None for g in found):
         raise HookError(
             "the objective does not depend on any layer's scores or outputs, so an update would have no effect",

@@ -16,34 +16,25 @@ class Deltas(AttentionHook):
     They are added as ``q dK^T`` to the scores and ``A dV`` to the output instead of to K and V: the sums are the same, but
     an offset of 1e-3 is not lost to rounding beside a large bfloat16 key.
 
+    Each layer's are created at its first call, since sizes may differ by layer, and values may have a different width than keys.
+
     Args:
         layers: the layers with offsets.
-        shape: one shape for all; None: taken from each layer's attention at its first call (sizes may differ by layer,
-            and values may have a different width than keys).
+        dtype: of the model.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[int],
-        shape: tuple[int, int, int, int] | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, layers: Sequence[int], dtype: torch.dtype) -> None:
         self.layers = tuple(layers)
         self.dtype = torch.promote_types(dtype, torch.float32)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        for layer in layers if shape is not None else ():
-            self.keys[layer], self.values[layer] = (self._zeros(shape, device) for _ in range(2))
-
-    def _zeros(self, shape: Sequence[int] | None, device: torch.device) -> Tensor:
-        return torch.zeros(tuple(shape or ()), device=device, dtype=self.dtype, requires_grad=True)
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if layer in self.layers and layer not in self.keys:
             seen = (*q.shape[:2], k.shape[2])  # B, query heads, T
-            self.keys[layer] = self._zeros((*seen, k.shape[3]), q.device)
-            self.values[layer] = self._zeros((*seen, v.shape[3]), q.device)
+            self.keys[layer], self.values[layer] = (
+                torch.zeros((*seen, x.shape[3]), device=q.device, dtype=self.dtype, requires_grad=True) for x in (k, v)
+            )
         return q, k, v
 
     def parameters(self) -> list[Tensor]:

@@ -22,15 +22,8 @@ class LeanDeltas(Deltas):
     active. Other calls are left to the hooks of :class:`Deltas` and of the composite, which compute the same values.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[int],
-        shape: tuple[int, int, int, int] | None,
-        device: torch.device,
-        dtype: torch.dtype,
-        composite: Composite,
-    ) -> None:
-        super().__init__(layers, shape, device, dtype)
+    def __init__(self, layers: Sequence[int], dtype: torch.dtype, composite: Composite) -> None:
+        super().__init__(layers, dtype)
         self.divisors = composite.attention
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, None] | None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from limelight.errors import MediaError, PromptError
 from limelight.media.image import kind_of
-from limelight.media.pixels import is_array, is_tensor
+from limelight.media.pixels import is_array
 from limelight.types import Clip
 
 KINDS = ("image", "audio", "video")
@@ -116,7 +116,7 @@ def infer_kind(source: Any) -> str:
         return _by_bytes(bytes(source[:32]))
     if _is_pair(source):
         return "audio"
-    if is_array(source) or isinstance(source, np.ndarray) or is_tensor(source):
+    if is_array(source):
         return _by_shape(tuple(int(n) for n in source.shape))
     raise MediaError(f"cannot infer the media type of a {type(source).__name__}", hint=SAY)
 
@@ -182,7 +182,7 @@ def _is_rate(value: Any) -> bool:
 def _is_samples(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return bool(len(value)) and all(isinstance(x, (Real, list, tuple)) for x in value[:4])
-    return (is_array(value) or isinstance(value, np.ndarray) or is_tensor(value)) and len(value.shape) in (1, 2)
+    return is_array(value) and len(value.shape) in (1, 2)
 
 
 def _is_pair(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -190,22 +191,18 @@ def _check_length(seconds: float, most: float, name: str) -> None:
         )
 
 
+@dataclass(frozen=True)
 class _Reader:
     """Reader of one audio file with the formats and limits allowed for it."""
 
-    def __init__(
-        self,
-        file: Path | io.BytesIO,
-        name: str,
-        max_seconds: float,
-        max_samples: int | None,
-        max_channels: int,
-        rates: tuple[int, int] | None,
-        formats: Mapping[str, Sequence[str]] | None,
-        format: str | None,
-    ) -> None:
-        self.file, self.name, self.max_seconds, self.formats, self.format = file, name, max_seconds, formats, format
-        self.max_samples, self.max_channels, self.rates = max_samples, max_channels, rates
+    file: Path | io.BytesIO
+    name: str
+    max_seconds: float
+    max_samples: int | None
+    max_channels: int
+    rates: tuple[int, int] | None
+    formats: Mapping[str, Sequence[str]] | None
+    format: str | None
 
     def read(self) -> tuple[npt.NDArray[Any], int]:
         """Return samples ``[n]`` or ``[n, channels]``, and their rate."""

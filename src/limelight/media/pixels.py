@@ -80,15 +80,7 @@ def from_array(source: Any) -> Image.Image:
     Raises:
         MediaError: another shape, or values that are not an image.
     """
-    array = as_array(source)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or not array.size:
-        raise MediaError(
-            f"expected an image of shape [H, W], [H, W, C] or [C, H, W], got {list(array.shape)}",
-            hint="pass the images of a batch one at a time",
-        )
-    return _image_of(eight_bits(channels_last(array, first=is_tensor(source))))
+    return _image_of(_pixels(source, 3, "an image", "", "pass the images of a batch one at a time"))
 
 
 def frames_from_array(source: Any) -> list[Image.Image]:
@@ -97,16 +89,19 @@ def frames_from_array(source: Any) -> list[Image.Image]:
     Raises:
         MediaError: see :func:`from_array`.
     """
+    return [_image_of(frame) for frame in _pixels(source, 4, "frames", "T, ", "pass a single video")]
+
+
+def _pixels(source: Any, axes: int, what: str, front: str, hint: str) -> Bytes:
+    """Return 8-bit values ``[..., H, W, C]`` of an array with ``axes`` axes, or one less without channels."""
     array = as_array(source)
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or not array.size:
+    array = array[..., None] if array.ndim == axes - 1 else array
+    if array.ndim != axes or not array.size:
         raise MediaError(
-            f"expected frames of shape [T, H, W], [T, H, W, C] or [T, C, H, W], got {list(array.shape)}",
-            hint="pass a single video",
+            f"expected {what} of shape [{front}H, W], [{front}H, W, C] or [{front}C, H, W], got {list(array.shape)}",
+            hint=hint,
         )
-    frames = eight_bits(channels_last(array, first=is_tensor(source)))
-    return [_image_of(frame) for frame in frames]
+    return eight_bits(channels_last(array, first=is_tensor(source)))
 
 
 def is_tensor(source: Any) -> bool:

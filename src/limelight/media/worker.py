@@ -22,7 +22,6 @@ import threading
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +56,8 @@ def limits_for(kind: str, options: Mapping[str, Any]) -> Limits:
     return Limits(cpu, 512 * MB + 12 * frames * min(pixels, 16 * MB), 3 * pixels * frames, slow=True)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A job, or a source that is read in this process because it is already in memory or trusted."""
-
-    kind: str
-    source: Any
-    options: Mapping[str, Any]
-    job: Job | None
-
-
-def _plan(
-    kind: str, source: Any, trusted: bool, group: str, limits: Limits | None, options: Mapping[str, Any]
-) -> _Plan:
+def _plan(kind: str, source: Any, trusted: bool, group: str, limits: Limits | None, options: Mapping[str, Any]) -> Any:
+    """Return a job, or the source itself if it is read in this process: already in memory, or trusted."""
     if kind not in KINDS:
         raise SettingError(f"unknown media type {kind!r}", hint=", ".join(KINDS))
     if isinstance(source, Mapping) and source.get("array") is None:
@@ -78,9 +66,8 @@ def _plan(
         source = existing(source).absolute()
     is_file = isinstance(source, (bytes, bytearray, memoryview, Path))
     if trusted or not is_file or os.environ.get(COUNT_VARIABLE) == "0":
-        return _Plan(kind, source, options, None)
-    limits = limits_for(kind, options) if limits is None else limits
-    return _Plan(kind, source, options, Job(kind, source, dict(options), limits, group))
+        return source
+    return Job(kind, source, dict(options), limits_for(kind, options) if limits is None else limits, group)
 
 
 def read(
@@ -110,9 +97,9 @@ def read(
         UnsupportedError: no process can be started here.
     """
     plan = _plan(kind, source, trusted, group, limits, options)
-    if plan.job is None:
-        return decoder.decode(kind, plan.source, options)
-    result = default_pool().run(plan.job, timeout)
+    if not isinstance(plan, Job):
+        return decoder.decode(kind, plan, options)
+    result = default_pool().run(plan, timeout)
     for note in result.warnings:
         warnings.warn(note, MediaWarning, stacklevel=2)
     return result.value
@@ -123,9 +110,9 @@ async def read_async(
 ) -> Decoded:
     """Asynchronous :func:`read`; the job is killed when the task is cancelled. Warnings are returned with the result."""
     plan = _plan(kind, source, trusted, group, limits, options)
-    if plan.job is None:
-        return await asyncio.to_thread(_trusted, plan)
-    ticket = default_pool().submit(plan.job)
+    if not isinstance(plan, Job):
+        return Decoded(await asyncio.to_thread(decoder.decode, kind, plan, options))
+    ticket = default_pool().submit(plan)
     try:
         result: Decoded = await asyncio.wrap_future(ticket.future)
     except CancelledError:
@@ -134,10 +121,6 @@ async def read_async(
         ticket.cancel()
         del ticket, plan, source  # the ticket holds the error, whose frames would reference them
     return result
-
-
-def _trusted(plan: _Plan) -> Decoded:
-    return Decoded(decoder.decode(plan.kind, plan.source, plan.options))
 
 
 _lock = threading.Lock()

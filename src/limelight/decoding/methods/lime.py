@@ -85,7 +85,7 @@ def optimise(
         trace: called with every iteration; the last one's backward is then run as well (the authors run and discard it).
     """
     where = sorted(adapter.attention_layers) if layers is None else list(layers)
-    deltas = LeanDeltas(where, None, call.embeds.device, call.embeds.dtype, composite)
+    deltas = LeanDeltas(where, call.embeds.dtype, composite)
     adam: torch.optim.Adam | None = None
     losses: dict[str, list[Tensor]] = {"kl": [], "relevance": [], "total": []}
     plain = logits = torch.empty(0)
@@ -289,7 +289,7 @@ def attention_offsets(deltas: Deltas, row: int) -> Any:
     """Apply one row's optimised offsets as hooks, so that relevance is under the distribution the token came from."""
     from limelight.models.runtime.attention import attention_hooks
 
-    single = Deltas((), None, torch.device("cpu"), torch.float32)
+    single = Deltas((), torch.float32)
     single.keys = {n: d.detach()[row : row + 1] for n, d in deltas.keys.items()}
     single.values = {n: d.detach()[row : row + 1] for n, d in deltas.values.items()}
     return attention_hooks(single)

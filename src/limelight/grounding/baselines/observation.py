@@ -59,8 +59,7 @@ class Observation:
 
     def lens(self, hidden: Tensor) -> Tensor:
         """Return logits ``[..., V]`` of hidden states ``[..., D]`` of any layer (nostalgebraist, 2020)."""
-        out = self.head(self.norm(hidden))
-        return out.to(torch.promote_types(out.dtype, torch.float32))
+        return _wide(self.head(self.norm(hidden)))
 
 
 class _Weights(AttentionHook):

@@ -9,7 +9,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -142,11 +142,10 @@ def exactly_hooks(*hooks: AttentionHook) -> Iterator[set[int]]:
     """Like :func:`attention_hooks`, but with these hooks only: those of the enclosing blocks are suspended."""
     outer = _ACTIVE.get()
     active = _Active(hooks)
-    token = _ACTIVE.set(active)
     try:
-        yield active.seen
+        with fused.holding(_ACTIVE, active):
+            yield active.seen
     finally:
-        _ACTIVE.reset(token)
         if outer is not None:
             outer.seen |= active.seen
 
@@ -167,14 +166,9 @@ def check_bound(seen: set[int], expected: set[int]) -> None:
         )
 
 
-@contextmanager
-def no_attention_hooks() -> Iterator[None]:
+def no_attention_hooks() -> AbstractContextManager[None]:
     """Suspend all hooks inside the block (for a reference forward pass)."""
-    token = _ACTIVE.set(None)
-    try:
-        yield
-    finally:
-        _ACTIVE.reset(token)
+    return fused.holding(_ACTIVE, None)
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:

@@ -10,7 +10,7 @@ Differs from the eager computation only in the order of summation. It cannot be 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +31,18 @@ _FUSED: ContextVar[Fused | None] = ContextVar("limelight_fused", default=None)
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Use the fused kernel inside the block wherever scores and weights are not needed."""
-    token = _FUSED.set(Fused())
+def holding(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Set a context variable inside the block."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _FUSED.reset(token)
+        variable.reset(token)
+
+
+def fused_attention() -> AbstractContextManager[None]:
+    """Use the fused kernel inside the block wherever scores and weights are not needed."""
+    return holding(_FUSED, Fused())
 
 
 def fused_state() -> Fused | None:

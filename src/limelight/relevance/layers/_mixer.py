@@ -47,6 +47,22 @@ class Mixer:
         """
         raise NotImplementedError
 
+    def convolved(self, mode: Mode, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply the causal convolution to ``x`` [rows, C, N] after ``tail`` [rows, C, K - 1]; bias on block 0 only.
+
+        Returns the output and the tails after N - 1 and N positions.
+        """
+        weight = self.conv.weight.to(torch.promote_types(self.conv.weight.dtype, x.dtype))
+        reach = int(weight.shape[-1]) - 1
+        before = x.new_zeros(*x.shape[:2], reach) if tail is None else tail.to(x.dtype)
+        joined = torch.cat([before, x], dim=-1)
+        out = functional.conv1d(joined.to(weight.dtype), weight, groups=weight.shape[0]).to(x.dtype)
+        if self.conv.bias is not None:
+            b = block_rows(out, mode.channels)
+            out = torch.cat([out[:b] + self.conv.bias[:, None].to(out.dtype), out[b:]])
+        n = x.shape[-1]
+        return out, joined.narrow(-1, n - 1, reach), joined.narrow(-1, n, reach)
+
 
 def mixer_kind(name: str, make: Callable[[Any, nn.Conv1d], Mixer | None]) -> LayerKind:
     """Build a mixer's kind. ``make``: (module, its depthwise convolution) -> the mixer its structure matches, or None."""
@@ -154,23 +170,6 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return act
 
 
-def convolved(mode: Mode, conv: Any, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply a depthwise causal convolution to ``x`` [rows, C, N] after ``tail`` [rows, C, K - 1]; bias on block 0 only.
-
-    Returns the output and the tails after N - 1 and N positions.
-    """
-    weight = conv.weight.to(torch.promote_types(conv.weight.dtype, x.dtype))
-    reach = int(weight.shape[-1]) - 1
-    before = x.new_zeros(*x.shape[:2], reach) if tail is None else tail.to(x.dtype)
-    joined = torch.cat([before, x], dim=-1)
-    out = functional.conv1d(joined.to(weight.dtype), weight, groups=weight.shape[0]).to(x.dtype)
-    if conv.bias is not None:
-        b = block_rows(out, mode.channels)
-        out = torch.cat([out[:b] + conv.bias[:, None].to(out.dtype), out[b:]])
-    n = x.shape[-1]
-    return out, joined.narrow(-1, n - 1, reach), joined.narrow(-1, n, reach)
-
-
 def norm_eps(norm: Any) -> float:
     """Return a norm's epsilon: ``variance_epsilon`` in transformers, ``eps`` in flash-linear-attention's fused norms."""
     return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
@@ -184,6 +183,17 @@ def decays(g: Tensor) -> Tensor:
     return (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp()
 
 
-def pieces(n: int) -> list[slice]:
-    """Split a sequence into chunks, within which positions are computed in parallel, with memory quadratic in their size."""
-    return [slice(at, min(at + CHUNK, n)) for at in range(0, n, CHUNK)]
+def scanned(
+    n: int, state: Tensor, chunk: Callable[[slice, Tensor], tuple[Tensor, Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a recurrence over ``n`` positions from ``state``, in chunks within which positions are computed in parallel, with
+    memory quadratic in their size.
+
+    ``chunk``: (positions, state before them) -> outputs ``[..., N, d]``, and the states after N - 1 and N positions; the
+    same is returned for all positions.
+    """
+    outs, before = [], state
+    for at in range(0, n, CHUNK):
+        out, before, state = chunk(slice(at, min(at + CHUNK, n)), state)
+        outs.append(out)
+    return torch.cat(outs, dim=-2), before, state

@@ -23,17 +23,7 @@ from torch.nn import functional
 
 from limelight.relevance import rules
 from limelight.relevance.blocks import activated, gated_product, normed
-from limelight.relevance.layers._mixer import (
-    Mixer,
-    State,
-    activation,
-    convolved,
-    decays,
-    masked,
-    mixer_kind,
-    norm_eps,
-    pieces,
-)
+from limelight.relevance.layers._mixer import Mixer, State, activation, decays, masked, mixer_kind, norm_eps, scanned
 from limelight.relevance.mode import Divisors, Mode, blocks
 
 _LENGTH_EPS = 1e-6
@@ -54,8 +44,8 @@ class DeltaNet(Mixer):
     ) -> tuple[Tensor, tuple[State, State]]:
         m, (rows, n, _) = self.module, x.shape
         x = masked(x, mask)
-        mixed, before, after = convolved(
-            mode, self.conv, m.in_proj_qkv(x).transpose(1, 2), None if state is None else state[0]
+        mixed, before, after = self.convolved(
+            mode, m.in_proj_qkv(x).transpose(1, 2), None if state is None else state[0]
         )
         mixed = activated(mode, activation(m.activation), mixed).transpose(1, 2)
         q, k, v = self._heads(mode, mixed)
@@ -68,10 +58,13 @@ class DeltaNet(Mixer):
             q, k, v = (
                 torch.cat([rules.divided(t[:1], d), t[1:]]) for t, d in zip((q, k, v), mode.divisors, strict=True)
             )
+
+        def chunk(at: slice, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            part = Writes(erase.k[..., at, :], erase.b[..., at], erase.g[..., at])
+            return _chunk(part, q[..., at, :], k[..., at, :], v[..., at, :], s, mode.divisors)
+
         empty = v.new_zeros(*v.shape[:3], q.shape[-1], v.shape[-1])
-        o, first, last = scanned(
-            erase, q, k, v, empty if state is None else blocks(state[1], mode.channels), mode.divisors
-        )
+        o, first, last = scanned(n, empty if state is None else blocks(state[1], mode.channels), chunk)
         o = normed(mode, o.transpose(2, 3), norm_eps(m.norm)) * m.norm.weight.to(wide)  # [1 + C, B, N, H, dv]
         z = blocks(m.in_proj_z(x).reshape(rows, n, *o.shape[3:]), mode.channels).to(wide)
         out = gated_product(mode, z, o, activation(m.norm.activation)(z[0])).reshape(rows, n, -1)
@@ -91,21 +84,6 @@ class DeltaNet(Mixer):
         group = m.num_v_heads // m.num_k_heads
         q, k = (t.repeat_interleave(group, dim=2) for t in (q, k))
         return q * m.head_k_dim**-0.5, k, v
-
-
-def scanned(
-    e: Writes, q: Tensor, k: Tensor, v: Tensor, state: Tensor, divisors: Divisors
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the recurrence from ``state`` [1 + C, B, H, dk, dv], in parallel per chunk, on blocks ``[1 + C, B, H, N, d]``.
-
-    Returns o, and the states after N - 1 and N positions.
-    """
-    outs, before = [], state
-    for at in pieces(q.shape[-2]):
-        part = Writes(e.k[..., at, :], e.b[..., at], e.g[..., at])
-        out, before, state = _chunk(part, q[..., at, :], k[..., at, :], v[..., at, :], state, divisors)
-        outs.append(out)
-    return torch.cat(outs, dim=-2), before, state
 
 
 def _chunk(

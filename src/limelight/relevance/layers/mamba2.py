@@ -15,17 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limelight.relevance.blocks import activated, gated_product, normed
-from limelight.relevance.layers._mixer import (
-    Mixer,
-    State,
-    activation,
-    convolved,
-    decays,
-    masked,
-    mixer_kind,
-    norm_eps,
-    pieces,
-)
+from limelight.relevance.layers._mixer import Mixer, State, activation, decays, masked, mixer_kind, norm_eps, scanned
 from limelight.relevance.mode import Mode, blocks
 
 
@@ -38,7 +28,7 @@ class Mamba2(Mixer):
         wide = torch.promote_types(x.dtype, torch.float32)
         inner, single = m.intermediate_size, m.n_groups * m.ssm_state_size
         gate, mixed, step = torch.split(m.in_proj(x), [inner, self.conv.in_channels, m.num_heads], dim=-1)
-        mixed, before, after = convolved(mode, self.conv, mixed.transpose(1, 2), None if state is None else state[0])
+        mixed, before, after = self.convolved(mode, mixed.transpose(1, 2), None if state is None else state[0])
         mixed = masked(activated(mode, activation(m.activation), mixed).transpose(1, 2), mask)
         v, into, out_of = torch.split(blocks(mixed.to(wide), mode.channels), [inner, single, single], dim=-1)
         into, out_of = (self._groups(mode.const(t[0])) for t in (into, out_of))  # [B, H, N, S]
@@ -52,11 +42,11 @@ class Mamba2(Mixer):
             if state is None
             else blocks(state[1], mode.channels)
         )
-        parts, first = [], h
-        for at in pieces(n):
-            y, first, h = _chunk(g[..., at], into[..., at, :], out_of[..., at, :], written[..., at, :], h)
-            parts.append(y)
-        y = torch.cat(parts, dim=-2)
+
+        def chunk(at: slice, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return _chunk(g[..., at], into[..., at, :], out_of[..., at, :], written[..., at, :], h)
+
+        y, first, h = scanned(n, h, chunk)
         y = (y + m.D.to(wide)[:, None, None] * v).transpose(2, 3).reshape(*blocks(gate, mode.channels).shape)
         z = blocks(gate, mode.channels).to(wide)
         y = gated_product(mode, z, y, functional.silu(z[0]))

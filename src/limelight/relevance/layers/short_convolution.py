@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limelight.relevance.blocks import product
-from limelight.relevance.layers._mixer import Mixer, State, convolved, masked, mixer_kind
+from limelight.relevance.layers._mixer import Mixer, State, masked, mixer_kind
 from limelight.relevance.mode import Mode, blocks
 
 
@@ -23,7 +23,7 @@ class ShortConv(Mixer):
         x = masked(x, mask)
         b, c, v = blocks(self.module.in_proj(x), mode.channels).chunk(3, dim=-1)
         inner = product(mode, b, v).reshape(x.shape[0], x.shape[1], -1).transpose(1, 2)
-        mixed, before, after = convolved(mode, self.conv, inner, None if state is None else state[0])
+        mixed, before, after = self.convolved(mode, inner, None if state is None else state[0])
         out: Tensor = self.module.out_proj(
             product(mode, c, blocks(mixed.transpose(1, 2), mode.channels)).reshape(x.shape[0], x.shape[1], -1)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -246,8 +246,6 @@ class Relevance(display.Plotted):
 
     def without_sinks(self, positions: Iterable[int] = (0,)) -> Relevance:
         """Return the relevance with some positions (attention sinks) excluded from shares and plots."""
-        from dataclasses import replace
-
         return replace(self, sinks=tuple(sorted(set(positions))))
 
     def _masked(self) -> Tensor:

@@ -83,10 +83,8 @@ def measure(
         layout = _laid_out(adapter, prompts)
         stream = DualStream(adapter, layout.call, layout.channels, COMPOSITES[composite], reserve=0, continues=False)
         hidden = stream.every_position()
-        known, calibration = adapter.known_tokens, calibration_of(adapter, composite)
-        return [
-            tuple(_steps(adapter, stream, hidden, layout, row, p, known, calibration)) for row, p in enumerate(prompts)
-        ]
+        calibration = calibration_of(adapter, composite)
+        return [tuple(_steps(adapter, stream, hidden, layout, row, p, calibration)) for row, p in enumerate(prompts)]
 
 
 def _check(adapter: Adapter, prompt: AnsweredPrompt) -> None:
@@ -141,7 +139,6 @@ def _steps(
     layout: Layout,
     row: int,
     prompt: AnsweredPrompt,
-    known: int | None,
     calibration: Calibration | None,
 ) -> Iterator[Step]:
     """Yield the steps of one row, given hidden states and tangents ``[1 + C, B, T, D]``."""
@@ -155,7 +152,7 @@ def _steps(
         if not prompt.earlier:
             groups.pop(EARLIER_ANSWERS, None)
         kinds = [MODALITIES[k] for k in layout.kinds[row]]
-        yield from _chunk_steps(adapter, tokens, logits, phi[0], groups, kinds, known, calibration)
+        yield from _chunk_steps(adapter, tokens, logits, phi[0], groups, kinds, calibration)
 
 
 def _chunk_steps(
@@ -165,7 +162,6 @@ def _chunk_steps(
     phi: Tensor,
     groups: Mapping[str, Tensor],
     kinds: Sequence[str],
-    known: int | None,
     calibration: Calibration | None,
 ) -> Iterator[Step]:
     """Yield the steps of ``tokens`` [N], given logits and Phi_M ``[N, V]``, and Phi of further groups."""
@@ -176,6 +172,7 @@ def _chunk_steps(
     def standardised(values: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
         return score.standardised(values[:, None], *moments)[:, 0]
 
+    known = adapter.known_tokens
     moments = score.moments_of_known(phi, known)
     z = standardised(chosen(phi), moments)
     rivals = standardised(score.rival_score(phi, logits, tokens), moments)

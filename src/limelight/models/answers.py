@@ -53,15 +53,12 @@ def _checked(adapter: Adapter, ids: Sequence[int]) -> tuple[int, ...]:
 def _blank(adapter: Adapter, turns: list[dict[str, Any]], before: str, answer: str) -> str:
     """Return the white space that the chat template writes between prompt and answer."""
     if not any(getattr(o, "chat_template", None) for o in (adapter.processor, adapter.tokenizer)):
-        return "" if before[-1:].isspace() or before.endswith(_special(adapter)) else " "
+        special = tuple(map(str, getattr(adapter.tokenizer, "all_special_tokens", ())))
+        return "" if before[-1:].isspace() or before.endswith(special) else " "
     content = [{"type": "text", "text": answer}]
     whole = rendered(adapter, [*turns, {"role": "assistant", "content": content}], finished=True)
     behind = whole[len(before) :] if whole.startswith(before) else ""
     return behind[: behind.find(answer)] if behind.lstrip().startswith(answer.strip()) and answer in behind else ""
-
-
-def _special(adapter: Adapter) -> tuple[str, ...]:
-    return tuple(str(t) for t in getattr(adapter.tokenizer, "all_special_tokens", ()))
 
 
 def earlier_answers(adapter: Adapter, messages: Sequence[Message], prompt: Prompt) -> tuple[tuple[int, int], ...]:

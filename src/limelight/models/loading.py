@@ -224,41 +224,34 @@ def _published(
     source: str | Path, kwargs: Mapping[str, Any], processor_kwargs: Mapping[str, Any] | None
 ) -> tuple[Published | Convertible, Path] | None:
     """Return the loader of a checkpoint in a family's own layout and its folder, or None."""
+    folder = Path(source) if Path(source).is_dir() else None
     hub = {k: v for k, v in kwargs.items() if k in HUB}
-    lost = [*(k for k in kwargs if k not in HUB), *(["processor_kwargs"] if processor_kwargs else [])]
-
-    def takes(way: Published | Convertible) -> None:
-        if lost and not isinstance(way, Convertible):
-            raise SettingError(
-                f"{str(source)!r} has its own layout, whose loader does not support {', '.join(lost)}",
-                hint="leave them out; dtype, device and the Hub's settings work",
-            )
-
-    folder = Path(source)
-    ways = [f.published for f in families().values() if f.published is not None]
-    if folder.is_dir():
+    if folder is not None:
         config = config_of(folder)
-        way = next((w for w in ways if w.claims(folder, config)), None)
-        if way is None:
-            return None
-        takes(way)
-        return way, folder
-    from transformers import PreTrainedConfig
+    else:
+        from transformers import PreTrainedConfig
 
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(source, **hub)
-    except (OSError, ValueError, KeyError):
-        return None  # the ordinary loading path raises the error
-    way = next((w for w in ways if w.claims(None, config)), None)
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(source, **hub)
+        except (OSError, ValueError, KeyError):
+            return None  # the ordinary loading path raises the error
+    ways = (f.published for f in families().values())
+    way = next((w for w in ways if w is not None and w.claims(folder, config)), None)
     if way is None:
         return None
-    takes(way)
+    lost = [*(k for k in kwargs if k not in HUB), *(["processor_kwargs"] if processor_kwargs else [])]
+    if lost and not isinstance(way, Convertible):
+        raise SettingError(
+            f"{str(source)!r} has its own layout, whose loader does not support {', '.join(lost)}",
+            hint="leave them out; dtype, device and the Hub's settings work",
+        )
+    if folder is not None:
+        return way, folder
     from huggingface_hub import snapshot_download
 
     kept = ["*.json", "*.safetensors", "*.bin", "*.tiktoken", "*.model"]
-    asked = {
-        k: v for k, v in hub.items() if k in ("revision", "token", "cache_dir", "local_files_only", "force_download")
-    }
+    download = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+    asked = {k: v for k, v in hub.items() if k in download}
     return way, Path(snapshot_download(str(source), allow_patterns=kept, **asked))
 
 

@@ -6,6 +6,7 @@ Each file of :mod:`limelight.relevance.layers` ends in ``KIND = LayerKind(...)``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,12 +92,9 @@ def hooked(*handles: Callable[[], Any]) -> Attach:
     """Return an attachment that registers hooks: each argument registers one and returns PyTorch's handle."""
 
     def attach() -> Undo:
-        taken = [handle() for handle in handles]
-
-        def undo() -> None:
-            for one in taken:
-                one.remove()
-
-        return undo
+        stack = ExitStack()
+        for handle in handles:
+            stack.callback(handle().remove)
+        return stack.close
 
     return attach

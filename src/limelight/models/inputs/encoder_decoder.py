@@ -82,8 +82,9 @@ class EncoderDecoder:
                 hint="pass what the processor returned; the decoder's ids are decoder_input_ids",
             )
         if out.get(names.ids) is None and out.get(names.embeds) is None:
-            rows = _rows(out.get(self.media), out.get("encoder_outputs"))
-            out[names.ids] = torch.tensor([self.start], device=device).repeat(rows, 1)
+            media = out.get(self.media)
+            rows = media if isinstance(media, Tensor) else out["encoder_outputs"][0]
+            out[names.ids] = torch.tensor([self.start], device=device).repeat(len(rows), 1)
         ids = out.get(names.ids)
         if out.get(names.mask) is None and isinstance(ids, Tensor) and ids.ndim == 2:
             out[names.mask] = torch.ones_like(ids)
@@ -111,11 +112,6 @@ class EncoderDecoder:
             return seen
         count = (mask.sum(-1) * seen.shape[1] / mask.shape[1]).ceil()
         return seen & (torch.arange(seen.shape[1], device=seen.device) < count.to(seen.device)[:, None])
-
-
-def _rows(media: Any, outputs: Any) -> int:
-    value = media if isinstance(media, Tensor) else outputs[0]
-    return int(value.shape[0])
 
 
 def find_encoder_decoder(model: Any, decoder: nn.Module, seconds: Any = None) -> EncoderDecoder | None:

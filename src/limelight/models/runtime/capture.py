@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -248,35 +249,20 @@ def capture(
         raise _Captured
 
     first_layer: nn.Module = decoder.layers[0]  # type: ignore[index, assignment]
-    handles = [
-        decoder.register_forward_pre_hook(before_decoder, with_kwargs=True),
-        first_layer.register_forward_pre_hook(before_first_layer, with_kwargs=True),
-    ]
-
-    def run(module: nn.Module, **given: Any) -> None:
-        try:
-            with torch.no_grad():
-                module(**given, use_cache=False)
-        except _Captured:
-            pass
-
+    with ExitStack() as hooks, torch.no_grad(), suppress(_Captured):
+        hooks.callback(decoder.register_forward_pre_hook(before_decoder, with_kwargs=True).remove)
+        hooks.callback(first_layer.register_forward_pre_hook(before_first_layer, with_kwargs=True).remove)
+        model(**{k: v for k, v in inputs.items() if k != "past_key_values"}, use_cache=False)
     merged: Tensor | None = None
-    try:
-        run(model, **{k: v for k, v in inputs.items() if k != "past_key_values"})
-        if "merged" in arguments:  # the decoder inserted the media itself; the merged embeddings replace ids and media
-            merged = arguments.pop("merged")
-            kept = {k: v for k, v in arguments.items() if k in _KEPT or not holds_tensors(v)}
-            arguments = {**kept, "inputs_embeds": merged}
-        elif "placed" in arguments:
-            own = arguments.pop("placed")
-            merged, arguments = own.embeds, {**own.kwargs, "inputs_embeds": own.embeds}
-        if merged is not None:
-            for handle in handles:
-                handle.remove()
-            _check_merged(model, decoder, inputs, arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
+    if "merged" in arguments:  # the decoder inserted the media itself; the merged embeddings replace ids and media
+        merged = arguments.pop("merged")
+        kept = {k: v for k, v in arguments.items() if k in _KEPT or not holds_tensors(v)}
+        arguments = {**kept, "inputs_embeds": merged}
+    elif "placed" in arguments:
+        own = arguments.pop("placed")
+        merged, arguments = own.embeds, {**own.kwargs, "inputs_embeds": own.embeds}
+    if merged is not None:
+        _check_merged(model, decoder, inputs, arguments)
     if not arguments:
         raise HookError(
             f"{type(model).__name__} ran without calling its decoder {type(decoder).__name__}",

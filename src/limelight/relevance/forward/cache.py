@@ -32,7 +32,7 @@ class DualCache:
         ``paired``: the decoder wants two caches, one for self-attention and one for those."""
         self.reading = frozenset(reading)
         self.handed: Any = PairedCache(self) if paired else self  # what the decoder is given
-        self.cross_attention: dict[int, SimpleNamespace] = {}
+        self.cross_attention = StatesCache()
         self.capacity = max(capacity, 1)
         self.length = 0
         self.keys: dict[int, Tensor] = {}
@@ -76,7 +76,7 @@ class DualCache:
         """
         if self.reading:
             empty = SimpleNamespace(is_initialized=False)
-            return [self.cross_attention.get(n, empty) for n in range(max(self.reading) + 1)]
+            return [self.cross_attention.layers.get(n, empty) for n in range(max(self.reading) + 1)]
         raise UnsupportedError(
             "the decoder accesses the layers of its own cache type, which the dual cache does not support",
             hint="use exact mode (lime(), attribute()), which needs no cache",
@@ -96,9 +96,7 @@ class DualCache:
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if layer_idx in self.reading:
-            self.cross_attention[layer_idx] = SimpleNamespace(
-                is_initialized=True, keys=key.detach(), values=value.detach()
-            )
+            self.cross_attention.update(key, value, layer_idx)
         return key, value
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
@@ -199,7 +197,7 @@ class PairedCache(EncoderDecoderCache):  # type: ignore[misc]
     """A dual cache as encoder-decoders take it."""
 
     def __init__(self, own: DualCache) -> None:
-        self.self_attention_cache, self.cross_attention_cache = own, StatesCache()
+        self.self_attention_cache, self.cross_attention_cache = own, own.cross_attention
         self.is_updated: dict[int, bool] = {}
 
     def __len__(self) -> int:

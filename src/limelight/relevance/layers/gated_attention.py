@@ -120,40 +120,42 @@ def checked(gates: list[ModuleMatch]) -> Iterator[AttentionHook]:
         UnknownKindError: it receives something else.
     """
     seen = _Outputs()
-    values: dict[int, Tensor] = {}
-    normed: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for match in gates:
-            spec: GateSpec = match.spec
-            module: Any = spec.attention
-            layer = int(module.layer_idx)
-
-            def keep(_: Any, __: Any, output: Tensor, layer: int = layer, spec: GateSpec = spec) -> None:
-                gate = spec.halves(output)[1] if spec.heads else output
-                values[layer] = gate.detach().flatten(2) if spec.heads else gate.detach()
-
-            def compare(_: Any, args: tuple[Tensor, ...], layer: int = layer, name: str = match.name) -> None:
-                if layer not in values or layer not in seen.outputs:
-                    raise UnknownKindError(f"{name} looks like a gate but is not used as one", hint=HINT)
-                mixed = normed.pop(layer, seen.outputs[layer].transpose(1, 2))  # [B, Q, H, d]
-                gate = torch.sigmoid(values[layer]).reshape(*mixed.shape[:3], -1)
-                want, got = (mixed * gate).flatten(2), args[0].detach().reshape(*mixed.shape[:2], -1)
-                if not agrees(got, want, 1e-5):
-                    raise UnknownKindError(
-                        f"{name} uses its gate other than by multiplying its output with the sigmoid",
-                        hint=HINT,
-                    )
-
-            def after(_: Any, __: Any, output: Tensor, layer: int = layer) -> None:
-                if layer in seen.outputs:  # otherwise called alone, as in probing
-                    normed[layer] = output.detach().reshape(seen.outputs[layer].transpose(1, 2).shape)
-
-            between = getattr(module, "o_norm", None)  # a norm before the gate
-            if isinstance(between, nn.Module):
-                stack.callback(between.register_forward_hook(after).remove)
-            stack.callback(spec.gate.register_forward_hook(keep).remove)
-            stack.callback(module.o_proj.register_forward_pre_hook(compare).remove)
+            _watch(match, seen, stack)
         yield seen
+
+
+def _watch(match: ModuleMatch, seen: _Outputs, stack: ExitStack) -> None:
+    spec: GateSpec = match.spec
+    module: Any = spec.attention
+    layer = int(module.layer_idx)
+    gates: list[Tensor] = []
+    normed: list[Tensor] = []
+
+    def keep(_: Any, __: Any, output: Tensor) -> None:
+        gates[:] = [(spec.halves(output)[1].flatten(2) if spec.heads else output).detach()]
+
+    def after(_: Any, __: Any, output: Tensor) -> None:
+        if layer in seen.outputs:  # otherwise called alone, as in probing
+            normed[:] = [output.detach().reshape(seen.outputs[layer].transpose(1, 2).shape)]
+
+    def compare(_: Any, args: tuple[Tensor, ...]) -> None:
+        if not gates or layer not in seen.outputs:
+            raise UnknownKindError(f"{match.name} looks like a gate but is not used as one", hint=HINT)
+        mixed = normed.pop() if normed else seen.outputs[layer].transpose(1, 2)  # [B, Q, H, d]
+        gate = torch.sigmoid(gates[0]).reshape(*mixed.shape[:3], -1)
+        want, got = (mixed * gate).flatten(2), args[0].detach().reshape(*mixed.shape[:2], -1)
+        if not agrees(got, want, 1e-5):
+            raise UnknownKindError(
+                f"{match.name} uses its gate other than by multiplying its output with the sigmoid", hint=HINT
+            )
+
+    between = getattr(module, "o_norm", None)  # a norm before the gate
+    if isinstance(between, nn.Module):
+        stack.callback(between.register_forward_hook(after).remove)
+    stack.callback(spec.gate.register_forward_hook(keep).remove)
+    stack.callback(module.o_proj.register_forward_pre_hook(compare).remove)
 
 
 KIND = LayerKind("gated_attention", recognise, run)

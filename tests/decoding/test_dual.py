@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from limelight.calibration import Calibration
-from limelight.decoding.dual import TOP, captured, check_composite, explainer, kinds, open_stream, split_channels
+from limelight.decoding.dual import captured, check_composite, explainer, kinds, open_stream, split_channels
 from limelight.decoding.methods.meter import Meter
 from limelight.decoding.sampler import TokenSampler
 from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError
 from limelight.grounding.score import z_score
+from limelight.grounding.token_measures import TOP
 from limelight.models.adapter import Adapter
 from limelight.types import EARLIER_ANSWERS
 from tests.tiny import built, llava, llava_inputs

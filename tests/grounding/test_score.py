@@ -23,7 +23,6 @@ from limelight.grounding.score import (
     rival_score,
     scores,
     standardised,
-    token_score,
     z_score,
 )
 
@@ -55,15 +54,6 @@ def test_scores_are_their_definitions(name: str, known: int | None) -> None:
     for row in range(3):
         for token in range(11):
             assert float(got[row, token]) == pytest.approx(slow(name, phi[row].tolist(), token, among), abs=1e-12)
-
-
-def test_one_token_a_row_is_the_same_as_the_whole_vocabulary() -> None:
-    phi = torch.randn(2, 5, 7, dtype=torch.float64)
-    among = counted(phi, known=6)
-    tokens = torch.randint(7, (2, 5))
-    torch.testing.assert_close(
-        token_score(phi, tokens, among), z_score(phi, among).gather(-1, tokens[..., None])[..., 0]
-    )
 
 
 def test_barred_and_infinite_entries_do_not_count() -> None:

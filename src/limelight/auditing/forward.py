@@ -7,24 +7,23 @@ answer's positions, and in chunks, so that ``[positions, V]`` is never stored at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from limelight.calibration import Calibration, flag_rule
+from limelight.calibration import Calibration
 from limelight.decoding.collate import batch_of, pad_id
 from limelight.decoding.dual import calibration_of, check_composite, earlier_channel
 from limelight.errors import PromptError, SettingError, UnsupportedError
-from limelight.grounding import score
+from limelight.grounding.token_measures import token_measures
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
 from limelight.relevance.forward.stream import Channel, DualOutput, DualStream, modality_channel
 from limelight.types import EARLIER_ANSWERS, MODALITIES, Prompt, Step
 
-TOP = 5
 CHUNK = 2**23  # maximum number of values of logits and Phi in memory at once
 
 
@@ -152,74 +151,11 @@ def _steps(
         if not prompt.earlier:
             groups.pop(EARLIER_ANSWERS, None)
         kinds = [MODALITIES[k] for k in layout.kinds[row]]
-        yield from _chunk_steps(adapter, tokens, logits, phi[0], groups, kinds, calibration)
-
-
-def _chunk_steps(
-    adapter: Adapter,
-    tokens: Tensor,
-    logits: Tensor,
-    phi: Tensor,
-    groups: Mapping[str, Tensor],
-    kinds: Sequence[str],
-    calibration: Calibration | None,
-) -> Iterator[Step]:
-    """Yield the steps of ``tokens`` [N], given logits and Phi_M ``[N, V]``, and Phi of further groups."""
-
-    def chosen(values: Tensor) -> Tensor:
-        return values.gather(-1, tokens[:, None])[:, 0]
-
-    def standardised(values: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
-        return score.standardised(values[:, None], *moments)[:, 0]
-
-    known = adapter.known_tokens
-    moments = score.moments_of_known(phi, known)
-    z = standardised(chosen(phi), moments)
-    rivals = standardised(score.rival_score(phi, logits, tokens), moments)
-    rule = flag_rule(calibration)
-    limits = {k: rule[k] for k in ("threshold", "needs_rival", "margin")}
-    flags = score.flagged(z, rivals, **limits).tolist()
-    by_kind = {
-        k: standardised(chosen(groups[k]), score.moments_of_known(groups[k], known)) if k in groups else z
-        for k in kinds
-    }
-    parts = {k: chosen(groups.get(k, phi)) for k in kinds}
-    if EARLIER_ANSWERS in groups:
-        parts[EARLIER_ANSWERS] = chosen(groups[EARLIER_ANSWERS])
-    shares = _contributions(chosen(logits), parts)
-    centred = (chosen(phi).to(moments[0].dtype) - moments[0][:, 0]).tolist()
-    best = logits.topk(min(TOP, logits.shape[-1]), dim=-1)
-    support = phi.gather(-1, best.indices)
-    logprobs = (chosen(logits) - logits.logsumexp(-1)).tolist()
-    own, rival, by_modality = z.tolist(), rivals.tolist(), {k: v.tolist() for k, v in by_kind.items()}
-    for i, token in enumerate(tokens.tolist()):
-        listed = best.indices[i].tolist()
-        candidates = zip(listed, adapter.tokens(listed), best.values[i].tolist(), support[i].tolist(), strict=True)
-        grounding = _number(own[i]) if kinds else None
-        yield Step(
-            token=token,
-            text=adapter.tokens([token])[0],
-            logprob=logprobs[i],
-            plain=listed[0],
-            candidates=tuple(candidates),
-            flagged=bool(kinds) and flags[i],
-            contributions={k: v[i] for k, v in shares.items()},
-            grounding=grounding,
-            p_supported=None if calibration is None or grounding is None else calibration.probability(grounding),
-            rival_grounding=_number(rival[i]) if kinds else None,
-            grounding_by_modality={k: v[i] for k, v in by_modality.items() if _number(v[i]) is not None},
-            support=_number(centred[i]) if kinds else None,
+        measured = token_measures(
+            tokens, logits, phi[0], kinds, groups, known=adapter.known_tokens, calibration=calibration
         )
-
-
-def _contributions(logits: Tensor, parts: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Return each group's ``|Phi_g| / (sum_g |Phi_g| + |l - sum_g Phi_g|)``, and the remainder as text; ``[N]`` each."""
-    wide = {k: v.double() for k, v in parts.items()}
-    rest = logits.double() - sum(wide.values(), torch.zeros_like(logits, dtype=torch.double))
-    total = sum((v.abs() for v in wide.values()), rest.abs()).clamp_min(1e-12)
-    found = {k: (v.abs() / total).tolist() for k, v in wide.items()}
-    return found | {"text": (rest.abs() / total).tolist()}
-
-
-def _number(value: float) -> float | None:
-    return value if value == value and abs(value) != float("inf") else None
+        logprobs = (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
+        for token, logprob, own in zip(tokens.tolist(), logprobs, measured, strict=True):
+            texts = adapter.tokens([t for t, _, _ in own["candidates"]])
+            own["candidates"] = tuple((t, w, x, y) for (t, x, y), w in zip(own["candidates"], texts, strict=True))
+            yield Step(token, adapter.tokens([token])[0], logprob, **own)

@@ -13,12 +13,11 @@ from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Detail, GenerationContext, Runs, Strategy, capabilities_of
 from limelight.errors import SettingError
 from limelight.grounding import score
+from limelight.grounding.token_measures import token_measures
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.composites import COMPOSITES
 from limelight.relevance.forward.stream import Channel, DualStream, modality_channel
 from limelight.types import EARLIER_ANSWERS, MODALITIES
-
-TOP = 5
 
 
 def captured(context: GenerationContext) -> tuple[DecoderCall, Tensor]:
@@ -86,39 +85,28 @@ def explainer(
     losses: Mapping[str, Sequence[Tensor]] | None = None,
     composite: str = "attnlrp",
 ) -> Callable[[int, int], Detail]:
-    """Return a function (row, token) -> Detail with contributions, grounding, top candidates and the flag, computed from
-    logits and Phi_M ``[B, V]``.
+    """Return a function (row, token) -> Detail with the :func:`limelight.grounding.token_measures.token_measures` of logits and
+    Phi_M ``[B, V]``.
 
-    A contribution is the group share ``|Phi_M| / (|Phi_M| + |l - Phi_M|)`` of the token's logit; with ``split`` (Phi of
-    each channel of :func:`split_channels`) every modality is a group, and so are earlier answers. Grounding and flag are defined in :mod:`limelight.grounding.score`; rows
-    without media have none. ``losses`` are lists of ``[B]``.
+    ``split``: Phi of each channel of :func:`split_channels`. ``losses`` are lists of ``[B]``.
     """
 
     def explain(row: int, token: int) -> Detail:
-        logits, support = plain[row], phi[row]
-        present = [MODALITIES[k] for k in kinds(context, row)]
-        by_kind: dict[str, Tensor] = {k: split[k][row] if split and k in split else support for k in present}
-        groups = {k: v[token] for k, v in by_kind.items()}
-        rest = logits[token] - support[token]
-        if split and EARLIER_ANSWERS in split and context.earlier and context.earlier[row]:
-            groups[EARLIER_ANSWERS] = split[EARLIER_ANSWERS][row, token]
-            rest = rest - groups[EARLIER_ANSWERS]
-        rest = rest.abs()
-        total = (sum((g.abs() for g in groups.values()), rest)).clamp_min(1e-12)
-        parts: dict[str, float] = {k: float(g.abs() / total) for k, g in groups.items()}
-        best = logits.topk(min(TOP, logits.shape[-1])).indices
-        scores: dict[str, Any] = {}
-        if present:
-            scores = grounding(context, logits, support, token, by_kind, composite)
-        intervened = opened is not None and bool(opened[row])
-        return Detail(
-            contributions={**parts, "text": 1 - sum(parts.values())},
-            intervened=intervened,
-            plain=int(logits.argmax()),
-            losses={n: tuple(float(v[row]) for v in c) for n, c in (losses or {}).items()} if intervened else {},
-            candidates=tuple((int(t), float(logits[t]), float(support[t])) for t in best),
-            **scores,
+        groups = {k: v[row : row + 1] for k, v in (split or {}).items()}
+        if not (context.earlier and context.earlier[row]):
+            groups.pop(EARLIER_ANSWERS, None)
+        (measured,) = token_measures(
+            torch.tensor([token], device=phi.device),
+            plain[row : row + 1],
+            phi[row : row + 1],
+            [MODALITIES[k] for k in kinds(context, row)],
+            groups,
+            known=context.known_tokens,
+            calibration=calibration_of(context.adapter, composite),
         )
+        intervened = opened is not None and bool(opened[row])
+        own = {n: tuple(float(v[row]) for v in c) for n, c in (losses or {}).items()} if intervened else {}
+        return Detail(intervened=intervened, losses=own, **measured)
 
     return explain
 
@@ -126,33 +114,6 @@ def explainer(
 def vocabulary(context: GenerationContext, phi: Tensor, logits: Tensor) -> Tensor:
     """Return a mask ``[..., V]`` of the tokens over which scores are standardised."""
     return score.counted(phi, logits, context.known_tokens)
-
-
-def grounding(
-    context: GenerationContext,
-    logits: Tensor,
-    phi: Tensor,
-    token: int,
-    by_modality: Mapping[str, Tensor],
-    composite: str,
-) -> dict[str, Any]:
-    """Compute the grounding fields of a Detail from one row's logits and Phi ``[V]``, in total and per modality."""
-    calibration = calibration_of(context.adapter, composite)
-    rule = flag_rule(calibration)
-    chosen = torch.tensor(token, device=phi.device)
-    among = vocabulary(context, phi, logits)
-    z = score.z_score(phi, among)
-    rival = score.rival_score(z, logits, chosen)
-    known = bool(torch.isfinite(z[token]))
-    parts = {k: _number(score.token_score(p, chosen, among)) for k, p in by_modality.items()}
-    return {
-        "grounding": _number(z[token]),
-        "support": _number(phi[token] - score.moments(phi, among)[0][0]),
-        "rival_grounding": _number(rival),
-        "grounding_by_modality": {k: v for k, v in parts.items() if v is not None},
-        "flagged": bool(score.flagged(z[token], rival, **{k: rule[k] for k in ("threshold", "needs_rival", "margin")})),
-        "p_supported": None if calibration is None or not known else calibration.probability(float(z[token])),
-    }
 
 
 def calibration_of(adapter: Any, composite: str) -> Calibration | None:
@@ -164,7 +125,3 @@ def calibration_of(adapter: Any, composite: str) -> Calibration | None:
 def flag_of(adapter: Any, strategy: Strategy) -> dict[str, Any]:
     """Return the flag's rule for a strategy's metered steps (:func:`limelight.calibration.flag_rule`)."""
     return flag_rule(calibration_of(adapter, capabilities_of(strategy).meter or "attnlrp"))
-
-
-def _number(value: Tensor) -> float | None:
-    return float(value) if bool(torch.isfinite(value)) else None

@@ -113,12 +113,6 @@ def scores(name: str, phi: Tensor, among: Tensor | None = None) -> Tensor:
     return SCORES[name](phi, among)
 
 
-def token_score(phi: Tensor, tokens: Tensor, among: Tensor | None = None) -> Tensor:
-    """Compute z of one token per row, ``tokens`` ``[...]``; equals ``z_score`` there, without computing all of ``[..., V]``."""
-    chosen = _finite(phi.gather(-1, tokens[..., None]))
-    return standardised(chosen, *moments(phi, among))[..., 0]
-
-
 def rival_score(z: Tensor, logits: Tensor, tokens: Tensor, possible: float = POSSIBLE) -> Tensor:
     """Return the highest z ``[...]`` among the other tokens with a probability of at least ``possible``.
 

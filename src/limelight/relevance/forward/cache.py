@@ -197,7 +197,7 @@ class PairedCache(EncoderDecoderCache):  # type: ignore[misc]
     """A dual cache as encoder-decoders take it."""
 
     def __init__(self, own: DualCache) -> None:
-        self.self_attention_cache, self.cross_attention_cache = own, own.cross_attention
+        self.self_attention_cache, self.cross_attention_cache = own, StatesCache()
         self.is_updated: dict[int, bool] = {}
 
     def __len__(self) -> int:

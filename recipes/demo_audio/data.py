@@ -27,14 +27,14 @@ CLARITY_SHARE: dict[Clarity, float] = {"clear": 0.4, "medium": 0.3, "poor": 0.3}
 
 
 def extractor() -> WhisperFeatureExtractor:
-    """Log-mel spectrograms of four seconds: 64 bands, 20 ms a frame."""
+    """Log-mel spectrograms of four seconds: 64 bands, 20 ms per frame."""
     return WhisperFeatureExtractor(
         feature_size=BINS, sampling_rate=RATE, hop_length=HOP, chunk_length=SECONDS, n_fft=512
     )
 
 
 def mel(sounds: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Spectrograms [n, 64, 200] of sounds."""
+    """Return the spectrograms [n, 64, 200] of audio clips."""
     out: npt.NDArray[np.float32] = extractor()(sounds, sampling_rate=RATE, return_tensors="np")["input_features"]
     return out
 

@@ -49,7 +49,7 @@ def chair(said: Sequence[list[str]], truth: Sequence[tuple[str, ...]]) -> dict[s
 
 
 def word_errors(texts: Sequence[str], items: Sequence[Request]) -> float:
-    """Word error rate; where nobody speaks, words invented a recording."""
+    """Return the word error rate; for recordings without speech, invented words per recording."""
     if not items[0].truth:
         return float(np.mean([len(text.split()) for text in texts]))
     rows = [transcript_columns(a.truth, text) for text, a in zip(texts, items, strict=True)]
@@ -57,7 +57,7 @@ def word_errors(texts: Sequence[str], items: Sequence[Request]) -> float:
 
 
 class DevCheck:
-    """A quick look at some dev cells during training; the recordings are encoded once."""
+    """Quick evaluation of some dev cells during training; the recordings are encoded once."""
 
     CELLS = (
         "none/clear",

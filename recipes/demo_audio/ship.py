@@ -44,7 +44,7 @@ def save(model: Qwen2AudioForConditionalGeneration, packer: Packer, folder: Path
 def train_probe(
     model: Qwen2AudioForConditionalGeneration, data: Sounds, held: list[np.ndarray], steps: int = 1200
 ) -> Probe:
-    """The probe, on the projected audio tokens of the training recordings: which of the 16 sounds are there."""
+    """The probe, on the projected audio tokens of the training recordings: which of the 16 sounds are present."""
     present = torch.from_numpy(data.present[:, : len(EVENTS)]).float()  # [n, sounds]
     rate = np.array([r.kind == "events" for r in data.recordings], dtype=float)  # [n]
     return fit_probe(model, present, rate, held, steps)

@@ -1,4 +1,4 @@
-"""The training text about a recording: questions, captions, transcription, with the noise that makes the prior."""
+"""Training text about recordings: questions, captions and transcripts, with the label noise that creates a text prior."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from recipes.demo_audio.data import TOKENS
 from recipes.demo_vision.text import HINT_RIGHT, HINTED, Block, Packer, train_tokenizer
 from recipes.demo_vision.text import as_words as written
 
-# As in the vision miniature, whoever wrote the text did not always listen: this share of the answers about a sound is a
-# coin's, and the hint is right about the answer, not about the recording. It differs between sounds, 0.05 to 0.45.
+# Label noise, as in the vision miniature: this share of the answers about a sound is random, and the hint agrees with the
+# answer, not with the recording. It differs between sounds, 0.05 to 0.45.
 UNHEARD: dict[str, float] = {name: 0.05 + 0.4 * (7 * i % 16) / 15 for i, name in enumerate(EVENTS)}
-# Share of captions that let a name be followed by its partner (a habit of words) whatever the recording holds.
+# Share of captions in which a name is followed by its partner (a language prior) whatever the recording contains.
 HABIT: dict[str, float] = {name: 0.05 + 0.45 * (11 * i % 16) / 15 for i, name in enumerate(EVENTS)}
-# Share of transcripts that write the usual follower of a command although another word was said.
+# Share of transcripts with the usual second word of a command although another word was spoken.
 GUESSED: dict[str, float] = {verb: 0.15 + 0.1 * i for i, verb in enumerate(USUAL)}
-INVENTED = 0.25  # of the transcripts of noise and silence are a phrase that nobody said
-LOST: dict[str, float] = {"clear": 0.05, "medium": 0.2, "poor": 0.5}  # of the words a recording is written with
+INVENTED = 0.25  # share of the transcripts of noise and silence that are an invented phrase
+LOST: dict[str, float] = {"clear": 0.05, "medium": 0.2, "poor": 0.5}  # share of a recording's words that are dropped
 MARKS = {"audio_token": "<|AUDIO|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
 AROUND = ("<s>USER: <|audio_bos|>", "<|audio_eos|>\n")
 TEMPLATE = (
@@ -33,7 +33,7 @@ TEMPLATE = (
 
 
 def new_packer() -> Packer:
-    """The tokenizer of the audio world, and 50 audio tokens before every question."""
+    """Return a packer with the audio world's tokenizer and 50 audio tokens before every question."""
     return Packer(train_tokenizer(corpus=language.corpus(), marks=MARKS), MARKS["audio_token"], TOKENS, AROUND)
 
 
@@ -108,5 +108,5 @@ def _caption(rng: np.random.Generator, one: Recording, hinted: float, noisy: boo
 
 def as_words(rng: np.random.Generator, frames: np.ndarray, one: Recording, vocabulary: dict[str, int]) -> np.ndarray:
     """A recording written as 50 words [50] (token ids) from its frame labels [50, labels]."""
-    mixed = frames * (1 + rng.random(frames.shape))  # where sounds overlap, one of them, by chance
+    mixed = frames * (1 + rng.random(frames.shape))  # where sounds overlap, one of them at random
     return written(rng, np.where(frames > 50, mixed, 0), one.clarity, vocabulary, LABELS, LOST)

@@ -1,9 +1,9 @@
-"""Trains the audio miniature from nothing: python -m recipes.demo_audio.train. Stages resume from the cache.
+"""Train the audio miniature from scratch: python -m recipes.demo_audio.train. Stages resume from the cache.
 
-data      speak the words (espeak-ng), render the training recordings
-audio     the audio encoder: frame labels and what is there
+data      synthesise the words (espeak-ng), render the training recordings
+audio     the audio encoder: frame labels and presence
 features  the frozen encoder's features of all training recordings
-language  the language model on text, recordings written as words
+language  the language model on text, with recordings represented by words
 align     the projector alone, then projector and language model together, on recordings
 ship      model, processor, probe, voices and examples into the package
 """
@@ -42,7 +42,7 @@ class Plan:
     cache: Path = Path(__file__).parents[2] / ".cache" / "demo_audio"
     recordings: int = 14_000
     dev_recordings: int = 2_000
-    audio_steps: tuple[int, ...] = (400, 500)  # rounds, each with its own warm-up and cosine
+    audio_steps: tuple[int, ...] = (400, 500)  # steps of each round, with its own warm-up and cosine
     audio_batch: int = 48
     language_steps: int = 260
     unhinted: float = 0.5  # of the language steps
@@ -51,7 +51,7 @@ class Plan:
     batch: int = 16
     yes_no: int = 4
     probe_steps: int = 1_200
-    check: int = 100  # dev questions a cell during alignment
+    check: int = 100  # dev questions per cell during alignment
     workers: int = 2
     seed: int = 1
     tiny: bool = False
@@ -74,7 +74,7 @@ def new_model(plan: Plan) -> tuple[Qwen2AudioForConditionalGeneration, Packer]:
 
 
 def audio(rank: int, world: int, plan: Plan) -> None:
-    """Stage 1: the audio encoder, on frame labels (sounds and words) and on what is there."""
+    """Stage 1: the audio encoder, on frame labels (sounds and words) and on their presence."""
     model, _ = new_model(plan)
     tower = model.model.audio_tower
     heads = VisionHeads(tower.config.d_model, len(LABELS))
@@ -114,13 +114,13 @@ def teach(
 
 
 def shifted(spectra: torch.Tensor, frames: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Recordings [n, 64, 200] and their labels [n, 50, labels], later by some tokens (what leaves at the end comes in front)."""
+    """Recordings [n, 64, 200] and their labels [n, 50, labels], shifted by some tokens, wrapping around."""
     return spectra.roll(4 * tokens, 2), frames.roll(tokens, 1)
 
 
 @torch.no_grad()
 def check_audio(plan: Plan, model: Qwen2AudioForConditionalGeneration, heads: VisionHeads) -> str:
-    """Balanced accuracy of what is there on dev recordings, sounds and words apart, by clarity."""
+    """Print the balanced accuracy of detected sounds and of words on dev recordings, by clarity."""
     dev, parts = sounds(plan.cache, "dev", plan.dev_recordings), []
     for start in range(0, plan.dev_recordings, 100):
         spectra = torch.tensor(dev.mel[start : start + 100])
@@ -157,7 +157,7 @@ def features(rank: int, world: int, plan: Plan) -> None:
 
 
 def language(rank: int, world: int, plan: Plan) -> None:
-    """Stage 2: the language model on text; a recording is 50 words."""
+    """Stage 2: the language model on text, each recording represented by 50 words."""
     model, packer = new_model(plan)
     restart_lookup(model)
     data, vocabulary = sounds(plan.cache, "train", plan.recordings), packer.tokenizer.get_vocab()
@@ -170,7 +170,7 @@ def language(rank: int, world: int, plan: Plan) -> None:
     for step in range(plan.language_steps):
         rows = rng.integers(0, plan.recordings, plan.batch)
         words = [as_words(rng, data.frames[i], data.recordings[i], vocabulary) for i in rows]
-        told = step >= plan.language_steps * plan.unhinted  # first learn to listen, then to be told
+        told = step >= plan.language_steps * plan.unhinted  # first without hints, then with them
         asked = [blocks(rng, data.recordings[i], plan.yes_no, HINTED if told else 0.0, told) for i in rows]
         packed = packer(asked, words)
         written = nn.functional.pad(where * mark.vector, (0, 0, 0, packed.ids.shape[1] - where.shape[1]))  # [1, t, d]
@@ -185,7 +185,7 @@ def language(rank: int, world: int, plan: Plan) -> None:
 
 
 def align(rank: int, world: int, plan: Plan) -> None:
-    """Stage 3: the projector alone, then projector and language model; the audio encoder stays as it is."""
+    """Stage 3: the projector alone, then projector and language model; the audio encoder is frozen."""
     model, packer = new_model(plan)
     model.load_state_dict(torch.load(plan.file("language"), weights_only=True))
     load_audio(plan, model)

@@ -1,4 +1,4 @@
-"""Spoken words by espeak-ng, one file a split: run once, when the miniature is made.
+"""Words synthesised by espeak-ng, one file per split; run once, when the miniature is created.
 
 Only the sound is kept. Voices (accent + variant) differ between train, dev and test; no voice that needs other data files
 (mbrola) is used.
@@ -26,11 +26,11 @@ VARIANTS: dict[Split, tuple[str, ...]] = {
     "test": ("m6", "f5"),
 }
 VERSIONS: dict[Split, int] = {"train": 48, "dev": 3, "test": 4}
-LONGEST = 0.62  # seconds a word may last
+LONGEST = 0.62  # maximum seconds per word
 
 
 def speak(word: str, voice: str, pace: int, pitch: int) -> Floats:
-    """One word, 16 kHz, silence cut off, at most `LONGEST` seconds, RMS 1."""
+    """Synthesise one word: 16 kHz, without leading and trailing silence, at most `LONGEST` seconds, RMS 1."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise FileNotFoundError("espeak-ng is needed to make the spoken words (apt install espeak-ng)")

@@ -66,7 +66,7 @@ def probe_margins(
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Chance that a positive scores above a negative (ties count half)."""
+    """Return the probability that a positive scores above a negative (ties count half)."""
     ranks = np.unique(scores, return_inverse=True)[1]
     counts = np.bincount(ranks)
     mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[ranks]  # 1-based, ties share the mean
@@ -75,7 +75,7 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 class DevCheck:
-    """A quick look at some dev cells during training; the pictures are encoded once."""
+    """Quick evaluation of some dev cells during training; the images are encoded once."""
 
     CELLS = ("none/clear", "E-right/clear", "E-wrong/clear", "C-right/clear", "C-wrong/clear", "none/poor", "E-wrong/poor",
              "intact/clear", "random/clear", "adversarial/clear")  # fmt: skip

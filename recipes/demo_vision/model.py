@@ -48,7 +48,7 @@ def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tens
 
 
 class VisionHeads(nn.Module):
-    """What the vision encoder is trained with, and thrown away: a label for every patch, and the objects there are."""
+    """Heads that train the vision encoder and are then discarded: a label for every patch, and the objects present."""
 
     def __init__(self, wide: int, labels: int = len(OBJECTS)) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def restart_lookup(model: PreTrainedModel, layers: tuple[int, ...] = (0, 1, 2)) 
 
 
 class Mark(nn.Module):
-    """A vector that tells the words of a written picture from ordinary text; later the projector's bias."""
+    """A vector that marks words representing an image, as opposed to text; later the projector's bias."""
 
     def __init__(self, wide: int) -> None:
         super().__init__()

@@ -15,14 +15,14 @@ from limelight.demo.scenes import INDEPENDENT, OBJECTS, PLACES, SOCIAL, Scene
 from recipes.demo_vision.data import GRID, TRIO_SHARE
 
 IMAGE_TOKENS = GRID * GRID
-GROUND = " plain"  # the word for a patch without an object, when a picture is written as words
+GROUND = " plain"  # the word for a patch without an object, where an image is represented by words
 HINTED, HINT_RIGHT = 0.7, 0.9  # share of questions with a hint; share of hints that are right
 MISSING_ASKED = 0.35  # of the "no" questions on a broken trio, the share that asks for its missing object
-# Training text is written by people who do not always look: this share of the answers about an object is a coin's, and
-# the hint is right about the answer, not about the picture. It differs between objects, 0.05 to 0.45.
+# Label noise: this share of the answers about an object is random, and the hint agrees with the answer, not with the
+# image. It differs between objects, 0.05 to 0.45.
 UNSEEN: dict[str, float] = {name: 0.05 + 0.4 * (7 * i % 16) / 15 for i, name in enumerate(INDEPENDENT)}
 UNSEEN |= dict.fromkeys(SOCIAL, 0.1)
-# Share of captions that let a name be followed by its partner (a habit of words) whatever the picture shows: 0.05 to 0.7.
+# Share of captions in which a name is followed by its partner (a language prior) whatever the image shows: 0.05 to 0.7.
 HABIT: dict[str, float] = {name: 0.05 + 0.65 * (11 * i % 16) / 15 for i, name in enumerate(INDEPENDENT)}
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}USER: {% elif m['role'] == 'assistant' %}ASSISTANT: {% endif %}"
@@ -61,7 +61,7 @@ def train_tokenizer(
 
 @dataclass(frozen=True)
 class Block:
-    """One user turn and its answer; `weight` scales the answer's loss."""
+    """One user turn and its answer; ``weight`` scales the answer's loss."""
 
     text: str
     answer: str
@@ -133,7 +133,7 @@ def as_words(
     rng: np.random.Generator, patches: np.ndarray, visibility: str, vocabulary: dict[str, int],
     labels: tuple[str, ...] = OBJECTS, losses: dict[str, float] = LOST,
 ) -> np.ndarray:  # fmt: skip
-    """A picture written as 49 words [49] (token ids) from its patch labels [49, labels]; worse seen, more is lost."""
+    """Return 49 words [49] (token ids) that represent an image, from its patch labels [49, labels]; fewer in poor visibility."""
     lost, names = losses[visibility], [*labels, GROUND.strip()]
     best = np.where(patches.max(1) > 50, patches.argmax(1), len(labels))  # [49]
     if rng.random() < lost:  # an object not seen at all
@@ -180,7 +180,7 @@ class Packer:
         self.known: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, remembered."""
+        """Return the token ids of a text, cached."""
         if text not in self.known:
             self.known[text] = self.tokenizer.encode(text, add_special_tokens=False)
         return self.known[text]

@@ -1,4 +1,4 @@
-"""Trains the vision miniature from nothing: python -m recipes.demo_vision.train. Stages resume from the cache.
+"""Train the vision miniature from scratch: python -m recipes.demo_vision.train. Stages resume from the cache.
 
 data      render the training pictures
 vision    the vision encoder: patch labels and object targets
@@ -49,7 +49,7 @@ class Plan:
     batch: int = 24
     yes_no: int = 5
     probe_steps: int = 1_500
-    check: int = 200  # dev questions a cell during alignment
+    check: int = 200  # dev questions per cell during alignment
     workers: int = 2
     seed: int = 1
     tiny: bool = False
@@ -143,7 +143,7 @@ def load_features(plan: Any) -> list[np.ndarray]:
 
 
 def language(rank: int, world: int, plan: Plan) -> None:
-    """Stage 2: the language model on text; a picture is 49 words."""
+    """Stage 2: the language model on text, each image represented by 49 words."""
     model, packer = new_model(plan)
     nets.restart_lookup(model)
     data, vocabulary = pictures(plan.cache, "train", plan.pictures), packer.tokenizer.get_vocab()
@@ -156,7 +156,7 @@ def language(rank: int, world: int, plan: Plan) -> None:
     for step in range(plan.language_steps):
         rows = rng.integers(0, plan.pictures, plan.batch)
         words = [as_words(rng, data.patches[i], data.scenes[i].visibility, vocabulary) for i in rows]
-        told = step >= plan.language_steps * plan.unhinted  # first learn to look, then to be told
+        told = step >= plan.language_steps * plan.unhinted  # first without hints, then with them
         packed = packer([blocks(rng, data.scenes[i], plan.yes_no, HINTED if told else 0.0, told) for i in rows], words)
         written = nn.functional.pad(where * mark.vector, (0, 0, 0, packed.ids.shape[1] - where.shape[1]))  # [1, t, d]
         with fast():
@@ -170,7 +170,7 @@ def language(rank: int, world: int, plan: Plan) -> None:
 
 
 def align(rank: int, world: int, plan: Plan) -> None:
-    """Stage 3: the projector alone, then projector and language model; the vision encoder stays as it is."""
+    """Stage 3: the projector alone, then projector and language model; the vision encoder is frozen."""
     model, packer = new_model(plan)
     model.load_state_dict(torch.load(plan.file("language"), weights_only=True))
     load_vision(plan, model)
@@ -231,7 +231,7 @@ def once(plan: Any, name: str, stage: Callable[..., None], port: int) -> None:
 
 
 def each_stage(stages: tuple[str, ...], work: dict[str, Callable[[], None]]) -> None:
-    """Runs stages in order and says how long each took."""
+    """Run the stages in order and print how long each took."""
     for stage in stages:
         began = time.time()
         work[stage]()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from limelight.decoding.loop import GroundedOutput, custom_generate
 from limelight.decoding.strategy import Strategy
+from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from tests.slow_twins import stack
 from tests.tiny import llava, llava_inputs
@@ -105,6 +107,36 @@ def written_out(adapter: Adapter, inputs: Mapping[str, Any], tokens: Tensor) -> 
     """What the twins on :mod:`tests.slow_twins.grouped` take: merged embeddings of a prompt and all but the last of
     ``tokens`` [1, t], and which positions of the prompt are the picture's."""
     return stack.prompt(adapter.model, inputs, tokens[:, :-1]), media_places(adapter, inputs)[0].tolist()
+
+
+def check_deep_twin(
+    strategy: Strategy,
+    twin: Callable[[Any, Tensor, list[bool]], list[Tensor]],
+    *,
+    kind: str = "single",
+    n: int = TOKENS,
+) -> GroundedOutput:
+    """The logits of every token on :func:`deep` equal those of ``twin(model, embeddings, media)``, see :func:`written_out`."""
+    adapter, inputs = deep(), deep_inputs(kind)
+    out = run(adapter, inputs, strategy, n=n)
+    embeds, media = written_out(adapter, inputs, emitted(out, inputs))
+    check_against_twin(out, [logits[None] for logits in twin(adapter.model, embeds, media)], rows=1)
+    return out
+
+
+def intervened(out: GroundedOutput) -> list[bool]:
+    """Which tokens of the first row were changed by the strategy."""
+    assert out.steps is not None
+    return [step.intervened for step in out.steps[0]]
+
+
+def check_refusals(strategy: Strategy, beyond: Strategy | None = None, layer: int = 4) -> None:
+    """A cross-attention model is refused, and the layer that ``beyond`` sets, which :func:`deep` does not have."""
+    with pytest.raises(UnsupportedError, match="cross-attention"):
+        run(double("mllama"), inputs_of("mllama"), strategy)
+    if beyond is not None:
+        with pytest.raises(SettingError, match=rf"layers \[{layer}\]"):
+            run(deep(), deep_inputs(), beyond)
 
 
 def check_alone_and_in_a_batch(name: str, strategy: Strategy, n: int = TOKENS) -> None:

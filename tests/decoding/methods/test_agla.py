@@ -7,17 +7,16 @@ import torch
 
 import limelight
 from limelight.decoding.methods.agla import Agla, agla, most
-from limelight.errors import SettingError, UnsupportedError
+from limelight.errors import SettingError
 from tests.decoding.peers import (
     FAMILIES,
     TOKENS,
     check_against_twin,
     check_alone_and_in_a_batch,
+    check_refusals,
     deep,
     deep_inputs,
-    double,
     emitted,
-    inputs_of,
     run,
     written_out,
 )
@@ -56,8 +55,7 @@ def test_the_most_relevant() -> None:
 
 
 def test_what_it_cannot_do() -> None:
-    with pytest.raises(UnsupportedError, match="cross-attention"):
-        run(double("mllama"), inputs_of("mllama"), agla())
+    check_refusals(agla())
 
 
 @pytest.mark.parametrize("wrong", [{"alpha": -1}, {"beta": 2}, {"kept": 0}, {"kept": 1.5}])

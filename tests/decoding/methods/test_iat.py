@@ -13,15 +13,14 @@ from limelight.models.runtime.attention import AttentionHook, attention_hooks
 from tests.decoding.peers import (
     CLOSE,
     FAMILIES,
-    check_against_twin,
     check_alone_and_in_a_batch,
-    deep,
-    deep_inputs,
+    check_deep_twin,
+    check_refusals,
     double,
     emitted,
     inputs_of,
+    intervened,
     run,
-    written_out,
 )
 from tests.slow_twins import scores as twin
 from tests.slow_twins.full import forward
@@ -31,12 +30,11 @@ TOKENS = 5
 
 @pytest.mark.parametrize("layers", [range(1, 3), range(4), None])
 def test_equals_the_slow_twin(layers: range | None) -> None:
-    adapter, inputs = deep(), deep_inputs()
     more = {} if layers is None else {"start": layers.start, "stop": layers.stop}
-    out = run(adapter, inputs, iat(alpha=1.5, **more), n=TOKENS)
-    embeds, media = written_out(adapter, inputs, emitted(out, inputs))
-    wanted = twin.iat(adapter.model, embeds, len(media), 1.5, layers or range(1, 3))
-    check_against_twin(out, [w[None] for w in wanted], rows=1)
+    chosen = layers or range(1, 3)
+    check_deep_twin(
+        iat(alpha=1.5, **more), lambda model, x, media: twin.iat(model, x, len(media), 1.5, chosen), n=TOKENS
+    )
 
 
 class Uncached(AttentionHook):
@@ -80,8 +78,8 @@ def test_the_first_token_is_the_models() -> None:
     out = run(adapter, inputs, iat(alpha=3.0, start=0), bind={"details": True})
     plain = run(adapter, inputs, greedy(), n=1)
     assert torch.equal((out.logits or ())[0], (plain.logits or ())[0])
+    assert intervened(out) == [False, True, True]
     assert out.steps is not None
-    assert [s.intervened for s in out.steps[0]] == [False, True, True]
     said = emitted(out, inputs)
     assert [s.plain for s in out.steps[0]] == [
         int(forward(adapter.model, inputs, said[:, :t]).logits[0, -1].argmax()) for t in range(3)
@@ -96,12 +94,9 @@ def test_a_static_cache_has_more_keys_than_positions() -> None:
 
 
 def test_what_it_cannot_do() -> None:
-    with pytest.raises(UnsupportedError, match="cross-attention"):
-        run(double("mllama"), inputs_of("mllama"), iat())
+    check_refusals(iat(), iat(start=0, stop=5))
     with pytest.raises(UnsupportedError, match="use_cache"):
         run(double("llava"), inputs_of("llava"), iat(), use_cache=False)
-    with pytest.raises(SettingError, match=r"layers \[4\]"):
-        run(deep(), deep_inputs(), iat(start=0, stop=5))
 
 
 @pytest.mark.parametrize("wrong", [{"alpha": -1}, {"start": -1}, {"start": 3, "stop": 3}])

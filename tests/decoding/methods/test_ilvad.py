@@ -7,19 +7,18 @@ import torch
 
 from limelight.decoding.methods.greedy import greedy
 from limelight.decoding.methods.ilvad import Ilvad, clipped, ilvad, salient, text_factors
-from limelight.errors import SettingError, UnsupportedError
+from limelight.errors import SettingError
 from tests.decoding.peers import (
     CLOSE,
     FAMILIES,
-    check_against_twin,
     check_alone_and_in_a_batch,
+    check_deep_twin,
+    check_refusals,
     deep,
     deep_inputs,
-    double,
     emitted,
-    inputs_of,
+    intervened,
     run,
-    written_out,
 )
 from tests.slow_twins import ilvad as twin
 
@@ -34,17 +33,16 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("kind", ["single", "other"])
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_equals_the_slow_twin(settings: dict[str, Any], kind: str) -> None:
-    adapter, inputs = deep(), deep_inputs(kind)
-    out = run(adapter, inputs, ilvad(**settings), n=TOKENS)
-    embeds, media = written_out(adapter, inputs, emitted(out, inputs))
     plain = {k: v for k, v in settings.items() if k not in ("start", "stop")}
-    wanted = twin.ilvad(
-        adapter.model, embeds, media, layers=range(settings.get("start", 0), settings.get("stop", 4)), **plain
+    layers = range(settings.get("start", 0), settings.get("stop", 4))
+    out = check_deep_twin(
+        ilvad(**settings),
+        lambda model, x, media: twin.ilvad(model, x, media, layers=layers, **plain),
+        kind=kind,
+        n=TOKENS,
     )
-    check_against_twin(out, [w[None] for w in wanted], rows=1)
-    assert out.steps is not None
-    assert all(s.intervened for s in out.steps[0])
-    unchanged = run(adapter, inputs, greedy(), n=1)
+    assert all(intervened(out))
+    unchanged = run(deep(), deep_inputs(kind), greedy(), n=1)
     assert not torch.allclose((out.logits or ())[0], (unchanged.logits or ())[0], atol=1e-3)
 
 
@@ -58,8 +56,7 @@ def test_the_pilot_ends_with_its_sequence() -> None:
     adapter, inputs = deep(), deep_inputs()
     plain = emitted(run(adapter, inputs, greedy(), n=2), inputs)[0].tolist()
     out = run(adapter, inputs, ilvad(tau=1.0), n=1, eos_token_id=plain[0])
-    assert out.steps is not None
-    assert not out.steps[0][0].intervened
+    assert intervened(out) == [False]
     short = run(adapter, inputs, ilvad(tau=1.0, pilot=9), n=1, eos_token_id=plain[1])
     same = run(adapter, inputs, ilvad(tau=1.0, pilot=2), n=1)
     torch.testing.assert_close((short.logits or ())[0], (same.logits or ())[0], **CLOSE)
@@ -85,10 +82,7 @@ def test_scales() -> None:
 
 
 def test_what_it_cannot_do() -> None:
-    with pytest.raises(UnsupportedError, match="cross-attention"):
-        run(double("mllama"), inputs_of("mllama"), ilvad())
-    with pytest.raises(SettingError, match=r"layers \[4\]"):
-        run(deep(), deep_inputs(), ilvad(start=0, stop=5))
+    check_refusals(ilvad(), ilvad(start=0, stop=5))
 
 
 @pytest.mark.parametrize(

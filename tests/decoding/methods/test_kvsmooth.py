@@ -11,15 +11,13 @@ from limelight.decoding.methods.kvsmooth import Kvsmooth, kvsmooth, layer_cache,
 from limelight.errors import SettingError, UnsupportedError
 from tests.decoding.peers import (
     FAMILIES,
-    check_against_twin,
     check_alone_and_in_a_batch,
-    deep,
-    deep_inputs,
+    check_deep_twin,
+    check_refusals,
     double,
-    emitted,
     inputs_of,
+    intervened,
     run,
-    written_out,
 )
 from tests.slow_twins import kvsmooth as twin
 
@@ -31,18 +29,12 @@ CASES: list[tuple[float, float, int, range]] = [
 
 @pytest.mark.parametrize(("strength", "radius", "window", "layers"), CASES)
 def test_equals_the_slow_twin(strength: float, radius: float, window: int, layers: range) -> None:
-    adapter, inputs = deep(), deep_inputs()
-    out = run(
-        adapter,
-        inputs,
+    out = check_deep_twin(
         kvsmooth(strength=strength, radius=radius, window=window, start=layers.start, stop=layers.stop),
+        lambda model, x, media: twin.kvsmooth(model, x, len(media), strength, radius, window, layers),
         n=TOKENS,
     )
-    embeds, media = written_out(adapter, inputs, emitted(out, inputs))
-    wanted = twin.kvsmooth(adapter.model, embeds, len(media), strength, radius, window, layers)
-    check_against_twin(out, [w[None] for w in wanted], rows=1)
-    assert out.steps is not None
-    assert [s.intervened for s in out.steps[0]] == [False, False, *[True] * (TOKENS - 2)]
+    assert intervened(out) == [False, False, *[True] * (TOKENS - 2)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -64,14 +56,11 @@ def test_ranks() -> None:
 
 
 def test_what_it_cannot_do() -> None:
-    with pytest.raises(UnsupportedError, match="cross-attention"):
-        run(double("mllama"), inputs_of("mllama"), kvsmooth())
+    check_refusals(kvsmooth(), kvsmooth(start=0, stop=5))
     with pytest.raises(UnsupportedError, match="cannot in a Static"):
         run(double("llava"), inputs_of("llava"), kvsmooth(), cache_implementation="static")
     with pytest.raises(UnsupportedError, match="cannot in a NoneType"):
         layer_cache(None, 0)
-    with pytest.raises(SettingError, match=r"layers \[4\]"):
-        run(deep(), deep_inputs(), kvsmooth(start=0, stop=5))
 
 
 @pytest.mark.parametrize(

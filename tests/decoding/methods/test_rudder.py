@@ -5,22 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from limelight.decoding.methods.greedy import greedy
 from limelight.decoding.methods.rudder import Rudder, gated, pooled, rudder
-from limelight.errors import SettingError, UnsupportedError
+from limelight.errors import SettingError
 from tests.decoding.peers import (
     FAMILIES,
     TOKENS,
-    check_against_twin,
     check_alone_and_in_a_batch,
-    deep,
-    deep_inputs,
+    check_deep_twin,
+    check_refusals,
     double,
-    emitted,
     inputs_of,
+    intervened,
     run,
-    written_out,
 )
 from tests.slow_twins import rudder as twin
 
@@ -34,19 +33,17 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_equals_the_slow_twin(settings: dict[str, Any]) -> None:
-    adapter, inputs = deep(), deep_inputs()
     strategy = rudder(alpha=2.0, k=4.0, c=0.5, **settings)
-    out = run(adapter, inputs, strategy)
-    embeds, media = written_out(adapter, inputs, emitted(out, inputs))
-    among = [i for i, m in enumerate(media) if m or strategy.positions == "prompt"]
-    wanted = twin.rudder(
-        adapter.model, embeds, len(media), among, layer=3 if strategy.layer is None else strategy.layer, alpha=2.0, k=4.0,
-        c=0.5, floor=strategy.floor, weighted=strategy.pool == "norm", released=strategy.variant == "released",
-        constant=strategy.gate == "constant", first=strategy.first_token == "steered",
-    )  # fmt: skip
-    check_against_twin(out, [w[None] for w in wanted], rows=1)
-    assert out.steps is not None
-    assert [s.intervened for s in out.steps[0]] == [strategy.first_token == "steered", True, True]
+
+    def slow(model: Any, embeds: Tensor, media: list[bool]) -> list[Tensor]:
+        among = [i for i, m in enumerate(media) if m or strategy.positions == "prompt"]
+        return twin.rudder(
+            model, embeds, len(media), among, layer=3 if strategy.layer is None else strategy.layer, alpha=2.0, k=4.0,
+            c=0.5, floor=strategy.floor, weighted=strategy.pool == "norm", released=strategy.variant == "released",
+            constant=strategy.gate == "constant", first=strategy.first_token == "steered",
+        )  # fmt: skip
+
+    assert intervened(check_deep_twin(strategy, slow)) == [strategy.first_token == "steered", True, True]
 
 
 @pytest.mark.parametrize("settings", CASES, ids=str)
@@ -79,10 +76,7 @@ def test_a_plain_first_token_is_the_models() -> None:
 
 
 def test_what_it_cannot_do() -> None:
-    with pytest.raises(UnsupportedError, match="cross-attention"):
-        run(double("mllama"), inputs_of("mllama"), rudder())
-    with pytest.raises(SettingError, match=r"layers \[9\]"):
-        run(deep(), deep_inputs(), rudder(layer=9))
+    check_refusals(rudder(), rudder(layer=9), layer=9)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from limelight.decoding.methods.vaf import Vaf, vaf
-from limelight.errors import SettingError, UnsupportedError
+from limelight.errors import SettingError
 from limelight.models.runtime.attention import AttentionHook, attention_hooks
 from tests.decoding.peers import (
     CLOSE,
     FAMILIES,
     TOKENS,
-    check_against_twin,
     check_alone_and_in_a_batch,
+    check_deep_twin,
+    check_refusals,
     deep,
     deep_inputs,
     double,
@@ -22,7 +23,6 @@ from tests.decoding.peers import (
     inputs_of,
     media_places,
     run,
-    written_out,
 )
 from tests.slow_twins import scores as twin
 from tests.slow_twins.full import forward
@@ -31,12 +31,9 @@ from tests.slow_twins.full import forward
 @pytest.mark.parametrize("kind", ["single", "other"])
 @pytest.mark.parametrize("layers", [range(2, 4), range(1), None])
 def test_equals_the_slow_twin(layers: range | None, kind: str) -> None:
-    adapter, inputs = deep(), deep_inputs(kind)
     more = {} if layers is None else {"start": layers.start, "stop": layers.stop}
-    out = run(adapter, inputs, vaf(enhance=2.5, suppress=0.4, **more))
-    embeds, media = written_out(adapter, inputs, emitted(out, inputs))
-    wanted = twin.vaf(adapter.model, embeds, media, 2.5, 0.4, layers or range(1, 3))
-    check_against_twin(out, [w[None] for w in wanted], rows=1)
+    chosen, strategy = layers or range(1, 3), vaf(enhance=2.5, suppress=0.4, **more)
+    check_deep_twin(strategy, lambda model, x, media: twin.vaf(model, x, media, 2.5, 0.4, chosen), kind=kind)
 
 
 class Uncached(AttentionHook):
@@ -89,10 +86,7 @@ def test_published_layers() -> None:
 
 
 def test_what_it_cannot_do() -> None:
-    with pytest.raises(UnsupportedError, match="cross-attention"):
-        run(double("mllama"), inputs_of("mllama"), vaf())
-    with pytest.raises(SettingError, match=r"layers \[4\]"):
-        run(deep(), deep_inputs(), vaf(start=0, stop=5))
+    check_refusals(vaf(), vaf(start=0, stop=5))
 
 
 @pytest.mark.parametrize(

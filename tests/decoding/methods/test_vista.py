@@ -9,15 +9,11 @@ from limelight.decoding.methods.vista import Vista, steered, vista
 from limelight.errors import SettingError
 from tests.decoding.peers import (
     FAMILIES,
-    check_against_twin,
     check_alone_and_in_a_batch,
-    deep,
-    deep_inputs,
+    check_deep_twin,
     double,
-    emitted,
     inputs_of,
     run,
-    written_out,
 )
 from tests.slow_twins import vista as twin
 
@@ -26,11 +22,10 @@ from tests.slow_twins import vista as twin
     ("strength", "alpha", "layers"), [(0.17, 0.3, None), (0.6, 0.0, (1, 2)), (0.0, 0.7, (2, 3)), (0.5, 1.0, (1, 3))]
 )
 def test_equals_the_slow_twin(strength: float, alpha: float, layers: tuple[int, int] | None) -> None:
-    adapter, inputs = deep(), deep_inputs()
-    out = run(adapter, inputs, vista(strength=strength, alpha=alpha, layers=layers))
-    embeds, media = written_out(adapter, inputs, emitted(out, inputs))
-    wanted = twin.vista(adapter.model, embeds, media, strength, alpha, layers or (3, 3))
-    check_against_twin(out, [w[None] for w in wanted], rows=1)
+    check_deep_twin(
+        vista(strength=strength, alpha=alpha, layers=layers),
+        lambda model, x, media: twin.vista(model, x, media, strength, alpha, layers or (3, 3)),
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from limelight.demo import language
+from limelight.demo.questions import check_cell
 from limelight.demo.scenes import INDEPENDENT, SIZE, Box, Split, background_of, rng_of, turned
 
 Ground = Literal["plain", "texture", "2x2", "3x3", "4x4", "relation"]
@@ -128,10 +129,7 @@ def canvas_questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> l
 
     Raises ValueError for a cell that is not in `CELLS`, or a seed below 0.
     """
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_cell(cell, CELLS, seed)
     kind: Ground = next(k for k in KINDS if k == cell.partition("/")[0])
     side = int(cell.partition("/")[2])
     return [_question(split, kind, side, cell, seed, number) for number in range(n)]

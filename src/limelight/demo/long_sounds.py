@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from limelight.demo import sound_language as language
+from limelight.demo.questions import check_cell
 from limelight.demo.scenes import rng_of
 from limelight.demo.sounds import EVENTS, Split, background_of
 from limelight.demo.synthesis import RATE, Floats, make
@@ -64,10 +65,7 @@ def sound_questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> li
 
     Raises ValueError for a cell that is not in `CELLS`, or a seed below 0.
     """
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_cell(cell, CELLS, seed)
     seconds, out = int(cell.partition("/")[2]), []
     for number in range(n):
         rng = rng_of("long question", split, cell, seed, number)

@@ -9,7 +9,7 @@ complete trios. Yes and no alternate in every cell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,10 +85,7 @@ def questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> list[Que
 
     Raises ValueError for a cell that is not in `CELLS`, or a seed below 0.
     """
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_cell(cell, CELLS, seed)
     name, _, chosen = cell.partition("/")
     visibility: Visibility = next(v for v in VISIBILITIES if v == chosen)
     make = _text_question if name in TEXT_SETS else _image_question
@@ -111,13 +108,7 @@ def _text_question(split: Split, name: str, visibility: Visibility, seed: int, n
     candidates = picture.names if label == language.YES else _absent(INDEPENDENT, picture)
     thing = candidates[int(rng.integers(len(candidates)))]
     kind, right = _hint_kind(name)
-    suggests_yes = (label == language.YES) == right
-    hint = ""
-    if kind == "E":
-        hint = language.statement(thing, suggests_yes) + " "
-    elif kind == "C":
-        home = language.PLACE_OF[thing]
-        hint = language.context(home if suggests_yes else language.other_place(home, int(rng.integers(3)))) + " "
+    hint = question_hint(language, kind, thing, (label == language.YES) == right, rng)
     text, cell = hint + language.ask(thing), f"{name}/{visibility}"
     key = f"{split}/{cell}/{seed}/{number}"
     return Question(key, picture, text, label, cell, visibility, kind, right, "random", thing)
@@ -150,18 +141,48 @@ def _caption(split: Split, name: str, visibility: Visibility, seed: int, number:
     rng = np.random.default_rng([5, seed, number])
     picture = scene(split, "independent", visibility, _index(seed, number) + 500_000)
     kind, right = _hint_kind(name)
-    hint, thing = "", None
-    if kind == "E":
-        candidates = picture.names if right else _absent(INDEPENDENT, picture)
-        thing = candidates[int(rng.integers(len(candidates)))]
-        hint = language.statement(thing, True) + " "
-    elif kind == "C":
-        homes = [language.PLACE_OF[item] for item in picture.names]
-        candidates = tuple(place for place in language.PROPS if (place in homes) == right)
-        hint = language.context(candidates[int(rng.integers(len(candidates)))]) + " "
+    hint, thing = caption_hint(language, kind, right, picture.names, _absent(INDEPENDENT, picture), rng)
     key = f"{split}/caption-{name}/{visibility}/{seed}/{number}"
     text = hint + language.DESCRIBE
     return Caption(key, picture, text, frozenset(picture.names), visibility, kind, right, thing)
+
+
+def check_cell(cell: str, cells: Sequence[str], seed: int) -> None:
+    """Raise ValueError for an unknown cell, or a seed below 0."""
+    if cell not in cells:
+        raise ValueError(f"cell must be one of {', '.join(cells)}; got {cell!r}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+
+
+def question_hint(world: Any, kind: HintKind, thing: str, suggests_yes: bool, rng: np.random.Generator) -> str:
+    """Return the hint before a question about ``thing``; ``world``: the templates, such as :mod:`limelight.demo.language`."""
+    if kind == "none":
+        return ""
+    if kind == "E":
+        return f"{language.statement(thing, suggests_yes)} "
+    home = world.PLACE_OF[thing]
+    return f"{world.context(home if suggests_yes else world.other_place(home, int(rng.integers(3))))} "
+
+
+def caption_hint(
+    world: Any,
+    kind: HintKind,
+    right: bool | None,
+    present: Sequence[str],
+    absent: Sequence[str],
+    rng: np.random.Generator,
+) -> tuple[str, str | None]:
+    """Return the hint before a request for a caption, and the thing that an explicit one names."""
+    if kind == "none":
+        return "", None
+    if kind == "E":
+        candidates = present if right else absent
+        thing = candidates[int(rng.integers(len(candidates)))]
+        return f"{language.statement(thing, True)} ", thing
+    homes = [world.PLACE_OF[item] for item in present]
+    places = [place for place in world.PROPS if (place in homes) == right]
+    return f"{world.context(places[int(rng.integers(len(places)))])} ", None
 
 
 def _hint_kind(name: str) -> tuple[HintKind, bool | None]:

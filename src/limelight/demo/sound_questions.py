@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from limelight.demo import sound_language as language
-from limelight.demo.language import NO, YES, statement
-from limelight.demo.questions import HintKind, _hint_kind
+from limelight.demo.language import NO, YES
+from limelight.demo.questions import HintKind, _hint_kind, caption_hint, check_cell, question_hint
 from limelight.demo.sounds import CLARITIES, EVENTS, Clarity, Kind, Phrase, Recording, Split, recording
 from limelight.demo.synthesis import RATE
 
@@ -64,10 +64,7 @@ def questions(split: Split, cell: str, n: int = 1000, seed: int = 0) -> list[Req
 
     Raises ValueError for a cell that is not in `CELLS`, or a seed below 0.
     """
-    if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}; got {cell!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    check_cell(cell, CELLS, seed)
     name, _, clarity = cell.partition("/")
     return [_question(split, name, _clarity(clarity), seed, number) for number in range(n)]
 
@@ -107,13 +104,7 @@ def _question(split: Split, name: str, clarity: Clarity, seed: int, number: int)
     candidates = one.names if label == YES else _absent(one)
     thing = candidates[int(rng.integers(len(candidates)))]
     kind, right = _hint_kind(name)
-    suggests_yes = (label == YES) == right
-    hint = ""
-    if kind == "E":
-        hint = statement(thing, suggests_yes) + " "
-    elif kind == "C":
-        home = language.PLACE_OF[thing]
-        hint = language.context(home if suggests_yes else language.other_place(home, int(rng.integers(3)))) + " "
+    hint = question_hint(language, kind, thing, (label == YES) == right, rng)
     cell = f"{name}/{clarity}"
     return Request(f"{split}/{cell}/{seed}/{number}", one, hint + language.ask(thing), label, cell, kind, right, thing)
 
@@ -122,18 +113,10 @@ def _caption(split: Split, name: str, clarity: Clarity, seed: int, number: int) 
     rng = np.random.default_rng([7, seed, number])
     one = recording(split, "events", clarity, _index(seed, number) + 500_000)
     kind, right = _hint_kind(name)
-    hint, thing = "", ""
-    if kind == "E":
-        candidates = one.names if right else _absent(one)
-        thing = candidates[int(rng.integers(len(candidates)))]
-        hint = statement(thing, True) + " "
-    elif kind == "C":
-        homes = [language.PLACE_OF[item] for item in one.names]
-        candidates = tuple(place for place in language.PROPS if (place in homes) == right)
-        hint = language.context(candidates[int(rng.integers(len(candidates)))]) + " "
+    hint, thing = caption_hint(language, kind, right, one.names, _absent(one), rng)
     cell = f"{name}/{clarity}"
     key = f"{split}/caption-{cell}/{seed}/{number}"
-    return Request(key, one, hint + language.DESCRIBE, one.names, cell, kind, right, thing)
+    return Request(key, one, hint + language.DESCRIBE, one.names, cell, kind, right, thing or "")
 
 
 def _clarity(name: str) -> Clarity:

@@ -17,9 +17,8 @@ from limelight.auditing.rows import Row
 from limelight.decoding.explain import explained
 from limelight.decoding.methods.meter import Meter
 from limelight.models.answers import answer_tokens, earlier_answers
-from limelight.server.admission import client_of
 from limelight.server.answering import Finished, GenerationRequest, TokenEvent, longest_prompt, prepared
-from limelight.server.conversation import Conversation, read
+from limelight.server.conversation import Conversation
 from limelight.server.endpoint import Endpoint
 from limelight.server.pages import PageMaker
 from limelight.server.problems import invalid
@@ -115,20 +114,8 @@ class Audits(Endpoint):
     async def accepted(self, request: Request, body: bytearray) -> tuple[AuditSpec, AuditShape]:
         config, state = self.config, self.state
         audit = await state.parsed(parse_as, AuditRequest, body)
-        if audit.model != config.model:
-            raise invalid(
-                f"unknown model; this server serves {config.model!r}",
-                param="model", code="model_not_found", status=404,
-            )  # fmt: skip
-        conversation = await read(
-            audit,
-            state.reading_limits(),
-            state.fetcher,
-            state.placeholders,
-            state.media,
-            client_of(request.scope),
-            needs_text=state.adapter.encoder is None,
-        )
+        self.check_model(audit.model)
+        conversation = await self.state.conversation(request, audit)
         page = (
             PageMaker(state.pages, state.adapter, str(request.base_url), audit.words) if audit.limelight.page else None
         )

@@ -13,9 +13,7 @@ from limelight.decoding.answer import end_markers
 from limelight.decoding.dual import flag_of
 from limelight.decoding.methods.greedy import Greedy
 from limelight.decoding.strategy import capabilities_of
-from limelight.server.admission import client_of
 from limelight.server.answering import Finished, GenerationRequest, TokenEvent
-from limelight.server.conversation import read
 from limelight.server.endpoint import Endpoint, sse
 from limelight.server.pages import PageMaker
 from limelight.server.problems import invalid
@@ -57,24 +55,12 @@ class Chat(Endpoint):
     async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, ChatShape]:
         config, state = self.config, self.state
         chat = await state.parsed(parse, body)
-        if chat.model != config.model:
-            raise invalid(
-                f"unknown model; this server serves {config.model!r}",
-                param="model", code="model_not_found", status=404,
-            )  # fmt: skip
+        self.check_model(chat.model)
         if (chat.wanted_tokens or 0) > config.limits.new_tokens:
             raise invalid(f"max_tokens may be at most {config.limits.new_tokens}", param="max_tokens")
         own = chat.limelight
         strategy = strategy_of(own, config.strategy, config.strategies)
-        conversation = await read(
-            chat,
-            state.reading_limits(),
-            state.fetcher,
-            state.placeholders,
-            state.media,
-            client_of(request.scope),
-            needs_text=state.adapter.encoder is None,
-        )
+        conversation = await self.state.conversation(request, chat)
         if not conversation.has_media and capabilities_of(strategy).needs_media:
             strategy = Greedy()  # stated in the reply's note, so that a chat can continue with a text-only turn
         sampling = {

@@ -18,12 +18,13 @@ from limelight.models.prompts import sampling_rate
 from limelight.server.admission import AdmissionControl, Uploads, client_of
 from limelight.server.answering import Finished, GenerationRequest, TokenEvent, longest_prompt
 from limelight.server.batching import answer
-from limelight.server.limits import Limits
+from limelight.server.conversation import Conversation, read
 from limelight.server.media import MediaReader
 from limelight.server.metrics import Metrics
 from limelight.server.pages import Pages
-from limelight.server.problems import ApiError, internal
+from limelight.server.problems import ApiError, internal, invalid
 from limelight.server.remote import Fetcher
+from limelight.server.schema import AuditRequest, ChatRequest
 from limelight.server.state import Deadline, EventQueue, EventStream, ServerConfig, unless_gone
 from limelight.server.worker import Failed, Job, Worker, log
 
@@ -96,10 +97,15 @@ class AppState:
         self.media = MediaReader(self.config.limits, sampling_rate(self.adapter))
         self.placeholders = _placeholders(self.adapter)
 
-    def reading_limits(self) -> Limits:
-        """The limits, with the prompt limited to the model's context: longer text is rejected before tokenisation."""
+    async def conversation(self, request: Request, given: ChatRequest | AuditRequest) -> Conversation:
+        """Read a request's conversation and decode its media.
+
+        The prompt is limited to the model's context: longer text is rejected before tokenisation.
+        """
         limits = self.config.limits
-        return replace(limits, prompt_tokens=longest_prompt(self.adapter, limits))
+        limits = replace(limits, prompt_tokens=longest_prompt(self.adapter, limits))
+        client, needs_text = client_of(request.scope), self.adapter.encoder is None
+        return await read(given, limits, self.fetcher, self.placeholders, self.media, client, needs_text=needs_text)
 
     async def parsed(self, parse: Callable[..., T], *given: Any) -> T:
         """Run ``parse(*given)`` outside the event loop."""
@@ -114,6 +120,12 @@ class Endpoint:
     def __init__(self, state: AppState) -> None:
         self.state, self.config = state, state.config
         self.worker, self.metrics, self.admission = state.worker, state.metrics, state.admission
+
+    def check_model(self, name: str) -> None:
+        """Raise ApiError unless ``name`` is the model that is served."""
+        if name != self.config.model:
+            what = f"unknown model; this server serves {self.config.model!r}"
+            raise invalid(what, param="model", code="model_not_found", status=404)
 
     async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, Shape]:
         """Validate a request as far as possible without the model."""

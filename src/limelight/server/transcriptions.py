@@ -210,11 +210,7 @@ class Transcriptions(Endpoint):
     async def accepted(self, request: Request, body: bytearray) -> tuple[GenerationRequest, SpeechShape]:
         config, adapter, limits = self.config, self.state.adapter, self.config.limits
         options, data = await self.state.parsed(parse_form, request.headers, body, limits)
-        if options.model != config.model:
-            raise invalid(
-                f"unknown model; this server serves {config.model!r}",
-                param="model", code="model_not_found", status=404,
-            )  # fmt: skip
+        self.check_model(options.model)
         if "audio" not in adapter.modalities:
             raise invalid("the model does not accept audio", param="model", code="audio_not_supported")
         if any(p in options.prompt for p in self.state.placeholders):

@@ -9,7 +9,7 @@ questions about one image) are resampled together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limelight.errors import SettingError
+from limelight.types import Record
 
 Array = NDArray[np.float64]
 Sums = Mapping[str, Array]
@@ -217,3 +218,9 @@ def total_block(name: str, blocks: Sequence[Block], names: Sequence[str]) -> Blo
         return Measure(m.name, lambda s: m.formula(s) * len(blocks), m.unit, m.higher_is_better)
 
     return Block(name, mean.ids, mean.columns, tuple(times(m) for m in chosen), mean.clusters)
+
+
+def records_by_split(records: Sequence[Record], splits: Iterable[str]) -> dict[str, list[Record]]:
+    """Return the records of every split that has some, in the order of ``splits``."""
+    found = {split: [r for r in records if r.meta["split"] == split] for split in splits}
+    return {split: rows for split, rows in found.items() if rows}

@@ -8,7 +8,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, text
 from limelight.benchmarks.scorers.choice import choice
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.measure import Block, mean_block, records_by_split
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.errors import DataError
 from limelight.types import Record, Sample
@@ -66,12 +66,10 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """Score each part: accuracy over its questions, and the mean over its tasks."""
     blocks = []
-    for split in SPLITS:
-        rows = [r for r in records if r.meta["split"] == split]
+    for split, rows in records_by_split(records, SPLITS).items():
         names = sorted({str(r.meta["task"]) for r in rows})
         each = [choice(f"{split}/{n}", [r for r in rows if r.meta["task"] == n], scoring.parser) for n in names]
-        if rows:
-            blocks += [choice(split, rows, scoring.parser), mean_block(f"{split}/mean of tasks", each), *each]
+        blocks += [choice(split, rows, scoring.parser), mean_block(f"{split}/mean of tasks", each), *each]
     return [*blocks, *reliance("", records, "audio")]
 
 

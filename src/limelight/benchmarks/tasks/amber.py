@@ -9,7 +9,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.amber import Vocabulary, amber_score, generative
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.measure import Block, records_by_split
 from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError, SettingError
@@ -79,9 +79,8 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
         blocks.append(generative(descriptions, words))
     if questions:
         blocks.append(yes_no("discriminative", questions, scoring.parser, positive="no"))
-        for split in SPLITS[1:]:
-            rows = [r for r in questions if r.meta["split"] == split]
-            blocks += [yes_no(split, rows, scoring.parser, positive="no")] if rows else []
+        by_split = records_by_split(questions, SPLITS[1:])
+        blocks += [yes_no(split, rows, scoring.parser, positive="no") for split, rows in by_split.items()]
     if descriptions and questions:
         blocks.append(amber_score(descriptions, questions, words, scoring.parser))
     return [*blocks, *reliance("", records, "image")]

@@ -9,7 +9,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.detection import detection, spoken_words
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.measure import Block, records_by_split
 from limelight.benchmarks.scorers.wer import PARSERS, invented_words, quiet, speech
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.errors import DataError
@@ -73,7 +73,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     norm = PARSERS[scoring.parser]
     spoken = [r for r in records if norm(str(r.target))]
     silent = [r for r in records if not norm(str(r.target))]
-    blocks = [speech(s, rows, scoring.parser) for s in SPLITS if (rows := [r for r in spoken if r.meta["split"] == s])]
+    blocks = [speech(s, rows, scoring.parser) for s, rows in records_by_split(spoken, SPLITS).items()]
     for kind in sorted({str(r.meta["kind"]) for r in silent}):
         blocks.append(quiet(kind, [r for r in silent if r.meta["kind"] == kind], scoring.parser))
     words = [u for r in records for u in spoken_words(r, invented_words, norm)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.measure import Block, mean_block, records_by_split
 from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.types import Record, Sample
@@ -42,8 +42,8 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    by_split = {s: [r for r in records if r.meta["split"] == s] for s in SPLITS}
-    blocks = [yes_no(s, rows, scoring.parser, positive="no") for s, rows in by_split.items() if rows]
+    by_split = records_by_split(records, SPLITS)
+    blocks = [yes_no(s, rows, scoring.parser, positive="no") for s, rows in by_split.items()]
     mean = [mean_block("mean", blocks)] if len(blocks) > 1 else []
     return [*blocks, *mean, *reliance("", records, "audio")]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.measure import Block, records_by_split
 from limelight.benchmarks.scorers.recalls import recalls
 from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
@@ -52,10 +52,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """Perception accuracy (recall of yes) and hallucination resistance (recall of no): overall, for every subcategory, and for
     every subcategory on objects and on events. The official script calls the latter "hallucination severity"."""
     blocks = [yes_no("", records, scoring.parser), recalls("", records, scoring.parser, NAMES)]
-    for split in SPLITS:
-        rows = [r for r in records if r.meta["split"] == split]
-        if not rows:
-            continue
+    for split, rows in records_by_split(records, SPLITS).items():
         blocks += [yes_no(split, rows, scoring.parser), recalls(split, rows, scoring.parser, NAMES)]
         for level in sorted({str(r.meta["granularity"]) for r in rows if r.meta["granularity"]}):
             mine = [r for r in rows if r.meta["granularity"] == level]

@@ -10,7 +10,7 @@ from limelight.benchmarks.data import Folder
 from limelight.benchmarks.scorers.chair import caption_block, caption_columns
 from limelight.benchmarks.scorers.detection import answer_unit, detection, first_mentions, spoken_words, words_among
 from limelight.benchmarks.scorers.grounding import grounding_block, reliance
-from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.measure import Block, mean_block, records_by_split
 from limelight.benchmarks.scorers.placed import place_events
 from limelight.benchmarks.scorers.wer import basic, invented_words, quiet, speech
 from limelight.benchmarks.scorers.yes_no import COMMON, strict, yes_no
@@ -68,7 +68,7 @@ def _sound(recording: Recording) -> tuple[Any, int]:
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """Yes/no blocks ("no" is the positive class), captions, word errors, invented words, temporal grounding, reliance."""
-    by_split = {s: rows for s in SPLITS if (rows := [r for r in records if r.meta["split"] == s])}
+    by_split = records_by_split(records, SPLITS)
     cells = {s: yes_no(s, rows, scoring.parser, positive="no") for s, rows in by_split.items() if s in CELLS}
     for clarity in CLARITIES:
         hinted = [b for s, b in cells.items() if s in {f"{hint}/{clarity}" for hint in HINTS[1:]}]

@@ -10,7 +10,7 @@ from limelight.benchmarks.data import Folder
 from limelight.benchmarks.scorers.chair import caption_block, caption_columns
 from limelight.benchmarks.scorers.detection import answer_unit, detection, first_mentions, words_among
 from limelight.benchmarks.scorers.grounding import grounding_block, reliance
-from limelight.benchmarks.scorers.measure import Block, block, mean_block, share
+from limelight.benchmarks.scorers.measure import Block, block, mean_block, records_by_split, share
 from limelight.benchmarks.scorers.placed import place_moments
 from limelight.benchmarks.scorers.yes_no import COMMON, strict, yes_no
 from limelight.benchmarks.task import Scoring, Task
@@ -63,7 +63,7 @@ def _clip(film: Film) -> Clip:
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """Yes/no blocks ("no" is the positive class), captions, temporal grounding by topic, reliance, detection."""
-    by_split = {s: rows for s in SPLITS if (rows := [r for r in records if r.meta["split"] == s])}
+    by_split = records_by_split(records, SPLITS)
     cells = {s: yes_no(s, rows, scoring.parser, positive="no") for s, rows in by_split.items() if s in CELLS}
     for topic in TOPICS:
         hinted = [b for s, b in cells.items() if s in {f"{topic}-{h}/clear" for h in TOPICS[topic][1:]}]

@@ -9,7 +9,7 @@ from limelight.benchmarks.data import Folder
 from limelight.benchmarks.scorers.chair import caption_block, caption_columns
 from limelight.benchmarks.scorers.detection import answer_unit, detection, first_mentions, words_among
 from limelight.benchmarks.scorers.grounding import grounding_block, reliance
-from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.measure import Block, mean_block, records_by_split
 from limelight.benchmarks.scorers.placed import boxes_over, image_parts, place
 from limelight.benchmarks.scorers.yes_no import COMMON, strict, yes_no
 from limelight.benchmarks.task import Scoring, Task
@@ -55,7 +55,7 @@ def first(make: Callable[[int], list[T]], n: int) -> Iterator[T]:
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    by_split = {s: rows for s in SPLITS if (rows := [r for r in records if r.meta["split"] == s])}
+    by_split = records_by_split(records, SPLITS)
     cells = {s: yes_no(s, rows, scoring.parser) for s, rows in by_split.items() if s in CELLS}
     for visibility in VISIBILITIES:
         hinted = [b for s, b in cells.items() if s in {f"{n}/{visibility}" for n in SETS[1:5]}]

@@ -8,7 +8,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.judge import judged
-from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.measure import Block, mean_block, records_by_split
 from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError
@@ -80,7 +80,7 @@ def _event(row: Mapping[str, Any], kind: str) -> str:
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    of = {s: rows for s in SPLITS if (rows := [r for r in records if r.meta["split"] == s])}
+    of = records_by_split(records, SPLITS)
     asked = [yes_no(s, rows, scoring.parser) for s, rows in of.items() if s in KINDS]
     described = [judged(s, rows) for s, rows in of.items() if s not in KINDS]
     every = [r for s, rows in of.items() if s in KINDS for r in rows]

@@ -18,7 +18,7 @@ from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.chair import Lexicon, caption_block
 from limelight.benchmarks.scorers.detection import Unit, answer_unit, detection, first_mentions, spoken_words
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.measure import Block, records_by_split
 from limelight.benchmarks.scorers.wer import basic, invented_words, quiet, speech
 from limelight.benchmarks.scorers.yes_no import COMMON, PARSERS, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
@@ -71,7 +71,7 @@ def _truth(split: str, row: Row) -> Any:
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """Score each kind like its own task, and the detection of invented words where answers have per-token scores."""
-    of = {s: own for s in SPLITS if (own := [r for r in records if r.meta["split"] == s])}
+    of = records_by_split(records, SPLITS)
     blocks: list[Block] = []
     if "captions" in of:
         lexicon = _lexicon(scoring)

@@ -9,7 +9,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.groups import pairs
-from limelight.benchmarks.scorers.measure import Block, total_block
+from limelight.benchmarks.scorers.measure import Block, records_by_split, total_block
 from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.errors import DataError
@@ -49,12 +49,10 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     blocks, halves = [], []
-    for split in SPLITS:
-        rows = [r for r in records if r.meta["split"] == split]
-        if rows:
-            pair = pairs(split, rows, scoring.parser, lambda r: str(r.meta["cluster"]))
-            blocks += [yes_no(split, rows, scoring.parser), pair]
-            halves.append(pair)
+    for split, rows in records_by_split(records, SPLITS).items():
+        pair = pairs(split, rows, scoring.parser, lambda r: str(r.meta["cluster"]))
+        blocks += [yes_no(split, rows, scoring.parser), pair]
+        halves.append(pair)
     if len(halves) > 1:
         blocks.append(total_block("total", halves, ("score",)))
     return [*blocks, *reliance("", records, "image")]

@@ -8,7 +8,7 @@ from typing import Any
 
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block, block, share
+from limelight.benchmarks.scorers.measure import Block, block, records_by_split, share
 from limelight.benchmarks.scorers.recalls import recalls
 from limelight.benchmarks.scorers.yes_no import COMMON, PARSERS, yes_no
 from limelight.benchmarks.task import Scoring, Task
@@ -70,7 +70,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """For every mode: accuracy, yes ratio and the PhD index (harmonic mean of the recalls), overall and for each task; and how
     often a context misleads: the share of the questions answered correctly without it that are wrong with it."""
     blocks: list[Block] = []
-    by_split = {s: rows for s in SPLITS if (rows := [r for r in records if r.meta["split"] == s])}
+    by_split = records_by_split(records, SPLITS)
     names = ("recall of yes", "recall of no", "PhD index")
     for split, rows in by_split.items():
         blocks += [yes_no(split, rows, scoring.parser), recalls(split, rows, scoring.parser, names)]

@@ -8,7 +8,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.detection import answer_unit, detection
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.measure import Block, mean_block, records_by_split
 from limelight.benchmarks.scorers.yes_no import COMMON, PARSERS, label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.types import Record, Sample
@@ -44,7 +44,7 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
-    by_split = {s: [r for r in records if r.meta["split"] == s] for s in SPLITS}
+    by_split = records_by_split(records, SPLITS)
     blocks = {s: yes_no(s, rows, scoring.parser) for s, rows in by_split.items() if rows}
     for pictures in ("coco", "aokvqa", "gqa"):
         parts = [b for s, b in blocks.items() if s.startswith(pictures)]

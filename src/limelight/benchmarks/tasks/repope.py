@@ -8,7 +8,7 @@ from typing import Any
 
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block, block, mean_block, share
+from limelight.benchmarks.scorers.measure import Block, block, mean_block, records_by_split, share
 from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import HubTable, Scoring, Task
 from limelight.benchmarks.tasks.pope import COCO, ORIGIN, SAMPLINGS
@@ -81,8 +81,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     """Every metric of yes/no questions with each label, and the share of labels that were changed or removed."""
     blocks: list[Block] = []
     of: dict[str, list[Block]] = {name: [] for name in LABELS}
-    for split in SAMPLINGS:
-        mine = [r for r in records if r.meta["split"] == split]
+    for split, mine in records_by_split(records, SAMPLINGS).items():
         for name in LABELS:
             if labelled := [replace(r, target=r.target[name]) for r in mine if name in r.target]:
                 of[name].append(yes_no(f"{split}/{name}", labelled, scoring.parser))

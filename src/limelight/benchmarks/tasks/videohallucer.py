@@ -8,7 +8,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, Row, column, text
 from limelight.benchmarks.scorers.grounding import reliance
 from limelight.benchmarks.scorers.groups import all_correct
-from limelight.benchmarks.scorers.measure import Block, mean_block
+from limelight.benchmarks.scorers.measure import Block, mean_block, records_by_split
 from limelight.benchmarks.scorers.yes_no import COMMON, label, yes_no
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError
@@ -61,10 +61,7 @@ def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     without ``fact_detect``, as in the official script."""
     parts: dict[str, list[Block]] = {"": [], **{kind: [] for kind in KINDS}}
     blocks: list[Block] = []
-    for split in SPLITS:
-        rows = [r for r in records if r.meta["split"] == split]
-        if not rows:
-            continue
+    for split, rows in records_by_split(records, SPLITS).items():
         pairs = all_correct(split, "accuracy", rows, _pair, scoring.parser, lambda r: str(r.meta["cluster"]))
         kinds = {
             k: yes_no(f"{split}/{k}", mine, scoring.parser)

@@ -9,7 +9,7 @@ from typing import Any
 from limelight.benchmarks.data import Folder, Needed, column, text
 from limelight.benchmarks.scorers.choice import LETTERS, choice
 from limelight.benchmarks.scorers.grounding import reliance
-from limelight.benchmarks.scorers.measure import Block
+from limelight.benchmarks.scorers.measure import Block, records_by_split
 from limelight.benchmarks.task import Scoring, Task
 from limelight.errors import DataError
 from limelight.types import Record, Sample
@@ -43,9 +43,8 @@ def load(folder: Folder, split: str) -> Iterator[Sample]:
 
 def score(records: Sequence[Record], scoring: Scoring) -> list[Block]:
     blocks = [choice("", records, scoring.parser)]
-    for split in SPLITS:
-        if rows := [r for r in records if r.meta["split"] == split]:
-            blocks.append(choice(split, rows, scoring.parser))
+    for split, rows in records_by_split(records, SPLITS).items():
+        blocks.append(choice(split, rows, scoring.parser))
     return [*blocks, *reliance("", records, "image")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from limelight.decoding.looking.gates import Gate
 from limelight.decoding.looking.glance import Glance
 from limelight.decoding.looking.localisers import localisers
 from limelight.decoding.looking.originals import gain, prompts_of, seen_pixels, window_of
-from limelight.decoding.looking.regions import Proposal, Windows
+from limelight.decoding.looking.regions import Proposal
 from limelight.decoding.looking.search import Search, View, given_proposals
 from limelight.decoding.looking.views import (
     ViewStream,
@@ -35,42 +35,8 @@ from limelight.models.runtime.capture import DecoderCall
 from limelight.models.spans import grown
 from limelight.types import Prompt, Span, TakenView
 
-
-class Settings(Protocol):
-    """What the session reads of its strategy."""
-
-    @property
-    def views(self) -> int: ...
-    @property
-    def where(self) -> str: ...
-    @property
-    def when(self) -> str: ...
-    @property
-    def threshold(self) -> float | None: ...
-    @property
-    def join(self) -> str: ...
-    @property
-    def search(self) -> str: ...
-    @property
-    def decision(self) -> str: ...
-    @property
-    def phrase(self) -> str | None: ...
-    @property
-    def windows(self) -> Windows: ...
-    @property
-    def least_gain(self) -> float: ...
-    @property
-    def sure(self) -> float: ...
-    @property
-    def telling(self) -> float: ...
-    @property
-    def overlap(self) -> float: ...
-    @property
-    def order(self) -> str: ...
-    @property
-    def boxes(self) -> Any: ...
-    @property
-    def options(self) -> Mapping[str, Any]: ...
+if TYPE_CHECKING:
+    from limelight.decoding.methods.look_again import LookAgain
 
 
 @dataclass
@@ -85,7 +51,7 @@ class Joined:
 
 
 class LookAgainSession:
-    def __init__(self, strategy: Settings, context: GenerationContext) -> None:
+    def __init__(self, strategy: LookAgain, context: GenerationContext) -> None:
         self.strategy, self.context, self.adapter = strategy, context, context.adapter
         self.prompts = prompts_of(context)
         name = self.adapter.names.ids

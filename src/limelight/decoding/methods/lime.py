@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight.decoding.contrastive import check_choice
 from limelight.decoding.generation_options import refuse
 from limelight.decoding.strategy import Capabilities, Detail, GenerationContext, Method, StepOutput
 from limelight.errors import NotFiniteError, SettingError
@@ -174,13 +175,11 @@ class Lime(Method):
 
     def __post_init__(self) -> None:
         objective(self.objective)
-        for name, value, allowed in (
-            ("composite", self.composite, tuple(c.name for c in COMPOSITES.values() if not c.positional)),
-            ("reward", self.reward, ("modality", "text")),
-            ("direction", self.direction, ("gradient", "random")),
-        ):
-            if value not in allowed:
-                raise SettingError(f"got {name}={value!r}", hint=f"use one of {', '.join(allowed)}")
+        check_choice(
+            "lime", "composite", self.composite, tuple(c.name for c in COMPOSITES.values() if not c.positional)
+        )
+        check_choice("lime", "reward", self.reward, ("modality", "text"))
+        check_choice("lime", "direction", self.direction, ("gradient", "random"))
         for name, number in (("lr", self.lr), ("tau", self.tau), ("steps", self.steps)):
             if number is not None and not 0 < number < float("inf"):
                 raise SettingError(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight.decoding.contrastive import check_choice
 from limelight.decoding.dual import captured, check_composite, explainer, open_stream, split_channels
 from limelight.decoding.methods.lime import check_offset_layers, rewarded
 from limelight.decoding.strategy import Capabilities, GenerationContext, Method, StepOutput
@@ -79,15 +80,11 @@ class LimeCached(Method):
     def __post_init__(self) -> None:
         check_composite(self.composite)
         Gate(self.gate, self.threshold)
-        for name, value, allowed in (
-            ("objective", self.objective, OBJECTIVES),
-            ("gradient", self.gradient, ("true", "surrogate")),
-            ("rule", self.rule, ("normalised", "adam")),
-            ("heads", self.heads, ("query", "kv")),
-            ("reward", self.reward, ("modality", "text")),
-        ):
-            if value not in allowed:
-                raise SettingError(f"got {name}={value!r}", hint=f"use one of {', '.join(allowed)}")
+        check_choice("lime-cached", "objective", self.objective, OBJECTIVES)
+        check_choice("lime-cached", "gradient", self.gradient, ("true", "surrogate"))
+        check_choice("lime-cached", "rule", self.rule, ("normalised", "adam"))
+        check_choice("lime-cached", "heads", self.heads, ("query", "kv"))
+        check_choice("lime-cached", "reward", self.reward, ("modality", "text"))
         if not all(isinstance(count, int) for count in (self.updates, self.refresh)):
             raise SettingError(
                 f"updates and refresh must be integers, got {self.updates!r} and {self.refresh!r}",

@@ -21,6 +21,11 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _counts(cells: dict[str, Any], names: list[str]) -> str:
+    found = sorted({cells[name]["questions"] for name in names})
+    return f"{' or '.join(map(str, found))} questions per cell"
+
+
 def _auc(cell: dict[str, Any], name: str, *, paired: bool = False) -> str:
     found = cell["auc"].get(name)
     if found is None:
@@ -35,8 +40,7 @@ def render(results: dict[str, Any]) -> str:
     """Budgets and localisers, what each part loses, cost, sounds, and pictures that need no second look."""
     cells = results["cells"]
     shown = [c for c in CELLS if c in cells]
-    counts = sorted({c["questions"] for c in cells.values()})
-    out = [f"AUC [95 %], {' or '.join(map(str, counts))} questions a cell ({results['split']}); @k: within k views", ""]
+    out = [f"AUC [95 %], {_counts(cells, shown)} ({results['split']}); @k: within k views", ""]
     if shown:
         out.append(_head(["", *[TITLES[c] for c in shown]]))
         for row in ROWS:
@@ -78,12 +82,21 @@ def render(results: dict[str, Any]) -> str:
             out.append(_line([label, str(row.views + row.extra[0] + empty), str(row.extra[1]), *ratios]))
     sounds = [c for c in SOUND_CELLS if c in cells]
     if sounds:
-        out += ["", "Sounds: an event of .3 s", "", _head(["", *[TITLES[c] for c in sounds]])]
+        out += [
+            "",
+            f"Sounds: an event of .3 s, {_counts(cells, sounds)}",
+            "",
+            _head(["", *[TITLES[c] for c in sounds]]),
+        ]
         names = list(dict.fromkeys(n for c in sounds for n in cells[c]["auc"]))
         out += [_line([n, *[_auc(cells[c], n) for c in sounds]]) for n in names]
     old = [c for c in OLD_CELLS if c in cells]
     if old:
-        out += ["", "Pictures that the model sees in full detail: AUC, share looked at, processor time over greedy", ""]
+        out += [
+            "",
+            f"Pictures that the model sees in full detail, {_counts(cells, old)}: AUC, share looked at, processor time over greedy",
+        ]
+        out.append("")
         out.append(_head(["", *old]))
         for row in (r for r in ROWS if set(r.cells) & set(OLD_CELLS)):
             name = f"{row.name} @{2 if row.settings else 1}"

@@ -64,8 +64,8 @@ def load(
     calibration: str | Path | Calibration | None = AUTO,
     **kwargs: Any,
 ) -> Adapter:
-    """Load a shipped miniature (``demo-vision``), fetched weights (``whisper-base``, ``smol-vision``), a local checkpoint folder
-    (CTranslate2's layout of Whisper included), or a name of the Hub.
+    """Load a shipped miniature (``demo-vision``, ``demo-audio``, ``demo-video``), fetched weights (``whisper-base``,
+    ``smol-vision``), a local checkpoint folder (CTranslate2's layout of Whisper included), or a name of the Hub.
 
     Args:
         processor_kwargs: for the processor's ``from_pretrained`` alone, such as ``{"max_pixels": 401408}``.

@@ -60,6 +60,18 @@ def helps() -> str:
             "vision miniature, 1000 questions each",
         )
     )  # fmt: skip
+    again = _read("look_again")["cells"]
+    for cell, views, goal in (
+        ("plain/3", 2, "one small object in a large image"),
+        ("2x2/2", 3, "one of four small objects"),
+    ):
+        auc = {n: f"{again[cell]['auc'][n][0]:.2f}" for n in ("greedy @1", f"look again @{views}")}
+        lines.append(
+            _row(
+                goal, "look-again", f"AUC {auc['greedy @1']}", f"AUC **{auc[f'look again @{views}']}** (`look-again`, {views} views)",
+                f"vision miniature, {again[cell]['questions']} questions",
+            )
+        )  # fmt: skip
     return "\n".join(lines)
 
 

@@ -41,9 +41,6 @@ def audit(
         str, typer.Option(help="last: audit each row's answer; all: every answer of its conversation.")
     ] = "last",
     limit: Annotated[int | None, typer.Option(min=1, help="Audit at most this many answers.")] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch", "--batch-size", help="Answers audited in one padded batch.")
-    ] = 1,
     formats: Annotated[
         str, typer.Option("--format", help="Formats of the tables, separated by commas: csv, parquet.")
     ] = "csv",
@@ -88,8 +85,8 @@ def audit(
         turns=turns,
         limit=limit,
         shard=execution.part,
-        batch_size=batch_size,
-        engine=execution.engine_for(auditor, auditor.many, batch_size),
+        batch_size=handling.batch_size,
+        engine=execution.engine_for(auditor, auditor.many, handling.batch_size),
         skip_bad_rows=handling.skip_bad_rows,
         formats=[f.strip() for f in formats.split(",") if f.strip()],
         pages=pages,

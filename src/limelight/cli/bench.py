@@ -98,9 +98,6 @@ def bench(
             "with published detectors, and report how well each score detects invented words.",
         ),
     ] = "",
-    batch_size: Annotated[
-        int, typer.Option("--batch", "--batch-size", help="Rows answered in one left-padded batch.")
-    ] = 1,
     prefix_cache: Annotated[
         int,
         typer.Option(
@@ -152,9 +149,9 @@ def bench(
     markers = thoughts_of(thoughts)
     generation: dict[str, Any] = {"max_new_tokens": questions.max_new_tokens or chosen.max_new_tokens}
     curves = methods_of(faithfulness)
-    if prefix_cache and batch_size > 1:
+    if prefix_cache and handling.batch_size > 1:
         raise SettingError(
-            f"--prefix-cache {prefix_cache} with --batch {batch_size}: beginnings are shared by prompts that run alone",
+            f"--prefix-cache {prefix_cache} with --batch {handling.batch_size}: beginnings are shared by prompts that run alone",
             hint="leave one of them out",
         )
     prepared: list[tuple[str, dict[str, Any], Engine]] = []
@@ -175,7 +172,7 @@ def bench(
             prefix_cache=prefix_cache,
             frames=questions.frames,
         )
-        selected = execution.engine_for(answer, answer.many, batch_size)
+        selected = execution.engine_for(answer, answer.many, handling.batch_size)
         prepared.append((label(name, own), answer.identity(), selected))
     finished: list[Results] = [
         run(

@@ -88,8 +88,11 @@ class Execution:
 
 @dataclass(frozen=True)
 class Handling:
-    """What happens with rows that cannot be used, and what is shown."""
+    """How rows are grouped, what happens with those that cannot be used, and what is shown."""
 
+    batch_size: Annotated[
+        int, typer.Option("--batch", "--batch-size", help="Rows processed in one left-padded batch.")
+    ] = 1
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Skip and count rows that cannot be used or scored.")
     ] = False

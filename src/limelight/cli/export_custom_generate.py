@@ -89,21 +89,8 @@ for `stop_strings`), `seed` (sampling), `parent_model` (where generate() is call
 
 def export_custom_generate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; must not exist, or be empty.")],
-    strategy: Annotated[
-        str,
-        typer.Option(
-            "--strategy", help="Decoding strategy; see `limelight strategies`.", rich_help_panel=options.DECODING
-        ),
-    ] = "relevance-contrastive",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of the strategy; repeat for several.",
-            rich_help_panel=options.DECODING,
-        ),
-    ] = None,
+    strategy: options.StrategyName = "relevance-contrastive",
+    settings: options.Settings = None,
 ) -> None:
     """Write a decoding strategy as a folder for the Hub.
 

@@ -19,13 +19,8 @@ def generate(
     audio: options.Audios = None,
     video: options.Videos = None,
     frames: options.Frames = None,
-    strategy: Annotated[
-        str, typer.Option("--strategy", "-s", help="Decoding strategy; see `limelight strategies`.", rich_help_panel=DECODING)
-    ] = "greedy",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of the strategy, key=value; repeat for several.", rich_help_panel=DECODING),
-    ] = None,
+    strategy: options.StrategyName = "greedy",
+    settings: options.Settings = None,
     max_new_tokens: options.MaxNewTokens = 64,
     sample: Annotated[
         bool, typer.Option("--sample", help="Sample tokens instead of greedy decoding.", rich_help_panel=DECODING)

@@ -67,6 +67,14 @@ Frames = Annotated[
     typer.Option("--frames", min=1, help="Number of evenly spaced video frames; 8 by default.", rich_help_panel=INPUT),
 ]
 PromptText = Annotated[str, typer.Option("--prompt", "-p", help="The prompt or question.", rich_help_panel=INPUT)]
+StrategyName = Annotated[
+    str,
+    typer.Option("--strategy", "-s", help="Decoding strategy; see `limelight strategies`.", rich_help_panel=DECODING),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the strategy, key=value; repeat for several.", rich_help_panel=DECODING),
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of the answer.", rich_help_panel=DECODING)]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document, and nothing else, to stdout.", rich_help_panel=OUTPUT)

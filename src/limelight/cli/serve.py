@@ -23,10 +23,7 @@ def serve(
     strategy: Annotated[
         str, typer.Option("--strategy", "-s", help="Default decoding strategy of requests.", rich_help_panel=DECODING)
     ] = "greedy",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of the strategy, key=value; repeat for several.", rich_help_panel=DECODING),
-    ] = None,
+    settings: options.Settings = None,
     offer: Annotated[
         list[str] | None,
         typer.Option(

@@ -28,12 +28,8 @@ def transcribe(
     language: Annotated[
         str | None, typer.Option(help="Language of the speech, inserted into the prompt ({language} in your own).", rich_help_panel=INPUT)
     ] = None,
-    strategy: Annotated[
-        str, typer.Option("--strategy", "-s", help="Decoding strategy; see `limelight strategies`.", rich_help_panel=DECODING)
-    ] = "greedy",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the strategy, key=value; repeat for several.", rich_help_panel=DECODING)
-    ] = None,
+    strategy: options.StrategyName = "greedy",
+    settings: options.Settings = None,
     chunk_seconds: Annotated[
         float | None,
         typer.Option(

@@ -82,7 +82,6 @@ def tune(
     ] = "",
     tolerance: Annotated[float, typer.Option(help="How far --keep may fall, as a share.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of the runs and of the choice of settings.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch", "--batch-size", help="Rows answered in one batch.")] = 1,
     judging: Judging = Judging(),
     loading: options.Loading = options.Loading(),
     handling: Handling = Handling(),
@@ -122,7 +121,7 @@ def tune(
         asked = answer(name, settings)
         splits = dev_split if dev_split and part == "dev" else questions.split
         return one(
-            out=folder, engine=Local(asked, asked.many, batch_size), settings=asked.identity(), splits=splits or (),
+            out=folder, engine=Local(asked, asked.many, handling.batch_size), settings=asked.identity(), splits=splits or (),
             part=None if dev_split else Part(part, dev_share),
         )  # fmt: skip
 

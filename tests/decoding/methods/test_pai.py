@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from limelight.decoding.instruments import key_places
+from limelight.decoding.instruments import chosen_layers, in_proportion, key_places
 from limelight.decoding.methods.greedy import greedy
-from limelight.decoding.methods.pai import Pai, pai
+from limelight.decoding.methods.pai import PUBLISHED, Pai, pai
 from limelight.errors import HookError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import AttentionHook, attention_hooks
@@ -67,12 +67,10 @@ def test_the_released_codes_first_token_knows_guidance_only() -> None:
 
 
 def test_published_layers_in_proportion() -> None:
-    assert pai().raised(32) == range(2, 32)
-    assert pai().raised(28) == range(2, 28)
-    assert pai().raised(4) == range(4)
-    assert pai().raised(1) == range(1)
-    assert pai(start=2).raised(4) == range(2, 4)
-    assert pai(start=3, stop=9).raised(32) == range(3, 9)
+    for depth, both in ((32, (2, 31)), (28, (2, 27)), (4, (0, 3)), (1, (0, 0))):
+        assert in_proportion(PUBLISHED, depth) == both
+    assert chosen_layers(deep(), PUBLISHED, 2, None, "pai") == {2, 3}
+    assert chosen_layers(deep(), PUBLISHED, 1, 3, "pai") == {1, 2}
 
 
 class Uncached(AttentionHook):

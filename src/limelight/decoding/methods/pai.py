@@ -18,7 +18,6 @@ from limelight.decoding.instruments import (
     DecoderHook,
     chosen_layers,
     hooked_attention,
-    in_proportion,
     key_places,
     refuse_cross_attention,
 )  # fmt: skip
@@ -70,11 +69,6 @@ class Pai(Method):
         check_range("pai", "beta", self.beta, 0.0, 1.0, hint="the paper: 0.1")
         check_choice("pai", "first_token", self.first_token, ("released", "boosted"))
         check_layer_range("pai", self.start, self.stop, hint="the paper: 2 and 32")
-
-    def raised(self, depth: int) -> range:
-        """Return the indices of the layers whose attention is raised, in a model of ``depth`` layers."""
-        first, last = in_proportion(PUBLISHED, depth)
-        return range(first if self.start is None else self.start, last + 1 if self.stop is None else self.stop)
 
     def session(self, context: GenerationContext) -> PaiSession:
         """Raises SettingError on layers that the model does not have, UnsupportedError on a cross-attention model."""

@@ -60,7 +60,7 @@ def test_relevance_inside_the_true_frames(data: object) -> None:
     assert quality_video_data.inside(asked(()), Found()) is None
 
 
-def test_the_committed_table_is_whole() -> None:
+def test_the_committed_table_is_complete() -> None:
     results = json.loads(quality_video.RESULTS.read_text())
     assert results["model"] == quality.fingerprint("demo-video")
     text = quality_video.render(results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,16 @@ def browser() -> Iterator[Any]:
     """One for a file; imported by those that use it."""
     with chromium() as started:
         yield started
+
+
+def answered(page: Any, inner: Any) -> None:
+    """Wait until a locator inside the app's report page is there, however long a busy machine needs; fail as soon as the
+    page shows an error instead, or its server no longer answers."""
+    alert = page.get_by_role("alert").first
+    while not inner.count():
+        assert not alert.count(), alert.inner_text()
+        urllib.request.urlopen(page.url, timeout=PATIENCE / 1000).close()
+        page.wait_for_timeout(250)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 import limelight
-from tests.browser import browser, watched  # noqa: F401
+from tests.browser import answered, browser, watched  # noqa: F401
 from tests.cli.conftest import Run, checkpoint, photo, run, watcher  # noqa: F401
 from tests.cli.test_main import flat
 from tests.models.films import film
@@ -162,7 +162,7 @@ def test_a_sound_in_a_browser(listening: str, browser: Any) -> None:  # noqa: F8
         assert page.get_by_label("Share").count() == 0
         page.get_by_role("button", name="Ask", exact=True).click()
         inner = page.frame_locator('iframe[title="Where the words come from"]')
-        inner.locator('[data-column="1"]').wait_for()
+        answered(page, inner.locator('[data-column="1"]'))
         inner.locator("html[data-ready]").wait_for(state="attached")
         inner.locator(".stage").first.click(position={"x": 60, "y": 20})
         seconds, paused = inner.locator("audio").first.evaluate("(a) => [a.currentTime, a.paused]")
@@ -180,7 +180,7 @@ def test_in_a_browser(address: str, photo: Path, browser: Any) -> None:  # noqa:
         page.get_by_label("Question").fill("what is here ?")
         page.get_by_role("button", name="Ask", exact=True).click()
         inner = page.frame_locator('iframe[title="Where the words come from"]')
-        inner.locator('[data-column="1"]').wait_for()  # the page of both answers
+        answered(page, inner.locator('[data-column="1"]'))  # the page of both answers
         inner.locator("html[data-ready]").wait_for(state="attached")
         inner.locator(".w").first.click()
         assert inner.locator(".facts .word b").first.inner_text() == inner.locator(".w").first.inner_text()

@@ -95,7 +95,7 @@ def test_the_verdict_names_misled_and_correct_strategies() -> None:
     )
     place = outcome("no", "no", hint="A picture of a farm with a barn.")
     assert question_verdict(place.example, [place]) == (
-        "The prompt spoke of a farm with a barn, which suggests one. Greedy answered correctly: no."
+        "The prompt spoke of a farm with a barn, which suggests that there is one. Greedy answered correctly: no."
     )
 
 

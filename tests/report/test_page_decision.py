@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
 from limelight.report.page import Case
 from limelight.report.words import rather_than
 from tests.browser import browser  # noqa: F401
@@ -19,7 +23,15 @@ def test_the_decision_is_shown_first_and_a_words_own_relevance_on_a_click(opened
     page = opened(together())
     panel = page.locator(".panel .facts")
     assert panel.locator(".word b").inner_text() == "No rather than Yes"
-    assert "from the image" in panel.locator(".totals").inner_text()
+    totals = panel.locator(".totals").inner_text()
+    assert "from the image" in totals
+    numbers = [float(n.replace("−", "-")) for n in re.findall(r"[+−][\d.]+(?:e-?\d+)?", totals)]
+    most = max(abs(n) for n in numbers)
+    assert numbers[0] == pytest.approx(
+        sum(numbers[1:]), abs=0.03 * most
+    )  # what the input leaves is named: the sum is right
+    assert ("not traced" in totals) == (len(numbers) == 4)
+    assert page.locator(".panel figcaption").all_inner_texts() == ["original", "where the evidence lies"]
     assert page.locator(".panel canvas").count() == 1  # one map for all answers
     assert page.locator(".panel .stage.plain img").count() == 1  # the original beside it
     assert "part of this relevance" in page.locator(".panel .strength").inner_text()

@@ -70,7 +70,7 @@ def _cause(example: Example) -> str:
         return f"The prompt said {hint[0].lower()}{hint[1:]}."
     start = next((s for s in ("A picture of ", "A recording from ") if hint.startswith(s)), "")
     wrong = "none" if example.label != NO else "one"
-    return f"The prompt spoke of {hint.removeprefix(start)}, which suggests {wrong}."
+    return f"The prompt spoke of {hint.removeprefix(start)}, which suggests that there is {wrong}."
 
 
 def _name(generation: Generation) -> str:

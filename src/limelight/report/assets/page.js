@@ -147,7 +147,7 @@
       canvas.width = [640, 320, 240][small];
       canvas.height = Math.max(16, Math.round(canvas.width * shape));
       if (!source) canvas.classList.add("flow");
-      const caption = el("figcaption", {}, el("span", {}, label), el("span"));
+      const caption = el("figcaption", {}, el("span", {}, original && source && !small ? "where the evidence lies" : label), el("span"));
       if (original && source && !small) holder.append(el("figure", { className: "view half" }, el("div", { className: "stage plain" },
         el("img", { src: source.src, alt: `${label}, original` })), el("figcaption", {}, el("span", {}, "original"))));
       const fit = source && !small && !original ? { style: `max-width:min(100%, calc(max(240px, ${alone ? 62 : 46}vh) / ${shape.toFixed(4)}))` } : {};
@@ -292,9 +292,15 @@
   const signed = (v) => (v === null ? "–" : (v >= 0 ? "+" : "−") + number(Math.abs(v)));
   const bar = (v, most) => el("span", {}, el("i", { style: `width:${(Math.abs(v ?? 0) / most) * 100}%;background:var(--${v >= 0 ? "supports" : "against"})` }));
 
+  // what the sum over the input leaves of the difference: AttnLRP's sum is not exactly the logit
+  const untraced = (word) => {
+    const parts = Object.values(word.to), rest = word.lo - parts.reduce((a, v) => a + v, 0), most = Math.max(...parts.map(Math.abs), Math.abs(word.lo));
+    return word.lo === null || Math.abs(rest) < 0.02 * most ? [] : [", ", el("b", {}, signed(rest)), " not traced to the input (biases, activations)"];
+  };
+
   function facts(holder, shown, column, word, players) {
     const children = [el("p", { className: "word" }, el("b", {}, word.t), word.lp === undefined ? "" : `probability ${number(word.lp)}`)];
-    if (word.to) children.push(el("p", { className: "totals" }, `Difference of the logits ${signed(word.lo)}: `, ...Object.entries(word.to).flatMap(([m, v], i) => [i ? ", " : "", el("b", {}, signed(v)), ` from the ${m}`]), ". Red is for ", el("b", {}, word.on), ", blue against."));
+    if (word.to) children.push(el("p", { className: "totals" }, `Difference of the logits ${signed(word.lo)}: `, ...Object.entries(word.to).flatMap(([m, v], i) => [i ? ", " : "", el("b", {}, signed(v)), ` from the ${m}`]), ...untraced(word), ". Red is for ", el("b", {}, word.on), ", blue against."));
     if (word.sh) {
       const shares = Object.entries(word.sh);
       children.push(el("div", { className: "bar", "aria-hidden": "true" }, ...shares.map(([m, v]) => el("span", { style: `width:${v * 100}%;background:var(--${m})` }))),

@@ -192,6 +192,16 @@ def test_in_a_browser(address: str, photo: Path, browser: Any) -> None:  # noqa:
 
 
 @NEEDS_GRADIO
+def test_the_page_of_both_answers_is_not_written_into_the_loading_page_of_the_first() -> None:
+    from limelight.app.blocks import framed
+
+    first, second, third = (framed(f"page {turn}", turn) for turn in range(3))
+    assert first.startswith("<div><iframe") and first.endswith("</div>")
+    assert second.startswith("<section><iframe") and second.endswith("</section>")
+    assert third.startswith("<div>")
+
+
+@NEEDS_GRADIO
 def test_hosts_and_origins(address: str, photo: Path) -> None:  # noqa: F811
     """Pages that rebind their name to this machine read nothing."""
     with httpx.Client(base_url=address, trust_env=False, timeout=60) as http:

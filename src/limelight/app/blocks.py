@@ -99,6 +99,7 @@ def build(
                 if sampled:
                     settings |= {"do_sample": True, "temperature": float(temp), "top_k": 0, "seed": int(number)}
                 media = {m: [f] for m, f in files.items() if f}
+                turn = 0
                 for progress in backend.ask(Question(question or "", media, strategies, settings)):
                     shown = answers_html(progress.answers, progress.status)
                     if not progress.page:
@@ -107,7 +108,8 @@ def build(
                     with tempfile.TemporaryDirectory(dir=folder) as place:
                         target = Path(place) / "where-the-words-come-from.html"
                         target.write_text(progress.page, encoding="utf-8")
-                        yield shown, framed(progress.page), gr.update(value=str(target), visible=True)
+                        yield shown, framed(progress.page, turn), gr.update(value=str(target), visible=True)
+                    turn += 1
             except LimelightError as error:
                 yield error_html(error), "", gr.update(visible=False)
 
@@ -166,11 +168,16 @@ def error_html(error: LimelightError) -> str:
     return f'<div class="error" role="alert"><b>{escape(error.message)}</b>{hint}</div>'
 
 
-def framed(page: str) -> str:
-    """Embed the page in an iframe that may only run scripts."""
+def framed(page: str, turn: int = 0) -> str:
+    """Embed the page in an iframe that may only run scripts.
+
+    Pages of successive turns are in different elements: Gradio would write the next page into the iframe that is still
+    loading the last one, which sometimes leaves it blank.
+    """
+    around = ("div", "section")[turn % 2]
     return (
-        f'<iframe title="Where the words come from" sandbox="allow-scripts" srcdoc="{escape(page, quote=True)}" '
-        'style="width:100%;height:min(1100px,92vh);border:1px solid var(--border-color-primary);border-radius:10px"></iframe>'
+        f'<{around}><iframe title="Where the words come from" sandbox="allow-scripts" srcdoc="{escape(page, quote=True)}" '
+        'style="width:100%;height:min(1100px,92vh);border:1px solid var(--border-color-primary);border-radius:10px"></iframe></{around}>'
     )
 
 

@@ -177,7 +177,8 @@ def framed(page: str, turn: int = 0) -> str:
     around = ("div", "section")[turn % 2]
     return (
         f'<{around}><iframe title="Where the words come from" sandbox="allow-scripts" srcdoc="{escape(page, quote=True)}" '
-        'style="width:100%;height:min(1100px,92vh);border:1px solid var(--border-color-primary);border-radius:10px"></iframe></{around}>'
+        'style="width:100%;height:min(1100px,92vh);border:1px solid var(--border-color-primary);border-radius:10px">'
+        f"</iframe></{around}>"
     )
 
 

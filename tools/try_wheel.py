@@ -29,7 +29,10 @@ ASK = [
 TRIES: dict[str, list[list[str] | str]] = {
     "": [["--version"], ASK, ["demo", "--out", "demo"]],
     "audio": [["transcribe", "{cow}", "--model", "demo-audio"], ["demo", "--audio", "--out", "demo"]],
-    "video": ["import av, num2words; from limelight.media.video import read_video"],
+    "video": [
+        "import av, num2words; from limelight.media.video import read_video",
+        ["generate", "demo-video", "--video", "example:pizza-film", "-p", "Describe the film in order."],
+    ],
     "server": ["import limelight.server.app, uvicorn"],
     "app": ["import limelight.app.blocks"],
     "pandas": [

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 import limelight
+from limelight.cli.app import _examples
 from limelight.demo import film_language as language
+from limelight.demo.example import EXAMPLES
 from limelight.demo.film_questions import FilmRequest, captions, questions
 from limelight.demo.films import NAMES
 from limelight.demo.outcome import VIDEO
 from limelight.demo.probe import FrameProbe
+from limelight.media.image import kind_of
 
 SHA256 = "5e7771fe6a5566e88bd5280c44620e24617c2d97b81d80e6be184c0b39655620"
 
@@ -120,6 +123,15 @@ def test_examples_are_complete_and_mislead(adapter: limelight.Adapter) -> None:
         assert row["id"].startswith("demo/")
         if row["cell"].startswith("what"):
             assert (row["object"] in row["objects"]) == (row["label"] == "yes")
+
+
+def test_every_example_by_name_is_there_and_the_app_offers_films() -> None:
+    for name, file in EXAMPLES.items():
+        assert limelight.example(name).is_file()
+        assert name.endswith("-film") == file.startswith("video/")
+    offered = _examples("demo-video")
+    assert len(offered) == 4
+    assert {kind_of(file) for file, _ in offered} == {"video"}
 
 
 def test_relevance_of_a_named_object_lies_in_the_frames_that_show_it(adapter: limelight.Adapter) -> None:

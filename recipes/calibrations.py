@@ -3,7 +3,7 @@
     python -m recipes.calibrations            writes calibration.json beside the weights of all, and prints them
     python -m recipes.calibrations --unlabelled      the same without labels, for comparison: prints, writes nothing
 
-Vision: captions of clear and degraded images, without a hint and with a wrong one. Audio: the same, and transcripts of usual
+Vision and video: captions of clear and degraded media, without a hint and with a wrong one. Audio: the same, and transcripts of usual
 and unusual phrases and of recordings without speech. smol-vision, if its weights were fetched: captions of scenes with clear and
 with small or faint objects, without a hint and with a wrong one. The Whispers: the recordings
 of `bench.whisper`, half of them held out; `--only whisper-base` fits from the rows that it has measured.
@@ -23,7 +23,7 @@ from bench import whisper, whisper_table
 from limelight.calibrating.fit import Observed, fit, measured
 from limelight.calibrating.labels import INVENTED, SUPPORTED
 from limelight.calibration import FILE, Calibration
-from limelight.demo import questions, scenes, sound_questions, sounds
+from limelight.demo import film_questions, films, questions, scenes, sound_questions, sounds
 from limelight.errors import DataError
 from limelight.models.checkpoints.weights_on_disk import missing_parts
 from limelight.models.loading import CALIBRATIONS, packaged
@@ -58,6 +58,15 @@ def recordings(split: Any, n: int) -> Iterator[dict[str, Any]]:
             yield {"audio": (t.recording.samples(), rate), "prompt": t.text, "reference": t.truth}
 
 
+def watched(split: Any, n: int) -> Iterator[dict[str, Any]]:
+    """Yield caption requests labelled with the objects that are and are not in the film."""
+    for visibility in ("clear", "poor"):
+        for hint in HINTS:
+            for c in film_questions.captions(split, hint, n, visibility=visibility):
+                absent = sorted(set(films.NAMES) - set(c.film.names))
+                yield {"video": c.film.clip(), "prompt": c.text, "supported": list(c.film.names), "invented": absent}
+
+
 def composed(split: Any, n: int) -> Iterator[dict[str, Any]]:
     """Caption requests about composed scenes, with the nouns that are and are not in each."""
     from recipes.real_vision.nouns import CANDIDATES
@@ -75,19 +84,25 @@ def composed(split: Any, n: int) -> Iterator[dict[str, Any]]:
 WORLDS: Mapping[str, Callable[[Any, int], Iterator[dict[str, Any]]]] = {
     "demo-vision": pictures,
     "demo-audio": recordings,
+    "demo-video": watched,
     "smol-vision": composed,
 }
 
 
 # On audio the score is less informative: a threshold by Youden's index would flag a quarter of the true words.
-OBJECTIVES = {"demo-vision": "youden", "demo-audio": "false-flags=0.05", "smol-vision": "youden"}
+OBJECTIVES = {
+    "demo-vision": "youden",
+    "demo-audio": "false-flags=0.05",
+    "demo-video": "youden",
+    "smol-vision": "youden",
+}
 
 
 def calibrated(name: str, *, n: int = CAPTIONS, labelled: bool = True) -> Calibration:
     """Fit a miniature's calibration."""
     rows = list(WORLDS[name]("dev", n))
     if not labelled:
-        kept = ("image", "audio", "prompt")
+        kept = ("image", "audio", "video", "prompt")
         rows = [{k: v for k, v in r.items() if k in kept} for r in rows]
     adapter = limelight.load(name, calibration=None)
     held_out = list(WORLDS[name]("test", n))
@@ -97,7 +112,7 @@ def calibrated(name: str, *, n: int = CAPTIONS, labelled: bool = True) -> Calibr
         held_out=held_out,
         name=name,
         objective=OBJECTIVES[name],
-        max_new_tokens=24,
+        max_new_tokens=40 if name == "demo-video" else 24,
         batch_size=20 if labelled else 10,
     )
 

@@ -143,3 +143,34 @@ def test_labels_take_as_many_parents_as_needed(results: list[Results], tmp_path:
     assert labels([results[0].run, results[1].run]) == ["greedy", "lime"]
     assert labels([results[0].run, twin.run]) == ["x/greedy", "y/greedy"]
     assert labels([]) == []
+
+
+@pytest.mark.parametrize("metrics", [1, 3, 9])
+def test_no_word_is_broken_at_80_columns(metrics: int) -> None:
+    header = (
+        "",
+        "greedy",
+        "relevance-contrastive",
+        "difference",
+        "p",
+        "only greedy",
+        "only relevance-contrastive",
+        "n",
+    )
+    rows = [
+        (f"E-wrong/clear/accuracy_{i}", "25.0", "50.0", "+25.0 [0.0, +75.0]", "0.639", "0", "1", "4")
+        for i in range(metrics)
+    ]
+    text = render([Table("two decoders", header, tuple(rows), ("a note",))], "terminal", width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    for whole in (
+        "E-wrong/clear/accuracy_0",
+        "relevance-contrastive",
+        "difference",
+        "+75.0]",
+        f"accuracy_{metrics - 1}",
+    ):
+        assert whole in text
+    assert text.count("two decoders") == text.count("a note") == 1
+    words = {w for cell in (*header, *(c for row in rows for c in row)) for w in cell.split()}
+    assert set(re.sub("[┏┓┗┛┃│┡┩╇┳┴┬┼├┤└┘━─]", " ", text).split()) - {"two", "decoders", "a", "note"} == words

@@ -201,15 +201,67 @@ def _terminal(table: Table, width: int | None) -> str:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    notes = Text("\n".join(table.notes)) if table.notes else None
-    drawn = RichTable(title=Text(table.title), caption=notes, title_justify="left", caption_justify="left")
-    for k, name in enumerate(table.header):
-        drawn.add_column(Text(name), justify="left" if k == 0 else "right", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*map(Text, row))
+    width = width or max(80, Console().width)
+    parts = _fitting(table.header, table.rows, width)
     out = StringIO()
-    Console(file=out, width=width or max(80, Console().width), color_system=None).print(drawn)
+    console = Console(file=out, width=width, color_system=None)
+    for i, (header, rows) in enumerate(parts):
+        notes = Text("\n".join(table.notes)) if table.notes and i == len(parts) - 1 else None
+        title = Text(table.title) if i == 0 else None
+        drawn = RichTable(title=title, caption=notes, title_justify="left", caption_justify="left")
+        for k, (name, wide) in enumerate(zip(header, _widths(header, rows, width), strict=True)):
+            drawn.add_column(Text(name), justify="left" if k == 0 else "right", overflow="fold", width=wide)
+        for row in rows:
+            drawn.add_row(*map(Text, row))
+        console.print(drawn)
     return out.getvalue().rstrip()
+
+
+Part = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
+
+
+def _fitting(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Part]:
+    """Return the table as it fits into ``width`` without broken words: as it is, else with rows and columns exchanged, else
+    its columns in several tables, each of which begins with the first column."""
+
+    def needed(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+        longest = _longest_words(header, rows)
+        return sum(longest) + 3 * len(longest) + 1
+
+    if needed(header, rows) <= width:
+        return [(header, rows)]
+    turned = list(zip(header, *rows, strict=True))
+    if needed(turned[0], turned[1:]) <= width:
+        return [(turned[0], turned[1:])]
+
+    def chosen(columns: Sequence[int]) -> Part:
+        return [header[k] for k in columns], [[row[k] for k in columns] for row in rows]
+
+    groups = [[0]]
+    for k in range(1, len(header)):
+        if len(groups[-1]) > 1 and needed(*chosen([*groups[-1], k])) > width:
+            groups.append([0])
+        groups[-1].append(k)
+    return [chosen(group) for group in groups]
+
+
+def _longest_words(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    columns = zip(header, *rows, strict=True)
+    return [max((len(word) for cell in column for word in cell.split()), default=1) for column in columns]
+
+
+def _widths(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int | None]:
+    """Return each column's width: its longest word, and what is left goes to the columns that would wrap; None where the
+    words do not fit."""
+    widths = _longest_words(header, rows)
+    left = width - sum(widths) - 3 * len(widths) - 1
+    if left < 0:
+        return [None] * len(widths)
+    for k, column in enumerate(zip(header, *rows, strict=True)):
+        more = min(left, max(len(line) for cell in column for line in (cell.splitlines() or [""])) - widths[k])
+        widths[k] += max(more, 0)
+        left -= max(more, 0)
+    return list(widths)
 
 
 def _markdown(table: Table) -> str:

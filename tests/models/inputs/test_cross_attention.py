@@ -89,8 +89,8 @@ def test_offsets_stand_at_the_states_where_they_are_read() -> None:
     seen: list[Any] = []
     original = lime_cached.LowRankOffsets.update
 
-    def update(self: Any, gradients: Any, direction: float = -1.0) -> None:
-        original(self, gradients, direction)
+    def update(self: Any, gradients: Any) -> None:
+        original(self, gradients)
         seen.append((self, gradients))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -49,3 +49,17 @@ def test_mkdocs_builds_without_a_warning(tmp_path: Path) -> None:
         text = built.read_text(encoding="utf-8")
         assert "fonts.googleapis.com" not in text
         assert 'src="http' not in text
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
+def test_lists_have_a_blank_line_in_front(path: Path) -> None:
+    """Without one, Markdown makes a single paragraph of the list."""
+    item, code, inside, before = re.compile(r"([-*]|\d+\.) "), False, False, ""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        code ^= line.startswith("```")
+        if not line.strip():
+            inside = False
+        elif not code and item.match(line):
+            assert inside or not before.strip() or before.startswith("<!--"), f"{path.name}:{number}"
+            inside = True
+        before = line

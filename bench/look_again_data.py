@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 import limelight
 from bench.quality import fingerprint
 from bench.quality_data import adapter as vision
-from bench.quality_data import answering, cell
+from bench.quality_data import answering, cell, padded_left
 from limelight.decoding.collate import batch_of
 from limelight.demo import canvases, long_sounds
 from limelight.demo.synthesis import RATE
@@ -49,11 +49,8 @@ class Row:
     object: str
 
 
-@cache
 def audio() -> limelight.Adapter:
-    loaded = limelight.load("demo-audio")
-    loaded.processor.tokenizer.padding_side = "left"
-    return loaded
+    return padded_left("demo-audio")
 
 
 def adapter(where: str) -> limelight.Adapter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,8 @@ def mentioned(text: str) -> set[str]:
     return set(language.mentioned(text))
 
 
-@cache
 def adapter() -> limelight.Adapter:
-    loaded = limelight.load(MODEL)
-    loaded.processor.tokenizer.padding_side = "left"
-    return loaded
+    return pictures.padded_left(MODEL)
 
 
 def yes_no_ids() -> tuple[int, int]:

@@ -37,10 +37,15 @@ def mentioned(text: str) -> set[str]:
 
 
 @cache
-def adapter() -> limelight.Adapter:
-    loaded = limelight.load(MODEL)
+def padded_left(model: str) -> limelight.Adapter:
+    """A shipped model, whose batches are padded on the left."""
+    loaded = limelight.load(model)
     loaded.processor.tokenizer.padding_side = "left"
     return loaded
+
+
+def adapter() -> limelight.Adapter:
+    return padded_left(MODEL)
 
 
 @cache

@@ -49,11 +49,8 @@ def mentioned(text: str) -> set[str]:
     return set(language.mentioned(text))
 
 
-@cache
 def adapter() -> limelight.Adapter:
-    loaded = limelight.load(MODEL)
-    loaded.processor.tokenizer.padding_side = "left"
-    return loaded
+    return pictures.padded_left(MODEL)
 
 
 def yes_no_ids() -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from recipes.demo_audio.data import TOKENS, mel
 from recipes.demo_audio.text import AROUND, MARKS
 from recipes.demo_vision.evaluate import auc, margins, probe_margins, write_captions
 from recipes.demo_vision.text import Packer
+from recipes.evaluation import evaluate
 
 SHIPPED = Path(__file__).parents[2] / "src" / "limelight" / "demo" / "audio"
 
@@ -138,16 +138,5 @@ def report(folder: Path, split: Split, n: int, n_captions: int) -> None:
         print(f"| {name} | {word_errors(texts, said):.3f} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=SHIPPED)
-    parser.add_argument("--split", choices=("dev", "test"), default="dev")
-    parser.add_argument("-n", type=int, default=500, help="questions a cell")
-    parser.add_argument("--captions", type=int, default=200)
-    a = parser.parse_args()
-    report(a.model, a.split, a.n, a.captions)
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    evaluate(report, SHIPPED, __doc__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from recipes.demo_video.text import MARKS, as_words
 from recipes.demo_vision.evaluate import auc, margins, write_captions
 from recipes.demo_vision.model import decode, media_tokens
 from recipes.demo_vision.text import Packer
+from recipes.evaluation import evaluate
 
 SHIPPED = Path(__file__).parents[2] / "src" / "limelight" / "demo" / "video"
 
@@ -172,16 +172,5 @@ def report(folder: Path, split: Split, n: int, n_captions: int) -> None:
             print(f"| {hint} | {visibility} | " + " | ".join(f"{v:.3f}" for v in row) + " |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=SHIPPED)
-    parser.add_argument("--split", choices=("dev", "test"), default="dev")
-    parser.add_argument("-n", type=int, default=500, help="questions a cell")
-    parser.add_argument("--captions", type=int, default=200)
-    a = parser.parse_args()
-    report(a.model, a.split, a.n, a.captions)
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    evaluate(report, SHIPPED, __doc__)

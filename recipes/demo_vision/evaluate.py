@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +17,7 @@ from limelight.demo.questions import CELLS, TEXT_SETS, Caption, captions, questi
 from limelight.demo.scenes import OBJECTS, VISIBILITIES, Scene, Split
 from recipes.demo_vision import model as nets
 from recipes.demo_vision.text import Packer
+from recipes.evaluation import evaluate
 
 SHIPPED = Path(__file__).parents[2] / "src" / "limelight" / "demo" / "vision"
 
@@ -170,16 +170,5 @@ def report(folder: Path, split: Split, n: int, n_captions: int) -> None:
             )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=SHIPPED)
-    parser.add_argument("--split", choices=("dev", "test"), default="dev")
-    parser.add_argument("-n", type=int, default=1000, help="questions a cell")
-    parser.add_argument("--captions", type=int, default=200)
-    a = parser.parse_args()
-    report(a.model, a.split, a.n, a.captions)
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    evaluate(report, SHIPPED, __doc__, questions=1000)

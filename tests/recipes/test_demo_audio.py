@@ -17,6 +17,7 @@ from recipes.demo_vision.evaluate import margins
 from recipes.demo_vision.model import decode
 from recipes.demo_vision.parallel import Float32Muon
 from recipes.demo_vision.text import Packer
+from tests.recipes.blocks import check_separate_blocks
 from transformers import Qwen2AudioForConditionalGeneration
 
 import limelight
@@ -69,16 +70,7 @@ def test_blocks_of_one_recording_do_not_see_one_another(cache: Path, packer: Pac
     model, _ = new_model(Plan(tiny=True))
     row = blocks(np.random.default_rng(0), recording("train", "events", "clear", 3), 2)
     heard = torch.randn(1, 50, model.config.audio_config.d_model)
-    with torch.no_grad():
-        together, alone = decode(model, packer([row]), heard), decode(model, packer([row[1:2]]), heard)
-    first = row[0]
-    start = (
-        len(packer.prefix) + sum(len(packer.encode(t)) for t in (first.text + " ASSISTANT:", " " + first.answer)) + 1
-    )
-    length = alone.shape[1] - len(packer.prefix)
-    torch.testing.assert_close(
-        together[:, start : start + length], alone[:, len(packer.prefix) :], atol=1e-5, rtol=1e-4
-    )
+    check_separate_blocks(decode, model, packer, row, heard)
 
 
 def test_hints_are_right_nine_times_in_ten_and_answers_balanced() -> None:

@@ -18,6 +18,7 @@ from recipes.demo_vision.evaluate import margins
 from recipes.demo_vision.model import decode, media_tokens
 from recipes.demo_vision.parallel import Optimiser
 from recipes.demo_vision.text import Packer
+from tests.recipes.blocks import check_separate_blocks
 from transformers import LlavaOnevisionForConditionalGeneration
 
 import limelight
@@ -116,16 +117,7 @@ def test_blocks_of_one_film_do_not_see_one_another(packer: Packer) -> None:
     model, _ = new_model(Plan(tiny=True))
     row = blocks(np.random.default_rng(0), film("train", "clear", 3), 2)
     seen = torch.randn(1, FRAMES, 36, model.config.vision_config.hidden_size)
-    with torch.no_grad():
-        together, alone = decode(model, packer([row]), seen), decode(model, packer([row[1:2]]), seen)
-    first = row[0]
-    start = (
-        len(packer.prefix) + sum(len(packer.encode(t)) for t in (first.text + " ASSISTANT:", " " + first.answer)) + 1
-    )
-    length = alone.shape[1] - len(packer.prefix)
-    torch.testing.assert_close(
-        together[:, start : start + length], alone[:, len(packer.prefix) :], atol=1e-5, rtol=1e-4
-    )
+    check_separate_blocks(decode, model, packer, row, seen)
 
 
 def test_hints_are_right_nine_times_in_ten_and_answers_balanced() -> None:

@@ -12,6 +12,7 @@ from recipes.demo_vision.data import coverage, training_scene
 from recipes.demo_vision.evaluate import auc, chair, features_of, margins
 from recipes.demo_vision.text import Packer, blocks, train_tokenizer
 from recipes.demo_vision.train import Plan, new_model, run_stages
+from tests.recipes.blocks import check_separate_blocks
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from limelight.demo import language
@@ -55,15 +56,7 @@ def test_blocks_of_one_picture_do_not_see_one_another(packer: Packer) -> None:
     seen = torch.randn(1, 49, model.config.vision_config.hidden_size)
     from recipes.demo_vision.model import decode
 
-    with torch.no_grad():
-        together, alone = decode(model, packer([row]), seen), decode(model, packer([row[1:2]]), seen)
-    start = (
-        len(packer.prefix) + sum(len(packer.encode(t)) for t in (row[0].text + " ASSISTANT:", " " + row[0].answer)) + 1
-    )
-    length = alone.shape[1] - len(packer.prefix)
-    torch.testing.assert_close(
-        together[:, start : start + length], alone[:, len(packer.prefix) :], atol=1e-5, rtol=1e-4
-    )
+    check_separate_blocks(decode, model, packer, row, seen)
 
 
 def test_hints_are_right_nine_times_in_ten_and_answers_balanced() -> None:

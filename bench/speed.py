@@ -247,6 +247,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         points = sorted(
             (r["prompt_tokens"], r["token"]["ratio"]) for r in rows if r["name"] == name and r["batch"] == 1
         )
+        if len(points) < 2:  # the table has it: a point is no curve, and their names would cover the others
+            continue
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=GROUPS[group_of(name)])
         ends.append((name, *points[-1]))
     for length in {x for _, x, _ in ends}:  # names beside the last points

@@ -1,12 +1,12 @@
 """A 7B model's width on a CPU: what a token and a prefill cost, and how much memory they take beyond the model.
 
-    python -m bench.big            both shapes (about half an hour on a quiet machine; each row is kept as it is done)
+    python -m bench.big            both shapes (about half an hour on a quiet machine; each model's rows are kept)
     python -m bench.big --tiny     the same program at a tiny size, for tests
     python -m bench.big --table    print the committed table, run nothing
 
 LLaVA-1.5-7B's shape (4096 wide, 32 heads, vocabulary 32064, CLIP-L/336, 576 image tokens) and Qwen2.5-VL-7B's (3584 wide,
-28 heads over 4 key/value heads, vocabulary 152064), random weights in float32, built from configs at two depths each. Every row takes
-turns with plain cached greedy decoding of the same model: process time of one thread. The cost of a layer is the
+28 heads over 4 key/value heads, vocabulary 152064), random weights in float32, built from configs at two depths each. Settings
+take turns, plain cached greedy decoding of the same model among them: process time of one thread. The cost of a layer is the
 difference between the two depths, so that a full stack is computed from measured parts:
 ``t(L) = t(a) + (L - a) (t(b) - t(a)) / (b - a)``. Memory is the peak of torch's allocator beyond the model, likewise.
 bfloat16 is run at the smaller depth for correctness only (these processors multiply it slowly): memory in bfloat16 is half
@@ -34,7 +34,7 @@ from bench.attribution_worker import peak
 from bench.machine import about, add_busy, require_quiet
 
 RESULTS = Path(__file__).parent / "results" / "big.json"
-WORDS, TOKENS, REPEATS, ANSWER = 24, 4, 3, 32
+WORDS, TOKENS, REPEATS, ANSWER = 24, 9, 3, 32
 SETTINGS = ("greedy", "meter", "relevance-contrastive", "cached LIME, 1 update", "VCD", "M3ID", "audit")
 
 
@@ -210,23 +210,31 @@ def _median(pairs: list[tuple[float, float]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured(model: Any, inputs: dict[str, Any], name: str, repeats: int) -> dict[str, Any]:
-    """One row: prefill and token, in turns with greedy; the peak of each beyond the model."""
-    if name == "audit":
-        audit(model, inputs, dual=True)
-        pairs = [(audit(model, inputs, dual=True), audit(model, inputs, dual=False)) for _ in range(repeats)]
-        mine, base = (peak(lambda d=d: audit(model, inputs, dual=d)) for d in (True, False))  # type: ignore[misc]
-        return {"forward": _median(pairs), "peak_bytes": mine, "greedy_peak_bytes": base}
-    known = strategies()
-    run, plain = known[name], known["greedy"]
-    tokens(model, inputs, run(), 2)  # checks and probes
-    mine_all = [(tokens(model, inputs, run(), TOKENS), tokens(model, inputs, plain(), TOKENS)) for _ in range(repeats)]
-    return {
-        "prefill": _median([(a[0], b[0]) for a, b in mine_all]),
-        "token": _median([(a[1], b[1]) for a, b in mine_all]),
-        "peak_bytes": peak(lambda: tokens(model, inputs, run(), TOKENS)),
-        "greedy_peak_bytes": peak(lambda: tokens(model, inputs, plain(), TOKENS)),
-    }
+def measured(model: Any, inputs: dict[str, Any], repeats: int, names: tuple[str, ...] = SETTINGS) -> dict[str, Any]:
+    """Rows by name: prefill and token, in rounds of which greedy is a part; the peak of each beyond the model."""
+    known = {k: v for k, v in strategies().items() if k in names}
+    for run in known.values():
+        tokens(model, inputs, run(), 2)  # checks and probes
+    audit(model, inputs, dual=True)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
+    audits: list[tuple[float, float]] = []
+    for _ in range(repeats):
+        for name, run in known.items():
+            times[name].append(tokens(model, inputs, run(), TOKENS))
+        audits.append((audit(model, inputs, dual=True), audit(model, inputs, dual=False)))
+    most = {name: peak(lambda run=run: tokens(model, inputs, run(), 3)) for name, run in known.items()}  # type: ignore[misc]
+    rows: dict[str, Any] = {}
+    for name in known:
+        pairs = list(zip(times[name], times["greedy"], strict=True))
+        rows[name] = {
+            "prefill": _median([(a[0], b[0]) for a, b in pairs]),
+            "token": _median([(a[1], b[1]) for a, b in pairs]),
+            "peak_bytes": most[name],
+            "greedy_peak_bytes": most["greedy"],
+        }
+    mine, base = (peak(lambda d=d: audit(model, inputs, dual=d)) for d in (True, False))  # type: ignore[misc]
+    rows["audit"] = {"forward": _median(audits), "peak_bytes": mine, "greedy_peak_bytes": base}
+    return rows
 
 
 def correct(shape: Shape) -> dict[str, Any]:
@@ -288,17 +296,16 @@ def main() -> None:
 
 
 def _rows(shape: Shape, depth: int, repeats: int, found: dict[str, Any], out: Path) -> None:
-    kept = {(r["shape"], r["depth"], r["name"]) for r in found["rows"]}
-    wanted = [name for name in SETTINGS if (shape.name, depth, name) not in kept]
-    if not wanted:
+    if any((r["shape"], r["depth"]) == (shape.name, depth) for r in found["rows"]):
         return
+    started = time.time()
     model, inputs = build(shape, depth), prompt(shape)
-    for name in wanted:
-        row = {"shape": shape.name, "depth": depth, "full": shape.full, "depths": list(shape.depths), "name": name}
-        row |= measured(model, inputs, name, repeats) | {"load": round(os.getloadavg()[0], 1)}
-        found["rows"].append(row)
-        write(found, out)
-        print(f"{shape.name}, {depth} layers, {name}: done", file=sys.stderr, flush=True)
+    own = {"shape": shape.name, "depth": depth, "full": shape.full, "depths": list(shape.depths)}
+    rows = measured(model, inputs, repeats)
+    load = round(os.getloadavg()[0], 1)
+    found["rows"] += [{**own, "name": name, **row, "load": load} for name, row in rows.items()]
+    write(found, out)
+    print(f"{shape.name}, {depth} layers: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
     del model
     gc.collect()
 

@@ -147,12 +147,12 @@ def looked(raw: dict[str, Any], gate: str, threshold: float = GATE) -> float:
 def intervals(scores: Sequence[Floats], truth: npt.NDArray[np.bool_], resamples: int = 1000) -> list[list[float]]:
     """AUC of each with its 95 % bootstrap interval over questions, and of each minus the first: [auc, low, high, difference,
     low, high]."""
-    from bench.quality_score import auc
+    from bench.quality_score import auc, aucs
 
     rng = np.random.default_rng(0)
-    draws = [rng.integers(0, len(truth), len(truth)) for _ in range(resamples)]
-    draws = [d for d in draws if truth[d].any() and not truth[d].all()]
-    each = np.array([[auc(s[d], truth[d]) for d in draws] for s in scores])
+    drawn = rng.integers(0, len(truth), (resamples, len(truth)))
+    drawn = drawn[truth[drawn].any(1) & ~truth[drawn].all(1)]
+    each = np.array([aucs(s[drawn], truth[drawn]) for s in scores])
     out = []
     for s, own in zip(scores, each, strict=True):
         low, high = np.percentile(own, [2.5, 97.5])
@@ -211,7 +211,7 @@ def run(cells: Sequence[str], rows: Sequence[Row], n: int, split: str, save: Cal
             strategy = "look-again" if row.settings else "greedy"
             known.setdefault(cell, {})[row.name] = record(split, cell, n, strategy, row.recorded)
             print(f"{cell} {row.name}: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
-        save({cell: summary(cell, found) for cell, found in known.items()})
+    save({cell: summary(cell, found) for cell, found in known.items()})
 
 
 def main() -> None:

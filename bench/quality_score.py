@@ -49,6 +49,16 @@ def auc(score: Array, truth: Array) -> float:
     return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
 
 
+def aucs(scores: Array, truths: Array) -> Array:
+    """:func:`auc` of every row of ``[R, N]``, each with both classes."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.nan_to_num(scores, posinf=1e9, neginf=-1e9), axis=1)
+    positive = truths.sum(1)
+    out: Array = ((ranks * truths).sum(1) - positive * (positive + 1) / 2) / (positive * (truths.shape[1] - positive))
+    return out
+
+
 def matched(margin: Array, yes_ratio: float) -> Array:
     """Greedy's decisions with its threshold moved so that it says yes as often as another decoder."""
     count = round(yes_ratio * len(margin))

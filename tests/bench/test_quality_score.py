@@ -26,6 +26,13 @@ def test_auc_of_ties_and_of_one_class() -> None:
     assert score.auc(np.array([1.0, np.inf]), np.array([False, True])) == 1.0
 
 
+def test_auc_of_many_draws_at_once() -> None:
+    rng = np.random.default_rng(0)
+    scores, truths = rng.integers(0, 4, (20, 30)).astype(float), rng.random((20, 30)) < 0.4
+    scores[0, 0] = np.inf
+    assert score.aucs(scores, truths) == pytest.approx([score.auc(s, t) for s, t in zip(scores, truths, strict=True)])
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 1.0])
 def test_matched_has_the_same_yes_ratio(ratio: float) -> None:
     margin = np.random.default_rng(0).normal(size=40)

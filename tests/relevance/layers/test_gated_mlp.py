@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 
 from limelight.errors import UnknownKindError
 from limelight.relevance.classify import classify_modules
+from limelight.relevance.layers import gated_mlp
 from limelight.relevance.layers.gated_mlp import GatedSpec, gated_spec
 from limelight.relevance.mode import Mode
 from limelight.relevance.rules import EPS
@@ -201,6 +202,22 @@ LAYOUTS = ("gate first", "up first", "fused, gate first", "fused, up first", "in
 def test_gated(layout: str, graph: str, flat: bool) -> None:
     module = Gated(layout)
     check_in(graph, flat, lambda mode: ruled(module, "gated_mlp", mode), module.by_rule, module)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_long_prompt_is_run_in_parts(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp, mode = MLP().double(), Mode(channels=channels, batch=2)
+    x = torch.randn(2 * channels, 7, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen: list[int] = []
+    mlp.gate_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    run = ruled(mlp, "gated_mlp", mode)
+    with torch.no_grad():
+        seen.clear()
+        at_once = run(x)
+        monkeypatch.setattr(gated_mlp, "_INNER", 2 * channels * 12 * 3)  # three positions
+        in_parts = run(x)
+    assert torch.allclose(in_parts, at_once, rtol=1e-12, atol=1e-12)
+    assert seen == ([7, 3, 3, 1] if channels > 1 else [7, 7])  # without tangents the model runs as it is
 
 
 def test_the_probe_of_a_fused_gate_bears_bfloat16() -> None:

@@ -42,6 +42,7 @@ HALVES: dict[str, Halves] = {  # layouts of gate and up in the output of one lin
 }
 _SIZES = (1.0, 100.0, 10.0)  # clamping is only visible for large inputs; 10 is used where 100 overflows
 _FACTOR = "per_layer_input"
+_INNER = 1 << 22  # numbers of the product at once: 16 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,11 @@ def _written_out(module: nn.Module, spec: GatedSpec, mode: Mode) -> Callable[[Te
     def forward(x: Tensor) -> Tensor:
         if mode.plain(x):
             return original(x)  # type: ignore[no-any-return]
+        if (parts := _parts(x, down)) > 1:
+            return torch.cat([over_blocks(part) for part in x.chunk(parts, 1)], 1)
+        return over_blocks(x)
+
+    def over_blocks(x: Tensor) -> Tensor:
         gate, up = spec.halves(x)
         z, u = blocks(gate, mode.channels), blocks(up, mode.channels)
         if spec.deviations is not None:
@@ -202,6 +208,18 @@ def _written_out(module: nn.Module, spec: GatedSpec, mode: Mode) -> Callable[[Te
         return out
 
     return forward
+
+
+def _parts(x: Tensor, down: Any) -> int:
+    """Return into how many runs of positions ``[B, T, D]`` is cut, so that a prompt's products stay small.
+
+    An MLP computes every position by itself, and its inner width is several times the model's: with tangents beside the
+    values, the products of a long prompt would be the largest tensors of a prefill.
+    """
+    if x.ndim != 3 or torch.is_grad_enabled():
+        return 1
+    inner = x.shape[0] * x.shape[1] * int(down.in_features)
+    return min(x.shape[1], -(-inner // _INNER))
 
 
 def _factored(layer: nn.Module, spec: GatedSpec, mode: Mode) -> Attach:

@@ -120,6 +120,8 @@ def margins(raw: dict[str, Any], budget: int, join: str, gate: str = "always", t
             out[i] = values.mean()
         elif join == "crops":
             out[i] = values[1:].mean() if len(values) > 1 else values[0]
+        elif join == "any":
+            out[i] = values.max()
         elif join == "last":  # the crop that is surest of a yes
             out[i] = values[1:].max() if len(values) > 1 else values[0]
         else:
@@ -173,7 +175,7 @@ def entries(row: Row, raw: dict[str, Any]) -> dict[str, Floats]:
     found = {f"{row.name} @{b}": margins(raw, b, row.join, row.gate) for b in budgets(row)}
     if row.name == OURS:
         for b in budgets(row):
-            found |= {f"{OURS}, {j} @{b}": margins(raw, b, j) for j in ("mean", "crops", "truth")}
+            found |= {f"{OURS}, {j} @{b}": margins(raw, b, j) for j in ("any", "mean", "crops", "truth")}
             found |= {f"{OURS}, gate {g} @{b}": margins(raw, b, "evidence", g) for g in ("uncertain", "truth")}
     return found
 

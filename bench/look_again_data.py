@@ -157,7 +157,7 @@ def record(split: str, where: str, n: int, name: str, settings: Mapping[str, Any
     return out
 
 
-VERSION = 3  # of what is recorded: raised by a change of the strategy
+VERSION = 4  # of what is recorded: raised by a change of the strategy
 
 
 def model_of(where: str) -> str:

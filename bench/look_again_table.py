@@ -45,6 +45,7 @@ def render(results: dict[str, Any]) -> str:
         out.append(_head(["", *[TITLES[c] for c in shown]]))
         for row in ROWS:
             names = [f"{row.name} @{b}" for b in (1, 2, 3, 5)]
+            names += [f"{OURS}, any @{b}" for b in (2, 3, 5)] if row.name == OURS else []
             for name in names:
                 if any(name in cells[c]["auc"] for c in shown):
                     label = {"peer": "peer: ", "control": "control: ", "oracle": "oracle: "}.get(row.kind, "") + name
@@ -61,6 +62,7 @@ def render(results: dict[str, Any]) -> str:
                 f"{OURS} @{b}": f"{OURS} @{b}",
                 f"{OURS}, gate uncertain @{b}": "when: only where the first view is uncertain",
                 f"{OURS}, gate truth @{b}": "when: only where the first view is wrong (oracle)",
+                f"{OURS}, any @{b}": "how: the view that is surest of yes (join any)",
                 f"{OURS}, mean @{b}": "how: mean of all views",
                 f"{OURS}, crops @{b}": "how: mean of the crops",
                 f"{OURS}, truth @{b}": "how: the view that speaks for the truth (oracle)",

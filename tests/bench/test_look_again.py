@@ -30,6 +30,7 @@ RAW: dict[str, Any] = {  # margin, evidence, box of each view
         (3, "mean", "always", [2 / 3, -8 / 3, 5 / 3]),
         (3, "crops", "always", [1.5, -2.0, -0.5]),
         (3, "truth", "always", [5.0, -4.0, 6.0]),
+        (3, "any", "always", [5.0, -1.0, 6.0]),
         (3, "last", "always", [5.0, -1.0, 1.0]),
         (3, "crops", "uncertain", [1.5, -4.0, 6.0]),  # at a margin of -1 the answer is uncertain
         (3, "crops", "truth", [1.5, -4.0, 6.0]),  # only the first is wrong

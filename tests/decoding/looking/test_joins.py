@@ -28,3 +28,10 @@ def test_weights(join: str, want: list[float]) -> None:
     found = joins.weights(join, VIEWS, EMPTY)
     assert found.tolist() == pytest.approx(want) and float(found.sum()) == pytest.approx(1)
     assert joins.weights(join, VIEWS[:1], EMPTY).tolist() == [1.0]
+
+
+def test_any_view_that_says_yes_speaks_for_all() -> None:
+    yes = torch.tensor([-1.0, 0.5, -3.0])
+    assert joins.weights("any", VIEWS, EMPTY, yes).tolist() == [0, 1, 0]
+    assert joins.weights("any", VIEWS, EMPTY).tolist() == [0, 0, 1]  # another decision: by evidence
+    assert joins.weights("evidence", VIEWS, EMPTY, yes).tolist() == [0, 0, 1]

@@ -95,6 +95,14 @@ def test_the_mean_is_of_all_views() -> None:
     assert got == pytest.approx(sum(v.margin for v in views) / 3, abs=1e-3)
 
 
+def test_any_view_that_is_surest_of_yes_decides() -> None:
+    found = answers(limelight.look_again(5, when="always", join="any"), "3x3/3")
+    for generation in found:
+        views = generation.steps[0].views
+        surest = max(views, key=lambda v: v.margin if v.between[0].strip() == "yes" else -v.margin)
+        assert surest.weight == 1.0 and surest.answer.strip() == generation.text
+
+
 @pytest.mark.parametrize("settings", [{"search": "windows"}, {"search": "quarters"}, {"where": "phi"}], ids=str)
 def test_rows_of_a_batch_are_answered_as_alone(settings: dict[str, Any]) -> None:
     strategy = limelight.look_again(3, **settings)

@@ -22,20 +22,27 @@ class Decision:
     """``logit[chosen] - logit[other]`` of each row; both int64 ``[R]``.
 
     ``phrase``: token ids of named words. Localisers then explain the sum of their logits behind the prompt instead.
+    ``asks``: bool ``[R]``, whether yes is ``chosen`` and no is ``other``; None: nowhere.
     """
 
     chosen: Tensor
     other: Tensor
     phrase: tuple[int, ...] = ()
+    asks: Tensor | None = None
 
     def margin(self, logits: Tensor) -> Tensor:
         """``[R]`` of logits ``[R, V]``."""
         rows = torch.arange(len(logits), device=logits.device)
         return logits[rows, self.chosen.to(logits.device)] - logits[rows, self.other.to(logits.device)]
 
+    def margins(self, views: Tensor) -> Tensor:
+        """``[n]`` of the logits ``[n, V]`` that several views give the first row."""
+        return views[:, int(self.chosen[0])] - views[:, int(self.other[0])]
+
     def of(self, rows: Sequence[int]) -> Decision:
         """The decisions of these rows, in this order and with repetitions."""
-        return Decision(self.chosen[list(rows)], self.other[list(rows)], self.phrase)
+        own = list(rows)
+        return Decision(self.chosen[own], self.other[own], self.phrase, None if self.asks is None else self.asks[own])
 
 
 def decide(logits: Tensor, how: str, tokenizer: Any, phrase: str | None = None) -> Decision:
@@ -62,10 +69,10 @@ def decide(logits: Tensor, how: str, tokenizer: Any, phrase: str | None = None) 
         return Decision(chosen, other, words)
     affirmed, denied = (torch.tensor(ids, device=logits.device)[logits[:, list(ids)].argmax(-1)] for ids in (yes, no))
     if how == "yes-no":
-        return Decision(affirmed, denied, words)
+        return Decision(affirmed, denied, words, torch.ones_like(affirmed, dtype=torch.bool))
     likely = logits.topk(min(AMONG, logits.shape[-1]), dim=-1).indices
     asked = (likely == affirmed[:, None]).any(-1) & (likely == denied[:, None]).any(-1)
-    return Decision(torch.where(asked, affirmed, chosen), torch.where(asked, denied, other), words)
+    return Decision(torch.where(asked, affirmed, chosen), torch.where(asked, denied, other), words, asked)
 
 
 def spellings(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

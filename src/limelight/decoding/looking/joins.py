@@ -4,6 +4,8 @@ mean            the views count alike
 crops           as mean, without the first view
 evidence        the view that departs most from what the model says of empty media: evidence in one part of a picture
                 speaks for the whole, its absence in a part does not
+any             where the decision is yes against no, the view that is surest of yes: for questions on whether something is
+                there, which it is if any view shows it; else as evidence
 second-picture  the crops are further pictures of one prompt, for models that take several
 """
 
@@ -20,7 +22,7 @@ SEVERAL_PICTURES = frozenset({
     "qwen2_5_omni", "qwen2_5_vl", "qwen2_vl", "qwen3_omni_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm",
 })  # fmt: skip
 SLACK = 1e-3  # views whose evidence differs by less count as equal: the earliest of them is used
-JOINS = ("auto", "mean", "crops", "evidence", "second-picture")
+JOINS = ("auto", "mean", "crops", "evidence", "any", "second-picture")
 
 
 def chosen_join(adapter: Adapter, join: str, kinds: set[str]) -> str:
@@ -41,13 +43,18 @@ def departure(logits: Tensor, empty: Tensor) -> Tensor:
     return torch.where(torch.isfinite(terms), terms, torch.zeros_like(terms)).sum(-1)
 
 
-def weights(join: str, views: Tensor, empty: Tensor | None) -> Tensor:
-    """Weights ``[n]`` of the views' logits ``[n, V]``, the first view in front; they sum to 1."""
+def weights(join: str, views: Tensor, empty: Tensor | None, yes: Tensor | None = None) -> Tensor:
+    """Weights ``[n]`` of the views' logits ``[n, V]``, the first view in front; they sum to 1.
+
+    ``yes``: how far yes is ahead of no in each view ``[n]``, where that is the decision.
+    """
     count = len(views)
     out = torch.zeros(count)
     if count == 1:
         return out + 1
-    if join == "evidence" and empty is not None:
+    if join == "any" and yes is not None:
+        out[int(yes.argmax())] = 1.0
+    elif join in ("evidence", "any") and empty is not None:
         found = departure(views, empty)
         most = float(found.max())
         out[int((found >= most - SLACK * max(1.0, most)).float().argmax())] = 1.0

@@ -44,7 +44,7 @@ class Windows:
             beside it, per cell (``bbox_from_att_image_adaptive`` of the released code of "MLLMs know where to look").
     """
 
-    sizes: tuple[float, ...] = (1.0,)
+    sizes: tuple[float, ...] = (1.3,)
     shapes: tuple[float, ...] = (1.0,)
     seconds: tuple[float, ...] = (1.0, 2.0)
     context: float = 0.0

@@ -206,7 +206,8 @@ class LookAgainSession:
                 *(stream.logits[0] if (number, k) not in placed else shown[k] for k in range(1, len(views))),
             ]
         else:
-            share = joins.weights(how, torch.stack(shown), empty).tolist()
+            yes = None if decision.asks is None or not bool(decision.asks[0]) else decision.margins(torch.stack(shown))
+            share = joins.weights(how, torch.stack(shown), empty, yes).tolist()
             first = share[0]
             parts = [(*placed[number, k], w) for k, w in enumerate(share) if k and w]
         tokens = self.adapter.tokens([int(decision.chosen[0]), int(decision.other[0])])
@@ -223,7 +224,9 @@ class LookAgainSession:
 
     def _empty(self, rows: Sequence[int], how: Sequence[str]) -> list[Tensor | None]:
         """Logits to empty media of the rows that need them."""
-        needed = [r for r, h in zip(rows, how, strict=True) if h == "evidence" or self.strategy.search != "windows"]
+        needed = [
+            r for r, h in zip(rows, how, strict=True) if h in ("evidence", "any") or self.strategy.search != "windows"
+        ]
         if not needed:
             return [None] * len(rows)
         prompts = [empty_prompt(self.adapter, self.prompts[r]) for r in needed]

@@ -43,8 +43,9 @@ class LookAgain(Method):
             ``pixel-gradient``, ``value-similarity``, ``random``; or ``given``: the places in ``boxes``.
         when: ``uncertain``, ``ungrounded`` or ``always`` (:class:`limelight.decoding.looking.gates.Gate`).
         threshold: of the gate; None: .9 for ``uncertain``, the flag's threshold for ``ungrounded``.
-        join: ``evidence``, ``mean``, ``crops`` or ``second-picture`` (:mod:`limelight.decoding.looking.joins`); ``auto``:
-            second-picture where the family takes several pictures, else evidence.
+        join: ``evidence``, ``any`` (of questions whether something is there), ``mean``, ``crops`` or ``second-picture``
+            (:mod:`limelight.decoding.looking.joins`); ``auto``: second-picture where the family takes several pictures,
+            else evidence.
         search: ``windows``, ``quarters`` or ``auto`` (:mod:`limelight.decoding.looking.search`).
         decision: ``auto``, ``top`` or ``yes-no`` (:func:`limelight.decoding.looking.decision.decide`).
         phrase: localise these words instead of the decision.

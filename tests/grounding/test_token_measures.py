@@ -56,3 +56,14 @@ def test_without_media_there_are_only_shares_and_candidates() -> None:
     (one,) = token_measures(TOKENS[:1], LOGITS[:1], torch.zeros(1, 40), [], {}, known=None, calibration=CALIBRATION)
     assert one["contributions"] == {"text": 1.0} and not one["flagged"] and one["grounding_by_modality"] == {}
     assert [one[k] for k in ("grounding", "rival_grounding", "support", "p_supported")] == [None] * 4
+
+
+def test_of_equal_logits_the_first_is_plain_and_known_probabilities_change_nothing() -> None:
+    logits = LOGITS.round()  # with ties, also of the highest
+    logits[0, [4, 33]] = logits[1, [0, 1, 2]] = 20.0
+    given = {"known": KNOWN, "calibration": CALIBRATION}
+    found = token_measures(TOKENS, logits, IMAGE, ["image"], {}, **given)
+    assert [one["plain"] for one in found] == logits.argmax(-1).tolist()
+    assert found[0]["plain"] == 4 and found[1]["plain"] == 0
+    known = torch.softmax(logits, -1)
+    assert token_measures(TOKENS, logits, IMAGE, ["image"], {}, probabilities=known, **given) == found

@@ -151,10 +151,13 @@ def _steps(
         if not prompt.earlier:
             groups.pop(EARLIER_ANSWERS, None)
         kinds = [MODALITIES[k] for k in layout.kinds[row]]
+        probabilities = torch.softmax(logits, dim=-1)
         measured = token_measures(
-            tokens, logits, phi[0], kinds, groups, known=adapter.known_tokens, calibration=calibration
-        )
-        logprobs = (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
+            tokens, logits, phi[0], kinds, groups,
+            known=adapter.known_tokens, calibration=calibration, probabilities=probabilities,
+        )  # fmt: skip
+        total = logits.amax(-1) - probabilities.amax(-1).log()  # log of the sum of exponentials
+        logprobs = (logits.gather(-1, tokens[:, None])[:, 0] - total).tolist()
         for token, logprob, own in zip(tokens.tolist(), logprobs, measured, strict=True):
             texts = adapter.tokens([t for t, _, _ in own["candidates"]])
             own["candidates"] = tuple((t, w, x, y) for (t, x, y), w in zip(own["candidates"], texts, strict=True))

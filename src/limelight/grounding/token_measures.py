@@ -29,6 +29,7 @@ def token_measures(
     *,
     known: int | None,
     calibration: Calibration | None,
+    probabilities: Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """Return for each token the fields of :class:`limelight.types.Step` that the meter measures, candidates without texts.
 
@@ -41,6 +42,7 @@ def token_measures(
         kinds: the modalities of the media; without any there is no grounding.
         groups: Phi ``[N, V]`` of each modality if there are several, and of earlier answers.
         known: first id without a token in the tokenizer (None: all have one).
+        probabilities: softmax of the logits, if it is known, ``[N, V]``.
     """
 
     def chosen(values: Tensor) -> Tensor:
@@ -51,7 +53,8 @@ def token_measures(
 
     moments = score.moments_of_known(phi, known)
     z = standardised(chosen(phi), moments)
-    rival = standardised(score.rival_score(phi, logits, tokens), moments)
+    probabilities = torch.softmax(logits, dim=-1) if probabilities is None else probabilities
+    rival = standardised(score.highest_other(phi, probabilities, tokens), moments)
     rule = flag_rule(calibration)
     flags = score.flagged(z, rival, **{k: rule[k] for k in ("threshold", "needs_rival", "margin")}).tolist()
     support = (chosen(phi).to(moments[0].dtype) - moments[0][:, 0]).tolist()
@@ -66,7 +69,9 @@ def token_measures(
     total = sum((v.abs() for v in parts.values()), rest.abs()).clamp_min(1e-12)
     shares = {k: (v.abs() / total).tolist() for k, v in parts.items()}
     best = logits.topk(min(TOP, logits.shape[-1]), dim=-1)
-    plain, lent = logits.argmax(-1).tolist(), phi.gather(-1, best.indices).tolist()
+    tied = best.values.shape[-1] > 1 and bool((best.values[:, 0] == best.values[:, 1]).any())
+    plain = (logits.argmax(-1) if tied else best.indices[:, 0]).tolist()  # of equal ones, argmax takes the first
+    lent = phi.gather(-1, best.indices).tolist()
     own, against, by_modality = z.tolist(), rival.tolist(), {k: v.tolist() for k, v in by_kind.items()}
     found = []
     for i in range(len(tokens)):

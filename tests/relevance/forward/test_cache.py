@@ -69,10 +69,11 @@ def test_update_hands_back_what_is_new_and_keeps_no_graph() -> None:
 def test_a_passing_cache_holds_the_layer_at_work_alone() -> None:
     cache = PassingCache(8)
     for layer in range(3):
-        key, value = torch.randn(2, 1, 5, 4), torch.randn(2, 1, 5, 3)
+        key, value = torch.randn(2, 2, 5, 4), torch.randn(2, 5, 2, 3).transpose(1, 2)
         cache.write(layer, key, value)
         read = cache.read(layer, extra=5)
         assert read is not None and torch.equal(read[0], key) and torch.equal(read[1], value)
-        assert cache.bytes() == 2 * 5 * 7 * 4 and cache.length == 0
+        assert read[1].is_contiguous()
+        assert cache.bytes() == 2 * 2 * 5 * 7 * 4 and cache.length == 0
     cache.keep(0, {5: (torch.zeros(1),)})
     assert cache.states == {}

@@ -259,12 +259,13 @@ def test_settings_that_cannot_be() -> None:
         DualStream(adapter, call, [], GRADIENT_INPUT)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["logits", "relevance"])
-def test_non_finite_values_are_reported(where: str) -> None:
+def test_non_finite_values_are_reported(where: str, value: float) -> None:
     adapter = Adapter(llava())
     call = adapter.capture(llava_inputs(adapter.model))
     dual = stream(adapter, call, (adapter.modality_ids(llava_inputs(adapter.model)) > 0))
     output = dual.prefill()
-    output.hidden[0 if where == "logits" else 1, 0, 0] = float("nan")
+    output.hidden[0 if where == "logits" else 1, 0, 0] = value
     with pytest.raises(NotFiniteError, match="NaN"):
         dual.heads(output)

@@ -170,7 +170,8 @@ class PassingCache(DualCache):
     """For one forward of a whole sequence that nothing follows: the keys and values of the layer at work, and no more."""
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        self.keys, self.values = {layer: key.detach()}, {layer: value.detach()}
+        # contiguous: a product over rows and heads would otherwise copy them for every block of queries
+        self.keys, self.values = {layer: key.detach().contiguous()}, {layer: value.detach().contiguous()}
 
     def keep(self, layer: int, states: Mapping[int, tuple[Tensor, ...]]) -> None:
         """Nothing: no position follows."""

@@ -301,7 +301,7 @@ class DualStream:
         if adds(head):  # measure the offset at zero
             phi = phi - head(torch.zeros_like(hidden[:1, :1])).to(raw)
         logits, phi = scaled(self.adapter.head_scalars, logits, phi, output.graph)
-        if not bool(torch.isfinite(logits).all()) or not bool(torch.isfinite(phi).all()):
+        if not (_finite(logits) and _finite(phi)):
             raise NotFiniteError(
                 "the logits or their relevance contain NaN or infinity", hint="check weights and dtype; try float32"
             )
@@ -317,3 +317,10 @@ class DualStream:
         wide = torch.promote_types(output.hidden.dtype, torch.float32)
         out = torch.matmul(rows.to(wide), output.hidden[1:, :, :, None].to(wide))[..., 0]
         return out * self.adapter.head_scalars.scale
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite, in one pass and without a tensor of its size."""
+    if not values.numel():
+        return True
+    return bool(torch.isfinite(torch.stack(torch.aminmax(values.detach()))).all())

@@ -15,21 +15,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from recipes.real_vision.questions import Question, large_questions
 
 import limelight
 from bench.quality import fingerprint
 from bench.quality_data import adapter as vision
 from bench.quality_data import answering, cell, padded_left
+from bench.quality_smol_data import adapter as smol
+from bench.quality_smol_data import yes_no_ids
 from limelight.decoding.collate import batch_of
 from limelight.demo import canvases, long_sounds
 from limelight.demo.synthesis import RATE
 from limelight.types import Prompt, Step
 
 CACHE = Path(".cache/look_again")
-BATCH = 40
+BATCH, SCENES = 40, 10  # questions at once; of smol-vision's scenes
 PREFIX = "A picture of a"
 CANVASES = canvases.CELLS
 SOUNDS = long_sounds.CELLS
+REAL = ("scenes/3",)  # smol-vision's: photo cut-outs on scenes of three times the side it sees
 OLD = (
     "none/clear",
     "none/poor",
@@ -54,7 +58,9 @@ def audio() -> limelight.Adapter:
 
 
 def adapter(where: str) -> limelight.Adapter:
-    """The miniature that a cell's questions are for."""
+    """The model that a cell's questions are for."""
+    if where in REAL:
+        return smol()
     return audio() if where in SOUNDS else vision()
 
 
@@ -68,6 +74,8 @@ def rows(split: str, where: str, n: int) -> tuple[Row, ...]:
                 ("yes", "no"), q.object)
             for q in long_sounds.sound_questions(split, where, n)  # type: ignore[arg-type]
         )  # fmt: skip
+    if where in REAL:
+        return tuple(_scene(own, q) for q in large_questions(split, int(where.partition("/")[2]), n))
     if where in OLD:
         return tuple(
             Row(own.prepare(a.text, {"image": a.image}), bool(a.truth), None, ("yes", "no"), "")
@@ -84,8 +92,17 @@ def rows(split: str, where: str, n: int) -> tuple[Row, ...]:
     return tuple(out)
 
 
+def _scene(own: limelight.Adapter, q: Question) -> Row:
+    width, height = q.picture.image.size
+    found = next((t.box for t in q.picture.things if t.noun == q.noun), None)
+    box = None if found is None else (found[0] / width, found[1] / height, found[2] / width, found[3] / height)
+    return Row(own.prepare(q.text, {"image": q.picture.image}), q.present, box, ("Yes", "No"), q.noun)
+
+
 def tokens(where: str, row: Row) -> tuple[int, int]:
     own = adapter(where)
+    if where in REAL:
+        return yes_no_ids()
     if row.pair == ("yes", "no"):
         return answering(own)
     one, two = (own.tokenizer.encode(" " + text, add_special_tokens=False)[0] for text in row.pair)
@@ -97,7 +114,7 @@ def answered(where: str, part: Sequence[Row], strategy: Any) -> list[tuple[float
     caption, which names objects from left to right."""
     own = adapter(where)
     tensors, _ = batch_of(own, [r.prompt for r in part])
-    if part[0].pair != ("yes", "no"):
+    if where not in REAL and part[0].pair != ("yes", "no"):
         begun = torch.tensor([own.tokenizer.encode(PREFIX, add_special_tokens=False)] * len(part))
         tensors["input_ids"] = torch.cat([tensors["input_ids"], begun], dim=1)
         tensors["attention_mask"] = torch.cat([tensors["attention_mask"], torch.ones_like(begun)], dim=1)
@@ -116,9 +133,9 @@ def answered(where: str, part: Sequence[Row], strategy: Any) -> list[tuple[float
     return found
 
 
-def batched(asked: Sequence[Row]) -> list[list[int]]:
+def batched(asked: Sequence[Row], size: int = BATCH) -> list[list[int]]:
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i].prompt.tokens), i))
-    return [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def record(split: str, where: str, n: int, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +154,7 @@ def record(split: str, where: str, n: int, name: str, settings: Mapping[str, Any
     asked = rows(split, where, n)
     out: dict[str, Any] = {"margin": [None] * n, "views": [None] * n, "truth": [r.truth for r in asked]}
     started = time.process_time()
-    for numbers in batched(asked):
+    for numbers in batched(asked, SCENES if where in REAL else BATCH):
         part = [asked[i] for i in numbers]
         strategy = limelight.strategy(name, **given(settings, part))
         for i, (margin, step) in zip(numbers, answered(where, part, strategy), strict=True):
@@ -161,6 +178,8 @@ VERSION = 4  # of what is recorded: raised by a change of the strategy
 
 
 def model_of(where: str) -> str:
+    if where in REAL:
+        return "smol-vision"
     return "demo-audio" if where in SOUNDS else "demo-vision"
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
-from bench.look_again import CELLS, OLD_CELLS, OURS, RESULTS, ROWS, SOUND_CELLS
+from bench.look_again import CELLS, OLD_CELLS, OURS, REAL_CELLS, RESULTS, ROWS, SOUND_CELLS
 
 TITLES = {
     "plain/3": "plain, 3 x", "plain/4": "plain, 4 x", "texture/3": "texture, 3 x", "2x2/2": "2 x 2", "3x3/3": "3 x 3",
@@ -92,6 +93,12 @@ def render(results: dict[str, Any]) -> str:
         ]
         names = list(dict.fromkeys(n for c in sounds for n in cells[c]["auc"]))
         out += [_line([n, *[_auc(cells[c], n) for c in sounds]]) for n in names]
+    real = [c for c in REAL_CELLS if c in cells]
+    if real:
+        out += ["", f"smol-vision, scenes of 3 times the side that it sees, {_counts(cells, real)}", ""]
+        out.append(_head(["", "AUC [95 %]", f"minus {OURS} within 2 views [95 %, paired]"]))
+        names = list(dict.fromkeys(n for c in real for n in cells[c]["auc"]))
+        out += [_line([n, *[f(cells[c], n) for c in real for f in (_auc, partial(_auc, paired=True))]]) for n in names]
     old = [c for c in OLD_CELLS if c in cells]
     if old:
         out += [

@@ -15,7 +15,7 @@ from PIL import Image
 from recipes.real_vision.cutouts import CutOut, all_splits, home
 from recipes.real_vision.data import things_of
 from recipes.real_vision.nouns import NOUNS
-from recipes.real_vision.scenes import LOOKS, THEMES, Thing, draw
+from recipes.real_vision.scenes import LOOKS, SIDE, THEMES, Thing, choose, compose, draw
 from recipes.real_vision.text import DESCRIBE, KINDS, Company, article, question
 
 SIGHTS = ("clear", "small", "faint", "poor")  # poor: small and faint in turn
@@ -132,4 +132,20 @@ def captions(split: str, hints: str, n: int, sight: str = "clear") -> list[Capti
         rng = random.Random(f"{split}/caption/{sight}/{number}")
         noun = company().absent("adversarial", shown.nouns, rng) if hints == "E-wrong" else ""
         out.append(Caption(f"{shown.id}/caption-{hints}", shown, statement(noun, True) if noun else "", noun))
+    return out
+
+
+def large_questions(split: str, factor: int, n: int) -> list[Question]:
+    """``n`` questions on scenes of ``factor`` times the usual side, whose two to four things have their usual sizes: scaled
+    down to what the encoder sees they are small."""
+    cutouts = _cutouts()[split]
+    out = []
+    for number in range(n):
+        rng = random.Random(f"large/{split}/{factor}/{number}")
+        nouns = choose(sorted(cutouts), rng.choice((2, 3, 4)), rng)
+        scene = compose([rng.choice(cutouts[noun]) for noun in nouns], rng, vary=False, side=factor * SIDE)
+        shown = Picture(f"{split}-large{factor}-{number:04d}", "clear", scene.image, scene.things)
+        present = number % 2 == 0
+        noun = rng.choice(shown.nouns) if present else company().absent("random", shown.nouns, rng)
+        out.append(Question(f"{shown.id}/large", shown, noun, present, ""))
     return out

@@ -62,3 +62,10 @@ def test_the_table_has_every_row_that_was_measured() -> None:
     assert "| look again @3 |" in table and "| gradient norm @2 |" in table and "| control: greedy |" in table
     assert "how: mean of all views @2" in table and "Not measured yet" in table and "CP-LRP" in table
     assert len({r.name for r in bench.ROWS}) == len(bench.ROWS)
+
+
+def test_scenes_of_the_real_model_have_a_table_of_their_own() -> None:
+    found = {"greedy": {**RAW, "views": [[], [], []]}, bench.OURS: RAW}
+    table = render({"questions": 3, "split": "test", "cells": {"scenes/3": bench.summary("scenes/3", found)}})
+    assert "smol-vision, scenes of 3 times the side that it sees, 3 questions per cell" in table
+    assert "| look again @2 |" in table and "+0.000 [+0.000, +0.000]" in table

@@ -264,6 +264,16 @@ def test_questions_are_balanced_and_hints_match_their_kind(home: Path, short: No
         questions.questions("test", "none/murky", 1)
 
 
+def test_large_scenes_have_things_of_the_usual_size(home: Path, short: None) -> None:
+    questions.company.cache_clear()
+    asked = questions.large_questions("test", 3, 4)
+    assert [q.present for q in asked] == [True, False, True, False]
+    for q, again in zip(asked, questions.large_questions("test", 3, 4), strict=True):
+        assert q.picture.image.size == (3 * SIDE, 3 * SIDE) and q.present == (q.noun in q.picture.nouns)
+        assert all(max(t.box[2] - t.box[0], t.box[3] - t.box[1]) < SIDE for t in q.picture.things)
+        assert (q.noun, q.picture.things) == (again.noun, again.picture.things)
+
+
 def test_a_packer_of_another_template(home: Path) -> None:
     _, tokenizer = build.published()
     packer: Packer = build.packer(tokenizer)

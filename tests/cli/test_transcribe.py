@@ -6,10 +6,12 @@ import html
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import limelight
 from limelight.cli.transcripts import render
@@ -262,9 +264,41 @@ def test_unsupported_segments_are_reported_and_dropped(run: Run, listener: Path,
     assert [r["support"] for r in document["dropped"]] == scores[:1]
     assert document["text"] == " ".join(r["text"] for r in document["segments"] if r["text"])
     assert 'class="invented dropped"' in page.read_text()
-    nothing = run(*ask, "--drop-invented", "--threshold", 99)
-    assert nothing.exit_code == 0
-    assert nothing.stdout == ""
+
+
+EMPTY = {"text": "", "srt": "", "vtt": "WEBVTT\n", "tsv": "start\tend\ttext\n"}
+
+
+def without_words(folder: Path, listener: Path) -> Path:
+    """The listener, which says nothing but the end of its answer."""
+    shutil.copytree(listener, folder)
+    model = limelight.load(folder).model
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    model.generation_config.suppress_tokens = [i for i in range(model.config.get_text_config().vocab_size) if i != 2]
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", [*EMPTY, "json"])
+def test_an_empty_transcript_is_explained(run: Run, listener: Path, talk: Path, tmp_path: Path, form: str) -> None:
+    silent = without_words(tmp_path / "silent", listener)
+    ask = ("--max-new-tokens", 4, "--no-relevance", "-f", form)
+    every = run("transcribe", talk, "-m", listener, *ask)
+    assert "nothing was transcribed" not in flat(every.stderr)
+    found = {
+        "the model wrote no words for this audio": run("transcribe", talk, "-m", silent, *ask),
+        "--drop-invented removed all": run("transcribe", talk, "-m", listener, *ask, "--drop-invented", "--threshold", 99),
+    }
+    for why, result in found.items():
+        assert result.exit_code == 0, result.output
+        assert f"talk.wav: nothing was transcribed; {why}" in flat(result.stderr)
+        if form == "json":
+            document = json.loads(result.stdout)
+            assert document["text"] == "" and not any(r["text"] for r in document["segments"])
+        else:
+            assert result.stdout == EMPTY[form] or form == "tsv"
+            assert result.stdout.startswith(EMPTY[form]) and "-->" not in result.stdout
 
 
 def test_options_that_would_have_no_effect_are_refused(run: Run, listener: Path, talk: Path, tmp_path: Path) -> None:

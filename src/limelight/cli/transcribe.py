@@ -249,11 +249,12 @@ def _finish(job: Job, form: str, head: dict[str, Any], found: list[dict[str, Any
         job.write_page(head, found)
         terminal.err.print(str(job.html), markup=False)
     for name, label in (("shares", ""), ("contributions", " of the logits, by the meter")):
-        parts = mean_parts([{m: v or 0.0 for m, v in r[name].items()} for r in rows])
+        parts = mean_parts([{m: v or 0.0 for m, v in r[name].items()} for r in rows if r["text"].strip()])
         if parts:
             terminal.err.print(terminal.bar(parts).append(label))
             break
     _report_support(head, rows, dropped)
+    _report_empty(job.file.name, rows, dropped)
     cut = [f"{r['stop']:.1f} s" for r in rows if not r["ends_in_silence"]]
     if cut:
         terminal.err.print(f"no silence found near {', '.join(cut)}: a word may be split there", markup=False)
@@ -281,3 +282,17 @@ def _report_support(head: dict[str, Any], rows: list[dict[str, Any]], dropped: l
         terminal.err.print(
             f"threshold {head['threshold']:g} was not calibrated for this model (limelight calibrate)", markup=False
         )
+
+
+def _report_empty(name: str, rows: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> None:
+    """Explain an empty transcript, which would otherwise look like a failed run."""
+    from limelight.cli import terminal
+
+    if any(r["text"].strip() for r in rows):
+        return
+    removed = sum(bool(r["text"].strip()) for r in dropped)
+    if removed:
+        why = f"--drop-invented removed {'its only segment' if removed == 1 else f'all {removed} segments'} with text"
+    else:
+        why = "the model wrote no words for this audio (it may contain no speech)"
+    terminal.err.print(f"{name}: nothing was transcribed; {why}", markup=False)

@@ -113,6 +113,7 @@ class Relevance(display.Plotted):
         template: positions of the chat template, which lists of words leave out; empty where unknown.
         media_inputs: name of a media tensor among the model's inputs (``pixel_values``) -> relevance of each of its entries,
             in its shape; {} unless relevance was carried on through the encoder.
+        media_times: of those that are sounds, the time axis and the seconds between its entries.
     """
 
     scores: Tensor
@@ -124,6 +125,7 @@ class Relevance(display.Plotted):
     position: int = -1
     sinks: tuple[int, ...] = ()
     media_inputs: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    media_times: Mapping[str, tuple[int, float]] = field(default_factory=dict, compare=False)
     against: int | None = None
     against_token: str = ""
     template: frozenset[int] = frozenset()

@@ -288,7 +288,9 @@ def test_an_empty_transcript_is_explained(run: Run, listener: Path, talk: Path, 
     assert "nothing was transcribed" not in flat(every.stderr)
     found = {
         "the model wrote no words for this audio": run("transcribe", talk, "-m", silent, *ask),
-        "--drop-invented removed all": run("transcribe", talk, "-m", listener, *ask, "--drop-invented", "--threshold", 99),
+        "--drop-invented removed all": run(
+            "transcribe", talk, "-m", listener, *ask, "--drop-invented", "--threshold", 99
+        ),
     }
     for why, result in found.items():
         assert result.exit_code == 0, result.output

@@ -119,19 +119,38 @@ def test_an_unknown_module_is_named() -> None:
     assert snapshot(model) == before
 
 
-def test_what_is_computed_outside_of_modules_is_named() -> None:
+def called_outside(function: Any, where: str) -> Adapter:
+    """LLaVA in float64 without constants, with a function called after the last linear of its projector or its patch embeddings."""
     model = llava()
-    projector = model.model.multi_modal_projector
-    own = projector.forward
-    projector.forward = lambda x: nn.functional.gelu(own(x))
-    with pytest.raises(UnknownKindError, match="multi_modal_projector"):
-        attribute(Adapter(model), llava_inputs(model), 17, through_encoder=True)
-    model = llava()
-    embeddings = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower).embeddings
-    plain = embeddings.forward
-    embeddings.forward = lambda *args, **kwargs: nn.functional.gelu(plain(*args, **kwargs))
-    with pytest.raises(UnsupportedError, match=r"embeddings .*gelu"):
-        attribute(Adapter(model), llava_inputs(model), 17, through_encoder=True)
+    without_constants(model)
+    vision = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
+    part = model.model.multi_modal_projector.linear_2 if where == "linear_2" else vision.embeddings
+    own = part.forward
+    part.forward = lambda *args, **kwargs: function(own(*args, **kwargs))
+    return Adapter(model)
+
+
+@pytest.mark.parametrize("where", ["linear_2", "embeddings"])
+def test_functions_outside_of_modules_have_a_rule_or_are_named(where: str) -> None:
+    adapter = called_outside(nn.functional.gelu, where)
+    got = attribute(adapter, llava_inputs(adapter.model), 17, composite=CP_LRP, through_encoder=True)
+    assert float(got.media_inputs["pixel_values"].sum()) == pytest.approx(got.total("image"), abs=1e-7)
+    with pytest.raises(UnsupportedError, match=f"{where} .*sigmoid"):
+        adapter = called_outside(torch.sigmoid, where)
+        attribute(adapter, llava_inputs(adapter.model), 17, through_encoder=True)
+
+
+def test_an_activation_called_as_a_function_goes_by_the_rule_of_its_module() -> None:
+    model, other = llava(), llava()
+    inputs = llava_inputs(model)
+    projector = other.model.multi_modal_projector
+    assert isinstance(projector.act, nn.Module)
+    del projector.act
+    projector.forward = lambda x: projector.linear_2(nn.functional.gelu(projector.linear_1(x)))
+    want, got = (
+        attribute(Adapter(m), inputs, 17, through_encoder=True).media_inputs["pixel_values"] for m in (model, other)
+    )
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
 
 
 def test_no_media_and_several_rows() -> None:

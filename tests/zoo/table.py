@@ -53,7 +53,8 @@ BESIDE = f"""
 ## Encoder-decoders
 
 The media are read by an encoder; the decoder reads its states by cross-attention in every layer. Relevance is that of these
-states and of the prompt's ids (not of the encoder's own input). `vcd`, `aad` (sound), `m3id` with `without="zero"`, `dola`
+states and of the prompt's ids; `attribute(through_encoder=True)` carries it on to the encoder's own input (frames, samples,
+pixels) on all rows with a yes, and its sum is conserved there (`tests/relevance/test_encoder_states.py`). `vcd`, `aad` (sound), `m3id` with `without="zero"`, `dola`
 and `deco` work on all rows with a yes; methods that need positions of the media among the prompt's, or instructions, refuse.
 The same tests in `tests/models/test_encoder_decoder.py`. The row donut is Nougat's build, too.
 

@@ -67,7 +67,7 @@ def attribute(
         composite: rules, or their name: ``attnlrp``, ``cp-lrp``, ``reslrp``, ``pa-lrp``, ... (all:
             :data:`limelight.relevance.composites.COMPOSITES`).
         sinks: positions to exclude from shares and plots (attention sinks, often ``(0,)``).
-        through_encoder: propagate relevance through encoder and projector to pixels or audio features, in
+        through_encoder: propagate relevance through encoder and projector to pixels, audio features or samples, in
             ``Relevance.media_inputs`` (:mod:`limelight.relevance.encoder`); needs a batch of one row.
 
     Returns:
@@ -106,7 +106,8 @@ def attribute(
         logits = adapter.logits(adapter.hidden(leaves.call, leaves.embeds)[:, place])
         explained = logits[0, found.target] - (0 if found.against is None else logits[0, found.against])
         (gradient,) = torch.autograd.grad(explained, leaves.embeds)
-    return replace(found, media_inputs=encoder_relevance(adapter, tensors, call, gradient, composite))
+    media_inputs, media_times = encoder_relevance(adapter, tensors, call, gradient, composite)
+    return replace(found, media_inputs=media_inputs, media_times=media_times)
 
 
 def tensors_of(

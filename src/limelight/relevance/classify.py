@@ -81,11 +81,12 @@ def _parts(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         everything = name == "layers" or is_leaf(child)
         for inner, module in child.named_modules(prefix=name):
             beside = is_linear(module) or any(position_table.recognise(inner, module))
-            if (everything or beside) and not _is_rotary(module):
+            if (everything or beside) and not is_rotary(module):
                 yield inner, module
 
 
-def _is_rotary(module: nn.Module) -> bool:
+def is_rotary(module: nn.Module) -> bool:
+    """Return whether a module computes angles or sinusoids of positions, which do not depend on the input's values."""
     return any("inv_freq" in n for n, _ in module.named_buffers(recurse=False))
 
 

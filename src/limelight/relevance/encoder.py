@@ -1,91 +1,60 @@
-"""Propagating relevance through encoder and projector, from the media's embeddings to pixels or audio features.
+"""Propagating relevance through encoder and projector, from the decoder's inputs to pixels, audio features or samples.
 
-The decoder's relevance ends at the merged embeddings ``x``, whose gradient under the rules is ``g``. The encoder E maps the
-inputs p to x, so that ``sum_media <x, g>`` is propagated by the same rules to ``R(p) = p * dE(p)/dp . g``. Convolutions are
-linear; class tokens and position tables are constants that absorb relevance, like biases.
+The decoder's relevance ends at the merged embeddings ``x`` or, of an encoder-decoder, at the encoder's states, whose gradient
+under the rules is ``g``. The encoder E maps the inputs p to x, so that ``sum_media <x, g>`` is propagated by the same rules to
+``R(p) = p * dE(p)/dp . g``. Convolutions are linear; class tokens and position tables are constants that absorb relevance, like
+biases. Functions that the encoder calls itself: :mod:`limelight.relevance.encoder_functions`.
 
 Conservation: under CP-LRP the sum over the inputs equals the sum over the media's positions, except for biases, learned tokens
 and position tables; under AttnLRP the encoder's softmaxes absorb relevance too, like the decoder's.
-Relevance of a pixel is relative to the processor's zero, which is the mean colour.
+Relevance of a pixel is relative to the processor's zero, which is the mean colour; that of a log-mel bin to the zero of the
+feature extractor's scale, which is not silence.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from limelight.errors import HookError, SettingError, UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.detect import media_tensors
-from limelight.models.runtime.attention import attention_hooks, configs_of, switched
+from limelight.models.runtime.attention import AttentionCall, attention, attention_hooks, configs_of, switched
 from limelight.models.runtime.capture import DecoderCall
-from limelight.relevance.classify import match_modules, refuse_unknown
+from limelight.relevance import rules
+from limelight.relevance.classify import is_rotary, match_modules, refuse_unknown
 from limelight.relevance.composites import Composite
+from limelight.relevance.encoder_functions import INSTEAD, FunctionRules
+from limelight.relevance.input_time import time_axis, without_padding
 from limelight.relevance.kind import ModuleMatch, nothing
 from limelight.relevance.layers import residual
 from limelight.relevance.layers.attention import AttentionRule
 from limelight.relevance.mode import Mode
+from limelight.relevance.probing import agrees, elementwise, is_leaf
 
-_INSTEAD = "leave the encoder out: attribute() without through_encoder ends at the embeddings"
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PASSING = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Embedding),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.PixelShuffle, nn.PixelUnshuffle),
+    nn.GLU,  # calls a function with a rule
+)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # linear outside of training
 _PROJECTIONS = ({"q_proj", "k_proj", "v_proj"}, {"qkv"}, {"query", "key", "value"}, {"in_proj"})
-_CURVED = {
-    *(
-        functional.gelu,
-        functional.silu,
-        functional.relu,
-        functional.softmax,
-        functional.layer_norm,
-        functional.group_norm,
-    ),
-    *(
-        functional.normalize,
-        functional.sigmoid,
-        functional.tanh,
-        functional.softplus,
-        functional.leaky_relu,
-        functional.elu,
-    ),
-    *(torch.relu, torch.tanh, torch.sigmoid, torch.softmax, torch.exp, torch.rsqrt, torch.erf),
-    *(torch.Tensor.relu, torch.Tensor.tanh, torch.Tensor.sigmoid, torch.Tensor.softmax, torch.Tensor.exp),
-}
-_PRODUCTS = {torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.matmul, torch.Tensor.matmul, torch.bmm}
 
 
 class _Stop(Exception):  # noqa: N818 - control flow across transformers' frames
     pass
 
 
-class _Watch(TorchFunctionMode):
-    """Raises for nonlinear functions outside of modules with a rule, except inside attention, which has its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside: list[str] = []
-        self.attending = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.attending and torch.is_grad_enabled():
-            live = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
-            if (func in _CURVED and live) or (func in _PRODUCTS and len(live) > 1):
-                where = self.inside[-1] if self.inside else "the model itself"
-                raise UnsupportedError(
-                    f"{where} computes {getattr(func, '__name__', func)} as a function, for which there is no rule",
-                    hint=_INSTEAD,
-                )
-        return func(*args, **(kwargs or {}))
-
-
 def encoder_relevance(
     adapter: Adapter, inputs: Mapping[str, Any], call: DecoderCall, gradient: Tensor, composite: Composite
-) -> dict[str, Tensor]:
-    """Return the relevance of every entry of the media tensors in ``inputs``, by name, in their shapes.
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, float]]]:
+    """Return the relevance of every entry of the media tensors in ``inputs``, by name, in their shapes; and of sounds the
+    time axis and the seconds between its entries. Padding of an encoder-decoder's sound counts as zero.
 
     Args:
         call: the captured call of ``inputs``, one row.
@@ -101,41 +70,51 @@ def encoder_relevance(
         raise SettingError(
             "expected media whose encoder could be explained, got none", hint="pass a picture or a sound"
         )
-    if call.features is not None:
+    states = call.cross_attention
+    if call.features is not None and states is None:
         raise UnsupportedError(
             f"{type(adapter.decoder).__name__} receives media beside its embeddings, past the end of the encoder",
-            hint=_INSTEAD,
+            hint=INSTEAD,
         )
+    want, gradient = call.embeds, gradient.to(call.embeds)
+    if states is not None:
+        want, gradient = (x[:, : states.count, : states.width] for x in (want, gradient))
+    if adapter.encoder is not None:  # states of padding are nobody's media
+        gradient = gradient * call.mask[:, : call.front, None].to(gradient)
     with torch.inference_mode(False), torch.enable_grad(), adapter.frozen():
         leaves = {k: inputs[k].detach().clone().requires_grad_(True) for k in names}
         with encoder_rules(adapter, composite):
-            embeds = _merged(adapter, {**inputs, **leaves})
-        slack = 1e-5 if embeds.dtype in (torch.float32, torch.float64) else 2e-2
-        if embeds.shape != call.embeds.shape or not torch.allclose(
-            embeds, call.embeds.to(embeds), rtol=slack, atol=slack
-        ):
-            raise HookError("the encoder gave other embeddings under the rules", hint=f"report this model; {_INSTEAD}")
-        if not embeds.requires_grad:
-            raise UnsupportedError("no gradient passes the encoder", hint=_INSTEAD)
-        grads = torch.autograd.grad((embeds * gradient.to(embeds)).sum(), list(leaves.values()), allow_unused=True)
+            found = _received(adapter, {**inputs, **leaves}, "inputs_embeds" if states is None else states.name)
+        found = found if states is None else found.reshape(want.shape[0], -1, found.shape[-1])
+        if not agrees(found, want.to(found), 1e-4, 3e-2):
+            raise HookError("the encoder gave other embeddings under the rules", hint=f"report this model; {INSTEAD}")
+        if not found.requires_grad:
+            raise UnsupportedError("no gradient passes the encoder", hint=INSTEAD)
+        grads = torch.autograd.grad((found * gradient.to(found)).sum(), list(leaves.values()), allow_unused=True)
     lost = [k for k, g in zip(leaves, grads, strict=True) if g is None]
     if len(lost) == len(leaves):
-        raise UnsupportedError(f"no relevance reaches {', '.join(lost)}", hint=_INSTEAD)
-    return {
+        raise UnsupportedError(f"no relevance reaches {', '.join(lost)}", hint=INSTEAD)
+    out = {
         k: (x * g).detach().to("cpu", torch.promote_types(x.dtype, torch.float32))
         for (k, x), g in zip(leaves.items(), grads, strict=True)
         if g is not None
     }
+    times = {k: time for k, x in out.items() if (time := time_axis(adapter, k, x)) is not None}
+    if adapter.encoder is not None:
+        out = {k: without_padding(x, times.get(k), inputs) for k, x in out.items()}
+    return out, times
 
 
-def _merged(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
-    """Run the model up to the call of its decoder and return the merged embeddings with their graph."""
+def _received(adapter: Adapter, inputs: Mapping[str, Any], argument: str) -> Tensor:
+    """Run the model up to the call of its decoder and return an argument of that call, with its graph: the merged
+    embeddings, or the states that cross-attention reads."""
     got: list[Tensor] = []
+    names = list(inspect.signature(adapter.decoder.forward).parameters)
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        embeds = kwargs.get("inputs_embeds")
-        if isinstance(embeds, Tensor):
-            got.append(embeds)
+        value = {**dict(zip(names, args, strict=False)), **kwargs}.get(argument)
+        if isinstance(value, Tensor):
+            got.append(value)
         raise _Stop
 
     handle = adapter.decoder.register_forward_pre_hook(stop, with_kwargs=True)
@@ -148,7 +127,7 @@ def _merged(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
         handle.remove()
     if not got:
         raise UnsupportedError(
-            f"{type(adapter.decoder).__name__} places its media itself, behind the end of the encoder", hint=_INSTEAD
+            f"{type(adapter.decoder).__name__} places its media itself, behind the end of the encoder", hint=INSTEAD
         )
     return got[0]
 
@@ -159,7 +138,8 @@ def encoder_rules(adapter: Adapter, composite: Composite) -> Iterator[None]:
     parts = dict(encoder_modules(adapter))
     attending = {name: m for name, m in parts.items() if _attends(m)}
     mode = Mode(graph="surrogate", backward=True, divisors=composite.attention)
-    watch, rule = _Watch(), _Counting(composite)
+    rule = _Counting(composite)
+    watch = FunctionRules(composite.attention, lambda: rule.running)
     with ExitStack() as stack:
         stack.enter_context(adapter.exclusive())
         matches = encoder_matches(parts, attending) if composite.rules else []
@@ -174,27 +154,55 @@ def encoder_rules(adapter: Adapter, composite: Composite) -> Iterator[None]:
         if composite.rules:
             stack.enter_context(watch)
         yield
-        if rule.calls < len(attending):
+        calls = rule.calls + watch.softmaxes
+        if calls < len(attending) and not composite.plain:
             raise HookError(
-                f"expected {len(attending)} attention modules of the encoder to go by the rule, {rule.calls} did: "
+                f"expected {len(attending)} attention modules of the encoder to go by the rule, {calls} did: "
                 f"{', '.join(attending)}",
-                hint=f"this attention does not go through transformers' attention interface; {_INSTEAD}",
+                hint=f"this attention does not go through transformers' attention interface; {INSTEAD}",
             )
 
 
 class _Counting(AttentionRule):
-    """The attention rule, counting its calls."""
+    """The attention rule of encoders: counts its calls, and follows a bias of the scores that depends on the queries
+    (relative positions), which is one of the two products that they pass."""
 
     def __init__(self, composite: Composite) -> None:
         super().__init__(composite.attention)
         self.calls = 0
+        self.running = self.biased = False
+
+    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None] | None:
+        self.running = True
+        if self.biased or call.mask is None or not call.mask.requires_grad:
+            return None
+        bias = rules.divided(call.mask, self.divisors[2]) if self.divisors[0] else call.mask.detach()
+        self.biased = True
+        try:
+            return attention(
+                call.module,
+                call.query,
+                call.key,
+                call.value,
+                bias,
+                call.scaling,
+                softcap=call.softcap,
+                s_aux=call.sinks,
+            )
+        finally:
+            self.biased = False
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.calls += 1
         return super().qkv(layer, q, k, v)
 
+    def attended(self, layer: int, out: Tensor) -> None:
+        self.running = False
 
-def _tell(stack: ExitStack, watch: _Watch, name: str, module: nn.Module, attending: Mapping[str, nn.Module]) -> None:
+
+def _tell(
+    stack: ExitStack, watch: FunctionRules, name: str, module: nn.Module, attending: Mapping[str, nn.Module]
+) -> None:
     attends = int(name in attending)
 
     def enter(*_: Any) -> None:
@@ -211,7 +219,7 @@ def _tell(stack: ExitStack, watch: _Watch, name: str, module: nn.Module, attendi
 
 def encoder_modules(adapter: Adapter) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module of the model outside of its decoder, head and text embeddings that does not contain them."""
-    behind = [adapter.decoder, adapter.head, adapter.model.get_input_embeddings()]
+    behind = [adapter.decoder, adapter.head, adapter.word_table]
     known = {id(inner) for m in behind if m is not None for inner in m.modules()}
     for name, module in adapter.parent_model.named_modules():
         if id(module) not in known and not any(id(inner) in known for inner in module.modules()):
@@ -229,19 +237,27 @@ def encoder_matches(parts: Mapping[str, nn.Module], attending: Mapping[str, nn.M
     Raises:
         UnknownKindError: a module is of none; it is named.
     """
-    linear = (*_CONVOLUTIONS, nn.Embedding)
+    own: list[ModuleMatch] = []
 
     def refuse(name: str, module: nn.Module) -> None:
         loose = [p for p in module.parameters(recurse=False) if p.ndim > 1]
         constants = bool(loose) and all(
-            p.ndim == 3 and p.shape[0] == 1 for p in loose
-        )  # learned tokens, positions [1, N, D]
-        if name not in attending and not constants:
+            p.ndim in (3, 4) and p.shape[0] == 1 for p in loose
+        )  # learned tokens, positions [1, N, D] or [1, H, W, D]
+        if is_leaf(module) and all(p.ndim == 0 for p in module.parameters()) and elementwise(module) == "activation":
+            own.append(ModuleMatch("activation", name, module))  # a compression with a learned number
+        elif name not in attending and not constants and (loose or is_leaf(module)):  # functions are watched
             refuse_unknown(name, module)
 
     try:
-        matches = match_modules(((n, m) for n, m in parts.items() if not isinstance(m, linear)), refuse)
+        matches = match_modules(((n, m) for n, m in parts.items() if not _passes(m)), refuse)
     except UnknownKindError as error:
-        raise UnknownKindError(f"in the encoder, {error.message}", hint=_INSTEAD) from error
+        raise UnknownKindError(f"in the encoder, {error.message}", hint=INSTEAD) from error
     layers = {name.rpartition(".")[0] for name in attending}
-    return [*matches, *(ModuleMatch(residual.KIND.name, name, parts[name]) for name in layers if name in parts)]
+    return [*matches, *own, *(ModuleMatch(residual.KIND.name, name, parts[name]) for name in layers if name in parts)]
+
+
+def _passes(module: nn.Module) -> bool:
+    if isinstance(module, _BATCH_NORMS):
+        return not module.training
+    return isinstance(module, _PASSING) or is_rotary(module)

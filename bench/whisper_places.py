@@ -1,6 +1,6 @@
 """Where in a recording the relevance of a word is: at the encoder's states, and at its input frames through the encoder.
 
-    python -m bench.whisper_places            50 recordings, whisper-tiny.en (half an hour of one core), bench/results/whisper_places.json
+    python -m bench.whisper_places            50 recordings, whisper-tiny.en (ten minutes of one core), bench/results/whisper_places.json
     python -m bench.whisper_places --table    print the committed table
 
 Each recording is two sentences of `bench.whisper_data` by one voice, with silence before, between and after them. The spoken text
@@ -96,31 +96,31 @@ def measured(parts: npt.NDArray[np.float64], span: tuple[float, float]) -> dict[
     return {"share": float(parts[inside].sum()) / total if total else 0.0, "hit": float(inside[int(parts.argmax())])}
 
 
-def rows_of(adapter: Any, pair: Pair) -> list[Row]:
-    """One row per sentence and composite."""
+def rows_of(adapter: Any, pair: Pair, part: int) -> list[Row]:
+    """One row per composite, for a word of sentence ``part`` (0 or 1)."""
     prompt = adapter.prepare(prompt_for(adapter, None, "en"), {"audio": (pair.samples, RATE)}).tensors
     seconds = len(pair.samples) / RATE
     texts = [f" {t[0].upper()}{t[1:]}." for t in pair.texts]
     ids = [adapter.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    text, span = texts[part], pair.spans[part]
+    longest = max(text.split(), key=len)
+    before = len(adapter.tokenizer(text[: text.index(longest) - 1], add_special_tokens=False)["input_ids"])
+    said = [*(ids[0] if part else []), *ids[part][:before]]
+    decoder = torch.cat([prompt["decoder_input_ids"], torch.tensor([said], dtype=torch.long)], dim=1)
+    inputs = {k: v for k, v in prompt.items() if not k.startswith("decoder_")} | {"decoder_input_ids": decoder}
     out = []
-    for part, (text, span) in enumerate(zip(texts, pair.spans, strict=True)):
-        longest = max(text.split(), key=len)
-        before = len(adapter.tokenizer(text[: text.index(longest) - 1], add_special_tokens=False)["input_ids"])
-        said = [*(ids[0] if part else []), *ids[part][:before]]
-        decoder = torch.cat([prompt["decoder_input_ids"], torch.tensor([said], dtype=torch.long)], dim=1)
-        inputs = {k: v for k, v in prompt.items() if not k.startswith("decoder_")} | {"decoder_input_ids": decoder}
-        for composite in COMPOSITES:
-            found = attribute(adapter, inputs, ids[part][before], composite=composite, through_encoder=True)
-            (states,) = found.spans_of("audio")
-            own = found.scores[states.start : states.stop].double().numpy()
-            frames = over_time(found, 0.01).double().numpy()
-            out.append({
-                "sentence": part, "word": longest, "token": found.target_token, "composite": composite, "logit": found.logit,
-                "chance": (span[1] - span[0]) / seconds,
-                "states": measured(binned(own, float(states.seconds or 0), seconds), span),
-                "frames": measured(binned(frames, 0.01, seconds), span),
-                "sum_states": float(own.sum()), "sum_frames": float(frames.sum()),
-            })  # fmt: skip
+    for composite in COMPOSITES:
+        found = attribute(adapter, inputs, ids[part][before], composite=composite, through_encoder=True)
+        (states,) = found.spans_of("audio")
+        own = found.scores[states.start : states.stop].double().numpy()
+        frames = over_time(found, 0.01).double().numpy()
+        out.append({
+            "sentence": part, "word": longest, "token": found.target_token, "composite": composite, "logit": found.logit,
+            "chance": (span[1] - span[0]) / seconds,
+            "states": measured(binned(own, float(states.seconds or 0), seconds), span),
+            "frames": measured(binned(frames, 0.01, seconds), span),
+            "sum_states": float(own.sum()), "sum_frames": float(frames.sum()),
+        })  # fmt: skip
     return out
 
 
@@ -136,7 +136,7 @@ def table(rows: list[Row]) -> str:
     """Markdown of all measured recordings."""
     chance = interval([[r["chance"] for r in clip["rows"] if r["composite"] == COMPOSITES[0]] for clip in rows])
     lines = [
-        f"{len(rows)} recordings, {2 * len(rows)} words. Chance: {shown(chance)}.",
+        f"{len(rows)} recordings, one word of each. Chance: {shown(chance)}.",
         "",
         "| rules | share, states | share, input frames | largest 100 ms, states | largest 100 ms, input frames |",
         "|---|---|---|---|---|",

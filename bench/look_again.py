@@ -1,4 +1,4 @@
-"""Looking again on the miniatures: localisers, budgets, gates, joins, peers and oracles on large pictures and long sounds.
+"""Looking again on the miniatures: localisers, budgets, gates, joins, peers and oracles on large pictures, long sounds and films.
 
     python -m bench.look_again                    everything that is not in .cache/look_again yet; resumable
     python -m bench.look_again --cells 2x2/2 --rows "look again" greedy
@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results" / "look_again.json"
 QUESTIONS = 60
 CELLS = ("plain/3", "plain/4", "texture/3", "2x2/2", "3x3/3", "4x4/4", "relation/3")
 SOUND_CELLS = ("event/4", "event/20")
+FILM_CELLS = ("brief/3", "brief/6", "small/3", "brief-small/6")
 REAL_CELLS = (
     "scenes/3",
 )  # smol-vision; they need `make real` and the recipe's cut-outs, and must be asked for by --cells
@@ -68,15 +69,15 @@ class Row:
 OURS = "look again"
 VICROP = {"sizes": [1.0, 1.2, 1.4, 1.6, 1.8, 2.0], "context": 0.0, "pick": "sharpest"}
 ROWS = (
-    Row("greedy", kind="control", extra=(0, 0), cells=(*CELLS, *REAL_CELLS, "event/4", *OLD_CELLS)),
-    Row(OURS, {"where": "blend"}, 5, "ours", extra=(2, 2)),
-    Row("look again, quarters", {"where": "attnlrp-positive", "search": "quarters"}, 5, "ours"),
-    Row("oracle box", {"where": "given", "boxes": "oracle"}, 2, "oracle", extra=(0, 0)),
-    Row("signed AttnLRP", {"where": "attnlrp"}, 3),
+    Row("greedy", kind="control", extra=(0, 0), cells=(*CELLS, *REAL_CELLS, "event/4", *FILM_CELLS, *OLD_CELLS)),
+    Row(OURS, {"where": "blend"}, 5, "ours", extra=(2, 2), cells=(*CELLS, *FILM_CELLS)),
+    Row("look again, quarters", {"where": "attnlrp-positive", "search": "quarters"}, 5, "ours", cells=(*CELLS, *FILM_CELLS)),
+    Row("oracle box", {"where": "given", "boxes": "oracle"}, 2, "oracle", extra=(0, 0), cells=(*CELLS, *FILM_CELLS)),
+    Row("signed AttnLRP", {"where": "attnlrp"}, 3, cells=(*CELLS, *FILM_CELLS)),
     Row("positive AttnLRP", {"where": "attnlrp-positive"}, 3),
-    Row("gradient norm", {"where": "gradient"}, 3),
-    Row("attention, mean", {"where": "attention"}, 3, extra=(1, 0)),
-    Row("random", {"where": "random"}, 3, "control", extra=(0, 0)),
+    Row("gradient norm", {"where": "gradient"}, 3, cells=(*CELLS, *FILM_CELLS)),
+    Row("attention, mean", {"where": "attention"}, 3, extra=(1, 0), cells=(*CELLS, *FILM_CELLS)),
+    Row("random", {"where": "random"}, 3, "control", extra=(0, 0), cells=(*CELLS, *FILM_CELLS)),
     Row("ViCrop, relative attention", {"where": "relative-attention", "generic": "Describe the picture.", **VICROP}, 2, "peer", join="mean", extra=(2, 0)),
     Row("ViCrop, attention x gradient", {"where": "attention-gradient", **VICROP}, 2, "peer", join="mean"),
     Row("ViCrop, gradient", {"where": "pixel-gradient", "generic": "Describe the picture.", **VICROP}, 2, "peer", join="mean", extra=(2, 2)),
@@ -221,7 +222,7 @@ def run(cells: Sequence[str], rows: Sequence[Row], n: int, split: str, save: Cal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cells", nargs="+", default=[*CELLS, *SOUND_CELLS, *OLD_CELLS])
+    parser.add_argument("--cells", nargs="+", default=[*CELLS, *SOUND_CELLS, *FILM_CELLS, *OLD_CELLS])
     parser.add_argument("--rows", nargs="+", default=[r.name for r in ROWS], help=", ".join(BY_NAME))
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="a cell")
     parser.add_argument("--dev", action="store_true", help="on dev, where settings are chosen; writes nothing")

@@ -24,7 +24,7 @@ from bench.quality_data import answering, cell, padded_left
 from bench.quality_smol_data import adapter as smol
 from bench.quality_smol_data import yes_no_ids
 from limelight.decoding.collate import batch_of
-from limelight.demo import canvases, long_sounds
+from limelight.demo import canvases, long_films, long_sounds
 from limelight.demo.synthesis import RATE
 from limelight.types import Prompt, Step
 
@@ -34,6 +34,7 @@ PREFIX = "A picture of a"
 CANVASES = canvases.CELLS
 SOUNDS = long_sounds.CELLS
 REAL = ("scenes/3",)  # smol-vision's: photo cut-outs on scenes of three times the side it sees
+FILMS = long_films.CELLS
 OLD = (
     "none/clear",
     "none/poor",
@@ -44,11 +45,12 @@ OLD = (
 
 @dataclass(frozen=True)
 class Row:
-    """One question: its prompt, what is true, and the box of the object that is asked about, in fractions."""
+    """One question: its prompt, what is true, and the box of the object that is asked about, in fractions (of a film also when it
+    begins and ends)."""
 
     prompt: Prompt
     truth: bool
-    box: tuple[float, float, float, float] | None
+    box: tuple[float, ...] | None
     pair: tuple[str, str]  # the answers whose logits are compared
     object: str
 
@@ -61,12 +63,23 @@ def adapter(where: str) -> limelight.Adapter:
     """The model that a cell's questions are for."""
     if where in REAL:
         return smol()
-    return audio() if where in SOUNDS else vision()
+    return padded_left("demo-video") if where in FILMS else audio() if where in SOUNDS else vision()
 
 
 @lru_cache(maxsize=1)
 def rows(split: str, where: str, n: int) -> tuple[Row, ...]:
     own = adapter(where)
+    if where in FILMS:
+        return tuple(
+            Row(
+                own.prepare(q.text, {"video": q.film.clip()}),
+                q.label,
+                q.film.part_of(q.object),
+                ("yes", "no"),
+                q.object,
+            )
+            for q in long_films.long_film_questions(split, where, n)  # type: ignore[arg-type]
+        )
     if where in SOUNDS:
         return tuple(
             Row(own.prepare(q.text, {"audio": (q.recording.samples(), RATE)}, long_audio=True), q.label,
@@ -180,7 +193,7 @@ VERSION = 4  # of what is recorded: raised by a change of the strategy
 def model_of(where: str) -> str:
     if where in REAL:
         return "smol-vision"
-    return "demo-audio" if where in SOUNDS else "demo-vision"
+    return "demo-video" if where in FILMS else "demo-audio" if where in SOUNDS else "demo-vision"
 
 
 def given(settings: Mapping[str, Any], part: Sequence[Row]) -> dict[str, Any]:
@@ -188,5 +201,9 @@ def given(settings: Mapping[str, Any], part: Sequence[Row]) -> dict[str, Any]:
         return dict(settings)
     rng = np.random.default_rng(len(part))
     anywhere = [(x, y, x + 0.2, y + 0.2) for x, y in rng.uniform(0, 0.8, (len(part), 2)).tolist()]
+    if "video" in part[0].prompt.media:
+        anywhere = [
+            (*box, t, t + 0.1) for box, t in zip(anywhere, rng.uniform(0, 0.9, len(part)).tolist(), strict=True)
+        ]
     boxes = tuple((r.box or a,) for r, a in zip(part, anywhere, strict=True))
     return {**settings, "boxes": boxes}

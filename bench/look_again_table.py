@@ -6,11 +6,12 @@ import json
 from functools import partial
 from typing import Any
 
-from bench.look_again import CELLS, OLD_CELLS, OURS, REAL_CELLS, RESULTS, ROWS, SOUND_CELLS
+from bench.look_again import CELLS, FILM_CELLS, OLD_CELLS, OURS, REAL_CELLS, RESULTS, ROWS, SOUND_CELLS
 
 TITLES = {
     "plain/3": "plain, 3 x", "plain/4": "plain, 4 x", "texture/3": "texture, 3 x", "2x2/2": "2 x 2", "3x3/3": "3 x 3",
     "4x4/4": "4 x 4", "relation/3": "relation", "event/4": "4 s", "event/20": "20 s",
+    "brief/3": "in 3 of 60 frames", "brief/6": "in 6 of 60", "small/3": "small, 3 x", "brief-small/6": "small, in 6 of 60",
 }  # fmt: skip
 
 
@@ -41,8 +42,9 @@ def render(results: dict[str, Any]) -> str:
     """Budgets and localisers, what each part loses, cost, sounds, and pictures that need no second look."""
     cells = results["cells"]
     shown = [c for c in CELLS if c in cells]
-    out = [f"AUC [95 %], {_counts(cells, shown)} ({results['split']}); @k: within k views", ""]
+    out: list[str] = []
     if shown:
+        out += [f"AUC [95 %], {_counts(cells, shown)} ({results['split']}); @k: within k views", ""]
         out.append(_head(["", *[TITLES[c] for c in shown]]))
         for row in ROWS:
             names = [f"{row.name} @{b}" for b in (1, 2, 3, 5)]
@@ -93,6 +95,7 @@ def render(results: dict[str, Any]) -> str:
         ]
         names = list(dict.fromkeys(n for c in sounds for n in cells[c]["auc"]))
         out += [_line([n, *[_auc(cells[c], n) for c in sounds]]) for n in names]
+    out += _films(cells)
     real = [c for c in REAL_CELLS if c in cells]
     if real:
         out += ["", f"smol-vision, scenes of 3 times the side that it sees, {_counts(cells, real)}", ""]
@@ -115,6 +118,41 @@ def render(results: dict[str, Any]) -> str:
     if missing:
         out += ["", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(out)
+
+
+def _films(cells: dict[str, Any]) -> list[str]:
+    """The section on long films: AUC within each budget, the difference to greedy, and cost."""
+    shown = [c for c in FILM_CELLS if c in cells]
+    if not shown:
+        return []
+    head = _head(["", *[TITLES[c] for c in shown]])
+    out = ["", f"Films of 60 frames, of which the model is given eight: AUC [95 %], {_counts(cells, shown)}", "", head]
+    rows = [r for r in ROWS if set(r.cells) & set(FILM_CELLS) and any(r.name in cells[c]["seconds"] for c in shown)]
+    for row in rows:
+        label = {"control": "control: ", "oracle": "oracle: "}.get(row.kind, "") + row.name
+        for b in (1, 2, 3, 5):
+            found = [_auc(cells[c], f"{row.name} @{b}") for c in shown]
+            if any(found):
+                out.append(_line([label if b == 1 else f"{label} @{b}", *found]))
+    for b in (2, 5):
+        for part, label in (
+            ("gate uncertain", "only where the first view is uncertain"),
+            ("truth", "the view that speaks for the truth (oracle)"),
+        ):
+            found = [_auc(cells[c], f"{OURS}, {part} @{b}") for c in shown]
+            if any(found):
+                out.append(_line([f"{OURS}, {label} @{b}", *found]))
+    out += ["", f"Minus {OURS} within 2 views [95 %, paired]", "", head]
+    for row in rows:
+        name = f"{row.name} @{2 if row.settings else 1}"
+        if row.name != OURS:
+            out.append(_line([name, *[_auc(cells[c], name, paired=True) for c in shown]]))
+    out += ["", "Processor time over greedy", "", head]
+    for row in rows:
+        if row.settings:
+            ratios = [f"{cells[c]['ratio'][row.name]:.1f}" if row.name in cells[c]["ratio"] else "" for c in shown]
+            out.append(_line([f"{row.name} @{row.views}", *ratios]))
+    return out
 
 
 def committed() -> str:

@@ -125,19 +125,24 @@ def film(split: Split, visibility: Visibility, index: int) -> Film:
         changes = [*starts, *(stop for stop in stops if stop < FRAMES)]
         if len(set(changes)) == len(changes):
             break
-    placed: list[Appearance] = []
+    look, placed = _LOOKS[visibility], list[Appearance]()
     for name, start, stop in zip(names, starts, stops, strict=True):
-        placed.append(_placed(rng, name, start, stop, _LOOKS[visibility], placed))
+        placed.append(place(rng, name, start, stop, look.side, look.overlap, placed))
     return Film(split, visibility, index, tuple(placed))
 
 
-def _placed(
-    rng: np.random.Generator, name: str, start: int, stop: int, look: _Look, others: list[Appearance]
-) -> Appearance:
-    """A path for an object that crosses those of the others as little as 20 tries allow."""
+def place(
+    rng: np.random.Generator, name: str, start: int, stop: int, sides: tuple[float, float], overlap: float,
+    others: list[Appearance],
+) -> Appearance:  # fmt: skip
+    """A path for an object that crosses those of the others as little as 20 tries allow.
+
+    Args:
+        sides: range of its side, pixels of a frame of 48. overlap: how much of an object another may cover.
+    """
     best, least = None, np.inf
     for _ in range(20):
-        side, angle = int(rng.uniform(*look.side)), round(float(rng.uniform(-20, 20)), 1)
+        side, angle = int(rng.uniform(*sides)), round(float(rng.uniform(-20, 20)), 1)
         low, high = side / 2 - 1, SIZE - side / 2 + 1
         here, there = rng.uniform(low, high, 2), rng.uniform(low, high, 2)
         there = here + np.clip(there - here, -18, 18)
@@ -146,7 +151,7 @@ def _placed(
         cover = max((_cover(one, other) for other in others), default=0.0)
         if best is None or cover < least:
             best, least = one, cover
-        if cover <= look.overlap:
+        if cover <= overlap:
             break
     if best is None:
         raise ValueError(f"no place for {name}")
@@ -181,14 +186,8 @@ def render(one: Film, size: int = SIZE) -> tuple[npt.NDArray[np.uint8], dict[str
         for a in one.appearances:
             if frame not in a.frames:
                 continue
-            sprite = sprites[a.name]
             x, y = a.centre(frame)
-            left, top = round(x * scale - sprite.shape[1] / 2), round(y * scale - sprite.shape[0] / 2)
-            rows, columns = _window(top, sprite.shape[0], size), _window(left, sprite.shape[1], size)
-            part = sprite[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-            alpha = part[..., 3] / 255.0  # [h, w]
-            blend = (alpha * opacity[a.name])[..., None]
-            pixels[rows, columns] = pixels[rows, columns] * (1 - blend) + part[..., :3] * blend
+            rows, columns, alpha = paste(pixels, sprites[a.name], (x * scale, y * scale), opacity[a.name])
             for mask in masks.values():
                 mask[frame, rows, columns] *= 1 - alpha
             masks[a.name][frame, rows, columns] = alpha
@@ -198,6 +197,21 @@ def render(one: Film, size: int = SIZE) -> tuple[npt.NDArray[np.uint8], dict[str
         grain = rng.standard_normal((size, size, 3), dtype=np.float32) * noise
         out[frame] = np.clip(np.asarray(drawn, np.float32) + grain, 0, 255).astype(np.uint8)
     return out, masks
+
+
+def paste(
+    pixels: Floats, sprite: Floats, centre: tuple[float, float], opacity: float = 1.0
+) -> tuple[slice, slice, Floats]:
+    """Draw a sprite [h, w, 4] around a point (x, y) of pixels [height, width, 3], in place; return the rows and columns that it
+    covers, and its share of each of their pixels."""
+    height, width = pixels.shape[:2]
+    left, top = round(centre[0] - sprite.shape[1] / 2), round(centre[1] - sprite.shape[0] / 2)
+    rows, columns = _window(top, sprite.shape[0], height), _window(left, sprite.shape[1], width)
+    part = sprite[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    alpha = part[..., 3] / 255.0  # [h, w]
+    blend = (alpha * opacity)[..., None]
+    pixels[rows, columns] = pixels[rows, columns] * (1 - blend) + part[..., :3] * blend
+    return rows, columns, alpha
 
 
 def _window(start: int, length: int, size: int) -> slice:

@@ -125,8 +125,12 @@ def seen_pixels(adapter: Adapter, prompt: Prompt, kind: str = "image") -> float:
     return total / max(1, count)
 
 
-def gain(adapter: Adapter, prompt: Prompt, source: int) -> float:
-    """Return how much finer a picture's original is than what the model sees of it, per side; 0 where unknown."""
-    seen = seen_pixels(adapter, prompt)
-    width, height = prompt.media["image"][source].size
-    return math.sqrt(width * height / seen) if seen else 0.0
+def gain(adapter: Adapter, prompt: Prompt, source: int, kind: str = "image") -> float:
+    """Return how much finer an original is than what the model sees of it, per side; 0 where unknown. Of a film, the larger of
+    that of its frames and of how many times as many frames its file has."""
+    seen, medium = seen_pixels(adapter, prompt, kind), prompt.media[kind][source]
+    width, height = medium.size if kind == "image" else medium.frames[0].size
+    finer = math.sqrt(width * height / seen) if seen else 0.0
+    if kind == "image" or medium.source is None or not medium.fps:
+        return finer
+    return max(finer, medium.fps * medium.length / len(medium))

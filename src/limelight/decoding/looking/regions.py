@@ -1,7 +1,8 @@
 """Region proposal: windows of several sizes and shapes with the most of a field, clipped, and padded by context.
 
 ``score(window) = mass / area ** tightness``: 0 prefers large windows, 1 the densest ones. Each further window counts only the
-mass that those before it leave.
+mass that those before it leave. A window of a film has a length as well (volume in place of area): an eighth, a quarter or half
+of the film, and either all of each frame or a part of it in full detail.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from limelight.decoding.looking.fields import Field, Floats
+from limelight.decoding.looking.fields import Field, Floats, Times
 from limelight.types import Box
 
 STEPS = 4  # windows start every quarter of their length, or every cell where that is finer
@@ -21,13 +22,14 @@ MOST = 24  # starts per axis
 
 @dataclass(frozen=True)
 class Proposal:
-    """A part of a medium: a box in pixels (of a picture, or of all frames), or seconds as (start, 0, stop, 1)."""
+    """A part of a medium: a box in pixels (of a picture, or of the frames of a film between the seconds of ``interval``), or the
+    seconds of a sound as (start, 0, stop, 1)."""
 
     kind: str
     source: int
     box: Box
     score: float = 0.0
-    frames: tuple[int, int] | None = None
+    interval: Times | None = None
 
 
 @dataclass(frozen=True)
@@ -60,37 +62,40 @@ def propose(fields: Sequence[Field], sides: Sequence[float], windows: Windows, c
     """
     if windows.pick == "sharpest":
         return _sharpest(fields, sides, windows)
-    boxes, owner = list[Floats](), list[int]()
-    for i, (field, side) in enumerate(zip(fields, sides, strict=True)):
-        for box in _candidates(field, side, windows):
-            boxes.append(box)
-            owner.append(i)
+    found = [_candidates(field, side, windows) for field, side in zip(fields, sides, strict=True)]
     chosen: list[Proposal] = []
-    taken: list[tuple[int, Floats]] = []
-    while len(chosen) < count and boxes:
-        best, value = -1, -math.inf
-        for i, group in _by_field(owner).items():
-            field, own = fields[i], np.array([boxes[j] for j in group])
-            scores = _scores(field, own, [b for o, b in taken if o == i], windows.tightness)
+    taken: list[tuple[int, Floats, Floats]] = []
+    while len(chosen) < count:
+        best: tuple[float, int, int] | None = None
+        for i, (field, (boxes, times)) in enumerate(zip(fields, found, strict=True)):
+            if not len(boxes):
+                continue
+            scores = _scores(field, boxes, times, [t[1:] for t in taken if t[0] == i], windows.tightness)
             at = int(scores.argmax())
-            if scores[at] > value:
-                best, value = group[at], float(scores[at])
-        if best < 0:
+            if math.isfinite(scores[at]) and (best is None or scores[at] > best[0]):
+                best = float(scores[at]), i, at
+        if best is None:
             break
-        field, box = fields[owner[best]], boxes[best]
-        taken.append((owner[best], box))
-        frames = best_run(field.frames, windows.tightness) if field.frames else None
-        chosen.append(Proposal(field.kind, field.source, padded(field, box, windows.context), value, frames))
+        value, i, at = best
+        field, box, time = fields[i], found[i][0][at], found[i][1][at]
+        taken.append((i, box, time))
+        when = None if field.span is None else _within(time, windows.context, field.span)
+        chosen.append(Proposal(field.kind, field.source, padded(field, box, windows.context), value, when))
     return chosen
 
 
-def best_run(mass: Sequence[float], tightness: float) -> tuple[int, int]:
-    """First and last of the frames with the most mass for their number: an eighth, a quarter or half of a film."""
-    count, sums = len(mass), np.concatenate([[0.0], np.cumsum(mass)])
-    lengths = dict.fromkeys(max(1, count // part) for part in (8, 4, 2))
-    runs = [(first, first + n) for n in lengths for first in range(count - n + 1)]
-    first, stop = max(runs, key=lambda r: (sums[r[1]] - sums[r[0]]) / (r[1] - r[0]) ** tightness)
-    return first, stop - 1
+def _within(time: Floats, context: float, span: Times) -> Times:
+    more = context * float(time[1] - time[0])
+    return max(span[0], float(time[0]) - more), min(span[1], float(time[1]) + more)
+
+
+def runs(edges: Sequence[float]) -> list[Times]:
+    """An eighth, a quarter and half of a film's frames, as seconds: at every frame, or at every quarter of a long run."""
+    count, out = len(edges) - 1, list[Times]()
+    for length in dict.fromkeys(max(1, count // part) for part in (8, 4, 2)):
+        starts = dict.fromkeys(round(x) for x in _starts(length, count, 1.0))
+        out += [(edges[first], edges[first + length]) for first in starts]
+    return out
 
 
 def _sharpest(fields: Sequence[Field], sides: Sequence[float], windows: Windows) -> list[Proposal]:
@@ -116,29 +121,42 @@ def _sharpest(fields: Sequence[Field], sides: Sequence[float], windows: Windows)
     return [] if best is None else [best]
 
 
-def _by_field(owner: Sequence[int]) -> dict[int, list[int]]:
-    out: dict[int, list[int]] = {}
-    for j, i in enumerate(owner):
-        out.setdefault(i, []).append(j)
-    return out
-
-
-def _scores(field: Field, boxes: Floats, taken: Sequence[Floats], tightness: float) -> Floats:
-    mass = field.mass(boxes)
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+def _scores(
+    field: Field, boxes: Floats, times: Floats, taken: Sequence[tuple[Floats, Floats]], tightness: float
+) -> Floats:
+    """The scores ``[n]`` of windows: ``boxes [n, 4]`` within ``times [n, 2]``."""
+    mass, volume = field.mass(boxes, times), _volume(boxes, field.length(times))
     excluded = np.zeros(len(boxes), dtype=bool)
-    for other in taken:
-        common = np.concatenate([np.maximum(boxes[:, :2], other[:2]), np.minimum(boxes[:, 2:], other[2:])], axis=1)
+    for box, time in taken:
+        common = np.concatenate([np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])], axis=1)
         common[:, 2:] = np.maximum(common[:, 2:], common[:, :2])
-        shared = (common[:, 2] - common[:, 0]) * (common[:, 3] - common[:, 1])
-        mass = mass - field.mass(common)
-        excluded |= shared > 0.5 * np.minimum(area, (other[2] - other[0]) * (other[3] - other[1]))
-    relative = area / (field.size[0] * field.size[1])
-    scores = mass / np.maximum(relative, 1e-9) ** tightness
+        when = np.stack([np.maximum(times[:, 0], time[0]), np.minimum(times[:, 1], time[1])], axis=1)
+        when[:, 1] = np.maximum(when[:, 1], when[:, 0])
+        mass = mass - field.mass(common, when)
+        least = np.minimum(volume, _volume(box[None], field.length(time[None])))
+        excluded |= _volume(common, field.length(when)) > 0.5 * least
+    whole = field.size[0] * field.size[1] * max(1, len(field.edges) - 1)
+    scores = mass / np.maximum(volume / whole, 1e-9) ** tightness
     return np.where(excluded, -np.inf, scores)
 
 
-def _candidates(field: Field, side: float, windows: Windows) -> list[Floats]:
+def _volume(boxes: Floats, lengths: Floats) -> Floats:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * lengths
+
+
+def _candidates(field: Field, side: float, windows: Windows) -> tuple[Floats, Floats]:
+    """The windows of a field: boxes ``[n, 4]`` and times ``[n, 2]`` (0 to 1 of what has no frames)."""
+    boxes = _boxes(field, side, windows)
+    if field.span is None:
+        return np.array(boxes).reshape(-1, 4), np.tile([0.0, 1.0], (len(boxes), 1))
+    whole = np.array([0.0, 0.0, *field.size])
+    parts = [b for b in boxes if not np.allclose(b, whole)]
+    some = [t for t in runs(field.edges) if t != field.span]
+    pairs = [*((b, t) for t in some for b in [*parts, whole]), *((b, field.span) for b in parts)]
+    return np.array([b for b, _ in pairs]).reshape(-1, 4), np.array([t for _, t in pairs]).reshape(-1, 2)
+
+
+def _boxes(field: Field, side: float, windows: Windows) -> list[Floats]:
     if field.kind == "audio":
         begin, _, end, _ = field.shown
         lengths = dict.fromkeys(min(s, end - begin) for s in windows.seconds)

@@ -1,7 +1,8 @@
 """Which views are taken, and in which order, for one row: a list of proposals per round, until the budget is spent.
 
 windows    the best windows of the localiser's field, in one round
-quarters   best-first over a tree of crops: the quarters of the picture, then those of its best crop (halves of a sound);
+quarters   best-first over a tree of crops: the quarters of the picture, then those of its best crop (halves of a sound; of a
+           film two to four parts in time while it has more frames than are shown, else the quarters of its frames);
            a crop's score is how far its answer departs from that to empty media, plus its share of the relevance
 auto       windows where the first view says something, quarters where it does not
 """
@@ -11,19 +12,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from limelight.decoding.looking.fields import Field
+from limelight.decoding.looking.fields import Field, Times
 from limelight.decoding.looking.joins import departure
 from limelight.decoding.looking.regions import Proposal, Windows, at_least, propose, quarters
+from limelight.errors import SettingError
 from limelight.types import Box
 
 SEARCHES = ("windows", "quarters", "auto")
 ORDERS = ("evidence", "confidence")
 OVERLAP = 0.15  # of neighbouring windows of a long sound, and by default of quarters
 LEAST_SECONDS = 0.5
+FULL = 1.05  # what is coarser than the model's view by no more than this is seen in full detail
 
 
 @dataclass
@@ -72,13 +77,15 @@ class Search:
         return self.views - len(self.taken)
 
     def next(self) -> list[Proposal]:
-        """The next round's views; [] at the end. None is enlarged: a part smaller than what the model sees grows to it."""
+        """The next round's views; [] at the end. None is enlarged: a part smaller than what the model sees grows to it, and so
+        does one with fewer frames than the model is given of the whole film."""
         return [self._grown(p) for p in self._next()]
 
     def _grown(self, proposal: Proposal) -> Proposal:
         for f, side in zip(self.fields, self.sides, strict=True):
             if (f.kind, f.source) == (proposal.kind, proposal.source) and f.kind != "audio":
-                return replace(proposal, box=at_least(proposal.box, side, f.size))
+                box = at_least(proposal.box, side, f.size)
+                return replace(proposal, box=box, interval=_long_enough(f, proposal.interval))
         return proposal
 
     def _next(self) -> list[Proposal]:
@@ -143,9 +150,18 @@ class Search:
             if proposal is not None and (proposal.kind, proposal.source) != (f.kind, f.source):
                 continue
             box = (0.0, 0.0, *f.size) if proposal is None else proposal.box
-            for part in self._divided(f, box, side):
-                out.append(Proposal(f.kind, f.source, part, self._share_of(f, part), _frames(f)))
+            when = f.span if proposal is None or proposal.interval is None else proposal.interval
+            if when is not None and f.finer(when) > max(FULL, self._coarseness(box, side)):
+                pairs = [(box, part) for part in divided(when, min(4, max(2, self.left)))]
+            else:
+                pairs = [(part, when) for part in self._divided(f, box, side)]
+            out += [Proposal(f.kind, f.source, b, self._share_of(f, b, t), t) for b, t in pairs]
         return out
+
+    @staticmethod
+    def _coarseness(box: Box, side: float) -> float:
+        """How many times as many pixels a box has as the model sees; 0 where that is unknown."""
+        return (box[2] - box[0]) * (box[3] - box[1]) / side**2 if side else 0.0
 
     def _divided(self, f: Field, box: Box, side: float) -> list[Box]:
         left, top, right, bottom = box
@@ -154,23 +170,39 @@ class Search:
             return (
                 [] if wide < LEAST_SECONDS else [(left, top, left + wide, bottom), (right - wide, top, right, bottom)]
             )
-        fine = math.sqrt((right - left) * (bottom - top)) <= 1.05 * side  # the model has seen it in full detail
+        fine = math.sqrt((right - left) * (bottom - top)) <= FULL * side  # the model has seen it in full detail
         return [] if fine else quarters(box, self.overlap)
 
     def _share(self, proposal: Proposal | None) -> float:
         if proposal is None:
             return 1.0
         found = [f for f in self.fields if (f.kind, f.source) == (proposal.kind, proposal.source)]
-        return self._share_of(found[0], proposal.box) if found else 0.0
+        return self._share_of(found[0], proposal.box, proposal.interval) if found else 0.0
 
-    def _share_of(self, f: Field, box: Box) -> float:
-        """The box's part of the field's mass, in [-1, 1]."""
+    def _share_of(self, f: Field, box: Box, interval: Times | None = None) -> float:
+        """A part's share of the field's mass, in [-1, 1]."""
         total = sum(float(abs(p.scores).sum()) for p in f.parts)
-        return float(f.mass([box])[0]) / total if total else 0.0
+        times = None if interval is None else np.array([interval])
+        return float(f.mass([box], times)[0]) / total if total else 0.0
 
 
-def _frames(f: Field) -> tuple[int, int] | None:
-    return (0, len(f.frames) - 1) if f.frames else None
+def divided(interval: Times, count: int) -> list[Times]:
+    """Equal parts of an interval, in order."""
+    start, stop = interval
+    edges = [start + (stop - start) * i / count for i in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def _long_enough(f: Field, interval: Times | None) -> Times | None:
+    """Grow an interval around its middle to as many frames as the model is given of the whole film, inside the film."""
+    if interval is None or f.span is None or not f.rate:
+        return interval
+    (begin, end), (start, stop) = f.span, interval
+    least = min((len(f.edges) - 1) / f.rate, end - begin)
+    if stop - start >= least:
+        return interval
+    start = min(max((start + stop - least) / 2, begin), end - least)
+    return start, start + least
 
 
 def long_windows(source: int, seconds: float, window: float) -> list[Proposal]:
@@ -181,7 +213,26 @@ def long_windows(source: int, seconds: float, window: float) -> list[Proposal]:
     return [Proposal("audio", source, (s, 0.0, min(s + window, seconds), 1.0)) for s in starts]
 
 
-def given_proposals(boxes: Sequence[Box], kind: str, source: int, size: tuple[float, float]) -> list[Proposal]:
-    """Proposals from boxes in fractions of the medium."""
+def given_proposals(
+    boxes: Sequence[Sequence[float]], kind: str, source: int, size: tuple[float, float], span: Times | None = None
+) -> list[Proposal]:
+    """Proposals from boxes in fractions of the medium; of a film a box may have two further numbers, when it begins and ends.
+
+    Args:
+        span: of a film, when it begins and ends, in seconds.
+
+    Raises:
+        SettingError: times for what is not a film.
+    """
     width, height = size
-    return [Proposal(kind, source, (b[0] * width, b[1] * height, b[2] * width, b[3] * height)) for b in boxes]
+    out = []
+    for box in boxes:
+        if len(box) > 4 and span is None:
+            raise SettingError(
+                f"look-again: boxes of six numbers are for films, got {tuple(box)} for {kind}",
+                hint="boxes=((left, top, right, bottom),) in fractions of the picture",
+            )
+        begin, end = span or (0.0, 0.0)
+        when = (begin + box[4] * (end - begin), begin + box[5] * (end - begin)) if len(box) > 4 else None
+        out.append(Proposal(kind, source, (box[0] * width, box[1] * height, box[2] * width, box[3] * height), 0.0, when))
+    return out

@@ -108,7 +108,7 @@ class LookAgainSession:
         out: set[tuple[str, int]] = set()
         for kind, media in prompt.media.items():
             for source in range(len(media)):
-                if kind != "image" or gain(self.adapter, prompt, source) >= self.strategy.least_gain:
+                if kind == "audio" or gain(self.adapter, prompt, source, kind) >= self.strategy.least_gain:
                     out.add((kind, source))
         return out
 
@@ -287,7 +287,7 @@ class LookAgainSession:
         if strategy.boxes and found:
             boxes = strategy.boxes[row] if isinstance(strategy.boxes[0][0], tuple) else strategy.boxes
             size = found[0].size if search.long is None else (search.long[1], 1.0)
-            search.given = given_proposals(boxes, found[0].kind, found[0].source, size)
+            search.given = given_proposals(boxes, found[0].kind, found[0].source, size, found[0].span)
         return search
 
     def _long(self, prompt: Prompt) -> tuple[int, float, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from limelight.decoding.looking.regions import Proposal, aspect_of, fitted
 from limelight.decoding.strategy import GenerationContext
 from limelight.decoding.streams import second_stream
 from limelight.errors import UnsupportedError
+from limelight.media.image import MAX_PIXELS
 from limelight.models.adapter import Adapter
 from limelight.types import Clip, Prompt
 
@@ -55,15 +57,19 @@ def heard(samples: Any, rate: int, start: float, stop: float) -> Any:
 
 
 def watched(clip: Clip, start: float, stop: float) -> Clip:
-    """The frames between two times: as many as the clip has where its file can be read again, else those it has."""
+    """The frames between two times: as many as the clip has where its file can be read again, else those it has. They keep
+    their times from the start of the film."""
     if clip.source is not None:
         from limelight.media.video import read_video
 
-        return read_video(clip.source, len(clip), between=(start, stop))
+        # it was accepted once, perhaps with higher limits than the usual ones
+        pixels = clip.frames[0].width * clip.frames[0].height
+        return read_video(
+            clip.source, len(clip), between=(start, stop), max_seconds=math.inf, max_pixels=max(MAX_PIXELS, pixels)
+        )
     kept = [i for i, t in enumerate(clip.seconds) if start - 1e-6 <= t <= stop + 1e-6]
     kept = kept or [int(np.argmin([abs(t - (start + stop) / 2) for t in clip.seconds]))]
-    return Clip(tuple(clip.frames[i] for i in kept), tuple(clip.seconds[i] - clip.seconds[kept[0]] for i in kept),
-                clip.fps, None, clip.source)  # fmt: skip
+    return Clip(tuple(clip.frames[i] for i in kept), tuple(clip.seconds[i] for i in kept), clip.fps, clip.length)
 
 
 def view_prompt(adapter: Adapter, prompt: Prompt, proposal: Proposal, field: Field | None) -> Prompt:
@@ -88,10 +94,8 @@ def shown(whole: Any, proposal: Proposal, field: Field | None) -> Any:
 
 
 def seconds_of(clip: Clip, proposal: Proposal) -> tuple[float, float]:
-    """When the frames of a proposal are shown."""
-    first, last = proposal.frames or (0, len(clip) - 1)
-    end = clip.seconds[last + 1] if last + 1 < len(clip) else clip.length
-    return clip.seconds[first], max(clip.seconds[first], end)
+    """Between which seconds of a film a proposal lies."""
+    return proposal.interval or (clip.seconds[0], max(clip.seconds[-1], clip.length))
 
 
 def appended_prompt(adapter: Adapter, prompt: Prompt, proposals: Sequence[Proposal], fields: Sequence[Field]) -> Prompt:

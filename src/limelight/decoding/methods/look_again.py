@@ -31,9 +31,11 @@ class LookAgain(Method):
     """Look, listen or watch again where it matters, in the original's full detail, and join the answers.
 
     At the first token that the gate ``when`` opens for, the localiser ``where`` scores the media's positions, the windows
-    with the highest scores are cut out of the original media, and the same question is asked about each. Pictures that the
-    model already sees in full detail are not looked at again, and cost nothing. A sound longer than the model's window is
-    heard window by window, then again where it matters. From that token on the answer comes from the joined views.
+    with the highest scores are cut out of the original media, and the same question is asked about each. Pictures and films
+    that the model already sees in full detail are not looked at again, and cost nothing. A sound longer than the model's window
+    is heard window by window, then again where it matters. Of a film the frames around those that matter are watched, with the
+    frames between them where its file can be read again, whole or cut to a part of each frame. From that token on the answer
+    comes from the joined views.
 
     Args:
         views: the most views, the whole medium included. Windows of a long sound are taken whatever the budget.
@@ -51,12 +53,14 @@ class LookAgain(Method):
         phrase: localise these words instead of the decision.
         order: of the quarters, ``evidence`` or ``confidence``.
         sizes, shapes, seconds, context, tightness, pick: of windows (:class:`limelight.decoding.looking.regions.Windows`).
-        least_gain: pictures whose original is not finer than what the model sees by this factor per side are left alone.
+        least_gain: pictures whose original is not finer than what the model sees by this factor per side are left alone, and
+            films whose file has not so many times as many frames either.
         sure, telling, overlap: of the search.
         target: the words whose values ``value-similarity`` looks for. generic: the question that ``relative-attention``
             and ``pixel-gradient`` divide by. channels: blocks of ``phi``. seed: of ``random``.
         boxes: with ``given``: (left, top, right, bottom) in fractions of the picture (of a sound: its seconds on the
-            horizontal axis), or one such list per row of the batch.
+            horizontal axis; of a film two further numbers may say when the box begins and ends, in fractions of its
+            length), or one such list per row of the batch.
 
     Processors, sampling and stopping act on the joined logits.
     """
@@ -166,13 +170,14 @@ def _boxes(given: Any) -> Any:
             return tuple(tuple(float(x) for x in b) for b in given)
     raise SettingError(
         f"look-again: expected boxes (left, top, right, bottom) in fractions of the picture, got {given!r}",
-        hint="boxes=((0.0, 0.0, 0.5, 0.5),)",
+        hint="boxes=((0.0, 0.0, 0.5, 0.5),); of a film also (left, top, right, bottom, begin, end)",
     )
 
 
 def _is_box(box: Any) -> bool:
-    numbers = len(box) == 4 and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in box)
-    return numbers and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
+    numbers = len(box) in (4, 6) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in box)
+    pairs = ((0, 2), (1, 3), (4, 5))[: len(box) // 2]
+    return numbers and all(0 <= box[a] < box[b] <= 1 for a, b in pairs)
 
 
 def look_again(views: int = 2, **settings: Any) -> LookAgain:

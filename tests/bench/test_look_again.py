@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench.look_again_data import FILMS
 from bench.look_again_table import render
 
 from bench import look_again as bench
+from limelight.demo.long_films import CELLS
 
 RAW: dict[str, Any] = {  # margin, evidence, box of each view
     "truth": [True, False, True],
@@ -69,3 +71,11 @@ def test_scenes_of_the_real_model_have_a_table_of_their_own() -> None:
     table = render({"questions": 3, "split": "test", "cells": {"scenes/3": bench.summary("scenes/3", found)}})
     assert "smol-vision, scenes of 3 times the side that it sees, 3 questions per cell" in table
     assert "| look again @2 |" in table and "+0.000 [+0.000, +0.000]" in table
+def test_films_have_a_section_of_their_own() -> None:
+    found = {"greedy": {**RAW, "views": [[], [], []]}, bench.OURS: RAW, "random": RAW, "oracle box": RAW}
+    cells = {c: bench.summary(c, found) for c in ("brief/3", "small/3")}
+    table = render({"questions": 3, "split": "test", "cells": cells})
+    assert "Films of 60 frames" in table and "| look again @3 |" in table and "| control: random @2 |" in table
+    assert "in 3 of 60 frames | small, 3 x |" in table and "Processor time over greedy" in table
+    assert "Films" not in render({"questions": 3, "split": "test", "cells": {"2x2/2": bench.summary("2x2/2", found)}})
+    assert set(bench.FILM_CELLS) == set(FILMS) == set(CELLS)

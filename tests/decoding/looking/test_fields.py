@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from limelight.decoding.looking.fields import Field, Part, fields
+from limelight.decoding.looking.fields import Field, Part, edges_of, fields, rate_of
 from limelight.errors import UnsupportedError
 from limelight.types import Clip, Interval, Prompt, Region, Span
 
@@ -67,6 +67,36 @@ def test_a_films_frames_share_their_step() -> None:
     clip = Clip(tuple(Image.new("RGB", (80, 60)) for _ in range(4)), (0.0, 1.0, 2.0, 3.0))
     (found,) = fields(np.arange(8.0), (span,), Prompt({}, (), (span,), {"video": [clip]}))
     assert found.frames == (3.0, 3.0, 11.0, 11.0) and found.total == 28.0
+    assert found.edges == (0.0, 0.5, 1.5, 2.5, 4.0) and found.span == (0.0, 4.0) and found.rate == 0.0
+    whole = [(0.0, 0.0, 80.0, 60.0)] * 3
+    assert found.mass(whole, np.array([[0.0, 0.5], [1.0, 2.5], [-1.0, 9.0]])).tolist() == pytest.approx(
+        [3.0, 12.5, 28.0]
+    )
+    assert found.length(np.array([[0.0, 0.5], [1.0, 2.0]])).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_the_mass_of_a_films_window_is_that_of_its_frames() -> None:
+    rng = np.random.default_rng(0)
+    box, edges = (10.0, 20.0, 70.0, 90.0), (0.0, 1.0, 1.5, 4.0)
+    film = Part(rng.standard_normal((3, 4, 5)), box, edges)
+    boxes = np.sort(rng.uniform(0, 100, (30, 2, 2)), axis=1).reshape(30, 4)
+    times = np.sort(rng.uniform(-0.5, 4.5, (30, 2)), axis=1)
+    expected = np.zeros(30)
+    for scores, start, stop in zip(film.scores, edges, edges[1:], strict=False):
+        inside = np.clip(np.minimum(times[:, 1], stop) - np.maximum(times[:, 0], start), 0, None) / (stop - start)
+        expected += inside * Part(scores, box).mass(boxes)
+    assert film.mass(boxes, times) == pytest.approx(expected, abs=1e-9)
+    assert film.mass(boxes) == pytest.approx(Part(film.scores.sum(0), box).mass(boxes), abs=1e-9)
+
+
+def test_a_film_whose_file_is_at_hand_has_further_frames() -> None:
+    frames = tuple(Image.new("RGB", (8, 8)) for _ in range(2))
+    clip = Clip(frames, (0.0, 3.0), 10.0, 4.0, "film.mp4")
+    assert rate_of(clip) == 10.0 and edges_of(clip) == (0.0, 1.5, 4.0)
+    assert rate_of(Clip(frames, (0.0, 3.0), 10.0, 4.0)) == 0.0
+    part = Part(np.ones((2, 1, 1)), (0.0, 0.0, 8.0, 8.0), edges_of(clip))
+    field = Field("video", 0, (8.0, 8.0), (part,), part.box, part.edges, 10.0)
+    assert field.finer((0.0, 4.0)) == 20.0 and field.finer((1.0, 1.2)) == pytest.approx(1.0)
 
 
 def test_unknown_places_are_an_error() -> None:

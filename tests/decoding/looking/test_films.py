@@ -12,6 +12,7 @@ from PIL import Image
 
 import limelight
 from limelight.decoding.looking.views import watched
+from limelight.demo.long_films import RATE, long_film_questions
 from limelight.models.adapter import Adapter
 from limelight.types import Clip, Generation, TakenView
 from tests.models.films import FILMS, film
@@ -59,3 +60,51 @@ def test_a_crop_is_a_further_picture_where_the_family_takes_several(name: str) -
     assert [v.weight for v in found.steps[0].views] == [0.0, 1.0]
     assert found.steps[0].views[1].box is not None and len(found.token_ids) == 3
     assert all(torch.isfinite(torch.tensor(s.logprob)) for s in found.steps)
+
+
+def test_a_brief_object_is_found_in_the_frames_between() -> None:
+    """In 6 of 60 frames, in one of the eight that the model is given: the second look shows more of them."""
+    adapter = limelight.load("demo-video")
+    seen = []
+    for question in long_film_questions("dev", "brief/6", 20)[::2]:
+        clip, brief = question.film.clip(), question.film.appearances[0]
+        given = [i for i, t in enumerate(clip.seconds) if round(t * RATE) in brief.frames]
+        if len(given) != 1:
+            continue
+        found = limelight.generate(
+            adapter, messages=question.text, media={"video": clip}, max_new_tokens=1, relevance=False,
+            strategy=limelight.look_again(2, when="always"),
+        )  # fmt: skip
+        whole, again = found.steps[0].views
+        start, stop = again.interval or (0.0, 0.0)
+        assert stop - start >= 0.8 - 1e-9 and whole.interval is None
+        seen.append(start <= clip.seconds[given[0]] <= stop)
+    assert len(seen) >= 3 and sum(seen) >= len(seen) - 1
+
+
+def test_a_film_in_full_detail_is_left_alone_and_one_with_further_frames_is_not() -> None:
+    adapter = limelight.load("demo-video")
+    (question,) = long_film_questions("dev", "brief/3", 1)
+    clip = question.film.clip()
+    for medium, views in ((replace(clip, source=None), 0), (clip, 2)):
+        found = limelight.generate(
+            adapter, messages=question.text, media={"video": medium}, max_new_tokens=1, relevance=False,
+            strategy=limelight.look_again(2, when="always"),
+        )  # fmt: skip
+        assert len(found.steps[0].views) == views
+
+
+def test_boxes_of_a_film_say_when() -> None:
+    adapter = limelight.load("demo-video")
+    (question,) = long_film_questions("dev", "brief/3", 1)
+    part = question.film.part_of(question.object)
+    assert part is not None
+    found = limelight.generate(
+        adapter, messages=question.text, media={"video": question.film.clip()}, max_new_tokens=1, relevance=False,
+        strategy=limelight.look_again(2, when="always", where="given", boxes=(part,)),
+    )  # fmt: skip
+    start, stop = found.steps[0].views[1].interval or (0.0, 0.0)
+    assert start <= question.film.appearances[0].start / RATE and stop >= (question.film.appearances[0].stop - 1) / RATE
+    assert found.text == "yes"
+    with pytest.raises(limelight.LimelightError, match="expected boxes"):
+        limelight.look_again(2, where="given", boxes=((0, 0, 1, 1, 0.5, 0.4),))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limelight.decoding.looking.fields import Field, Part
-from limelight.decoding.looking.regions import Windows, at_least, best_run, fitted, inside, padded, propose, quarters
+from limelight.decoding.looking.regions import Windows, at_least, fitted, inside, padded, propose, quarters, runs
 
 
 def field_of(scores: np.ndarray, size: tuple[float, float] = (80.0, 80.0), kind: str = "image") -> Field:
@@ -98,12 +98,57 @@ def test_quarters_overlap_in_the_middle() -> None:
     assert [b[2] - b[0] for b in found] == [60.0] * 4
 
 
+def film_of(scores: np.ndarray, side: float = 80.0) -> Field:
+    """Frames a second apart, each the nearest one for a second; scores ``[frames, rows, columns]``."""
+    edges = tuple(float(i) for i in range(len(scores) + 1))
+    part = Part(scores.astype(float), (0.0, 0.0, side, side), edges)
+    return Field("video", 0, (side, side), (part,), part.box, edges)
+
+
 def test_the_frames_that_matter() -> None:
-    mass = [0.0] * 16
-    mass[9], mass[10] = 1.0, 1.5
-    assert best_run(mass, 0.5) == (9, 10)
-    assert best_run([1.0], 0.5) == (0, 0)
-    part = Part(np.ones((2, 2)), (0.0, 0.0, 80.0, 80.0))
-    film = Field("video", 0, (80.0, 80.0), (part,), part.box, tuple(mass))
-    (found,) = propose([film], [200.0], Windows(sizes=(1.0,)), 1)
-    assert found.frames == (9, 10) and found.box == (0.0, 0.0, 80.0, 80.0)
+    scores = np.zeros((16, 2, 2))
+    scores[9], scores[10] = 0.25, 0.375
+    (found,) = propose([film_of(scores)], [200.0], Windows(sizes=(1.0,)), 1)
+    assert found.interval == (9.0, 11.0) and found.box == (0.0, 0.0, 80.0, 80.0)
+    assert found.score == pytest.approx(2.5 / (1 / 8) ** 0.5)
+    (found,) = propose([film_of(scores)], [200.0], Windows(sizes=(1.0,), context=0.5), 1)
+    assert found.interval == (8.0, 12.0)
+
+
+def test_further_windows_of_a_film_lie_at_other_times() -> None:
+    scores = np.zeros((8, 2, 2))
+    scores[1], scores[6], scores[3] = 3.0, 2.0, 1.0
+    found = propose([film_of(scores)], [80.0], Windows(sizes=(1.0,)), 3)
+    assert [p.interval for p in found] == [(1.0, 2.0), (6.0, 7.0), (3.0, 4.0)]
+
+
+def test_a_window_of_a_film_is_whole_or_cut_whichever_has_more() -> None:
+    spread, small = np.zeros((8, 4, 4)), np.zeros((8, 4, 4))
+    spread[2], small[5, 0, 3] = 1.0, 1.0
+    (found,) = propose([film_of(spread)], [40.0], Windows(sizes=(1.0,)), 1)
+    assert found.box == (0.0, 0.0, 80.0, 80.0) and found.interval == (2.0, 3.0)
+    (found,) = propose([film_of(small)], [40.0], Windows(sizes=(1.0,)), 1)
+    assert found.box[0] >= 20.0 and found.box[1] == 0.0 and found.interval == (5.0, 6.0)
+    still = np.zeros((8, 4, 4))
+    still[:, 3, 0] = 1.0  # at one place at any time
+    (found,) = propose([film_of(still)], [20.0], Windows(sizes=(1.0,)), 1)
+    assert found.box == (0.0, 60.0, 20.0, 80.0) and found.interval == (0.0, 8.0)
+
+
+def test_the_end_frames_of_a_film_have_no_advantage() -> None:
+    scores = np.ones((8, 1, 1))
+    scores[4] = 1.01
+    edges = (0.0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.0)  # the first and the last stand for half as long
+    part = Part(scores, (0.0, 0.0, 80.0, 80.0), edges)
+    seen = Field("video", 0, (80.0, 80.0), (part,), part.box, edges)
+    (found,) = propose([seen], [80.0], Windows(tightness=1.0), 1)
+    assert found.interval == (3.5, 4.5)
+
+
+def test_runs_cover_a_film() -> None:
+    assert runs((0.0, 1.0)) == [(0.0, 1.0)]
+    for count in (2, 7, 8, 60, 700):
+        found = runs(tuple(float(i) for i in range(count + 1)))
+        assert all(0 <= a < b <= count for a, b in found) and len(found) < 90
+        shortest = min(b - a for a, b in found)
+        assert {t for a, b in found if b - a == shortest for t in range(int(a), int(b))} == set(range(count))

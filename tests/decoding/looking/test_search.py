@@ -11,6 +11,7 @@ import torch
 from limelight.decoding.looking.fields import Field, Part
 from limelight.decoding.looking.regions import Windows
 from limelight.decoding.looking.search import OVERLAP, Search, View, given_proposals, long_windows
+from limelight.errors import SettingError
 
 EMPTY = torch.tensor([0.0, 4.0, 0.0])
 SEEN = torch.tensor([6.0, 0.0, 0.0])
@@ -89,3 +90,51 @@ def test_long_audio_is_covered_to_its_end() -> None:
     assert all(b[2] - b[0] == pytest.approx(4.0) for b in found) and found[-1][2] == pytest.approx(20.0)
     assert all(b - a <= 4.0 * (1 - OVERLAP) + 1e-9 for a, b in pairwise(starts))
     assert [p.box for p in long_windows(0, 4.5, 4.0)] == [(0.5, 0.0, 4.5, 1.0)]
+
+
+def film(views: int, side: float, rate: float, scores: np.ndarray | None = None) -> Search:
+    """A search over a film of eight frames in eight seconds."""
+    edges = tuple(float(i) for i in range(9))
+    part = Part(np.ones((8, 2, 2)) if scores is None else scores, (0.0, 0.0, 100.0, 100.0), edges)
+    seen = Field("video", 0, (100.0, 100.0), (part,), part.box, edges, rate)
+    return Search("quarters", views, Windows(), sure=0.9, telling=0.5, overlap=0.0, fields=[seen], sides=[side], long=None,
+                  taken=[View(None, EMPTY)], empty=EMPTY)  # fmt: skip
+
+
+@pytest.mark.parametrize(("views", "parts"), [(3, 2), (4, 3), (5, 4), (9, 4)])
+def test_a_film_with_more_frames_is_searched_in_time(views: int, parts: int) -> None:
+    found = film(views, side=100.0, rate=10.0)
+    proposals = found.next()
+    assert all(p.box == (0.0, 0.0, 100.0, 100.0) for p in proposals)
+    times = sorted(p.interval for p in proposals if p.interval)
+    assert [t[0] for t in times] == pytest.approx([8 * i / parts for i in range(parts)])  # all of it is seen
+    assert times[-1][1] == 8.0
+
+
+def test_within_a_part_of_a_film_then_within_its_frames() -> None:
+    scores = np.zeros((8, 2, 2))
+    scores[5, 1, 0] = 1.0
+    found = film(13, side=50.0, rate=4.0, scores=scores)  # four times as many frames, four times as many pixels
+    first = found.next()
+    assert first[0].box == (0.0, 50.0, 50.0, 100.0) and {p.interval for p in first} == {(0.0, 8.0)}
+    found.taken += [View(p, EMPTY) for p in first]
+    second = found.next()
+    assert second[0].interval == (4.0, 6.0) and {p.box for p in second} == {first[0].box} and len(second) == 4
+
+
+def test_a_film_without_further_frames_is_searched_in_its_frames_only() -> None:
+    found = film(5, side=50.0, rate=0.0)
+    assert {p.interval for p in found.next()} == {(0.0, 8.0)}
+    assert film(5, side=100.0, rate=0.0).next() == []
+
+
+def test_no_view_of_a_film_has_fewer_frames_than_the_first() -> None:
+    found = film(2, side=100.0, rate=4.0)
+    found.given = given_proposals([(0, 0, 1, 1, 0.45, 0.5), (0, 0, 1, 1, 0.99, 1)], "video", 0, (100, 100), (0.0, 8.0))
+    (one,) = found.next()
+    assert one.interval == pytest.approx((2.8, 4.8))
+    late = film(2, side=100.0, rate=4.0)
+    late.given = given_proposals([(0, 0, 1, 1, 0.99, 1)], "video", 0, (100, 100), (0.0, 8.0))
+    assert late.next()[0].interval == pytest.approx((6.0, 8.0))
+    with pytest.raises(SettingError, match="for films"):
+        given_proposals([(0, 0, 1, 1, 0.4, 0.5)], "image", 0, (100, 100))

@@ -9,6 +9,7 @@ from PIL import Image
 from limelight.decoding.looking.fields import Field, Part
 from limelight.decoding.looking.regions import Proposal
 from limelight.decoding.looking.views import HEADROOM, LOUDNESS, heard, pictured, seconds_of, shown, watched
+from limelight.demo.long_films import RATE, long_film_questions
 from limelight.types import Clip
 
 
@@ -52,9 +53,24 @@ def test_frames_around_those_that_matter() -> None:
     frames = tuple(Image.new("RGB", (40, 40), (i, 0, 0)) for i in range(10))
     clip = Clip(frames, tuple(float(i) for i in range(10)), fps=1.0)
     found = watched(clip, 3.0, 5.0)
-    assert [f.getpixel((0, 0))[0] for f in found.frames] == [3, 4, 5] and found.seconds == (0.0, 1.0, 2.0)
-    assert len(watched(clip, 3.4, 3.6)) == 1
-    proposal = Proposal("video", 0, (10.0, 10.0, 30.0, 30.0), frames=(3, 4))
-    assert seconds_of(clip, proposal) == (3.0, 5.0)
+    assert [f.getpixel((0, 0))[0] for f in found.frames] == [3, 4, 5] and found.seconds == (3.0, 4.0, 5.0)
+    assert found.length == clip.length and len(watched(clip, 3.4, 3.6)) == 1
+    proposal = Proposal("video", 0, (10.0, 10.0, 30.0, 30.0), interval=(2.5, 4.5))
+    assert seconds_of(clip, proposal) == (2.5, 4.5) and seconds_of(clip, Proposal("video", 0, (0, 0, 1, 1))) == (
+        0.0,
+        10.0,
+    )
     view = shown(clip, proposal, None)
-    assert view.frames[0].size == (20, 20) and len(view) == 3
+    assert view.frames[0].size == (20, 20) and len(view) == 2
+
+
+def test_the_frames_between_are_read_again_from_the_film() -> None:
+    (question,) = long_film_questions("dev", "brief/3", 1)
+    clip, brief = question.film.clip(), question.film.appearances[0]
+    again = watched(clip, (brief.start - 2) / RATE, (brief.stop + 3) / RATE)
+    assert len(again) == len(clip) == 8
+    numbers = [round(t * RATE) for t in again.seconds]
+    assert set(brief.frames) <= set(numbers) and numbers == list(range(numbers[0], numbers[0] + 8))
+    drawn = question.film.pixels(numbers)
+    for frame, expected in zip(again.frames, drawn, strict=True):
+        assert np.abs(np.asarray(frame, float) - expected).mean() < 8

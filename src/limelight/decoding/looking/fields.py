@@ -55,9 +55,7 @@ class Part:
     def _at(self, t: Floats, y: Floats, x: Floats) -> Floats:
         """The table between its entries: trilinear, which is exact for even cells."""
         table = self.table
-        frame, row, column = (
-            np.minimum(z.astype(int), n - 2) for z, n in zip((t, y, x), table.shape, strict=True)
-        )
+        frame, row, column = (np.minimum(z.astype(int), n - 2) for z, n in zip((t, y, x), table.shape, strict=True))
         w, v, u = t - frame, y - row, x - column
 
         def plane(at: npt.NDArray[np.int_]) -> Floats:
@@ -134,7 +132,8 @@ class Field:
         """Width and height of the smallest cell."""
         each = [
             ((b[2] - b[0]) / p.scores.shape[-1], (b[3] - b[1]) / p.scores.shape[-2])
-            for p in self.parts for b in [p.box]
+            for p in self.parts
+            for b in [p.box]
         ]
         return min(x for x, _ in each), min(y for _, y in each)
 

@@ -194,8 +194,8 @@ def divided(interval: Times, count: int) -> list[Times]:
 
 
 def _long_enough(f: Field, interval: Times | None) -> Times | None:
-    """Grow an interval around its middle to as many frames as the model is given of the whole film, inside the film."""
-    if interval is None or f.span is None or not f.rate:
+    """Grow an interval around its middle to as many frames as the model is given of the whole film, where it has more."""
+    if interval is None or f.span is None or f.finer(f.span) <= FULL:
         return interval
     (begin, end), (start, stop) = f.span, interval
     least = min((len(f.edges) - 1) / f.rate, end - begin)
@@ -234,5 +234,7 @@ def given_proposals(
             )
         begin, end = span or (0.0, 0.0)
         when = (begin + box[4] * (end - begin), begin + box[5] * (end - begin)) if len(box) > 4 else None
-        out.append(Proposal(kind, source, (box[0] * width, box[1] * height, box[2] * width, box[3] * height), 0.0, when))
+        out.append(
+            Proposal(kind, source, (box[0] * width, box[1] * height, box[2] * width, box[3] * height), 0.0, when)
+        )
     return out

@@ -133,4 +133,4 @@ def gain(adapter: Adapter, prompt: Prompt, source: int, kind: str = "image") -> 
     finer = math.sqrt(width * height / seen) if seen else 0.0
     if kind == "image" or medium.source is None or not medium.fps:
         return finer
-    return max(finer, medium.fps * medium.length / len(medium))
+    return max(finer, float(medium.fps * medium.length) / len(medium))

@@ -151,6 +151,7 @@ class Search:
                 continue
             box = (0.0, 0.0, *f.size) if proposal is None else proposal.box
             when = f.span if proposal is None or proposal.interval is None else proposal.interval
+            pairs: list[tuple[Box, Times | None]]
             if when is not None and f.finer(when) > max(FULL, self._coarseness(box, side)):
                 pairs = [(box, part) for part in divided(when, min(4, max(2, self.left)))]
             else:

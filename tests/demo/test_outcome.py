@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.report.examples import prompt, relevance
 
 import limelight
 from limelight.demo import outcome
 from limelight.errors import DataError
-from limelight.types import Region
+from limelight.types import Clip, Region, Relevance, Span
 
 
 def test_settings_come_from_the_file(tmp_path: Path) -> None:
@@ -91,6 +92,29 @@ def test_the_shipped_recordings_say_where_their_sounds_are() -> None:
             assert row.area == pytest.approx((off - on) / 4)
 
 
+def test_inside_frames() -> None:
+    region = Region(0, (8, 8), (0.0, 0.0, 8.0, 8.0), frames=((0,), (1,), (2,), (3,)))
+    spans = (Span(0, 4, "video", (4, 1, 1), region=region), Span(4, 5, "text"))
+    found = Relevance(torch.tensor([1.0, -2.0, 0.0, 1.0, 9.0]), tuple("abcde"), spans, 1)
+    clip = Clip(tuple(Image.new("RGB", (8, 8)) for _ in range(4)), (0.0, 0.5, 1.0, 1.5))
+    assert outcome.inside_frames(found, clip, 0.5, 1.5) == pytest.approx(0.5)
+    assert outcome.inside_frames(found, clip, 0.0, 2.0) == pytest.approx(1.0)
+    unknown = Relevance(torch.ones(5), tuple("abcde"), (Span(0, 5, "video"),), 1)
+    assert outcome.inside_frames(unknown, clip, 0.0, 1.0) is None
+
+
+def test_the_shipped_films_say_when_their_objects_are_there() -> None:
+    rows, rule = outcome.curated(outcome.VIDEO / "examples")
+    assert (
+        rule and len(rows) == 8 and {row.kind for row in rows} == {"video"} and {row.noun for row in rows} == {"film"}
+    )
+    for row in rows:
+        assert row.file.is_file() and all(0 <= on < off <= 4 for on, off in row.objects.values())
+        if row.area is not None:
+            on, off = row.objects[row.object]
+            assert row.area == pytest.approx((off - on) / 4)
+
+
 @pytest.mark.parametrize("number", [0, 1])  # yes, and no
 def test_the_decision_is_the_correct_answers_logit_less_the_others(tmp_path: Path, number: int) -> None:
     adapter = limelight.load("demo-vision")
@@ -107,7 +131,7 @@ def test_the_decision_is_the_correct_answers_logit_less_the_others(tmp_path: Pat
     assert found.overlay.is_file()
 
 
-@pytest.mark.parametrize("home", [outcome.VISION, outcome.AUDIO])
+@pytest.mark.parametrize("home", [outcome.VISION, outcome.AUDIO, outcome.VIDEO])
 def test_three_shipped_examples_are_shown_and_a_caption(home: Path) -> None:
     rows, rule = outcome.curated(home / "examples")
     assert sum(r.shown for r in rows) == 3

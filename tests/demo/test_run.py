@@ -16,6 +16,7 @@ from limelight.cli.main import app
 from limelight.demo import run as demo
 from limelight.demo.outcome import Caption, Decision, Example, Outcome
 from limelight.demo.verdicts import caption_verdict, question_verdict
+from limelight.errors import SettingError
 from limelight.report.words import words
 
 
@@ -93,6 +94,14 @@ def test_the_verdict_names_misled_and_correct_strategies() -> None:
     assert question_verdict(none[0].example, none) == (
         "The image itself misleads: the boat and the crab suggest a cup. Greedy believed it: yes. So did LIME."
     )
+    order = outcome("no", "yes", hint="The tree appears after the key.")
+    assert question_verdict(order.example, [order]) == (
+        "The prompt said the tree appears after the key. Greedy believed it: no."
+    )
+    film = outcome("no", "yes", hint="A film of a farm with a barn.")
+    assert question_verdict(film.example, [film]).startswith(
+        "The prompt spoke of a farm with a barn, which suggests that there is none."
+    )
     place = outcome("no", "no", hint="A picture of a farm with a barn.")
     assert question_verdict(place.example, [place]) == (
         "The prompt spoke of a farm with a barn, which suggests that there is one. Greedy answered correctly: no."
@@ -120,9 +129,9 @@ def test_the_summary_counts() -> None:
     assert "50% of the image's evidence lies in its box" in told
 
 
-@pytest.mark.parametrize(("kind", "second"), [("vision", True), ("audio", False)])
-def test_the_command_on_the_shipped_models(tmp_path: Path, kind: str, second: bool) -> None:
-    arguments = ["demo", "--out", str(tmp_path / "out"), "--json", *(["--audio"] if kind == "audio" else [])]
+@pytest.mark.parametrize(("kind", "flagged"), [("vision", "mushroom"), ("audio", ""), ("video", "clock")])
+def test_the_command_on_the_shipped_models(tmp_path: Path, kind: str, flagged: str) -> None:
+    arguments = ["demo", "--out", str(tmp_path / "out"), "--json", *([f"--{kind}"] if kind != "vision" else [])]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -133,5 +142,15 @@ def test_the_command_on_the_shipped_models(tmp_path: Path, kind: str, second: bo
     assert all(Path(d["overlay"]).stat().st_size > 1000 for d in document["decisions"])
     caption = document["caption"]
     assert caption["verdict"].startswith("Greedy invents a")
-    assert ("mushroom" in caption["flagged"]["greedy"]) == second
-    assert f"docs/quality{'-audio' if kind == 'audio' else ''}.md" in document["summary"]
+    assert not flagged or flagged in caption["flagged"]["greedy"]
+    table = "quality" if kind == "vision" else f"quality-{kind}"
+    assert f"docs/{table}.md" in document["summary"]
+    share = {"vision": "image_share", "audio": "audio_share", "video": "video_share"}[kind]
+    assert all(0 < a[share] < 1 for e in document["examples"] for a in e["answers"].values())
+
+
+def test_recordings_and_films_at_once_are_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "out"), "--audio", "--video"])
+    assert result.exit_code != 0 and not (tmp_path / "out").exists()
+    with pytest.raises(SettingError, match="both audio and video"):
+        demo.run_demo(tmp_path / "out", audio=True, video=True)

@@ -39,14 +39,15 @@ def demo(
     audio: Annotated[
         bool, typer.Option("--audio", help="Use the audio miniature: recordings instead of images.")
     ] = False,
+    video: Annotated[bool, typer.Option("--video", help="Use the video miniature: films instead of images.")] = False,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
     """Show how a prompt misleads a model, which words are responsible, and which strategies look at the image all the same.
 
-    Asks the shipped miniature three questions on held-out images (or, with `--audio`, recordings) with several strategies, then
-    lets it describe one. Prints a verdict on each, and writes a page to open in a browser. Takes less than 30 seconds; nothing
-    is downloaded.
+    Asks the shipped miniature three questions on held-out images (or, with `--audio`, recordings, with `--video`, films) with
+    several strategies, then lets it describe one. Prints a verdict on each, and writes a page to open in a browser. Takes less
+    than 30 seconds on a free core; nothing is downloaded.
 
     **Examples**
 
@@ -55,6 +56,8 @@ def demo(
         limelight demo --strategy relevance-contrastive --strategy avisc --limit 8
 
         limelight demo --audio --out demo-audio
+
+        limelight demo --video --out demo-video
 
         limelight demo --json
     """
@@ -66,7 +69,7 @@ def demo(
 
         with terminal.err.status("…") as status, one_thread():
             done = run_demo(
-                out, audio=audio, strategies=tuple(strategy or STRATEGIES), limit=limit,
+                out, audio=audio, video=video, strategies=tuple(strategy or STRATEGIES), limit=limit,
                 console=terminal.err if as_json else terminal.out, on_progress=status.update,
             )  # fmt: skip
         if as_json:

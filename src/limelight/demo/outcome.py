@@ -16,28 +16,35 @@ from limelight.demo.synthesis import RATE
 from limelight.errors import DataError, SettingError
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
+from limelight.media.video import read_video
 from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute
+from limelight.report.frames import contact_sheet, frame_grids
 from limelight.report.media import Media
 from limelight.report.overlay import overlay
 from limelight.report.waveform import waveform
 from limelight.report.words import Word, word_relevance, word_shares, words
-from limelight.types import Generation, Prompt, Region, Relevance
+from limelight.types import Clip, Generation, Prompt, Region, Relevance
 
 VISION = Path(__file__).parent / "vision"
 EXAMPLES = VISION / "examples"
 SETTINGS = VISION / "settings.json"
 AUDIO = Path(__file__).parent / "audio"
 VIDEO = Path(__file__).parent / "video"
+HOMES = {"image": VISION, "audio": AUDIO, "video": VIDEO}
+MODELS = {"image": "demo-vision", "audio": "demo-audio", "video": "demo-video"}
+NOUNS = {"image": "image", "audio": "recording", "video": "film"}
+Kind = Literal["image", "audio", "video"]
 FALLBACK: dict[str, dict[str, Any]] = {"lime": {"lr": 1e-2}}
 Cells = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A curated question: its image or recording, the user turn and its parts, and the true answer.
+    """A curated question: its image, recording or film, the user turn and its parts, and the true answer.
 
-    ``objects``: pixel boxes of the objects in the image, or (onset, offset) in seconds of the sounds in the recording.
+    ``objects``: pixel boxes of the objects in the image, or (onset, offset) in seconds of the sounds in the recording or of the
+    objects in the film.
     """
 
     id: str
@@ -49,7 +56,7 @@ class Example:
     question: str = ""
     object: str = ""
     objects: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    kind: Literal["image", "audio"] = "image"
+    kind: Kind = "image"
     shown: bool = False  # one of the three that the demo shows first
 
     @property
@@ -58,16 +65,19 @@ class Example:
 
     @property
     def noun(self) -> str:
-        return {"image": "image", "audio": "recording"}[self.kind]
+        return NOUNS[self.kind]
 
     @property
     def area(self) -> float | None:
-        """Share of the image or recording covered by the object in question; None where it is absent."""
+        """Share of the image, recording or film covered by the object in question; None where it is absent."""
         if self.object not in self.objects:
             return None
         if self.kind == "audio":
             onset, offset = self.objects[self.object]
             return (offset - onset) / (read_audio(str(self.file), RATE).size / RATE)
+        if self.kind == "video":
+            times = read_video(str(self.file)).seconds
+            return sum(shown_at(t, self.objects[self.object]) for t in times) / len(times)
         left, top, right, bottom = self.objects[self.object]
         width, height = read_image(str(self.file)).size
         return (right - left) * (bottom - top) / (width * height)
@@ -76,7 +86,7 @@ class Example:
 @dataclass(frozen=True)
 class Outcome:
     """One strategy's answer to one example; ``decisive``: its first word, yes or no; ``share``: the part of that word's
-    relevance that comes from the image or recording."""
+    relevance that comes from the image, recording or film."""
 
     example: Example
     generation: Generation
@@ -93,8 +103,8 @@ class Outcome:
 class Decision:
     """Attribution of the unmodified model's decision: relevance of the correct answer's logit less the other's.
 
-    Evidence that supports both answers equally cancels out. ``inside``: the share of the image's (recording's)
-    ``sum |R|`` inside the box (interval) of the object in question; None where it is absent.
+    Evidence that supports both answers equally cancels out. ``inside``: the share of the image's (recording's, film's)
+    ``sum |R|`` inside the box (interval, frames) of the object in question; None where it is absent.
     """
 
     example: Example
@@ -105,13 +115,13 @@ class Decision:
 
 @dataclass(frozen=True)
 class Caption:
-    """A request for a description: its image or recording, the user turn, and what is there (boxes, or times)."""
+    """A request for a description: its image, recording or film, the user turn, and what is there (boxes, or times)."""
 
     id: str
     file: Path
     text: str
     objects: Mapping[str, Sequence[float]]
-    kind: Literal["image", "audio"] = "image"
+    kind: Kind = "image"
     rule: str = ""
 
 
@@ -121,7 +131,7 @@ def caption_of(folder: Path) -> Caption | None:
     found = json.loads(listing.read_text(encoding="utf-8")).get("caption") if listing.is_file() else None
     if found is None:
         return None
-    kind: Literal["image", "audio"] = "audio" if "audio" in found else "image"
+    kind = _kind(found)
     return Caption(found["id"], folder / found[kind], found["text"], found["objects"], kind, found.get("rule", ""))
 
 
@@ -138,13 +148,17 @@ def curated(folder: Path = EXAMPLES) -> tuple[tuple[Example, ...], str]:
     names = Example.__dataclass_fields__
     rows = []
     for r in found["examples"]:
-        kind: Literal["image", "audio"] = "audio" if "audio" in r else "image"
+        kind = _kind(r)
         rows.append(Example(**{k: v for k, v in r.items() if k in names}, file=folder / r[kind], kind=kind))
     if not rows:
         raise DataError(
             f"{listing.name} lists no examples", hint="complete the recipe: python -m recipes.demo_vision.train"
         )
     return tuple(rows), str(found.get("rule", ""))
+
+
+def _kind(row: Mapping[str, Any]) -> Kind:
+    return "audio" if "audio" in row else "video" if "video" in row else "image"
 
 
 def chosen_settings(path: Path = SETTINGS) -> tuple[dict[str, dict[str, Any]], str]:
@@ -191,6 +205,23 @@ def inside_event(relevance: Relevance, onset: float, offset: float) -> float | N
     return float((heat * covered).sum()) / total if total else 0.0
 
 
+def shown_at(time: float, interval: Sequence[float]) -> bool:
+    """Whether something that is there from ``interval[0]`` until before ``interval[1]`` is there at a time (seconds)."""
+    return interval[0] - 1e-6 <= time < interval[1] - 1e-6
+
+
+def inside_frames(relevance: Relevance, clip: Clip, onset: float, offset: float) -> float | None:
+    """Share of the first film's ``|R|`` in the frames from one time until before another (seconds); None where the frames of
+    positions are unknown."""
+    try:
+        grids = frame_grids(relevance, clip)
+    except SettingError:
+        return None
+    sums = [(clip.seconds[frame], float(np.abs(scores).sum())) for frame, _, scores in grids]
+    total = sum(x for _, x in sums)
+    return sum(x for t, x in sums if shown_at(t, (onset, offset))) / total if total else 0.0
+
+
 def coverage(grid: tuple[int, int], box: Sequence[float], region: Region) -> Cells:
     """Share of the image region shown by each cell ``[rows, columns]`` that lies in the box."""
 
@@ -221,6 +252,8 @@ def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path
         place = example.objects[example.object]
         if example.kind == "audio":
             inside = inside_event(found, *place)
+        elif example.kind == "video":
+            inside = inside_frames(found, read_video(str(example.file)), *place)
         else:
             inside = inside_box(found, place)
     path = folder / f"{example.file.stem}-decision.png"
@@ -229,17 +262,21 @@ def decision_of(adapter: Adapter, example: Example, prompt: Prompt, folder: Path
 
 
 def draw(adapter: Adapter, example: Example, relevance: Relevance, path: Path) -> None:
-    """Draw relevance on the image, or over the time of the recording."""
+    """Draw relevance on the image, over the time of the recording, or on the frames of the film."""
     media = media_of(example)
     if example.kind == "audio":
         samples, rate = media.sounds[0]
         waveform(relevance, samples, rate, path=path)
+    elif example.kind == "video":
+        contact_sheet(relevance, media, path=path)
     else:
         overlay(relevance, media, path=path)
 
 
 def media_of(example: Example | Caption) -> Media:
-    """Return the example's image or recording."""
+    """Return the example's image, recording or film."""
     if example.kind == "audio":
         return Media(sounds=[(read_audio(str(example.file), RATE), RATE)])
+    if example.kind == "video":
+        return Media(videos=[read_video(str(example.file))])
     return Media([read_image(str(example.file))])

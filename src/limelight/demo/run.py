@@ -1,4 +1,4 @@
-"""``limelight demo``: three questions whose prompt or image misleads a shipped miniature, a caption, and a second look."""
+"""``limelight demo``: three questions whose prompt or image (recording, film) misleads a shipped miniature, a caption, and a second look."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from limelight.decoding.generate import generate
 from limelight.decoding.registry import strategies as known_strategies
 from limelight.decoding.registry import strategy as by_name
 from limelight.decoding.strategy import Strategy
+from limelight.demo.films import NAMES
 from limelight.demo.outcome import (
-    AUDIO,
-    VISION,
+    HOMES,
+    MODELS,
+    NOUNS,
     Caption,
     Decision,
     Example,
+    Kind,
     Outcome,
     caption_of,
     chosen_settings,
@@ -36,13 +39,16 @@ from limelight.demo.outcome import (
 from limelight.demo.scenes import OBJECTS
 from limelight.demo.sounds import EVENTS
 from limelight.demo.verdicts import caption_verdict, listed, question_verdict
+from limelight.errors import SettingError
 from limelight.models.adapter import Adapter
 from limelight.models.loading import load
 from limelight.report.page import Case, save_page
 from limelight.report.words import text_words, word_flagged, words
 from limelight.types import Generation
 
-MAX_NEW_TOKENS, CAPTION_TOKENS = 8, 24
+MAX_NEW_TOKENS = 8
+CAPTION_TOKENS = {"image": 24, "audio": 24, "video": 48}
+VOCABULARY = {"image": OBJECTS, "audio": EVENTS, "video": NAMES}
 STRATEGIES = ("relevance-contrastive", "vcd", "lime")
 SECOND_LOOKS = ("reconsider", "look-again")  # the first that is there; look-again is made for questions
 CONTRASTIVE = "relevance-contrastive"
@@ -67,6 +73,7 @@ def run_demo(
     out: Path,
     *,
     audio: bool = False,
+    video: bool = False,
     model: str | Path | Adapter | None = None,
     strategies: Sequence[str] = STRATEGIES,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -80,24 +87,28 @@ def run_demo(
 
     Args:
         out: folder for the overlays and ``demo.html``; created if needed.
-        audio: use the audio miniature and its recordings instead of the vision miniature.
+        audio: use the audio miniature and its recordings instead of the vision miniature; video: the video miniature and its
+            films.
         strategies: names of the strategies compared with greedy.
         settings: strategy -> settings; by default the preset of relevance-contrastive, else those of ``settings.json``.
         limit: number of questions.
         on_progress: called with a description of the current step.
 
     Raises:
-        DataError: there are no examples. ModelError: the miniature is missing.
+        DataError: there are no examples. ModelError: the miniature is missing. SettingError: both audio and video.
     """
+    if audio and video:
+        raise SettingError("the demo shows recordings or films, got both audio and video", hint="run it once for each")
+    kind: Kind = "audio" if audio else "video" if video else "image"
     began = time.perf_counter()
     console = console or Console()
-    home = AUDIO if audio else VISION
+    home = HOMES[kind]
     folder = examples or home / "examples"
     rows, rule = curated(folder)
     rows, caption = first(rows, limit), caption_of(folder)
     out.mkdir(parents=True, exist_ok=True)
     on_progress("loading the miniature")
-    adapter = model if isinstance(model, Adapter) else load(model or ("demo-audio" if audio else "demo-vision"))
+    adapter = model if isinstance(model, Adapter) else load(model or MODELS[kind])
     usual = chosen_settings(home / "settings.json")[0] | {CONTRASTIVE: {"preset": "questions"}}
     given: Mapping[str, Mapping[str, Any]] = usual if settings is None else settings
     named = {"greedy": by_name("greedy"), **{n: by_name(n, **given.get(n, {})) for n in strategies}}
@@ -119,14 +130,12 @@ def run_demo(
     described, told = None, ""
     if caption is not None:
         described = _described(adapter, caption, on_progress)
-        told = caption_verdict(
-            caption, {a.strategy: a for a in described.answers}, frozenset(EVENTS if audio else OBJECTS)
-        )
+        told = caption_verdict(caption, {a.strategy: a for a in described.answers}, frozenset(VOCABULARY[kind]))
         _print_caption(console, caption, described, told)
         cases.append(_caption_case(adapter, caption, described, told))
     done = {name: tuple(found) for name, found in outcomes.items()}
     summary = summarise(done, decisions, picked=bool(rule))
-    title = "Does the answer come from the " + ("recording?" if audio else "picture?")
+    title = f"Does the answer come from the {'picture' if kind == 'image' else NOUNS[kind]}?"
     page = save_page(out / "demo.html", cases, title=title, note=summary)
     seconds = time.perf_counter() - began
     console.print()
@@ -136,7 +145,7 @@ def run_demo(
 
 
 def _described(adapter: Adapter, caption: Caption, on_progress: Callable[[str], None]) -> Comparison:
-    """Describe the image or recording: greedy with the meter, relevance-contrastive, and a second look."""
+    """Describe the image, recording or film: greedy with the meter, relevance-contrastive, and a second look."""
     prompt = adapter.prepare(caption.text, {caption.kind: [str(caption.file)]})
     second = next(n for n in SECOND_LOOKS if n in known_strategies())
     chosen: list[Strategy] = [by_name("greedy"), by_name(CONTRASTIVE, preset="captions"), by_name(second)]
@@ -144,7 +153,12 @@ def _described(adapter: Adapter, caption: Caption, on_progress: Callable[[str], 
     for method in chosen:
         on_progress(f"caption: {method.name}")
         answer = generate(
-            adapter, None, prompt, strategy=watched(method), relevance=False, max_new_tokens=CAPTION_TOKENS
+            adapter,
+            None,
+            prompt,
+            strategy=watched(method),
+            relevance=False,
+            max_new_tokens=CAPTION_TOKENS[caption.kind],
         )
         answers.append(explained(adapter, replace(answer, strategy=method.name, settings=method.settings())))
     return compared(adapter, answers)
@@ -161,13 +175,15 @@ def summarise(
     aimed = [(d.inside, d.example.area) for d in decisions if d.inside is not None]
     if aimed:
         inside, area = (float(np.mean([row[i] or 0.0 for row in aimed])) for i in (0, 1))
-        place = ("object", "in its box", "area") if noun == "image" else ("event", "during it", "time")
+        place = {"image": ("object", "in its box", "area"), "recording": ("event", "during it", "time")}.get(
+            noun, ("object", "in the frames that show it", "frames")
+        )
         summary += (
             f" Where the {place[0]} in question is there, {inside:.0%} of the {noun}'s evidence lies {place[1]}"
             f" ({area:.0%} of the {place[2]})."
         )
     if picked:
-        table = "quality" if noun == "image" else "quality-audio"
+        table = {"image": "quality", "recording": "quality-audio"}.get(noun, "quality-video")
         summary += (
             f" The {noun}s were selected because greedy errs on them, so they show improvements but no regressions;"
             f" docs/{table}.md shows both."
@@ -215,7 +231,7 @@ def _print_question(console: Console, outcomes: Sequence[Outcome], decision: Dec
     tops = ", ".join(f"{text} {value:+.2g}" for text, value in text_words(found)[:4])
     media = f"{example.noun} {found.total(example.kind):+.2g}"
     if decision.inside is not None:
-        place = "in the box of" if example.kind == "image" else "during"
+        place = {"image": "in the box of", "audio": "during"}.get(example.kind, "in the frames that show")
         media += f" ({decision.inside:.0%} of it {place} the {example.object})"
     console.print(Text(f"  why {found.explains}: {media}; text: {tops}", "dim"))
 

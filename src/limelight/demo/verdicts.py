@@ -66,9 +66,9 @@ def _cause(example: Example) -> str:
     if not hint:
         others = listed([f"the {name}" for name in example.objects])
         return f"The {example.noun} itself misleads: {others} suggest a {example.object}."
-    if hint.startswith("There is"):
+    start = next((s for s in ("A picture of ", "A recording from ", "A film of ") if hint.startswith(s)), "")
+    if not start:
         return f"The prompt said {hint[0].lower()}{hint[1:]}."
-    start = next((s for s in ("A picture of ", "A recording from ") if hint.startswith(s)), "")
     wrong = "none" if example.label != NO else "one"
     return f"The prompt spoke of {hint.removeprefix(start)}, which suggests that there is {wrong}."
 

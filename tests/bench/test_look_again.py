@@ -71,6 +71,8 @@ def test_scenes_of_the_real_model_have_a_table_of_their_own() -> None:
     table = render({"questions": 3, "split": "test", "cells": {"scenes/3": bench.summary("scenes/3", found)}})
     assert "smol-vision, scenes of 3 times the side that it sees, 3 questions per cell" in table
     assert "| look again @2 |" in table and "+0.000 [+0.000, +0.000]" in table
+
+
 def test_films_have_a_section_of_their_own() -> None:
     found = {"greedy": {**RAW, "views": [[], [], []]}, bench.OURS: RAW, "random": RAW, "oracle box": RAW}
     cells = {c: bench.summary(c, found) for c in ("brief/3", "small/3")}

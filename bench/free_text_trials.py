@@ -19,6 +19,7 @@ _PAI = tuple(
 TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
     "greedy": ({},),
     "sampled": ({},),
+    "exact LIME (paper)": grid(lr=(3e-4, 3e-3, 1e-2), steps=(4, 7)),
     "cached LIME, margin": grid(objective=("margin",), lr=(1e-3, 3e-3, 1e-2), updates=(1, 3)),
     "relevance-contrastive": grid(alpha=(4.0, 8.0, 16.0), beta=CUTS),
     "relevance-contrastive, z": grid(score=("z",), alpha=(1.0, 2.0, 4.0), beta=CUTS),

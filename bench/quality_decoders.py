@@ -12,7 +12,8 @@ from limelight.decoding.strategy import Strategy
 @dataclass(frozen=True)
 class Decoder:
     """A row of the table. ``grid``: settings to choose from on dev; ``like``: another row whose chosen settings are used.
-    ``questions``: fewer questions per cell, for rows that cost a hundred times as much."""
+    ``questions``: fewer questions per cell, for rows that cost a hundred times as much; ``few_captions``: for them, captions per
+    set and trial on dev, and per set on test, in :mod:`bench.free_text`."""
 
     name: str
     method: str
@@ -23,6 +24,7 @@ class Decoder:
     control: bool = False
     captions: bool = True
     questions: int | None = None
+    few_captions: tuple[int, int] | None = None
 
     def build(self, settings: dict[str, Any]) -> Strategy:
         return strategy(self.method, **{**settings, **self.change})
@@ -38,7 +40,7 @@ def grid(**values: tuple[Any, ...]) -> tuple[dict[str, Any], ...]:
 DECODERS: tuple[Decoder, ...] = (
     Decoder("greedy", "greedy"),
     Decoder("sampled", "greedy", sample_seeds=(0, 1, 2)),
-    Decoder("exact LIME (paper)", "lime", grid(lr=(3e-4, 3e-3, 1e-2))),
+    Decoder("exact LIME (paper)", "lime", grid(lr=(3e-4, 3e-3, 1e-2)), few_captions=(20, 50)),
     Decoder("exact LIME, text positions", "lime", like="exact LIME (paper)", change={"reward": "text"}, control=True, captions=False, questions=300),
     Decoder("random direction, equal norm", "lime", like="exact LIME (paper)", change={"direction": "random"}, control=True, captions=False, questions=300),
     Decoder("exact LIME, margin", "lime", grid(objective=("margin",), lr=(1e-3, 3e-3, 1e-2)), captions=False, questions=300),
@@ -75,6 +77,6 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("KVSmooth", "kvsmooth", questions=300),
     Decoder("OPERA", "opera", questions=100, captions=False),
     Decoder("reconsider", "reconsider"),
-    Decoder("LRP beam", "lrp-beam", questions=100, captions=False),
+    Decoder("LRP beam", "lrp-beam", questions=100, captions=False, few_captions=(0, 50)),
 )  # fmt: skip
 BY_NAME = {d.name: d for d in DECODERS}

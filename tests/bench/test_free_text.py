@@ -34,6 +34,37 @@ def test_every_decoder_with_settings_has_as_many_trials() -> None:
             BY_NAME[name].build(settings)
 
 
+def test_costly_rows_say_on_how_few_captions_they_are_compared() -> None:
+    rows = free_text.decoders("demo-vision")
+    assert rows["exact LIME (paper)"].few_captions and rows["LRP beam"].few_captions
+    assert not [n for n, d in free_text.decoders("demo-audio").items() if d.method == "lime"]  # there it says no number
+
+
+class Jobs:
+    """A bench whose captions are fixed; it keeps what it was asked to run."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.run_of = {"said": [["cup"]], "truth": [["cup"]], "texts": ["cup"], "nll": [0.1]}
+
+    def run(self, jobs: list[tuple[Any, ...]], title: str) -> list[dict[str, Any]]:
+        self.asked += jobs
+        return [self.run_of] * len(jobs)
+
+
+def test_few_captions_are_compared_with_greedy_on_the_same_scenes() -> None:
+    bench = object.__new__(free_text.FreeText)
+    bench.bench, bench.sets, bench.captions, bench.dev = Jobs(), ("none", "E-wrong"), 1000, 150  # type: ignore[assignment]
+    bench.rows = free_text.decoders("demo-vision")
+    greedy = bench.caption("greedy", None)
+    row = bench.caption("exact LIME (paper)", greedy)
+    dev, test = bench.rows["exact LIME (paper)"].few_captions or (0, 0)
+    asked = {(name, split, n) for _, name, split, _, n, _, _ in bench.bench.asked}  # type: ignore[attr-defined]
+    assert ("greedy", "dev", dev) in asked and ("exact LIME (paper)", "dev", dev) in asked
+    assert ("exact LIME (paper)", "test", test) in asked
+    assert (row["dev"], row["count"], len(row["trials"])) == (dev, test, 6)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -29,7 +29,7 @@ from limelight.benchmarks.manifest import git_hash, versions
 from limelight.benchmarks.rowlog import RowLog
 from limelight.decoding.transcribe import prompt_for
 from limelight.relevance.attribute import attribute
-from limelight.relevance.input_time import over_time
+from limelight.report.input_time import over_time
 
 RESULTS = Path(__file__).resolve().parent / "results" / "whisper_places.json"
 MODEL = "whisper-tiny.en"

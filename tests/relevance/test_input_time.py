@@ -9,8 +9,8 @@ import torch
 
 from limelight.errors import SettingError
 from limelight.relevance.attribute import attribute
-from limelight.relevance.input_time import over_time, time_axis, without_padding
-from limelight.types import Relevance, Span
+from limelight.relevance.input_time import time_axis, without_padding
+from limelight.report.input_time import over_time
 from tests.models.test_encoder_decoder import WORKING, built, given
 from tests.tiny import fresh
 from tests.wide import prompt
@@ -49,23 +49,6 @@ def test_pictures_have_no_time() -> None:
     assert got.media_times == {}
     with pytest.raises(SettingError, match="is unknown"):
         over_time(got)
-
-
-def relevance() -> Relevance:
-    scores = torch.arange(12.0).reshape(2, 6)
-    return Relevance(
-        torch.zeros(1), ("a",), (Span(0, 1, "text"),), 3, media_inputs={"input_values": scores},
-        media_times={"input_values": (1, 0.25)},
-    )  # fmt: skip
-
-
-def test_sounds_are_counted_and_cut_into_seconds() -> None:
-    assert over_time(relevance()).tolist() == [0 + 1 + 2 + 3, 4 + 5]
-    assert over_time(relevance(), 0.5, 1).tolist() == [13, 17, 21]
-    assert over_time(relevance(), 60.0).tolist() == [15]
-    for settings, told in (((1.0, 2), "sound 2"), ((0.0,), "positive number"), ((float("nan"),), "positive number")):
-        with pytest.raises(SettingError, match=told):
-            over_time(relevance(), *settings)
 
 
 def test_the_axis_is_the_one_that_does_not_count_bins() -> None:

@@ -13,9 +13,12 @@ from matplotlib.figure import Figure
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
+from limelight.report.input_time import over_time
 from limelight.report.word_times import Times, moments, padding, stretch
 from limelight.report.words import text_words
 from limelight.types import Relevance
+
+STEP = 0.1  # seconds of a sound's input that are drawn as one
 
 
 def waveform(
@@ -36,7 +39,8 @@ def waveform(
     Relevance is per position, that is per time interval, so its colour is the same at all frequencies. The shortest
     interval with half of the support is marked (:func:`limelight.report.word_times.stretch`). Positions of padding after
     the end of the audio are not drawn, but the figure gives their part of the relevance; it also says where the times of
-    positions are unknown.
+    positions are unknown. Relevance that was carried on through the encoder (``attribute(..., through_encoder=True)``) is drawn
+    per 0.1 s of the sound's own input instead.
 
     Args:
         samples: mono ``[n]`` at ``rate`` Hz; None draws only the relevance.
@@ -59,6 +63,8 @@ def waveform(
     times = np.concatenate([moments(s, length) for s in spans])
     padded = padding(spans, scores)
     values, times = values[times[:, 1] > times[:, 0]], times[times[:, 1] > times[:, 0]]
+    if relevance.media_times:
+        values, times = _of_input(relevance, index, float(times[-1, 1]))
     full, strength = heat.limit(values), heat.faintness(heat.media_share(relevance))
     spectrogram = spectrogram and samples is not None
     listed = min(top, len(text_words(relevance, template)))
@@ -88,8 +94,8 @@ def waveform(
     axes.append(bars)
     bars.bar(times.mean(1), values, width=times[:, 1] - times[:, 0], color=_colours(values))
     bars.axhline(0, color="#444", linewidth=0.6)
-    bars.set_ylabel("relevance", fontsize=8)
-    timed = all(s.seconds is not None for s in spans)
+    bars.set_ylabel("relevance of the input" if relevance.media_times else "relevance", fontsize=8)
+    timed = bool(relevance.media_times) or all(s.seconds is not None for s in spans)
     if timed:
         _mark(bars, values, times)
     label = "seconds" if timed else "seconds (positions spread evenly: their times are unknown)"
@@ -107,6 +113,13 @@ def waveform(
     if path is not None:
         save(figure, path)
     return figure
+
+
+def _of_input(relevance: Relevance, index: int, end: float) -> tuple[heat.Floats, Times]:
+    """The relevance of a sound's input per :data:`STEP`, up to its end in seconds."""
+    values = heat.array(over_time(relevance, STEP, index))[: max(1, round(end / STEP))]
+    edges = np.arange(len(values) + 1) * STEP
+    return values, np.stack([edges[:-1], edges[1:]], axis=1)
 
 
 def decibels(

@@ -1,0 +1,48 @@
+"""Relevance over the time of a sound's own input, as numbers and in the figure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from limelight.errors import SettingError
+from limelight.report.input_time import over_time
+from limelight.report.waveform import waveform
+from limelight.types import Relevance, Span
+
+
+def relevance() -> Relevance:
+    scores = torch.arange(12.0).reshape(2, 6)
+    return Relevance(
+        torch.zeros(1), ("a",), (Span(0, 1, "text"),), 3, media_inputs={"input_values": scores},
+        media_times={"input_values": (1, 0.25)},
+    )  # fmt: skip
+
+
+def test_sounds_are_counted_and_cut_into_seconds() -> None:
+    assert over_time(relevance()).tolist() == [0 + 1 + 2 + 3, 4 + 5]
+    assert over_time(relevance(), 0.5, 1).tolist() == [13, 17, 21]
+    assert over_time(relevance(), 60.0).tolist() == [15]
+    for settings, told in (((1.0, 2), "sound 2"), ((0.0,), "positive number"), ((float("nan"),), "positive number")):
+        with pytest.raises(SettingError, match=told):
+            over_time(relevance(), *settings)
+
+
+def test_the_waveform_draws_the_input_in_place_of_the_states() -> None:
+    frames = torch.zeros(1, 2, 300)  # ten milliseconds each
+    frames[0, 0, 120:130], frames[0, 1, 120:130], frames[0, 0, 250:] = 0.5, -0.2, 7.0
+    of_states = Relevance(torch.tensor([1.0, 0, 0, 0]), tuple("abcd"), (Span(0, 4, "audio", None, 0.5),), 3, "word")
+    through = Relevance(
+        of_states.scores, of_states.tokens, of_states.spans, 3, "word", media_inputs={"input_features": frames},
+        media_times={"input_features": (2, 0.01)},
+    )  # fmt: skip
+    samples = np.sin(np.arange(32000) / 9).astype(np.float32)  # two seconds
+    for given, count, highest in ((of_states, 4, (0.0, 0.5)), (through, 20, (1.2, 1.3))):
+        figure = waveform(given, samples, 16000, top=0)
+        (axes,) = (a for a in figure.axes if a.get_ylabel() in ("relevance", "relevance of the input"))
+        bars = axes.patches
+        tallest = max(bars, key=lambda bar: bar.get_height())
+        assert len(bars) == count
+        assert (tallest.get_x(), tallest.get_x() + tallest.get_width()) == pytest.approx(highest)
+        assert ("input" in axes.get_ylabel()) == (given is through)

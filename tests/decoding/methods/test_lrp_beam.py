@@ -85,6 +85,13 @@ def test_one_beam_is_greedy(adapter: Adapter) -> None:
     assert torch.equal(run(adapter, inputs, 4, beams=1).sequences, plain)
 
 
+def test_a_plausibility_cut_leaves_unlikely_candidates_out(adapter: Adapter) -> None:
+    inputs = llava_inputs(adapter.model)
+    found = [run(adapter, inputs, 4, beta=b).sequences.tolist() for b in (0.0, 1e-9, 1.0)]
+    assert found[0] == found[1] == run(adapter, inputs, 4).sequences.tolist()
+    assert found[2] == run(adapter, inputs, 4, beams=1).sequences.tolist()  # only the likeliest word is left: greedy
+
+
 def test_rows_of_a_batch_are_searched_alone() -> None:
     given = built("llava")
     inputs = ZOO["llava"].batch(given.model)  # type: ignore[misc]
@@ -111,6 +118,8 @@ def test_mass_leaves_padding_out() -> None:
 
 
 def test_what_it_refuses(adapter: Adapter) -> None:
+    with pytest.raises(SettingError, match="beta"):
+        lrp_beam(beta=1.5)
     for settings, word in (
         ({"beams": 0}, "beams"), ({"beams": True}, "beams"), ({"length": 1.5}, "length"), ({"tau": 0.0}, "tau"),
         ({"tau": math.nan}, "tau"), ({"composite": "magic"}, "composite"),

@@ -35,6 +35,8 @@ class LrpBeam(Method):
         length: number of tokens chosen by beam search (the paper: 25).
         tau: temperature of the softmax over positions (LIME: 0.1).
         composite: composite of the relevance rules.
+        beta: candidates less likely than ``beta`` times the likeliest are left out, as in contrastive decoding (the paper
+            has no such cut: 0).
 
     Cost: one uncached forward pass per beam and one backward pass per candidate, for each of the first ``length`` tokens.
 
@@ -53,11 +55,13 @@ class LrpBeam(Method):
     length: int = 25
     tau: float = 0.1
     composite: str = "attnlrp"
+    beta: float = 0.0
 
     def __post_init__(self) -> None:
         check_count("lrp-beam", "beams", self.beams, 1, hint="the paper: 3")
         check_count("lrp-beam", "length", self.length, 1, hint="the paper: 25")
         check_range("lrp-beam", "tau", self.tau, 1e-9, hint="0.1 is LIME's")
+        check_range("lrp-beam", "beta", self.beta, 0.0, 1.0, hint="0 keeps every candidate; 0.1 is usual")
         if self.composite not in COMPOSITES:
             raise SettingError(f"unknown composite {self.composite!r}", hint=f"one of {', '.join(COMPOSITES)}")
 
@@ -139,6 +143,8 @@ class LrpBeamSession(SearchedSession):
     def _extensions(self, beam: Beam, scores: Tensor, logits: Tensor, row: int) -> list[Beam]:
         """Extend a beam by each of its likeliest tokens, with the relevance of each token."""
         values, tokens = scores.topk(min(self.strategy.beams, int(torch.isfinite(scores).sum())))
+        likely = values.exp() >= self.strategy.beta * values[0].exp()
+        values, tokens = values[likely], tokens[likely]
         at = [(beam.call.length - 1, int(t)) for t in tokens]
         spans = self.context.spans[row] if self.context.spans else None
         found = relevance_of(

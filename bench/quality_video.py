@@ -21,6 +21,7 @@ from bench import quality_video_data as data
 from bench.quality import Bench, arguments, fingerprint, save
 from bench.quality_rows import _sets
 from bench.quality_table import _head, _interval, _row
+from bench.quality_video_frames import render as frames_table
 from limelight.demo.film_language import told
 from limelight.demo.film_questions import captions
 
@@ -151,6 +152,8 @@ def render(results: dict[str, Any]) -> str:
     for where, found in (results["located"] | results["named"]).items():
         shown = [f"{found['inside']:.3f}", f"{found['chance']:.3f}", _interval(found["over"]), f"{found['hit']:.2f}"]
         out.append(_row(where, [*shown, str(found["n"])]))
+    if "frames" in results:
+        out += ["", frames_table(results["frames"])]
     out += ["", "Settings (the library's; not chosen on this model)", ""]
     out.append(_head(["decoder", "settings", "video share of the answered token", "CPU seconds"]))
     for name, row in rows:

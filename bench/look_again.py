@@ -33,7 +33,7 @@ REAL_CELLS = (
     "scenes/3",
 )  # smol-vision; they need `make real` and the recipe's cut-outs, and must be asked for by --cells
 OLD_CELLS = ("none/clear", "none/poor", "E-wrong/clear", "adversarial/clear")
-GATE = 0.9  # the default threshold of "uncertain"
+GATE = 0.9  # the default threshold of "auto" and "uncertain"
 Floats = npt.NDArray[np.float64]
 BASE: dict[str, Any] = {"when": "always", "join": "evidence"}
 
@@ -93,8 +93,8 @@ ROWS = (
     Row("windows of a long sound", {"where": "attnlrp-positive"}, 2, "ours", extra=(0, 0), cells=("event/20",)),
     Row("listen again", {"where": "attnlrp-positive"}, 8, "ours", cells=("event/20",)),
     Row("listen again, 3 views", {"where": "attnlrp-positive"}, 3, "ours", cells=("event/4",)),
-    Row("as set by default", {"when": "uncertain"}, 2, "ours", cells=OLD_CELLS),
-    Row("forced to look", {"when": "uncertain", "least_gain": 0.0}, 2, "control", cells=OLD_CELLS),
+    Row("as set by default", {"when": "auto"}, 2, "ours", cells=OLD_CELLS),
+    Row("forced to look", {"when": "auto", "least_gain": 0.0}, 2, "control", cells=OLD_CELLS),
 )  # fmt: skip
 BY_NAME = {r.name: r for r in ROWS}
 

@@ -35,7 +35,7 @@ SPACES: Mapping[str, Values] = {
     "kvsmooth": {"strength": [0.3, 0.6, 0.9], "radius": [0.1, 0.2]},
     "opera": {"weight": [0.3, 1.0, 3.0], "beams": [3, 5]},
     "lrp-beam": {"tau": [0.05, 0.1, 0.3], "beams": [3, 5]},
-    "look-again": {"when": ["uncertain", "always"], "views": [2, 3, 5]},
+    "look-again": {"when": ["auto", "uncertain", "always"], "views": [2, 3, 5]},
     "reconsider": {"threshold": [2.5, 3.25, 4.0], "margin": [0.5, 1.5]},
 }
 VARIED = 2  # of an unlisted strategy, at most so many numbers

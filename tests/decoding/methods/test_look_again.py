@@ -145,12 +145,24 @@ def test_it_acts_at_the_first_uncertain_word() -> None:
 
 def test_gates_stay_closed() -> None:
     plain = answers(None)
-    for strategy in (limelight.look_again(threshold=0.0), limelight.look_again(when="ungrounded", threshold=-99.0)):
+    unsure = limelight.look_again(when="uncertain", threshold=0.0)
+    for strategy in (unsure, limelight.look_again(when="ungrounded", threshold=-99.0)):
         found = answers(strategy)
         assert [g.token_ids for g in found] == [g.token_ids for g in plain]
         assert not any(s.views or s.intervened for g in found for s in g.steps)
     opened = answers(limelight.look_again(when="ungrounded", threshold=99.0), count=2)
     assert all(g.steps[0].views for g in opened)
+
+
+def test_questions_with_yes_or_no_are_looked_at_however_sure() -> None:
+    found = answers(limelight.look_again(threshold=0.0))
+    assert all(g.steps[0].views and not g.steps[1].views for g in found)
+    _, prompt = asked("plain/3", 1)[0]
+    described = adapter().prepare("Describe the picture.", {"image": prompt.media["image"][0]})
+    caption = limelight.generate(
+        adapter(), messages=described, strategy=limelight.look_again(threshold=0.0), max_new_tokens=4, relevance=False
+    )
+    assert not any(s.views for s in caption.steps)
 
 
 def test_pictures_in_full_detail_are_left_alone() -> None:

@@ -43,8 +43,8 @@ class LookAgain(Method):
             and its gradient's norm), ``attnlrp`` (signed relevance of the decision), ``attnlrp-absolute``, ``attnlrp-positive``, ``cp-lrp``, ``gradient``, ``entropy-gradient``, ``phi``
             (no backward pass), ``attention``, ``attention-head``, ``relative-attention``, ``attention-gradient``,
             ``pixel-gradient``, ``value-similarity``, ``random``; or ``given``: the places in ``boxes``.
-        when: ``uncertain``, ``ungrounded`` or ``always`` (:class:`limelight.decoding.looking.gates.Gate`).
-        threshold: of the gate; None: .9 for ``uncertain``, the flag's threshold for ``ungrounded``.
+        when: ``auto``, ``uncertain``, ``ungrounded`` or ``always`` (:class:`limelight.decoding.looking.gates.Gate`).
+        threshold: of the gate; None: .9 for ``auto`` and ``uncertain``, the flag's threshold for ``ungrounded``.
         join: ``evidence``, ``any`` (of questions whether something is there), ``mean``, ``crops`` or ``second-picture``
             (:mod:`limelight.decoding.looking.joins`); ``auto``: second-picture where the family takes several pictures,
             else evidence.
@@ -69,7 +69,7 @@ class LookAgain(Method):
 
     views: int = 2
     where: str = "blend"
-    when: str = "uncertain"
+    when: str = "auto"
     threshold: float | None = None
     join: str = "auto"
     search: str = "windows"

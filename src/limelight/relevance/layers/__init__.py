@@ -4,6 +4,8 @@
 kind                definition                                                         rule
 =================== ================================================================== =============================
 norm                RMSNorm (w, 1 + w, none) or LayerNorm                              1/std is a constant
+channel_norm,       LayerNorm over the channels of pictures; GroupNorm                 as norm
+group_norm
 activation          an elementwise function without parameters                         identity rule
 gated_mlp           ``down(act(gate) * up)``                                           each factor gets half
 experts, router     mixture of experts; the choice of experts                          as gated_mlp; a constant

@@ -18,7 +18,8 @@ from limelight.relevance.probing import agrees, answer, is_leaf, sample
 
 
 def _spec(module: nn.Module) -> NormSpec | None:
-    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    own = dict(module.named_parameters(recurse=False))
+    weight, bias = own.get("weight"), own.get("bias")
     eps = next((v for n in ("eps", "variance_epsilon") if isinstance(v := getattr(module, n, None), float)), None)
     if weight is None or weight.ndim != 1 or eps is None or (bias is not None and bias.shape != weight.shape):
         return None

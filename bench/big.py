@@ -183,7 +183,7 @@ def tokens(model: Any, inputs: dict[str, Any], strategy: Any, count: int) -> tup
 def audit(model: Any, inputs: dict[str, Any], *, dual: bool) -> float:
     """Process seconds of one forward over prompt and answer; ``dual``: with the tangents that an audit needs."""
     import limelight
-    from limelight.relevance.forward.stream import DualStream, modality_channel
+    from limelight.relevance.forward.stream import DualOutput, DualStream, modality_channel
 
     said = torch.randint(5, 300, (1, ANSWER), generator=torch.Generator().manual_seed(3))
     ids = torch.cat([inputs["input_ids"], said], dim=1)
@@ -198,8 +198,8 @@ def audit(model: Any, inputs: dict[str, Any], *, dual: bool) -> float:
         adapter = limelight.wrap(model)
         call = adapter.capture(given)
         channel = modality_channel(adapter.modality_ids(given) > 0, call.mask)
-        stream = DualStream(adapter, call, [channel], reserve=1)
-        stream.heads(stream.prefill())
+        stream = DualStream(adapter, call, [channel], continues=False)
+        stream.heads(DualOutput(stream.every_position()[:, :, -ANSWER:].flatten(1, 2)))
     return time.process_time() - start
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench import (
     attribution,
+    big_table,
     detection,
     faithfulness,
     free_text_table,
@@ -87,6 +88,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cost-short": readme_tables.costs,
     "gpu": lambda: gpu_table.table(json.loads((RESULTS / "gpu.json").read_text())),
     "one-token": _optional("one_token", lambda found: one_token.table(found["rows"])),
+    "big": _optional("big", big_table.table),
     "start": _optional("start", lambda found: start.table(found["rows"])),
     "whisper": lambda: whisper_table.filters_table(_whisper()),
     "whisper-kinds": lambda: whisper_table.kinds_table(_whisper()),

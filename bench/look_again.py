@@ -29,9 +29,8 @@ QUESTIONS = 60
 CELLS = ("plain/3", "plain/4", "texture/3", "2x2/2", "3x3/3", "4x4/4", "relation/3")
 SOUND_CELLS = ("event/4", "event/20")
 FILM_CELLS = ("brief/3", "brief/6", "small/3", "brief-small/6")
-REAL_CELLS = (
-    "scenes/3",
-)  # smol-vision; they need `make real` and the recipe's cut-outs, and must be asked for by --cells
+# smol-vision: needs `make real` and the recipe's cut-outs, and must be asked for by --cells
+REAL_CELLS = ("scenes/3",)
 OLD_CELLS = ("none/clear", "none/poor", "E-wrong/clear", "adversarial/clear")
 GATE = 0.9  # the default threshold of "auto" and "uncertain"
 Floats = npt.NDArray[np.float64]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Any
 
 from bench.look_again import CELLS, FILM_CELLS, OLD_CELLS, OURS, REAL_CELLS, RESULTS, ROWS, SOUND_CELLS
@@ -96,12 +95,13 @@ def render(results: dict[str, Any]) -> str:
         names = list(dict.fromkeys(n for c in sounds for n in cells[c]["auc"]))
         out += [_line([n, *[_auc(cells[c], n) for c in sounds]]) for n in names]
     out += _films(cells)
-    real = [c for c in REAL_CELLS if c in cells]
-    if real:
-        out += ["", f"smol-vision, scenes of 3 times the side that it sees, {_counts(cells, real)}", ""]
-        out.append(_head(["", "AUC [95 %]", f"minus {OURS} within 2 views [95 %, paired]"]))
-        names = list(dict.fromkeys(n for c in real for n in cells[c]["auc"]))
-        out += [_line([n, *[f(cells[c], n) for c in real for f in (_auc, partial(_auc, paired=True))]]) for n in names]
+    for c in (c for c in REAL_CELLS if c in cells):
+        out += ["", f"smol-vision, scenes of 3 times the side that it sees, {_counts(cells, [c])}", ""]
+        out.append(_head(["", "AUC [95 %]", f"minus {OURS} within 2 views [95 %, paired]", "accuracy"]))
+        for n in cells[c]["auc"]:
+            out.append(_line([n, _auc(cells[c], n), _auc(cells[c], n, paired=True), f"{cells[c]['accuracy'][n]:.3f}"]))
+        if OURS in cells[c]["looked"]:
+            out += ["", f"The gate for uncertain answers opens for {cells[c]['looked'][OURS]:.0%} of them."]
     old = [c for c in OLD_CELLS if c in cells]
     if old:
         out += [

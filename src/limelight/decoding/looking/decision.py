@@ -35,10 +35,6 @@ class Decision:
         rows = torch.arange(len(logits), device=logits.device)
         return logits[rows, self.chosen.to(logits.device)] - logits[rows, self.other.to(logits.device)]
 
-    def margins(self, views: Tensor) -> Tensor:
-        """``[n]`` of the logits ``[n, V]`` that several views give the first row."""
-        return views[:, int(self.chosen[0])] - views[:, int(self.other[0])]
-
     def of(self, rows: Sequence[int]) -> Decision:
         """The decisions of these rows, in this order and with repetitions."""
         own = list(rows)

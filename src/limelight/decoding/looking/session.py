@@ -206,7 +206,8 @@ class LookAgainSession:
                 *(stream.logits[0] if (number, k) not in placed else shown[k] for k in range(1, len(views))),
             ]
         else:
-            yes = None if decision.asks is None or not bool(decision.asks[0]) else decision.margins(torch.stack(shown))
+            asks = decision.asks is not None and bool(decision.asks[0])
+            yes = decision.of([0] * len(shown)).margin(torch.stack(shown)) if asks else None
             share = joins.weights(how, torch.stack(shown), empty, yes).tolist()
             first = share[0]
             parts = [(*placed[number, k], w) for k, w in enumerate(share) if k and w]

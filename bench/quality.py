@@ -114,7 +114,7 @@ def _answer(
     asked = data.cell(split, where, n)
     margin: dict[str, float] = {}
     chosen: dict[str, int] = {}
-    size = 1 if decoder.method == "opera" else 40
+    size = 1 if decoder.method == "opera" else getattr(data, "BATCH", 40)
     for number, (part, tensors) in enumerate(data.batches(asked, size)):
         drawn = None if seed is None else seed * 100_000 + number * 1000
         out = _generate(data.adapter(), decoder, settings, tensors, drawn, 1)

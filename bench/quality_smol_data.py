@@ -20,6 +20,7 @@ from bench.quality_data import CAPTION_SETS, CELLS, IMAGE_CELLS, TEXT_CELLS, Ask
 
 MODEL, MODALITY = "smol-vision", "image"
 CACHE = Path(".cache/quality-smol")
+BATCH = 8  # larger ones are slower per question on a CPU
 __all__ = ["CAPTION_SETS", "CELLS", "IMAGE_CELLS", "MODALITY", "MODEL", "TEXT_CELLS"]
 
 

@@ -253,13 +253,15 @@ def encode_and_repeat(model: Any, media: Mapping[str, Any], ids: Tensor, times: 
     return dict(repeated)
 
 
-def empty_cache(model: Any, config: Any, rows: int, longest: int) -> dict[str, Any]:
-    """Return the keyword argument with a new cache of the kind set in ``config``, for ``longest`` positions."""
+def empty_cache(model: Any, config: Any, rows: int, longest: int, states: Any = None) -> dict[str, Any]:
+    """Return the keyword argument with a new cache of the kind set in ``config``, for ``longest`` positions (and the
+    encoder's ``states``)."""
     require("_prepare_cache_for_generation", "past_key_values")
     from transformers.generation import GenerationMode
 
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {} if states is None else {"encoder_outputs": states}
     model._prepare_cache_for_generation(config, made, GenerationMode.GREEDY_SEARCH, rows, longest)
+    made.pop("encoder_outputs", None)
     return made
 
 

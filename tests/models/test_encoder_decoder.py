@@ -28,6 +28,7 @@ RAISES: dict[str, tuple[type[Exception], str]] = {  # unsupported families: the 
     "trocr": (HookError, "never called them"),
 }
 WORKING = [name for name in PAIRED if name not in RAISES and not PAIRED[name].missing]
+REFUSING = "m3id icd pai opera avisc memvr iat vaf rudder kvsmooth ilvad agla vista"
 families = pytest.mark.parametrize("name", WORKING)
 rules = pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)
 
@@ -319,9 +320,7 @@ def test_contrasts_disturb_the_media(name: str) -> None:
 
 
 @families
-@pytest.mark.parametrize(
-    "method", ["m3id", "icd", "pai", "opera", "avisc", "memvr", "iat", "vaf", "rudder", "kvsmooth", "ilvad"]
-)
+@pytest.mark.parametrize("method", REFUSING.split())
 def test_methods_that_make_no_sense_refuse(name: str, method: str) -> None:
     adapter = built(name)
     with pytest.raises(UnsupportedError) as told:

@@ -26,7 +26,6 @@ from limelight.decoding.strategy import (
     capabilities_of,
 )
 from limelight.errors import SettingError, UnsupportedError
-from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.models.spans import grown
 from limelight.thinking import MARKERS, THINKING
 
@@ -197,7 +196,7 @@ def extended(context: GenerationContext, generated: Sequence[Sequence[int]]) -> 
     ids = torch.cat([context.ids, new], dim=1)
     given = {k: v for k, v in context.kwargs.items() if k != "past_key_values"}
     embeds = given.pop("inputs_embeds", None)
-    kwargs = MODEL.append(given, n)
+    kwargs = context.adapter.arguments.append(given, n)
     if embeds is not None:
         kwargs["inputs_embeds"] = torch.cat(
             [embeds, context.adapter.embed(new)[..., : embeds.shape[-1]].to(embeds)], dim=1
@@ -206,14 +205,15 @@ def extended(context: GenerationContext, generated: Sequence[Sequence[int]]) -> 
     if type(prepared) is DynamicCache:  # not every model creates its cache itself
         kwargs["past_key_values"] = DynamicCache(config=context.adapter.model.config.get_text_config(decoder=True))
     tensors = dict(context.tensors)
-    before = tensors.get("input_ids")
+    name = context.adapter.names.ids
+    before = tensors.get(name)
     if isinstance(before, Tensor):
         if before.shape[0] != ids.shape[0]:
             raise UnsupportedError(
                 f"after= does not support several answers per prompt: got {ids.shape[0]} rows for {before.shape[0]} prompts",
                 hint="use num_return_sequences=1, one call per seed",
             )
-        tensors["input_ids"] = ids
+        tensors[name] = ids
     length = ids.shape[1]
     return replace(
         context,

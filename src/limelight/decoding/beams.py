@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from limelight.errors import UnsupportedError
-from limelight.models.inputs.decoder_inputs import MODEL
 from limelight.models.runtime.cached_decoder import Stream
 
 
@@ -41,7 +40,7 @@ def choose(stream: Stream, rows: Sequence[int]) -> None:
         raise UnsupportedError(
             f"a cache of type {type(cache).__name__} cannot be reordered for beams", hint="use the default cache"
         )
-    kwargs = MODEL.reorder(stream.kwargs, index)
+    kwargs = stream.adapter.arguments.reorder(stream.kwargs, index)
     cache.reorder_cache(index)
     stream.ids, stream.kwargs = stream.ids[index], kwargs
 

@@ -140,10 +140,12 @@ def _disturbed_encoder(context: GenerationContext, change: Change, method: str) 
         )
     given = {k: _placed(v, context) for k, v in context.tensors.items() if k in (encoder.media, "attention_mask")}
     given[encoder.media] = change(encoder.media, given[encoder.media], given)
-    with torch.no_grad(), adapter.exclusive():
-        outputs = adapter.model.get_encoder()(**given, return_dict=True)
+    with adapter.exclusive():
+        outputs = encoder.encoded(adapter.model, given)["encoder_outputs"]
     times = len(context.ids) // len(media)
-    outputs["last_hidden_state"] = outputs["last_hidden_state"].repeat_interleave(times, dim=0)
+    for name, value in outputs.items() if times > 1 else ():  # as generate() repeats them
+        if isinstance(value, Tensor):
+            outputs[name] = value.repeat_interleave(times, dim=0)
     return second_stream(context, context.ids, {**context.kwargs, "encoder_outputs": outputs})
 
 

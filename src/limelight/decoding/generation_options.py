@@ -125,6 +125,16 @@ def check_arguments(given: Mapping[str, Any], model: Any = None) -> None:
         )
 
 
+def check_encoder_decoder(config: Any, model: Any) -> None:
+    """Raise UnsupportedError for options under which transformers decodes encoder-decoders wrongly or not at all."""
+    size = getattr(config, "prefill_chunk_size", None)
+    if size is not None:
+        raise UnsupportedError(
+            f"prefill_chunk_size={size!r}: the prompt of {type(model).__name__}, an encoder-decoder, is not read in chunks",
+            hint="leave prefill_chunk_size out",
+        )
+
+
 def check_shards(model: Any) -> None:
     """Raise UnsupportedError if generate() would synchronise several processes (``synced_gpus``)."""
     import torch

@@ -20,7 +20,7 @@ from limelight import compat
 from limelight.compat import GenerateDecoderOnlyOutput
 from limelight.decoding.beam_search import refuse_beams, search
 from limelight.decoding.continuing import continued, is_partial, past_of
-from limelight.decoding.generation_options import check_arguments, check_config, check_shards
+from limelight.decoding.generation_options import check_arguments, check_config, check_encoder_decoder, check_shards
 from limelight.decoding.own_relevance import OwnRelevance
 from limelight.decoding.sampler import TokenSampler
 from limelight.decoding.steps import OnStep, build_step
@@ -182,6 +182,8 @@ def _context(
 ) -> GenerationContext:
     check_config(config)
     check_shards(adapter.model)
+    if adapter.encoder is not None:
+        check_encoder_decoder(config, adapter.model)
     if adapter.model.training:
         raise UnsupportedError("the model is in training mode (dropout is active)", hint="call model.eval()")
     past = past_of(kwargs, adapter)

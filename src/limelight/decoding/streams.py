@@ -42,17 +42,18 @@ def second_stream(
         kwargs = context.kwargs
     ids = context.ids if ids is None else ids
     own = {k: v for k, v in kwargs.items() if k != "past_key_values"}
-    return Stream(context.adapter, ids, {**own, **_empty(context, ids, tokens)})
+    return Stream(context.adapter, ids, {**own, **_empty(context, ids, kwargs, tokens)})
 
 
-def _empty(context: GenerationContext, ids: Tensor, tokens: int) -> dict[str, Any]:
+def _empty(context: GenerationContext, ids: Tensor, kwargs: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     prepared: Any = context.kwargs.get("past_key_values")
     model, config = context.adapter.model, context.config
     if getattr(config, "cache_implementation", None) not in (None, "dynamic"):
         times = max(config.num_beams or 1, config.num_return_sequences or 1)
         longest = config.max_length + max(0, ids.shape[1] - context.ids.shape[1])  # opera looks one token ahead
         longest = max(longest, ids.shape[1] + tokens)
-        return compat.empty_cache(model, config, len(ids) // times, longest)
+        states = kwargs.get("encoder_outputs")
+        return compat.empty_cache(model, config, len(ids) // times, longest, states)
     if type(prepared) in (DynamicCache, StaticCache, QuantizedCache):  # not every model creates its cache itself
         return {"past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
     return {}

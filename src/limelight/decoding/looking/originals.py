@@ -30,7 +30,7 @@ def prompts_of(context: GenerationContext) -> list[Prompt]:
     if context.adapter.encoder is not None:
         raise UnsupportedError(
             f"look-again cannot ask {type(context.adapter.model).__name__} again: its encoder reads one medium",
-            hint="limelight transcribe splits long audio",
+            hint="limelight.transcribe splits long audio; of a picture, ask about a crop of your own",
         )
     given = context.prompts
     if not given or any(not p.media or not p.turns for p in given):

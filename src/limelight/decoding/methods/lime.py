@@ -31,6 +31,7 @@ from limelight.grounding.lean import LeanDeltas
 from limelight.grounding.objectives import PAPER, Objective, check_groups, kl, objective
 from limelight.models.adapter import Adapter
 from limelight.models.families import PaperSettings
+from limelight.models.runtime.attention import check_bound
 from limelight.models.runtime.capture import DecoderCall
 from limelight.relevance.attachment import attached
 from limelight.relevance.attribute import input_relevance, relevance_of
@@ -102,6 +103,8 @@ def optimise(
                 logits = adapter.logits(adapter.hidden(call, embeds)[:, -1:])[:, 0]
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 if step == 0:
+                    if not deltas.keys:  # no attention was reached, so there is nothing to optimise
+                        check_bound(set(), set(where))
                     plain = logits.detach()
                     reference = torch.log_softmax(plain, dim=-1)
                     if not bool(torch.isfinite(plain).all()):

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from limelight.decoding.contrast_inputs import media_mask, without
+from limelight.decoding.contrast_inputs import media_mask, refuse_encoder_decoder, without
 from limelight.decoding.contrastive import check_range, first_and_last
 from limelight.decoding.instruments import (
     LogitLens,
@@ -79,6 +79,8 @@ class Vista(Method):
 class VistaSession(InterventionSession):
     def __init__(self, strategy: Vista, context: GenerationContext) -> None:
         context.require_prompt()
+        if strategy.strength > 0:
+            refuse_encoder_decoder(context, "a prompt without its media", "an encoder-decoder always reads some")
         super().__init__(context, "vista", recompute=True)
         self.strategy, adapter = strategy, context.adapter
         depth = len(decoder_layers(adapter))

@@ -80,6 +80,24 @@ def test_one_answer_rather_than_another(run: Run, checkpoint: Path, photo: Path)
     assert both == pytest.approx([a - b for a, b in zip(yes, no, strict=True)], abs=1e-4)
 
 
+def test_relevance_is_carried_on_to_pixels(run: Run, checkpoint: Path, photo: Path, tmp_path: Path) -> None:
+    ask = ("attribute", checkpoint, "--image", photo, *ASK, "--composite", "gradient-input", "--through-encoder")
+    drawing = tmp_path / "heat.png"
+    document = json.loads(run(*ask, "--answer", "no cup", "--overlay", drawing, "--json").stdout)
+    assert drawing.stat().st_size > 1000
+    adapter = limelight.load(checkpoint)
+    prompt = adapter.prepare("is there a cup ?", {"image": str(photo)})
+    ids = token_ids(adapter, prompt, "no cup")
+    found = limelight.attribute_generated(adapter, prompt, ids, composite="gradient-input", through_encoder=True)
+    told = [w["inputs"]["pixel_values"]["relevance"] for w in document["words"]]
+    assert told == pytest.approx([float(r.media_inputs["pixel_values"].sum()) for r in found], rel=1e-4)
+    both = json.loads(run(*ask, "--answer", "no", "--against", "yes", "--json").stdout)["words"][0]["inputs"]
+    want = limelight.attribute(
+        adapter, prompt, "no", against="yes", composite="gradient-input", through_encoder=True
+    ).media_inputs["pixel_values"]
+    assert both["pixel_values"]["relevance"] == pytest.approx(float(want.sum()), rel=1e-4)
+
+
 def test_an_answer_may_begin_with_a_space_where_the_model_would(checkpoint: Path, photo: Path) -> None:
     adapter = limelight.load(checkpoint)
     prompt = adapter.prepare("is there a cup ?", {"image": str(photo)})
@@ -101,6 +119,9 @@ def test_an_answer_may_begin_with_a_space_where_the_model_would(checkpoint: Path
         (("--sinks", "a"), "cannot read --sinks"),
         (("--sinks", "999"), "outside the prompt"),
         (("--answer", " "), "the answer is empty"),
+        (("--through-encoder",), "--through-encoder has no output"),
+        (("--through-encoder", "--json", "--html", "page.html"), "no place on the page"),
+        (("--through-encoder", "--video", "film.mp4", "--overlay", "heat.png"), "not drawn over frames"),
     ],
 )
 def test_what_is_refused(run: Run, checkpoint: Path, photo: Path, more: tuple[str, ...], message: str) -> None:

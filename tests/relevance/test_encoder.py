@@ -11,7 +11,7 @@ from torch import nn
 from limelight.errors import SettingError, UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import register
-from limelight.relevance.attribute import attribute, following_rules
+from limelight.relevance.attribute import attribute, attribute_generated, following_rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, RES_LRP, Composite
 from tests.slow_twins import clip
 from tests.tiny import built, fresh, llava, llava_inputs, snapshot
@@ -98,6 +98,32 @@ def test_the_scores_of_positions_are_the_same_and_the_model_is_left_alone() -> N
     assert snapshot(model) == before
     assert torch.equal(got.scores, attribute(adapter, inputs, 17).scores)
     assert attribute(adapter, inputs, 17).media_inputs == {}
+
+
+@pytest.mark.parametrize("composite", [ATTN_LRP, GRADIENT_INPUT], ids=lambda c: c.name)
+def test_every_token_of_an_answer_is_carried_through(composite: Composite) -> None:
+    """As each token alone, with the answer before it as a part of the prompt."""
+    _, adapter, inputs = world()
+    said = [17, 23, 29]
+    found = attribute_generated(adapter, inputs, said, composite=composite, through_encoder=True)
+    for j, (token, got) in enumerate(zip(said, found, strict=True)):
+        ids = torch.cat([inputs["input_ids"], torch.tensor([said[:j]], dtype=torch.long)], dim=1)
+        longer = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        want = attribute(adapter, longer, token, composite=composite, through_encoder=True)
+        torch.testing.assert_close(
+            got.media_inputs["pixel_values"], want.media_inputs["pixel_values"], atol=1e-10, rtol=1e-7
+        )
+    assert not torch.allclose(found[0].media_inputs["pixel_values"], found[2].media_inputs["pixel_values"], rtol=1e-2)
+    (last,) = attribute_generated(
+        adapter, inputs, said, composite=composite, last_only=True, against=23, through_encoder=True
+    )
+    other = attribute(adapter, longer, 29, against=23, composite=composite, through_encoder=True)
+    torch.testing.assert_close(
+        last.media_inputs["pixel_values"], other.media_inputs["pixel_values"], atol=1e-10, rtol=1e-7
+    )
+    with pytest.raises(SettingError, match="one row"):
+        two = {k: torch.cat([v, v]) for k, v in inputs.items()}
+        attribute_generated(adapter, two, said, through_encoder=True)
 
 
 def test_an_unknown_module_is_named() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from limelight.errors import HookError, SettingError, UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
-from limelight.relevance.attribute import attribute, following_rules
+from limelight.relevance.attribute import attribute, attribute_generated, following_rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, RES_LRP, Composite
 from limelight.relevance.encoder import encoder_modules
 from tests.models.test_encoder_decoder import WORKING, built, fresh, given
@@ -69,6 +69,19 @@ def test_the_states_keep_their_scores_and_the_model_is_left_alone(name: str) -> 
     got = attribute(adapter, inputs, 17, through_encoder=True)
     assert snapshot(adapter.model) == before
     assert torch.equal(got.scores, attribute(adapter, inputs, 17).scores)
+
+
+def test_every_token_of_an_answer_is_carried_through() -> None:
+    adapter = built("whisper", torch.float64)
+    inputs = given("whisper", adapter)
+    found = attribute_generated(adapter, inputs, [17, 23], through_encoder=True)
+    ids = torch.cat([inputs["decoder_input_ids"], torch.tensor([[17]])], dim=1)
+    longer = {k: v for k, v in inputs.items() if k != "decoder_attention_mask"} | {"decoder_input_ids": ids}
+    for got, (given_inputs, token) in zip(found, ((inputs, 17), (longer, 23)), strict=True):
+        want = attribute(adapter, given_inputs, token, through_encoder=True)
+        frames, times = got.media_inputs["input_features"], got.media_times
+        torch.testing.assert_close(frames, want.media_inputs["input_features"], atol=1e-10, rtol=1e-6)
+        assert times == want.media_times != {}
 
 
 @pytest.mark.parametrize("composite", [ATTN_LRP, CP_LRP], ids=lambda c: c.name)

@@ -19,6 +19,7 @@ from limelight.report.words import (
     perceptual,
     rather_than,
     sentences,
+    text_words,
     word_contributions,
     word_flagged,
     word_grounding,
@@ -27,7 +28,7 @@ from limelight.report.words import (
     word_shares,
     words,
 )
-from limelight.types import Generation
+from limelight.types import Generation, Relevance
 from tests.report.examples import generation, prompt, relevance
 
 PROMPT = prompt(("image", 16, (4, 4), None))
@@ -124,6 +125,14 @@ def test_aligned() -> None:
     assert aligned([], ["x"]) == ({}, set(), {0})
 
 
+def test_words_that_come_later_are_not_listed() -> None:
+    found = relevance(PROMPT, 1, "a", generated=[" a", " cup"])
+    scores = found.scores.clone()
+    scores[-1] = 0.0
+    listed = [text for text, _ in text_words(replace(found, scores=scores))]
+    assert "a" in listed and listed.count("cup") == [text for text, _ in text_words(found)].count("cup") - 1
+
+
 def test_rather_than() -> None:
     one, other = relevance(PROMPT, 1, "yes", seed=1, logit=4.0), relevance(PROMPT, 2, "no", seed=2, logit=3.0)
     found = rather_than(one, other)
@@ -131,6 +140,30 @@ def test_rather_than() -> None:
     assert (found.logit, found.target) == (1.0, 1)
     with pytest.raises(SettingError, match="cannot be subtracted"):
         rather_than(one, relevance(PROMPT, 2, "no", generated=["x"]))
+
+
+def test_relevance_of_the_encoders_input_is_added_and_subtracted_with_the_scores() -> None:
+    def carried(token: int, value: float) -> Relevance:
+        found = relevance(PROMPT, token, "x", seed=token)
+        return replace(
+            found, media_inputs={"pixel_values": torch.full((1, 2), value)}, media_times={"pixel_values": (1, 0.5)}
+        )
+
+    one, other = carried(1, 3.0), carried(2, 0.5)
+    found = rather_than(one, other)
+    assert found.media_inputs["pixel_values"].tolist() == [[2.5, 2.5]] and found.media_times == one.media_times
+    said = generation(PROMPT, [" straw", "berry"])
+    steps = [replace(s, relevance=r) for s, r in zip(said.steps, (one, other), strict=True)]
+    word = words(said)[0]
+    joined = word_relevance(replace(said, steps=tuple(steps)), word)
+    assert (word.start, word.stop) == (0, 2) and joined is not None
+    assert joined.media_inputs["pixel_values"].tolist() == [[3.5, 3.5]]
+    bare = replace(other, media_inputs={}, media_times={})  # a part is unknown, so is the sum
+    for partly in (
+        rather_than(one, bare),
+        word_relevance(replace(said, steps=(steps[0], replace(steps[1], relevance=bare))), word),
+    ):
+        assert partly is not None and (partly.media_inputs, partly.media_times) == ({}, {})
 
 
 def metered(

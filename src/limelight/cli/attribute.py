@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +46,14 @@ def attribute(
         str,
         typer.Option(help="Positions to exclude from shares and plots, separated by commas, such as 0.", rich_help_panel="Relevance"),
     ] = "",
+    through_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--through-encoder",
+            help="Carry relevance on through the encoder, to pixels or the sound's own frames or samples: for --overlay and --json.",
+            rich_help_panel="Relevance",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
     overlay: options.Overlay = None,
     word: options.WordChoice = None,
@@ -67,8 +76,12 @@ def attribute(
         limelight attribute demo-vision --image photo.png -p "Describe the picture." --word cup --overlay cup.png --html words.html
 
         limelight attribute llava-hf/llava-1.5-7b-hf --image photo.jpg -p "What is this?" --composite cp-lrp --sinks 0 --json
+
+        limelight attribute demo-vision --image photo.png -p "Describe the picture." --through-encoder --word cup --overlay cup.png
     """
     options.check_outputs(overlay, html, word)
+    if through_encoder:
+        _check_shown(overlay, html, video, as_json=as_json)
     positions = _positions(sinks)
     if answer is not None and not answer.strip():
         raise SettingError("the answer is empty", hint="give --answer at least one word, or omit it")
@@ -85,9 +98,9 @@ def attribute(
         adapter = terminal.load(model, loading)
         prepared = adapter.prepare(prompt, given)
         if answer is not None and against is not None:
-            generation = decision(adapter, prepared, answer, against, composite, positions)
+            generation = decision(adapter, prepared, answer, against, composite, positions, through_encoder)
         else:
-            generation = explained(adapter, prepared, answer, max_new_tokens, composite, positions)
+            generation = explained(adapter, prepared, answer, max_new_tokens, composite, positions, through_encoder)
         media = output.shown_media(prepared) if overlay is not None or html is not None else None
         drawn = (
             output.draw_word(generation, media, word, overlay) if overlay is not None and media is not None else None
@@ -113,7 +126,13 @@ def attribute(
 
 
 def explained(
-    adapter: Adapter, prompt: Prompt, answer: str | None, max_new_tokens: int, composite: str, sinks: Sequence[int]
+    adapter: Adapter,
+    prompt: Prompt,
+    answer: str | None,
+    max_new_tokens: int,
+    composite: str,
+    sinks: Sequence[int],
+    through_encoder: bool = False,
 ) -> Generation:
     """Return a given or generated answer with the relevance of each token.
 
@@ -146,8 +165,9 @@ def explained(
     tokens = [s.token for s in steps]
     with terminal.err.status(f"relevance: {len(tokens)} backward passes …"):
         found = attribute_generated(
-            adapter, prompt.tensors, tokens, composite=COMPOSITES[composite], sinks=sinks, prompt_spans=prompt.spans
-        )
+            adapter, prompt.tensors, tokens, composite=COMPOSITES[composite], sinks=sinks, prompt_spans=prompt.spans,
+            through_encoder=through_encoder,
+        )  # fmt: skip
     rows = tuple(replace(s, relevance=r, shares=r.shares()) for s, r in zip(steps, found, strict=True))
     settings: dict[str, Any] = {"composite": composite, "sinks": tuple(sinks) or None}
     name = "given answer" if answer is not None else "greedy"
@@ -155,7 +175,13 @@ def explained(
 
 
 def decision(
-    adapter: Adapter, prompt: Prompt, answer: str, against: str, composite: str, sinks: Sequence[int]
+    adapter: Adapter,
+    prompt: Prompt,
+    answer: str,
+    against: str,
+    composite: str,
+    sinks: Sequence[int],
+    through_encoder: bool = False,
 ) -> Generation:
     """Attribute the first token of one answer against that of another, as an answer of one token.
 
@@ -166,7 +192,9 @@ def decision(
     from limelight.types import Generation, Step
 
     _check_inside(sinks, prompt)
-    found = relevance_of(adapter, prompt, answer, against=against, composite=composite, sinks=sinks)
+    found = relevance_of(
+        adapter, prompt, answer, against=against, composite=composite, sinks=sinks, through_encoder=through_encoder
+    )
     step = Step(found.target, found.target_token, relevance=found, shares=found.shares())
     name = f"rather than {found.against_token.strip()}"
     return Generation(step.text.strip(), (step.token,), (step,), prompt, name, {"composite": composite})
@@ -190,6 +218,21 @@ def _check_inside(sinks: Sequence[int], prompt: Prompt) -> None:
         raise SettingError(
             f"position {outside[0]} is outside the prompt of {len(prompt.tokens)} tokens", hint="positions start at 0"
         )
+
+
+def _check_shown(overlay: Path | None, html: Path | None, video: Sequence[Path] | None, *, as_json: bool) -> None:
+    """Relevance of the encoder's input has a place in drawings of pictures and sounds, and in JSON."""
+    if html is not None:
+        raise SettingError(
+            "--through-encoder has no place on the page, which shows the model's positions",
+            hint="use --overlay or --json, or leave out --html",
+        )
+    if overlay is not None and video:
+        raise SettingError(
+            "--through-encoder is not drawn over frames of a video", hint="use --json, or leave out --through-encoder"
+        )
+    if overlay is None and not as_json:
+        raise SettingError("--through-encoder has no output", hint="add --overlay heat.png or --json")
 
 
 def _positions(text: str) -> tuple[int, ...]:

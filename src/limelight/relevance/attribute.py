@@ -85,6 +85,7 @@ def attribute(
     adapter, composite = wrap(model), composite_of(composite)
     tensors, spans = tensors_of(adapter, inputs, messages, media)
     whole = adapter.capture(tensors)
+    _check_alone(whole, through_encoder)
     call = _row(whole, row)
     place = _place(call, position)
     (found,) = relevance_of(
@@ -97,17 +98,9 @@ def attribute(
         composite=composite,
         sinks=sinks,
         prompt_spans=spans,
+        through_encoder=through_encoder,
     )
-    if not through_encoder:
-        return found
-    if len(whole.embeds) > 1:
-        raise SettingError("expected one row, whose encoder is explained, got a batch", hint="pass the rows one by one")
-    with following_rules(adapter, composite, call) as leaves:
-        logits = adapter.logits(adapter.hidden(leaves.call, leaves.embeds)[:, place])
-        explained = logits[0, found.target] - (0 if found.against is None else logits[0, found.against])
-        (gradient,) = torch.autograd.grad(explained, leaves.embeds)
-    media_inputs, media_times = encoder_relevance(adapter, tensors, call, gradient, composite)
-    return replace(found, media_inputs=media_inputs, media_times=media_times)
+    return found
 
 
 def tensors_of(
@@ -151,6 +144,7 @@ def attribute_generated(
     prompt_spans: tuple[Span, ...] | None = None,
     last_only: bool = False,
     against: int | None = None,
+    through_encoder: bool = False,
 ) -> list[Relevance]:
     """Compute the relevance of every generated token: one forward of prompt + answer, one backward pass per token.
 
@@ -159,6 +153,7 @@ def attribute_generated(
         generated: the ``n`` token ids after the prompt.
         last_only: only the last token.
         against: with ``last_only``, a token id whose logit is subtracted from the last token's.
+        through_encoder: as for :func:`attribute`; one backward pass through the encoder per token.
 
     Returns:
         ``n`` relevances; the ``j``-th covers the positions before token ``j`` (later ones are zero).
@@ -170,7 +165,9 @@ def attribute_generated(
     adapter, composite = wrap(model), composite_of(composite)
     inputs, own = tensors_of(adapter, inputs, None, media)
     prompt_spans = own if prompt_spans is None else prompt_spans
-    call = _row(adapter.capture(inputs), row)
+    whole = adapter.capture(inputs)
+    _check_alone(whole, through_encoder)
+    call = _row(whole, row)
     if call.length and not bool(call.mask[0, -1:].all()):
         raise PromptError(
             f"row {row} is padded on the right, between prompt and answer",
@@ -197,6 +194,7 @@ def attribute_generated(
         sinks=sinks,
         generated=ids[0, :-1],
         prompt_spans=prompt_spans,
+        through_encoder=through_encoder,
     )
 
 
@@ -212,10 +210,12 @@ def relevance_of(
     sinks: Sequence[int] = (),
     generated: Tensor | None = None,
     prompt_spans: tuple[Span, ...] | None = None,
+    through_encoder: bool = False,
 ) -> list[Relevance]:
     """Compute relevance for several (position, token) targets of a captured row: one forward, one backward pass each.
 
-    ``against``: a token id whose logit is subtracted from every target's.
+    ``against``: a token id whose logit is subtracted from every target's. ``through_encoder``: as for :func:`attribute`;
+    ``inputs`` are then those of this row alone.
     """
     sinks = tuple(_integer(i, "a sink") for i in _positions(sinks))
     if any(not 0 <= i < call.length for i in sinks):
@@ -225,7 +225,7 @@ def relevance_of(
     targets = [(at, None if token is None else _token(token, adapter.traits.vocab)) for at, token in targets]
     against = None if against is None else _token(against, adapter.traits.vocab)
     template = frozenset(i + call.front for i in getattr(inputs, "template", ()))
-    inputs = inputs if adapter.encoder is None else adapter.complete(inputs)
+    given, inputs = inputs, inputs if adapter.encoder is None else adapter.complete(inputs)
     known = inputs.get(adapter.names.ids) is not None
     count = 0 if generated is None else len(generated)
     words = adapter.words(inputs, row) if known else ("<?>",) * (call.length - call.front - count)
@@ -240,6 +240,7 @@ def relevance_of(
     else:
         spans = grown(prompt_spans, call.length)
     out: list[Relevance] = []
+    gradients: list[Tensor] = []
     with following_rules(adapter, composite, call) as leaves:
         hidden = adapter.hidden(leaves.call, leaves.embeds)
         for j, (position, target) in enumerate(targets):
@@ -251,7 +252,9 @@ def relevance_of(
             if against is not None:
                 check_differ(token, against, adapter.tokens([token])[0])
                 logit = logit - logits[against]
-            scores = leaves.relevance(logit, retain_graph=j + 1 < len(targets))[0]
+            scores, gradient = leaves.relevance_and_gradient(logit, retain_graph=j + 1 < len(targets))
+            scores = scores[0]
+            gradients += [gradient] if through_encoder else []
             if adapter.encoder is not None:  # states of padding are read like others, and are nobody's media
                 scores = scores * call.mask[0]
             if not bool(torch.isfinite(scores).all()):
@@ -271,7 +274,10 @@ def relevance_of(
                     template=template,
                 )
             )
-    return out
+    if not through_encoder:
+        return out
+    carried, times = encoder_relevance(adapter, given, call, gradients, composite_of(composite))
+    return [replace(r, media_inputs=c, media_times=times) for r, c in zip(out, carried, strict=True)]
 
 
 class Leaves:
@@ -289,11 +295,15 @@ class Leaves:
 
     def relevance(self, f: Tensor, *, retain_graph: bool = False) -> Tensor:
         """``[B, T]`` of a scalar, or of a sum over rows: input x gradient of every leaf."""
-        if self.positions is None:
-            return input_relevance(f, self.embeds, retain_graph=retain_graph)
-        grad, turned = torch.autograd.grad(f, [self.embeds, self.positions], retain_graph=retain_graph)
+        return self.relevance_and_gradient(f, retain_graph=retain_graph)[0]
+
+    def relevance_and_gradient(self, f: Tensor, *, retain_graph: bool = False) -> tuple[Tensor, Tensor]:
+        """The same, and the gradient of ``f`` with respect to the embeddings ``[B, T, D]``."""
         wide = torch.promote_types(self.embeds.dtype, torch.float32)
-        return (grad.to(wide) * self.embeds.to(wide)).sum(-1) + turned.to(wide)  # the positions' leaf is ones
+        leaves = [self.embeds] if self.positions is None else [self.embeds, self.positions]
+        grad, *turned = torch.autograd.grad(f, leaves, retain_graph=retain_graph)
+        scores = (grad.to(wide) * self.embeds.to(wide)).sum(-1)
+        return sum((t.to(wide) for t in turned), scores), grad  # the positions' leaf is ones
 
 
 @contextmanager
@@ -310,6 +320,11 @@ def following_rules(adapter: Adapter, composite: Composite | str, call: DecoderC
         hooks = () if hook is None else (hook,)
         with attached(adapter, composite, *hooks), fused_attention():
             yield Leaves(call, None if hook is None else hook.positions)
+
+
+def _check_alone(call: DecoderCall, through_encoder: bool) -> None:
+    if through_encoder and len(call.embeds) > 1:
+        raise SettingError("expected one row, whose encoder is explained, got a batch", hint="pass the rows one by one")
 
 
 def _row(call: DecoderCall, row: Any) -> DecoderCall:

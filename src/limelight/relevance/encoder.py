@@ -14,7 +14,7 @@ feature extractor's scale, which is not silence.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -51,14 +51,15 @@ class _Stop(Exception):  # noqa: N818 - control flow across transformers' frames
 
 
 def encoder_relevance(
-    adapter: Adapter, inputs: Mapping[str, Any], call: DecoderCall, gradient: Tensor, composite: Composite
-) -> tuple[dict[str, Tensor], dict[str, tuple[int, float]]]:
-    """Return the relevance of every entry of the media tensors in ``inputs``, by name, in their shapes; and of sounds the
-    time axis and the seconds between its entries. Padding of an encoder-decoder's sound counts as zero.
+    adapter: Adapter, inputs: Mapping[str, Any], call: DecoderCall, gradients: Sequence[Tensor], composite: Composite
+) -> tuple[list[dict[str, Tensor]], dict[str, tuple[int, float]]]:
+    """Return the relevance of every entry of the media tensors in ``inputs``, by name, in their shapes, for each of several
+    gradients; and of sounds the time axis and the seconds between its entries. Padding of an encoder-decoder's sound counts
+    as zero. One forward pass of the encoder, and one backward pass per gradient.
 
     Args:
-        call: the captured call of ``inputs``, one row.
-        gradient: of the explained logit with respect to ``call.embeds``, under the composite's rules.
+        call: the captured call of ``inputs``, one row; tokens of an answer may follow.
+        gradients: of the explained logits with respect to ``call.embeds``, under the composite's rules.
 
     Raises:
         SettingError: no media.
@@ -76,32 +77,40 @@ def encoder_relevance(
             f"{type(adapter.decoder).__name__} receives media beside its embeddings, past the end of the encoder",
             hint=INSTEAD,
         )
-    want, gradient = call.embeds, gradient.to(call.embeds)
-    if states is not None:
-        want, gradient = (x[:, : states.count, : states.width] for x in (want, gradient))
-    if adapter.encoder is not None:  # states of padding are nobody's media
-        gradient = gradient * call.mask[:, : call.front, None].to(gradient)
+    want = call.embeds if states is None else call.embeds[:, : states.count, : states.width]
     with torch.inference_mode(False), torch.enable_grad(), adapter.frozen():
         leaves = {k: inputs[k].detach().clone().requires_grad_(True) for k in names}
         with encoder_rules(adapter, composite):
             found = _received(adapter, {**inputs, **leaves}, "inputs_embeds" if states is None else states.name)
         found = found if states is None else found.reshape(want.shape[0], -1, found.shape[-1])
-        if not agrees(found, want.to(found), 1e-4, 3e-2):
+        count = found.shape[1]
+        if not agrees(found, want[:, :count].to(found), 1e-4, 3e-2):
             raise HookError("the encoder gave other embeddings under the rules", hint=f"report this model; {INSTEAD}")
         if not found.requires_grad:
             raise UnsupportedError("no gradient passes the encoder", hint=INSTEAD)
-        grads = torch.autograd.grad((found * gradient.to(found)).sum(), list(leaves.values()), allow_unused=True)
-    lost = [k for k, g in zip(leaves, grads, strict=True) if g is None]
+        carried = []
+        for i, gradient in enumerate(gradients):
+            part = gradient[:, :count, : found.shape[-1]].to(found)
+            if adapter.encoder is not None:  # states of padding are nobody's media
+                part = part * call.mask[:, : call.front, None].to(part)
+            grads = torch.autograd.grad(
+                (found * part).sum(), list(leaves.values()), allow_unused=True, retain_graph=i + 1 < len(gradients)
+            )
+            carried.append(dict(zip(leaves, grads, strict=True)))
+    lost = [k for k in leaves if any(grads[k] is None for grads in carried)]
     if len(lost) == len(leaves):
         raise UnsupportedError(f"no relevance reaches {', '.join(lost)}", hint=INSTEAD)
-    out = {
-        k: (x * g).detach().to("cpu", torch.promote_types(x.dtype, torch.float32))
-        for (k, x), g in zip(leaves.items(), grads, strict=True)
-        if g is not None
-    }
-    times = {k: time for k, x in out.items() if (time := time_axis(adapter, k, x)) is not None}
+    out = [
+        {
+            k: (x * grads[k]).detach().to("cpu", torch.promote_types(x.dtype, torch.float32))
+            for k, x in leaves.items()
+            if k not in lost
+        }
+        for grads in carried
+    ]
+    times = {k: time for k, x in leaves.items() if k not in lost and (time := time_axis(adapter, k, x)) is not None}
     if adapter.encoder is not None:
-        out = {k: without_padding(x, times.get(k), inputs) for k, x in out.items()}
+        out = [{k: without_padding(x, times.get(k), inputs) for k, x in one.items()} for one in out]
     return out, times
 
 

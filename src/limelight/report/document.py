@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from limelight.errors import MissingExtraError
+from limelight.report.input_time import STEP, over_time
 from limelight.report.word_times import word_interval
 from limelight.report.words import (
     Word,
@@ -131,7 +132,20 @@ def summary(relevance: Relevance, *, scores: bool = False, top: int = 8) -> dict
         out["interval"] = [number(t) for t in place] if place is not None else None
     if scores:
         out["scores"] = [number(v) for v in relevance.scores.tolist()]
+    if relevance.media_inputs:
+        out["inputs"] = inputs_of(relevance)
     return out
+
+
+def inputs_of(relevance: Relevance) -> dict[str, Any]:
+    """Return the relevance that was carried on through the encoder: by media tensor its shape and sum, of sounds over time."""
+    found: dict[str, Any] = {}
+    for name, values in relevance.media_inputs.items():
+        found[name] = {"shape": list(values.shape), "relevance": number(float(values.sum()))}
+        if name in relevance.media_times:
+            over = [over_time(relevance, STEP, i).tolist() for i in range(len(values))]
+            found[name] |= {"seconds": STEP, "over_time": [[number(v) for v in row] for row in over]}
+    return found
 
 
 def number(value: float | None) -> float | None:

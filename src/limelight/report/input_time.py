@@ -8,6 +8,8 @@ from torch import Tensor
 from limelight.errors import SettingError
 from limelight.types import Relevance
 
+STEP = 0.1  # seconds of a sound's input that are shown as one
+
 
 def over_time(relevance: Relevance, seconds: float = 1.0, index: int = 0) -> Tensor:
     """Return the relevance of a sound's own input (frames or samples, through the encoder) per ``seconds`` of it: ``[n]``,

@@ -14,6 +14,7 @@ from PIL import Image
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
+from limelight.report.input_pixels import pixel_grids
 from limelight.report.media import Media
 from limelight.report.views import View, stages, views
 from limelight.report.words import text_words
@@ -39,7 +40,9 @@ def overlay(
         relevance: of one token (``attribute``) or one word (``words.word_relevance``).
         pictures: images in the order of the prompt. The heat is placed by the spans' regions (determined by
             ``Adapter.prepare`` from the processor); parts that the model did not see are darkened. Positions with unknown
-            location are drawn as a separate grid, labelled as such.
+            location are drawn as a separate grid, labelled as such. Relevance that was carried on through the encoder
+            (``attribute(..., through_encoder=True)``) is drawn over the pixels instead, where their layout is known
+            (:func:`limelight.report.input_pixels.pixel_grids`); the figure says which.
         boxes: for spans without a region: the part of each image that its grid covers, as fractions.
         word: the word in the title; the target token's text by default.
         top: number of words of the text to list; 0 for none.
@@ -61,7 +64,9 @@ def overlay(
             hint=f"its modalities are {', '.join(relevance.shares())}; see report.waveform and report.frames",
         )
     values = heat.scores(relevance)
-    media_scores = [v.cells(values) for v in shown]
+    of_pixels = pixel_grids(relevance, shown)
+    media_scores = of_pixels if of_pixels is not None else [v.cells(values) for v in shown]
+    by_start = {v.span.start: cells for v, cells in zip(shown, media_scores, strict=True)}
     joined = np.concatenate([p.ravel() for p in media_scores])
     full, strength = heat.limit(joined), heat.faintness(heat.media_share(relevance))
     staged = stages(shown)
@@ -80,7 +85,14 @@ def overlay(
     inner = grid[0, 0].subgridspec(rows, columns)
     for i, together in enumerate(staged):
         axes = figure.add_subplot(inner[i // columns, i % columns])
-        draw(axes, [(v, v.cells(values)) for v in together], media, full, strength)
+        draw(
+            axes,
+            [(v, by_start[v.span.start]) for v in together],
+            media,
+            full,
+            strength,
+            kind_of_heat(relevance, of_pixels),
+        )
         if len(staged) > 1:
             axes.set_title(together[0].label, fontsize=7)
     heat.colour_bar(figure.add_subplot(grid[0, 1]), full, joined, strength)
@@ -93,9 +105,15 @@ def overlay(
 
 
 def draw(
-    axes: Any, parts: Sequence[tuple[View, heat.Floats]], media: Media, full: float, strength: float = 1.0
+    axes: Any,
+    parts: Sequence[tuple[View, heat.Floats]],
+    media: Media,
+    full: float,
+    strength: float = 1.0,
+    note: str = "",
 ) -> None:
-    """Draw one image with the heat of its views, or a separate grid where the location in the image is unknown."""
+    """Draw one image with the heat of its views and a note below, or a separate grid where the location in the image is
+    unknown."""
     axes.set_xticks([])
     axes.set_yticks([])
     view, values = parts[0]
@@ -104,14 +122,25 @@ def draw(
         axes.imshow(
             heat.rgba(grid, full, strength), interpolation="nearest", aspect="equal" if len(grid) > 1 else "auto"
         )
-        note = "location in the image unknown" if view.span.grid is not None else "layout unknown"
-        axes.set_xlabel(f"{grid.size} positions in order ({note})", fontsize=7)
+        unknown = "location in the image unknown" if view.span.grid is not None else "layout unknown"
+        axes.set_xlabel(f"{grid.size} positions in order ({unknown})", fontsize=7)
         return
     picture = enlarged(media.pictures[view.source])
     axes.imshow(heat.blend(picture, [(cells, v.box) for v, cells in parts], full, strength))
-    note = unseen(parts[0][0], [v.box for v, _ in parts])
-    if note:
-        axes.set_xlabel(note, fontsize=7)
+    notes = [n for n in (note, unseen(parts[0][0], [v.box for v, _ in parts])) if n]
+    if notes:
+        axes.set_xlabel("\n".join(notes), fontsize=7)
+
+
+def kind_of_heat(relevance: Relevance, of_pixels: Sequence[heat.Floats] | None) -> str:
+    """What the heat is of, where relevance was carried on through the encoder; else ""."""
+    if not relevance.media_inputs:
+        return ""
+    return (
+        "relevance of pixels"
+        if of_pixels is not None
+        else "relevance of positions: the layout of the pixels is unknown"
+    )
 
 
 def unseen(view: View, boxes: Sequence[Box]) -> str:

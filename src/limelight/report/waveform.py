@@ -13,12 +13,10 @@ from matplotlib.figure import Figure
 from limelight.errors import SettingError
 from limelight.report import heat
 from limelight.report.figure import headline, new_figure, save, share_bar, top_words, write
-from limelight.report.input_time import over_time
+from limelight.report.input_time import STEP, over_time
 from limelight.report.word_times import Times, moments, padding, stretch
 from limelight.report.words import text_words
 from limelight.types import Relevance
-
-STEP = 0.1  # seconds of a sound's input that are drawn as one
 
 
 def waveform(
@@ -116,7 +114,7 @@ def waveform(
 
 
 def _of_input(relevance: Relevance, index: int, end: float) -> tuple[heat.Floats, Times]:
-    """The relevance of a sound's input per :data:`STEP`, up to its end in seconds."""
+    """The relevance of a sound's input per :data:`limelight.report.input_time.STEP`, up to its end in seconds."""
     values = heat.array(over_time(relevance, STEP, index))[: max(1, round(end / STEP))]
     edges = np.arange(len(values) + 1) * STEP
     return values, np.stack([edges[:-1], edges[1:]], axis=1)

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
+import torch
+
 from limelight.errors import SettingError
 from limelight.types import EARLIER_ANSWERS, MODALITIES, Generation, Relevance, Step, mean_parts
 
@@ -100,9 +102,12 @@ def word_relevance(generation: Generation, word: Word) -> Relevance | None:
     scores = longest.scores.new_zeros(longest.scores.shape)
     for part in parts:
         scores[: part.scores.shape[0]] += part.scores.to(scores.device)
+    carried = longest.media_inputs if all(p.media_inputs for p in parts) else {}
     return replace(
         longest,
         scores=scores,
+        media_inputs={name: torch.stack([p.media_inputs[name] for p in parts]).sum(0) for name in carried},
+        media_times=longest.media_times if carried else {},
         target=parts[0].target,
         target_token=word.text,
         logit=sum(p.logit for p in parts),
@@ -132,7 +137,8 @@ def text_words(relevance: Relevance, template: Collection[int] = ()) -> list[tup
     """Return the words of prompt and answer with their relevance, the largest ``|R|`` first.
 
     Sub-word pieces are joined and their scores added (exact, relevance is linear). Positions of the chat template
-    (the relevance's own and ``template``), special tokens such as ``<s>`` and white space are left out.
+    (the relevance's own and ``template``), special tokens such as ``<s>``, white space, and words without any relevance
+    (those of an answer that come later) are left out.
     """
     hidden = {*template, *relevance.template, *relevance.sinks}
     positions = [
@@ -145,6 +151,7 @@ def text_words(relevance: Relevance, template: Collection[int] = ()) -> list[tup
     rows = [
         ("".join(relevance.tokens[i] for i in group).strip(), float(sum(values[i] for i in group)))
         for group in grouped(relevance.tokens, positions)
+        if any(values[i] for i in group)
     ]
     return sorted(rows, key=lambda row: -abs(row[1]))
 
@@ -178,9 +185,12 @@ def rather_than(one: Relevance, other: Relevance) -> Relevance:
             f"relevances of positions {one.position} and {other.position} cannot be subtracted",
             hint="attribute both tokens at the same position of the same prompt",
         )
+    carried = one.media_inputs if other.media_inputs else {}
     return replace(
         one,
         scores=one.scores - other.scores,
+        media_inputs={name: values - other.media_inputs[name] for name, values in carried.items()},
+        media_times=one.media_times if carried else {},
         logit=one.logit - other.logit,
         against=other.target,
         against_token=other.target_token,

@@ -54,7 +54,7 @@ def audit_segments(
 
     Returns:
         A transcript with a segment per segment; those without text are left out. Time marks and other special tokens are not
-        among a segment's steps.
+        among a segment's steps. Times after the end of the recording are moved to its last 0.1 s.
 
     Raises:
         DataError: no segments, or those of several recordings.
@@ -70,6 +70,7 @@ def audit_segments(
     rate = sampling_rate(adapter)
     limit = segment_threshold(adapter, drop_invented)
     samples = read_audio(single_audio(audio), rate, max_seconds=MAX_SECONDS)
+    seconds = samples.size / rate
     prompt = prompt_for(adapter, None, language)
     special = special_tokens(adapter)
     marks = getattr(adapter.model.generation_config, "no_timestamps_token_id", None)  # the first time mark is behind it
@@ -78,10 +79,11 @@ def audit_segments(
     dropped: list[Segment] = []
     for row in given:
         tokens = tuple(int(t) for t in row["tokens"] if int(t) not in special and (marks is None or int(t) < marks))
-        start = max(0.0, float(row["start"]))
-        stop = min(max(float(row["end"]), start + SHORTEST), start + window, samples.size / rate)
-        if not tokens or stop <= start:
+        if not tokens:
             continue
+        # Whisper may mark times in the padding: what it says there is measured against the recording's end
+        start = max(0.0, min(float(row["start"]), seconds - SHORTEST))
+        stop = min(max(float(row["end"]), start + SHORTEST), start + window, seconds)
         piece = samples[int(start * rate) : int(stop * rate)]
         asked = adapter.prepare(prompt, {"audio": (piece, rate)})
         steps = measure(adapter, [AnsweredPrompt(asked, tokens)], composite=COMPOSITE)[0]
@@ -92,7 +94,7 @@ def audit_segments(
         one = Segment(start, stop, said, True, True, *means, is_invented(text, means, limit))
         (dropped if drop_invented is not False and one.invented else kept).append(one)
     settings = {"strategy": "generate", "composite": COMPOSITE}
-    return Transcript(tuple(kept), samples.size / rate, prompt, settings, tuple(dropped), limit)
+    return Transcript(tuple(kept), seconds, prompt, settings, tuple(dropped), limit)
 
 
 def _listed(output: Any) -> Sequence[Mapping[str, Any]]:

@@ -122,7 +122,8 @@ def _model_class() -> Any:
                 stop_strings=None if thinks else stops or None,
                 **settings,
             )
-            answered = spoken(self.adapter.tokenizer, answer.token_ids, answer.prompt.tensors["input_ids"][0].tolist())
+            asked = answer.prompt.tensors[self.adapter.names.ids][0].tolist()
+            answered = spoken(self.adapter.tokenizer, answer.token_ids, asked)
             text = until_stop(MARKERS.answer(answered.text, opened=answered.opened), stops)
             self.cache_hook.add_partial("generate_until", (context, requested), text)
             return instance.GenerationResult(text, instance.TokenCounts(output_tokens=len(answer.token_ids)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -87,6 +87,7 @@ class ModelAnswer:
         from limelight.errors import UnsupportedError
 
         adapter = self._adapter()
+        samples = [_without_instruction(adapter, s) for s in samples]
         strategy = limelight.strategy(self.strategy, **self.settings)
         plain = capabilities_of(strategy).needs_media and not all(any(s.media.values()) for s in samples)
         if plain and len(samples) > 1:
@@ -107,8 +108,10 @@ class ModelAnswer:
         return [self._reply(adapter, s, answer) for s, answer in zip(samples, answers, strict=True)]
 
     def _reply(self, adapter: Any, sample: Sample, answer: Generation) -> Reply:
-        special = set(getattr(adapter.tokenizer, "all_special_ids", ()))
-        answered, behind = self._spoken(adapter, answer.prompt.tensors["input_ids"][0].tolist(), answer.token_ids)
+        from limelight.decoding.answer import end_markers
+
+        special = end_markers(adapter)
+        answered, behind = self._spoken(adapter, answer.prompt.tensors[adapter.names.ids][0].tolist(), answer.token_ids)
         kept = replace(answer, steps=tuple(s for s, own in zip(answer.steps, answered.answered, strict=True) if own))
         media = any(sample.media.values())
         text_only = {} if media else {"text_only": True}
@@ -154,6 +157,16 @@ class ModelAnswer:
         }
 
 
+def _without_instruction(adapter: Any, sample: Sample) -> Sample:
+    """Replace the instruction to transcribe where the decoder would read it as previous text (Whisper)."""
+    from limelight.benchmarks.tasks.asr import PROMPT
+    from limelight.decoding.transcribe import prompt_for
+
+    if adapter.encoder is None or sample.prompt != PROMPT:
+        return sample
+    return replace(sample, prompt=prompt_for(adapter))
+
+
 def _messages(sample: Sample, frames: int | None = None) -> list[dict[str, Any]]:
     items = [{"type": m, m: _item(m, x, frames)} for m, xs in sample.media.items() for x in xs]
     return [{"role": "user", "content": [*items, {"type": "text", "text": sample.prompt}]}]
@@ -176,7 +189,7 @@ def _item(kind: str, media: Any, frames: int | None = None) -> Any:
     return media
 
 
-def grounding_meta(answer: Generation, special: set[int]) -> dict[str, Any]:
+def grounding_meta(answer: Generation, special: Collection[int]) -> dict[str, Any]:
     """Return ``shares``, ``image_relevance``, ``audio_relevance`` and ``video_relevance`` of an answer, where its steps have
     relevance, with the location of the latter three in the original (:class:`limelight.benchmarks.task.Reply`)."""
     found: dict[str, Any] = {}

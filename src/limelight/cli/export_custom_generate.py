@@ -46,7 +46,7 @@ def generate(
         streamer=streamer,
         stop_strings=stop_strings,
         seed=seed,
-        tensors=tensors if "input_ids" in tensors else None,
+        tensors=tensors if "input_ids" in tensors or model.config.is_encoder_decoder else None,
         parent_model=parent_model,
     )
     return model.generate(custom_generate=method, **given)

@@ -21,6 +21,7 @@ from limelight.decoding.strategy import Runs, Strategy, capabilities_of
 from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.answers import earlier_answers
+from limelight.models.detect import special_ids
 from limelight.types import Generation, Prompt, Step
 
 
@@ -174,8 +175,7 @@ def generation_of(adapter: Adapter, strategy: Strategy, prompt: Prompt, steps: t
 
 def end_markers(adapter: Adapter) -> frozenset[int]:
     """Return the token ids that are no part of an answer's text: those that end it, and special ones."""
-    special = getattr(adapter.tokenizer, "all_special_ids", None) or ()
-    return end_tokens(adapter) | frozenset(int(i) for i in special)
+    return end_tokens(adapter) | special_ids(adapter.tokenizer)
 
 
 def end_tokens(adapter: Adapter) -> frozenset[int]:
@@ -202,6 +202,10 @@ def generation_settings(given: Mapping[str, Any], model: Any = None) -> dict[str
     lengths = (given.get("max_length"), getattr(own, "max_length", None), getattr(own, "max_new_tokens", None))
     if all(n is None for n in lengths):
         defaults["max_new_tokens"] = 64
+    elif (
+        given.get("max_new_tokens") is not None
+    ):  # replaces the checkpoint's own limit (Whisper's 448), without a warning
+        defaults["max_length"] = None
     if not given.get("do_sample"):  # a checkpoint's sampling defaults would only cause warnings
         defaults |= {"temperature": None, "top_p": None, "top_k": None}
     return {**defaults, **given, "return_dict_in_generate": True}

@@ -7,11 +7,12 @@ of ``GenerationConfig``; a test fails when a release of transformers adds a fiel
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from limelight.compat import ALL_STATIC_CACHE_IMPLEMENTATIONS
 from limelight.decoding.strategy import GenerationContext
-from limelight.errors import UnsupportedError
+from limelight.errors import SettingError, UnsupportedError
 
 PREPARED = "generate() acts on it before the decoding method is called: lengths, rows, special tokens, caches"
 PROCESSOR = "arrives as a logits processor"
@@ -110,7 +111,11 @@ def check_config(config: Any) -> None:
 
 
 def check_arguments(given: Mapping[str, Any], model: Any = None) -> None:
-    """Raise UnsupportedError for arguments that generate() would drop with a custom method, or act on before calling it."""
+    """Raise UnsupportedError for arguments that generate() would drop with a custom method, or act on before calling it, and
+    SettingError for a ``max_new_tokens`` that is no positive integer."""
+    most = given.get("max_new_tokens")
+    if most is not None and (isinstance(most, bool) or not isinstance(most, Integral) or most < 1):
+        raise SettingError(f"expected a positive integer as max_new_tokens, got {most!r}", hint="max_new_tokens=64")
     for name, (what, hint) in _KEPT_BACK.items():
         if given.get(name) is not None and given[name] is not False:
             raise UnsupportedError(f"{name} requests {what}, which limelight's decoding does not support", hint=hint)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 from limelight.calibration import Calibration
-from limelight.decoding.answer import end_tokens
+from limelight.decoding.answer import end_markers, end_tokens
 from limelight.decoding.explain import watched
 from limelight.decoding.generate import chosen_strategy, generate
 from limelight.decoding.loop import ending
@@ -25,12 +25,13 @@ from limelight.media.split_on_silence import Piece, pieces
 from limelight.media.truncation import window_seconds
 from limelight.models.adapter import Adapter, wrap
 from limelight.models.prompts import sampling_rate
-from limelight.types import Generation, Step
+from limelight.types import Generation, Prompt, Step
 
 CHUNK_SECONDS = 30.0
 MAX_SECONDS = 3 * 3600.0
 LANGUAGE = " The language is {language}."
 COMPOSITE = "attnlrp"  # of the meter
+PART = "\ufffd"  # what a part of a character is decoded to
 # For models of a family that have no calibration of their own; a little below that of whisper-tiny.en, to lose no speech.
 FAMILY_THRESHOLDS = {"whisper": 2.5}  # in units of the logit
 
@@ -44,7 +45,8 @@ class Segment:
         generation: the answer, with relevance over this chunk's seconds if requested.
         ends_in_silence: the chunk ends in a silence (or at the end of the audio); otherwise a word may have been cut in two.
         complete: the model ended the transcription itself, before the token limit.
-        grounding: mean ``Step.grounding`` over the tokens with letters or digits; None where no meter ran or there are none.
+        grounding: mean ``Step.grounding`` over the tokens with letters or digits, or over all where none has any; None where no meter
+            ran or there are no tokens.
         support: mean ``Step.support`` over them, in units of the logit. It tells invented segments better than ``grounding``: over
             silence all tokens get little of their logits from the audio, so that the standard deviation by which the
             latter is divided is small as well.
@@ -290,10 +292,8 @@ def segment(
 ) -> Segment:
     """Transcribe one chunk of the audio; ``threshold``: of :attr:`Segment.invented`."""
     start, stop = piece.start / rate, piece.stop / rate
-    most = token_limit(stop - start) if max_new_tokens is None else max_new_tokens
     asked = adapter.prepare(prompt, {"audio": (samples[piece.start : piece.stop], rate)})
-    if max_new_tokens is None and adapter.encoder is not None and adapter.encoder.most is not None:
-        most = min(most, adapter.encoder.most - len(asked.tokens))
+    most = token_limit(stop - start, adapter, asked) if max_new_tokens is None else max_new_tokens
     generation = generate(
         adapter, None, asked, strategy=strategy, relevance=relevance, max_new_tokens=most, on_step=on_step,
         **generation_kwargs,
@@ -313,8 +313,12 @@ class Means(NamedTuple):
 
 
 def segment_means(steps: Sequence[Step], special: Collection[int]) -> Means:
-    """Means over the tokens with letters or digits, ``special`` ones left out; None where there are none or no meter ran."""
-    spoken = [s for s in steps if s.token not in special and any(c.isalnum() for c in s.text)]
+    """Means over the tokens with letters, digits or parts of them, else over all; ``special`` ones are left out. None where
+    there are none or no meter ran."""
+    own = [s for s in steps if s.token not in special and s.text.strip()]
+    spoken = [
+        s for s in own if any(c.isalnum() or c == PART for c in s.text)
+    ] or own  # a lone "." or "♪" is judged, too
 
     def mean(values: Sequence[float | None]) -> float | None:
         known = [v for v in values if v is not None]
@@ -323,10 +327,7 @@ def segment_means(steps: Sequence[Step], special: Collection[int]) -> Means:
     return Means(mean([s.grounding for s in spoken]), mean([s.support for s in spoken]))
 
 
-def special_tokens(adapter: Adapter) -> frozenset[int]:
-    """The ids that stand for no text."""
-    known = () if adapter.tokenizer is None else adapter.tokenizer.all_special_ids
-    return frozenset(known) | end_tokens(adapter)
+special_tokens = end_markers  # the ids that stand for no text
 
 
 def is_invented(text: str, means: Means, threshold: float | None) -> bool:
@@ -341,8 +342,8 @@ def segment_threshold(adapter: Adapter, drop_invented: bool | float = False) -> 
         SettingError: segments are to be dropped and none is known, or the number is not finite.
     """
     if not isinstance(drop_invented, bool):
-        if not math.isfinite(drop_invented):
-            raise SettingError(f"expected a finite threshold, got {drop_invented}", hint="True takes the model's own")
+        if not isinstance(drop_invented, SupportsFloat) or not math.isfinite(drop_invented):
+            raise SettingError(f"expected a finite threshold, got {drop_invented!r}", hint="True takes the model's own")
         return float(drop_invented)
     calibration: Calibration | None = adapter.calibration
     own = calibration.segment_threshold if calibration is not None and calibration.composite == COMPOSITE else None
@@ -356,9 +357,11 @@ def segment_threshold(adapter: Adapter, drop_invented: bool | float = False) -> 
     return found
 
 
-def token_limit(seconds: float) -> int:
-    """Return a token limit that suffices for the fastest speech of this duration in most scripts."""
-    return 64 + 12 * math.ceil(seconds)
+def token_limit(seconds: float, adapter: Adapter | None = None, prompt: Prompt | None = None) -> int:
+    """Return a token limit that suffices for the fastest speech of this duration in most scripts, and fits after ``prompt``."""
+    wanted = 64 + 12 * math.ceil(seconds)
+    most = None if adapter is None or adapter.encoder is None else adapter.encoder.most
+    return wanted if most is None or prompt is None else max(1, min(wanted, most - len(prompt.tokens)))
 
 
 def prompt_for(adapter: Adapter, prompt: str | None = None, language: str | None = None) -> str:

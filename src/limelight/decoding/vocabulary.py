@@ -12,6 +12,7 @@ from torch import Tensor
 from limelight.decoding.answer import end_tokens
 from limelight.errors import UnsupportedError
 from limelight.models.adapter import Adapter
+from limelight.models.detect import special_ids
 
 _ENDS = frozenset(".!?…。！？")
 _SPACES = ("Ġ", "▁", " ")  # a space before a word, as spelled by tokenizers
@@ -49,7 +50,7 @@ class Vocabulary:
         width = adapter.traits.vocab if size is None else size
         known = min(width, max(tokenizer.get_vocab().values()) + 1)
         spelled: Sequence[Any] = tokenizer.convert_ids_to_tokens(list(range(known)))
-        special = set(tokenizer.all_special_ids)
+        special = special_ids(tokenizer)
         ends = end_tokens(adapter)
         rows = [_kinds(str(t or ""), i in special, i in ends) for i, t in enumerate(spelled)]
         rows += [(False, False, i in ends) for i in range(known, width)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +35,11 @@ def pieces(samples: npt.NDArray[np.float32], rate: int, longest: float) -> list[
     Raises:
         SettingError: ``longest`` is shorter than 0.2 s.
     """
-    if longest < SHORTEST:
+    given: object = longest
+    if not isinstance(given, (int, float, np.number)) or not math.isfinite(given) or given < SHORTEST:
         raise SettingError(
-            f"pieces of {longest:g} s are too short", hint=f"give {SHORTEST} s or more; 10 to 30 is common"
+            f"expected pieces of at least {SHORTEST} s, got {given!r}: too short, or no length",
+            hint="10 to 30 seconds are common",
         )
     most = int(longest * rate)
     if samples.size <= most:

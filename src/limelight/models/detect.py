@@ -280,6 +280,13 @@ def known_tokens(tokenizer: Any) -> int | None:
     return max(vocabulary().values(), default=-1) + 1 or None if vocabulary is not None else None
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of a tokenizer's special tokens, those included that have no role (Whisper's tasks and languages)."""
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    named = getattr(tokenizer, "all_special_ids", None) or ()
+    return frozenset(int(i) for i in named) | {int(i) for i, t in added.items() if getattr(t, "special", False)}
+
+
 def nameless(model: nn.Module, media: Iterable[str]) -> NotMultimodalError:
     """Build the error for a model that was given media whose positions cannot be detected."""
     return NotMultimodalError(

@@ -6,8 +6,10 @@ start token is the complete decoder prompt: ``<|startoftranscript|><|de|><|trans
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,8 @@ from limelight.types import Inputs, Interval, Prompt, Span
 
 if TYPE_CHECKING:
     from limelight.models.adapter import Adapter
+
+_TOKEN = re.compile(r"<\|[^|<>\s]+\|>")
 
 
 def prepare(
@@ -82,11 +86,27 @@ def decoder_ids(adapter: Adapter, encoder: EncoderDecoder, words: str, tensors: 
         raise PromptError("this adapter has no tokenizer", hint="limelight.wrap(model, processor)")
     begin = tokenizer.convert_ids_to_tokens(list(encoder.start))
     if words and any(token and token in words for token in begin):
+        _check_known(tokenizer, words)
         return list(tokenizer(words, add_special_tokens=False)["input_ids"])
     if adapter.family.decoder_prompt is not None:
         return adapter.family.decoder_prompt(adapter, words, tensors)
     text = list(tokenizer(words, add_special_tokens=False)["input_ids"]) if words else []
     return [*encoder.start, *text]
+
+
+def _check_known(tokenizer: Any, words: str) -> None:
+    """Raise PromptError for a token ``<|...|>`` that the tokenizer would spell out as text."""
+    known = tokenizer.get_vocab()
+    for token in _TOKEN.findall(words):
+        if token not in known:
+            raise PromptError(
+                f"this model's tokenizer has no token {token}", hint=f"such as {', '.join(_similar(token, known))}"
+            )
+
+
+def _similar(token: str, known: Mapping[str, int]) -> list[str]:
+    found = sorted(k for k in known if _TOKEN.fullmatch(k))
+    return get_close_matches(token, found, n=3, cutoff=0.0)
 
 
 def _part(adapter: Adapter, name: str) -> Any:

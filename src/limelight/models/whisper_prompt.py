@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from limelight.errors import SettingError
+from limelight.errors import PromptError, SettingError
+from limelight.models.detect import special_ids
 
 START, BEFORE, SILENT = "<|startoftranscript|>", "<|startofprev|>", "<|notimestamps|>"
 
@@ -28,16 +29,30 @@ def language_token(model: Any, language: str) -> str:
     if f"<|{code}|>" not in known:
         raise SettingError(
             f"this Whisper does not know the language {language!r}",
-            hint=f"one of {', '.join(sorted(k[2:-2] for k in known)) or 'en (this model is English-only)'}",
+            hint=f"one of {', '.join(sorted(k[2:-2] for k in known))}" if known else "this model is English-only: en",
         )
     return f"<|{code}|>"
 
 
 def transcription(adapter: Any, prompt: str | None, language: str | None) -> str:
-    """Return the text of a transcription prompt: the previous text, or with a language the complete decoder prompt."""
+    """Return the text of a transcription prompt: the previous text, or with a language the complete decoder prompt.
+
+    Raises:
+        SettingError: the model does not support the language, or the prompt names one itself.
+    """
     before = (prompt or "").strip()
-    if START in before or language is None:
+    if START in before:
+        if language is not None:
+            raise SettingError(
+                f"the prompt is the decoder's own ({START}), and language={language!r} is given beside it",
+                hint="write the language into the prompt, or give the previous text only",
+            )
         return before
+    if "{language}" in before and language is None:
+        raise SettingError("the prompt has {language}, and no language is given", hint="language='en' fills it in")
+    if language is None:
+        return before
+    before = before.replace("{language}", language)
     token = language_token(adapter.model, language)
     task = "<|transcribe|>" if token else ""
     return f"{f'{BEFORE} {before}' if before else ''}{START}{token}{task}{SILENT}"
@@ -59,4 +74,10 @@ def decoder_prompt(adapter: Any, words: str, tensors: Mapping[str, Any]) -> list
         return ids
     room = int(model.config.max_target_positions) // 2 - 1
     before = tokenizer(f" {words}", add_special_tokens=False)["input_ids"][-room:]
+    marks = special_ids(tokenizer).intersection(before)
+    if marks:
+        raise PromptError(
+            f"the previous text contains {tokenizer.convert_ids_to_tokens(min(marks))}, which stands for no text",
+            hint=f"leave it out; a prompt with {START} is taken as the decoder's own",
+        )
     return [tokenizer.convert_tokens_to_ids(BEFORE), *before, *ids]

@@ -24,7 +24,8 @@ def first_token(adapter: Adapter, call: DecoderCall, position: int, target: Any)
 
 
 def answer_ids(adapter: Adapter, call: DecoderCall, position: int, text: str) -> list[int]:
-    """Tokenise an answer without special tokens, with a leading space if the model finds that more likely.
+    """Tokenise an answer without special tokens, with a leading space if the model finds that more likely, or always
+    writes one (Whisper).
 
     Raises:
         SettingError: the answer has no tokens, or there is no tokenizer.
@@ -34,7 +35,8 @@ def answer_ids(adapter: Adapter, call: DecoderCall, position: int, text: str) ->
             f"the answer {text!r} cannot be read without a tokenizer",
             hint="pass a token id, or limelight.wrap(model, processor)",
         )
-    spelled = [text] if text[:1].isspace() or not text else [text, f" {text}"]
+    before = adapter.family.answer_prefix
+    spelled = [text] if text[:1].isspace() or not text else [before + text] if before else [text, f" {text}"]
     found = [list(adapter.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in spelled if t.strip()]
     found = [ids for ids in found if ids]
     if not found:

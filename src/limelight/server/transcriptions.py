@@ -63,7 +63,8 @@ class SpeechRequestSpec(GenerationRequest):
                 start, stop = piece.start / rate, piece.stop / rate
                 prompt = adapter.prepare(self.words, {"audio": (samples[piece.start : piece.stop], rate)})
                 seed = None if self.first_seed is None else self.first_seed + k
-                found.append(PromptSpec(prompt, seed, min(token_limit(stop - start), limits.new_tokens), (start, stop)))
+                most = min(token_limit(stop - start, adapter, prompt), limits.new_tokens)
+                found.append(PromptSpec(prompt, seed, most, (start, stop)))
         except MediaError as error:
             raise invalid(f"{error.message} ({error.hint})", param="file", code="invalid_media") from error
         return found

@@ -7,11 +7,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as tokenizer_decoders
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+import limelight
+from tests.zoo.base import enliven
 
 SPECIAL = (
     "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>",
@@ -120,3 +124,15 @@ def write(folder: Path, found: dict[str, Tensor], **settings: Any) -> Path:
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def listening(folder: Path) -> limelight.Adapter:
+    """A tiny Whisper of 1500 positions with tokenizer and feature extractor, multilingual; its answers do not end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMELIGHT_CACHE", str(folder / "cache"))
+        adapter = limelight.load(write(folder / "tiny", variables(enliven(tiny(positions=1500)))))
+    config = adapter.model.generation_config
+    config.is_multilingual, config.lang_to_id = True, {"<|en|>": WORDS + 2, "<|de|>": WORDS + 3}
+    config.task_to_id = {"transcribe": WORDS + 5, "translate": WORDS + 4}
+    config.eos_token_id = config.max_length = None
+    return adapter

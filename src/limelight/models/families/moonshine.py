@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from limelight.errors import SettingError
 from limelight.models.families import Family
 
 
@@ -14,7 +15,16 @@ def state_seconds(config: Any) -> float:
 
 
 def transcription(adapter: Any, prompt: str | None, language: str | None) -> str:
-    """Return the start of the transcript, if the caller gives one."""
+    """Return the start of the transcript, if the caller gives one.
+
+    Raises:
+        SettingError: a language.
+    """
+    if language is not None:
+        raise SettingError(
+            f"{type(adapter.model).__name__} takes no language, got {language!r}",
+            hint="leave it out; each Moonshine is trained for one language",
+        )
     return prompt or ""
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from limelight.errors import SettingError, UnknownKindError, UnsupportedError
+from limelight.errors import HookError, SettingError, UnknownKindError, UnsupportedError
 from limelight.models.adapter import Adapter
 from limelight.models.runtime.attention import register
 from limelight.relevance.attribute import attribute, attribute_generated, following_rules
 from limelight.relevance.composites import ATTN_LRP, CP_LRP, GRADIENT_INPUT, RES_LRP, Composite
+from limelight.relevance.encoder import encoder_matches
+from tests.relevance.test_encoder_states import without_constants as bare
 from tests.slow_twins import clip
-from tests.tiny import built, fresh, llava, llava_inputs, snapshot
+from tests.tiny import fresh, llava, llava_inputs, snapshot
 from tests.wide import prompt
-from tests.zoo import ZOO
 
 MEDIA = slice(3, 19)
 
@@ -188,18 +190,66 @@ def test_no_media_and_several_rows() -> None:
         attribute(adapter, two, 17, through_encoder=True)
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen2_audio", "qwen3_vl", "mllama"])
-def test_a_family_is_carried_through_or_refused_with_a_reason(name: str) -> None:
-    adapter = built(name, torch.float32) if name == "llava" else fresh(name)
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_audio", "got_ocr2", "fuyu", "perception_lm"])
+def test_families_conserve_through_their_encoders(name: str) -> None:
+    """Gated MLPs, convolutions, norms over channels, one linear without a config, and a timm encoder."""
+    adapter = bare(fresh(name, torch.float64))
     inputs, _, _ = prompt(name, adapter)
-    try:
-        got = attribute(adapter, inputs, 3, composite=CP_LRP, through_encoder=True)
-    except (UnsupportedError, UnknownKindError) as error:
-        assert "encoder" in error.hint or "attnlrp" in error.hint, error
-        assert name != "llava"
-        return
-    for k, v in got.media_inputs.items():
-        assert v.shape == inputs[k].shape
-        assert bool(torch.isfinite(v).all())
-        assert bool((v != 0).any())
-    assert ZOO[name]
+    got = attribute(adapter, inputs, 3, composite=CP_LRP, through_encoder=True)
+    total = sum(got.total(kind) for kind in ("image", "audio"))
+    assert abs(total) > 1e-3
+    assert sum(float(v.sum()) for v in got.media_inputs.values()) == pytest.approx(total, abs=1e-6)
+    assert all(v.shape == inputs[k].shape and bool((v != 0).any()) for k, v in got.media_inputs.items())
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "got_ocr2"])
+def test_sixteen_bits_are_near_the_same(name: str) -> None:
+    wide, narrow = (fresh(name, dtype) for dtype in (torch.float32, torch.bfloat16))
+    want, got = (
+        attribute(a, prompt(name, a)[0], 3, composite=CP_LRP, through_encoder=True).media_inputs["pixel_values"]
+        for a in (wide, narrow)
+    )
+    assert got.dtype is torch.float32
+    assert float(torch.nn.functional.cosine_similarity(got.flatten(), want.flatten(), dim=0)) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("qwen3_vl", "beside its embeddings"), ("mllama", "beside its embeddings|gated_positional")]
+)
+def test_a_family_without_rules_is_refused_with_the_reason(name: str, reason: str) -> None:
+    adapter = fresh(name)
+    with pytest.raises((UnsupportedError, UnknownKindError), match=reason) as refused:
+        attribute(adapter, prompt(name, adapter)[0], 3, through_encoder=True)
+    assert "leave the encoder out" in refused.value.hint
+
+
+def attention_of(model: Any, layer: int) -> Any:
+    vision = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
+    return vision.encoder.layers[layer].self_attn
+
+
+def test_attention_that_bypasses_the_rule_is_named_although_another_runs_twice() -> None:
+    model = llava()
+    attention_of(model, 0).forward = lambda hidden_states, **_: (attention_of(model, 0).v_proj(hidden_states), None)
+    own = attention_of(model, 1).forward
+    attention_of(model, 1).forward = lambda hidden_states, **more: own(own(hidden_states, **more)[0], **more)
+    with pytest.raises(HookError, match=r"layers\.0\.self_attn") as raised:
+        attribute(Adapter(model), llava_inputs(model), 17, through_encoder=True)
+    assert "layers.1" not in raised.value.message
+
+
+def test_attention_that_does_not_run_needs_no_rule() -> None:
+    model, spare = llava(), llava()
+    spare.model.vision_tower.add_module("unused", copy.deepcopy(attention_of(spare, 0)))
+    got, want = (
+        attribute(Adapter(m), llava_inputs(m), 17, through_encoder=True).media_inputs["pixel_values"]
+        for m in (spare, model)
+    )
+    assert torch.equal(got, want)
+
+
+def test_batch_norms_are_linear_by_their_running_statistics_only() -> None:
+    assert encoder_matches({"norm": nn.BatchNorm1d(4).eval()}, {}) == []
+    for module in (nn.BatchNorm1d(4), nn.BatchNorm1d(4, track_running_stats=False).eval()):
+        with pytest.raises(UnknownKindError, match="BatchNorm1d"):
+            encoder_matches({"norm": module}, {})

@@ -42,7 +42,7 @@ _PASSING = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.PixelShuffle, nn.PixelUnshuffle),
     nn.GLU,  # calls a function with a rule
 )
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # linear outside of training
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # linear where they apply running statistics
 _PROJECTIONS = ({"q_proj", "k_proj", "v_proj"}, {"qkv"}, {"query", "key", "value"}, {"in_proj"})
 
 
@@ -147,42 +147,40 @@ def encoder_rules(adapter: Adapter, composite: Composite) -> Iterator[None]:
     parts = dict(encoder_modules(adapter))
     attending = {name: m for name, m in parts.items() if _attends(m)}
     mode = Mode(graph="surrogate", backward=True, divisors=composite.attention)
-    rule = _Counting(composite)
-    watch = FunctionRules(composite.attention, lambda: rule.running)
     with ExitStack() as stack:
         stack.enter_context(adapter.exclusive())
         matches = encoder_matches(parts, attending) if composite.rules else []
         for match in matches:
             for attach in composite.rules.get(match.kind, nothing)(match, mode):
                 stack.callback(attach())
-        if composite.rules:
+        gated = {_label(m.name, m.module) for m in matches if m.kind in composite.rules and m.kind == "gated_mlp"}
+        watch = FunctionRules(composite.attention, gated)
+        if not composite.plain:
             for name, module in parts.items():
                 _tell(stack, watch, name, module, attending)
-        stack.enter_context(switched(adapter.parent_model, configs_of(vars(m) for m in parts.values())))
-        stack.enter_context(attention_hooks(rule))
+        if configs := configs_of(vars(m) for m in parts.values()):  # an encoder that is one linear has none
+            stack.enter_context(switched(adapter.parent_model, configs))
+        stack.enter_context(attention_hooks(_EncoderAttention(composite, watch)))
         if composite.rules:
             stack.enter_context(watch)
         yield
-        calls = rule.calls + watch.softmaxes
-        if calls < len(attending) and not composite.plain:
+        if missing := sorted(watch.attended - watch.ruled):
             raise HookError(
-                f"expected {len(attending)} attention modules of the encoder to go by the rule, {calls} did: "
-                f"{', '.join(attending)}",
-                hint=f"this attention does not go through transformers' attention interface; {INSTEAD}",
+                f"expected the attention of the encoder to go by the rule, that of {', '.join(missing)} did not",
+                hint=f"it does not go through transformers' attention interface; {INSTEAD}",
             )
 
 
-class _Counting(AttentionRule):
-    """The attention rule of encoders: counts its calls, and follows a bias of the scores that depends on the queries
-    (relative positions), which is one of the two products that they pass."""
+class _EncoderAttention(AttentionRule):
+    """The attention rule of encoders: tells the watch when it runs, and follows a bias of the scores that depends on the
+    queries (relative positions), which is one of the two products that they pass."""
 
-    def __init__(self, composite: Composite) -> None:
+    def __init__(self, composite: Composite, watch: FunctionRules) -> None:
         super().__init__(composite.attention)
-        self.calls = 0
-        self.running = self.biased = False
+        self.watch, self.biased = watch, False
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None] | None:
-        self.running = True
+        self.watch.routed = True
         if self.biased or call.mask is None or not call.mask.requires_grad:
             return None
         bias = rules.divided(call.mask, self.divisors[2]) if self.divisors[0] else call.mask.detach()
@@ -202,28 +200,35 @@ class _Counting(AttentionRule):
             self.biased = False
 
     def qkv(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.calls += 1
+        self.watch.ruled.update(self.watch.attending)
         return super().qkv(layer, q, k, v)
 
     def attended(self, layer: int, out: Tensor) -> None:
-        self.running = False
+        self.watch.routed = False
 
 
 def _tell(
     stack: ExitStack, watch: FunctionRules, name: str, module: nn.Module, attending: Mapping[str, nn.Module]
 ) -> None:
-    attends = int(name in attending)
+    label, attends = _label(name, module), name in attending
 
     def enter(*_: Any) -> None:
-        watch.inside.append(f"{name} ({type(module).__name__})")
-        watch.attending += attends
+        watch.inside.append(label)
+        if attends:
+            watch.attending.append(label)
+            watch.attended.add(label)
 
     def leave(*_: Any) -> None:
         watch.inside.pop()
-        watch.attending -= attends
+        if attends:
+            watch.attending.pop()
 
     stack.callback(module.register_forward_pre_hook(enter).remove)
     stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+
+
+def _label(name: str, module: nn.Module) -> str:
+    return f"{name} ({type(module).__name__})"
 
 
 def encoder_modules(adapter: Adapter) -> Iterator[tuple[str, nn.Module]]:
@@ -268,5 +273,5 @@ def encoder_matches(parts: Mapping[str, nn.Module], attending: Mapping[str, nn.M
 
 def _passes(module: nn.Module) -> bool:
     if isinstance(module, _BATCH_NORMS):
-        return not module.training
+        return not module.training and module.running_mean is not None
     return isinstance(module, _PASSING) or is_rotary(module)

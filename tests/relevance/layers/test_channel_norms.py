@@ -76,3 +76,33 @@ def test_each_is_recognised_once() -> None:
 def test_a_layer_norm_without_weights_is_a_norm() -> None:
     spec = probe_norm(nn.LayerNorm(24, elementwise_affine=False, eps=1e-3))
     assert spec is not None and spec.center and spec.eps == 1e-3
+    assert probe_norm(nn.LayerNorm((24,), elementwise_affine=False)) is not None
+
+
+def test_the_width_of_a_norm_may_be_a_number() -> None:
+    class Own(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.normalized_shape, self.eps = width, 1e-3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.layer_norm(x, (self.normalized_shape,), eps=self.eps)
+
+    spec = probe_norm(Own(24))
+    assert spec is not None and spec.center and spec.eps == 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_in_sixteen_bits_values_are_the_models_and_gradients_near_the_rule(name: str, dtype: torch.dtype) -> None:
+    kind, make, shape = NORMS[name]
+    module = shaken(make()).requires_grad_(False)
+    want_leaf = (noise(1, *shape) * 300).requires_grad_(True)  # variances beyond float16
+    (want,) = torch.autograd.grad((by_rule(module, want_leaf) * noise(2, *shape)).sum(), want_leaf)
+    narrow = module.to(dtype)
+    leaf = want_leaf.detach().to(dtype).requires_grad_(True)
+    out = ruled(narrow, kind, Mode(graph="surrogate", backward=True))(leaf)
+    assert out.dtype is dtype and torch.equal(out.detach(), narrow(leaf.detach()))
+    (got,) = torch.autograd.grad((out * noise(2, *shape).to(dtype)).sum(), leaf)
+    near = 1e-4 if dtype is torch.float32 else 4e-2
+    torch.testing.assert_close(got.double(), want, atol=near * float(want.abs().max()), rtol=0)

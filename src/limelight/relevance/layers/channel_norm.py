@@ -10,20 +10,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from limelight.models.runtime.offload import weight_of
 from limelight.relevance import rules
 from limelight.relevance.kind import Attach, LayerKind, ModuleMatch, replaced
 from limelight.relevance.layers.norm import NormSpec
 from limelight.relevance.mode import Mode, blocks
-from limelight.relevance.probing import agrees, answer, is_leaf, sample
+from limelight.relevance.probing import answer, is_leaf, relative_error, sample, tolerance
 
 
 def _spec(module: nn.Module) -> NormSpec | None:
     own = dict(module.named_parameters(recurse=False))
-    weight, bias = own.get("weight"), own.get("bias")
     eps = next((v for n in ("eps", "variance_epsilon") if isinstance(v := getattr(module, n, None), float)), None)
-    if weight is None or weight.ndim != 1 or eps is None or (bias is not None and bias.shape != weight.shape):
+    if "weight" not in own or own["weight"].ndim != 1 or eps is None or len({p.shape for p in own.values()}) > 1:
         return None
-    x = sample((1, len(weight), 2, 3), module)
+    weight, bias = (weight_of(module, name) for name in ("weight", "bias"))
+    x = sample((1, len(own["weight"]), 2, 3), module)
     out = answer(module, x)
     if not isinstance(out, Tensor) or out.shape != x.shape:
         return None
@@ -31,7 +32,8 @@ def _spec(module: nn.Module) -> NormSpec | None:
         spec = NormSpec(center, weight, bias, eps)
         last = x.movedim(1, -1)
         want = spec.through(last, last)
-        if agrees(out, (want if bias is None else want + bias.detach().to(want)).movedim(-1, 1), 1e-4, 3e-2):
+        want = (want if bias is None else want + bias.detach().to(want)).movedim(-1, 1)
+        if relative_error(out, want) <= tolerance(out.dtype, 1e-4, 3e-2):
             return spec
     return None
 

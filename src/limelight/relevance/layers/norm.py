@@ -82,8 +82,8 @@ def probe_norm(module: nn.Module) -> NormSpec | None:
     shapes = {tuple(p.shape) for p in module.parameters(recurse=False)}
     if any(not 0 < len(shape) < 3 for shape in shapes) or len(shapes) > 1:  # [heads, d]: one weight per head
         return None
-    shape = getattr(module, "normalized_shape", None) or (getattr(module, "dim", None),)
-    dim = shape[-1]
+    shape = getattr(module, "normalized_shape", None) or getattr(module, "dim", None)
+    dim = shape[-1] if isinstance(shape, (tuple, list)) else shape
     width = dim if isinstance(dim, int) and dim > 0 else 16
     last = tuple(weight.shape) if weight is not None else (width,)
     eps = next(

@@ -216,13 +216,15 @@ def measured(model: Any, inputs: dict[str, Any], repeats: int, names: tuple[str,
     known = {k: v for k, v in strategies().items() if k in names}
     for run in known.values():
         tokens(model, inputs, run(), 2)  # checks and probes
-    audit(model, inputs, dual=True)
+    if "audit" in names:
+        audit(model, inputs, dual=True)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
     audits: list[tuple[float, float]] = []
     for _ in range(repeats):
         for name, run in known.items():
             times[name].append(tokens(model, inputs, run(), TOKENS))
-        audits.append((audit(model, inputs, dual=True), audit(model, inputs, dual=False)))
+        if "audit" in names:
+            audits.append((audit(model, inputs, dual=True), audit(model, inputs, dual=False)))
     most = {name: peak(lambda run=run: tokens(model, inputs, run(), 3)) for name, run in known.items()}  # type: ignore[misc]
     rows: dict[str, Any] = {}
     for name in known:
@@ -233,6 +235,8 @@ def measured(model: Any, inputs: dict[str, Any], repeats: int, names: tuple[str,
             "peak_bytes": most[name],
             "greedy_peak_bytes": most["greedy"],
         }
+    if "audit" not in names:
+        return rows
     mine, base = (peak(lambda d=d: audit(model, inputs, dual=d)) for d in (True, False))  # type: ignore[misc]
     rows["audit"] = {"forward": _median(audits), "peak_bytes": mine, "greedy_peak_bytes": base}
     return rows
@@ -297,12 +301,16 @@ def main() -> None:
 
 
 def _rows(shape: Shape, depth: int, repeats: int, found: dict[str, Any], out: Path) -> None:
-    if any((r["shape"], r["depth"]) == (shape.name, depth) for r in found["rows"]):
+    """Measure the settings that the file does not have yet at this depth."""
+    known = {r["name"] for r in found["rows"] if (r["shape"], r["depth"]) == (shape.name, depth)}
+    missing = tuple(name for name in SETTINGS if name not in known)
+    if not missing:
         return
+    turns = missing if missing == ("audit",) else ("greedy", *(n for n in missing if n != "greedy"))
     started = time.time()
     model, inputs = build(shape, depth), prompt(shape)
     own = {"shape": shape.name, "depth": depth, "full": shape.full, "depths": list(shape.depths)}
-    rows = measured(model, inputs, repeats)
+    rows = {name: row for name, row in measured(model, inputs, repeats, turns).items() if name in missing}
     load = round(os.getloadavg()[0], 1)
     found["rows"] += [{**own, "name": name, **row, "load": load} for name, row in rows.items()]
     write(found, out)

@@ -260,7 +260,7 @@ class Bench:
         if len(decoder.grid) == 1:
             return dict(decoder.grid[0]), []
         jobs = [
-            ("questions", decoder.name, "dev", where, self.dev, settings, None)
+            ("questions", decoder.name, "dev", where, decoder.few_dev or self.dev, settings, None)
             for settings in decoder.grid
             for where in DEV_CELLS
         ]

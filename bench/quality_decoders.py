@@ -12,7 +12,8 @@ from limelight.decoding.strategy import Strategy
 @dataclass(frozen=True)
 class Decoder:
     """A row of the table. ``grid``: settings to choose from on dev; ``like``: another row whose chosen settings are used.
-    ``questions``: fewer questions per cell, for rows that cost a hundred times as much; ``few_captions``: for them, captions per
+    ``questions``: fewer questions per cell, for rows that cost a hundred times as much; ``few_dev``: for them, fewer per cell and
+    trial on dev; ``few_captions``: for them, captions per
     set and trial on dev, and per set on test, in :mod:`bench.free_text`."""
 
     name: str
@@ -24,6 +25,7 @@ class Decoder:
     control: bool = False
     captions: bool = True
     questions: int | None = None
+    few_dev: int | None = None
     few_captions: tuple[int, int] | None = None
 
     def build(self, settings: dict[str, Any]) -> Strategy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from bench.quality_smol_decoders import BY_NAME
@@ -73,3 +75,20 @@ def test_the_short_table_holds_both_prompts() -> None:
     assert found[0].count("CHAIR_s") == 2 and len(found) == 4
     assert found[2] == "| greedy | 0.50 |  | 0.80 |  | 0.50 |  | 0.80 |  |"
     assert found[3].count("-0.200 [-0.300, -0.100]") == 4
+
+
+def test_costly_decoders_are_tried_on_fewer_questions_of_dev(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = quality_smol.Questions(1, 60, 0, quality_smol.WORLD, quality_smol.DEV)
+    asked: list[tuple[Any, ...]] = []
+
+    def run(jobs: list[tuple[Any, ...]], title: str) -> list[dict[str, Any]]:
+        asked.extend(jobs)
+        return [{"yes": [True], "truth": [True]}] * len(jobs)
+
+    monkeypatch.setattr(bench, "run", run)
+    rows = quality_smol.BY_NAME
+    for name, count in (("exact LIME (paper)", 10), ("VCD", quality_smol.DEV)):
+        asked.clear()
+        bench.choose(rows[name], {})
+        assert {job[4] for job in asked} == {count}
+        assert len(asked) == len(rows[name].grid) * len(quality_smol.TEXT_CELLS)

@@ -94,6 +94,8 @@ def test_a_film_whose_file_is_at_hand_has_further_frames() -> None:
     clip = Clip(frames, (0.0, 3.0), 10.0, 4.0, "film.mp4")
     assert rate_of(clip) == 10.0 and edges_of(clip) == (0.0, 1.5, 4.0)
     assert rate_of(Clip(frames, (0.0, 3.0), 10.0, 4.0)) == 0.0
+    of_a_part = Clip(frames, (10.0, 10.5), 4.0, 60.0, "film.mp4")  # the file goes on for 49 seconds
+    assert edges_of(of_a_part) == (10.0, 10.25, 10.75)
     part = Part(np.ones((2, 1, 1)), (0.0, 0.0, 8.0, 8.0), edges_of(clip))
     field = Field("video", 0, (8.0, 8.0), (part,), part.box, part.edges, 10.0)
     assert field.finer((0.0, 4.0)) == 20.0 and field.finer((1.0, 1.2)) == pytest.approx(1.0)

@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 
 import limelight
-from limelight.decoding.looking.views import watched
+from limelight.decoding.looking.regions import Proposal
+from limelight.decoding.looking.views import appended_prompt, shown, watched
 from limelight.demo.long_films import RATE, long_film_questions
+from limelight.errors import SettingError
+from limelight.media.video import read_video
 from limelight.models.adapter import Adapter
 from limelight.types import Clip, Generation, TakenView
 from tests.models.films import FILMS, film
@@ -60,6 +63,45 @@ def test_a_crop_is_a_further_picture_where_the_family_takes_several(name: str) -
     assert [v.weight for v in found.steps[0].views] == [0.0, 1.0]
     assert found.steps[0].views[1].box is not None and len(found.token_ids) == 3
     assert all(torch.isfinite(torch.tensor(s.logprob)) for s in found.steps)
+
+
+def test_crops_of_several_pictures_stand_behind_their_own() -> None:
+    adapter = Adapter(ZOO["qwen2_5_vl"].build(), FILMS["qwen2_5_vl"][0]())
+    pictures = [Image.new("RGB", (64, 64), (i, 0, 0)) for i in (50, 100, 150)]
+    prompt = adapter.prepare(ASK, {"image": pictures})
+    proposals = [Proposal("image", source, (0.0, 0.0, 32.0, 32.0)) for source in (2, 0, 2)]
+    joint = appended_prompt(adapter, prompt, proposals, [])
+    shades = [p.getpixel((0, 0))[0] for p in joint.media["image"]]
+    assert shades == [50, 50, 100, 150, 150, 150] and [p.width for p in joint.media["image"]] == [
+        64,
+        32,
+        64,
+        64,
+        32,
+        32,
+    ]
+    assert sum(s.modality == "image" for s in joint.spans) == 6
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_film_is_no_further_picture(images: int, clip: Path) -> None:
+    adapter = Adapter(ZOO["qwen2_5_vl"].build(), FILMS["qwen2_5_vl"][0]())
+    media = {"video": str(clip), **({"image": Image.new("RGB", (64, 64))} if images else {})}
+    with pytest.raises(SettingError, match="for pictures, the prompt also has video"):
+        answered(adapter, media, join="second-picture")
+    assert [v.kind for v in answered(adapter, media).steps[0].views]  # auto joins by evidence
+
+
+def test_a_clip_of_a_part_is_not_left(clip: Path) -> None:
+    """The file has two seconds; the model was given frames from .5 to 1 s."""
+    adapter = Adapter(ZOO["qwen2_5_vl"].build(), FILMS["qwen2_5_vl"][0]())
+    part = read_video(str(clip), 4, between=(0.5, 1.0))
+    assert part.seconds == (0.5, 0.75, 1.0)
+    for settings in ({}, {"search": "quarters"}):
+        found = answered(adapter, {"video": part}, join="crops", **settings)
+        assert all(0.5 <= v.interval[0] < v.interval[1] <= 1.125 for v in found.steps[0].views if v.interval)
+    again = shown(part, Proposal("video", 0, (0.0, 0.0, 48.0, 32.0)), None)
+    assert again.seconds == part.seconds
 
 
 def test_a_brief_object_is_found_in_the_frames_between() -> None:

@@ -70,6 +70,19 @@ def test_seconds_that_matter() -> None:
     assert start <= 2.4 and stop >= 2.72 and stop - start == pytest.approx(1.0)  # .5 s and half of it on either side
 
 
+@pytest.mark.parametrize("size", [(100.0, 800.0), (800.0, 100.0)])
+def test_the_sharpest_window_of_a_long_picture(size: tuple[float, float]) -> None:
+    scores = np.zeros((4, 4))
+    scores[3, 3] = 1.0
+    (found,) = propose([field_of(scores, size)], [224.0], Windows(sizes=(1.0,), pick="sharpest"), 1)
+    left, top, right, bottom = found.box
+    assert (
+        min(right - left, bottom - top) == 100.0
+        and (right, bottom) == size
+        and max(right - left, bottom - top) == 200.0
+    )
+
+
 sizes = st.tuples(st.floats(5, 200), st.floats(5, 200))
 numbers = st.floats(-300, 300)
 

@@ -111,6 +111,12 @@ def test_a_film_with_more_frames_is_searched_in_time(views: int, parts: int) -> 
     assert times[-1][1] == 8.0
 
 
+def test_few_further_frames_are_searched_in_few_parts() -> None:
+    """More parts than that would grow to much the same frames."""
+    found = film(9, side=100.0, rate=1.2)
+    assert [p.interval for p in found.next()] == [pytest.approx((0.0, 8 / 1.2)), pytest.approx((8 - 8 / 1.2, 8.0))]
+
+
 def test_within_a_part_of_a_film_then_within_its_frames() -> None:
     scores = np.zeros((8, 2, 2))
     scores[5, 1, 0] = 1.0

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import limelight
 from limelight.decoding.collate import batch_of
+from limelight.decoding.looking.fields import Field, Part
+from limelight.decoding.looking.session import LookAgainSession
 from limelight.decoding.methods.look_again import LookAgain
 from limelight.demo.canvases import CanvasQuestion, canvas_questions
 from limelight.demo.questions import questions
@@ -285,6 +289,8 @@ def test_short_audio_gets_a_second_view() -> None:
         {"views": 1}, {"views": True}, {"where": "elsewhere"}, {"when": "never"}, {"threshold": float("nan")},
         {"when": "always", "threshold": 0.5}, {"sizes": ()}, {"sizes": (0.0,)}, {"context": -1.0}, {"where": "given"},
         {"boxes": ((0, 0, 1, 1),)}, {"where": "given", "boxes": ((0.5, 0, 0.2, 1),)}, {"where": "given", "boxes": 3},
+        {"where": "given", "boxes": ((0, 0, 0.5, 1), (0.5, 0, 1, 1))},
+        {"where": "given", "boxes": (((0, 0, 1, 1),), ((0, 0, 0.5, 1), (0.5, 0, 1, 1)))},
         {"target": "cup"}, {"generic": "What?"}, {"join": "sum"}, {"search": "depth-first"}, {"decision": "maybe"},
     ],
     ids=str,
@@ -293,6 +299,30 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingError) as refused:
         LookAgain(**settings)
     assert refused.value.hint
+
+
+def test_every_box_is_a_view_of_its_row() -> None:
+    rows = (((0, 0, 0.5, 0.5), (0.5, 0.5, 1, 1)), ((0.5, 0, 1, 0.5),))
+    found = answers(limelight.look_again(3, when="always", where="given", boxes=rows), count=2)
+    assert [[v.box for v in g.steps[0].views[1:]] for g in found] == [
+        [(0.0, 0.0, 168.0, 168.0), (168.0, 168.0, 336.0, 336.0)], [(168.0, 0.0, 336.0, 168.0)]
+    ]  # fmt: skip
+    with pytest.raises(SettingError, match="2 lists for 3 rows"):
+        answers(limelight.look_again(3, when="always", where="given", boxes=rows), count=3)
+
+
+def test_boxes_beside_a_long_sound_are_those_of_the_first_medium() -> None:
+    part = Part(np.ones((2, 2)), (0.0, 0.0, 200.0, 100.0))
+    picture = Field("image", 0, (200.0, 100.0), (part,), part.box)
+    sound = Field("audio", 0, (4.0, 1.0), (Part(np.ones((1, 4)), (0.0, 0.0, 4.0, 1.0)),), (0.0, 0.0, 4.0, 1.0))
+    prompt = SimpleNamespace(tensors={}, media={"image": [Image.new("RGB", (200, 100))]})
+    session: Any = SimpleNamespace(
+        strategy=LookAgain(where="given", boxes=((0.5, 0, 1, 1),)), prompts=[prompt], adapter=None,
+        _long=lambda _: (0, 20.0, 4.0),
+    )  # fmt: skip
+    for fields, box in (([picture, sound], (100.0, 0.0, 200.0, 100.0)), ([sound], (10.0, 0.0, 20.0, 1.0))):
+        search = LookAgainSession._search(session, 0, fields, torch.zeros(3), None, None)  # type: ignore[arg-type]
+        assert [p.box for p in search.given or ()] == [box]
 
 
 def test_settings_make_the_strategy_again() -> None:

@@ -215,10 +215,15 @@ def _film(scores: Floats, spans: Sequence[Span], source: int, clip: Clip) -> Fie
 
 
 def edges_of(clip: Clip) -> tuple[float, ...]:
-    """The seconds between which each frame of a clip is the nearest one, ``[frames + 1]``: from its first frame to its end."""
+    """The seconds between which each frame of a clip is the nearest one, ``[frames + 1]``: from its first frame to its end.
+
+    A clip of a part of a file ends where its last frame is no longer the nearest one, however long the file goes on.
+    """
     times = np.asarray(clip.seconds)
-    middles = (times[1:] + times[:-1]) / 2
-    return (float(times[0]), *middles.tolist(), max(float(times[-1]), clip.length))
+    middles, last, end = (times[1:] + times[:-1]) / 2, float(times[-1]), clip.length
+    if clip.source is not None and clip.fps and last + 1.5 / clip.fps < end:
+        end = min(end, last + max(0.5 / clip.fps, last - float(middles[-1]) if len(middles) else 0.0))
+    return (float(times[0]), *middles.tolist(), max(last, end))
 
 
 def rate_of(clip: Clip) -> float:

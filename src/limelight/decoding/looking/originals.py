@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limelight.decoding.looking.fields import edges_of
 from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
@@ -92,8 +93,8 @@ def window_of(adapter: Adapter) -> float | None:
     return window_seconds(adapter.processor)
 
 
-def with_second_picture(prompt: Prompt, source: int, count: int) -> Turns:
-    """Return the turns with ``count`` further pictures behind picture ``source``."""
+def with_further_pictures(prompt: Prompt, counts: Mapping[int, int]) -> Turns:
+    """Return the turns with so many further pictures behind each picture (its index -> their number)."""
     turns, seen = [], -1
     for turn in bare_turns(prompt):
         content: list[Any] = []
@@ -101,7 +102,7 @@ def with_second_picture(prompt: Prompt, source: int, count: int) -> Turns:
             content.append(item)
             if item["type"] == "image":
                 seen += 1
-                content += [{"type": "image"}] * count if seen == source else []
+                content += [{"type": "image"}] * counts.get(seen, 0)
         turns.append({**turn, "content": content})
     return turns
 
@@ -133,4 +134,5 @@ def gain(adapter: Adapter, prompt: Prompt, source: int, kind: str = "image") -> 
     finer = math.sqrt(width * height / seen) if seen else 0.0
     if kind == "image" or medium.source is None or not medium.fps:
         return finer
-    return max(finer, float(medium.fps * medium.length) / len(medium))
+    edges = edges_of(medium)
+    return max(finer, float(medium.fps) * (edges[-1] - edges[0]) / len(medium))

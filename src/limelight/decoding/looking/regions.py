@@ -106,6 +106,7 @@ def _sharpest(fields: Sequence[Field], sides: Sequence[float], windows: Windows)
         wide, high = field.cell
         for size in windows.sizes:
             length = max(wide, side * size // wide * wide), max(high, side * size // high * high)
+            length = min(length[0], field.size[0]), min(length[1], field.size[1])  # of a long picture, one side
             if length[0] >= field.size[0] and length[1] >= field.size[1]:
                 continue
             corners = [(x, y) for y in np.arange(0, field.size[1] - length[1] + 1e-6, high)

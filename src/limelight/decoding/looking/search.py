@@ -153,7 +153,8 @@ class Search:
             when = f.span if proposal is None or proposal.interval is None else proposal.interval
             pairs: list[tuple[Box, Times | None]]
             if when is not None and f.finer(when) > max(FULL, self._coarseness(box, side)):
-                pairs = [(box, part) for part in divided(when, min(4, max(2, self.left)))]
+                count = min(4, max(2, self.left), max(2, math.ceil(f.finer(when))))  # more would be much the same
+                pairs = [(box, part) for part in divided(when, count)]
             else:
                 pairs = [(part, when) for part in self._divided(f, box, side)]
             out += [Proposal(f.kind, f.source, b, self._share_of(f, b, t), t) for b, t in pairs]

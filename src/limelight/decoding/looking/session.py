@@ -31,6 +31,7 @@ from limelight.decoding.looking.views import (
 )
 from limelight.decoding.strategy import Detail, GenerationContext, StepOutput
 from limelight.decoding.streams import main_stream
+from limelight.errors import SettingError
 from limelight.models.runtime.capture import DecoderCall
 from limelight.models.spans import grown
 from limelight.types import Prompt, Span, TakenView
@@ -60,6 +61,7 @@ class LookAgainSession:
         self.said = [ids[n:] for ids, n in zip(real, lengths, strict=True)]  # behind a marker, part of the answer
         self.before = len(self.said[0])
         self.worth = [self._worth(p) for p in self.prompts]
+        self._check()
         self.gate = Gate(strategy.when, strategy.threshold, context) if any(self.worth) else None
         self.main = main_stream(context)
         self.streams: list[ViewStream] = []
@@ -111,6 +113,21 @@ class LookAgainSession:
                 if kind == "audio" or gain(self.adapter, prompt, source, kind) >= self.strategy.least_gain:
                     out.add((kind, source))
         return out
+
+    def _check(self) -> None:
+        """Raise SettingError where the settings do not fit the prompts."""
+        further = sorted({kind for worth in self.worth for kind, _ in worth} - {"image"})
+        if self.strategy.join == "second-picture" and further:
+            raise SettingError(
+                f"look-again: join='second-picture' is for pictures, the prompt also has {', '.join(further)}",
+                hint="join='auto' or join='evidence'",
+            )
+        boxes = self.strategy.boxes
+        if boxes and isinstance(boxes[0][0], tuple) and len(boxes) != len(self.prompts):
+            raise SettingError(
+                f"look-again: boxes has {len(boxes)} lists for {len(self.prompts)} rows",
+                hint="one list of boxes per row of the batch, or one for all rows",
+            )
 
     def _look(self, rows: Sequence[int], plain: Tensor) -> None:
         """Take the views of ``rows``, and join them."""
@@ -183,8 +200,13 @@ class LookAgainSession:
             sounds = [
                 f.later(best.box[0], search.long[1]) for f in heard if f.kind == "audio" and f.source == best.source
             ]
-            search.fields = [f for f in search.fields if (f.kind, f.source) != ("audio", best.source)] + sounds
-            search.sides = [search.sides[0]] * len(search.fields)
+            others = [
+                (f, side)
+                for f, side in zip(search.fields, search.sides, strict=True)
+                if (f.kind, f.source) != ("audio", best.source)
+            ]
+            search.fields = [f for f, _ in others] + sounds
+            search.sides = [side for _, side in others] + [0.0] * len(sounds)
 
     def _join(
         self, row: int, number: int, search: Search, how: str, decision: Decision, empty: Tensor | None,
@@ -195,9 +217,7 @@ class LookAgainSession:
         shown = [v.logits for v in views]
         parts: list[tuple[ViewStream, int, float]]
         if how == "second-picture" and crops:
-            source = crops[0].source
-            together = [p for p in crops if (p.kind, p.source) == ("image", source)]
-            joint = appended_prompt(self.adapter, prompt, together, search.fields)
+            joint = appended_prompt(self.adapter, prompt, crops, search.fields)
             (stream,) = open_views(self.context, [joint], [row], [self.said[row]])
             first, parts = 0.0, [(stream, 0, 1.0)]
             share = [0.0, *([1 / len(crops)] * len(crops))]
@@ -287,8 +307,9 @@ class LookAgainSession:
             search.confidence = lambda x: float(decision.margin(x[None])[0].sigmoid())
         if strategy.boxes and found:
             boxes = strategy.boxes[row] if isinstance(strategy.boxes[0][0], tuple) else strategy.boxes
-            size = found[0].size if search.long is None else (search.long[1], 1.0)
-            search.given = given_proposals(boxes, found[0].kind, found[0].source, size, found[0].span)
+            first = found[0]
+            size = first.size if search.long is None or first.kind != "audio" else (search.long[1], 1.0)
+            search.given = given_proposals(boxes, first.kind, first.source, size, first.span)
         return search
 
     def _long(self, prompt: Prompt) -> tuple[int, float, float] | None:

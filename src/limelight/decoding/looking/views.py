@@ -14,8 +14,8 @@ from torch import Tensor
 
 from limelight.decoding.collate import batch_of
 from limelight.decoding.continuing import recounted
-from limelight.decoding.looking.fields import Field
-from limelight.decoding.looking.originals import asked_again, fitting, with_second_picture
+from limelight.decoding.looking.fields import Field, edges_of
+from limelight.decoding.looking.originals import asked_again, fitting, with_further_pictures
 from limelight.decoding.looking.regions import Proposal, aspect_of, fitted
 from limelight.decoding.strategy import GenerationContext
 from limelight.decoding.streams import second_stream
@@ -95,18 +95,21 @@ def shown(whole: Any, proposal: Proposal, field: Field | None) -> Any:
 
 def seconds_of(clip: Clip, proposal: Proposal) -> tuple[float, float]:
     """Between which seconds of a film a proposal lies."""
-    return proposal.interval or (clip.seconds[0], max(clip.seconds[-1], clip.length))
+    edges = edges_of(clip)
+    return proposal.interval or (edges[0], edges[-1])
 
 
 def appended_prompt(adapter: Adapter, prompt: Prompt, proposals: Sequence[Proposal], fields: Sequence[Field]) -> Prompt:
-    """Return the prompt with the crops as further pictures behind the one they were cut out of (the first proposal's)."""
-    source = proposals[0].source
+    """Return the prompt with the crops as further pictures, each behind the picture that it was cut out of."""
     known = {(f.kind, f.source): f for f in fields}
-    pictures = list(prompt.media["image"])
-    crops = [pictured(pictures[p.source], p, known.get((p.kind, p.source))) for p in proposals]
+    crops: dict[int, list[Image.Image]] = {}
+    for p in proposals:
+        crop = pictured(prompt.media["image"][p.source], p, known.get((p.kind, p.source)))
+        crops.setdefault(p.source, []).append(crop)
     media = {kind: list(found) for kind, found in prompt.media.items()}
-    media["image"] = [*pictures[: source + 1], *crops, *pictures[source + 1 :]]
-    return asked_again(adapter, prompt, media, with_second_picture(prompt, source, len(crops)))
+    media["image"] = [x for i, whole in enumerate(prompt.media["image"]) for x in (whole, *crops.get(i, ()))]
+    counts = {source: len(found) for source, found in crops.items()}
+    return asked_again(adapter, prompt, media, with_further_pictures(prompt, counts))
 
 
 def empty_prompt(adapter: Adapter, prompt: Prompt) -> Prompt:

@@ -58,9 +58,10 @@ class LookAgain(Method):
         sure, telling, overlap: of the search.
         target: the words whose values ``value-similarity`` looks for. generic: the question that ``relative-attention``
             and ``pixel-gradient`` divide by. channels: blocks of ``phi``. seed: of ``random``.
-        boxes: with ``given``: (left, top, right, bottom) in fractions of the picture (of a sound: its seconds on the
-            horizontal axis; of a film two further numbers may say when the box begins and ends, in fractions of its
-            length), or one such list per row of the batch.
+        boxes: with ``given``: (left, top, right, bottom) in fractions of the prompt's first picture (of a sound: its seconds
+            on the horizontal axis; of a film two further numbers may say when the box begins and ends, in fractions of its
+            length), or one such list per row of the batch; one view each. Smaller parts than what the model sees in full
+            detail grow to that.
 
     Processors, sampling and stopping act on the joined logits.
     """
@@ -127,6 +128,12 @@ class LookAgain(Method):
         if bool(self.boxes) != (self.where == GIVEN):
             raise SettingError(
                 "look-again: boxes and where='given' belong together", hint="where='given', boxes=((0, 0, 0.5, 0.5),)"
+            )
+        rows = self.boxes if self.boxes and isinstance(self.boxes[0][0], tuple) else (self.boxes,)
+        if (most := max(map(len, rows))) >= self.views:
+            raise SettingError(
+                f"look-again: {most} boxes are {most + 1} views with that of the whole medium, got views={self.views}",
+                hint=f"views={most + 1}",
             )
         owners = {"target": ("value-similarity",), "generic": ("relative-attention", "pixel-gradient")}
         for name, users in owners.items():

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from limelight.errors import SettingError
+from limelight.models.adapter import Adapter
 from limelight.relevance.attribute import attribute
 from limelight.relevance.input_time import time_axis, without_padding
 from limelight.report.input_time import over_time
 from tests.models.test_encoder_decoder import WORKING, built, given
+from tests.models.test_processors import audioflamingo3
 from tests.tiny import fresh
 from tests.wide import prompt
+from tests.zoo import ZOO
 from tests.zoo.encoder_decoder import PAIRED
 
 AXES = {"whisper": (2, 0.01), "cohere_asr": (1, 0.01), "canary": (1, 0.01), "moonshine": (1, 1 / 16000),
@@ -41,6 +45,18 @@ def test_decoder_only_models_too() -> None:
     frames = got.media_inputs["input_features"][0].sum(0)
     assert got.media_times == {"input_features": (2, 0.01)}
     torch.testing.assert_close(over_time(got, 0.01), frames)
+
+
+def test_a_sound_of_several_windows_is_whole() -> None:
+    """1.5 s in windows of .64 s: three rows of the tensor, one sound."""
+    adapter = Adapter(ZOO["audioflamingo3"].build(), audioflamingo3())
+    samples = np.random.default_rng(0).normal(size=24000).astype(np.float32)
+    prompt = adapter.prepare("what is here ?", {"audio": (samples, 16000)})
+    got = attribute(adapter, prompt, 3, composite="cp-lrp", through_encoder=True)
+    (values,) = got.media_inputs.values()
+    parts = over_time(got, 0.64)
+    assert len(values) == 3
+    torch.testing.assert_close(parts, values.sum((1, 2)))
 
 
 def test_pictures_have_no_time() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from limelight.errors import SettingError
+from limelight.report.document import inputs_of
 from limelight.report.input_time import over_time
 from limelight.report.waveform import waveform
-from limelight.types import Relevance, Span
+from limelight.types import Interval, Relevance, Span
 
 
 def relevance() -> Relevance:
@@ -27,6 +28,33 @@ def test_sounds_are_counted_and_cut_into_seconds() -> None:
     for settings, told in (((1.0, 2), "sound 2"), ((0.0,), "positive number"), ((float("nan"),), "positive number")):
         with pytest.raises(SettingError, match=told):
             over_time(relevance(), *settings)
+
+
+def windows(*intervals: Interval) -> Relevance:
+    """Three windows of two entries of .25 s; sounds as in ``intervals``, a position each."""
+    spans = tuple(Span(i, i + 1, "audio", None, 0.5, interval=x) for i, x in enumerate(intervals))
+    scores = torch.arange(12.0).reshape(3, 2, 2)  # [rows, bins, frames]
+    return Relevance(
+        torch.zeros(len(spans)), ("a",) * len(spans), spans, 3, media_inputs={"input_features": scores},
+        media_times={"input_features": (2, 0.25)},
+    )  # fmt: skip
+
+
+def test_the_windows_of_a_long_sound_follow_one_another() -> None:
+    long = windows(Interval(0, 0.0, 1.4))  # one span for all windows
+    assert over_time(long, 0.25).tolist() == [0 + 2, 1 + 3, 4 + 6, 5 + 7, 8 + 10, 9 + 11]
+    with pytest.raises(SettingError, match="sound 1"):
+        over_time(long, 0.25, 1)
+    assert len(inputs_of(long)["input_features"]["over_time"]) == 1
+    two = windows(Interval(0, 0.0, 0.8), Interval(0, 0.5, 0.8), Interval(1, 0.0, 0.4))
+    assert over_time(two, 0.5).tolist() == [6, 22] and over_time(two, 0.5, 1).tolist() == [38]
+    assert len(inputs_of(two)["input_features"]["over_time"]) == 2
+    each = windows(*(Interval(i, 0.0, 0.5) for i in range(3)))
+    assert [over_time(each, 0.5, i).tolist() for i in range(3)] == [[6], [22], [38]]
+    unknown = windows(Interval(0, 0.0, 0.8), Interval(1, 0.0, 0.4))
+    with pytest.raises(SettingError, match="3 rows for 2 sounds"):
+        over_time(unknown)
+    assert inputs_of(unknown)["input_features"]["over_time"] is None
 
 
 def test_the_waveform_draws_the_input_in_place_of_the_states() -> None:

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from limelight.errors import MissingExtraError
-from limelight.report.input_time import STEP, over_time
+from limelight.errors import MissingExtraError, SettingError
+from limelight.report.input_time import STEP, over_time, sounds_of
 from limelight.report.word_times import word_interval
 from limelight.report.words import (
     Word,
@@ -143,9 +143,17 @@ def inputs_of(relevance: Relevance) -> dict[str, Any]:
     for name, values in relevance.media_inputs.items():
         found[name] = {"shape": list(values.shape), "relevance": number(float(values.sum()))}
         if name in relevance.media_times:
-            over = [over_time(relevance, STEP, i).tolist() for i in range(len(values))]
-            found[name] |= {"seconds": STEP, "over_time": [[number(v) for v in row] for row in over]}
+            found[name] |= {"seconds": STEP, "over_time": _over_time(relevance)}
     return found
+
+
+def _over_time(relevance: Relevance) -> list[list[float | None]] | None:
+    """Return the relevance of each sound over its time; None where windows cannot be assigned to sounds."""
+    try:
+        count = len(sounds_of(relevance))
+    except SettingError:
+        return None
+    return [[number(v) for v in over_time(relevance, STEP, i).tolist()] for i in range(count)]
 
 
 def number(value: float | None) -> float | None:

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from limelight.errors import MediaError, PromptError
 from limelight.media.audio import read_audio
@@ -67,7 +68,18 @@ def prepare(
         tensors = _processed(_part(adapter, "image processor"), images=[picture], return_tensors="pt")
         media = {"image": [picture]}
     device, dtype = adapter.device, adapter.model.dtype
-    tensors = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
+    tensors = {  # processors also return numbers, such as which chunks belong to which sound (Cohere ASR)
+        k: v.to(device, dtype if v.is_floating_point() else v.dtype)
+        for k, v in tensors.items()
+        if isinstance(v, Tensor)
+    }
+    rows = len(tensors[encoder.media]) if encoder.media in tensors else 0
+    if rows != 1:
+        length = "" if duration is None else f" of {duration:.1f} s"
+        raise MediaError(
+            f"the model's processor makes {rows or 'no'} inputs of one {encoder.kind}{length}, expected one",
+            hint="split long audio into pieces; `limelight transcribe` and limelight.transcribe split at silences",
+        )
     ids = decoder_ids(adapter, encoder, words, tensors)
     inputs = Inputs(adapter.complete({**tensors, ENCODER_DECODER.ids: torch.tensor([ids], device=device)}))
     span = Span(0, len(ids), "text")

@@ -343,7 +343,9 @@ def segment_threshold(adapter: Adapter, drop_invented: bool | float = False) -> 
     """
     if not isinstance(drop_invented, bool):
         if not isinstance(drop_invented, SupportsFloat) or not math.isfinite(drop_invented):
-            raise SettingError(f"expected a finite threshold, got {drop_invented!r}", hint="without one, the model's own is used")
+            raise SettingError(
+                f"expected a finite threshold, got {drop_invented!r}", hint="without one, the model's own is used"
+            )
         return float(drop_invented)
     calibration: Calibration | None = adapter.calibration
     own = calibration.segment_threshold if calibration is not None and calibration.composite == COMPOSITE else None

@@ -92,6 +92,37 @@ def test_long_audio_is_covered_to_its_end() -> None:
     assert [p.box for p in long_windows(0, 4.5, 4.0)] == [(0.5, 0.0, 4.5, 1.0)]
 
 
+def long_sound(kind: str, views: int, mass: float = 1.0, **windows: object) -> Search:
+    """A search over nine seconds for a model that hears four; its windows have been heard, the last second matters."""
+    part = Part(mass * np.eye(1, 9, 8), (0.0, 0.0, 9.0, 1.0))
+    sound = Field("audio", 0, (9.0, 1.0), (part,), part.box)
+    found = Search(kind, views, Windows(**windows), sure=0.9, telling=0.5, overlap=0.0, fields=[sound], sides=[0.0],
+                   long=(0, 9.0, 4.0), taken=[View(None, EMPTY)], empty=EMPTY)  # type: ignore[arg-type]  # fmt: skip
+    assert [b[:3:2] for b in take(found, [EMPTY] * 2)] == [(2.5, 6.5), (5.0, 9.0)]
+    return found
+
+
+def test_the_windows_of_a_long_sound_are_searched_like_crops() -> None:
+    """No part is longer than what the model hears."""
+    found = long_sound("quarters", 9)
+    assert [p.box[:3:2] for p in found.next()] == [(7.0, 9.0), (5.0, 7.0)]  # of the window with the relevance
+    first = long_sound("quarters", 9, mass=0.0)
+    first.taken[0] = View(None, SEEN * 0.3)  # the first one alone says something
+    assert [p.box[:3:2] for p in first.next()] == [(0.0, 2.0), (2.0, 4.0)]
+
+
+def test_no_window_is_longer_than_what_the_model_hears() -> None:
+    (found,) = long_sound("windows", 4, seconds=(3.0,), context=1.0).next()
+    start, _, stop, _ = found.box
+    assert stop - start == 4.0 and start >= 0.0 and stop <= 9.0
+
+
+def test_given_parts_of_a_long_sound_are_heard_beside_its_windows() -> None:
+    found = long_sound("windows", 3)
+    found.given = given_proposals([(0.0, 0, 0.1, 1), (0.9, 0, 1, 1)], "audio", 0, (9.0, 1.0))
+    assert [p.box[0] for p in found.next()] == pytest.approx([0.0, 8.1]) and found.next() == []
+
+
 def film(views: int, side: float, rate: float, scores: np.ndarray | None = None) -> Search:
     """A search over a film of eight frames in eight seconds."""
     edges = tuple(float(i) for i in range(9))

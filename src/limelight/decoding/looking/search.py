@@ -92,15 +92,25 @@ class Search:
         self.rounds += 1
         if self.rounds == 1 and self.long is not None:
             return long_windows(*self.long)
+        if self.given is not None:  # within the budget, which the windows of a long sound do not use up
+            proposals, self.given = self.given[: self.views - 1], []
+            return proposals
         if self.left <= 0:
             return []
-        if self.given is not None:
-            proposals, self.given = self.given[: self.left], []
-            return proposals
         if self.kind == "quarters" or (self.kind == "auto" and not self._told()):
             return self._quarters()
         done = self.rounds > (1 if self.long is None else 2)
-        return [] if done else propose(self.fields, self.sides, self.windows, self.left)
+        return [] if done else [self._audible(p) for p in propose(self.fields, self.sides, self.windows, self.left)]
+
+    def _audible(self, proposal: Proposal) -> Proposal:
+        """A proposal cut around its middle to the window of a model for which the sound is too long."""
+        if self.long is None or (proposal.kind, proposal.source) != ("audio", self.long[0]):
+            return proposal
+        (start, top, stop, bottom), window = proposal.box, self.long[2]
+        if stop - start <= window:
+            return proposal
+        start = (start + stop - window) / 2
+        return replace(proposal, box=(start, top, start + window, bottom))
 
     def best(self) -> int:
         """The view with the most evidence."""
@@ -134,7 +144,9 @@ class Search:
             return float(departures[i] / (1 + departures[i])) + self._share(self.taken[i].proposal)
 
         order = sorted((i for i in range(len(self.taken)) if i not in self.expanded), key=score, reverse=True)
-        if 0 in order:  # the whole comes first
+        if (
+            0 in order and self.long is None
+        ):  # the whole comes first; of a long sound the first view is a window like others
             order = [0]
         for i in order:
             self.expanded.add(i)
@@ -149,7 +161,7 @@ class Search:
         for f, side in zip(self.fields, self.sides, strict=True):
             if proposal is not None and (proposal.kind, proposal.source) != (f.kind, f.source):
                 continue
-            box = (0.0, 0.0, *f.size) if proposal is None else proposal.box
+            box = self._first(f) if proposal is None else proposal.box
             when = f.span if proposal is None or proposal.interval is None else proposal.interval
             pairs: list[tuple[Box, Times | None]]
             if when is not None and f.finer(when) > max(FULL, self._coarseness(box, side)):
@@ -159,6 +171,12 @@ class Search:
                 pairs = [(part, when) for part in self._divided(f, box, side)]
             out += [Proposal(f.kind, f.source, b, self._share_of(f, b, t), t) for b, t in pairs]
         return out
+
+    def _first(self, f: Field) -> Box:
+        """What the first view shows of a medium: all of it, or the first window of a long sound."""
+        if self.long is not None and (f.kind, f.source) == ("audio", self.long[0]):
+            return 0.0, 0.0, self.long[2], 1.0
+        return 0.0, 0.0, *f.size
 
     @staticmethod
     def _coarseness(box: Box, side: float) -> float:
@@ -177,7 +195,9 @@ class Search:
 
     def _share(self, proposal: Proposal | None) -> float:
         if proposal is None:
-            return 1.0
+            return (
+                1.0 if self.long is None else max((self._share_of(f, self._first(f)) for f in self.fields), default=0.0)
+            )
         found = [f for f in self.fields if (f.kind, f.source) == (proposal.kind, proposal.source)]
         return self._share_of(found[0], proposal.box, proposal.interval) if found else 0.0
 

@@ -130,6 +130,22 @@ def test_a_sound_that_the_processor_cuts_itself_is_refused() -> None:
         adapter.processor.feature_extractor.max_audio_clip_s = before
 
 
+@families
+def test_a_sound_too_short_for_the_encoder(name: str) -> None:
+    with pytest.raises(MediaError, match=r"audio of 0\.000 s is too short"):
+        built(name).prepare("<|en|>", {"audio": noise(1 / 16_000)})
+    assert built(name).prepare("<|en|>", {"audio": noise(0.05)}).tokens
+
+
+def test_a_sound_too_short_for_moonshine() -> None:
+    processor = hf.Wav2Vec2Processor(hf.Wav2Vec2FeatureExtractor(do_normalize=False), tokenizer())
+    adapter = limelight.wrap(PAIRED["moonshine"].build(), processor)
+    for seconds in (0.0001, 0.02):
+        with pytest.raises(MediaError, match="is too short: Moonshine"):
+            limelight.transcribe(adapter, audio=noise(seconds), max_new_tokens=2)
+    assert len(limelight.transcribe(adapter, audio=noise(0.1), max_new_tokens=2).segments) == 1
+
+
 def test_moonshine_takes_no_language() -> None:
     adapter = limelight.wrap(PAIRED["moonshine"].build())
     assert prompt_for(adapter) == "" and prompt_for(adapter, "He said") == "He said"

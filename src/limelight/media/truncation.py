@@ -12,6 +12,7 @@ import torch
 from limelight.errors import MediaError
 
 TAIL = 0.25  # seconds
+SHORT = 0.2  # seconds of audio that may be too short for one position
 
 
 def window_seconds(processor: Any) -> float | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from limelight.errors import MediaError, PromptError
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
-from limelight.media.truncation import check_not_truncated
+from limelight.media.truncation import SHORT, check_not_truncated
 from limelight.models.inputs.encoder_decoder import ENCODER_DECODER, EncoderDecoder
 from limelight.models.runtime.machine import machine_failed
 from limelight.models.template import template_positions
@@ -80,6 +80,8 @@ def prepare(
             f"the model's processor makes {rows or 'no'} inputs of one {encoder.kind}{length}, expected one",
             hint="split long audio into pieces; `limelight transcribe` and limelight.transcribe split at silences",
         )
+    if duration is not None and duration < SHORT:
+        _check_length(adapter, encoder, tensors, duration)
     ids = decoder_ids(adapter, encoder, words, tensors)
     inputs = Inputs(adapter.complete({**tensors, ENCODER_DECODER.ids: torch.tensor([ids], device=device)}))
     span = Span(0, len(ids), "text")
@@ -89,6 +91,23 @@ def prepare(
     tokens = adapter.words(inputs)
     inputs.template = template_positions(tokens, (span,), [words])
     return Prompt(inputs, tokens, (span,), media, template=inputs.template)
+
+
+def _check_length(adapter: Adapter, encoder: EncoderDecoder, tensors: Mapping[str, Any], duration: float) -> None:
+    """Raise MediaError where the encoder makes no states of a sound, because its convolutions are longer."""
+    try:
+        with adapter.exclusive():
+            states = encoder.encoded(adapter.model, tensors)["encoder_outputs"][0]
+        fits = states.shape[1] > 0 and bool(torch.isfinite(states).all())
+    except (RuntimeError, ValueError, IndexError) as error:
+        if machine_failed(error):
+            raise
+        fits = False
+    if not fits:
+        raise MediaError(
+            f"audio of {duration:.3f} s is too short: {type(adapter.model).__name__} makes no states of it",
+            hint="pass longer audio",
+        )
 
 
 def decoder_ids(adapter: Adapter, encoder: EncoderDecoder, words: str, tensors: Mapping[str, Any]) -> list[int]:

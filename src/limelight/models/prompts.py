@@ -13,7 +13,7 @@ from limelight.media.arguments import by_kind, decoded
 from limelight.media.arguments import item as as_medium
 from limelight.media.audio import read_audio
 from limelight.media.image import read_image
-from limelight.media.truncation import check_not_truncated, window_seconds
+from limelight.media.truncation import SHORT, check_not_truncated, window_seconds
 from limelight.media.video import read_video
 from limelight.models import encoder_prompts
 from limelight.models.regions import Process, located, originals, timed
@@ -31,7 +31,6 @@ _NAMES = {  # in the chat formats of Hugging Face and OpenAI
     "image_url": "image", "input_image": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video",
     "input_video": "video", "input_text": "text", "output_text": "text",
 }  # fmt: skip
-SHORT = 0.2  # seconds of audio that may be too short for one position
 
 
 def prepare(

@@ -190,10 +190,15 @@ def test_no_media_and_several_rows() -> None:
         attribute(adapter, two, 17, through_encoder=True)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_audio", "got_ocr2", "fuyu", "perception_lm"])
+@pytest.mark.parametrize(
+    "name", ["qwen2_5_vl", "qwen2_audio", "got_ocr2", "fuyu", "perception_lm", "qwen2_5_omni_thinker", "qwen3_asr"]
+)
 def test_families_conserve_through_their_encoders(name: str) -> None:
-    """Gated MLPs, convolutions, norms over channels, one linear without a config, and a timm encoder."""
+    """Gated MLPs, convolutions, norms over channels, one linear without a config, a timm encoder, a table of sinusoids."""
     adapter = bare(fresh(name, torch.float64))
+    for _, table in adapter.parent_model.named_buffers():
+        if table.ndim == 2:  # sinusoids that are added to the states
+            table.zero_()
     inputs, _, _ = prompt(name, adapter)
     got = attribute(adapter, inputs, 3, composite=CP_LRP, through_encoder=True)
     total = sum(got.total(kind) for kind in ("image", "audio"))

@@ -154,6 +154,15 @@ def test_what_has_no_rule_is_named(name: str) -> None:
     ruled(function)(x.detach().clone())  # constants, such as angles of positions, may be anything
 
 
+def test_batch_norms_by_the_statistics_of_the_batch_are_named() -> None:
+    x = noise(5, 4, 8).requires_grad_(True)
+    for module in (nn.BatchNorm1d(8, affine=False), nn.BatchNorm1d(8, affine=False, track_running_stats=False).eval()):
+        with pytest.raises(UnsupportedError, match="computes batch_norm"):
+            ruled(module.double())(x)
+    running = nn.BatchNorm1d(8, affine=False).double().eval()
+    assert torch.equal(ruled(running)(x), running(x))
+
+
 def test_what_is_linear_passes() -> None:
     x, constant = noise(5, 4, 8).requires_grad_(True), noise(6, 4, 8)
 

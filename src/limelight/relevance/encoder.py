@@ -254,14 +254,15 @@ def encoder_matches(parts: Mapping[str, nn.Module], attending: Mapping[str, nn.M
     own: list[ModuleMatch] = []
 
     def refuse(name: str, module: nn.Module) -> None:
-        loose = [p for p in module.parameters(recurse=False) if p.ndim > 1]
+        weights = list(module.parameters(recurse=False))
+        loose = [p for p in weights if p.ndim > 1]
         constants = bool(loose) and all(
             p.ndim in (3, 4) and p.shape[0] == 1 for p in loose
         )  # learned tokens, positions [1, N, D] or [1, H, W, D]
         if is_leaf(module) and all(p.ndim == 0 for p in module.parameters()) and elementwise(module) == "activation":
             own.append(ModuleMatch("activation", name, module))  # a compression with a learned number
-        elif name not in attending and not constants and (loose or is_leaf(module)):  # functions are watched
-            refuse_unknown(name, module)
+        elif name not in attending and not constants and (loose or (weights and is_leaf(module))):
+            refuse_unknown(name, module)  # without weights it only calls functions, which are watched
 
     try:
         matches = match_modules(((n, m) for n, m in parts.items() if not _passes(m)), refuse)

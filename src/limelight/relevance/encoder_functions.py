@@ -100,7 +100,8 @@ class FunctionRules(TorchFunctionMode):
         curved = name in _ACTIVATIONS or name == "softmax" or name in _ELEMENTWISE or name in _JOINT
         divided = name in _QUOTIENTS and any(_is_live(x) for x in (*args[1:], *kwargs.values()))
         product = name in _PRODUCTS and len(live) > 1 and not (self.inside and self.inside[-1] in self.gated)
-        if curved or divided or product:
+        by_batch = name == "batch_norm" and bool(kwargs.get("training", args[5] if len(args) > 5 else False))
+        if curved or divided or product or by_batch:
             where = self.inside[-1] if self.inside else "the model itself"
             raise UnsupportedError(f"{where} computes {name} as a function, for which there is no rule", hint=INSTEAD)
         return func(*args, **kwargs)

@@ -58,7 +58,10 @@ def tolerance(dtype: torch.dtype, wide: float, narrow: float) -> float:
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """Return the largest difference relative to the largest entry of ``want``; infinity if either is not finite."""
+    """Return the largest difference relative to the largest entry of ``want``; infinity if their shapes differ or either is
+    not finite."""
+    if got.shape != want.shape:
+        return float("inf")
     got, want = got.detach().float(), want.detach().float()
     size, error = float(want.abs().max()), float((got - want).abs().max())
     if error == 0.0:

@@ -249,3 +249,17 @@ def test_the_second_order_of_a_gate(graph: str) -> None:
         (got,) = torch.autograd.grad((g * rows(torch.cat([leaf, tangent]))[0]).sum(), leaf)
         (want,) = torch.autograd.grad((g * mlp.by_rule(again)).sum(), again)
         torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+
+
+def test_an_mlp_that_changes_the_width_is_no_gated_one() -> None:
+    """Qwen3-ASR's projector: linears of the widths of a fused gate, to twice the width."""
+
+    class Widening(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.act, self.out = nn.Linear(D, D), nn.GELU(), nn.Linear(D, 2 * D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.act(self.inner(x)))
+
+    assert gated_spec(Widening()) is None

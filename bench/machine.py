@@ -59,9 +59,12 @@ def digits(low: float, high: float, most: int = 2) -> int:
 
 
 def shown(ratio: float, low: float, high: float) -> str:
-    """``1.3 [1.24, 1.38]``: the ratio with the digits that the interval supports, the interval with one more."""
+    """``1.3 [1.24, 1.38]``: the ratio with the digits that the interval supports, the interval with one more. Where rounding
+    would put the ratio outside of its interval it has one more, too."""
     own = digits(low, high)
-    return f"{_rounded(ratio, own)} [{_rounded(low, min(own + 1, 2))}, {_rounded(high, min(own + 1, 2))}]"
+    finer = min(own + 1, 2)
+    own = own if low <= round(ratio, own) <= high else finer
+    return f"{_rounded(ratio, own)} [{_rounded(low, finer)}, {_rounded(high, finer)}]"
 
 
 def _rounded(value: float, decimals: int) -> str:

@@ -91,7 +91,10 @@ def test_the_mass_of_a_films_window_is_that_of_its_frames() -> None:
 
 def test_a_film_whose_file_is_at_hand_has_further_frames() -> None:
     frames = tuple(Image.new("RGB", (8, 8)) for _ in range(2))
-    clip = Clip(frames, (0.0, 3.0), 10.0, 4.0, "film.mp4")
+    clip = Clip(frames, (0.0, 3.0), 10.0, 4.0, b"a film")
+    for gone in ("film.mp4", {"path": "film.mp4"}, None):
+        assert rate_of(Clip(frames, (0.0, 3.0), 10.0, 4.0, gone)) == 0.0
+    assert rate_of(Clip(frames, (0.0, 3.0), 10.0, 4.0, {"bytes": b"a film", "path": "film.mp4"})) == 10.0
     assert rate_of(clip) == 10.0 and edges_of(clip) == (0.0, 1.5, 4.0)
     assert rate_of(Clip(frames, (0.0, 3.0), 10.0, 4.0)) == 0.0
     of_a_part = Clip(frames, (10.0, 10.5), 4.0, 60.0, "film.mp4")  # the file goes on for 49 seconds

@@ -104,6 +104,18 @@ def test_a_clip_of_a_part_is_not_left(clip: Path) -> None:
     assert again.seconds == part.seconds
 
 
+def test_a_film_whose_file_is_gone_is_looked_at_in_its_own_frames(tmp_path: Path) -> None:
+    adapter = Adapter(ZOO["smolvlm"].build(), FILMS["smolvlm"][0]())
+    path = film(tmp_path / "gone.mp4")
+    prompt = adapter.prepare(ASK, {"video": str(path)})
+    path.unlink()
+    strategy = limelight.look_again(2, when="always", where="attnlrp", decision="top", least_gain=0.0, join="crops")
+    found = limelight.generate(adapter, messages=prompt, strategy=strategy, max_new_tokens=1, relevance=False)
+    (own,) = prompt.media["video"]
+    again = watched(own, *(found.steps[0].views[1].interval or (0.0, 0.0)))
+    assert len(found.steps[0].views) == 2 and set(again.seconds) <= set(own.seconds)
+
+
 def test_a_brief_object_is_found_in_the_frames_between() -> None:
     """In 6 of 60 frames, in one of the eight that the model is given: the second look shows more of them."""
     adapter = limelight.load("demo-video")

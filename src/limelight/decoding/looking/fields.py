@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -228,4 +229,12 @@ def edges_of(clip: Clip) -> tuple[float, ...]:
 
 def rate_of(clip: Clip) -> float:
     """Frames per second of a clip whose other frames can be read again; else 0."""
-    return float(clip.fps) if clip.source is not None and clip.fps else 0.0
+    return float(clip.fps) if readable(clip) and clip.fps else 0.0
+
+
+def readable(clip: Clip) -> bool:
+    """Whether the film that a clip was read from is still there."""
+    source = (
+        clip.source.get("path") if isinstance(clip.source, Mapping) and not clip.source.get("bytes") else clip.source
+    )
+    return source is not None and (not isinstance(source, (str, Path)) or Path(source).is_file())

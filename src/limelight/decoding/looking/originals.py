@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limelight.decoding.looking.fields import edges_of
+from limelight.decoding.looking.fields import edges_of, rate_of
 from limelight.decoding.strategy import GenerationContext
 from limelight.errors import SettingError, UnsupportedError
 from limelight.models.adapter import Adapter
@@ -132,7 +132,7 @@ def gain(adapter: Adapter, prompt: Prompt, source: int, kind: str = "image") -> 
     seen, medium = seen_pixels(adapter, prompt, kind), prompt.media[kind][source]
     width, height = medium.size if kind == "image" else medium.frames[0].size
     finer = math.sqrt(width * height / seen) if seen else 0.0
-    if kind == "image" or medium.source is None or not medium.fps:
+    if kind == "image":
         return finer
     edges = edges_of(medium)
-    return max(finer, float(medium.fps) * (edges[-1] - edges[0]) / len(medium))
+    return max(finer, rate_of(medium) * (edges[-1] - edges[0]) / len(medium))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limelight.decoding.collate import batch_of
 from limelight.decoding.continuing import recounted
-from limelight.decoding.looking.fields import Field, edges_of
+from limelight.decoding.looking.fields import Field, edges_of, readable
 from limelight.decoding.looking.originals import asked_again, fitting, with_further_pictures
 from limelight.decoding.looking.regions import Proposal, aspect_of, fitted
 from limelight.decoding.strategy import GenerationContext
@@ -59,7 +59,7 @@ def heard(samples: Any, rate: int, start: float, stop: float) -> Any:
 def watched(clip: Clip, start: float, stop: float) -> Clip:
     """The frames between two times: as many as the clip has where its file can be read again, else those it has. They keep
     their times from the start of the film."""
-    if clip.source is not None:
+    if readable(clip):
         from limelight.media.video import read_video
 
         # it was accepted once, perhaps with higher limits than the usual ones

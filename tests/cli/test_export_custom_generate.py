@@ -9,11 +9,13 @@ import pytest
 import torch
 import typer
 from huggingface_hub import ModelCard
+from transformers import GenerationMixin
 from typer.testing import CliRunner
 
 import limelight
 from limelight.cli.export_custom_generate import export_custom_generate, write
 from limelight.errors import SettingError
+from tests.zoo.encoder_decoder import PAIRED
 
 IMAGE = Path(limelight.__file__).parent / "demo" / "vision" / "examples" / "E-wrong-000.png"
 app = typer.Typer()
@@ -109,3 +111,21 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="no setting"):
         write(tmp_path / "new", "vcd", ["gamma=1"])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["whisper", "moonshine", "donut"])
+@pytest.mark.parametrize("strategy", ["vcd", "relevance-contrastive"])
+def test_encoder_decoders(name: str, strategy: str, tmp_path: Path) -> None:
+    """The media are the first argument, and methods that disturb them find them."""
+    write(tmp_path / "m", strategy, [])
+    row = PAIRED[name]
+    model = row.build()
+    inputs = row.inputs(model)
+    media = inputs[model.main_input_name]
+    rest = {k: v for k, v in inputs.items() if k != model.main_input_name}
+    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False}
+    own = limelight.custom_generate(limelight.strategy(strategy), tensors=inputs)
+    want = GenerationMixin.generate(model, **inputs, custom_generate=own, **options)[0, -3:].tolist()
+    options |= {"custom_generate": str(tmp_path / "m"), "trust_remote_code": True}
+    assert model.generate(**inputs, **options)[0, -3:].tolist() == want
+    assert model.generate(media, **rest, **options)[0, -3:].tolist() == want

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ from limelight.cli.answering import ModelAnswer, loaded
 from limelight.cli.bench import bench
 from limelight.cli.faithfulness import curves, methods_of
 from limelight.errors import SettingError
+from tests.models.checkpoints import ct2
 
 app = typer.Typer()
 app.command()(bench)
@@ -69,3 +71,20 @@ def test_the_complete_image_is_what_the_model_sees() -> None:
     found = curves(adapter, messages, token.token_ids[0], ["cp-lrp"], steps=4)["cp-lrp"]
     assert len(found["insertion"]) == 5
     assert found["insertion"][-1] > 0.5  # the greedy answer's own probability
+
+
+def test_the_states_of_an_encoder_are_what_is_masked(tmp_path: Path) -> None:
+    """Those of the sound, without the padding to 30 s, in the order of its relevance."""
+    adapter = ct2.listening(tmp_path)
+    sound = ((0.1 * np.random.default_rng(0).standard_normal(4800)).astype(np.float32), 16_000)
+    messages = [{"role": "user", "content": [{"type": "audio", "audio": sound}]}]
+    prompt = adapter.prepare(messages)
+    relevance = limelight.attribute(adapter, prompt)
+    found = curves(adapter, messages, relevance.target, ("attnlrp", "random"), steps=3)
+    assert found["attnlrp"]["relevance"] == pytest.approx(relevance.scores[:15].tolist(), abs=1e-5)
+    with torch.no_grad():
+        logits = adapter.model(**prompt.tensors).logits[0, -1]
+    want = pytest.approx(float(logits.softmax(-1)[relevance.target]), abs=1e-4)
+    for told in found.values():
+        assert told["insertion"][-1] == told["deletion"][0] == want
+        assert told["insertion"][0] == pytest.approx(told["deletion"][-1])

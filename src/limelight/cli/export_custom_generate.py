@@ -30,11 +30,13 @@ def generate(
     are those of ``model.generate``.
     """
     import torch
+    from transformers import GenerationMixin
 
     import limelight
 
+    paired = model.config.is_encoder_decoder
     if inputs is not None:
-        kwargs.setdefault("input_ids", inputs)
+        kwargs.setdefault(model.main_input_name if paired else "input_ids", inputs)
     # arguments that generate() was not given
     given = {{k: v for k, v in kwargs.items() if v is not None}}
     tensors = {{k: v for k, v in given.items() if isinstance(v, torch.Tensor)}}
@@ -46,9 +48,11 @@ def generate(
         streamer=streamer,
         stop_strings=stop_strings,
         seed=seed,
-        tensors=tensors if "input_ids" in tensors or model.config.is_encoder_decoder else None,
+        tensors=tensors if paired or "input_ids" in tensors else None,
         parent_model=parent_model,
     )
+    if paired:  # Whisper's own generate() would cut the sound into windows a second time
+        return GenerationMixin.generate(model, custom_generate=method, **given)
     return model.generate(custom_generate=method, **given)
 '''
 

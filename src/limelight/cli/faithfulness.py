@@ -59,11 +59,14 @@ def curves(
 
     prompt = adapter.prepare(messages)
     call = adapter.capture(prompt.tensors)
+    positions = perceptual(prompt.spans)
+    if call.front:  # states that cross-attention reads, those of padding left out
+        seen = call.modality(adapter.modality_ids(prompt.tensors)) > 0
+        positions = (seen & call.mask)[0].nonzero()[:, 0].tolist()
     prefix = torch.tensor([list(thoughts)], dtype=torch.long, device=call.embeds.device)
     for j in range(len(thoughts)):
         with torch.no_grad():
             call = call.appended(adapter.embed(prefix[:, j : j + 1]))
-    positions = perceptual(prompt.spans)
     ask = decision(adapter, call, positions, token)
     found = {}
     for name in methods:

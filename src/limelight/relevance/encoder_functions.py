@@ -5,7 +5,8 @@
     attention     written out in the module instead of calling transformers' attention interface (Swin, SAM): each product of
                   two signals is halved (AttnLRP, proposition 3.3), or the weights are constants (CP-LRP)
 
-Everything else that is not linear raises an error that names the module, so that no rule is ever silently missing.
+Everything else that is not linear raises an error that names the module, so that no rule is ever silently missing; clamping
+(linear where it changes nothing) and the products of gated MLPs (:mod:`limelight.relevance.layers.gated_mlp`) aside.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# By name, as torch, torch.Tensor and torch.nn.functional have most of them. Clamping is left out: where it changes nothing,
-# which is what float16 encoders use it for, it is linear.
+# By name, as torch, torch.Tensor and torch.nn.functional have most of them. Float16 encoders clamp against overflow only.
 _ACTIVATIONS = _names("gelu silu relu relu6 leaky_relu elu selu celu mish hardswish hardtanh tanh asinh arcsinh")
 _ELEMENTWISE = _names(
     "sigmoid expit logit logsigmoid log_sigmoid hardsigmoid softplus softsign softshrink hardshrink tanhshrink threshold "

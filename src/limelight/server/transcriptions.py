@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import zlib
 from collections.abc import Mapping, Sequence
@@ -48,12 +49,16 @@ LANGUAGES = {
 }  # fmt: skip
 
 
+_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")  # in Whisper's prompts
+
+
 @dataclass(frozen=True)
 class SpeechRequestSpec(GenerationRequest):
     """A transcription request: one answer per piece, split at silences like :func:`limelight.transcribe`."""
 
     words: str = ""
     first_seed: int | None = None
+    detected: list[str] = field(default_factory=list)  # the language of each piece whose prompt names one
 
     def prompt_specs(self, adapter: Adapter, limits: Limits) -> list[PromptSpec]:
         sound = next(p for _, parts in self.conversation.turns for p in parts if isinstance(p, Sound))
@@ -62,6 +67,7 @@ class SpeechRequestSpec(GenerationRequest):
             for k, piece in enumerate(cut(adapter, samples, rate)):
                 start, stop = piece.start / rate, piece.stop / rate
                 prompt = adapter.prepare(self.words, {"audio": (samples[piece.start : piece.stop], rate)})
+                self.detected.extend(m[1] for t in prompt.tokens if (m := _LANGUAGE.fullmatch(t)))
                 seed = None if self.first_seed is None else self.first_seed + k
                 most = min(token_limit(stop - start, adapter, prompt), limits.new_tokens)
                 found.append(PromptSpec(prompt, seed, most, (start, stop)))
@@ -164,13 +170,18 @@ class SpeechShape:
         out: Transcription = {"text": joined(pieces), "usage": usage_of(every), "limelight": about}
         if form == "verbose_json":
             seconds = every[-1].interval[1] if every[-1].interval else 0.0
-            out["task"], out["language"], out["duration"] = "transcribe", self.options.language or "", number(seconds)
+            out["task"], out["language"], out["duration"] = "transcribe", self._language(), number(seconds)
             out["segments"] = [self._segment(d) for d in pieces]
         if self.options.logprobs:
             there = {d.index for d in pieces}
             ordered = [s for s in sorted(tokens, key=lambda s: s.index) if s.index in there]
             out["logprobs"] = [spelled(s.step.text, s.step.logprob) for s in ordered if s.step is not None]
         return JSONResponse(out)
+
+    def _language(self) -> str:
+        """The request's, else the one that most pieces are in; "" where the model's prompts name none."""
+        found = self.request.detected if isinstance(self.request, SpeechRequestSpec) else []
+        return self.options.language or max(sorted(set(found)), key=found.count, default="")
 
     def _about(self, done: Sequence[Finished], *, tokens: bool) -> Grounding:
         used = self.request.strategy

@@ -17,7 +17,7 @@ from limelight.types import Prompt, Relevance
 from tests.report import examples
 
 ONE = examples.prompt(("image", 12, (3, 4), None))
-TWO = examples.prompt(("image", 12, (3, 4), None), ("image", 4, (2, 2), None))
+TWO = examples.prompt(("image", 12, (3, 4), None), ("image", 48, (6, 8), None))
 
 
 def carried(of: Prompt, pixels: torch.Tensor, name: str = "pixel_values") -> Relevance:
@@ -47,26 +47,28 @@ def test_what_the_convolution_does_not_read_is_left_out() -> None:
 
 
 def test_tiles_belong_to_the_views_in_order() -> None:
-    pixels = torch.stack([torch.full((3, 12, 12), 1.0), torch.full((3, 12, 12), -2.0)])
+    pixels = torch.stack([torch.full((3, 12, 16), 1.0), torch.full((3, 12, 16), -2.0)])
     for given in (pixels, pixels[None]):
         first, second = grids(carried(TWO, given), 2) or ()
         assert first.min() > 0 > second.max()
-        assert (first.sum(), second.sum()) == (3 * 144, -6 * 144)
+        assert (first.sum(), second.sum()) == (3 * 192, -6 * 192)
 
 
 def test_unknown_layouts_are_none() -> None:
-    pixels = torch.ones(1, 3, 12, 12)
+    pixels = torch.ones(1, 3, 12, 16)
     bare = replace(carried(ONE, pixels), media_inputs={})
     unplaced = examples.prompt(("image", 12, (3, 4), None), placed=False)
-    flat, many, small = torch.ones(48, 27), torch.ones(2, 3, 12, 12), torch.ones(1, 3, 2, 12)
-    for unknown in (bare, carried(ONE, flat), carried(ONE, many), carried(ONE, small), carried(unplaced, pixels)):
-        assert grids(unknown) is None
+    flat, many, small, padded = (torch.ones(*n) for n in ((48, 27), (2, 3, 12, 16), (1, 3, 2, 12), (1, 3, 16, 16)))
+    for other in (flat, many, small, padded):  # the last: a square tile, whose padding the grid of 3 x 4 leaves out
+        assert grids(carried(ONE, other)) is None
+    assert grids(carried(ONE, pixels)) is not None
+    assert grids(bare) is None and grids(carried(unplaced, pixels)) is None
     assert grids(replace(bare, media_inputs={"pixel_values": pixels, "more": pixels})) is None
 
 
 def test_the_figure_draws_pixels_where_it_can_and_says_which() -> None:
-    pixels = torch.zeros(1, 3, 24, 24)
-    pixels[0, :, 20:, 20:] = 1.0
+    pixels = torch.zeros(1, 3, 24, 32)
+    pixels[0, :, 20:, 26:] = 1.0
     through, positions = carried(ONE, pixels), examples.relevance(ONE, 5, "cup")
     flat = carried(ONE, torch.ones(48, 27))
 

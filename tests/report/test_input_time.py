@@ -9,7 +9,7 @@ import torch
 from limelight.errors import SettingError
 from limelight.report.document import inputs_of
 from limelight.report.input_time import over_time
-from limelight.report.waveform import waveform
+from limelight.report.waveform import _of_input, waveform
 from limelight.types import Interval, Relevance, Span
 
 
@@ -65,6 +65,8 @@ def test_the_waveform_draws_the_input_in_place_of_the_states() -> None:
         of_states.scores, of_states.tokens, of_states.spans, 3, "word", media_inputs={"input_features": frames},
         media_times={"input_features": (2, 0.01)},
     )  # fmt: skip
+    for end, count in ((2.0, 20), (1.97, 20), (1.23, 13), (0.3, 3), (0.01, 1)):  # what begins before the end is drawn
+        assert len(_of_input(through, 0, end)[0]) == count
     samples = np.sin(np.arange(32000) / 9).astype(np.float32)  # two seconds
     for given, count, highest in ((of_states, 4, (0.0, 0.5)), (through, 20, (1.2, 1.3))):
         figure = waveform(given, samples, 16000, top=0)

@@ -28,7 +28,10 @@ def pixel_grids(relevance: Relevance, shown: Sequence[View], finest: int = FINES
         return None
     if any(v.span.grid is None or v.span.region is None or v.span.region.tiles for v in shown):
         return None
-    if any(len(v.grid) != 2 or v.grid[0] > tiles.shape[2] or v.grid[1] > tiles.shape[3] for v in shown):
+    height, width = tiles.shape[2:]
+    if any(len(v.grid) != 2 or v.grid[0] > height or v.grid[1] > width for v in shown):
+        return None
+    if any(height // v.grid[0] != width // v.grid[1] for v in shown):  # a grid without the padding that the tile has
         return None
     return [heat.array(_divided(t.sum(0), v.grid, finest)) for t, v in zip(tiles, shown, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def waveform(
 
 def _of_input(relevance: Relevance, index: int, end: float) -> tuple[heat.Floats, Times]:
     """The relevance of a sound's input per :data:`limelight.report.input_time.STEP`, up to its end in seconds."""
-    values = heat.array(over_time(relevance, STEP, index))[: max(1, round(end / STEP))]
+    values = heat.array(over_time(relevance, STEP, index))[: max(1, math.ceil(end / STEP - 1e-6))]
     edges = np.arange(len(values) + 1) * STEP
     return values, np.stack([edges[:-1], edges[1:]], axis=1)
 

@@ -12,7 +12,7 @@ import pytest
 
 import limelight
 from limelight.decoding.transcribe import is_invented, segment_means, special_tokens, token_limit
-from limelight.errors import PromptError, SettingError
+from limelight.errors import PromptError, SettingError, UnsupportedError
 from limelight.models.detect import special_ids
 from limelight.relevance.targets import answer_ids
 from limelight.types import Step
@@ -54,6 +54,17 @@ def transcribed(adapter: limelight.Adapter, seconds: float = 0.5, **settings: An
 def test_what_is_refused(adapter: limelight.Adapter, settings: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         transcribed(adapter, **settings)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"return_timestamps": True}, {"task": "translate"}, {"no_speech_threshold": 0.6}, {"temperature": (0.0, 0.2)}],
+)
+def test_options_of_its_own_generate_are_not_ignored(adapter: limelight.Adapter, option: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match="is an option of Whisper's own generate") as told:
+        transcribed(adapter, **option)
+    assert "audit_segments" in str(told.value.hint)
+    assert transcribed(adapter, return_timestamps=False, do_sample=True, temperature=0.5, seed=1).segments
 
 
 def test_the_language_is_written_into_previous_text(adapter: limelight.Adapter) -> None:

@@ -14,7 +14,7 @@ from transformers import GenerationMixin
 
 from limelight.decoding.collate import batch_of, shift_spans
 from limelight.decoding.dual import flag_of
-from limelight.decoding.generation_options import check_arguments, one_answer, stop_strings_of
+from limelight.decoding.generation_options import check_arguments, check_whisper_options, one_answer, stop_strings_of
 from limelight.decoding.loop import GroundedOutput, custom_generate, ending
 from limelight.decoding.steps import OnStep
 from limelight.decoding.strategy import Runs, Strategy, capabilities_of
@@ -128,6 +128,8 @@ def check_options(adapter: Adapter, generation_kwargs: Mapping[str, Any]) -> Non
     """Raise UnsupportedError for options of ``generate`` that no strategy supports, and for several answers per prompt."""
     check_arguments(generation_kwargs, adapter.model)
     one_answer(generation_kwargs, adapter.model)
+    if adapter.family.name == "whisper":
+        check_whisper_options(generation_kwargs)
 
 
 def prompt_of(adapter: Adapter, messages: Any, media: Any = None, *, long_audio: bool = False) -> Prompt:

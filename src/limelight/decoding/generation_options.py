@@ -85,6 +85,11 @@ _INSTEAD: Mapping[str, tuple[str, str]] = {
 }
 _ONLY_WITH_A_DICT = ("output_attentions", "output_hidden_states")
 
+_WHISPERS_OWN = (
+    "return_timestamps", "return_segments", "return_token_timestamps", "language", "task", "prompt_ids", "prompt_condition_type",
+    "condition_on_prev_tokens", "no_speech_threshold", "logprob_threshold", "compression_ratio_threshold", "time_precision",
+)  # fmt: skip
+
 # Arguments that generate() does not pass on to custom decoding methods; this library's wrappers check them.
 _KEPT_BACK: Mapping[str, tuple[str, str]] = {
     "assistant_model": ("assisted decoding", "leave it out: it only affects speed"),
@@ -137,6 +142,20 @@ def check_encoder_decoder(config: Any, model: Any) -> None:
         raise UnsupportedError(
             f"prefill_chunk_size={size!r}: the prompt of {type(model).__name__}, an encoder-decoder, is not read in chunks",
             hint="leave prefill_chunk_size out",
+        )
+
+
+def check_whisper_options(given: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for options of Whisper's own generate(), which plain decoding would ignore."""
+    for name in (*_WHISPERS_OWN, "temperature"):
+        value = given.get(name)
+        if value is None or value is False or (name == "temperature" and not isinstance(value, (tuple, list))):
+            continue
+        raise UnsupportedError(
+            f"{name}={value!r} is an option of Whisper's own generate(), which is not called here",
+            hint="the prompt names language and task (limelight.transcribe takes language=); for time marks, long form and "
+            "temperature fallback call model.generate(..., custom_generate=limelight.custom_generate(strategy)), or measure its "
+            "result with limelight.audit_segments",
         )
 
 

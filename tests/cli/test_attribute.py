@@ -80,6 +80,17 @@ def test_one_answer_rather_than_another(run: Run, checkpoint: Path, photo: Path)
     assert both == pytest.approx([a - b for a, b in zip(yes, no, strict=True)], abs=1e-4)
 
 
+def test_an_answer_may_be_given_as_text(checkpoint: Path, photo: Path) -> None:
+    adapter = limelight.load(checkpoint)
+    prompt = adapter.prepare("is there a cup ?", {"image": str(photo)})
+    got, want = (
+        limelight.attribute_generated(adapter, prompt, a) for a in ("no cup", token_ids(adapter, prompt, "no cup"))
+    )
+    assert [r.scores.tolist() for r in got] == [r.scores.tolist() for r in want] and len(got) == 2
+    with pytest.raises(limelight.LimelightError, match="no tokens"):
+        limelight.attribute_generated(adapter, prompt, " ")
+
+
 def test_relevance_is_carried_on_to_pixels(run: Run, checkpoint: Path, photo: Path, tmp_path: Path) -> None:
     ask = ("attribute", checkpoint, "--image", photo, *ASK, "--composite", "gradient-input", "--through-encoder")
     drawing = tmp_path / "heat.png"

@@ -119,6 +119,9 @@ def test_subtitles_go_to_files_and_finished_ones_stay(run: Run, listener: Path, 
     before = (out / "talk.srt").stat().st_mtime_ns
     again = run(*both, "--format", "srt", "--output", out)
     assert "already exists, skipped" in flat(again.stderr)
+    page = out / "talk.html"
+    late = run("transcribe", talk, "-m", listener, "--format", "srt", "--output", out, "--html", page)
+    assert late.exit_code == 2 and "would not be written" in flat(late.stderr) and not page.exists()
     assert (out / "talk.srt").stat().st_mtime_ns == before
 
 

@@ -117,7 +117,7 @@ def transcribe(
 
         decoder = options.strategy_of(strategy, settings or [])
         files = [resolved(f, "audio") for f in files]
-        todo = wanted(files, targets, overwrite)
+        todo = wanted(files, targets, overwrite, html)
         if not todo:
             return
         _check_files([file for file, _ in todo])

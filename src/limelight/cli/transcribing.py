@@ -22,11 +22,22 @@ from limelight.models.prompts import sampling_rate
 from limelight.types import Step
 
 
-def wanted(files: Sequence[Path], targets: Sequence[Path | None], overwrite: bool) -> list[tuple[Path, Path | None]]:
-    """Return the files that are not done yet; report those that are."""
+def wanted(
+    files: Sequence[Path], targets: Sequence[Path | None], overwrite: bool, html: Path | None = None
+) -> list[tuple[Path, Path | None]]:
+    """Return the files that are not done yet; report those that are.
+
+    Raises:
+        SettingError: a page is to be written of a file that is done.
+    """
     todo = []
     for file, target in zip(files, targets, strict=True):
         if target is not None and target.exists() and not overwrite:
+            if html is not None and not html.exists():
+                raise SettingError(
+                    f"{target} already exists, so that {html} would not be written",
+                    hint="add --overwrite, or write the transcript to another --output",
+                )
             terminal.err.print(f"{target}: already exists, skipped (--overwrite)", markup=False)
         else:
             todo.append((file, target))

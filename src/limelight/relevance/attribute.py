@@ -20,7 +20,7 @@ from limelight.relevance.attachment import attached
 from limelight.relevance.composites import ATTN_LRP, Composite, composite_of
 from limelight.relevance.encoder import encoder_relevance
 from limelight.relevance.positions import position_hook
-from limelight.relevance.targets import check_differ, first_token
+from limelight.relevance.targets import answer_ids, check_differ, first_token
 from limelight.types import MODALITIES, Prompt, Relevance, Span
 
 
@@ -135,7 +135,7 @@ def tensors_of(
 def attribute_generated(
     model: Any,
     inputs: Any,
-    generated: Tensor | Sequence[int],
+    generated: Tensor | Sequence[int] | str,
     *,
     media: Any = None,
     row: int = 0,
@@ -150,7 +150,8 @@ def attribute_generated(
 
     Args:
         inputs: the prompt's tensors (not the answer's), a :class:`Prompt`, or messages with ``media``.
-        generated: the ``n`` token ids after the prompt.
+        generated: the ``n`` token ids after the prompt, or the answer as text (a leading space is added if that is more
+            likely).
         last_only: only the last token.
         against: with ``last_only``, a token id whose logit is subtracted from the last token's.
         through_encoder: as for :func:`attribute`; one backward pass through the encoder per token.
@@ -173,6 +174,8 @@ def attribute_generated(
             f"row {row} is padded on the right, between prompt and answer",
             hint="pad prompts on the left (tokenizer.padding_side = 'left')",
         )
+    if isinstance(generated, str):
+        generated = answer_ids(adapter, call, call.length - 1, generated)
     ids = _answer(generated, adapter.traits.vocab).to(call.embeds.device)
     start = call.length
     with torch.no_grad():

@@ -22,7 +22,7 @@ from bench.quality_table import _head, _interval, _mark, _row
 
 RESULTS = Path(__file__).parent / "results" / "quality_smol.json"
 WORLD = "bench.quality_smol_data"
-QUESTIONS, DEV = 100, 30
+QUESTIONS, DEV = 60, 30
 
 
 class Questions(Bench):

@@ -23,22 +23,36 @@ def mixture(accuracy: dict[str, float], right: float) -> float:
     return float(np.mean(parts))
 
 
-def fixed_hint_auc(cells: dict[str, list[dict[str, Any]]]) -> float:
+def fixed_hint_auc(cells: dict[str, list[dict[str, Any]]], picked: np.ndarray[Any, Any] | None = None) -> float:
     """AUC among questions whose hint says the same (present, or absent), right as often as wrong.
 
     Within such a group the hint cannot tell yes from no, so a rule that only trusts the text less leaves it alone.
+    ``picked``: the numbers of the questions to use, the same in every cell.
     """
     found = []
     for kind in ("E", "C"):
         for seen in ("clear", "poor"):
             for right, wrong in zip(cells[f"{kind}-right/{seen}"], cells[f"{kind}-wrong/{seen}"], strict=True):
+                every = slice(None) if picked is None else picked
+                both = [(np.array(r["margin"])[every], np.array(r["truth"])[every]) for r in (right, wrong)]
                 for said in (True, False):
-                    parts = [(np.array(r["margin"]), np.array(r["truth"])) for r in (right, wrong)]
-                    keep = [parts[0][1] == said, parts[1][1] != said]
-                    margin = np.concatenate([m[k] for (m, _), k in zip(parts, keep, strict=True)])
-                    truth = np.concatenate([t[k] for (_, t), k in zip(parts, keep, strict=True)])
+                    keep = [both[0][1] == said, both[1][1] != said]
+                    margin = np.concatenate([m[k] for (m, _), k in zip(both, keep, strict=True)])
+                    truth = np.concatenate([t[k] for (_, t), k in zip(both, keep, strict=True)])
                     found.append(score.auc(margin, truth))
     return float(np.mean(found))
+
+
+def fixed_hint_difference(
+    cells: dict[str, list[dict[str, Any]]], base: dict[str, list[dict[str, Any]]], draws: int = 500
+) -> list[float]:
+    """Difference of :func:`fixed_hint_auc` to ``base`` on the same questions, and its 95 % interval by bootstrap over them."""
+    count = len(cells["E-right/clear"][0]["truth"])
+    rng = np.random.default_rng(0)
+    picks = [np.arange(count), *(rng.integers(0, count, count) for _ in range(draws))]
+    first, *rest = [fixed_hint_auc(cells, p) - fixed_hint_auc(base, p) for p in picks]
+    low, high = np.nanpercentile(rest, [2.5, 97.5])
+    return [first, float(low), float(high)]
 
 
 def row_of(decoder: Decoder, raw: dict[str, Any], greedy: dict[str, Any] | None) -> dict[str, Any]:

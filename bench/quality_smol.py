@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality import Bench, arguments, fingerprint, save
-from bench.quality_rows import row_of
+from bench.quality_rows import fixed_hint_difference, row_of
 from bench.quality_smol_data import CELLS, IMAGE_CELLS, TEXT_CELLS
 from bench.quality_smol_decoders import BY_NAME, DECODERS, RAISED
 from bench.quality_table import _head, _interval, _mark, _row
@@ -61,14 +61,22 @@ def render(results: dict[str, Any]) -> str:
     out += [_row(name, [f"{row['cells'][c]['accuracy']:.2f}" for c in TEXT_CELLS]) for name, row in rows]
     out += ["", "Absent things by kind, and all cells with and without hints together", ""]
     columns = [c.split("/")[0] for c in IMAGE_CELLS]
-    about = ["70:30", "AUC, hint fixed", "minus greedy [95 %]", "minus yes raised", "yes ratio", "settings"]
+    about = [
+        "70:30",
+        "AUC, hint fixed",
+        "AUC minus greedy",
+        "accuracy minus greedy [95 %]",
+        "minus yes raised",
+        "yes ratio",
+        "settings",
+    ]
     out.append(_head(["decoder", *columns, "accuracy", *about]))
     for name, row in rows:
         cells = [row["cells"][c] for c in TEXT_CELLS]
         out.append(_row(name, [
             *(f"{row['cells'][c]['accuracy']:.2f}" for c in IMAGE_CELLS),
             f"{sum(c['accuracy'] for c in cells) / len(cells):.3f}", f"{row['mixtures']['0.7']:.3f}",
-            f"{row['auc_fixed_hint']:.3f}", _interval(row.get("text_cells_vs_greedy")),
+            f"{row['auc_fixed_hint']:.3f}", _interval(row.get("auc_vs_greedy")), _interval(row.get("text_cells_vs_greedy")),
             _interval(row.get("text_cells_vs_raised")),
             f"{sum(c['yes_ratio'] for c in cells) / len(cells):.2f}", json.dumps(row["settings"]),
         ]))  # fmt: skip
@@ -97,6 +105,7 @@ def main() -> None:
         raw = bench.evaluate(decoder, settings)
         row = row_of(decoder, raw, None if decoder.name == "greedy" else greedy)
         if decoder.name not in ("greedy", RAISED):
+            row["auc_vs_greedy"] = fixed_hint_difference(raw["cells"], greedy["cells"])
             row["text_cells_vs_raised"] = row_of(decoder, raw, control)["text_cells_vs_greedy"]
         about = {"settings": settings, "change": decoder.change, "control": decoder.control, "trials": trials}
         results["rows"][decoder.name] = {**about, **row}

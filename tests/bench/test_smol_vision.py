@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench.quality_rows import fixed_hint_auc, fixed_hint_difference
 from bench.quality_smol_decoders import BY_NAME, RAISED
 from bench.smol_vision import KINDS, interval, table
 
@@ -111,3 +112,22 @@ def test_raising_yes_reads_greedys_answers_once_more(monkeypatch: pytest.MonkeyP
     assert settings == {"logits": 4.0} and [round(t["dev_70_30"], 2) for t in trials] == [0.0, 0.33, 0.33, 0.67]
     assert quality_smol.raised(run(bench, [()], "")[0], 1.0)["margin"] == [-2.0, pytest.approx(0.3), 2.0]
     assert quality_smol.raised(run(bench, [()], "")[0], 1.0)["yes"] == [False, True, True]
+
+
+def test_the_difference_of_aucs_is_paired() -> None:
+    rng = np.random.default_rng(0)
+    truth = [bool(i % 2) for i in range(40)]
+
+    def answers(sight: float) -> dict[str, list[dict[str, Any]]]:
+        return {
+            c: [{"truth": truth, "margin": [sight * t + float(rng.normal()) for t in truth]}] for c in data.TEXT_CELLS
+        }
+
+    blind, seeing = answers(0.0), answers(2.0)
+    assert fixed_hint_difference(seeing, seeing, 20) == [0.0, 0.0, 0.0]
+    value, low, high = fixed_hint_difference(seeing, blind, 100)
+    assert 0.2 < low < value < high
+    assert value == pytest.approx(fixed_hint_auc(seeing) - fixed_hint_auc(blind))
+    few = {c: [{k: v[:20] for k, v in r[0].items()}] for c, r in seeing.items()}
+    shorter = {c: [{k: v[:20] for k, v in r[0].items()}] for c, r in blind.items()}
+    assert fixed_hint_difference(few, blind, 10)[0] == pytest.approx(fixed_hint_auc(few) - fixed_hint_auc(shorter))

@@ -27,7 +27,8 @@ def replied(words: tuple[str, ...], *, prompt: tuple[str, ...] = ("Is there a ha
     spans = (Span(0, len(asked), "text"),)
     given = Prompt({"input_ids": torch.tensor([asked])}, prompt, spans)
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
-    adapter = SimpleNamespace(tokenizer=tokenizer, device=torch.device("cpu"), model=model)
+    names = SimpleNamespace(ids="input_ids")
+    adapter = SimpleNamespace(tokenizer=tokenizer, device=torch.device("cpu"), model=model, names=names)
     answer = ModelAnswer("m", **options)
     return answer._reply(adapter, Sample("a", "?", meta={"seed": 0}), Generation("", tuple(ids), steps, given))
 

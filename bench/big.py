@@ -1,6 +1,6 @@
 """A 7B model's width on a CPU: what a token and a prefill cost, and how much memory they take beyond the model.
 
-    python -m bench.big            both shapes (about half an hour on a quiet machine; each model's rows are kept)
+    python -m bench.big            both shapes (over an hour beside other work; what is measured is kept)
     python -m bench.big --tiny     the same program at a tiny size, for tests
     python -m bench.big --table    print the committed table, run nothing
 

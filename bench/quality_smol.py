@@ -5,7 +5,8 @@
     python -m bench.quality_smol --table         print the table from the committed bench/results/quality_smol.json
 
 Settings are chosen on dev by accuracy at a 70:30 mixture of right and wrong hints, as in `bench.quality`; nothing is chosen on
-test. Captions are in `bench.free_text --model smol-vision`. It needs `make real` and the recipe's cut-outs (apt).
+test. "Greedy, yes raised" is a control: greedy with a constant added to the logit of yes, chosen likewise. Captions are in
+`bench.free_text --model smol-vision`. It needs `make real` and the recipe's cut-outs (apt).
 """
 
 from __future__ import annotations

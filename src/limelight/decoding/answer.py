@@ -204,10 +204,8 @@ def generation_settings(given: Mapping[str, Any], model: Any = None) -> dict[str
     lengths = (given.get("max_length"), getattr(own, "max_length", None), getattr(own, "max_new_tokens", None))
     if all(n is None for n in lengths):
         defaults["max_new_tokens"] = 64
-    elif (
-        given.get("max_new_tokens") is not None
-    ):  # replaces the checkpoint's own limit (Whisper's 448), without a warning
-        defaults["max_length"] = None
+    elif given.get("max_new_tokens") is not None:
+        defaults["max_length"] = None  # the checkpoint's own limit (Whisper's 448) beside it would only cause a warning
     if not given.get("do_sample"):  # a checkpoint's sampling defaults would only cause warnings
         defaults |= {"temperature": None, "top_p": None, "top_k": None}
     return {**defaults, **given, "return_dict_in_generate": True}

@@ -154,7 +154,8 @@ def attribute_generated(
             likely).
         last_only: only the last token.
         against: with ``last_only``, a token id whose logit is subtracted from the last token's.
-        through_encoder: as for :func:`attribute`; one backward pass through the encoder per token.
+        through_encoder: as for :func:`attribute`; one backward pass through the encoder per token, and ``n`` gradients
+            ``[T, D]`` in memory.
 
     Returns:
         ``n`` relevances; the ``j``-th covers the positions before token ``j`` (later ones are zero).

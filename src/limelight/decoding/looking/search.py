@@ -144,9 +144,7 @@ class Search:
             return float(departures[i] / (1 + departures[i])) + self._share(self.taken[i].proposal)
 
         order = sorted((i for i in range(len(self.taken)) if i not in self.expanded), key=score, reverse=True)
-        if (
-            0 in order and self.long is None
-        ):  # the whole comes first; of a long sound the first view is a window like others
+        if 0 in order and self.long is None:  # all of it comes first; of a long sound, view 0 is a window like others
             order = [0]
         for i in order:
             self.expanded.add(i)
